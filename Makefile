@@ -1,0 +1,82 @@
+# The one place where a command is defined. `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+CHECKPOINT ?= runs/debian
+REPOSITORY ?= model_repository
+USERS ?= 8
+DURATION ?= 60s
+HOST ?= http://localhost:8000
+
+.PHONY: help
+help: ## List the commands
+	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: ## Data, training, export, server, answers and a verified load test: the whole job on this machine
+	@$(MAKE) --no-print-directory setup
+	@$(MAKE) --no-print-directory $(REPOSITORY)/gpt2_classifier/1/checkpoint/config.json
+	$(PY) demo/demo.py
+
+.PHONY: test
+test: ## All tests, with a real tritonserver in tests/e2e
+	@$(MAKE) --no-print-directory setup
+	$(PY) -m pytest
+
+.PHONY: lint
+lint: .venv/.ready ## Style, types and formatting
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+.PHONY: format
+format: .venv/.ready ## Put the code into its format
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+.PHONY: gpu-check
+gpu-check: .venv/.ready ## Tests that need a CUDA device
+	$(PY) -m pytest -m cuda
+
+.PHONY: setup
+setup: ## Both environments: .venv and .venv-triton
+	@$(MAKE) --no-print-directory -j2 .venv/.ready .venv-triton/.ready
+
+.PHONY: data
+data: data/debian/train.jsonl ## The Debian data set
+
+.PHONY: train
+train: $(CHECKPOINT)/config.json ## The demo's model
+
+.PHONY: serve
+serve: .venv-triton/.ready ## Serve the model repository on loopback until Ctrl-C
+	.venv-triton/bin/polyhead-serve --repository $(REPOSITORY)
+
+.PHONY: loadtest
+loadtest: .venv/.ready ## Load-test a running server, every answer verified: USERS= DURATION= HOST= CHECKPOINT=
+	$(PY) -m locust -f loadtest/locustfile.py --headless --host $(HOST) -u $(USERS) -r $(USERS) -t $(DURATION) \
+	  --golden $(CHECKPOINT)/golden.jsonl
+
+.PHONY: clean
+clean: ## Remove environments, data, checkpoints and caches
+	rm -rf .venv .venv-triton data runs $(REPOSITORY)/*/*/checkpoint $(REPOSITORY)/*/labels.txt
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venv/.ready: constraints.txt setup/requirements.txt setup/venv.sh */pyproject.toml
+	setup/venv.sh .venv setup/requirements.txt
+	@touch $@
+
+.venv-triton/.ready: constraints.txt setup/requirements-triton.txt setup/venv.sh setup/libpython.sh classifier/pyproject.toml
+	setup/venv.sh .venv-triton setup/requirements-triton.txt
+	setup/libpython.sh .venv-triton
+	@touch $@
+
+data/debian/train.jsonl: | .venv/.ready
+	.venv/bin/polyhead-dataset debian data/debian
+
+runs/debian/config.json: demo/debian.toml data/debian/train.jsonl | .venv/.ready
+	.venv/bin/polyhead-train demo/debian.toml
+
+$(REPOSITORY)/gpt2_classifier/1/checkpoint/config.json: $(CHECKPOINT)/config.json | .venv/.ready
+	.venv/bin/polyhead-export $(CHECKPOINT) --repository $(REPOSITORY) --replace
+	@touch $@

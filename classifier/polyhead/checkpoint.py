@@ -1,0 +1,325 @@
+"""The checkpoint: a folder that describes itself, read and written here and nowhere else.
+
+``config.json`` (a GPT-2 config plus one ``polyhead`` section), ``model.safetensors``, ``tokenizer.json``,
+``golden.jsonl``, ``metrics.json``, ``report/``. Nothing pickled is ever read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import nn
+
+from polyhead.errors import CheckpointError, SchemaError, describe
+from polyhead.heads import build_head
+from polyhead.schema import Schema
+
+Architecture = Literal["base", "hidden_state_concat"]
+
+
+class Body(BaseModel):
+    """The fields of a GPT-2 config that decide what the body computes; all others are left to transformers."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    vocab_size: int = Field(gt=0)
+    n_positions: int = Field(gt=0)
+    n_embd: int = Field(gt=0)
+    n_layer: int = Field(gt=0)
+    n_head: int = Field(gt=0)
+    n_inner: int | None = None
+    activation_function: str = "gelu_new"
+    layer_norm_epsilon: float = Field(default=1e-5, gt=0)
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    add_cross_attention: Literal[False] = False
+
+    @model_validator(mode="after")
+    def _agree(self) -> Body:
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})")
+        return self
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The body's tensors by the names of transformers' ``GPT2Model``; its Conv1D weights are (in, out)."""
+        width, inner = self.n_embd, self.n_inner or 4 * self.n_embd
+        shapes: dict[str, tuple[int, ...]] = {
+            "wte.weight": (self.vocab_size, width),
+            "wpe.weight": (self.n_positions, width),
+        }
+        for layer in range(self.n_layer):
+            block = {
+                "ln_1.weight": (width,), "ln_1.bias": (width,),
+                "attn.c_attn.weight": (width, 3 * width), "attn.c_attn.bias": (3 * width,),
+                "attn.c_proj.weight": (width, width), "attn.c_proj.bias": (width,),
+                "ln_2.weight": (width,), "ln_2.bias": (width,),
+                "mlp.c_fc.weight": (width, inner), "mlp.c_fc.bias": (inner,),
+                "mlp.c_proj.weight": (inner, width), "mlp.c_proj.bias": (width,),
+            }  # fmt: skip
+            shapes |= {f"h.{layer}.{name}": shape for name, shape in block.items()}
+        return shapes | {"ln_f.weight": (width,), "ln_f.bias": (width,)}
+
+
+class Spec(BaseModel):
+    """The ``polyhead`` section but its heads: how hidden states become logits.
+
+    Attributes:
+        architecture: ``base`` reads the last hidden state, ``hidden_state_concat`` the last `layer2concat` ones.
+        layer2concat: for ``hidden_state_concat``, at most n_layer; else None.
+        head_class: ``Linear``, ``ConcatHeadSimple``, ``ConcatHeadExtended`` or ``package.module:Class``.
+        head_args: its keyword arguments.
+        max_length: in tokens; what a text has beyond is not read.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    architecture: Architecture
+    layer2concat: int | None
+    head_class: str
+    head_args: dict[str, Any]
+    max_length: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _agree(self) -> Spec:
+        if (self.architecture == "hidden_state_concat") != (self.layer2concat is not None):
+            raise ValueError("layer2concat: is given for architecture hidden_state_concat and null for base")
+        if self.architecture == "hidden_state_concat" and self.head_class == "Linear":
+            raise ValueError(
+                "head_class: Linear goes with architecture base; hidden_state_concat takes ConcatHeadSimple"
+            )
+        return self
+
+
+class Golden(BaseModel):
+    """A real text with the fp32 scores that transformers computed for it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    text: str
+    scores: tuple[float, ...]
+    token_count: int = Field(gt=0)
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is in the folder, validated: every tensor is there, float32 and of the right shape."""
+
+    path: Path
+    config: dict[str, Any]
+    body: Body
+    spec: Spec
+    schema: Schema
+    tensors: dict[str, torch.Tensor]
+    tokenizer: Tokenizer
+
+    def build_head(self) -> nn.Module:
+        """The head module in eval mode, with the checkpoint's weights."""
+        head = head_module(self.config, self.spec, self.schema)
+        head.load_state_dict(
+            {name.removeprefix("head."): t for name, t in self.tensors.items() if name.startswith("head.")}
+        )
+        return head.eval()
+
+    def golden(self) -> list[Golden]:
+        """Reads ``golden.jsonl``.
+
+        Raises:
+            CheckpointError: names the line that is not as the contract says.
+        """
+        path = self.path / "golden.jsonl"
+        rows = []
+        for number, line in enumerate(_read_text(path).splitlines(), start=1):
+            try:
+                row = Golden.model_validate_json(line)
+            except ValidationError as error:
+                raise CheckpointError(f"{path}:{number}: {describe(error)}") from error
+            if len(row.scores) != self.schema.width:
+                raise CheckpointError(
+                    f"{path}:{number}: scores must be {self.schema.width} numbers, got {len(row.scores)}"
+                )
+            if not all(math.isfinite(score) for score in row.scores):
+                raise CheckpointError(f"{path}:{number}: scores must be finite numbers")
+            rows.append(row)
+        if not rows:
+            raise CheckpointError(f"{path}: has no rows")
+        return rows
+
+
+def head_module(config: Mapping[str, Any], spec: Spec, schema: Schema) -> nn.Module:
+    """A head with fresh weights; `config` offers its fields as attributes as transformers' GPT2Config does."""
+    attributes = dict(config) | {"hidden_size": config["n_embd"], "num_labels": schema.width}
+    return build_head(spec.head_class, SimpleNamespace(**attributes), spec.layer2concat, spec.head_args)
+
+
+def read_checkpoint(path: Path | str) -> Checkpoint:
+    """Reads and validates a checkpoint folder.
+
+    Raises:
+        CheckpointError: one line that names the file and the field or tensor, and what is allowed.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: is not a checkpoint folder")
+    config, body, spec, schema = _read_config(path / "config.json")
+    tensors = _read_tensors(path / "model.safetensors", config, body, spec, schema)
+    return Checkpoint(path, config, body, spec, schema, tensors, _read_tokenizer(path / "tokenizer.json", body))
+
+
+@contextmanager
+def staged_folder(target: Path) -> Iterator[Path]:
+    """Gives a fresh folder beside `target` that takes its place if the block ends well, and is gone if not."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        fresh = staging / "new"
+        fresh.mkdir()
+        yield fresh
+        if target.exists():
+            os.rename(target, staging / "old")
+        os.rename(fresh, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_checkpoint(
+    path: Path | str,
+    *,
+    config: Mapping[str, Any],
+    spec: Spec,
+    schema: Schema,
+    tensors: Mapping[str, torch.Tensor],
+    tokenizer_json: str,
+    golden: Sequence[Golden],
+    metrics: Mapping[str, Any],
+    report: Mapping[str, bytes] | None = None,
+) -> None:
+    """Writes a checkpoint folder whole or not at all; an older one at `path` is replaced.
+
+    Args:
+        config: GPT-2 config; its ``polyhead`` section is made from `spec` and `schema`.
+        tensors: float32, by the names ``body_model.*`` and ``head.*``.
+        report: files of ``report/`` by name.
+    """
+    with staged_folder(Path(path)) as fresh:
+        section = spec.model_dump(mode="json") | {"heads": schema.to_json()}
+        _write_json(fresh / "config.json", {**config, "polyhead": section})
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, fresh / "model.safetensors"
+        )
+        (fresh / "model.safetensors").chmod(
+            0o644
+        )  # the library writes 0600, which another user's server could not read
+        (fresh / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
+        lines = [json.dumps(row.model_dump(mode="json"), ensure_ascii=False) + "\n" for row in golden]
+        (fresh / "golden.jsonl").write_text("".join(lines), encoding="utf-8")
+        _write_json(fresh / "metrics.json", metrics)
+        (fresh / "report").mkdir()
+        for name, content in (report or {}).items():
+            (fresh / "report" / name).write_bytes(content)
+        read_checkpoint(fresh)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: is missing") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from error
+
+
+def _read_config(path: Path) -> tuple[dict[str, Any], Body, Spec, Schema]:
+    try:
+        config = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: is not JSON ({error})") from error
+    section = config.get("polyhead") if isinstance(config, dict) else None
+    if not isinstance(section, dict):
+        raise CheckpointError(f"{path}: has no polyhead section; checkpoints are made by polyhead-train")
+    section = dict(section)
+    try:
+        if "heads" not in section:
+            raise SchemaError("missing field 'heads'")
+        schema = Schema.from_json(section.pop("heads"))
+        spec = Spec.model_validate(section)
+    except SchemaError as error:
+        raise CheckpointError(f"{path}: polyhead: {error}") from error
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: polyhead: {describe(error)}") from error
+    try:
+        body = Body.model_validate(config)
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: {describe(error)}") from error
+    if spec.layer2concat is not None and not 1 <= spec.layer2concat <= body.n_layer:
+        raise CheckpointError(
+            f"{path}: polyhead: layer2concat must lie in 1 to n_layer ({body.n_layer}), got {spec.layer2concat}"
+        )
+    if spec.max_length > body.n_positions:
+        raise CheckpointError(
+            f"{path}: polyhead: max_length ({spec.max_length}) exceeds n_positions ({body.n_positions})"
+        )
+    return config, body, spec, schema
+
+
+def _read_tensors(
+    path: Path, config: dict[str, Any], body: Body, spec: Spec, schema: Schema
+) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: is missing")
+    expected = {f"body_model.{name}": shape for name, shape in body.tensor_shapes().items()}
+    head = head_module(config, spec, schema).state_dict()
+    expected |= {f"head.{name}": tuple(tensor.shape) for name, tensor in head.items()}
+    tensors = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            # Causal masks were saved as buffers by transformers before 4.31; they hold nothing.
+            names = {name for name in file.keys() if not name.endswith((".attn.bias", ".attn.masked_bias"))}  # noqa: SIM118
+            if missing := sorted(set(expected) - names):
+                raise CheckpointError(f"{path}: tensor {missing[0]!r} of shape {expected[missing[0]]} is missing")
+            if unknown := sorted(names - set(expected)):
+                raise CheckpointError(
+                    f"{path}: tensor {unknown[0]!r} belongs to no part of the model that config.json describes"
+                )
+            for name, shape in expected.items():
+                tensor = file.get_tensor(name)
+                if tuple(tensor.shape) != shape:
+                    raise CheckpointError(f"{path}: tensor {name!r} must have shape {shape}, got {tuple(tensor.shape)}")
+                tensors[name] = tensor.float()
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: is damaged or no safetensors file ({error})") from error
+    return tensors
+
+
+def _read_tokenizer(path: Path, body: Body) -> Tokenizer:
+    text = _read_text(path)
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # the tokenizers library raises plain Exception
+        raise CheckpointError(f"{path}: is damaged or no tokenizer ({error})") from error
+    if tokenizer.get_vocab_size() > body.vocab_size:
+        raise CheckpointError(
+            f"{path}: has {tokenizer.get_vocab_size()} tokens, more than vocab_size ({body.vocab_size}) in config.json"
+        )
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,52 @@
+"""Everything that can be wrong with what a caller hands over.
+
+PolyheadError
+├── SchemaError       heads, labels or the taxonomy contradict themselves
+├── CheckpointError   a checkpoint folder is incomplete, damaged or not ours
+├── RepositoryError   a model repository cannot take or serve a checkpoint
+└── OptionError       a request option is unknown or out of range
+
+Each message is one line that names the place, the value and what is allowed; command lines end with exit code 2.
+"""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+
+class PolyheadError(Exception):
+    """Base of all errors that the caller can mend."""
+
+
+class SchemaError(PolyheadError):
+    """Heads, labels or the taxonomy contradict themselves."""
+
+
+class CheckpointError(PolyheadError):
+    """A checkpoint folder is incomplete, damaged or not ours."""
+
+
+class RepositoryError(PolyheadError):
+    """A model repository cannot take or serve a checkpoint."""
+
+
+class OptionError(PolyheadError):
+    """A request option is unknown or out of range."""
+
+
+def describe(error: ValidationError) -> str:
+    """Puts pydantic's findings on one line: ``heads.0.kind: Input should be … (got 'x'); …``."""
+    findings = []
+    for finding in error.errors(include_url=False):
+        place = ".".join(str(part) for part in finding["loc"])
+        match finding["type"]:
+            case "missing":
+                message = "this field is missing"
+            case "extra_forbidden":
+                message = "unknown field"
+            case _:
+                message = finding["msg"].removeprefix("Value error, ")
+                if place and not isinstance(finding["input"], (dict, list)):
+                    message += f" (got {finding['input']!r})"
+        findings.append(f"{place}: {message}" if place else message)
+    return "; ".join(findings)

@@ -1,0 +1,115 @@
+"""The head modules, from pooled hidden states to logits, and how a checkpoint names them.
+
+``ConcatHeadSimple`` and ``ConcatHeadExtended`` keep the layout and key names of that_nlp_library 0.2, so that a
+state dict made there loads here. A head class of one's own is named ``package.module:Class`` and must be installed on
+the server.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from polyhead.errors import CheckpointError
+
+
+class ConcatHeadSimple(nn.Module):
+    """Dropout, then one linear layer over the concatenated hidden states.
+
+    Args:
+        config: has ``hidden_size`` and, unless `num_labels` is given, ``num_labels``.
+        classifier_dropout: probability, in training only.
+        layer2concat: how many hidden states are concatenated.
+        num_labels: width of the logits.
+    """
+
+    def __init__(
+        self, config: Any, classifier_dropout: float = 0.1, layer2concat: int = 4, num_labels: int | None = None
+    ) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(classifier_dropout)
+        self.out_proj = nn.Linear(
+            layer2concat * config.hidden_size, config.num_labels if num_labels is None else num_labels
+        )
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Maps ``(n, layer2concat * n_embd)`` to logits ``(n, num_labels)``."""
+        logits: torch.Tensor = self.out_proj(self.dropout(pooled))
+        return logits
+
+
+class ConcatHeadExtended(nn.Module):
+    """Dropout, a tanh layer of ``last_hidden_size`` units, dropout, then the linear layer; arguments as above."""
+
+    def __init__(
+        self,
+        config: Any,
+        classifier_dropout: float = 0.1,
+        last_hidden_size: int = 768,
+        layer2concat: int = 4,
+        num_labels: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(classifier_dropout)
+        self.pre_classifier = nn.Linear(layer2concat * config.hidden_size, last_hidden_size)
+        self.out_proj = nn.Linear(last_hidden_size, config.num_labels if num_labels is None else num_labels)
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Maps ``(n, layer2concat * n_embd)`` to logits ``(n, num_labels)``."""
+        hidden = torch.tanh(self.pre_classifier(self.dropout(pooled)))  # (n, last_hidden_size)
+        logits: torch.Tensor = self.out_proj(self.dropout(hidden))
+        return logits
+
+
+BUILT_IN: dict[str, type[nn.Module]] = {
+    "Linear": nn.Linear,
+    "ConcatHeadSimple": ConcatHeadSimple,
+    "ConcatHeadExtended": ConcatHeadExtended,
+}
+
+
+def head_class_named(name: str) -> type[nn.Module]:
+    """Finds a head class by its name in a checkpoint.
+
+    Raises:
+        CheckpointError: the name is neither built in nor an installed ``nn.Module``, ``package.module:Class``.
+    """
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    module_name, separator, class_name = name.partition(":")
+    if not separator:
+        raise CheckpointError(f"head_class {name!r}: must be one of {sorted(BUILT_IN)} or 'package.module:Class'")
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise CheckpointError(f"head_class {name!r}: cannot be imported here ({error}); install its package") from error
+    # Checked before anything is called: a checkpoint must not get to run an arbitrary function.
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise CheckpointError(f"head_class {name!r}: is not a torch.nn.Module class")
+    return found
+
+
+def head_class_name(head_class: type[nn.Module]) -> str:
+    """The inverse of `head_class_named`."""
+    for name, built_in in BUILT_IN.items():
+        if head_class is built_in:
+            return name
+    return f"{head_class.__module__}:{head_class.__qualname__}"
+
+
+def build_head(name: str, config: Any, layer2concat: int | None, arguments: Mapping[str, Any]) -> nn.Module:
+    """Makes a head as the model classes make it: ``Linear`` without bias, others from config and arguments."""
+    head_class = head_class_named(name)
+    try:
+        if head_class is nn.Linear:
+            if arguments:
+                raise TypeError(f"the Linear head takes no arguments, got {sorted(arguments)}")
+            return nn.Linear(config.n_embd, config.num_labels, bias=False)
+        concat = {} if layer2concat is None else {"layer2concat": layer2concat}
+        return head_class(config=config, **concat, **arguments)
+    except TypeError as error:
+        raise CheckpointError(f"head_args for {name!r}: {error}") from error

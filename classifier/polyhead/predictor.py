@@ -1,0 +1,67 @@
+"""The predictor: texts in, answers out. Triton's ``model.py``, evaluation and the gate at export all go through it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from tokenizers import Tokenizer
+
+from polyhead.checkpoint import Checkpoint, read_checkpoint
+from polyhead.decode import DecodeOptions, Scores, decode, to_scores
+from polyhead.encode import EncodedText, encode
+from polyhead.engine import GPT2Engine
+
+
+class Predictor:
+    """A checkpoint ready to answer. A bad text spoils its own answer and no other; nothing raises for it."""
+
+    def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
+        self.checkpoint = checkpoint
+        self.schema = checkpoint.schema
+        self.max_length = checkpoint.spec.max_length
+        self._tokenizer: Tokenizer = checkpoint.tokenizer
+        self._engine = GPT2Engine(checkpoint, device)
+
+    @classmethod
+    def load(cls, path: Path | str, device: str = "cpu") -> Predictor:
+        """Reads a checkpoint folder; raises CheckpointError if it is not whole."""
+        return cls(read_checkpoint(path), device)
+
+    def predict(self, texts: Sequence[str | bytes], options: DecodeOptions | None = None) -> list[dict[str, Any]]:
+        """One answer a text, as `decode` gives them."""
+        encoded = self.encode(texts)
+        return self.decode(encoded, self.score(encoded), options or DecodeOptions())
+
+    def encode(self, texts: Sequence[str | bytes]) -> list[EncodedText]:
+        """Tokenizes; keeps the first ``max_length`` tokens of each text."""
+        return encode(texts, self._tokenizer, self.max_length)
+
+    def score(self, encoded: Sequence[EncodedText]) -> Scores:
+        """Calibrated scores, float32 ``(n, schema.width)``; a row of NaN for a text with an error."""
+        scores = np.full((len(encoded), self.schema.width), np.nan, dtype=np.float32)
+        readable = [position for position, text in enumerate(encoded) if text.error is None]
+        if readable:
+            logits = self._engine.logits([encoded[position].token_ids for position in readable])
+            scores[readable] = to_scores(logits, self.schema)
+        return scores
+
+    def decode(self, encoded: Sequence[EncodedText], scores: Scores, options: DecodeOptions) -> list[dict[str, Any]]:
+        """Answers of texts already scored: ``heads``, ``token_count`` and ``truncated``, or ``error`` alone."""
+        return [
+            {"error": text.error}
+            if text.error is not None
+            else {
+                "heads": decode(row, self.schema, options),
+                "token_count": text.token_count,
+                "truncated": text.truncated,
+            }
+            for text, row in zip(encoded, scores, strict=True)
+        ]
+
+    def schema_json(self) -> bytes:
+        """What a client needs to know of the model: ``max_length`` and the heads."""
+        return orjson.dumps({"max_length": self.max_length, "heads": self.schema.to_json()})

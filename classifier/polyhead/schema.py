@@ -1,0 +1,194 @@
+"""The schema: which questions a model answers. Heads are data; their scores stand side by side in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from polyhead.errors import SchemaError, describe
+
+HeadKind = Literal["single_label", "multi_label", "regression"]
+
+
+class Head(BaseModel):
+    """One question to a text.
+
+    Attributes:
+        name: unique in the schema; without ``/``, which separates head and label in column names.
+        kind: ``single_label`` (one of n), ``multi_label`` (any of n) or ``regression`` (a number).
+        labels: in index order; none for a regression.
+        weight: what the head's loss is multiplied with in training.
+        thresholds: multi_label only, one a label: the score from which a label is part of the answer.
+        temperature: logits are divided by it before softmax or sigmoid (Guo et al. 2017, arXiv:1706.04599).
+        parent: the single_label head whose labels are the next level up in a taxonomy.
+        parent_of: for each of this head's labels, the parent head's label above it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1, pattern=r"^[^/\n\r]+$")
+    kind: HeadKind
+    labels: tuple[str, ...] = ()
+    weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    thresholds: tuple[float, ...] | None = None
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    parent: str | None = None
+    parent_of: dict[str, str] | None = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> Head:
+        least = {"single_label": 2, "multi_label": 1, "regression": 0}[self.kind]
+        if self.kind == "regression" and self.labels:
+            raise ValueError(f"head {self.name!r}: a regression has no labels, got {len(self.labels)}")
+        if len(self.labels) < least:
+            raise ValueError(
+                f"head {self.name!r}: a {self.kind} head needs at least {least} labels, got {list(self.labels)}"
+            )
+        twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
+        if twice:
+            raise ValueError(f"head {self.name!r}: labels must be unique, these occur twice: {twice}")
+        broken = [label for label in self.labels if not label or "\n" in label or "\r" in label]
+        if broken:
+            raise ValueError(f"head {self.name!r}: labels must be non-empty single lines, got {broken}")
+        if self.kind == "multi_label":
+            if self.thresholds is None:
+                object.__setattr__(self, "thresholds", (0.5,) * len(self.labels))
+            elif len(self.thresholds) != len(self.labels):
+                raise ValueError(
+                    f"head {self.name!r}: needs a threshold a label ({len(self.labels)}), got {len(self.thresholds)}"
+                )
+            elif not all(0 <= threshold <= 1 for threshold in self.thresholds):
+                raise ValueError(f"head {self.name!r}: thresholds must lie in [0, 1], got {list(self.thresholds)}")
+        elif self.thresholds is not None:
+            raise ValueError(f"head {self.name!r}: only multi_label heads have thresholds")
+        if (self.parent is None) != (self.parent_of is None):
+            raise ValueError(f"head {self.name!r}: parent and parent_of are given together or not at all")
+        if self.parent is not None and self.kind != "single_label":
+            raise ValueError(f"head {self.name!r}: only single_label heads are levels of a taxonomy, not {self.kind}")
+        return self
+
+    @property
+    def width(self) -> int:
+        """How many logits, and so scores, belong to this head."""
+        return 1 if self.kind == "regression" else len(self.labels)
+
+    @property
+    def label_width(self) -> int:
+        """How many columns this head has in a matrix of labels: 0/1 a label if any of n are right, else one."""
+        return len(self.labels) if self.kind == "multi_label" else 1
+
+    @cached_property
+    def index_of(self) -> dict[str, int]:
+        """Each label's index."""
+        return {label: index for index, label in enumerate(self.labels)}
+
+
+class Schema:
+    """All heads of a model, in the order in which their scores stand side by side.
+
+    Raises:
+        SchemaError: no heads, two of one name, or a taxonomy that names what is not there.
+    """
+
+    def __init__(self, heads: tuple[Head, ...] | list[Head]) -> None:
+        self.heads = tuple(heads)
+        self._check()
+
+    @classmethod
+    def from_json(cls, heads: Any) -> Schema:
+        """Builds the schema from a checkpoint's ``heads``; an unknown or missing field is an error that names it."""
+        if not isinstance(heads, list):
+            raise SchemaError(f"heads: must be a list of tables, got {type(heads).__name__}")
+        return cls([head_from_json(head, f"heads.{position}") for position, head in enumerate(heads)])
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The inverse of `from_json`."""
+        return [head.model_dump(mode="json") for head in self.heads]
+
+    def __iter__(self) -> Iterator[Head]:
+        return iter(self.heads)
+
+    def __len__(self) -> int:
+        return len(self.heads)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Schema) and self.heads == other.heads
+
+    def __getitem__(self, name: str) -> Head:
+        for head in self.heads:
+            if head.name == name:
+                return head
+        raise KeyError(name)
+
+    @property
+    def width(self) -> int:
+        """How many scores a text has."""
+        return sum(head.width for head in self.heads)
+
+    @cached_property
+    def columns(self) -> dict[str, slice]:
+        """For each head's name, where its logits and scores stand."""
+        columns, start = {}, 0
+        for head in self.heads:
+            columns[head.name] = slice(start, start + head.width)
+            start += head.width
+        return columns
+
+    def column_names(self) -> list[str]:
+        """One ``head/label`` a score, ``head/value`` for a regression: the lines of ``labels.txt``."""
+        return [f"{head.name}/{label}" for head in self.heads for label in (head.labels or ("value",))]
+
+    def children(self, parent: str | None) -> list[Head]:
+        """The heads whose parent is the given head; those without one for None."""
+        return [head for head in self.heads if head.parent == parent]
+
+    def _check(self) -> None:
+        names = [head.name for head in self.heads]
+        if not names:
+            raise SchemaError("heads: a model needs at least one head")
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise SchemaError(f"heads: names must be unique, these occur twice: {twice}")
+        for head in self.heads:
+            self._check_parent(head)
+
+    def _check_parent(self, head: Head) -> None:
+        if head.parent is None:
+            return
+        parents = {other.name: other for other in self.heads if other.kind == "single_label" and other is not head}
+        if head.parent not in parents:
+            raise SchemaError(
+                f"head {head.name!r}: parent {head.parent!r} is none of the single_label heads {sorted(parents)}"
+            )
+        parent_of = head.parent_of or {}
+        if unmapped := sorted(set(head.labels) ^ set(parent_of)):
+            raise SchemaError(
+                f"head {head.name!r}: parent_of must map each label once and nothing else, off: {unmapped}"
+            )
+        if unknown := sorted(set(parent_of.values()) - set(parents[head.parent].labels)):
+            raise SchemaError(f"head {head.name!r}: parent_of names labels that {head.parent!r} lacks: {unknown}")
+        if childless := sorted(set(parents[head.parent].labels) - set(parent_of.values())):
+            raise SchemaError(
+                f"head {head.name!r}: each label of {head.parent!r} needs a child, these have none: {childless}"
+            )
+        seen, above = {head.name}, parents[head.parent]
+        while above.parent is not None:
+            if above.name in seen or above.parent not in {other.name for other in self.heads}:
+                raise SchemaError(f"head {head.name!r}: its parents form a cycle or name no head")
+            seen.add(above.name)
+            above = self[above.parent]
+
+
+def head_from_json(fields: Any, place: str) -> Head:
+    """Reads one head; every field must be there and none else."""
+    if not isinstance(fields, Mapping):
+        raise SchemaError(f"{place}: must be a table, got {type(fields).__name__}")
+    if missing := [name for name in Head.model_fields if name not in fields]:
+        raise SchemaError(f"{place}: missing field {missing[0]!r}")
+    try:
+        return Head.model_validate(dict(fields))
+    except ValidationError as error:
+        raise SchemaError(f"{place}: {describe(error)}") from error

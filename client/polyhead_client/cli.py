@@ -1,0 +1,27 @@
+"""Entry point of the command ``polyhead-client``; the command itself is in `polyhead_client.command`.
+
+Apart from it, so that without the extra ``cli`` a user reads what to install instead of a traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+
+EXTRA = ("typer", "rich", "click")
+
+
+def main() -> None:
+    """Runs the command line."""
+    try:
+        from polyhead_client.command import app
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in EXTRA:
+            raise
+        message = f"polyhead-client: {error.name} is missing: pip install 'polyhead-client[cli]'"
+        print(message, file=sys.stderr)
+        sys.exit(2)
+    app()
+
+
+if __name__ == "__main__":
+    main()

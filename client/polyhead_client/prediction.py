@@ -1,0 +1,187 @@
+"""What a model says of one text: a `Prediction` with one answer a head, read from the wire's PREDICTION."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from polyhead_client.errors import BadResponseError, one_line
+
+
+@dataclass(frozen=True, slots=True)
+class LabelScore:
+    """A chosen label, its calibrated score in [0, 1] and the threshold it passed (None: there is none)."""
+
+    label: str
+    score: float
+    threshold: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SingleLabel:
+    """One of n: the best label or, with ``top_k``, the best few, best first; never empty."""
+
+    top: tuple[LabelScore, ...]
+
+    @property
+    def label(self) -> str:
+        """The best label."""
+        return self.top[0].label
+
+    @property
+    def score(self) -> float:
+        """The best label's score."""
+        return self.top[0].score
+
+
+@dataclass(frozen=True, slots=True)
+class MultiLabel:
+    """Any of n: the labels whose score reached their threshold, best first; may be empty."""
+
+    labels: tuple[LabelScore, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The labels without their scores."""
+        return tuple(chosen.label for chosen in self.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Regression:
+    """A number."""
+
+    value: float
+
+
+HeadPrediction = SingleLabel | MultiLabel | Regression
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The answer to one text, or why that text has none.
+
+    Attributes:
+        heads: by head name, in the schema's order; empty if there is an error.
+        token_count: how many tokens the model read; 0 if there is an error.
+        truncated: whether the text was longer than the model reads.
+        error: why this text has no answer; None if it has one.
+    """
+
+    heads: Mapping[str, HeadPrediction] = field(default_factory=dict)
+    token_count: int = 0
+    truncated: bool = False
+    error: str | None = None
+
+    def __getitem__(self, head: str) -> HeadPrediction:
+        if head not in self.heads:
+            why = f"the heads are {list(self.heads)}"
+            if self.error is not None:
+                why = f"the text has no answer: {self.error}"
+            raise KeyError(f"no head {head!r}; {why}")
+        return self.heads[head]
+
+    @classmethod
+    def from_json(cls, data: bytes | str) -> Prediction:
+        """Reads one element of the PREDICTION output; fields of a newer server are ignored.
+
+        Raises:
+            BadResponseError: it is not what the wire contract says; the message names the place.
+        """
+        try:
+            fields = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise BadResponseError(f"PREDICTION is not JSON: {one_line(str(error))}") from error
+        if not isinstance(fields, dict):
+            raise BadResponseError(f"PREDICTION must be an object, got {type(fields).__name__}")
+        if "error" in fields:
+            return cls(error=_take(fields, "error", str, "PREDICTION"))
+        heads = _take(fields, "heads", dict, "PREDICTION")
+        return cls(
+            heads={name: _read_head(head, f"PREDICTION.heads.{name}") for name, head in heads.items()},
+            token_count=_take(fields, "token_count", int, "PREDICTION"),
+            truncated=_take(fields, "truncated", bool, "PREDICTION"),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The inverse of `from_json`, as an object ready for ``json.dumps``."""
+        if self.error is not None:
+            return {"error": self.error}
+        heads = {name: _write_head(head) for name, head in self.heads.items()}
+        return {"heads": heads, "token_count": self.token_count, "truncated": self.truncated}
+
+
+def _read_head(head: Any, place: str) -> HeadPrediction:
+    if not isinstance(head, dict):
+        raise BadResponseError(f"{place} must be an object, got {type(head).__name__}")
+    match head.get("kind"):
+        case "single_label":
+            top = _read_labels(head, place, with_thresholds=False)
+            if not top:
+                raise BadResponseError(f"{place}.labels: a single_label head names at least one, got none")
+            return SingleLabel(top)
+        case "multi_label":
+            return MultiLabel(_read_labels(head, place, with_thresholds=True))
+        case "regression":
+            return Regression(_number(head.get("value"), f"{place}.value"))
+        case kind:
+            raise BadResponseError(
+                f"{place}.kind must be single_label, multi_label or regression, got {kind!r}; is this client too old?"
+            )
+
+
+def _read_labels(head: dict[str, Any], place: str, *, with_thresholds: bool) -> tuple[LabelScore, ...]:
+    labels = _take(head, "labels", list, place)
+    scores = _take(head, "scores", list, place)
+    thresholds = _take(head, "thresholds", list, place) if with_thresholds else [None] * len(labels)
+    if not len(labels) == len(scores) == len(thresholds):
+        raise BadResponseError(
+            f"{place}: labels, scores and thresholds differ in length: {len(labels)}, {len(scores)}, {len(thresholds)}"
+        )
+    if strange := [label for label in labels if not isinstance(label, str)]:
+        raise BadResponseError(f"{place}.labels must be strings, got {strange[0]!r}")
+    return tuple(
+        LabelScore(
+            label,
+            _number(score, f"{place}.scores"),
+            None if threshold is None and not with_thresholds else _number(threshold, f"{place}.thresholds"),
+        )
+        for label, score, threshold in zip(labels, scores, thresholds, strict=True)
+    )
+
+
+def _write_head(head: HeadPrediction) -> dict[str, Any]:
+    match head:
+        case SingleLabel(top):
+            return {
+                "kind": "single_label",
+                "labels": [one.label for one in top],
+                "scores": [one.score for one in top],
+            }
+        case MultiLabel(labels):
+            return {
+                "kind": "multi_label",
+                "labels": [one.label for one in labels],
+                "scores": [one.score for one in labels],
+                "thresholds": [one.threshold for one in labels],
+            }
+        case Regression(value):
+            return {"kind": "regression", "value": value}
+
+
+def _take(fields: dict[str, Any], name: str, kind: type, place: str) -> Any:
+    if name not in fields:
+        raise BadResponseError(f"{place}: missing field {name!r}")
+    value = fields[name]
+    # bool is an int in Python, not on the wire.
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise BadResponseError(f"{place}.{name} must be {kind.__name__}, got {type(value).__name__}")
+    return value
+
+
+def _number(value: Any, place: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise BadResponseError(f"{place} must hold finite numbers, got {value!r}")
+    return float(value)

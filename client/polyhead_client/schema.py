@@ -1,0 +1,93 @@
+"""Which questions the served model answers, read from the wire's SCHEMA JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from polyhead_client.errors import BadResponseError, one_line
+
+KINDS = ("single_label", "multi_label", "regression")
+
+
+@dataclass(frozen=True, slots=True)
+class HeadSchema:
+    """One question.
+
+    Attributes:
+        name: the head's name.
+        kind: ``single_label`` (one of n), ``multi_label`` (any of n) or ``regression`` (a number).
+        labels: in the order of their score columns; none for a regression.
+        thresholds: multi_label only, one a label: the score from which a label is part of the answer.
+        parent: the head one level up in a taxonomy.
+        parent_of: for each label, the parent head's label above it.
+    """
+
+    name: str
+    kind: str
+    labels: tuple[str, ...] = ()
+    thresholds: tuple[float, ...] | None = None
+    parent: str | None = None
+    parent_of: Mapping[str, str] | None = None
+
+    @property
+    def width(self) -> int:
+        """How many score columns belong to this head."""
+        return 1 if self.kind == "regression" else len(self.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """All heads, in the order in which their scores stand side by side; `max_length` counts tokens."""
+
+    max_length: int
+    heads: tuple[HeadSchema, ...]
+
+    @property
+    def width(self) -> int:
+        """How many scores a text has."""
+        return sum(head.width for head in self.heads)
+
+    @property
+    def columns(self) -> dict[str, slice]:
+        """For each head's name, where its scores stand."""
+        columns, start = {}, 0
+        for head in self.heads:
+            columns[head.name] = slice(start, start + head.width)
+            start += head.width
+        return columns
+
+    def column_names(self) -> list[str]:
+        """One ``head/label`` a score, ``head/value`` for a regression."""
+        return [f"{head.name}/{label}" for head in self.heads for label in (head.labels or ("value",))]
+
+    @classmethod
+    def from_json(cls, data: bytes | str) -> Schema:
+        """Reads one element of the SCHEMA output; fields that this client does not need are ignored.
+
+        Raises:
+            BadResponseError: it is not what the wire contract says.
+        """
+        try:
+            fields: Any = json.loads(data)
+            return cls(int(fields["max_length"]), tuple(_read_head(head) for head in fields["heads"]))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise BadResponseError(f"SCHEMA is not as the contract says: {one_line(repr(error))}") from error
+
+
+def _read_head(head: Any) -> HeadSchema:
+    kind, labels, thresholds = head["kind"], tuple(head.get("labels") or ()), head.get("thresholds")
+    if kind not in KINDS:
+        raise ValueError(f"head {head['name']!r}: kind must be one of {KINDS}, got {kind!r}")
+    if kind == "multi_label" and len(thresholds or ()) != len(labels):
+        raise ValueError(f"head {head['name']!r}: thresholds must be one a label")
+    return HeadSchema(
+        name=head["name"],
+        kind=kind,
+        labels=labels,
+        thresholds=None if thresholds is None else tuple(float(threshold) for threshold in thresholds),
+        parent=head.get("parent"),
+        parent_of=head.get("parent_of"),
+    )

@@ -1,0 +1,1 @@
+"""Load test: every answer is compared with the checkpoint's golden texts."""

@@ -1,0 +1,126 @@
+"""Scores and answers, against independent arithmetic."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from polyhead.decode import DecodeOptions, best_paths, decode, to_scores
+from polyhead.errors import OptionError
+from polyhead.schema import Head, Schema
+from tests.tiny import SCHEMA
+
+TAXONOMY = Schema(
+    [
+        Head(name="area", kind="single_label", labels=("a", "b")),
+        Head(
+            name="field",
+            kind="single_label",
+            labels=("a1", "a2", "b1"),
+            parent="area",
+            parent_of={"a1": "a", "a2": "a", "b1": "b"},
+        ),
+        Head(
+            name="topic",
+            kind="single_label",
+            labels=("a1x", "a2x", "a2y", "b1x", "b1y"),
+            parent="field",
+            parent_of={"a1x": "a1", "a2x": "a2", "a2y": "a2", "b1x": "b1", "b1y": "b1"},
+        ),
+    ]
+)
+
+
+def logits_of(schema: Schema) -> st.SearchStrategy[np.ndarray]:
+    """Finite logits, extreme ones included."""
+    return hnp.arrays(np.float32, (1, schema.width), elements=st.floats(-1e4, 1e4, width=32))
+
+
+def test_scores_are_calibrated_softmax_and_sigmoid() -> None:
+    """Softmax and sigmoid of logits over temperature, regression as it is: worked out by hand."""
+    schema = Schema(
+        [
+            Head(name="s", kind="single_label", labels=("x", "y"), temperature=2.0),
+            Head(name="m", kind="multi_label", labels=("z",), temperature=0.5),
+            Head(name="r", kind="regression"),
+        ]
+    )
+    scores = to_scores(np.array([[2.0, 0.0, 1.0, -7.5]], dtype=np.float32), schema)[0]
+    expected = [math.e / (math.e + 1), 1 / (math.e + 1), 1 / (1 + math.exp(-2)), -7.5]
+    np.testing.assert_allclose(scores, expected, rtol=1e-6)
+
+
+@given(logits=logits_of(SCHEMA))
+def test_scores_are_probabilities(logits: np.ndarray) -> None:
+    """Whatever the logits, single-label scores sum to one and multi-label scores lie in [0, 1]."""
+    scores = to_scores(logits, SCHEMA)[0]
+    assert scores[SCHEMA.columns["topic"]].sum() == pytest.approx(1, abs=1e-5)
+    mood = scores[SCHEMA.columns["mood"]]
+    assert ((mood >= 0) & (mood <= 1)).all()
+
+
+@given(
+    logits=logits_of(SCHEMA),
+    top_k=st.one_of(st.none(), st.integers(1, 9)),
+    threshold=st.one_of(st.none(), st.floats(0, 1)),
+)
+def test_answers_follow_the_options(logits: np.ndarray, top_k: int | None, threshold: float | None) -> None:
+    """Single-label names top_k labels, multi-label exactly those at or over their threshold; both best first."""
+    scores = to_scores(logits, SCHEMA)[0]
+    answer = decode(scores, SCHEMA, DecodeOptions(top_k=top_k, threshold=threshold))
+    topic, mood = answer["topic"], answer["mood"]
+    assert len(topic["labels"]) == min(top_k or 1, 3)
+    assert topic["scores"][0] == max(scores[SCHEMA.columns["topic"]])
+    for head in (topic, mood):
+        assert head["scores"] == sorted(head["scores"], reverse=True)
+    by_label = dict(zip(SCHEMA["mood"].labels, scores[SCHEMA.columns["mood"]], strict=True))
+    over = {label for label, score in by_label.items() if score >= (0.5 if threshold is None else threshold)}
+    assert set(mood["labels"]) <= over
+    assert len(mood["labels"]) == min(len(over), top_k or len(over))
+
+
+@given(logits=logits_of(TAXONOMY))
+def test_a_taxonomy_is_never_contradicted(logits: np.ndarray) -> None:
+    """The answer is a consistent path, and no consistent path is more probable (all paths tried)."""
+    scores = to_scores(logits, TAXONOMY)[0]
+    answer = decode(scores, TAXONOMY, DecodeOptions())
+    area, field, topic = (answer[name]["labels"][0] for name in ("area", "field", "topic"))
+    assert TAXONOMY["topic"].parent_of[topic] == field  # type: ignore[index]
+    assert TAXONOMY["field"].parent_of[field] == area  # type: ignore[index]
+
+    def log_probability(path: tuple[int, ...]) -> float:
+        floored = np.log(np.maximum(scores.astype(np.float64), 1e-300))
+        return sum(floored[TAXONOMY.columns[head.name]][index] for head, index in zip(TAXONOMY, path, strict=True))
+
+    def is_consistent(path: tuple[int, ...]) -> bool:
+        labels = {head.name: head.labels[index] for head, index in zip(TAXONOMY, path, strict=True)}
+        return all(head.parent_of[labels[head.name]] == labels[head.parent] for head in TAXONOMY if head.parent)  # type: ignore[index]
+
+    paths = [path for path in itertools.product(range(2), range(3), range(5)) if is_consistent(path)]
+    chosen = best_paths(scores, TAXONOMY)
+    best = max(map(log_probability, paths))
+    assert log_probability((chosen["area"], chosen["field"], chosen["topic"])) == pytest.approx(best)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"top_k": 0},
+        {"top_k": "3"},
+        {"top_k": 1.5},
+        {"top_k": True},
+        {"threshold": 1.1},
+        {"threshold": float("nan")},
+        {"topk": 3},
+    ],
+)
+def test_bad_options_are_named(parameters: dict[str, object]) -> None:
+    """Unknown parameters and values out of range are one line that says what is allowed."""
+    with pytest.raises(OptionError, match=rf"{next(iter(parameters))}.*allowed are top_k, threshold"):
+        DecodeOptions.from_parameters(parameters)

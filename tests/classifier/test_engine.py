@@ -1,0 +1,117 @@
+"""The engine answers as transformers does, whatever stands beside a text in its batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from polyhead.checkpoint import read_checkpoint
+from polyhead.engine import GPT2Engine, gpt2
+from polyhead.errors import CheckpointError
+from polyhead.predictor import Predictor
+from tests.tiny import MAX_LENGTH, TEXTS, write_tiny_checkpoint
+
+HEADS: list[tuple[str, str | None, dict[str, Any]]] = [
+    ("base", None, {}),
+    ("base", "ConcatHeadSimple", {"layer2concat": 1}),
+    ("base", "tests.custom_head:TwoLayerHead", {"width": 16}),
+    ("hidden_state_concat", "ConcatHeadSimple", {}),
+    ("hidden_state_concat", "ConcatHeadExtended", {"last_hidden_size": 24, "classifier_dropout": 0.3}),
+    ("hidden_state_concat", "tests.custom_head:TwoLayerHead", {"width": 16}),
+]
+
+
+@pytest.fixture(scope="module", params=HEADS, ids=lambda param: f"{param[0]}-{param[1]}")
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Predictor, Any]:
+    """A predictor and the transformers model that its checkpoint was made from."""
+    architecture, head_class, head_args = request.param
+    path = tmp_path_factory.mktemp("pair") / "checkpoint"
+    model = write_tiny_checkpoint(path, architecture, head_class=head_class, head_args=head_args)
+    return Predictor.load(path), model
+
+
+def reference_logits(model: Any, token_ids: list[int]) -> np.ndarray:
+    """What transformers computes for one text alone, without padding."""
+    with torch.inference_mode():
+        return model(torch.tensor([token_ids])).logits[0].numpy()
+
+
+def test_single_texts_equal_transformers(pair: tuple[Predictor, Any]) -> None:
+    """A text alone gets transformers' logits within 1e-5: literal end-of-text tokens and truncated texts included."""
+    predictor, model = pair
+    for text in predictor.encode(TEXTS):
+        logits = predictor._engine.logits([text.token_ids])[0]
+        np.testing.assert_allclose(logits, reference_logits(model, list(text.token_ids)), atol=1e-5)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_batch_equals_transformers(pair: tuple[Predictor, Any], data: st.DataObject) -> None:
+    """In any batch, order and mix of lengths each text gets the logits it has alone in transformers."""
+    predictor, model = pair
+    vocab = predictor.checkpoint.body.vocab_size
+    sequence = st.lists(st.integers(0, vocab - 1), min_size=1, max_size=MAX_LENGTH)
+    batch = data.draw(st.lists(sequence, min_size=1, max_size=12))
+    logits = predictor._engine.logits(batch)
+    expected = np.stack([reference_logits(model, ids) for ids in batch])
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_micro_batches_change_nothing(pair: tuple[Predictor, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token budget smaller than the batch, and even than one text, gives the same logits."""
+    predictor, _ = pair
+    ids = [text.token_ids for text in predictor.encode(TEXTS * 3)]
+    whole = predictor._engine.logits(ids)
+    monkeypatch.setattr(gpt2, "TOKEN_BUDGET", 20)
+    np.testing.assert_allclose(predictor._engine.logits(ids), whole, atol=1e-5)
+
+
+def test_no_texts_no_rows(pair: tuple[Predictor, Any]) -> None:
+    """An empty batch has logits of the right width and no rows."""
+    predictor, _ = pair
+    assert predictor._engine.logits([]).shape == (0, predictor.schema.width)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"activation_function": "gelu"},
+        {"activation_function": "relu"},
+        {"activation_function": "silu"},
+        {"n_inner": 40},
+        {"scale_attn_by_inverse_layer_idx": True},
+        {"scale_attn_weights": False},
+        {"layer_norm_epsilon": 1e-3},
+        {"n_layer": 2, "n_head": 1},
+    ],
+)
+def test_config_variants_equal_transformers(tmp_path: Path, fields: dict[str, Any]) -> None:
+    """Every GPT-2 config field that changes the computation is honoured."""
+    model = write_tiny_checkpoint(tmp_path / "c", **fields)
+    predictor = Predictor.load(tmp_path / "c")
+    ids = [list(text.token_ids) for text in predictor.encode(TEXTS)]
+    expected = np.stack([reference_logits(model, row) for row in ids])
+    np.testing.assert_allclose(predictor._engine.logits(ids), expected, atol=1e-5)
+
+
+def test_unknown_activation_is_refused(tmp_path: Path) -> None:
+    """An activation that the engine lacks is an error that names it and what is allowed."""
+    write_tiny_checkpoint(tmp_path / "c", activation_function="mish")
+    with pytest.raises(CheckpointError, match=r"activation_function must be one of .*gelu_new.* got 'mish'"):
+        GPT2Engine(read_checkpoint(tmp_path / "c"))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_equals_cpu(base_checkpoint: Path) -> None:
+    """On a GPU the engine's logits are those of the CPU within 1e-4."""
+    checkpoint = read_checkpoint(base_checkpoint)
+    ids = [text.token_ids for text in Predictor(checkpoint).encode(TEXTS)]
+    on_cpu, on_cuda = GPT2Engine(checkpoint).logits(ids), GPT2Engine(checkpoint, "cuda").logits(ids)
+    np.testing.assert_allclose(on_cuda, on_cpu, atol=1e-4)

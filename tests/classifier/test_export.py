@@ -1,0 +1,90 @@
+"""Export puts a checkpoint into a repository whole, or not at all."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from polyhead.checkpoint import read_checkpoint
+from polyhead.errors import CheckpointError, RepositoryError
+from polyhead.export import check_golden, export_checkpoint, main
+from polyhead.predictor import Predictor
+from tests.tiny import SCHEMA
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def listing(folder: Path) -> list[str]:
+    """All files below a folder, and nothing hidden beside it."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_new_repository_is_complete(base_checkpoint: Path, tmp_path: Path) -> None:
+    """Config, labels, code and the checkpoint are there; the copy reads as the original; nothing is left beside."""
+    version = export_checkpoint(base_checkpoint, tmp_path / "repo")
+    files = listing(tmp_path / "repo" / "gpt2_classifier")
+    assert {"config.pbtxt", "labels.txt", "1/model.py", "1/checkpoint/config.json"} <= set(files)
+    assert read_checkpoint(version / "checkpoint").schema == SCHEMA
+    labels = (tmp_path / "repo" / "gpt2_classifier" / "labels.txt").read_text(encoding="utf-8")
+    assert labels.splitlines() == SCHEMA.column_names()
+    assert [path.name for path in tmp_path.iterdir()] == ["repo"]
+
+
+def test_versions_and_names(base_checkpoint: Path, tmp_path: Path) -> None:
+    """A second version and a second model stand beside the first; a version is replaced only if told so."""
+    repository = tmp_path / "repo"
+    export_checkpoint(base_checkpoint, repository)
+    export_checkpoint(base_checkpoint, repository, version=2)
+    export_checkpoint(base_checkpoint, repository, name="other")
+    assert (repository / "gpt2_classifier" / "2" / "model.py").exists()
+    assert (repository / "other" / "config.pbtxt").exists()
+    with pytest.raises(RepositoryError, match="holds a checkpoint already"):
+        export_checkpoint(base_checkpoint, repository)
+    export_checkpoint(base_checkpoint, repository, replace=True)
+
+
+def test_a_damaged_checkpoint_is_not_exported(damaged: Callable[[], Path], tmp_path: Path) -> None:
+    """Nothing is written for a checkpoint that does not load."""
+    path = damaged()
+    (path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        export_checkpoint(path, tmp_path / "repo")
+    assert not (tmp_path / "repo").exists()
+
+
+def test_wrong_answers_are_not_exported(damaged: Callable[[], Path], tmp_path: Path) -> None:
+    """Scores off golden.jsonl by more than the tolerance name the row and the label; a token count likewise."""
+    path = damaged()
+    lines = (path / "golden.jsonl").read_text(encoding="utf-8").splitlines()
+    row = json.loads(lines[2])
+    row["scores"][1] += 0.01
+    (path / "golden.jsonl").write_text("\n".join([*lines[:2], json.dumps(row), *lines[3:]]), encoding="utf-8")
+    with pytest.raises(RepositoryError, match=r"golden.jsonl:3: the engine's score of 'topic/sport' is off by 0.01"):
+        export_checkpoint(path, tmp_path / "repo")
+    row["token_count"] += 1
+    (path / "golden.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    with pytest.raises(RepositoryError, match=r"golden.jsonl:1: \d+ tokens here, \d+ there"):
+        check_golden(Predictor.load(path))
+    assert not (tmp_path / "repo").exists()
+
+
+def test_the_command_line_says_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder that is no checkpoint ends with exit code 2 and one line."""
+    assert main([str(tmp_path / "nothing"), "--repository", str(tmp_path / "repo")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_wheel_carries_the_model_template(tmp_path: Path) -> None:
+    """A polyhead that is installed without a checkout can still make a repository."""
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(ROOT / "classifier")]
+    subprocess.run(command, check=True)
+    (wheel,) = tmp_path.glob("polyhead-*.whl")
+    for name in ("config.pbtxt", "1/model.py"):
+        carried = zipfile.ZipFile(wheel).read(f"polyhead/model_template/{name}")
+        assert carried == (ROOT / "model_repository" / "gpt2_classifier" / name).read_bytes()

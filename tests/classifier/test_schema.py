@@ -1,0 +1,96 @@
+"""A schema that contradicts itself is refused with the field's name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from polyhead.errors import SchemaError
+from polyhead.schema import Head, Schema
+
+FIELDS: dict[str, Any] = Head(name="topic", kind="single_label", labels=("a", "b")).model_dump(mode="json")
+LEAF: dict[str, Any] = FIELDS | {
+    "name": "leaf",
+    "labels": ["a1", "a2", "b1"],
+    "parent": "topic",
+    "parent_of": {"a1": "a", "a2": "a", "b1": "b"},
+}
+
+
+def test_json_round_trip_is_exact() -> None:
+    """What is written is what is read."""
+    schema = Schema.from_json([FIELDS, LEAF])
+    assert Schema.from_json(schema.to_json()) == schema
+
+
+def test_columns_stand_side_by_side() -> None:
+    """Column names are head/label in the schema's order, head/value for a regression."""
+    schema = Schema([Head(name="t", kind="multi_label", labels=("x", "y")), Head(name="r", kind="regression")])
+    assert schema.column_names() == ["t/x", "t/y", "r/value"]
+    assert schema.columns == {"t": slice(0, 2), "r": slice(2, 3)}
+    assert schema["t"].thresholds == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("field", list(Head.model_fields))
+def test_a_missing_field_is_named(field: str) -> None:
+    """Each field of a head must be in a checkpoint."""
+    fields = {name: value for name, value in FIELDS.items() if name != field}
+    with pytest.raises(SchemaError, match=f"heads.0: missing field '{field}'"):
+        Schema.from_json([fields])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"colour": 1}, "colour: unknown field"),
+        ({"kind": "many"}, "kind: Input should be .*'single_label'.*got 'many'"),
+        ({"labels": []}, "needs at least 2 labels"),
+        ({"labels": ["a", "a"]}, "unique.*'a'"),
+        ({"labels": ["a", "b\n"]}, "single lines"),
+        ({"name": "a/b"}, "name: .*got 'a/b'"),
+        ({"thresholds": [0.5, 0.5]}, "only multi_label"),
+        ({"kind": "multi_label", "thresholds": [0.5]}, r"a threshold a label \(2\), got 1"),
+        ({"kind": "multi_label", "thresholds": [0.5, 2]}, r"\[0, 1\]"),
+        ({"kind": "regression"}, "a regression has no labels"),
+        ({"temperature": 0}, "temperature"),
+        ({"weight": float("nan")}, "weight"),
+        ({"parent": "other"}, "given together"),
+    ],
+)
+def test_a_contradiction_is_named(change: dict[str, Any], message: str) -> None:
+    """Wrong fields are one line with the field, the value and what is allowed."""
+    with pytest.raises(SchemaError, match=message) as caught:
+        Schema.from_json([FIELDS | change])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"parent": "nobody"}, "none of the single_label heads"),
+        ({"parent_of": {"a1": "a", "a2": "a"}}, "map each label once"),
+        ({"parent_of": {"a1": "a", "a2": "a", "b1": "c"}}, "'topic' lacks.*'c'"),
+        ({"parent_of": {"a1": "a", "a2": "a", "b1": "a"}}, "needs a child.*'b'"),
+    ],
+)
+def test_a_broken_taxonomy_is_named(change: dict[str, Any], message: str) -> None:
+    """A taxonomy that names what is not there is refused."""
+    with pytest.raises(SchemaError, match=message):
+        Schema.from_json([FIELDS, LEAF | change])
+
+
+def test_a_cycle_of_parents_is_refused() -> None:
+    """Two heads that are each other's parent are no taxonomy."""
+    first = FIELDS | {"parent": "other", "parent_of": {"a": "c", "b": "d"}}
+    second = FIELDS | {"name": "other", "labels": ["c", "d"], "parent": "topic", "parent_of": {"c": "a", "d": "b"}}
+    with pytest.raises(SchemaError, match="cycle"):
+        Schema.from_json([first, second])
+
+
+def test_two_heads_of_one_name_are_refused() -> None:
+    """Names must be unique, and there must be a head."""
+    with pytest.raises(SchemaError, match="unique"):
+        Schema.from_json([FIELDS, FIELDS])
+    with pytest.raises(SchemaError, match="at least one head"):
+        Schema.from_json([])

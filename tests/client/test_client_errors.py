@@ -1,0 +1,76 @@
+"""The mapping from tritonclient's one exception to the client's tree."""
+
+from __future__ import annotations
+
+import pytest
+from tritonclient.utils import InferenceServerException
+
+from polyhead_client import errors
+from polyhead_client.client import Client
+from tests.client.fake_triton import FakeTriton
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "kind"),
+    [
+        ("400", "request parameter top_k: bad", errors.RequestRejectedError),
+        ("400", "Request for unknown model: 'x' is not found", errors.ModelNotFoundError),
+        ("400", "Request for unknown model: 'x' version 9 is not at ready state", errors.ModelNotFoundError),
+        ("404", "not found", errors.ModelNotFoundError),
+        ("401", "who are you", errors.RequestRejectedError),
+        ("500", "Stub process is not healthy", errors.ServerFailedError),
+        ("502", "bad gateway", errors.ServerFailedError),
+        ("503", "Exceeds maximum queue size", errors.ServerOverloadedError),
+        ("503", "Request timeout expired", errors.ServerOverloadedError),
+        ("StatusCode.UNAVAILABLE", "Exceeds maximum queue size", errors.ServerOverloadedError),
+        ("StatusCode.UNAVAILABLE", "failed to connect to all addresses", errors.ServerUnreachableError),
+        ("StatusCode.UNAVAILABLE", "errors resolving host:1: [field:hostname]", errors.ServerUnreachableError),
+        ("StatusCode.INVALID_ARGUMENT", "TEXT: missing", errors.RequestRejectedError),
+        ("StatusCode.NOT_FOUND", "no", errors.ModelNotFoundError),
+        ("StatusCode.INTERNAL", "Stub process is not healthy", errors.ServerFailedError),
+        ("StatusCode.DEADLINE_EXCEEDED", "Deadline Exceeded", errors.RequestTimeoutError),
+        (None, "no status at all", errors.BadResponseError),
+    ],
+)
+def test_statuses(status: str | None, message: str, kind: type[errors.PolyheadClientError]) -> None:
+    """Each status, with Triton's wording where one status means two things, has its class."""
+    mapped = errors.from_transport(
+        InferenceServerException(message, status=status), model="m", url="host:8000", protocol="http", timeout_s=3
+    )
+    assert type(mapped) is kind
+    assert mapped.model == "m"
+    assert mapped.url == "host:8000"
+    assert mapped.status == (status and status.removeprefix("StatusCode."))
+    assert "host:8000" in str(mapped)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ConnectionRefusedError(111, "Connection refused"), errors.ServerUnreachableError),
+        (OSError("name resolution"), errors.ServerUnreachableError),
+        (TimeoutError("timed out"), errors.RequestTimeoutError),
+        (ValueError("not JSON"), errors.BadResponseError),
+        (KeyError("outputs"), errors.BadResponseError),
+    ],
+)
+def test_errors_below_tritonclient(error: Exception, kind: type[errors.PolyheadClientError]) -> None:
+    """What tritonclient lets through from below has its class too."""
+    assert type(errors.from_transport(error, model="m", url="u", protocol="http", timeout_s=3)) is kind
+
+
+def test_messages_are_one_short_line(fake: FakeTriton) -> None:
+    """A server's traceback becomes one bounded line, and the cause stays attached."""
+    fake.failure = (500, "Traceback:\n" + 50 * '  File "model.py", line 1\n')
+    with Client(fake.url) as client, pytest.raises(errors.ServerFailedError) as caught:
+        client.classify("text")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+    assert isinstance(caught.value.__cause__, InferenceServerException)
+
+
+def test_one_base() -> None:
+    """Every public error derives from the base, so that one except clause is enough."""
+    for name in vars(errors):
+        if name.endswith("Error") and name != "PolyheadClientError":
+            assert issubclass(getattr(errors, name), errors.PolyheadClientError)

@@ -1,0 +1,128 @@
+"""Reading predictions from the wire."""
+
+from __future__ import annotations
+
+import copy
+import json
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from polyhead_client import (
+    BadResponseError,
+    LabelScore,
+    MultiLabel,
+    Prediction,
+    Regression,
+    Schema,
+    SingleLabel,
+)
+from tests.client.fake_triton import ANSWER, SCHEMA
+
+# A busy machine is no failure.
+relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+share = st.floats(0, 1)
+labels = st.lists(st.builds(LabelScore, st.text(), share), min_size=1).map(tuple)
+chosen = st.lists(st.builds(LabelScore, st.text(), share, share)).map(tuple)
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+heads = st.one_of(st.builds(SingleLabel, labels), st.builds(MultiLabel, chosen), st.builds(Regression, numbers))
+predictions = st.one_of(
+    st.builds(Prediction, st.dictionaries(st.text(), heads), st.integers(0), st.booleans()),
+    st.builds(lambda error: Prediction(error=error), st.text()),
+)
+
+
+@relaxed
+@given(predictions)
+def test_round_trip(prediction: Prediction) -> None:
+    """Writing a prediction and reading it again gives the same prediction, whatever the labels and scores."""
+    assert Prediction.from_json(json.dumps(prediction.to_json())) == prediction
+
+
+@relaxed
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: (
+            st.lists(inner)
+            | st.dictionaries(
+                st.sampled_from(["heads", "kind", "labels", "scores", "value", "token_count", "truncated", "error"]),
+                inner,
+            )
+        ),
+    )
+)
+def test_anything_else_is_one_error(value: Any) -> None:
+    """Any JSON is either read or refused with a BadResponseError."""
+    with suppress(BadResponseError):
+        Prediction.from_json(json.dumps(value))
+
+
+def edited(path: str, value: Any) -> str:
+    """The good answer with one value replaced, or removed if the value is ``...``."""
+    answer: Any = copy.deepcopy(ANSWER)
+    *parents, last = path.split("/")
+    place = answer
+    for name in parents:
+        place = place[name]
+    if value is ...:
+        del place[last]
+    else:
+        place[last] = value
+    return json.dumps(answer)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("heads", ..., "missing field 'heads'"),
+        ("heads", [], "heads must be dict, got list"),
+        ("token_count", True, "token_count must be int, got bool"),
+        ("truncated", 0, "truncated must be bool"),
+        ("heads/topic", 3, "heads.topic must be an object"),
+        ("heads/topic/kind", "ordinal", "too old"),
+        ("heads/topic/labels", [], "differ in length"),
+        ("heads/topic/labels", [7], "must be strings"),
+        ("heads/topic/scores", ["high"], "finite numbers"),
+        ("heads/topic/scores", [float("nan")], "finite numbers"),
+        ("heads/mood/thresholds", ..., "missing field 'thresholds'"),
+        ("heads/mood/thresholds", [None], "thresholds must hold finite numbers"),
+        ("heads/stars/value", None, "heads.stars.value"),
+    ],
+)
+def test_broken_answers_name_the_place(path: str, value: Any, words: str) -> None:
+    """An answer against the contract is refused with the place in the message."""
+    with pytest.raises(BadResponseError, match=words):
+        Prediction.from_json(edited(path, value))
+
+
+def test_fields_of_a_newer_server_are_ignored() -> None:
+    """A field that this client does not know does not stop it."""
+    assert Prediction.from_json(edited("latency_ms", 3)) == Prediction.from_json(json.dumps(ANSWER))
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff", b"{", b"3"])
+def test_no_json(data: bytes) -> None:
+    """What is no JSON object is refused."""
+    with pytest.raises(BadResponseError):
+        Prediction.from_json(data)
+    with pytest.raises(BadResponseError):
+        Schema.from_json(data)
+
+
+def test_schema_with_a_taxonomy() -> None:
+    """Parents and the map to their labels are kept; unknown kinds and missing thresholds are refused."""
+    fields: Any = copy.deepcopy(SCHEMA)
+    fields["heads"][0] |= {"parent": "area", "parent_of": {"news": "a", "sport": "b", "science": "a"}}
+    head = Schema.from_json(json.dumps(fields)).heads[0]
+    assert head.parent == "area"
+    assert head.parent_of == {"news": "a", "sport": "b", "science": "a"}
+    for name, value in (("kind", "ordinal"), ("thresholds", [0.5])):
+        broken = copy.deepcopy(fields)
+        broken["heads"][1][name] = value
+        with pytest.raises(BadResponseError, match=name):
+            Schema.from_json(json.dumps(broken))

@@ -1,0 +1,35 @@
+"""A tiny checkpoint in a repository of its own, and one server over it for all tests that leave it as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from polyhead.export import export_checkpoint
+from polyhead.predictor import Predictor
+from tests.e2e.served import Served
+from tests.tiny import write_tiny_checkpoint
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository made by polyhead's export."""
+    folder = tmp_path_factory.mktemp("e2e")
+    write_tiny_checkpoint(folder / "checkpoint", architecture="hidden_state_concat")
+    export_checkpoint(folder / "checkpoint", folder / "repository")
+    return folder / "repository"
+
+
+@pytest.fixture(scope="session")
+def predictor(repository: Path) -> Predictor:
+    """The same checkpoint in this process."""
+    return Predictor.load(repository / "gpt2_classifier" / "1" / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def served(repository: Path) -> Iterator[Served]:
+    """A server that is ready."""
+    with Served(repository) as running:
+        yield running

@@ -1,0 +1,103 @@
+"""Comparing answers with golden rows."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from loadtest.golden import GoldenRow
+from loadtest.verify import find_mismatches
+from polyhead_client import HeadSchema, LabelScore, MultiLabel, Prediction, Regression, Schema, SingleLabel
+from tests.client.fake_triton import ANSWER, SCHEMA, SCORES
+
+SERVED = Schema.from_json(json.dumps(SCHEMA))
+GOLDEN = GoldenRow(1, "a goal", tuple(SCORES), 4, False)
+RIGHT = Prediction.from_json(json.dumps(ANSWER))
+
+
+def with_head(name: str, answer: Any) -> Prediction:
+    """The right prediction with one head's answer replaced."""
+    return replace(RIGHT, heads={**RIGHT.heads, name: answer})
+
+
+def single(label: str, score: float) -> SingleLabel:
+    """One label."""
+    return SingleLabel((LabelScore(label, score),))
+
+
+def test_right_answer() -> None:
+    """An answer as the golden row has it, or off by less than the tolerance, has no mismatch."""
+    assert find_mismatches(RIGHT, GOLDEN, SERVED) == []
+    assert find_mismatches(with_head("topic", single("sport", 0.7009)), GOLDEN, SERVED) == []
+    assert find_mismatches(with_head("stars", Regression(3.2525)), GOLDEN, SERVED) == []  # relative above 1
+
+
+@pytest.mark.parametrize(
+    ("prediction", "words"),
+    [
+        (with_head("topic", single("news", 0.2)), "topic: 'news', expected 'sport'"),
+        (with_head("topic", single("sport", 0.702)), "topic: 'sport' scored"),
+        (with_head("topic", single("opera", 0.7)), "topic: label 'opera' is not in the schema"),
+        (with_head("topic", SingleLabel((LabelScore("sport", 0.7), LabelScore("news", 0.2)))), "2 labels"),
+        (with_head("topic", Regression(1)), "topic: a Regression, expected a single_label"),
+        (with_head("mood", MultiLabel(())), "mood: 'happy' is missing"),
+        (
+            with_head("mood", MultiLabel((LabelScore("happy", 0.9, 0.5), LabelScore("sad", 0.3, 0.4)))),
+            "mood: 'sad' is there",
+        ),
+        (with_head("mood", MultiLabel((LabelScore("happy", 0.9, 0.6),))), "threshold 0.6"),
+        (with_head("stars", Regression(3.26)), "stars: value 3.26, expected 3.25"),
+        (replace(RIGHT, token_count=5), "token_count 5, expected 4"),
+        (replace(RIGHT, truncated=True), "truncated True, expected False"),
+        (replace(RIGHT, heads={}), "heads "),
+        (Prediction(error="the text is empty or blank"), "an error instead of an answer"),
+    ],
+)
+def test_wrong_answer(prediction: Prediction, words: str) -> None:
+    """Every way of being wrong is found and said."""
+    found = find_mismatches(prediction, GOLDEN, SERVED)
+    assert any(words in mismatch for mismatch in found), found
+
+
+def test_flip_near_a_tie() -> None:
+    """Two labels as good as tied may be swapped; the same swap beyond twice the tolerance is a mismatch."""
+    flipped = with_head("topic", single("news", 0.4495))
+    near = replace(GOLDEN, scores=(0.449, 0.450, 0.101, *SCORES[3:]))
+    far = replace(GOLDEN, scores=(0.449, 0.452, 0.099, *SCORES[3:]))
+    assert find_mismatches(flipped, near, SERVED) == []
+    assert find_mismatches(flipped, far, SERVED) != []
+    assert find_mismatches(flipped, far, SERVED, tolerance=0.01) == []
+
+
+def test_flip_near_a_threshold() -> None:
+    """A label within the tolerance of its own threshold may be there or not."""
+    both = with_head("mood", MultiLabel((LabelScore("happy", 0.9, 0.5), LabelScore("sad", 0.4002, 0.4))))
+    near = replace(GOLDEN, scores=(*SCORES[:4], 0.3995, SCORES[5]))
+    assert find_mismatches(both, near, SERVED) == []
+    assert find_mismatches(RIGHT, near, SERVED) == []
+    above = replace(GOLDEN, scores=(*SCORES[:4], 0.402, SCORES[5]))
+    assert "mood: 'sad' is missing at score 0.402000" in find_mismatches(RIGHT, above, SERVED)
+
+
+def test_taxonomy_is_judged_as_a_path() -> None:
+    """In a taxonomy the best consistent path is right, though a level's own best label may lie elsewhere."""
+    parent_of = {"cat": "animal", "dog": "animal", "oak": "plant"}
+    schema = Schema(
+        8,
+        (
+            HeadSchema("kingdom", "single_label", ("animal", "plant")),
+            HeadSchema("species", "single_label", ("cat", "dog", "oak"), None, "kingdom", parent_of),
+        ),
+    )
+    # animal is the likelier kingdom, but plant with oak (0.36) is a likelier path than animal with cat (0.055).
+    golden = GoldenRow(1, "x", (0.55, 0.45, 0.1, 0.1, 0.8), 4, False)
+    plant, animal = single("plant", 0.45), single("animal", 0.55)
+    best = Prediction({"kingdom": plant, "species": single("oak", 0.8)}, 4)
+    torn = Prediction({"kingdom": animal, "species": single("oak", 0.8)}, 4)
+    worse = Prediction({"kingdom": animal, "species": single("cat", 0.1)}, 4)
+    assert find_mismatches(best, golden, schema) == []
+    assert any("contradicts" in mismatch for mismatch in find_mismatches(torn, golden, schema))
+    assert any("the best has" in mismatch for mismatch in find_mismatches(worse, golden, schema))

@@ -1,0 +1,1 @@
+"""Tests of polyhead-serve and model.py without Triton."""

@@ -1,0 +1,207 @@
+"""model.py, Triton's adapter, driven without Triton."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from polyhead.export import export_checkpoint
+from polyhead.predictor import Predictor
+from tests.serve import fake_triton_python_backend_utils as pb_utils
+from tests.serve.fake_triton_python_backend_utils import Request, texts
+from tests.tiny import write_tiny_checkpoint
+
+WIDTH = 8
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository that serves a tiny checkpoint."""
+    folder = tmp_path_factory.mktemp("served")
+    write_tiny_checkpoint(folder / "checkpoint")
+    export_checkpoint(folder / "checkpoint", folder / "repository")
+    return folder / "repository"
+
+
+@pytest.fixture
+def model(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The model, initialized as Triton does it."""
+    return start(repository, monkeypatch)
+
+
+def start(repository: Path, monkeypatch: pytest.MonkeyPatch, kind: str = "CPU") -> Any:
+    """Imports model.py and initializes it."""
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", pb_utils)
+    monkeypatch.setattr(pb_utils.Logger, "lines", [])
+    spec = importlib.util.spec_from_file_location("served_model", repository / "gpt2_classifier" / "1" / "model.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "served_model", module)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    served = module.TritonPythonModel()
+    served.initialize(
+        {
+            "model_repository": str(repository / "gpt2_classifier"),
+            "model_version": "1",
+            "model_instance_kind": kind,
+            "model_instance_device_id": "0",
+        }
+    )
+    return served
+
+
+def only(model: Any, request: Request) -> Any:
+    """The response to a request that is alone in its batch."""
+    (response,) = model.execute([request])
+    return response
+
+
+def predictions(response: Any) -> list[Any]:
+    """PREDICTION, parsed."""
+    return [json.loads(row) for row in response["PREDICTION"][:, 0]]
+
+
+def test_answers_as_the_predictor(model: Any, repository: Path) -> None:
+    """All four outputs hold what the predictor says, in the shapes of the contract."""
+    rows = [b"Rain and sport", b"word " * 200]
+    response = only(model, Request(texts(*rows)))
+    predictor = Predictor.load(repository / "gpt2_classifier" / "1" / "checkpoint")
+    assert predictions(response) == predictor.predict(rows)
+    np.testing.assert_array_equal(response["SCORES"], predictor.score(predictor.encode(rows)))
+    assert response["SCORES"].dtype == np.float32
+    assert response["TOKEN_COUNT"].dtype == np.int32
+    assert response["TOKEN_COUNT"].shape == (2, 1)
+    assert [row["truncated"] for row in predictions(response)] == [False, True]
+    assert [head["name"] for head in json.loads(response["SCHEMA"][1, 0])["heads"]] == ["topic", "mood", "stars"]
+
+
+def test_requests_of_a_batch_keep_apart(model: Any) -> None:
+    """Requests that ask for different outputs with different options get in a batch what each gets alone."""
+    requests = [
+        Request(texts(b"schema only"), outputs=("SCHEMA",)),
+        Request(texts(b"first", b"second one"), '{"top_k": 3}', ("PREDICTION",)),
+        Request(texts(b"three tokens or more"), outputs=("TOKEN_COUNT",)),
+        Request(texts(b"fourth"), '{"threshold": 0.0}', ("SCORES", "PREDICTION", "TOKEN_COUNT")),
+    ]
+    together = model.execute(requests)
+    for request, response in zip(requests, together, strict=True):
+        alone = only(model, request)
+        assert [tensor.name for tensor in response.output_tensors] == [tensor.name for tensor in alone.output_tensors]
+        for tensor in alone.output_tensors:
+            if tensor.name == "SCORES":
+                np.testing.assert_allclose(response[tensor.name], tensor.array, atol=1e-6)
+            elif tensor.name == "PREDICTION":
+                assert [list(row["heads"]["topic"]["labels"]) for row in predictions(response)] == [
+                    list(row["heads"]["topic"]["labels"]) for row in predictions(alone)
+                ]
+            else:
+                np.testing.assert_array_equal(response[tensor.name], tensor.array)
+    assert len(predictions(together[1])[0]["heads"]["topic"]["labels"]) == 3
+    assert len(predictions(together[3])[0]["heads"]["mood"]["labels"]) == 4
+
+
+@pytest.mark.parametrize("outputs", [("SCHEMA",), ("TOKEN_COUNT",), ("TOKEN_COUNT", "SCHEMA")])
+def test_only_asked_outputs_are_computed(model: Any, outputs: tuple[str, ...]) -> None:
+    """Where neither PREDICTION nor SCORES is asked for, the model does not run."""
+    model.predictor.score = None  # a call would raise, and the response be an error
+    response = only(model, Request(texts(b"Rain"), outputs=outputs))
+    assert tuple(tensor.name for tensor in response.output_tensors) == outputs
+
+
+@pytest.mark.parametrize("text", [b"", b" \n", b"\xff\xfe", b"\x00\xc3"])
+def test_bad_text_spoils_itself(model: Any, text: bytes) -> None:
+    """A text that cannot be read is an error of its own row: NaN, no tokens, and its neighbours unchanged."""
+    response = only(model, Request(texts(b"Rain", text, b"Sport")))
+    first, bad, last = predictions(response)
+    assert list(bad) == ["error"]
+    assert "heads" in first
+    assert "heads" in last
+    assert np.isnan(response["SCORES"][1]).all()
+    assert response["TOKEN_COUNT"][1, 0] == 0
+    np.testing.assert_allclose(
+        response["SCORES"][[0, 2]], only(model, Request(texts(b"Rain", b"Sport")))["SCORES"], atol=1e-6
+    )
+
+
+BAD_REQUESTS = {
+    "unknown parameter": (Request(texts(b"x"), '{"topk": 3}'), "topk"),
+    "out of range": (Request(texts(b"x"), '{"threshold": 1.5}'), "threshold"),
+    "wrong type": (Request(texts(b"x"), '{"top_k": "3"}'), "top_k"),
+    "parameters not UTF-8": (Request(texts(b"x"), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad")), "UTF-8"),
+    "parameters not JSON": (Request(texts(b"x"), "{"), "parameters"),
+    "no input": (Request(None), "TEXT"),
+    "no text": (Request(texts()), "[n, 1]"),
+    "two columns": (Request(texts(b"x", b"y").reshape(1, 2)), "[n, 1]"),
+    "one axis": (Request(texts(b"x", b"y").reshape(2)), "[n, 1]"),
+    "numbers": (Request(np.zeros((1, 1), np.float32)), "BYTES"),
+    "damaged bytes": (Request(RuntimeError("at file.cc:12")), "TEXT"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_REQUESTS)
+def test_bad_request_spoils_itself(model: Any, name: str) -> None:
+    """A request that is wrong as a whole gets INVALID_ARG with a reason; the others of its batch are answered."""
+    bad, reason = BAD_REQUESTS[name]
+    before, response, after = model.execute([Request(texts(b"Rain")), bad, Request(texts(b"Sport", b""))])
+    assert response.error.code == pb_utils.TritonError.INVALID_ARG
+    assert reason in str(response.error)
+    assert ".cc" not in str(response.error)
+    assert before.error is None
+    assert after["SCORES"].shape == (2, WIDTH)
+
+
+def test_unexpected_exception_leaks_nothing(model: Any) -> None:
+    """An unforeseen exception answers every request with INTERNAL and no detail, which goes to the log alone."""
+
+    def explode(encoded: Any) -> Any:
+        raise RuntimeError("é secret \ud800")
+
+    model.predictor.score = explode
+    responses = model.execute([Request(texts(b"a")), Request(texts(b"b"))])
+    assert [response.error.code for response in responses] == [pb_utils.TritonError.INTERNAL] * 2
+    assert all("secret" not in str(r.error) and ".py" not in str(r.error) for r in responses)
+    assert "secret" in pb_utils.Logger.lines[0]
+    assert "test_model.py" in pb_utils.Logger.lines[0]
+
+
+def test_damaged_checkpoint_fails_the_load(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing tensor file, or scores that are not finite, never gets past initialize."""
+    damaged = tmp_path / "repository"
+    shutil.copytree(repository, damaged)
+    (damaged / "gpt2_classifier/1/checkpoint/model.safetensors").unlink()
+    with pytest.raises(pb_utils.TritonModelException, match=r"model\.safetensors"):
+        start(damaged, monkeypatch)
+    monkeypatch.setattr(Predictor, "score", lambda self, encoded: np.full((len(encoded), WIDTH), np.nan, np.float32))
+    with pytest.raises(pb_utils.TritonModelException, match="16 that are not finite"):
+        start(repository, monkeypatch)
+
+
+def test_threads_must_be_a_number(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """POLYHEAD_THREADS is checked at start, with an error that names it."""
+    monkeypatch.setenv("POLYHEAD_THREADS", "many")
+    with pytest.raises(pb_utils.TritonModelException, match=r"POLYHEAD_THREADS.*'many'"):
+        start(repository, monkeypatch)
+
+
+def test_gpu_without_cuda_serves_from_the_cpu(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Triton sees a GPU that torch does not, the model serves from the CPU and says so."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    start(repository, monkeypatch, kind="GPU")
+    assert "CPU" in pb_utils.Logger.lines[0]
+
+
+def test_other_labels_are_told(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """labels.txt that belongs to other heads is a warning in the log."""
+    other = tmp_path / "repository"
+    shutil.copytree(repository, other)
+    (other / "gpt2_classifier" / "labels.txt").write_text("topic/other\n", encoding="utf-8")
+    start(other, monkeypatch)
+    assert "labels.txt" in pb_utils.Logger.lines[0]

@@ -1,0 +1,219 @@
+"""polyhead-serve's command line: what it refuses, and the command that it builds."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from polyhead import serve, triton_install
+from polyhead.triton_install import InstallError, TritonInstall, find_in_wheel, find_triton
+
+WHEEL = TritonInstall(Path("/wheel/bin/tritonserver"), (Path("/wheel/libtriton_python.so"),), (Path("/wheel.libs"),))
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A folder that looks like a repository with one checkpoint."""
+    checkpoint = tmp_path / "repository" / "gpt2_classifier" / "1" / "checkpoint"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "config.json").write_text("{}", encoding="utf-8")
+    return tmp_path / "repository"
+
+
+@pytest.fixture(autouse=True)
+def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "find_triton", lambda: WHEEL)
+
+
+def command(*arguments: str) -> list[str]:
+    """The command that these arguments lead to."""
+    settings = serve.parse([*arguments])
+    return serve.server_command(settings, WHEEL, Path("/backends"), "polyhead_1_ab", "k" * 16)
+
+
+def test_flags_are_safe() -> None:
+    """Loopback everywhere, no way to load a model, no auto-complete, and shared memory under a name of its own."""
+    flags = command()
+    assert {
+        "--http-address=127.0.0.1",
+        "--grpc-address=127.0.0.1",
+        "--metrics-address=127.0.0.1",
+        "--model-control-mode=none",
+        "--disable-auto-complete-config",
+        "--backend-config=python,shm-region-prefix-name=polyhead_1_ab",
+        "--backend-directory=/backends",
+    } <= set(flags)
+
+
+@pytest.mark.parametrize("flag", ["--http-restricted-api", "--grpc-restricted-protocol"])
+def test_admin_apis_need_the_key(flag: str) -> None:
+    """Each API that could harm is behind the key, over both protocols; inference, metadata and health are not."""
+    (value,) = [argument.partition("=")[2] for argument in command() if argument.startswith(flag)]
+    apis, _, key = value.partition(":")
+    assert set(apis.split(",")) == {
+        "model-repository",
+        "model-config",
+        "shared-memory",
+        "logging",
+        "trace",
+        "statistics",
+    }
+    assert key == f"polyhead-admin-key={'k' * 16}"
+
+
+def test_options_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment variable is the default, the command line stands above it."""
+    monkeypatch.setenv("POLYHEAD_HTTP_PORT", "18000")
+    monkeypatch.setenv("POLYHEAD_GRPC_PORT", "18001")
+    flags = command("--grpc-port", "28001")
+    assert "--http-port=18000" in flags
+    assert "--grpc-port=28001" in flags
+
+
+def test_own_server_keeps_its_backends() -> None:
+    """A tritonserver that was found on PATH uses the backends it came with."""
+    settings = serve.parse([])
+    flags = serve.server_command(settings, TritonInstall(Path("/opt/bin/tritonserver")), Path("/b"), "p", "k")
+    assert not any(flag.startswith("--backend-directory") for flag in flags)
+
+
+def refuse(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Runs the command, which must end with code 2 and one line."""
+    assert serve.main([*arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_missing_repository(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A repository that is not there is named."""
+    assert f"{tmp_path}/none: no such folder" in refuse(capsys, "--repository", f"{tmp_path}/none")
+
+
+def test_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A repository without a checkpoint leads to polyhead-export."""
+    (tmp_path / "gpt2_classifier" / "1").mkdir(parents=True)
+    assert "polyhead-export" in refuse(capsys, "--repository", str(tmp_path))
+
+
+def test_busy_port(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A port that somebody listens on is named with its option."""
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = str(busy.getsockname()[1])
+        error = refuse(capsys, "--repository", str(repository), "--http-port", port)
+    assert f"--http-port {port}: cannot listen on 127.0.0.1:{port}" in error
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "reason"),
+    [
+        ("--http-port", "70000", "65535"),
+        ("--grpc-port", "8000", "--http-port has the same port"),
+        ("--address", "256.1.1.1", "cannot listen"),
+    ],
+)
+def test_bad_address(
+    repository: Path, capsys: pytest.CaptureFixture[str], option: str, value: str, reason: str
+) -> None:
+    """A port or address that cannot be is refused before anything starts."""
+    free = {"--http-port": "8000", option: value}
+    arguments = [word for pair in free.items() for word in pair]
+    assert reason in refuse(capsys, "--repository", str(repository), *arguments)
+
+
+@pytest.mark.parametrize("key", ["short", "with,comma,with,comma", "with=equals=with"])
+def test_admin_key_must_fit_the_flag(
+    repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """A key that Triton would cut apart is refused, and not shown."""
+    monkeypatch.setenv("POLYHEAD_ADMIN_KEY", key)
+    error = refuse(capsys, "--repository", str(repository))
+    assert "POLYHEAD_ADMIN_KEY" in error
+    assert key not in error
+
+
+@pytest.mark.parametrize("arguments", [["--log-level", "loud"], ["--startup-timeout-s", "0"], ["--http-port", "x"]])
+def test_bad_option(arguments: list[str]) -> None:
+    """A value that an option does not take ends with code 2."""
+    with pytest.raises(SystemExit, match="2"):
+        serve.parse(arguments)
+
+
+def test_dry_run_prints_a_script(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The script makes the backend folder, sets the environment and runs the server; nothing is started."""
+    assert serve.main(["--repository", str(repository), "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["mkdir", "ln", "export", "export", "exec"]
+    assert f"--model-repository={repository}" in lines[-1]
+
+
+def make_wheel(folder: Path, python: str) -> Path:
+    """The files of pytriton that matter, empty."""
+    root = folder / "pytriton" / "tritonserver"
+    for name in (
+        "bin/tritonserver",
+        "backends/python/libtriton_python.so",
+        "backends/python/triton_python_backend_utils.py",
+        f"python_backend_stubs/{python}/triton_python_backend_stub",
+    ):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return folder / "pytriton"
+
+
+def test_wheel_gets_a_backend_of_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stub of this Python stands beside the backend, in a folder of its own; the wheel stays as it is."""
+    monkeypatch.setattr(triton_install, "loads", lambda library, changed: True)
+    wheel = make_wheel(tmp_path, triton_install.PYTHON)
+    before = sorted(wheel.rglob("*"))
+    install = find_in_wheel(wheel)
+    install.link_backends(tmp_path / "backends")
+    assert sorted(path.name for path in (tmp_path / "backends" / "python").iterdir()) == [
+        "libtriton_python.so",
+        "triton_python_backend_stub",
+        "triton_python_backend_utils.py",
+    ]
+    assert sorted(wheel.rglob("*")) == before
+
+
+def test_missing_stub(tmp_path: Path) -> None:
+    """A wheel without a stub for this Python says which it has."""
+    with pytest.raises(InstallError, match=r"no stub for Python .*, only for 3\.8$"):
+        find_in_wheel(make_wheel(tmp_path, "3.8"))
+
+
+def test_missing_libpython(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A libpython that the loader cannot find leads to the package to install."""
+    monkeypatch.setattr(triton_install, "LIBPYTHON", "libpython0.0.so.1.0")
+    with pytest.raises(InstallError, match=r"libpython0\.0\.so\.1\.0: cannot be loaded.*Debian's package"):
+        find_in_wheel(make_wheel(tmp_path, triton_install.PYTHON))
+
+
+def test_libpython_of_the_environment_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A libpython in the environment's lib, where setup/libpython.sh puts it, goes to the loader's path."""
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / triton_install.LIBPYTHON).touch()
+    monkeypatch.setattr(triton_install.sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(triton_install, "loads", lambda library, changed: True)
+    wheel = make_wheel(tmp_path, triton_install.PYTHON)
+    changed = find_in_wheel(wheel).environment({"PATH": "/usr/bin", "LD_LIBRARY_PATH": "/other:"})
+    assert changed["PATH"] == f"{tmp_path}/bin:/usr/bin"
+    assert changed["LD_LIBRARY_PATH"] == f"{tmp_path}/lib:{tmp_path}/nvidia_pytriton.libs:/other"
+
+
+def test_server_on_path_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tritonserver on PATH, as in Triton's containers, stands above the wheel's."""
+    (tmp_path / "tritonserver").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_triton() == TritonInstall(tmp_path / "tritonserver")
+
+
+def test_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any tritonserver the error names the package that brings one."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(triton_install.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InstallError, match="nvidia-pytriton"):
+        find_triton()

@@ -1,0 +1,101 @@
+"""Tiny random checkpoints of every shape, made in a second: what tests load, serve and compare."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from transformers import GPT2Config
+
+from polyhead.checkpoint import Architecture, Spec, write_checkpoint
+from polyhead.schema import Head, Schema
+from polyhead_training.golden import golden_rows
+from polyhead_training.modeling import build_model
+from polyhead_training.tokenizer import train_tokenizer
+
+MAX_LENGTH = 48
+
+TEXTS = [
+    "Parliament passed the budget after a night of debate.",
+    "The striker scored twice in the second half and the crowd went home happy.",
+    "A new telescope sees the light of the first galaxies; its mirror has eighteen parts.",
+    "Rain.",
+    "Prices rose, wages did not, and the minister said that both would change next year if the harvest is good.",
+    "Ein kurzer Satz mit Umlauten: Größe, Übermut, schön.",
+    "naïve café — 東京 🙂",
+    "Literal <|endoftext|> in the middle of a text",
+    "def fit(model, rows):\n    return model.train(rows)\n",
+    "word " * 200,
+]
+
+SCHEMA = Schema(
+    [
+        Head(name="topic", kind="single_label", labels=("news", "sport", "science")),
+        Head(name="mood", kind="multi_label", labels=("happy", "sad", "angry", "calm")),
+        Head(name="stars", kind="regression"),
+    ]
+)
+
+
+@cache
+def tiny_tokenizer() -> Tokenizer:
+    """A byte-level BPE of 400 tokens."""
+    return train_tokenizer(TEXTS, 400)
+
+
+def tiny_config(**fields: Any) -> GPT2Config:
+    """A GPT-2 of three layers and 32 channels; dropout is on, as in training."""
+    defaults = {"n_layer": 3, "n_embd": 32, "n_head": 4, "n_positions": MAX_LENGTH}
+    return GPT2Config(
+        **(defaults | fields | {"vocab_size": tiny_tokenizer().get_vocab_size(), "bos_token_id": 0, "eos_token_id": 0})
+    )
+
+
+def tiny_spec(architecture: Architecture = "base", head_class: str | None = None, **head_args: Any) -> Spec:
+    """The spec of an architecture, with its default head."""
+    concat = architecture == "hidden_state_concat"
+    return Spec(
+        architecture=architecture,
+        layer2concat=2 if concat else None,
+        head_class=head_class or ("ConcatHeadSimple" if concat else "Linear"),
+        head_args=head_args,
+        max_length=MAX_LENGTH,
+    )
+
+
+def tiny_model(spec: Spec, schema: Schema = SCHEMA, seed: int = 0, **config_fields: Any) -> Any:
+    """A model with random weights large enough that texts get different answers, in eval mode."""
+    torch.manual_seed(seed)
+    model = build_model(tiny_config(**config_fields), spec, schema)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.eval()
+
+
+def write_tiny_checkpoint(
+    path: Path,
+    architecture: Architecture = "base",
+    schema: Schema = SCHEMA,
+    seed: int = 0,
+    head_class: str | None = None,
+    head_args: dict[str, Any] | None = None,
+    **config_fields: Any,
+) -> Any:
+    """Writes a checkpoint with golden rows from transformers, and returns the transformers model behind it."""
+    spec = tiny_spec(architecture, head_class, **(head_args or {}))
+    model = tiny_model(spec, schema, seed, **config_fields)
+    write_checkpoint(
+        path,
+        config=model.config.to_dict(),
+        spec=spec,
+        schema=schema,
+        tensors=model.state_dict(),
+        tokenizer_json=tiny_tokenizer().to_str(),
+        golden=golden_rows(TEXTS, model, tiny_tokenizer(), schema, MAX_LENGTH, rows=len(TEXTS), seed=0),
+        metrics={},
+    )
+    return model

@@ -1,0 +1,136 @@
+"""Rows of every format become the same texts and label matrices; what is wrong is named by place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+import pytest
+
+from polyhead.errors import PolyheadError, SchemaError
+from polyhead_training.config import DataConfig, HeadConfig
+from polyhead_training.data import read_corpus
+from polyhead_training.errors import DataError
+
+ROWS = [
+    {"text": "one", "topic": "NA", "tags": ["x", "y"], "stars": 1.0},
+    {"text": "two", "topic": "null", "tags": [], "stars": 2.5},
+    {"text": "three, with a comma", "topic": "3", "tags": ["y"], "stars": -1.0},
+]
+HEADS = [
+    HeadConfig(name="topic", kind="single_label"),
+    HeadConfig(name="tags", kind="multi_label", separator=";"),
+    HeadConfig(name="stars", kind="regression"),
+]
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Lists joined by semicolons."""
+    pandas.DataFrame([row | {"tags": ";".join(row["tags"])} for row in rows]).to_csv(path, index=False)
+    return path
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """A row a line."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Lists as lists."""
+    pandas.DataFrame(rows).to_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize(("suffix", "write"), [("csv", write_csv), ("jsonl", write_jsonl), ("parquet", write_parquet)])
+def test_formats_agree(tmp_path: Path, suffix: str, write: Callable[..., Path]) -> None:
+    """CSV, JSONL and Parquet give the same texts, schema and labels; "NA" and "null" stay labels."""
+    path = str(write(tmp_path / f"rows.{suffix}", ROWS))
+    corpus = read_corpus(DataConfig(train=path, validation=path), HEADS)
+    assert corpus.train.texts == [row["text"] for row in ROWS]
+    assert corpus.schema["topic"].labels == ("3", "NA", "null")
+    assert corpus.schema["tags"].labels == ("x", "y")
+    np.testing.assert_array_equal(corpus.train.labels, [[1, 1, 1, 1], [2, 0, 0, 2.5], [0, 0, 1, -1]])
+
+
+def test_several_files_by_glob(tmp_path: Path) -> None:
+    """A glob reads all files, in the order of their names."""
+    write_jsonl(tmp_path / "a.jsonl", ROWS[:1])
+    write_jsonl(tmp_path / "b.jsonl", ROWS[1:])
+    corpus = read_corpus(DataConfig(train=str(tmp_path / "*.jsonl"), validation=str(tmp_path / "b.jsonl")), HEADS)
+    assert corpus.train.texts == [row["text"] for row in ROWS]
+
+
+def test_a_tenth_is_held_out_by_text(tmp_path: Path) -> None:
+    """Without a validation file, equal texts stand on one side and about a tenth is held out, stably as data grows."""
+    rows = [{"text": f"text {i % 200}", "topic": "ab"[i % 2]} for i in range(400)]
+    heads = [HeadConfig(name="topic", kind="single_label")]
+    corpus = read_corpus(DataConfig(train=str(write_jsonl(tmp_path / "r.jsonl", rows))), heads)
+    assert not set(corpus.train.texts) & set(corpus.validation.texts)
+    assert 20 <= len(corpus.validation) <= 60
+    more = rows + [{"text": f"new {i}", "topic": "a"} for i in range(100)]
+    grown = read_corpus(DataConfig(train=str(write_jsonl(tmp_path / "r.jsonl", more))), heads)
+    assert set(corpus.validation.texts) <= set(grown.validation.texts)
+
+
+def test_blank_texts_are_dropped_and_counted(tmp_path: Path) -> None:
+    """A row without a text is left out with its labels."""
+    rows = [ROWS[0], ROWS[1] | {"text": "  "}, ROWS[2] | {"text": None}, ROWS[2]]
+    path = str(write_jsonl(tmp_path / "r.jsonl", rows))
+    corpus = read_corpus(DataConfig(train=path, validation=path), HEADS)
+    assert (len(corpus.train), corpus.train.dropped) == (2, 2)
+    assert corpus.train.labels[1, 0] == corpus.schema["topic"].index_of["3"]
+
+
+def test_missing_labels_are_unknown(tmp_path: Path) -> None:
+    """A label that is not given is NaN for that head alone."""
+    rows = [*ROWS, {"text": "four", "topic": None, "tags": None, "stars": None}]
+    path = str(write_jsonl(tmp_path / "r.jsonl", rows))
+    labels = read_corpus(DataConfig(train=path, validation=path), HEADS).train.labels
+    assert np.isnan(labels[3]).all()
+    assert not np.isnan(labels[:3]).any()
+
+
+@pytest.mark.parametrize(
+    ("change", "heads", "message"),
+    [
+        ({}, [HeadConfig(name="colour", kind="single_label")], "no column 'colour', only text, topic, tags, stars"),
+        ({}, [HeadConfig(name="topic", kind="regression")], "row 1: column 'topic': a regression needs finite numbers"),
+        ({}, [HeadConfig(name="topic", kind="single_label", labels=["3", "NA"])],
+         "row 2: column 'topic': label 'null' is not in the schema of head 'topic'; allowed are 3, NA"),
+        ({}, [HeadConfig(name="topic", kind="single_label", labels=[])], "needs at least 2 labels"),
+        ({"topic": None}, [HeadConfig(name="topic", kind="single_label")], "holds no label for head 'topic'"),
+        ({"text": ""}, HEADS, "has no row with a text"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named(tmp_path: Path, change: dict[str, Any], heads: list[HeadConfig], message: str) -> None:
+    """One line with the file, the row, the column and what is allowed."""
+    path = str(write_jsonl(tmp_path / "r.jsonl", [row | change for row in ROWS]))
+    with pytest.raises(PolyheadError, match=message) as caught:
+        read_corpus(DataConfig(train=path, validation=path), heads)
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, DataError | SchemaError)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.csv", None, "no such file"),
+        ("broken.parquet", b"PAR1nonsense", "cannot be read as parquet"),
+        ("broken.jsonl", b'{"text": \n', "cannot be read as json"),
+        ("empty.csv", b"", "cannot be read as csv"),
+        ("rows.xlsx", b"x", "one of .csv, .jsonl, .json, .parquet"),
+    ],
+)
+def test_an_unreadable_file_is_named(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    """Files that are missing, damaged or of another kind."""
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        read_corpus(DataConfig(train=str(tmp_path / name)), HEADS)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,1 @@
+"""Training of Polyhead classifiers: from texts and labels to a self-describing checkpoint."""

@@ -1,0 +1,241 @@
+"""The demo's data set: Debian's package descriptions with their section, role and tags.
+
+Reads the machine's own apt sources into a private state folder, so it needs neither root nor the system's lists.
+Package names decide the split but are never a field of a row: they give the section away.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from debian.deb822 import Deb822
+from rich.progress import Progress
+
+from polyhead_training.errors import DataError
+
+MIN_SECTION_ROWS = 50  # of the training rows, as for tags
+MIN_TAG_ROWS = 200
+APT_TIMEOUT_S = 300
+SPLITS = ("train", "validation", "test")
+OWN_DATA = (
+    'to use your own data, run `polyhead-train CONFIG.toml` with data.train = "my.csv", data.text_column and '
+    "a [[heads]] table with the column of each label"
+)
+README = """\
+# Debian packages
+
+Texts are package descriptions; `section` (one label), `role` (one label, the first `role::` tag) and `tags` (any
+number of labels) come from Debian's package index. A tenth of the packages, by a hash of their name, is
+`test.jsonl`, another tenth `validation.jsonl`. `summary.json` counts rows and labels.
+"""
+
+
+@dataclass(frozen=True)
+class DebianSummary:
+    """What a built data set holds.
+
+    Attributes:
+        rows: rows of each split.
+        sections, roles, tags: each label's number of training rows, most frequent first.
+    """
+
+    rows: dict[str, int]
+    sections: dict[str, int]
+    roles: dict[str, int]
+    tags: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _Package:
+    split: str
+    text: str
+    section: str
+    role: str | None
+    tags: list[str]  # all but role:: ones, rare ones too
+
+
+def build_debian(output: Path, *, progress: Progress) -> DebianSummary:
+    """Writes ``train.jsonl``, ``validation.jsonl``, ``test.jsonl``, ``summary.json`` and a README into ``output``.
+
+    The folder appears whole or not at all; one that is there already is replaced. apt's lists stay beside it, in
+    ``<output>.apt``, so that building again reads only what changed.
+
+    Raises:
+        DataError: apt is missing, fetched no lists, or its lists carry no tags (Debian's do, Ubuntu's do not).
+    """
+    lists = _fetch_lists(output.with_name(output.name + ".apt"), progress)
+    return build_from_lists(lists, output, progress=progress)
+
+
+def build_from_lists(lists: Path, output: Path, *, progress: Progress) -> DebianSummary:
+    """Builds from a folder of uncompressed apt lists; see ``build_debian``."""
+    packages = _select(_read_packages(lists, progress))
+    if {package.split for package in packages} != set(SPLITS):
+        raise DataError(f"{lists}: too few packages with tags in main of the apt sources; {OWN_DATA}")
+    training = [package for package in packages if package.split == "train"]
+    tags = _counted(tag for package in training for tag in package.tags)
+    summary = DebianSummary(
+        rows={split: sum(package.split == split for package in packages) for split in SPLITS},
+        sections=_counted(package.section for package in training),
+        roles=_counted(package.role for package in training if package.role),
+        tags=tags,
+    )
+    try:
+        _write(packages, summary, output)
+    except OSError as error:
+        raise DataError(f"{output}: cannot be written ({error})") from error
+    return summary
+
+
+def plain_text(description: str) -> str:
+    """Turns a control file's description into text: a paragraph a line, list items on lines of their own.
+
+    In the format (Debian Policy 5.6.13) the first line is the synopsis, `` .`` an empty line, and a line indented by
+    two or more spaces is not to be wrapped.
+    """
+    synopsis, *body = description.splitlines()
+    lines = [synopsis.strip()]
+    joins = False  # whether the next wrapped line goes on in the last one
+    for line in body:
+        content = line.strip()
+        if content in ("", "."):
+            joins = False
+        elif joins and not line.startswith("  "):
+            lines[-1] += " " + content
+        else:
+            lines.append(content)
+            joins = not line.startswith("  ")
+    return "\n".join(line for line in lines if line)
+
+
+def split_of(name: str) -> str:
+    """Gives a package's split by a hash of its name, so that it stays the same from release to release."""
+    bucket = int(hashlib.sha256(name.encode()).hexdigest(), 16) % 10
+    return {0: "test", 1: "validation"}.get(bucket, "train")
+
+
+def _fetch_lists(private: Path, progress: Progress) -> Path:
+    apt = shutil.which("apt-get")
+    if apt is None:
+        raise DataError(f"the demo data set needs Debian's apt, and there is no apt-get on this machine; {OWN_DATA}")
+    state, cache = private.absolute() / "state", private.absolute() / "cache"
+    try:
+        (state / "lists" / "partial").mkdir(parents=True, exist_ok=True)
+        (cache / "archives" / "partial").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{private}: cannot be made ({error})") from error
+    options = {
+        "Dir::State": state,
+        "Dir::Cache": cache,
+        "Acquire::Languages": "en",
+        "Acquire::GzipIndexes": "false",
+        "APT::Sandbox::User": getpass.getuser(),  # else a run as root hands over to a user who may not write here
+    }
+    arguments = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
+    task = progress.add_task("Fetching Debian's package lists", total=None)
+    try:
+        run = subprocess.run(
+            [apt, *arguments, "update"],
+            capture_output=True,
+            check=False,
+            text=True,
+            errors="replace",
+            timeout=APT_TIMEOUT_S,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise DataError(f"apt-get update failed ({error}); {OWN_DATA}") from error
+    progress.update(task, total=1, completed=1)
+    lists = state / "lists"
+    # Not the exit status: a source that is down or unsigned does not matter as long as Debian's lists came.
+    if not _find(lists, "Packages") or not _find(lists, "Translation-en"):
+        reason = " ".join(run.stderr.split()) or "no errors"
+        raise DataError(f"apt-get update brought no package lists of main ({reason[:500]}); {OWN_DATA}")
+    return lists
+
+
+def _find(lists: Path, kind: str) -> list[Path]:
+    pattern = {"Packages": "*_main_binary-*_Packages", "Translation-en": "*_main_i18n_Translation-en"}[kind]
+    return sorted(lists.glob(pattern))
+
+
+def _read_packages(lists: Path, progress: Progress) -> list[_Package]:
+    """Joins index and descriptions; a package in several lists counts once, from the first that gives it tags."""
+    descriptions = {
+        paragraph["Description-md5"]: paragraph["Description-en"]
+        for paragraph in _paragraphs(_find(lists, "Translation-en"), "Reading descriptions", progress)
+        if "Description-md5" in paragraph and "Description-en" in paragraph
+    }
+    packages: dict[str, _Package] = {}
+    for paragraph in _paragraphs(_find(lists, "Packages"), "Reading packages", progress):
+        name, description = paragraph["Package"], descriptions.get(paragraph.get("Description-md5", ""))
+        if name in packages or description is None or "Tag" not in paragraph or "Section" not in paragraph:
+            continue
+        tags = list(dict.fromkeys(tag for part in paragraph["Tag"].split(",") if (tag := part.strip())))
+        roles = [tag.removeprefix("role::") for tag in tags if tag.startswith("role::")]
+        others = [tag for tag in tags if not tag.startswith("role::")]
+        if text := plain_text(description):
+            role = roles[0] if roles else None
+            packages[name] = _Package(split_of(name), text, paragraph["Section"], role, others)
+    return [packages[name] for name in sorted(packages)]
+
+
+def _paragraphs(paths: list[Path], title: str, progress: Progress) -> Iterator[Deb822]:
+    fields = ["Package", "Section", "Tag", "Description-md5", "Description-en"]
+    for path in paths:
+        try:
+            with progress.open(path, "rb", description=title) as file:
+                yield from Deb822.iter_paragraphs(file, fields=fields, use_apt_pkg=False)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: cannot be read ({error})") from error
+
+
+def _select(packages: list[_Package]) -> list[_Package]:
+    """Keeps rows with a role whose section is frequent enough, and of their tags the frequent ones.
+
+    Packages without a role count towards a section's and a tag's frequency before they are dropped.
+    """
+    training = [package for package in packages if package.split == "train"]
+    sections = _counted((package.section for package in training), MIN_SECTION_ROWS)
+    packages = [package for package in packages if package.section in sections]
+    training = [package for package in packages if package.split == "train"]
+    tags = _counted((tag for package in training for tag in package.tags), MIN_TAG_ROWS)
+    roles = {package.role for package in training} - {None}
+    return [
+        replace(package, tags=[tag for tag in package.tags if tag in tags])
+        for package in packages
+        if package.role in roles
+    ]
+
+
+def _counted(labels: Iterator[str], at_least: int = 1) -> dict[str, int]:
+    return {label: count for label, count in Counter(labels).most_common() if count >= at_least}
+
+
+def _write(packages: list[_Package], summary: DebianSummary, output: Path) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
+        staged, replaced = Path(temporary) / "new", Path(temporary) / "old"
+        staged.mkdir()
+        for split in SPLITS:
+            with (staged / f"{split}.jsonl").open("w", encoding="utf-8") as file:
+                for package in packages:
+                    if package.split == split:
+                        row = {key: value for key, value in asdict(package).items() if key != "split"}
+                        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        (staged / "summary.json").write_text(json.dumps(asdict(summary), indent=2) + "\n", encoding="utf-8")
+        (staged / "README.md").write_text(README, encoding="utf-8")
+        if output.exists():
+            output.rename(replaced)
+        staged.rename(output)

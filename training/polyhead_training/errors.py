@@ -1,0 +1,22 @@
+"""What can be wrong with a training run's config or data: one line that names the place; exit code 2.
+
+TrainingError
+├── ConfigError   the TOML file
+└── DataError     files, columns, rows and labels
+"""
+
+from __future__ import annotations
+
+from polyhead.errors import PolyheadError
+
+
+class TrainingError(PolyheadError):
+    """Base of the errors that the user of the training package can mend."""
+
+
+class ConfigError(TrainingError):
+    """The TOML file is unreadable, or a field in it is unknown, missing or out of range."""
+
+
+class DataError(TrainingError):
+    """A data file, a column, a row or a label is not as the config says."""

@@ -1,0 +1,231 @@
+"""Fitting: transformers' Trainer over a corpus; from a config to a checkpoint folder."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from pydantic import ValidationError
+from tokenizers import Tokenizer
+from transformers import EvalPrediction, GPT2Config, GPT2Model, Trainer, TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback
+
+from polyhead.checkpoint import Spec, write_checkpoint
+from polyhead.encode import encode
+from polyhead.errors import CheckpointError
+from polyhead.export import check_golden
+from polyhead.predictor import Predictor
+from polyhead.schema import Schema
+from polyhead_training.config import FitConfig, TrainingConfig
+from polyhead_training.data import Corpus, Split, read_corpus
+from polyhead_training.errors import ConfigError
+from polyhead_training.golden import golden_rows
+from polyhead_training.metrics import evaluate
+from polyhead_training.modeling import build_model
+from polyhead_training.progress import ProgressLines
+from polyhead_training.report import training_curves
+from polyhead_training.tokenizer import END_OF_TEXT, pretrained_tokenizer, train_tokenizer
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a run reached: the scores of ``metrics.json`` and the largest distance of the engine from transformers."""
+
+    metrics: dict[str, Any]
+    schema: Schema
+    engine_distance: float
+
+
+def fit(config: TrainingConfig, say: Callable[[str], None] = print) -> TrainingResult:
+    """Trains and writes the checkpoint to ``config.output``.
+
+    Args:
+        say: is told what goes on, a line at a time.
+
+    Raises:
+        ConfigError, DataError, SchemaError: before anything is trained.
+    """
+    set_seed(config.seed)
+    say("reading data")
+    corpus = read_corpus(config.data, config.heads)
+    _describe(corpus, say)
+    say("preparing the tokenizer")
+    tokenizer = _tokenizer(config, corpus.train.texts)
+    spec = _spec(config)
+    model = _model(config, spec, corpus.schema, tokenizer)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    say(f"training {parameters / 1e6:.1f} M parameters for {config.training.epochs:g} epochs")
+    columns = {
+        "train": _to_columns(corpus.train, tokenizer, spec.max_length),
+        "validation": _to_columns(corpus.validation, tokenizer, spec.max_length),
+    }
+    truncated = _count_truncated(corpus.train, tokenizer, spec.max_length)
+    say(f"{truncated} of {len(corpus.train)} training texts are longer than {spec.max_length} tokens and are truncated")
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="polyhead-trainer-") as scratch:
+        trainer = Trainer(
+            model,
+            args=_arguments(config.training, config.seed, Path(scratch)),
+            data_collator=collate,
+            train_dataset=columns["train"],
+            eval_dataset=columns["validation"],
+            compute_metrics=lambda prediction: _flat_metrics(prediction, corpus.schema),
+            callbacks=[ProgressLines(corpus.schema, say)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        seconds = time.monotonic() - started
+        metrics: dict[str, Any] = {"validation": _evaluate(trainer, columns["validation"], corpus.schema)}
+        if corpus.test is not None:
+            metrics["test"] = _evaluate(trainer, _to_columns(corpus.test, tokenizer, spec.max_length), corpus.schema)
+    metrics["training"] = {
+        "seconds": round(seconds, 1),
+        "rows": len(corpus.train),
+        "truncated_rows": truncated,
+        "epochs": config.training.epochs,
+        "parameters": parameters,
+    }
+    say("computing golden answers")
+    held_out = corpus.test or corpus.validation
+    golden = golden_rows(
+        held_out.texts, model, tokenizer, corpus.schema, spec.max_length, config.golden_rows, config.seed
+    )
+    write_checkpoint(
+        config.output,
+        config=_checkpoint_config(model, corpus.schema),
+        spec=spec,
+        schema=corpus.schema,
+        tensors=model.state_dict(),
+        tokenizer_json=tokenizer.to_str(),
+        golden=golden,
+        metrics=metrics,
+        report={"training.png": training_curves(trainer.state.log_history, corpus.schema)},
+    )
+    return TrainingResult(metrics, corpus.schema, check_golden(Predictor.load(config.output)))
+
+
+def collate(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """A batch, padded on the right to its longest: ``input_ids`` and ``attention_mask`` (n, length), ``labels``."""
+    longest = max(len(row["input_ids"]) for row in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask = torch.zeros(len(rows), longest, dtype=torch.long)
+    for position, row in enumerate(rows):
+        ids[position, : len(row["input_ids"])] = torch.tensor(row["input_ids"])
+        mask[position, : len(row["input_ids"])] = 1
+    return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([row["labels"] for row in rows])}
+
+
+def _describe(corpus: Corpus, say: Callable[[str], None]) -> None:
+    for name, split in (("train", corpus.train), ("validation", corpus.validation), ("test", corpus.test)):
+        if split is not None:
+            dropped = f", {split.dropped} dropped since their text is blank" if split.dropped else ""
+            say(f"  {name}: {len(split)} rows{dropped}")
+    for head in corpus.schema:
+        say(f"  head {head.name}: {head.kind}" + (f", {len(head.labels)} labels" if head.labels else ""))
+
+
+def _tokenizer(config: TrainingConfig, texts: Sequence[str]) -> Tokenizer:
+    if config.model.pretrained is not None:
+        return pretrained_tokenizer(config.model.pretrained)
+    return train_tokenizer(texts, config.model.gpt2.get("vocab_size", 8000))
+
+
+def _spec(config: TrainingConfig) -> Spec:
+    concat = config.model.architecture == "hidden_state_concat"
+    try:
+        return Spec(
+            architecture=config.model.architecture,
+            layer2concat=config.model.layer2concat if concat else None,
+            head_class=config.model.head,
+            head_args=config.model.head_args,
+            max_length=config.model.max_length,
+        )
+    except ValidationError as error:
+        raise ConfigError(f"model: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
+
+
+def _model(config: TrainingConfig, spec: Spec, schema: Schema, tokenizer: Tokenizer) -> Any:
+    try:
+        if config.model.pretrained is not None:
+            body = GPT2Model.from_pretrained(config.model.pretrained)
+            model = build_model(body.config, spec, schema)
+            model.body_model = body
+        else:
+            model = build_model(_fresh_config(config, tokenizer), spec, schema)
+    except (ValueError, TypeError, OSError, CheckpointError) as error:
+        raise ConfigError(f"model: {str(error).splitlines()[0]}") from error
+    if spec.max_length > model.config.n_positions:
+        raise ConfigError(
+            f"model.max_length: {spec.max_length} exceeds the body's n_positions ({model.config.n_positions})"
+        )
+    return model
+
+
+def _fresh_config(config: TrainingConfig, tokenizer: Tokenizer) -> GPT2Config:
+    fields = config.model.gpt2
+    known = set(GPT2Config().to_dict())
+    if unknown := sorted(set(fields) - known):
+        raise ConfigError(f"model.gpt2.{unknown[0]}: unknown field; allowed are the fields of transformers' GPT2Config")
+    end = tokenizer.token_to_id(END_OF_TEXT)
+    defaults = {"n_positions": config.model.max_length, "bos_token_id": end, "eos_token_id": end}
+    # A small corpus can end with fewer merges than were asked for.
+    return GPT2Config(**(defaults | fields | {"vocab_size": tokenizer.get_vocab_size()}))
+
+
+def _to_columns(split: Split, tokenizer: Tokenizer, max_length: int) -> datasets.Dataset:
+    ids = [text.token_ids for text in encode(split.texts, tokenizer, max_length)]
+    return datasets.Dataset.from_dict({"input_ids": ids, "labels": split.labels, "length": [len(row) for row in ids]})
+
+
+def _count_truncated(split: Split, tokenizer: Tokenizer, max_length: int) -> int:
+    return sum(text.truncated for text in encode(split.texts, tokenizer, max_length))
+
+
+def _arguments(config: FitConfig, seed: int, scratch: Path) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(scratch),
+        seed=seed,
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=64,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_scheduler_type,
+        warmup_steps=config.warmup_ratio,  # a value below 1 is a share of all steps
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        train_sampling_strategy="group_by_length",
+        eval_strategy="epoch",
+        save_strategy="no",
+        logging_steps=50,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _evaluate(trainer: Trainer, rows: datasets.Dataset, schema: Schema) -> dict[str, dict[str, float]]:
+    prediction = trainer.predict(rows)
+    return evaluate(np.asarray(prediction.predictions), np.asarray(prediction.label_ids), schema)
+
+
+def _flat_metrics(prediction: EvalPrediction, schema: Schema) -> dict[str, float]:
+    by_head = evaluate(np.asarray(prediction.predictions), np.asarray(prediction.label_ids), schema)
+    return {f"{head}/{name}": value for head, scores in by_head.items() for name, value in scores.items()}
+
+
+def _checkpoint_config(model: Any, schema: Schema) -> dict[str, Any]:
+    config: dict[str, Any] = model.config.to_dict()
+    columns = schema.column_names()
+    return config | {
+        "architectures": [type(model).__name__],
+        "id2label": {str(i): column for i, column in enumerate(columns)},
+        "label2id": {column: i for i, column in enumerate(columns)},
+    }

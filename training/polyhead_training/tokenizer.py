@@ -1,0 +1,46 @@
+"""The tokenizer: a byte-level BPE trained on the corpus, or the one that comes with pretrained weights."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer
+
+from polyhead_training.errors import ConfigError
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """GPT-2's kind of byte-level BPE (Radford et al. 2019), trained on `texts`; every text has an encoding."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=sys.stderr.isatty(),
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def pretrained_tokenizer(name: str) -> Tokenizer:
+    """The fast tokenizer of a local path or hub name, without its padding and truncation."""
+    path = Path(name) / "tokenizer.json"
+    try:
+        if path.is_file():
+            tokenizer = Tokenizer.from_file(str(path))
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(name).backend_tokenizer
+    except Exception as error:  # the libraries raise many kinds, plain Exception among them
+        raise ConfigError(
+            f"model.pretrained {name!r}: has no tokenizer that loads ({str(error).splitlines()[0]})"
+        ) from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
