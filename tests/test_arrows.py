@@ -20,7 +20,7 @@ ALLOWED = {
     },
     "client/polyhead_client": {"polyhead_client", "tritonclient"},
     "loadtest": {"loadtest", "polyhead_client", "locust"},
-    "model_repository": {"polyhead"},
+    "model_repository": {"polyhead", "torch"},
     "demo": {"polyhead_client"},
 }  # fmt: skip
 

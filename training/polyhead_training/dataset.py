@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from polyhead_training.debian import build_debian
 from polyhead_training.errors import DataError
@@ -24,11 +25,16 @@ def debian(
     output: Annotated[Path, typer.Argument(help="Folder for train.jsonl, validation.jsonl and test.jsonl.")],
 ) -> None:
     """Debian's package descriptions with section, role and tags, read through apt; needs no root."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     try:
-        print(build_debian(output, progress=True))
+        with Progress(*columns) as progress:
+            summary = build_debian(output, progress=progress)
     except DataError as error:
         print(f"polyhead-dataset: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
+    rows = ", ".join(f"{count} {split}" for split, count in summary.rows.items())
+    labels = f"{len(summary.sections)} sections, {len(summary.roles)} roles, {len(summary.tags)} tags"
+    print(f"{output}: {rows} rows; {labels}")
 
 
 def main() -> None:
