@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = ROOT / "runs" / "debian"
 SERVER_PYTHON = ROOT / ".venv-triton" / "bin" / "python"
 LOAD_SECONDS = 20
+START_SECONDS = 120
 LOAD_USERS = 8
 
 TEXTS = [
@@ -63,18 +65,25 @@ def _server(ports: list[int]) -> Iterator[None]:
     command += [f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), ports, strict=True)]
     server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
     try:
-        with Client(f"localhost:{ports[0]}") as client:
-            try:
-                client.wait_until_ready(timeout_s=120)
-            except Exception:
-                console.print(Path(log.name).read_text(encoding="utf-8")[-3000:], markup=False)
-                raise
+        _wait(server, Client(f"localhost:{ports[0]}"), Path(log.name))
         yield
         Path(log.name).unlink()
     finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(60)
-        console.print("Server stopped.")
+        if server.poll() is None:
+            server.send_signal(signal.SIGTERM)
+            server.wait(60)
+            console.print("Server stopped.")
+
+
+def _wait(server: subprocess.Popen[bytes], client: Client, log: Path) -> None:
+    """Until the server answers; one that has ended is not waited for."""
+    deadline = time.monotonic() + START_SECONDS
+    with client:
+        while not client.is_ready():
+            if server.poll() is not None or time.monotonic() > deadline:
+                console.print(log.read_text(encoding="utf-8")[-2000:], markup=False)
+                sys.exit(f"demo: the server did not start; its whole log is in {log}")
+            time.sleep(0.5)
 
 
 def _ports() -> list[int]:

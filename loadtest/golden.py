@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from polyhead_client import BadResponseError, HeadSchema, Schema
+
 FIELDS = {"text": str, "scores": list, "token_count": int, "truncated": bool}
 
 
@@ -49,6 +51,24 @@ def read_golden(path: Path) -> list[GoldenRow]:
                 f"{path}:{row.line}: scores must be as many as in line 1 ({len(rows[0].scores)}), got {len(row.scores)}"
             )
     return rows
+
+
+def read_heads(path: Path) -> tuple[HeadSchema, ...] | None:
+    """The heads of the checkpoint's ``config.json``, so that labels and thresholds are not taken on the server's word.
+
+    Returns:
+        None where the golden file stands alone.
+
+    Raises:
+        GoldenError: the file is there but has no heads.
+    """
+    if not path.exists():
+        return None
+    try:
+        section = json.loads(path.read_text(encoding="utf-8"))["polyhead"]
+        return Schema.from_json(json.dumps({"max_length": section["max_length"], "heads": section["heads"]})).heads
+    except (OSError, ValueError, LookupError, TypeError, BadResponseError) as error:
+        raise GoldenError(f"{path}: has no heads of a checkpoint ({error})") from error
 
 
 def _read_row(line: str, number: int, place: str) -> GoldenRow:

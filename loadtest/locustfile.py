@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from locust import User, constant, events, task
 from locust.runners import WorkerRunner
 
-from loadtest.golden import GoldenError, GoldenRow, read_golden
+from loadtest.golden import GoldenError, GoldenRow, read_golden, read_heads
 from loadtest.options import add_options
 from loadtest.summary import REQUEST_NAME, Mismatch, format_summary, summarize, write_summary
 from loadtest.verify import find_mismatches
@@ -51,6 +51,7 @@ def prepare(environment: Any, **_: Any) -> None:
         rows = read_golden(Path(options.golden))
         with Client(environment.host, options.model, timeout_s=options.request_timeout_s) as client:
             schema = client.schema()
+        heads = read_heads(Path(options.golden).parent / "config.json")
     except (GoldenError, PolyheadClientError) as error:
         refuse(str(error))
     if schema.width != len(rows[0].scores):
@@ -58,7 +59,11 @@ def prepare(environment: Any, **_: Any) -> None:
             f"{options.golden}: has {len(rows[0].scores)} scores a text, the served model {schema.width}; "
             "is it the golden.jsonl of the served checkpoint?"
         )
+    if heads is not None and heads != schema.heads:
+        refuse(f"{options.golden}: the served model's heads differ from those in config.json beside it")
     environment.expected = Expected(rows, schema, count())
+    # Requests under way when the time is up are waited for: one that hangs must end as an error, not vanish.
+    environment.stop_timeout = max(environment.stop_timeout or 0.0, options.request_timeout_s + 1)
 
 
 @events.quitting.add_listener

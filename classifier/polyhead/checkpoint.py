@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ Architecture = Literal["base", "hidden_state_concat"]
 class Body(BaseModel):
     """The fields of a GPT-2 config that decide what the body computes; all others are left to transformers."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
     vocab_size: int = Field(gt=0)
     n_positions: int = Field(gt=0)
@@ -86,7 +86,7 @@ class Spec(BaseModel):
         max_length: in tokens; what a text has beyond is not read.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     architecture: Architecture
     layer2concat: int | None
@@ -144,7 +144,7 @@ class Checkpoint:
         """
         path = self.path / "golden.jsonl"
         rows = []
-        for number, line in enumerate(_read_text(path).splitlines(), start=1):
+        for number, line in enumerate(_read_lines(path), start=1):
             try:
                 row = Golden.model_validate_json(line)
             except ValidationError as error:
@@ -190,11 +190,44 @@ def staged_folder(target: Path) -> Iterator[Path]:
         fresh = staging / "new"
         fresh.mkdir()
         yield fresh
-        if target.exists():
-            os.rename(target, staging / "old")
-        os.rename(fresh, target)
+        swap(fresh, target, staging / "old")
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def swap(fresh: Path, target: Path, old: Path) -> None:
+    """Renames `fresh` to `target` and what stood there to `old`; if that fails, `target` stays as it was."""
+    if target.exists():
+        os.rename(target, old)
+    try:
+        os.rename(fresh, target)
+    except OSError:
+        if old.exists():
+            os.rename(old, target)
+        raise
+
+
+def check_output(path: Path | str) -> None:
+    """Makes sure that a checkpoint can be written to `path` without harm to anything else.
+
+    Raises:
+        CheckpointError: something that is no checkpoint stands there, or the folder above cannot be written to.
+    """
+    path = Path(path)
+    if path.exists():
+        try:
+            is_ours = not any(path.iterdir()) or "polyhead" in json.loads(_read_text(path / "config.json"))
+        except (OSError, CheckpointError, json.JSONDecodeError, TypeError):
+            is_ours = False
+        if not is_ours:
+            raise CheckpointError(
+                f"{path}: holds something that is no checkpoint; it is not replaced, name another folder"
+            )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error})") from error
 
 
 def write_checkpoint(
@@ -208,6 +241,7 @@ def write_checkpoint(
     golden: Sequence[Golden],
     metrics: Mapping[str, Any],
     report: Mapping[str, bytes] | None = None,
+    prove: Callable[[Path], object] = lambda _: None,
 ) -> None:
     """Writes a checkpoint folder whole or not at all; an older one at `path` is replaced.
 
@@ -215,7 +249,12 @@ def write_checkpoint(
         config: GPT-2 config; its ``polyhead`` section is made from `spec` and `schema`.
         tensors: float32, by the names ``body_model.*`` and ``head.*``.
         report: files of ``report/`` by name.
+        prove: is called with the finished folder before it takes its place, which it does only if nothing is raised.
+
+    Raises:
+        CheckpointError: it could not be read back, or not be written; or what `prove` raises.
     """
+    check_output(path)
     with staged_folder(Path(path)) as fresh:
         section = spec.model_dump(mode="json") | {"heads": schema.to_json()}
         _write_json(fresh / "config.json", {**config, "polyhead": section})
@@ -232,7 +271,8 @@ def write_checkpoint(
         (fresh / "report").mkdir()
         for name, content in (report or {}).items():
             (fresh / "report" / name).write_bytes(content)
-        read_checkpoint(fresh)
+        read_checkpoint(fresh).golden()
+        prove(fresh)
 
 
 def _read_text(path: Path) -> str:
@@ -244,10 +284,16 @@ def _read_text(path: Path) -> str:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
 
 
+def _read_lines(path: Path) -> list[str]:
+    """Lines as JSONL has them: texts may hold U+2028 and its like, at which ``splitlines`` would split."""
+    text = _read_text(path).removesuffix("\n")
+    return text.split("\n") if text else []
+
+
 def _read_config(path: Path) -> tuple[dict[str, Any], Body, Spec, Schema]:
     try:
         config = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not JSON ({error})") from error
     section = config.get("polyhead") if isinstance(config, dict) else None
     if not isinstance(section, dict):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,15 @@ def decode(scores: Scores, schema: Schema, options: DecodeOptions) -> dict[str, 
     return {head.name: _decode_head(head, scores[schema.columns[head.name]], path, options) for head in schema}
 
 
+def over_threshold(scores: Scores, thresholds: Sequence[float]) -> NDArray[np.bool_]:
+    """Which labels of a multi_label head are part of the answer; for scores ``(…, labels)``.
+
+    Compared in float64: NumPy 1 and 2 differ in how they compare a float32 with a Python float.
+    """
+    over: NDArray[np.bool_] = scores.astype(np.float64) >= np.asarray(thresholds, dtype=np.float64)
+    return over
+
+
 def best_paths(scores: Scores, schema: Schema) -> dict[str, int]:
     """For each head of a taxonomy, its label's index on the jointly most probable consistent path.
 
@@ -125,7 +134,8 @@ def _decode_head(head: Head, scores: Scores, path: Mapping[str, int], options: D
         return {"kind": head.kind, "labels": [head.labels[i] for i in best], "scores": [float(scores[i]) for i in best]}
     assert head.thresholds is not None  # the schema gives every multi_label head its thresholds
     thresholds = head.thresholds if options.threshold is None else (options.threshold,) * len(head.labels)
-    chosen = [i for i in order if scores[i] >= thresholds[i]][: options.top_k]
+    over = over_threshold(scores, thresholds)
+    chosen = [i for i in order if over[i]][: options.top_k]
     return {
         "kind": head.kind,
         "labels": [head.labels[i] for i in chosen],

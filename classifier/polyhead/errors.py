@@ -34,6 +34,11 @@ class OptionError(PolyheadError):
     """A request option is unknown or out of range."""
 
 
+def one_line(error: BaseException) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def describe(error: ValidationError) -> str:
     """Puts pydantic's findings on one line: ``heads.0.kind: Input should be … (got 'x'); …``."""
     findings = []

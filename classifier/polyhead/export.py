@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from polyhead.checkpoint import swap
 from polyhead.errors import PolyheadError, RepositoryError
 from polyhead.predictor import Predictor
 
@@ -30,8 +31,8 @@ def export_checkpoint(
 ) -> Path:
     """Copies a checkpoint to ``repository/name/version/checkpoint`` and writes ``repository/name/labels.txt``.
 
-    A model folder that is not there yet is made from the repository's template. The copy is made beside the repository
-    and renamed into place.
+    A model folder that is not there yet is made from the repository's template. The copy is made in the
+    model folder and renamed into place.
 
     Returns:
         The folder of the version.
@@ -51,25 +52,10 @@ def export_checkpoint(
         raise RepositoryError(f"{target}: holds a checkpoint already; take another --version, or --replace it")
     predictor = Predictor.load(checkpoint)
     check_golden(predictor)
-    template = _template()
     try:
-        repository.mkdir(parents=True, exist_ok=True)
-        # Beside the repository, not in it: Triton takes every folder in there for a model.
-        with tempfile.TemporaryDirectory(prefix=f".{repository.name}.", dir=repository.parent) as staging:
-            staged = Path(staging) / str(version)
-            staged.mkdir()
-            shutil.copytree(checkpoint, staged / "checkpoint")
-            code = target / "model.py" if target.is_dir() else template / "1" / "model.py"
-            shutil.copyfile(code, staged / "model.py")
-            model.mkdir(exist_ok=True)
-            if not (model / "config.pbtxt").exists():
-                _write_text(model / "config.pbtxt", (template / "config.pbtxt").read_text(encoding="utf-8"))
-            _write_text(model / "labels.txt", "".join(f"{column}\n" for column in predictor.schema.column_names()))
-            if target.exists():
-                os.rename(target, Path(staging) / "old")
-            os.rename(staged, target)
+        _install(checkpoint, predictor.schema.column_names(), model, target)
     except OSError as error:
-        raise RepositoryError(f"{repository}: cannot be written ({error}); nothing was exported") from error
+        raise RepositoryError(f"{model}: cannot be written ({error}); nothing was exported") from error
     return target
 
 
@@ -100,19 +86,34 @@ def check_golden(predictor: Predictor) -> float:
     return worst
 
 
+def _install(checkpoint: Path, columns: list[str], model: Path, target: Path) -> None:
+    """Copies everything beside its place, then renames: the version first, then what all versions share."""
+    template = _template()
+    is_new = not model.exists()
+    model.mkdir(parents=True, exist_ok=True)
+    try:
+        # In the model folder, so that a rename never crosses file systems; Triton reads numbered folders only.
+        with tempfile.TemporaryDirectory(prefix=".staging-", dir=model) as folder:
+            staging = Path(folder)
+            staged = staging / "version"
+            staged.mkdir()
+            shutil.copytree(checkpoint, staged / "checkpoint")
+            shutil.copyfile((target if target.is_dir() else template / "1") / "model.py", staged / "model.py")
+            (staging / "labels.txt").write_text("".join(f"{column}\n" for column in columns), encoding="utf-8")
+            shutil.copyfile((template if is_new else model) / "config.pbtxt", staging / "config.pbtxt")
+            swap(staged, target, staging / "old")
+            for name in ("config.pbtxt", "labels.txt"):
+                os.replace(staging / name, model / name)
+    except OSError:
+        if is_new:
+            shutil.rmtree(model, ignore_errors=True)
+        raise
+
+
 def _template() -> Path:
     package = Path(__file__).resolve().parent
     checkout = package.parents[1] / "model_repository" / "gpt2_classifier"
     return checkout if checkout.is_dir() else package / "model_template"
-
-
-def _write_text(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        file.write(text)
-    Path(file.name).chmod(0o644)
-    os.replace(file.name, path)
 
 
 def main(argv: list[str] | None = None) -> int:

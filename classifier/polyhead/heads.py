@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from polyhead.errors import CheckpointError
+from polyhead.errors import CheckpointError, one_line
 
 
 class ConcatHeadSimple(nn.Module):
@@ -85,9 +85,9 @@ def head_class_named(name: str) -> type[nn.Module]:
         raise CheckpointError(f"head_class {name!r}: must be one of {sorted(BUILT_IN)} or 'package.module:Class'")
     try:
         found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # an installed module may raise anything when it is imported
         raise CheckpointError(f"head_class {name!r}: cannot be imported here ({error}); install its package") from error
-    # Checked before anything is called: a checkpoint must not get to run an arbitrary function.
+    # Checked before it is called: a checkpoint may name a class of an installed package, never call any function.
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise CheckpointError(f"head_class {name!r}: is not a torch.nn.Module class")
     return found
@@ -111,5 +111,5 @@ def build_head(name: str, config: Any, layer2concat: int | None, arguments: Mapp
             return nn.Linear(config.n_embd, config.num_labels, bias=False)
         concat = {} if layer2concat is None else {"layer2concat": layer2concat}
         return head_class(config=config, **concat, **arguments)
-    except TypeError as error:
-        raise CheckpointError(f"head_args for {name!r}: {error}") from error
+    except Exception as error:  # a head class may refuse its arguments with anything
+        raise CheckpointError(f"head_args for {name!r}: {one_line(error)}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any, Literal
@@ -47,7 +48,7 @@ class Head(BaseModel):
             raise ValueError(
                 f"head {self.name!r}: a {self.kind} head needs at least {least} labels, got {list(self.labels)}"
             )
-        twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
+        twice = sorted(label for label, count in Counter(self.labels).items() if count > 1)
         if twice:
             raise ValueError(f"head {self.name!r}: labels must be unique, these occur twice: {twice}")
         broken = [label for label in self.labels if not label or "\n" in label or "\r" in label]

@@ -76,6 +76,13 @@ def models_with_checkpoint(repository: Path) -> list[str]:
     models = sorted({path.parents[2].name for path in repository.glob("*/[0-9]*/checkpoint/config.json")})
     if not models:
         raise RepositoryError(f"--repository {repository}: holds no checkpoint; polyhead-export puts one in")
+    # Triton would try to load it, and fail as a whole.
+    empty = sorted({path.parent.name for path in repository.glob("*/config.pbtxt")} - set(models))
+    if empty:
+        raise RepositoryError(
+            f"--repository {repository}: {empty[0]} holds no checkpoint, which keeps {models[0]} from being served; "
+            "export one to it, or keep your models in a repository of their own (polyhead-export --repository DIR)"
+        )
     return models
 
 

@@ -121,9 +121,11 @@ def test_what_is_wrong_is_named(tmp_path: Path, change: dict[str, Any], heads: l
     [
         ("none.csv", None, "no such file"),
         ("broken.parquet", b"PAR1nonsense", "cannot be read as parquet"),
-        ("broken.jsonl", b'{"text": \n', "cannot be read as json"),
+        ("broken.jsonl", b'{"text": \n', "broken.jsonl:1: is not JSON"),
         ("empty.csv", b"", "cannot be read as csv"),
-        ("rows.xlsx", b"x", "one of .csv, .jsonl, .json, .parquet"),
+        ("ragged.csv", b"text,topic\none,a,b\ntwo,b,c\n", "cannot be read as csv"),
+        ("list.jsonl", b"[1]\n", "list.jsonl:1: must be an object, got list"),
+        ("rows.xlsx", b"x", "one of .csv, .jsonl, .parquet"),
     ],
 )
 def test_an_unreadable_file_is_named(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:

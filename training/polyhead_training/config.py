@@ -79,7 +79,7 @@ class HeadConfig(_Section):
     kind: HeadKind
     column: str | None = None
     labels: list[str] | None = None
-    separator: str = ","
+    separator: str = Field(default=",", min_length=1)
     weight: float = Field(default=1.0, ge=0)
     parent: str | None = None
     parent_of: dict[str, str] | None = None
@@ -123,6 +123,7 @@ class FitConfig(_Section):
     warmup_ratio: float = Field(default=0.05, ge=0, lt=1)
     weight_decay: float = Field(default=0.01, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
+    train_sampling_strategy: Literal["random", "group_by_length"] = "random"
 
 
 class TrainingConfig(_Section):

@@ -7,8 +7,8 @@ import hashlib
 import json
 import math
 import os
-import tempfile
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,11 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from polyhead.encode import UnreadableTextError, read_text
-from polyhead.errors import SchemaError
+from polyhead.errors import SchemaError, describe, one_line
 from polyhead.schema import Head, Schema
 from polyhead_training.config import DataConfig, HeadConfig
 from polyhead_training.errors import DataError
 
-FORMATS = {".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 VALIDATION_TENTH = 1  # of sha256(text) % 10
 
 
@@ -62,6 +61,10 @@ class _Rows:
     source: str
     texts: list[Any]
     columns: dict[str, list[Any]]
+    places: list[str]  # of each row, for messages
+
+
+_Table = dict[str, list[Any]]
 
 
 def read_corpus(config: DataConfig, heads: Sequence[HeadConfig]) -> Corpus:
@@ -93,11 +96,14 @@ def _read_hub(config: DataConfig, wanted: dict[str, str]) -> dict[str, _Rows]:
     try:
         loaded = datasets.load_dataset(config.hub)
     except Exception as error:  # the library raises many kinds, each with a cause worth showing
-        raise DataError(f"hub data set {config.hub!r}: cannot be loaded ({_first_line(error)})") from error
+        raise DataError(f"hub data set {config.hub!r}: cannot be loaded ({one_line(error)})") from error
     if "train" not in loaded:
         raise DataError(f"hub data set {config.hub!r}: has no split 'train', only {sorted(loaded)}")
     splits = [split for split in ("train", "validation", "test") if split in loaded]
-    return {split: _take(loaded[split], f"{config.hub}[{split}]", config.text_column, wanted) for split in splits}
+    return {
+        split: _take(_read_features(loaded[split]), f"{config.hub}[{split}]", config.text_column, wanted)
+        for split in splits
+    }
 
 
 def _read_files(patterns: str | list[str], text_column: str, wanted: dict[str, str]) -> _Rows:
@@ -106,22 +112,62 @@ def _read_files(patterns: str | list[str], text_column: str, wanted: dict[str, s
     kinds = {Path(path).suffix.lower() for path in paths}
     if len(kinds) != 1 or not kinds <= set(FORMATS):
         raise DataError(f"{', '.join(paths)}: files of one kind are needed, one of {', '.join(FORMATS)}")
-    kind = FORMATS[kinds.pop()]
-    with tempfile.TemporaryDirectory(prefix="polyhead-data-") as cache:
+    read = FORMATS[kinds.pop()]
+    parts = []
+    for path in paths:
         try:
-            if kind == "csv":
-                # Text stays text: type inference would make NA of the label "NA", and numbers of digits.
-                frames = [pandas.read_csv(path, dtype=str, keep_default_na=False) for path in paths]
-                loaded = datasets.Dataset.from_pandas(pandas.concat(frames, ignore_index=True), preserve_index=False)
-            else:
-                loaded = datasets.load_dataset(kind, data_files=paths, split="train", cache_dir=cache)
+            parts.append(_take(read(path), path, text_column, wanted))
+        except DataError:
+            raise
         except Exception as error:  # as above
-            raise DataError(f"{', '.join(paths)}: cannot be read as {kind} ({_first_line(error)})") from error
-        return _take(loaded, ", ".join(patterns), text_column, wanted)
+            raise DataError(f"{path}: cannot be read as {Path(path).suffix[1:]} ({one_line(error)})") from error
+    columns = {name: [value for part in parts for value in part.columns[name]] for name in wanted}
+    places = [place for part in parts for place in part.places]
+    return _Rows(", ".join(patterns), [text for part in parts for text in part.texts], columns, places)
+
+
+def _read_csv(path: str) -> _Table:
+    # Text stays text: type inference would make NA of the label "NA", and numbers of digits. And a row with more
+    # fields than the header is an error, where pandas would take its first field for an index.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pandas.errors.ParserWarning)
+        frame = pandas.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
+    return {str(name): frame[name].tolist() for name in frame.columns}
+
+
+def _read_jsonl(path: str) -> _Table:
+    rows = []
+    with Path(path).open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}:{number}: is not JSON ({error})") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{path}:{number}: must be an object, got {type(row).__name__}")
+            rows.append(row)
+    return {name: [row.get(name) for row in rows] for name in dict.fromkeys(key for row in rows for key in row)}
+
+
+def _read_parquet(path: str) -> _Table:
+    return _read_features(datasets.Dataset.from_parquet(path, keep_in_memory=True))
+
+
+def _read_features(dataset: datasets.Dataset) -> _Table:
+    """All columns; those of class labels by name."""
+    table = {}
+    for name, feature in dataset.features.items():
+        table[name] = dataset[name][:]
+        if isinstance(feature, datasets.ClassLabel):
+            table[name] = [None if value is None or value < 0 else feature.int2str(value) for value in table[name]]
+    return table
+
+
+FORMATS: dict[str, Callable[[str], _Table]] = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
 
 
 def _expand(pattern: str) -> list[str]:
-    paths = sorted(glob.glob(pattern, recursive=True))
+    paths = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))
     if not paths:
         raise DataError(f"{pattern}: no such file; paths are relative to {Path.cwd()}")
     for path in paths:
@@ -130,18 +176,13 @@ def _expand(pattern: str) -> list[str]:
     return paths
 
 
-def _take(table: datasets.Dataset, source: str, text_column: str, wanted: dict[str, str]) -> _Rows:
+def _take(table: _Table, source: str, text_column: str, wanted: dict[str, str]) -> _Rows:
     for column in (text_column, *wanted.values()):
-        if column not in table.column_names:
-            raise DataError(f"{source}: has no column {column!r}, only {', '.join(table.column_names)}")
-    columns = {}
-    for head, column in wanted.items():
-        values = table[column][:]
-        feature = table.features[column]
-        if isinstance(feature, datasets.ClassLabel):
-            values = [None if value is None or value < 0 else feature.int2str(value) for value in values]
-        columns[head] = values
-    return _Rows(source, table[text_column][:], columns)
+        if column not in table:
+            raise DataError(f"{source}: has no column {column!r}, only {', '.join(table)}")
+    columns = {head: table[column] for head, column in wanted.items()}
+    places = [f"{source}: row {row}" for row in range(1, len(table[text_column]) + 1)]
+    return _Rows(source, table[text_column], columns, places)
 
 
 def _hold_out(rows: _Rows) -> tuple[_Rows, _Rows]:
@@ -154,7 +195,7 @@ def _hold_out(rows: _Rows) -> tuple[_Rows, _Rows]:
     def part(side: bool) -> _Rows:
         keep = [i for i, is_held in enumerate(held) if is_held is side]
         columns = {name: [values[i] for i in keep] for name, values in rows.columns.items()}
-        return _Rows(rows.source, [rows.texts[i] for i in keep], columns)
+        return _Rows(rows.source, [rows.texts[i] for i in keep], columns, [rows.places[i] for i in keep])
 
     return part(False), part(True)
 
@@ -162,7 +203,8 @@ def _hold_out(rows: _Rows) -> tuple[_Rows, _Rows]:
 def _to_head(config: HeadConfig, train: _Rows) -> Head:
     labels = config.labels
     if labels is None:
-        labels = sorted({label for value in train.columns[config.name] for label in _labels_in(value, config)})
+        cells = zip(train.columns[config.name], train.places, strict=True)
+        labels = sorted({label for value, place in cells for label in _labels_in(value, config, _place(place, config))})
         if not labels and config.kind != "regression":
             raise DataError(
                 f"{train.source}: column {config.column or config.name!r} holds no label for head {config.name!r}"
@@ -177,50 +219,58 @@ def _to_head(config: HeadConfig, train: _Rows) -> Head:
             parent_of=config.parent_of,
         )
     except ValidationError as error:
-        raise SchemaError(f"heads: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
+        raise SchemaError(f"heads: {config.name!r}: {describe(error)}") from error
 
 
-def _labels_in(value: Any, config: HeadConfig) -> Iterable[str]:
+def _labels_in(value: Any, config: HeadConfig, place: str) -> list[str]:
+    """The labels in one cell: none where it is empty, at most one for a single_label head."""
     if config.kind == "regression" or value is None or value == "":
         return []
     if config.kind == "single_label":
-        return [str(value)]
-    return _tags(value, config.separator)
-
-
-def _tags(value: Any, separator: str) -> list[str]:
+        return [_label(value, place)]
+    if isinstance(value, str) and not value.startswith("["):
+        return [tag.strip() for tag in value.split(config.separator) if tag.strip()]
     if isinstance(value, str):
-        if value.startswith("["):
-            try:
-                return [str(tag) for tag in json.loads(value)]
-            except json.JSONDecodeError:
-                pass  # a label may well begin with a bracket
-        return [tag.strip() for tag in value.split(separator) if tag.strip()]
-    return [str(tag) for tag in value]
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:  # a label may well begin with a bracket
+            return [tag.strip() for tag in value.split(config.separator) if tag.strip()]
+    if not isinstance(value, list):
+        raise DataError(f"{place}: a multi_label head needs a list of labels or a text, got {value!r}")
+    return [_label(tag, place) for tag in value if tag is not None]
+
+
+def _label(value: Any, place: str) -> str:
+    if not isinstance(value, str | int | float):  # a bool is an int
+        raise DataError(f"{place}: a label is a text or a number, got {type(value).__name__} {value!r}")
+    return str(value)
 
 
 def _to_split(rows: _Rows, schema: Schema, configs: Sequence[HeadConfig]) -> Split:
     texts, kept = [], []
     for position, text in enumerate(rows.texts):
         try:
-            texts.append(read_text("" if text is None else str(text)))
+            texts.append(read_text(text if isinstance(text, str | bytes) else "" if text is None else str(text)))
             kept.append(position)
         except UnreadableTextError:
             continue
     blocks = []
     for head, config in zip(schema, configs, strict=True):
         values = rows.columns[head.name]
-        numbers = [_to_numbers(values[i], head, config, rows.source, i) for i in kept]
+        numbers = [_to_numbers(values[i], head, config, _place(rows.places[i], config)) for i in kept]
         blocks.append(np.array(numbers, dtype=np.float32).reshape(len(kept), head.label_width))
     labels = np.concatenate(blocks, axis=1)
     return Split(texts, labels, dropped=len(rows.texts) - len(kept))
 
 
-def _to_numbers(value: Any, head: Head, config: HeadConfig, source: str, position: int) -> list[float]:
-    place = f"{source}: row {position + 1}: column {config.column or config.name!r}"
+def _place(row: str, config: HeadConfig) -> str:
+    return f"{row}: column {config.column or config.name!r}"
+
+
+def _to_numbers(value: Any, head: Head, config: HeadConfig, place: str) -> list[float]:
+    if value is None or (value == "" and head.kind != "multi_label"):
+        return [math.nan] * head.label_width
     if head.kind == "regression":
-        if value is None or value == "":
-            return [math.nan]
         try:
             number = float(value)
         except (TypeError, ValueError):
@@ -228,16 +278,10 @@ def _to_numbers(value: Any, head: Head, config: HeadConfig, source: str, positio
         if not math.isfinite(number):
             raise DataError(f"{place}: a regression needs finite numbers, got {value!r}")
         return [number]
+    indices = [_index(label, head, place) for label in _labels_in(value, config, place)]
     if head.kind == "single_label":
-        if value is None or value == "":
-            return [math.nan]
-        return [float(_index(str(value), head, place))]
-    if value is None:
-        return [math.nan] * head.width
-    row = [0.0] * head.width
-    for tag in _tags(value, config.separator):
-        row[_index(tag, head, place)] = 1.0
-    return row
+        return [float(indices[0])]
+    return [float(index in indices) for index in range(head.width)]
 
 
 def _index(label: str, head: Head, place: str) -> int:
@@ -246,8 +290,3 @@ def _index(label: str, head: Head, place: str) -> int:
         known = ", ".join(head.labels[:10]) + (", …" if len(head.labels) > 10 else "")
         raise DataError(f"{place}: label {label!r} is not in the schema of head {head.name!r}; allowed are {known}")
     return index
-
-
-def _first_line(error: BaseException) -> str:
-    cause = error.__cause__ or error.__context__ or error
-    return (str(cause).strip() or type(cause).__name__).splitlines()[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -17,9 +19,9 @@ from tokenizers import Tokenizer
 from transformers import EvalPrediction, GPT2Config, GPT2Model, Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
-from polyhead.checkpoint import Spec, write_checkpoint
+from polyhead.checkpoint import Spec, check_output, write_checkpoint
 from polyhead.encode import encode
-from polyhead.errors import CheckpointError
+from polyhead.errors import PolyheadError, describe, one_line
 from polyhead.export import check_golden
 from polyhead.predictor import Predictor
 from polyhead.schema import Schema
@@ -32,6 +34,8 @@ from polyhead_training.modeling import build_model
 from polyhead_training.progress import ProgressLines
 from polyhead_training.report import training_curves
 from polyhead_training.tokenizer import END_OF_TEXT, pretrained_tokenizer, train_tokenizer
+
+MIN_VOCAB_SIZE = 257  # all bytes and the end of text
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ def fit(config: TrainingConfig, say: Callable[[str], None] = print) -> TrainingR
         ConfigError, DataError, SchemaError: before anything is trained.
     """
     set_seed(config.seed)
+    check_output(config.output)
     say("reading data")
     corpus = read_corpus(config.data, config.heads)
     _describe(corpus, say)
@@ -60,6 +65,7 @@ def fit(config: TrainingConfig, say: Callable[[str], None] = print) -> TrainingR
     tokenizer = _tokenizer(config, corpus.train.texts)
     spec = _spec(config)
     model = _model(config, spec, corpus.schema, tokenizer)
+    _rehearse(config, model, spec, corpus.schema, tokenizer, corpus.train.texts[:1])
     parameters = sum(parameter.numel() for parameter in model.parameters())
     say(f"training {parameters / 1e6:.1f} M parameters for {config.training.epochs:g} epochs")
     columns = {
@@ -93,22 +99,18 @@ def fit(config: TrainingConfig, say: Callable[[str], None] = print) -> TrainingR
         "parameters": parameters,
     }
     say("computing golden answers")
-    held_out = corpus.test or corpus.validation
-    golden = golden_rows(
-        held_out.texts, model, tokenizer, corpus.schema, spec.max_length, config.golden_rows, config.seed
-    )
-    write_checkpoint(
+    distance = _write(
         config.output,
-        config=_checkpoint_config(model, corpus.schema),
+        config=config,
+        model=model,
         spec=spec,
         schema=corpus.schema,
-        tensors=model.state_dict(),
-        tokenizer_json=tokenizer.to_str(),
-        golden=golden,
+        tokenizer=tokenizer,
+        texts=(corpus.test or corpus.validation).texts,
         metrics=metrics,
         report={"training.png": training_curves(trainer.state.log_history, corpus.schema)},
     )
-    return TrainingResult(metrics, corpus.schema, check_golden(Predictor.load(config.output)))
+    return TrainingResult(metrics, corpus.schema, distance)
 
 
 def collate(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -134,7 +136,10 @@ def _describe(corpus: Corpus, say: Callable[[str], None]) -> None:
 def _tokenizer(config: TrainingConfig, texts: Sequence[str]) -> Tokenizer:
     if config.model.pretrained is not None:
         return pretrained_tokenizer(config.model.pretrained)
-    return train_tokenizer(texts, config.model.gpt2.get("vocab_size", 8000))
+    vocab_size = config.model.gpt2.get("vocab_size", 8000)
+    if not isinstance(vocab_size, int) or vocab_size < MIN_VOCAB_SIZE:
+        raise ConfigError(f"model.gpt2.vocab_size: must be a whole number from {MIN_VOCAB_SIZE}, got {vocab_size!r}")
+    return train_tokenizer(texts, vocab_size)
 
 
 def _spec(config: TrainingConfig) -> Spec:
@@ -148,24 +153,85 @@ def _spec(config: TrainingConfig) -> Spec:
             max_length=config.model.max_length,
         )
     except ValidationError as error:
-        raise ConfigError(f"model: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
+        raise ConfigError(f"model: {describe(error)}") from error
 
 
 def _model(config: TrainingConfig, spec: Spec, schema: Schema, tokenizer: Tokenizer) -> Any:
     try:
-        if config.model.pretrained is not None:
-            body = GPT2Model.from_pretrained(config.model.pretrained)
-            model = build_model(body.config, spec, schema)
-            model.body_model = body
-        else:
-            model = build_model(_fresh_config(config, tokenizer), spec, schema)
-    except (ValueError, TypeError, OSError, CheckpointError) as error:
-        raise ConfigError(f"model: {str(error).splitlines()[0]}") from error
-    if spec.max_length > model.config.n_positions:
+        if config.model.pretrained is None:
+            return build_model(_fresh_config(config, tokenizer), spec, schema)
+        body = _pretrained_body(config.model.pretrained)
+        model = build_model(body.config, spec, schema)
+        model.body_model = body
+        return model
+    except PolyheadError:
+        raise
+    except Exception as error:  # transformers and torch refuse their arguments with many kinds
+        raise ConfigError(f"model: {one_line(error)}") from error
+
+
+def _pretrained_body(name: str) -> GPT2Model:
+    """A GPT-2 body in float32: of a plain GPT-2, a language model, or a classifier saved with ``body_model.*`` keys."""
+    # transformers fills what it does not find with random weights, and only says so.
+    body, found = GPT2Model.from_pretrained(
+        name, key_mapping={r"^body_model\.": ""}, output_loading_info=True, dtype=torch.float32
+    )
+    if found["missing_keys"]:
         raise ConfigError(
-            f"model.max_length: {spec.max_length} exceeds the body's n_positions ({model.config.n_positions})"
+            f"model.pretrained {name!r}: lacks weights of a GPT-2, {sorted(found['missing_keys'])[0]!r} first"
         )
-    return model
+    return body
+
+
+def _rehearse(
+    config: TrainingConfig, model: Any, spec: Spec, schema: Schema, tokenizer: Tokenizer, texts: Sequence[str]
+) -> None:
+    """Writes and serves the untrained model once: what would be refused after training is refused before it."""
+    with tempfile.TemporaryDirectory(prefix="polyhead-rehearsal-") as scratch:
+        try:
+            _write(
+                Path(scratch) / "checkpoint",
+                config=config,
+                model=copy.deepcopy(model),
+                spec=spec,
+                schema=schema,
+                tokenizer=tokenizer,
+                texts=texts,
+                metrics={},
+            )
+        except Exception as error:  # a head class or torch may refuse with anything
+            # Without the places of scratch files, which mean nothing to the user.
+            raise ConfigError("model: " + re.sub(rf"{re.escape(scratch)}\S*: ", "", one_line(error))) from error
+
+
+def _write(
+    output: Path,
+    *,
+    config: TrainingConfig,
+    model: Any,
+    spec: Spec,
+    schema: Schema,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    metrics: dict[str, Any],
+    report: dict[str, bytes] | None = None,
+) -> float:
+    """Writes a checkpoint that the engine has proved; returns the engine's distance from transformers."""
+    golden = golden_rows(texts, model, tokenizer, schema, spec.max_length, config.golden_rows, config.seed)
+    distances: list[float] = []
+    write_checkpoint(
+        output,
+        config=_checkpoint_config(model, schema),
+        spec=spec,
+        schema=schema,
+        tensors=model.state_dict(),
+        tokenizer_json=tokenizer.to_str(),
+        golden=golden,
+        metrics=metrics,
+        report=report,
+        prove=lambda fresh: distances.append(check_golden(Predictor.load(fresh))),
+    )
+    return distances[0]
 
 
 def _fresh_config(config: TrainingConfig, tokenizer: Tokenizer) -> GPT2Config:
@@ -200,7 +266,7 @@ def _arguments(config: FitConfig, seed: int, scratch: Path) -> TrainingArguments
         warmup_steps=config.warmup_ratio,  # a value below 1 is a share of all steps
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
-        train_sampling_strategy="group_by_length",
+        train_sampling_strategy=config.train_sampling_strategy,
         eval_strategy="epoch",
         save_strategy="no",
         logging_steps=50,

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn import metrics
 
-from polyhead.decode import to_scores
+from polyhead.decode import best_paths, over_threshold, to_scores
 from polyhead.schema import Head, Schema
 
 
@@ -22,28 +22,36 @@ def evaluate(
         labels: ``(n, sum of label widths)``, as in `polyhead_training.data.Split`.
     """
     scores = to_scores(logits, schema)
+    # A taxonomy's heads are scored on the path that is answered, not on each head's own best label.
+    paths = [best_paths(row, schema) for row in scores] if any(head.parent for head in schema) else []
     results, column = {}, 0
     for head in schema:
         known_labels = labels[:, column : column + head.label_width]
         known = ~np.isnan(known_labels).any(axis=1)
-        results[head.name] = _evaluate_head(head, scores[known][:, schema.columns[head.name]], known_labels[known])
+        head_scores = scores[:, schema.columns[head.name]]
+        predicted = head_scores.argmax(axis=1)
+        if paths and head.name in paths[0]:
+            predicted = np.array([path[head.name] for path in paths])
+        results[head.name] = _evaluate_head(head, head_scores[known], predicted[known], known_labels[known])
         column += head.label_width
     return results
 
 
-def _evaluate_head(head: Head, scores: NDArray[np.float32], labels: NDArray[np.float32]) -> dict[str, float]:
+def _evaluate_head(
+    head: Head, scores: NDArray[np.float32], predicted: NDArray[np.intp], labels: NDArray[np.float32]
+) -> dict[str, float]:
     if not len(labels):
         return {"rows": 0}
     result = {"rows": len(labels)}
     match head.kind:
         case "single_label":
-            true, predicted = labels[:, 0].astype(int), scores.argmax(axis=1)
+            true = labels[:, 0].astype(int)
             return result | {
                 "accuracy": float(metrics.accuracy_score(true, predicted)),
                 "macro_f1": float(metrics.f1_score(true, predicted, average="macro", zero_division=0)),
             }
         case "multi_label":
-            true, chosen = labels.astype(int), (scores >= np.array(head.thresholds)).astype(int)
+            true, chosen = labels.astype(int), over_threshold(scores, head.thresholds or ()).astype(int)
             return result | {
                 "micro_f1": float(metrics.f1_score(true, chosen, average="micro", zero_division=0)),
                 "macro_f1": float(metrics.f1_score(true, chosen, average="macro", zero_division=0)),

@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from polyhead.schema import Schema
 from polyhead_training.metrics import HEADLINE
 
-EVERY_S = 5.0
+EVERY_S = 10.0
 
 
 class ProgressLines(TrainerCallback):

@@ -9,6 +9,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
+from polyhead.errors import one_line
 from polyhead_training.errors import ConfigError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -38,9 +39,7 @@ def pretrained_tokenizer(name: str) -> Tokenizer:
         else:
             tokenizer = AutoTokenizer.from_pretrained(name).backend_tokenizer
     except Exception as error:  # the libraries raise many kinds, plain Exception among them
-        raise ConfigError(
-            f"model.pretrained {name!r}: has no tokenizer that loads ({str(error).splitlines()[0]})"
-        ) from error
+        raise ConfigError(f"model.pretrained {name!r}: has no tokenizer that loads ({one_line(error)})") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer

@@ -44,7 +44,7 @@ def train(
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         from polyhead_training.fit import fit  # imports torch and transformers: seconds that a typo need not wait for
 
-        result = fit(settings, say=lambda line: console.print(line, highlight=False, markup=False))
+        result = fit(settings, say=lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
     except PolyheadError as error:
         print(f"polyhead-train: {error}", file=sys.stderr)
         raise typer.Exit(2) from None

@@ -128,7 +128,7 @@ class TritonPythonModel:
 
     def warn_of_other_labels(self, path: Path) -> None:
         """The classification extension names columns after labels.txt, which all versions share."""
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n") if path.is_file() else []
         if lines != self.predictor.schema.column_names():
             pb_utils.Logger.log_warn("labels.txt does not match this version's heads; export it again")
 
