@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from polyhead.checkpoint import read_checkpoint, write_checkpoint
+from polyhead.checkpoint import read_checkpoint, swap, write_checkpoint
 from polyhead.errors import CheckpointError
 from tests.tiny import SCHEMA, tiny_spec
 
@@ -154,3 +155,76 @@ def test_a_failed_write_leaves_the_old_checkpoint(base_checkpoint: Path, tmp_pat
         )
     assert (target / "config.json").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+def rewrite(target: Path, source: Path, **changes: Any) -> None:
+    """Writes the checkpoint at `source` to `target`, changed."""
+    good = read_checkpoint(source)
+    parts: dict[str, Any] = {
+        "config": good.config,
+        "spec": good.spec,
+        "schema": good.schema,
+        "tensors": good.tensors,
+        "tokenizer_json": good.tokenizer.to_str(),
+        "golden": good.golden(),
+        "metrics": {},
+    }
+    write_checkpoint(target, **(parts | changes))
+
+
+def test_what_is_no_checkpoint_is_not_replaced(base_checkpoint: Path, tmp_path: Path) -> None:
+    """A folder with other files, and a file, stay; an empty folder and an older checkpoint are taken."""
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").write_text("years of work", encoding="utf-8")
+    (tmp_path / "file").write_text("more", encoding="utf-8")
+    for name in ("precious", "file"):
+        with pytest.raises(CheckpointError, match="is no checkpoint; it is not replaced"):
+            rewrite(tmp_path / name, base_checkpoint)
+    assert (tmp_path / "precious" / "thesis.txt").read_text(encoding="utf-8") == "years of work"
+    assert (tmp_path / "file").is_file()
+    (tmp_path / "empty").mkdir()
+    rewrite(tmp_path / "empty", base_checkpoint)
+    rewrite(tmp_path / "empty", base_checkpoint, metrics={"second": 1})
+    assert json.loads((tmp_path / "empty" / "metrics.json").read_text(encoding="utf-8")) == {"second": 1}
+
+
+def test_what_cannot_be_proved_does_not_take_its_place(base_checkpoint: Path, tmp_path: Path) -> None:
+    """If the proof raises, the older checkpoint stands as it did."""
+
+    def disprove(fresh: Path) -> None:
+        assert read_checkpoint(fresh).golden()
+        raise CheckpointError("wrong answers")
+
+    rewrite(tmp_path / "c", base_checkpoint, metrics={"first": 1})
+    with pytest.raises(CheckpointError, match="wrong answers"):
+        rewrite(tmp_path / "c", base_checkpoint, prove=disprove)
+    assert json.loads((tmp_path / "c" / "metrics.json").read_text(encoding="utf-8")) == {"first": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+def test_golden_texts_may_hold_any_line_separator(base_checkpoint: Path, tmp_path: Path) -> None:
+    """U+2028 and its like are part of a text, not the end of a row."""
+    rows = [
+        row.model_copy(update={"text": "one\u2028two\x85three\nfour"})
+        for row in read_checkpoint(base_checkpoint).golden()
+    ]
+    rewrite(tmp_path / "c", base_checkpoint, golden=rows)
+    assert read_checkpoint(tmp_path / "c").golden() == rows
+
+
+def test_a_failed_rename_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the new folder cannot take its place, the old one does again."""
+    for name in ("new", "target"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    rename = os.rename
+
+    def fail_for_new(source: Any, target: Any) -> None:
+        if Path(source).name == "new":
+            raise OSError("no space")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fail_for_new)
+    with pytest.raises(OSError, match="no space"):
+        swap(tmp_path / "new", tmp_path / "target", tmp_path / "old")
+    assert (tmp_path / "target" / "target").exists()

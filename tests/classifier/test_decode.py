@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from polyhead.decode import DecodeOptions, best_paths, decode, to_scores
+from polyhead.decode import DecodeOptions, best_paths, decode, over_threshold, to_scores
 from polyhead.errors import OptionError
 from polyhead.schema import Head, Schema
 from tests.tiny import SCHEMA
@@ -80,7 +80,7 @@ def test_answers_follow_the_options(logits: np.ndarray, top_k: int | None, thres
     for head in (topic, mood):
         assert head["scores"] == sorted(head["scores"], reverse=True)
     by_label = dict(zip(SCHEMA["mood"].labels, scores[SCHEMA.columns["mood"]], strict=True))
-    over = {label for label, score in by_label.items() if score >= (0.5 if threshold is None else threshold)}
+    over = {label for label, score in by_label.items() if float(score) >= (0.5 if threshold is None else threshold)}
     assert set(mood["labels"]) <= over
     assert len(mood["labels"]) == min(len(over), top_k or len(over))
 
@@ -124,3 +124,9 @@ def test_bad_options_are_named(parameters: dict[str, object]) -> None:
     """Unknown parameters and values out of range are one line that says what is allowed."""
     with pytest.raises(OptionError, match=rf"{next(iter(parameters))}.*allowed are top_k, threshold"):
         DecodeOptions.from_parameters(parameters)
+
+
+def test_a_score_just_under_its_threshold_is_not_over_it() -> None:
+    """float32's 0.7 lies below 0.7; compared the same under every NumPy."""
+    assert not over_threshold(np.array([0.7], dtype=np.float32), [0.7])[0]
+    assert over_threshold(np.array([0.5], dtype=np.float32), [0.5])[0]

@@ -10,12 +10,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import GPT2Model
 
-from polyhead.checkpoint import read_checkpoint
+from polyhead.checkpoint import Golden, read_checkpoint, write_checkpoint
 from polyhead.engine import GPT2Engine, gpt2
 from polyhead.errors import CheckpointError
 from polyhead.predictor import Predictor
-from tests.tiny import MAX_LENGTH, TEXTS, write_tiny_checkpoint
+from tests.tiny import MAX_LENGTH, SCHEMA, TEXTS, tiny_config, tiny_spec, tiny_tokenizer, write_tiny_checkpoint
 
 HEADS: list[tuple[str, str | None, dict[str, Any]]] = [
     ("base", None, {}),
@@ -115,3 +116,27 @@ def test_cuda_equals_cpu(base_checkpoint: Path) -> None:
     ids = [text.token_ids for text in Predictor(checkpoint).encode(TEXTS)]
     on_cpu, on_cuda = GPT2Engine(checkpoint).logits(ids), GPT2Engine(checkpoint, "cuda").logits(ids)
     np.testing.assert_allclose(on_cuda, on_cpu, atol=1e-4)
+
+
+def test_a_seed_state_dict_is_served(tmp_path: Path) -> None:
+    """A plain GPT2Model and a linear head under the seed library's key names: the engine gives their logits."""
+    torch.manual_seed(5)
+    body = GPT2Model(tiny_config()).eval()
+    head = torch.nn.Linear(32, SCHEMA.width, bias=False)
+    tensors = {f"body_model.{name}": tensor for name, tensor in body.state_dict().items()}
+    write_checkpoint(
+        tmp_path / "c",
+        config=body.config.to_dict(),
+        spec=tiny_spec(),
+        schema=SCHEMA,
+        # Older transformers saved the causal masks too.
+        tensors=tensors | {"head.weight": head.weight, "body_model.h.0.attn.bias": torch.ones(1, 1, 48, 48)},
+        tokenizer_json=tiny_tokenizer().to_str(),
+        golden=[Golden(text="x", scores=(0.0,) * SCHEMA.width, token_count=1, truncated=False)],
+        metrics={},
+    )
+    predictor = Predictor.load(tmp_path / "c")
+    for text in predictor.encode(TEXTS):
+        with torch.inference_mode():
+            expected = head(body(torch.tensor([list(text.token_ids)])).last_hidden_state[0, -1]).numpy()
+        np.testing.assert_allclose(predictor._engine.logits([text.token_ids])[0], expected, atol=1e-5)

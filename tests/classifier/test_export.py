@@ -8,6 +8,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,3 +89,22 @@ def test_a_wheel_carries_the_model_template(tmp_path: Path) -> None:
     for name in ("config.pbtxt", "1/model.py"):
         carried = zipfile.ZipFile(wheel).read(f"polyhead/model_template/{name}")
         assert carried == (ROOT / "model_repository" / "gpt2_classifier" / name).read_bytes()
+
+
+def test_a_failing_disk_leaves_the_served_version(
+    base_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing changes and nothing remains if a copy fails, for a model that is there and for a new one."""
+    repository = tmp_path / "repo"
+    export_checkpoint(base_checkpoint, repository)
+    before = listing(repository)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("polyhead.export.shutil.copytree", fail)
+    for name in ("gpt2_classifier", "other"):
+        with pytest.raises(RepositoryError, match=r"No space left on device.*nothing was exported"):
+            export_checkpoint(base_checkpoint, repository, name=name, replace=True)
+    assert listing(repository) == before
+    assert [path.name for path in repository.iterdir()] == ["gpt2_classifier"]

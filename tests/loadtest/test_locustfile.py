@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.client.fake_triton import ANSWER, SCORES, FakeTriton, serve_fake
+from tests.client.fake_triton import ANSWER, SCHEMA, SCORES, FakeTriton, serve_fake
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -128,3 +129,33 @@ def test_bad_option_is_exit_code_2(fake: FakeTriton, golden: Path) -> None:
         code, output, _ = run_locust(fake.url, golden, option, value)
         assert code == 2
         assert option in output
+
+
+def test_hanging_server_is_exit_code_1(fake: FakeTriton, golden: Path) -> None:
+    """Requests still under way when the time is up are waited for, and end as errors."""
+    calls: list[str] = []
+
+    def answer_then_hang(text: str) -> Any:
+        calls.append(text)
+        if len(calls) > 10:
+            time.sleep(4)
+        return ANSWER
+
+    fake.answer = answer_then_hang
+    code, output, summary = run_locust(fake.url, golden, "--request-timeout-s", "1.5")
+    assert code == 1, output
+    assert summary is not None
+    assert summary["errors"] > 0
+
+
+def test_other_heads_than_the_checkpoints_are_refused(fake: FakeTriton, golden: Path) -> None:
+    """Labels and thresholds come from config.json beside the golden file; the server's must be the same."""
+    config = golden.parent / "config.json"
+    config.write_text(json.dumps({"polyhead": SCHEMA}), encoding="utf-8")
+    assert run_locust(fake.url, golden)[0] == 0
+    changed = json.loads(json.dumps(SCHEMA))
+    changed["heads"][0]["labels"] = ["sport", "news", "science"]
+    config.write_text(json.dumps({"polyhead": changed}), encoding="utf-8")
+    code, output, _ = run_locust(fake.url, golden)
+    assert code == 2
+    assert "heads differ from those in config.json" in output

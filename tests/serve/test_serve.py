@@ -99,6 +99,16 @@ def test_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "polyhead-export" in refuse(capsys, "--repository", str(tmp_path))
 
 
+def test_a_model_without_checkpoint_is_named(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A model folder that Triton would fail to load, beside one that it could serve."""
+    (repository / "empty").mkdir()
+    (repository / "empty" / "config.pbtxt").touch()
+    assert serve.main(["--repository", str(repository)]) == 2
+    error = capsys.readouterr().err
+    assert "empty holds no checkpoint, which keeps gpt2_classifier from being served" in error
+    assert error.count("\n") == 1
+
+
 def test_busy_port(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A port that somebody listens on is named with its option."""
     with socket.create_server(("127.0.0.1", 0)) as busy:

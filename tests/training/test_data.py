@@ -136,3 +136,36 @@ def test_an_unreadable_file_is_named(tmp_path: Path, name: str, content: bytes |
         read_corpus(DataConfig(train=str(tmp_path / name)), HEADS)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_labels_are_the_same_in_every_format(tmp_path: Path) -> None:
+    """Dates stay text, numbers and booleans become it, nulls in a list are none, bytes are UTF-8."""
+    rows = [{"text": "one", "topic": "2024-01-01", "tags": ["a", None]}, {"text": "two", "topic": 7, "tags": [True]}]
+    corpus = read_corpus(*files(write_jsonl(tmp_path / "r.jsonl", rows)))
+    assert corpus.schema["topic"].labels == ("2024-01-01", "7")
+    assert corpus.schema["tags"].labels == ("True", "a")
+    frame = pandas.DataFrame({"text": ["zwölf".encode(), b"two"], "topic": ["a", "b"], "tags": [["x"], ["y"]]})
+    frame.to_parquet(tmp_path / "r.parquet")
+    assert read_corpus(*files(tmp_path / "r.parquet")).train.texts == ["zwölf", "two"]
+
+
+@pytest.mark.parametrize(("column", "value"), [("tags", 3), ("tags", {"a": 1}), ("topic", ["a"]), ("tags", [["a"]])])
+def test_what_is_no_label_is_named(tmp_path: Path, column: str, value: Any) -> None:
+    """A cell of the wrong kind names its row and column."""
+    rows = [
+        {"text": "one", "topic": "a", "tags": ["x"]},
+        {"text": "two", "topic": "b", "tags": ["y"]} | {column: value},
+    ]
+    with pytest.raises(DataError, match=f"r.jsonl: row 2: column '{column}'"):
+        read_corpus(*files(write_jsonl(tmp_path / "r.jsonl", rows)))
+
+
+def test_a_name_with_brackets_is_a_name(tmp_path: Path) -> None:
+    """A file that exists under that very name is no glob."""
+    corpus = read_corpus(*files(write_jsonl(tmp_path / "rows [1].jsonl", ROWS)))
+    assert len(corpus.train) == 3
+
+
+def files(path: Path) -> tuple[DataConfig, list[HeadConfig]]:
+    """One file as training and validation rows, for topic and tags."""
+    return DataConfig(train=str(path), validation=str(path)), HEADS[:2]

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
-from transformers import GPT2Config, GPT2Model
+from safetensors.torch import load_file, save_file
+from transformers import GPT2LMHeadModel, GPT2Model
 from typer.testing import CliRunner
 
 from polyhead.checkpoint import read_checkpoint
 from polyhead.export import check_golden
 from polyhead.predictor import Predictor
+from polyhead_training.modeling import GPT2BaseForSequenceClassification
 from polyhead_training.train import app
-from tests.tiny import tiny_tokenizer
+from tests.tiny import tiny_config, tiny_tokenizer, write_tiny_checkpoint
 
 CONFIG = """
 output = "{folder}/out"
@@ -80,30 +83,56 @@ def test_eight_rows_are_learnt(tmp_path: Path, architecture: str) -> None:
     assert "left" in result.output
 
 
-def test_pretrained_weights_and_tokenizer_are_taken(tmp_path: Path) -> None:
-    """A local GPT-2 through from_pretrained: its embeddings and tokenizer end in the checkpoint."""
-    tokenizer = tiny_tokenizer()
-    body = GPT2Model(
-        GPT2Config(
-            n_layer=2,
-            n_embd=32,
-            n_head=2,
-            n_positions=32,
-            vocab_size=tokenizer.get_vocab_size(),
-            bos_token_id=0,
-            eos_token_id=0,
-        )
-    )
-    body.save_pretrained(tmp_path / "gpt2")
-    tokenizer.save(str(tmp_path / "gpt2" / "tokenizer.json"))
-    config = write_config(tmp_path, model=f'pretrained = "{tmp_path}/gpt2"')
-    config.write_text(config.read_text(encoding="utf-8").replace("5e-3", "1e-9"), encoding="utf-8")
-    result = CliRunner().invoke(app, [str(config)])
+@pytest.mark.parametrize("kind", ["plain", "language_model", "seed"])
+def test_pretrained_weights_and_tokenizer_are_taken(tmp_path: Path, kind: str) -> None:
+    """A local GPT-2, saved plain, with a language-model head or by the seed's classes: its weights and tokenizer."""
+    config = tiny_config(n_layer=2, n_head=2)
+    model: Any = {
+        "plain": GPT2Model,
+        "language_model": GPT2LMHeadModel,
+        "seed": lambda config: GPT2BaseForSequenceClassification(config, head_class_sizes=[3]),
+    }[kind](config)
+    write_pretrained(tmp_path, model)
+    path = write_config(tmp_path, model=f'pretrained = "{tmp_path}/gpt2"')
+    path.write_text(path.read_text(encoding="utf-8").replace("5e-3", "1e-9"), encoding="utf-8")
+    result = CliRunner().invoke(app, [str(path)])
     assert result.exit_code == 0, result.output
     checkpoint = read_checkpoint(tmp_path / "out")
-    trained = checkpoint.tensors["body_model.wte.weight"]
-    assert (trained - body.wte.weight).abs().max() < 1e-5
-    assert checkpoint.tokenizer.get_vocab() == tokenizer.get_vocab()
+    body = {"plain": lambda: model, "language_model": lambda: model.transformer, "seed": lambda: model.body_model}[
+        kind
+    ]()
+    for name, tensor in body.state_dict().items():
+        assert (checkpoint.tensors[f"body_model.{name}"] - tensor).abs().max() < 1e-5
+    assert checkpoint.tokenizer.get_vocab() == tiny_tokenizer().get_vocab()
+
+
+def test_pretrained_weights_that_are_missing_are_an_error(tmp_path: Path) -> None:
+    """Training never starts from random weights where pretrained ones were asked for."""
+    model = GPT2Model(tiny_config(n_layer=2, n_head=2))
+    write_pretrained(tmp_path, model)
+    weights = tmp_path / "gpt2" / "model.safetensors"
+    tensors = load_file(weights)
+    save_file({name: t for name, t in tensors.items() if "c_fc" not in name}, weights, metadata={"format": "pt"})
+    result = CliRunner().invoke(app, [str(write_config(tmp_path, model=f'pretrained = "{tmp_path}/gpt2"'))])
+    assert result.exit_code == 2
+    assert "lacks weights of a GPT-2, 'h.0.mlp.c_fc.bias' first" in result.stderr
+
+
+def test_a_run_that_fails_leaves_the_older_checkpoint(tmp_path: Path) -> None:
+    """Weights that training drove to NaN do not take the place of good ones."""
+    config = write_config(tmp_path)
+    write_tiny_checkpoint(tmp_path / "out")
+    before = (tmp_path / "out" / "golden.jsonl").read_bytes()
+    config.write_text(config.read_text(encoding="utf-8").replace("5e-3", "1e30"), encoding="utf-8")
+    result = CliRunner().invoke(app, [str(config)])
+    assert result.exit_code == 2, result.output
+    assert (tmp_path / "out" / "golden.jsonl").read_bytes() == before
+
+
+def write_pretrained(folder: Path, model: Any) -> None:
+    """A local folder as a hub name would give it."""
+    model.save_pretrained(folder / "gpt2")
+    tiny_tokenizer().save(str(folder / "gpt2" / "tokenizer.json"))
 
 
 @pytest.mark.parametrize(
@@ -117,6 +146,19 @@ def test_pretrained_weights_and_tokenizer_are_taken(tmp_path: Path) -> None:
         ("layer2concat = 2", "layer2concat = 9", "layer2concat must lie in 1 to n_layer"),
         ("layer2concat = 2", 'layer2concat = 2\nhead_class = "Nope"', "head_class 'Nope': must be one of"),
         (FRESH, 'pretrained = "/no/such/model"', "model.pretrained '/no/such/model': has no tokenizer"),
+        (
+            "n_head = 2",
+            'n_head = 2, activation_function = "mish"',
+            "model: activation_function must be one of .*got 'mish'",
+        ),
+        ("n_head = 2", "n_head = 2, add_cross_attention = true", "model: add_cross_attention: .*got True"),
+        ("n_head = 2", "n_head = 0", "model: "),
+        ("vocab_size = 300", 'vocab_size = "many"', "vocab_size: must be a whole number from 257, got 'many'"),
+        ("layer2concat = 2", "layer2concat = 2\nhead_args = { last_hidden_size = 3 }", "unexpected keyword"),
+        ("layer2concat = 2", "layer2concat = 2\nhead_args = { num_labels = 5 }", "model: .*"),
+        ("layer2concat = 2", 'layer2concat = 2\nhead_class = "Linear"', "Linear goes with architecture base"),
+        ('"hidden_state_concat"', '"base"\nhead_class = "ConcatHeadSimple"', "model: mat1 and mat2"),
+        ("/out", "/rows.jsonl", "rows.jsonl: holds something that is no checkpoint"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -125,9 +167,8 @@ def test_a_mistake_is_one_line(tmp_path: Path, old: str, new: str, message: str)
     config.write_text(config.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
     result = CliRunner().invoke(app, [str(config)])
     assert result.exit_code == 2
-    errors = [line for line in result.stderr.splitlines() if line.startswith("polyhead-train: ")]
-    assert len(errors) == 1
-    assert re.search(message, errors[0]), errors
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert re.search(f"^polyhead-train: .*{message}", result.stderr), result.stderr
     assert not (tmp_path / "out").exists()
 
 

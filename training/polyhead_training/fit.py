@@ -82,7 +82,7 @@ def fit(config: TrainingConfig, say: Callable[[str], None] = print) -> TrainingR
             data_collator=collate,
             train_dataset=columns["train"],
             eval_dataset=columns["validation"],
-            compute_metrics=lambda prediction: _flat_metrics(prediction, corpus.schema),
+            compute_metrics=lambda prediction: _flat_metrics(prediction, corpus.schema, config.training.learning_rate),
             callbacks=[ProgressLines(corpus.schema, say)],
         )
         trainer.remove_callback(PrinterCallback)
@@ -282,7 +282,11 @@ def _evaluate(trainer: Trainer, rows: datasets.Dataset, schema: Schema) -> dict[
     return evaluate(np.asarray(prediction.predictions), np.asarray(prediction.label_ids), schema)
 
 
-def _flat_metrics(prediction: EvalPrediction, schema: Schema) -> dict[str, float]:
+def _flat_metrics(prediction: EvalPrediction, schema: Schema, learning_rate: float) -> dict[str, float]:
+    if not np.isfinite(np.asarray(prediction.predictions)).all():
+        raise ConfigError(
+            f"training.learning_rate: training diverged, logits are no longer finite; lower it (is {learning_rate:g})"
+        )
     by_head = evaluate(np.asarray(prediction.predictions), np.asarray(prediction.label_ids), schema)
     return {f"{head}/{name}": value for head, scores in by_head.items() for name, value in scores.items()}
 

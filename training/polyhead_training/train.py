@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -13,6 +14,9 @@ from rich.table import Table
 
 from polyhead.errors import PolyheadError
 from polyhead_training.config import EXAMPLE, read_config
+
+if TYPE_CHECKING:
+    from polyhead_training.fit import TrainingResult
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -42,8 +46,7 @@ def train(
         if output is not None:
             settings = settings.model_copy(update={"output": output})
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-        from polyhead_training.fit import fit  # imports torch and transformers: seconds that a typo need not wait for
-
+        fit = _quiet_fit()
         result = fit(settings, say=lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
     except PolyheadError as error:
         print(f"polyhead-train: {error}", file=sys.stderr)
@@ -59,6 +62,19 @@ def train(
         f"checkpoint: {settings.output} (engine within {result.engine_distance:.1e} of transformers)", highlight=False
     )
     console.print(f"next: polyhead-export {settings.output} --repository model_repository", highlight=False)
+
+
+def _quiet_fit() -> Callable[..., TrainingResult]:
+    """Imports what takes seconds, for which a typo need not wait, without its progress bars and reports."""
+    import datasets
+    import transformers
+
+    from polyhead_training.fit import fit
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    return fit
 
 
 def _print_example(wanted: bool) -> None:
