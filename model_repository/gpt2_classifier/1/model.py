@@ -7,6 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+
+# Before torch loads OpenMP: its idle threads would spin on the cores that Triton's batcher needs to wake up in time
+# (docs/decisions/0004-passive-threads.md: 14 against 109 texts/s for one user on two cores).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
