@@ -4,7 +4,9 @@ PolyheadError
 ├── SchemaError       heads, labels or the taxonomy contradict themselves
 ├── CheckpointError   a checkpoint folder is incomplete, damaged or not ours
 ├── RepositoryError   a model repository cannot take or serve a checkpoint
-└── OptionError       a request option is unknown or out of range
+├── OptionError       a request option is unknown or out of range
+├── InstallError      tritonserver, its stub or libpython is not there (triton_install)
+└── AddressError      polyhead-serve cannot listen where it was told to (serve)
 
 Each message is one line that names the place, the value and what is allowed; command lines end with exit code 2.
 """

@@ -100,9 +100,12 @@ def _install(checkpoint: Path, columns: list[str], model: Path, target: Path) ->
             shutil.copytree(checkpoint, staged / "checkpoint")
             shutil.copyfile((target if target.is_dir() else template / "1") / "model.py", staged / "model.py")
             (staging / "labels.txt").write_text("".join(f"{column}\n" for column in columns), encoding="utf-8")
-            shutil.copyfile((template if is_new else model) / "config.pbtxt", staging / "config.pbtxt")
+            shared = ["labels.txt"]
+            if not (model / "config.pbtxt").exists():
+                shutil.copyfile(template / "config.pbtxt", staging / "config.pbtxt")
+                shared.append("config.pbtxt")
             swap(staged, target, staging / "old")
-            for name in ("config.pbtxt", "labels.txt"):
+            for name in shared:
                 os.replace(staging / name, model / name)
     except OSError:
         if is_new:

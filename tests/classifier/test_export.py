@@ -50,6 +50,17 @@ def test_versions_and_names(base_checkpoint: Path, tmp_path: Path) -> None:
     export_checkpoint(base_checkpoint, repository, replace=True)
 
 
+def test_a_config_of_ones_own_is_kept(base_checkpoint: Path, tmp_path: Path) -> None:
+    """An edited config.pbtxt stays as it is; one that is missing comes from the template."""
+    config = tmp_path / "repo" / "gpt2_classifier" / "config.pbtxt"
+    config.parent.mkdir(parents=True)
+    export_checkpoint(base_checkpoint, tmp_path / "repo")
+    assert "max_batch_size: 64" in config.read_text(encoding="utf-8")
+    config.write_text("# mine", encoding="utf-8")
+    export_checkpoint(base_checkpoint, tmp_path / "repo", replace=True)
+    assert config.read_text(encoding="utf-8") == "# mine"
+
+
 def test_a_damaged_checkpoint_is_not_exported(damaged: Callable[[], Path], tmp_path: Path) -> None:
     """Nothing is written for a checkpoint that does not load."""
     path = damaged()

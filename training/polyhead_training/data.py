@@ -228,16 +228,21 @@ def _labels_in(value: Any, config: HeadConfig, place: str) -> list[str]:
         return []
     if config.kind == "single_label":
         return [_label(value, place)]
-    if isinstance(value, str) and not value.startswith("["):
-        return [tag.strip() for tag in value.split(config.separator) if tag.strip()]
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError:  # a label may well begin with a bracket
-            return [tag.strip() for tag in value.split(config.separator) if tag.strip()]
+        value = _split_cell(value, config.separator)
     if not isinstance(value, list):
         raise DataError(f"{place}: a multi_label head needs a list of labels or a text, got {value!r}")
     return [_label(tag, place) for tag in value if tag is not None]
+
+
+def _split_cell(cell: str, separator: str) -> Any:
+    """Labels of a text cell: a JSON list, or parts between separators."""
+    if cell.startswith("["):
+        try:
+            return json.loads(cell)
+        except json.JSONDecodeError:
+            pass  # a label may well begin with a bracket
+    return [tag.strip() for tag in cell.split(separator) if tag.strip()]
 
 
 def _label(value: Any, place: str) -> str:

@@ -19,8 +19,8 @@ from tokenizers import Tokenizer
 from transformers import EvalPrediction, GPT2Config, GPT2Model, Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
-from polyhead.checkpoint import Spec, check_output, write_checkpoint
-from polyhead.encode import encode
+from polyhead.checkpoint import Body, Spec, check_output, write_checkpoint
+from polyhead.encode import EncodedText, encode
 from polyhead.errors import PolyheadError, describe, one_line
 from polyhead.export import check_golden
 from polyhead.predictor import Predictor
@@ -54,7 +54,8 @@ def fit(config: TrainingConfig, say: Callable[[str], None] = print) -> TrainingR
         say: is told what goes on, a line at a time.
 
     Raises:
-        ConfigError, DataError, SchemaError: before anything is trained.
+        CheckpointError, ConfigError, DataError, SchemaError: before anything is trained; and ConfigError when training
+            diverges. What stood at ``config.output`` then stays as it was.
     """
     set_seed(config.seed)
     check_output(config.output)
@@ -68,11 +69,10 @@ def fit(config: TrainingConfig, say: Callable[[str], None] = print) -> TrainingR
     _rehearse(config, model, spec, corpus.schema, tokenizer, corpus.train.texts[:1])
     parameters = sum(parameter.numel() for parameter in model.parameters())
     say(f"training {parameters / 1e6:.1f} M parameters for {config.training.epochs:g} epochs")
-    columns = {
-        "train": _to_columns(corpus.train, tokenizer, spec.max_length),
-        "validation": _to_columns(corpus.validation, tokenizer, spec.max_length),
-    }
-    truncated = _count_truncated(corpus.train, tokenizer, spec.max_length)
+    encoded = encode(corpus.train.texts, tokenizer, spec.max_length)
+    train = _to_columns(encoded, corpus.train)
+    validation = _to_columns(encode(corpus.validation.texts, tokenizer, spec.max_length), corpus.validation)
+    truncated = sum(text.truncated for text in encoded)
     say(f"{truncated} of {len(corpus.train)} training texts are longer than {spec.max_length} tokens and are truncated")
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="polyhead-trainer-") as scratch:
@@ -80,17 +80,18 @@ def fit(config: TrainingConfig, say: Callable[[str], None] = print) -> TrainingR
             model,
             args=_arguments(config.training, config.seed, Path(scratch)),
             data_collator=collate,
-            train_dataset=columns["train"],
-            eval_dataset=columns["validation"],
+            train_dataset=train,
+            eval_dataset=validation,
             compute_metrics=lambda prediction: _flat_metrics(prediction, corpus.schema, config.training.learning_rate),
             callbacks=[ProgressLines(corpus.schema, say)],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         seconds = time.monotonic() - started
-        metrics: dict[str, Any] = {"validation": _evaluate(trainer, columns["validation"], corpus.schema)}
+        metrics: dict[str, Any] = {"validation": _evaluate(trainer, validation, corpus.schema)}
         if corpus.test is not None:
-            metrics["test"] = _evaluate(trainer, _to_columns(corpus.test, tokenizer, spec.max_length), corpus.schema)
+            test = _to_columns(encode(corpus.test.texts, tokenizer, spec.max_length), corpus.test)
+            metrics["test"] = _evaluate(trainer, test, corpus.schema)
     metrics["training"] = {
         "seconds": round(seconds, 1),
         "rows": len(corpus.train),
@@ -242,16 +243,17 @@ def _fresh_config(config: TrainingConfig, tokenizer: Tokenizer) -> GPT2Config:
     end = tokenizer.token_to_id(END_OF_TEXT)
     defaults = {"n_positions": config.model.max_length, "bos_token_id": end, "eos_token_id": end}
     # A small corpus can end with fewer merges than were asked for.
-    return GPT2Config(**(defaults | fields | {"vocab_size": tokenizer.get_vocab_size()}))
+    settings = defaults | fields | {"vocab_size": tokenizer.get_vocab_size()}
+    try:
+        Body.model_validate(GPT2Config().to_dict() | settings)
+    except ValidationError as error:
+        raise ConfigError(f"model.gpt2: {describe(error)}") from error
+    return GPT2Config(**settings)
 
 
-def _to_columns(split: Split, tokenizer: Tokenizer, max_length: int) -> datasets.Dataset:
-    ids = [text.token_ids for text in encode(split.texts, tokenizer, max_length)]
+def _to_columns(encoded: Sequence[EncodedText], split: Split) -> datasets.Dataset:
+    ids = [text.token_ids for text in encoded]
     return datasets.Dataset.from_dict({"input_ids": ids, "labels": split.labels, "length": [len(row) for row in ids]})
-
-
-def _count_truncated(split: Split, tokenizer: Tokenizer, max_length: int) -> int:
-    return sum(text.truncated for text in encode(split.texts, tokenizer, max_length))
 
 
 def _arguments(config: FitConfig, seed: int, scratch: Path) -> TrainingArguments:
