@@ -44,7 +44,9 @@ class DecodeOptions(BaseModel):
 
 
 def to_scores(logits: NDArray[np.floating[Any]], schema: Schema) -> Scores:
-    """Calibrated scores of each head: softmax or sigmoid of logits over temperature; a regression's logit as it is.
+    """Calibrated scores of each head: softmax or sigmoid of logits over temperature; a regression's value.
+
+    A regression without `y_range` answers its logit as it is, one with it a sigmoid between its two ends.
 
     Args:
         logits: ``(n, schema.width)``.
@@ -61,10 +63,19 @@ def to_scores(logits: NDArray[np.floating[Any]], schema: Schema) -> Scores:
                 exponents = np.exp(scaled - scaled.max(axis=1, keepdims=True))
                 scores[:, columns] = exponents / exponents.sum(axis=1, keepdims=True)
             case "multi_label":
-                scores[:, columns] = np.exp(-np.logaddexp(0, -scaled))  # sigmoid without overflow
+                scores[:, columns] = _sigmoid(scaled)
+            case "regression" if head.y_range is not None:
+                lowest, highest = head.y_range
+                scores[:, columns] = lowest + (highest - lowest) * _sigmoid(scaled)
             case "regression":
                 scores[:, columns] = logits[:, columns]
     return scores
+
+
+def _sigmoid(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Without overflow."""
+    result: NDArray[np.float64] = np.exp(-np.logaddexp(0, -values))
+    return result
 
 
 def decode(scores: Scores, schema: Schema, options: DecodeOptions) -> dict[str, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -24,6 +25,7 @@ class Head(BaseModel):
         weight: what the head's loss is multiplied with in training.
         thresholds: multi_label only, one a label: the score from which a label is part of the answer.
         temperature: logits are divided by it before softmax or sigmoid (Guo et al. 2017, arXiv:1706.04599).
+        y_range: regression only: the lowest and highest value; the answer is a sigmoid of the logit between them.
         parent: the single_label head whose labels are the next level up in a taxonomy.
         parent_of: for each of this head's labels, the parent head's label above it.
     """
@@ -36,6 +38,7 @@ class Head(BaseModel):
     weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     thresholds: tuple[float, ...] | None = None
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    y_range: tuple[float, float] | None = None
     parent: str | None = None
     parent_of: dict[str, str] | None = None
 
@@ -65,6 +68,14 @@ class Head(BaseModel):
                 raise ValueError(f"head {self.name!r}: thresholds must lie in [0, 1], got {list(self.thresholds)}")
         elif self.thresholds is not None:
             raise ValueError(f"head {self.name!r}: only multi_label heads have thresholds")
+        if self.y_range is not None:
+            if self.kind != "regression":
+                raise ValueError(f"head {self.name!r}: only regression heads have a y_range")
+            lowest, highest = self.y_range
+            if not (math.isfinite(lowest) and math.isfinite(highest) and lowest < highest):
+                raise ValueError(
+                    f"head {self.name!r}: y_range must be two finite numbers, lower first, got {list(self.y_range)}"
+                )
         if (self.parent is None) != (self.parent_of is None):
             raise ValueError(f"head {self.name!r}: parent and parent_of are given together or not at all")
         if self.parent is not None and self.kind != "single_label":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -17,11 +17,11 @@ EXAMPLE = """\
 output = "runs/reviews"              # the checkpoint folder
 
 [data]
-train = "reviews.csv"                # .csv, .jsonl or .parquet: a path, a glob or a list of them
+train = "reviews.csv"                # .csv, .jsonl, .parquet or .arrow: a path, a glob or a list of them
 # validation = "..."                 # else a tenth of train, by a hash of the text
 # test = "..."
 # hub = "owner/name"                 # instead of files: its splits train, validation and test
-text_column = "text"
+text_column = "text"                 # or text_template = "{title}. {body}"
 
 [model]                              # from scratch, with a byte-level BPE of its own;
 max_length = 256                     # or add: pretrained = "gpt2"
@@ -47,14 +47,55 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class UpsampleConfig(_Section):
+    """Repeats the training rows whose `column` holds one of `values`, so that each stands there `times` times."""
+
+    column: str
+    values: list[str] = Field(min_length=1)
+    times: int = Field(ge=2)
+
+
 class DataConfig(_Section):
-    """Where the rows come from: files, or a data set of the hub."""
+    """Where the rows come from, files or a data set of the hub, and what is done to them.
+
+    Attributes:
+        text_column: the column of the text; or `text_template`, as ``"{title}. {body}"``, from several columns.
+        text_transforms: by name, which become part of the tokenizer and so hold in serving too: ``strip``,
+            ``collapse_whitespace``, ``lowercase``, ``strip_accents``, ``nfc``, ``nfkc``; or ``package.module:function``
+            (text to text), which runs in training and evaluation only.
+        where: keeps the rows that have this value, or one of these, in that column.
+        filters: ``package.module:function``s; keeps the rows for which each returns true, given the row as a dict.
+        split: how rows are held out where validation or test are not given. ``hash`` is stable as data grows;
+            ``stratified`` keeps each share of `stratify_by` (a single_label head; the first of them if not given).
+        split_column: what is hashed; the text if not given.
+        validation_share, test_share: of the training rows.
+        drop_leaks: removes training rows whose text is also in validation or test; they are only counted if false.
+        drop_duplicates: removes training rows of which text and labels were seen before.
+        upsample: repeats training rows.
+        augment: ``package.module:function``s, called as ``function(text, random.Random)``; each adds `augment_copies`
+            copies of each training row, with the text that it returns.
+    """
 
     train: str | list[str] | None = None
     validation: str | list[str] | None = None
     test: str | list[str] | None = None
     hub: str | None = None
+    hub_config: str | None = None
     text_column: str = "text"
+    text_template: str | None = None
+    text_transforms: list[str] = []
+    where: dict[str, str | list[str]] = {}
+    filters: list[str] = []
+    split: Literal["hash", "stratified"] = "hash"
+    split_column: str | None = None
+    stratify_by: str | None = None
+    validation_share: float = Field(default=0.1, gt=0, lt=1)
+    test_share: float = Field(default=0.0, ge=0, lt=1)
+    drop_leaks: bool = False
+    drop_duplicates: bool = False
+    upsample: list[UpsampleConfig] = []
+    augment: list[str] = []
+    augment_copies: int = Field(default=1, ge=1)
 
     @model_validator(mode="after")
     def _agree(self) -> DataConfig:
@@ -62,27 +103,61 @@ class DataConfig(_Section):
             raise ValueError("give either train (files) or hub (a data set's name)")
         if self.hub is not None and (self.validation is not None or self.test is not None):
             raise ValueError("validation and test are files and go with train; a hub data set brings its own splits")
+        if self.hub is None and self.hub_config is not None:
+            raise ValueError("hub_config goes with hub")
+        if self.text_template is not None and "text_column" in self.model_fields_set:
+            raise ValueError("give either text_column or text_template")
+        if self.split == "stratified" and self.split_column is not None:
+            raise ValueError("split_column goes with split = 'hash'")
+        if self.split == "hash" and self.stratify_by is not None:
+            raise ValueError("stratify_by goes with split = 'stratified'")
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError("validation_share and test_share leave no row for training")
         return self
 
 
 class HeadConfig(_Section):
-    """One head and the column that holds its labels.
+    """One head, the column that holds its labels, and its part of the loss.
 
     Attributes:
         column: the head's name if not given.
         labels: in index order; if not given, the sorted labels of the training rows.
+        label_transforms: ``strip``, ``lowercase`` or ``package.module:function`` (label to label).
         separator: between the labels of a multi_label head where a cell is text.
-        parent, parent_of: the level above in a taxonomy, as in the checkpoint.
+        weight: of the head's loss in the sum.
+        parent, parent_of: the level above in a taxonomy, as in the checkpoint; `parent_of` is learned from the
+            training rows if it is not given.
+        y_range: regression only: the lowest and the highest value that the head can answer.
+        class_weights: single_label only: of each label's rows in the loss, or ``balanced``: n / (labels * rows of it).
+        positive_weights: multi_label only: of each label's positive rows, or ``balanced``: negative / positive rows.
+        label_smoothing: of single_label and multi_label heads (Szegedy et al. 2016, arXiv:1512.00567).
     """
 
     name: str
     kind: HeadKind
     column: str | None = None
     labels: list[str] | None = None
+    label_transforms: list[str] = []
     separator: str = Field(default=",", min_length=1)
     weight: float = Field(default=1.0, ge=0)
     parent: str | None = None
     parent_of: dict[str, str] | None = None
+    y_range: tuple[float, float] | None = None
+    class_weights: Literal["balanced"] | dict[str, float] | None = None
+    positive_weights: Literal["balanced"] | dict[str, float] | None = None
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _agree(self) -> HeadConfig:
+        for field, kinds in {
+            "y_range": ("regression",),
+            "class_weights": ("single_label",),
+            "positive_weights": ("multi_label",),
+            "label_smoothing": ("single_label", "multi_label"),
+        }.items():
+            if getattr(self, field) and self.kind not in kinds:
+                raise ValueError(f"{field} goes with kind {' or '.join(kinds)}, not {self.kind}")
+        return self
 
 
 class ModelConfig(_Section):
@@ -90,7 +165,8 @@ class ModelConfig(_Section):
 
     Attributes:
         pretrained: a local path or hub name whose GPT-2 weights and tokenizer are taken; if not given, from scratch.
-        gpt2: fields of transformers' GPT2Config for a model from scratch; ``vocab_size`` is also the tokenizer's.
+        gpt2: fields of transformers' GPT2Config: of a model from scratch (``vocab_size`` is also the tokenizer's), or
+            with `pretrained` its dropouts alone.
     """
 
     architecture: Architecture = "base"
@@ -103,8 +179,10 @@ class ModelConfig(_Section):
 
     @model_validator(mode="after")
     def _agree(self) -> ModelConfig:
-        if self.pretrained is not None and self.gpt2:
-            raise ValueError("gpt2 describes a model from scratch; it does not go with pretrained")
+        if self.pretrained is not None and (
+            shape := sorted(set(self.gpt2) - {"resid_pdrop", "embd_pdrop", "attn_pdrop"})
+        ):
+            raise ValueError(f"gpt2.{shape[0]} describes a model from scratch; it does not go with pretrained")
         return self
 
     @property
@@ -113,17 +191,83 @@ class ModelConfig(_Section):
         return self.head_class or ("Linear" if self.architecture == "base" else "ConcatHeadSimple")
 
 
+class WarmStartConfig(_Section):
+    """Trains the body as a causal language model on the same texts before the heads are trained.
+
+    Attributes:
+        texts: more files to learn from, of which only the text is read.
+    """
+
+    epochs: float = Field(default=1, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    batch_size: int = Field(default=32, ge=1)
+    texts: str | list[str] = []
+
+
+class LoraConfig(_Section):
+    """Low-rank adapters on the body (Hu et al. 2021, arXiv:2106.09685) through peft; merged when it is exported."""
+
+    r: int = Field(default=8, ge=1)
+    alpha: float = Field(default=16, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: list[str] = ["c_attn", "c_proj", "c_fc"]
+
+
+class EarlyStoppingConfig(_Section):
+    """Stops when `training.best_metric` has not improved by `min_delta` for `patience` evaluations."""
+
+    patience: int = Field(default=3, ge=1)
+    min_delta: float = Field(default=0.0, ge=0)
+
+
 class FitConfig(_Section):
-    """How transformers' Trainer fits; names and meanings are those of its TrainingArguments."""
+    """How transformers' Trainer fits; names and meanings are those of its TrainingArguments.
+
+    Attributes:
+        max_steps: if given, takes the place of `epochs`.
+        lr_scheduler_type: any of transformers' schedulers, with `lr_scheduler_kwargs`, as ``cosine_with_restarts`` with
+            ``{ num_cycles = 3 }``.
+        precision: ``auto`` is bf16 where the GPU has it, else fp16 on a GPU, else fp32.
+        best_metric: what the best checkpoint is chosen by and early stopping looks at: ``loss`` or ``head/metric``.
+        eval_steps: how many steps lie between evaluations; an epoch if not given.
+        freeze_layers: the embeddings and this many blocks, from below, keep their weights.
+        layer_lr_decay: each layer below learns at this fraction of the rate of the one above (Howard and Ruder 2018,
+            arXiv:1801.06146).
+        report_to: trackers, as ``tensorboard``; it writes to ``<output>.training/logs``.
+    """
 
     epochs: float = Field(default=3, gt=0)
+    max_steps: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=32, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    lr_scheduler_type: str = "linear"
+    lr_scheduler_kwargs: dict[str, Any] = {}
     warmup_ratio: float = Field(default=0.05, ge=0, lt=1)
     weight_decay: float = Field(default=0.01, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
+    optim: str = "adamw_torch_fused"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     train_sampling_strategy: Literal["random", "group_by_length"] = "random"
+    eval_steps: int | None = Field(default=None, ge=1)
+    best_metric: str = "loss"
+    early_stopping: EarlyStoppingConfig | None = None
+    freeze_layers: int = Field(default=0, ge=0)
+    layer_lr_decay: float = Field(default=1.0, gt=0, le=1)
+    gradient_checkpointing: bool = False
+    report_to: list[str] = []
+
+
+class CalibrationConfig(_Section):
+    """What is fitted on the validation rows after training and stored in the checkpoint.
+
+    Attributes:
+        temperature: one a head (Guo et al. 2017, arXiv:1706.04599), least negative log-likelihood.
+        thresholds: ``f1`` gives each label of a multi_label head the threshold with the best F1; ``fixed`` leaves 0.5.
+    """
+
+    temperature: bool = True
+    thresholds: Literal["f1", "fixed"] = "f1"
 
 
 class TrainingConfig(_Section):
@@ -134,8 +278,11 @@ class TrainingConfig(_Section):
     golden_rows: int = Field(default=256, ge=1)
     data: DataConfig
     model: ModelConfig = ModelConfig()
+    warm_start: WarmStartConfig | None = None
     heads: list[HeadConfig] = Field(min_length=1)
+    lora: LoraConfig | None = None
     training: FitConfig = FitConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
 
 
 def read_config(path: Path) -> TrainingConfig:
@@ -161,7 +308,20 @@ def _with_allowed(error: ValidationError) -> str:
     message = describe(error)
     unknown = [finding["loc"] for finding in error.errors() if finding["type"] == "extra_forbidden"]
     if unknown:
-        sections = {"data": DataConfig, "model": ModelConfig, "heads": HeadConfig, "training": FitConfig}
-        section = sections.get(str(unknown[0][0]), TrainingConfig) if len(unknown[0]) > 1 else TrainingConfig
-        message += f"; allowed are {', '.join(section.model_fields)}"
+        message += f"; allowed are {', '.join(_section(unknown[0][:-1]).model_fields)}"
     return message
+
+
+def _section(place: tuple[int | str, ...]) -> type[BaseModel]:
+    """The section at a place of the file, as ``("data", "upsample", 0)``."""
+    section: type[BaseModel] = TrainingConfig
+    for name in place:
+        if isinstance(name, str) and name in section.model_fields:
+            section = _model_in(section.model_fields[name].annotation) or section
+    return section
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _model_in(part))), None)
