@@ -31,6 +31,7 @@ from polyhead_training.errors import ConfigError
 from polyhead_training.golden import golden_rows
 from polyhead_training.metrics import evaluate
 from polyhead_training.modeling import build_model
+from polyhead_training.packing import collate, fuse_gelu
 from polyhead_training.progress import ProgressLines
 from polyhead_training.report import training_curves
 from polyhead_training.tokenizer import END_OF_TEXT, pretrained_tokenizer, train_tokenizer
@@ -114,17 +115,6 @@ def fit(config: TrainingConfig, say: Callable[[str], None] = print) -> TrainingR
     return TrainingResult(metrics, corpus.schema, distance)
 
 
-def collate(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """A batch, padded on the right to its longest: ``input_ids`` and ``attention_mask`` (n, length), ``labels``."""
-    longest = max(len(row["input_ids"]) for row in rows)
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    mask = torch.zeros(len(rows), longest, dtype=torch.long)
-    for position, row in enumerate(rows):
-        ids[position, : len(row["input_ids"])] = torch.tensor(row["input_ids"])
-        mask[position, : len(row["input_ids"])] = 1
-    return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([row["labels"] for row in rows])}
-
-
 def _describe(corpus: Corpus, say: Callable[[str], None]) -> None:
     for name, split in (("train", corpus.train), ("validation", corpus.validation), ("test", corpus.test)):
         if split is not None:
@@ -164,6 +154,7 @@ def _model(config: TrainingConfig, spec: Spec, schema: Schema, tokenizer: Tokeni
         body = _pretrained_body(config.model.pretrained)
         model = build_model(body.config, spec, schema)
         model.body_model = body
+        fuse_gelu(body)
         return model
     except PolyheadError:
         raise
