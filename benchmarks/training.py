@@ -1,0 +1,245 @@
+"""Training speed: real tokens a second of padding-free training beside transformers' Trainer with padded batches.
+
+All train the same model from the same weights on the same Debian texts in the same order, without dropout, so that
+they must end at the same validation loss. A peer is a plain GPT2Model of transformers with the same heads and loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from tokenizers import Tokenizer
+from torch import nn
+from transformers import (
+    DataCollatorWithPadding,
+    GPT2Config,
+    GPT2Model,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from benchmarks.result import RESULTS, write_result
+from polyhead.checkpoint import Spec
+from polyhead.encode import encode
+from polyhead.schema import Schema
+from polyhead_training.config import DataConfig, HeadConfig
+from polyhead_training.data import Corpus, read_corpus
+from polyhead_training.losses import LossTerm, classification_loss
+from polyhead_training.modeling import build_model
+from polyhead_training.packing import collate
+from polyhead_training.tokenizer import END_OF_TEXT, train_tokenizer
+
+HEADS = [
+    HeadConfig(name="section", kind="single_label"),
+    HeadConfig(name="role", kind="single_label"),
+    HeadConfig(name="tags", kind="multi_label", weight=20.0),
+]
+DATA = Path("data/debian")
+VALIDATION_ROWS = 512
+COLOURS = {"polyhead": "#2a6fbb", "trainer": "#c8553d", "trainer_group_by_length": "#e0a458"}
+
+
+class PlainClassifier(nn.Module):
+    """What one writes without this project: a GPT2Model, its state at the last real token, a linear layer."""
+
+    def __init__(self, config: GPT2Config, terms: list[LossTerm], pad_token_id: int) -> None:
+        super().__init__()
+        self.body_model = GPT2Model(config)
+        self.head = nn.Linear(config.n_embd, sum(term.width for term in terms), bias=False)
+        self.terms = terms
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Loss and logits of a batch padded on the right."""
+        states = self.body_model(input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        pooled = states[torch.arange(len(states)), attention_mask.sum(1) - 1]
+        logits = self.head(pooled)
+        return {"loss": classification_loss(logits, labels, self.terms), "logits": logits}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Texts as token ids and labels, and all that a peer needs to be built."""
+
+    schema: Schema
+    tokenizer: Tokenizer
+    config: GPT2Config
+    spec: Spec
+    train: datasets.Dataset
+    validation: datasets.Dataset
+
+
+def main() -> None:
+    """Runs all peers at each length, in turns, and prints one JSON object last."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULTS / "training.json")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rows", type=int, default=1024, help="training examples of a run")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--channels", type=int, default=256)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512])
+    arguments = parser.parse_args()
+    datasets.disable_progress_bars()
+    with tempfile.TemporaryDirectory(prefix="polyhead-bench-") as scratch:
+        corpus = _corpus(Path(scratch))
+        tokenizer = train_tokenizer(corpus.train.texts, 8000)
+        by_length = {length: _measure(corpus, tokenizer, length, arguments, scratch) for length in arguments.lengths}
+    summary: dict[str, Any] = {f"ratio_{n}": peers["polyhead"]["ratio"] for n, peers in by_length.items()}
+    summary |= {
+        f"ratio_group_by_length_{n}": round(peers["polyhead"]["tok_s"] / peers["trainer_group_by_length"]["tok_s"], 2)
+        for n, peers in by_length.items()
+    }
+    settings = {"rows": arguments.rows, "batch_size": arguments.batch_size, "repeats": arguments.repeats}
+    shape = {"n_layer": arguments.layers, "n_embd": arguments.channels, "vocab_size": 8000, "precision": "fp32"}
+    write_result(
+        arguments.out,
+        summary | {"model": shape, "settings": settings, "device": arguments.device, "max_length": by_length},
+        _plot(by_length),
+    )
+    print(json.dumps(summary))
+
+
+def _corpus(scratch: Path) -> Corpus:
+    files = {split: str(DATA / f"{split}.jsonl") for split in ("train", "validation")}
+    return read_corpus(DataConfig(**files), HEADS)
+
+
+def _measure(
+    corpus: Corpus, tokenizer: Tokenizer, length: int, arguments: argparse.Namespace, scratch: str
+) -> dict[str, dict[str, Any]]:
+    prepared = _prepare(corpus, tokenizer, length, arguments)
+    peers: dict[str, Callable[[int], dict[str, Any]]] = {
+        "polyhead": lambda rows: _train(_ours(prepared), prepared, rows, arguments, scratch, collate),
+        "trainer": lambda rows: _train(_plain(prepared), prepared, rows, arguments, scratch, _padding(prepared)),
+        "trainer_group_by_length": lambda rows: _train(
+            _plain(prepared), prepared, rows, arguments, scratch, _padding(prepared), "group_by_length"
+        ),
+    }
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in peers}
+    for run in peers.values():
+        run(2 * arguments.batch_size)  # the first steps of a process are slow
+    for repeat in range(arguments.repeats):
+        for name, run in peers.items():
+            runs[name].append(run(arguments.rows))
+            print(f"max_length {length}, repeat {repeat + 1}, {name}: {runs[name][-1]}", flush=True)
+    result = {
+        name: {
+            "tok_s": round(statistics.median(run["tok_s"] for run in results), 1),
+            "tok_s_all": [run["tok_s"] for run in results],
+            "validation_loss": results[0]["validation_loss"],
+            "real_tokens": results[0]["real_tokens"],
+        }
+        for name, results in runs.items()
+    }
+    for peer in result.values():
+        peer["ratio"] = round(peer["tok_s"] / result["trainer"]["tok_s"], 2)
+    return result
+
+
+def _prepare(corpus: Corpus, tokenizer: Tokenizer, length: int, arguments: argparse.Namespace) -> Prepared:
+    end = tokenizer.token_to_id(END_OF_TEXT)
+    config = GPT2Config(
+        vocab_size=tokenizer.get_vocab_size(), n_positions=length, n_layer=arguments.layers, n_embd=arguments.channels,
+        n_head=arguments.channels // 64, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        bos_token_id=end, eos_token_id=end, pad_token_id=end,
+    )  # fmt: skip
+    spec = Spec(architecture="base", layer2concat=None, head_class="Linear", head_args={}, max_length=length)
+    drawn = np.random.default_rng(0).permutation(len(corpus.train))[: arguments.rows].tolist()
+    return Prepared(
+        corpus.schema,
+        tokenizer,
+        config,
+        spec,
+        _columns([corpus.train.texts[i] for i in drawn], corpus.train.labels[drawn], tokenizer, length),
+        _columns(
+            list(corpus.validation.texts[:VALIDATION_ROWS]),
+            corpus.validation.labels[:VALIDATION_ROWS],
+            tokenizer,
+            length,
+        ),
+    )
+
+
+def _columns(texts: list[str], labels: Any, tokenizer: Tokenizer, length: int) -> datasets.Dataset:
+    ids = [text.token_ids for text in encode(texts, tokenizer, length)]
+    return datasets.Dataset.from_dict({"input_ids": ids, "labels": labels, "length": [len(row) for row in ids]})
+
+
+def _ours(prepared: Prepared) -> nn.Module:
+    set_seed(0)
+    return build_model(prepared.config, prepared.spec, prepared.schema)
+
+
+def _plain(prepared: Prepared) -> nn.Module:
+    ours = _ours(prepared)
+    plain = PlainClassifier(prepared.config, ours.terms, prepared.config.pad_token_id)
+    plain.load_state_dict(ours.state_dict())
+    return plain
+
+
+def _padding(prepared: Prepared) -> Callable[[list[dict[str, Any]]], Any]:
+    end = prepared.tokenizer.id_to_token(prepared.config.pad_token_id)
+    pad = DataCollatorWithPadding(PreTrainedTokenizerFast(tokenizer_object=prepared.tokenizer, pad_token=end))
+    return lambda rows: pad([{key: row[key] for key in ("input_ids", "labels")} for row in rows])
+
+
+def _train(
+    model: nn.Module,
+    prepared: Prepared,
+    rows: int,
+    arguments: argparse.Namespace,
+    scratch: str,
+    collator: Callable[[list[dict[str, Any]]], Any],
+    sampling: str = "random",
+) -> dict[str, Any]:
+    train = prepared.train.select(range(min(rows, len(prepared.train))))
+    trainer = Trainer(
+        model,
+        args=TrainingArguments(
+            output_dir=scratch, seed=0, num_train_epochs=1, per_device_train_batch_size=arguments.batch_size,
+            per_device_eval_batch_size=VALIDATION_ROWS, learning_rate=1e-3, train_sampling_strategy=sampling,
+            use_cpu=arguments.device == "cpu", save_strategy="no", logging_strategy="no", report_to=[],
+            disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=False,
+        ),
+        data_collator=collator,
+        train_dataset=train,
+        eval_dataset=prepared.validation,
+    )  # fmt: skip
+    seconds = trainer.train().metrics["train_runtime"]
+    tokens = sum(train["length"])
+    loss = trainer.evaluate()["eval_loss"] if rows == arguments.rows else None
+    return {"tok_s": round(tokens / seconds, 1), "validation_loss": loss, "real_tokens": tokens}
+
+
+def _plot(by_length: dict[int, dict[str, dict[str, Any]]]) -> Figure:
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for place, (name, colour) in enumerate(COLOURS.items()):
+        heights = [peers[name]["tok_s"] for peers in by_length.values()]
+        bars = axes.bar([x + 0.27 * (place - 1) for x in range(len(heights))], heights, 0.25, color=colour, label=name)
+        axes.bar_label(bars, [f"{height:,.0f}" for height in heights], fontsize=8)
+    axes.set_xticks(range(len(by_length)), [f"max_length {length}" for length in by_length])
+    axes.set(title="Training on Debian texts", ylabel="real tokens/s")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+if __name__ == "__main__":
+    main()
