@@ -52,26 +52,40 @@ def seed_loss_terms(
     return [LossTerm(*term) for term in zip(kinds, head_class_sizes, head_weights, strict=True)]
 
 
-def classification_loss(logits: torch.Tensor, labels: torch.Tensor, terms: Sequence[LossTerm]) -> torch.Tensor:
+def label_counts(labels: torch.Tensor, terms: Sequence[LossTerm]) -> torch.Tensor:
+    """What each head's summed loss is divided by to be a mean: ``(heads,)``, 0 where no row has its label."""
+    counts, column = [], 0
+    for term in terms:
+        known = ~labels[:, column : column + term.label_width].isnan().any(dim=1)
+        counts.append(known.sum() * term.label_width)
+        column += term.label_width
+    return torch.stack(counts).float()
+
+
+def classification_loss(
+    logits: torch.Tensor, labels: torch.Tensor, terms: Sequence[LossTerm], counts: torch.Tensor | None = None
+) -> torch.Tensor:
     """The weighted sum of the heads' mean losses: cross-entropy, binary cross-entropy with logits, squared error.
 
     Args:
         logits: ``(n, sum of widths)``.
         labels: ``(n, sum of label widths)`` or, for one column, ``(n,)``: a class index, a number, or 0/1 a label; NaN
             where a row has no label for that head, which then does not count in it.
+        counts: ``(heads,)`` as from `label_counts`, of more rows than these; of these if not given.
     """
     labels = labels.reshape(len(logits), -1)
     expected = sum(term.label_width for term in terms)
     if labels.shape[1] != expected:
         raise ValueError(f"labels must have {expected} columns for these heads, got {labels.shape[1]}")
-    total = logits.new_zeros(())
+    counts = label_counts(labels, terms) if counts is None else counts
+    total = logits.sum() * 0  # keeps the graph where no row has any label
     start = column = 0
-    for term in terms:
+    for term, count in zip(terms, counts, strict=True):
         head_logits = logits[:, start : start + term.width]  # (n, width)
         head_labels = labels[:, column : column + term.label_width]  # (n, label_width)
         known = ~head_labels.isnan().any(dim=1)
         if known.any():
-            total = total + term.weight * _loss(term.kind, head_logits[known], head_labels[known])
+            total = total + term.weight * _loss(term.kind, head_logits[known], head_labels[known]) / count
         start, column = start + term.width, column + term.label_width
     return total
 
@@ -79,11 +93,11 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, terms: Seque
 def _loss(kind: HeadKind, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     match kind:
         case "single_label":
-            return F.cross_entropy(logits, labels[:, 0].long())
+            return F.cross_entropy(logits, labels[:, 0].long(), reduction="sum")
         case "multi_label":
-            return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+            return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="sum")
         case "regression":
-            return F.mse_loss(logits[:, 0], labels[:, 0].to(logits.dtype))
+            return F.mse_loss(logits[:, 0], labels[:, 0].to(logits.dtype), reduction="sum")
 
 
 class _GPT2Classifier(GPT2PreTrainedModel):
@@ -122,6 +136,7 @@ class _GPT2Classifier(GPT2PreTrainedModel):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutputWithPast:
         """Logits ``(n, num_labels)`` and, with `labels` as in `classification_loss`, the loss.
@@ -130,6 +145,7 @@ class _GPT2Classifier(GPT2PreTrainedModel):
             input_ids: ``(n, length)``, padded on either side.
             attention_mask: ``(n, length)``, 1 for real tokens; without it, all are real.
             position_ids: if not given, counted from each text's first real token.
+            num_items_in_batch: ``(heads,)``, the divisors of the heads' summed losses; this batch's if not given.
         """
         tokens = input_ids if input_ids is not None else inputs_embeds
         if tokens is None:
@@ -145,7 +161,7 @@ class _GPT2Classifier(GPT2PreTrainedModel):
         places = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
         last = (attention_mask * places).argmax(-1)  # (n,)
         logits = self.head(self._pool(hidden_states, last))  # (n, num_labels)
-        loss = None if labels is None else classification_loss(logits, labels, self.terms)
+        loss = None if labels is None else classification_loss(logits, labels, self.terms, num_items_in_batch)
         return SequenceClassifierOutputWithPast(loss=loss, logits=logits)
 
 
