@@ -67,7 +67,7 @@ def estimate_memory(
 
     float32 weights; for each trained one a float32 gradient and AdamW's two moments. Activations: 17 values of n_embd a
     token and block (Korthikanti et al. 2022, arXiv:2205.05198, without the attention matrix, which the kernels do not
-    keep), of 2 bytes under bf16 and fp16, else 4; with gradient checkpointing one value a block and 17 for a single one.
+    keep), of 2 bytes under bf16 and fp16, else 4; with gradient checkpointing one a block and 17 for a single one.
     """
     values = 17 * body.n_layer if not fit.gradient_checkpointing else body.n_layer + 17
     value_size = 4 if precision_of(fit) == "fp32" else 2

@@ -1,5 +1,4 @@
-"""``polyhead-import``: a checkpoint folder of that_nlp_library, with its constructor's arguments, into one that describes
-itself."""
+"""``polyhead-import``: makes a self-describing checkpoint of that_nlp_library's folder and constructor arguments."""
 
 from __future__ import annotations
 
