@@ -27,14 +27,14 @@ SCHEMA = Schema(
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """torchrun with two processes over gloo, batches of 2 accumulated twice, rows without labels: one process's losses
     and weights with four accumulated batches; and one voice speaks."""
-    # Plain SGD, since Adam would hide a gradient of the wrong scale and blow up the rounding of one that is all but zero.
+    # Plain SGD: Adam would hide a gradient of the wrong scale, and blow up the rounding of one that is all but zero.
     training = 'gradient_accumulation_steps = {}\neval_steps = 1\noptim = "sgd"\nmax_grad_norm = 1e9'
     one, two = (
         write_run(tmp_path / name, training.format(steps), dropout=0.0) for name, steps in (("one", 4), ("two", 2))
     )
     for path in (one, two):
         text = path.read_text(encoding="utf-8").replace("batch_size = 4", "batch_size = 2")
-        path.write_text(text.replace("learning_rate = 5e-3", "learning_rate = 0.2"), encoding="utf-8")
+        path.write_text(text.replace("learning_rate = 5e-3", "learning_rate = 0.02"), encoding="utf-8")
     alone = trained(one)
     result = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from peft import LoraConfig as PeftConfig
-from peft import PeftModel, get_peft_model
+from peft import LoraModel
 
 from polyhead.errors import one_line
 from polyhead_training.config import LoraConfig
 from polyhead_training.errors import ConfigError
 
 
-def add_adapters(model: Any, config: LoraConfig, freeze_layers: int = 0) -> PeftModel:
+def add_adapters(model: Any, config: LoraConfig, freeze_layers: int = 0) -> LoraModel:
     """Puts adapters into ``model.body_model``, whose own weights then stay; the head is trained as before.
 
     Args:
@@ -35,11 +35,11 @@ def add_adapters(model: Any, config: LoraConfig, freeze_layers: int = 0) -> Peft
     )
     try:
         # The modules are replaced inside the body, so that the classifier goes on using it as its own.
-        return get_peft_model(model.body_model, peft_config)
+        return LoraModel(model.body_model, peft_config, "default")
     except ValueError as error:
         raise ConfigError(f"lora.target_modules: {one_line(error)}") from error
 
 
-def merge_adapters(model: Any, adapted: PeftModel) -> None:
+def merge_adapters(model: Any, adapted: LoraModel) -> None:
     """Adds the adapters to the weights and takes them out: the keys are those of a plain GPT-2 again."""
     model.body_model = adapted.merge_and_unload(safe_merge=True)

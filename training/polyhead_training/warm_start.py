@@ -8,8 +8,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable
-from itertools import islice
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def warm_start(
         ConfigError: too few texts, or it diverged.
         Interrupted: it was stopped and can go on.
     """
-    model, length = fitted.model, fitted.length
+    model, length = fitted.model, fitted.spec.max_length
     finished = work.warm_start / "finished"
     if not finished.exists():
         lm = _language_model(model.body_model)
@@ -104,21 +104,20 @@ def _blocks(
     sources = [corpus.train.texts]
     if config.warm_start is not None and config.warm_start.texts:
         sources.append(read_texts(config.warm_start.texts, config.data, config.heads, corpus.schema, scratch))
-    train = _to_blocks((text for texts in sources for text in texts), tokenizer, length, scratch / "lm.train")
-    validation = _to_blocks(corpus.validation.texts, tokenizer, length, scratch / "lm.validation")
-    for name, rows in (("training", train), ("validation", validation)):
-        if not len(rows):
-            raise ConfigError(f"warm_start: all {name} texts together are shorter than max_length ({length}) tokens")
+    train = _to_blocks(sources, tokenizer, length, scratch, "training")
+    validation = _to_blocks([corpus.validation.texts], tokenizer, length, scratch, "validation")
     return train, validation
 
 
-def _to_blocks(texts: Iterable[str], tokenizer: Tokenizer, length: int, cache: Path) -> datasets.Dataset:
+def _to_blocks(
+    sources: Sequence[Sequence[str]], tokenizer: Tokenizer, length: int, scratch: Path, name: str
+) -> datasets.Dataset:
     """All texts, each ended by ``<|endoftext|>``, cut into blocks of `length` tokens; the rest is dropped."""
     end = tokenizer.token_to_id(END_OF_TEXT)
 
     def blocks() -> Iterable[dict[str, Any]]:
         held: list[int] = []
-        remaining = iter(texts)
+        remaining = chain.from_iterable(sources)
         while batch := list(islice(remaining, 1000)):
             for encoded in tokenizer.encode_batch(batch):
                 held += encoded.ids if end is None else [*encoded.ids, end]
@@ -126,7 +125,9 @@ def _to_blocks(texts: Iterable[str], tokenizer: Tokenizer, length: int, cache: P
                 block, held = held[:length], held[length:]
                 yield {"input_ids": block, "labels": block}
 
-    return datasets.Dataset.from_generator(blocks, cache_dir=str(cache), fingerprint=cache.name)
+    if next(iter(blocks()), None) is None:
+        raise ConfigError(f"warm_start: all {name} texts together are shorter than max_length ({length}) tokens")
+    return datasets.Dataset.from_generator(blocks, cache_dir=str(scratch / "blocks"), fingerprint=f"blocks-{name}")
 
 
 def _keep(lm: GPT2LMHeadModel, summary: dict[str, Any], finished: Path) -> None:
