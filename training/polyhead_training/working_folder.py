@@ -98,10 +98,10 @@ class WorkingFolder:
         if not keep_logs:
             shutil.rmtree(self.path, ignore_errors=True)
             return
-        self._run.unlink()
         for path in self.path.iterdir():
-            if path.name != "logs":
+            if path not in (self.logs, self._run):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self._run.unlink()  # last: until then the folder is known as a run's
 
     def _has_progress(self) -> bool:
         return self._trained.exists() or any(
