@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import BatchSampler, SequentialSampler
 
 from polyhead.schema import Head, Schema
-from polyhead_training.modeling import classification_loss, label_counts, loss_terms
+from polyhead_training.losses import classification_loss, label_counts, loss_terms
 from tests.training.tiny_run import history, trained, weights, write_run
 
 SCHEMA = Schema(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers.optimization import SchedulerType
 
+from polyhead.export import check_golden
+from polyhead.predictor import Predictor
 from polyhead_training.arguments import check_best_metric, check_scheduler, greater_is_better, precision_of
 from polyhead_training.config import FitConfig
 from polyhead_training.errors import ConfigError
@@ -51,7 +54,7 @@ def test_a_mistake_is_found_before_training(tmp_path: Path, training: str, messa
     result = run(write_run(tmp_path, training))
     assert result.exit_code == 2, result.output
     assert result.stderr.count("\n") == 1
-    assert __import__("re").search(f"^polyhead-train: training.{message}", result.stderr), result.stderr
+    assert re.search(f"^polyhead-train: training.{message}", result.stderr), result.stderr
     assert "step " not in result.output
 
 
@@ -76,6 +79,13 @@ def test_precision_follows_the_hardware() -> None:
     assert precision_of(FitConfig(precision="bf16")) == "bf16"
     with pytest.raises(ConfigError, match="fp16 needs a GPU"):
         precision_of(FitConfig(precision="fp16"))
+
+
+def test_half_precision_ends_in_golden_scores_of_float32(tmp_path: Path) -> None:
+    """After bf16 training the engine is as near to transformers as ever, and the loss fell."""
+    checkpoint = trained(write_run(tmp_path, 'precision = "bf16"'))
+    assert check_golden(Predictor.load(checkpoint)) < 1e-5
+    assert history(checkpoint, "eval_loss")[1] < history(checkpoint, "eval_loss")[0]
 
 
 def test_the_direction_of_a_metric_is_known() -> None:

@@ -16,6 +16,7 @@ from polyhead.schema import Schema
 from polyhead_training.config import ModelConfig
 from polyhead_training.errors import ConfigError
 from polyhead_training.modeling import build_model
+from polyhead_training.packing import fuse_gelu
 from polyhead_training.tokenizer import END_OF_TEXT, pretrained_tokenizer, train_tokenizer
 
 MIN_VOCAB_SIZE = 257  # all bytes and the end of text
@@ -57,6 +58,7 @@ def untrained_model(config: ModelConfig, spec: Spec, schema: Schema, tokenizer: 
             return build_model(_fresh_config(config, tokenizer), spec, schema)
         body = _pretrained_body(config.pretrained, config.gpt2)
         model = build_model(body.config, spec, schema)
+        fuse_gelu(body)
         model.body_model = body
         return model
     except PolyheadError:

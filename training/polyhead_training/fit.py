@@ -22,8 +22,8 @@ from polyhead_training.config import TrainingConfig
 from polyhead_training.data import describe_corpus, read_corpus
 from polyhead_training.errors import ConfigError
 from polyhead_training.lora import add_adapters, merge_adapters
+from polyhead_training.losses import classification_loss
 from polyhead_training.metrics import evaluate
-from polyhead_training.modeling import classification_loss
 from polyhead_training.packing import collate
 from polyhead_training.prepared import Prepared, parameter_counts, prepare
 from polyhead_training.progress import ProgressLines
@@ -131,6 +131,8 @@ def _train(
     say("calibrating, computing golden answers, evaluating with the engine")
     logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
     calibrated, calibration = calibrate(logits, labels, schema, config.calibration)
+    # Takes back the autocast around the model's forward, under which golden scores would not be those of float32.
+    trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     if adapted is not None:
         merge_adapters(model, adapted)
     metrics, distance = write_evaluated(

@@ -7,97 +7,18 @@ text nor the padding side changes a score; regression works at batch 1; multilab
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import GPT2Config, GPT2Model, GPT2PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from polyhead.checkpoint import Spec
 from polyhead.heads import head_class_named
-from polyhead.schema import HeadKind, Schema
-
-
-@dataclass(frozen=True)
-class LossTerm:
-    """One head's part of the loss: its kind, how many logits it has, and its weight."""
-
-    kind: HeadKind
-    width: int
-    weight: float = 1.0
-
-    @property
-    def label_width(self) -> int:
-        """How many columns of the label matrix belong to it."""
-        return self.width if self.kind == "multi_label" else 1
-
-
-def loss_terms(schema: Schema) -> list[LossTerm]:
-    """The loss of a schema's heads."""
-    return [LossTerm(head.kind, head.width, head.weight) for head in schema]
-
-
-def seed_loss_terms(
-    is_multilabel: bool, is_multihead: bool, head_class_sizes: Sequence[int], head_weights: Sequence[float]
-) -> list[LossTerm]:
-    """What the seed's constructor arguments mean: the one place where heads are modes."""
-    if is_multilabel and not is_multihead:
-        return [LossTerm("multi_label", sum(head_class_sizes))]
-    kinds: list[HeadKind] = [
-        "multi_label" if is_multilabel else "regression" if size == 1 else "single_label" for size in head_class_sizes
-    ]
-    return [LossTerm(*term) for term in zip(kinds, head_class_sizes, head_weights, strict=True)]
-
-
-def label_counts(labels: torch.Tensor, terms: Sequence[LossTerm]) -> torch.Tensor:
-    """What each head's summed loss is divided by to be a mean: ``(heads,)``, 0 where no row has its label."""
-    counts, column = [], 0
-    for term in terms:
-        known = ~labels[:, column : column + term.label_width].isnan().any(dim=1)
-        counts.append(known.sum() * term.label_width)
-        column += term.label_width
-    return torch.stack(counts).float()
-
-
-def classification_loss(
-    logits: torch.Tensor, labels: torch.Tensor, terms: Sequence[LossTerm], counts: torch.Tensor | None = None
-) -> torch.Tensor:
-    """The weighted sum of the heads' mean losses: cross-entropy, binary cross-entropy with logits, squared error.
-
-    Args:
-        logits: ``(n, sum of widths)``.
-        labels: ``(n, sum of label widths)`` or, for one column, ``(n,)``: a class index, a number, or 0/1 a label; NaN
-            where a row has no label for that head, which then does not count in it.
-        counts: ``(heads,)`` as from `label_counts`, of more rows than these; of these if not given.
-    """
-    labels = labels.reshape(len(logits), -1)
-    expected = sum(term.label_width for term in terms)
-    if labels.shape[1] != expected:
-        raise ValueError(f"labels must have {expected} columns for these heads, got {labels.shape[1]}")
-    counts = label_counts(labels, terms) if counts is None else counts
-    total = logits.sum() * 0  # keeps the graph where no row has any label
-    start = column = 0
-    for term, count in zip(terms, counts, strict=True):
-        head_logits = logits[:, start : start + term.width]  # (n, width)
-        head_labels = labels[:, column : column + term.label_width]  # (n, label_width)
-        known = ~head_labels.isnan().any(dim=1)
-        if known.any():
-            total = total + term.weight * _loss(term.kind, head_logits[known], head_labels[known]) / count
-        start, column = start + term.width, column + term.label_width
-    return total
-
-
-def _loss(kind: HeadKind, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    match kind:
-        case "single_label":
-            return F.cross_entropy(logits, labels[:, 0].long(), reduction="sum")
-        case "multi_label":
-            return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="sum")
-        case "regression":
-            return F.mse_loss(logits[:, 0], labels[:, 0].to(logits.dtype), reduction="sum")
+from polyhead.schema import Schema
+from polyhead_training.losses import LossTerm, classification_loss, loss_terms, seed_loss_terms
+from polyhead_training.packing import fuse_gelu, last_hidden_states
 
 
 class _GPT2Classifier(GPT2PreTrainedModel):
@@ -105,9 +26,10 @@ class _GPT2Classifier(GPT2PreTrainedModel):
 
     config_class = GPT2Config
     base_model_prefix = "body_model"
-    # Trainer must not take our forward's **kwargs for a loss that normalizes over several accumulated batches.
+    # A plain Trainer would pass a count of labels that are not -100; ours passes `label_counts`.
     accepts_loss_kwargs: ClassVar[bool] = False
     terms: list[LossTerm]
+    pooled_layers = 1
 
     def _build(
         self,
@@ -125,9 +47,7 @@ class _GPT2Classifier(GPT2PreTrainedModel):
         self.config.num_labels = sum(sizes)
         self.config.pad_token_id = self.config.eos_token_id
         self.body_model = GPT2Model(self.config)
-
-    def _pool(self, hidden_states: Sequence[torch.Tensor], last: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError  # each architecture reads its own hidden states
+        fuse_gelu(self.body_model)
 
     def forward(
         self,
@@ -136,17 +56,37 @@ class _GPT2Classifier(GPT2PreTrainedModel):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        lengths: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutputWithPast:
         """Logits ``(n, num_labels)`` and, with `labels` as in `classification_loss`, the loss.
 
         Args:
-            input_ids: ``(n, length)``, padded on either side.
+            input_ids: ``(n, length)``, padded on either side; or with `lengths` the packed ``(tokens,)``.
             attention_mask: ``(n, length)``, 1 for real tokens; without it, all are real.
             position_ids: if not given, counted from each text's first real token.
-            num_items_in_batch: ``(heads,)``, the divisors of the heads' summed losses; this batch's if not given.
+            lengths: ``(n,)``, of a packed batch as `polyhead_training.packing.collate` makes it.
+            num_items_in_batch: `label_counts` ``(heads,)`` over all batches that make one optimizer step; this one's
+                own if not given.
         """
+        if lengths is not None:
+            states = last_hidden_states(self.body_model, input_ids, lengths, self.pooled_layers)
+        else:
+            states = self._padded_states(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
+        logits = self.head(states.transpose(0, 1).flatten(1))  # (n, layers * n_embd) -> (n, num_labels)
+        loss = None if labels is None else classification_loss(logits, labels, self.terms, num_items_in_batch)
+        return SequenceClassifierOutputWithPast(loss=loss, logits=logits)
+
+    def _padded_states(
+        self,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """As `last_hidden_states`, from a padded batch and transformers' own forward."""
         tokens = input_ids if input_ids is not None else inputs_embeds
         if tokens is None:
             raise ValueError("give input_ids or inputs_embeds")
@@ -160,9 +100,8 @@ class _GPT2Classifier(GPT2PreTrainedModel):
         ).hidden_states
         places = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
         last = (attention_mask * places).argmax(-1)  # (n,)
-        logits = self.head(self._pool(hidden_states, last))  # (n, num_labels)
-        loss = None if labels is None else classification_loss(logits, labels, self.terms, num_items_in_batch)
-        return SequenceClassifierOutputWithPast(loss=loss, logits=logits)
+        rows = torch.arange(len(last), device=last.device)
+        return torch.stack([hidden_states[-place][rows, last] for place in range(1, self.pooled_layers + 1)])
 
 
 class GPT2BaseForSequenceClassification(_GPT2Classifier):
@@ -195,9 +134,6 @@ class GPT2BaseForSequenceClassification(_GPT2Classifier):
             self.head = head_class(config, **head_class_kwargs)
         self.post_init()
 
-    def _pool(self, hidden_states: Sequence[torch.Tensor], last: torch.Tensor) -> torch.Tensor:
-        return hidden_states[-1][torch.arange(len(last), device=last.device), last]  # (n, n_embd)
-
 
 class GPT2HiddenStateConcatForSequenceClassification(_GPT2Classifier):
     """Logits = head(the last `layer2concat` hidden states at the last real token, topmost first).
@@ -224,19 +160,21 @@ class GPT2HiddenStateConcatForSequenceClassification(_GPT2Classifier):
         super().__init__(config)
         if not 1 <= layer2concat <= config.n_layer:
             raise ValueError(f"layer2concat must lie in 1 to n_layer ({config.n_layer}), got {layer2concat}")
-        self.layer2concat = layer2concat
+        self.pooled_layers = layer2concat
         self._build(is_multilabel, is_multihead, head_class_sizes, head_weights)
         head_class = head_class or head_class_named("ConcatHeadSimple")
         self.head: nn.Module = head_class(config=config, layer2concat=layer2concat, **head_class_kwargs)
         self.post_init()
 
-    def _pool(self, hidden_states: Sequence[torch.Tensor], last: torch.Tensor) -> torch.Tensor:
-        rows = torch.arange(len(last), device=last.device)
-        return torch.cat([hidden_states[-i][rows, last] for i in range(1, self.layer2concat + 1)], dim=-1)
 
+def build_model(
+    config: GPT2Config, spec: Spec, schema: Schema, terms: Sequence[LossTerm] | None = None
+) -> _GPT2Classifier:
+    """The model that a checkpoint's sections describe, with fresh weights.
 
-def build_model(config: GPT2Config, spec: Spec, schema: Schema) -> _GPT2Classifier:
-    """The model that a checkpoint's sections describe, with fresh weights and the loss of the schema's heads."""
+    Args:
+        terms: the loss; plain and with the heads' weights if not given.
+    """
     head_class = None if spec.head_class == "Linear" else head_class_named(spec.head_class)
     sizes = [head.width for head in schema]
     model: _GPT2Classifier
@@ -253,5 +191,5 @@ def build_model(config: GPT2Config, spec: Spec, schema: Schema) -> _GPT2Classifi
             head_class=head_class,
             **spec.head_args,
         )
-    model.terms = loss_terms(schema)
+    model.terms = list(terms or loss_terms(schema))
     return model

@@ -1,19 +1,99 @@
-"""Batches."""
+"""Padding-free training: a batch is the real tokens of all its texts in one row, and the body runs on these alone.
+
+Rows are sorted by length, longest first. Linear layers see ``(tokens, n_embd)``; attention runs on texts of exactly the
+same length at a time, so nothing is ever padded. The final block is computed for keys and values of all tokens and for
+each text's last token alone, since nothing else of it is read. Gradients equal the padded model's.
+Model: Radford et al. 2019; the modules called are those of transformers' ``GPT2Model``, adapters on them included.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import GPT2Model
+from transformers.activations import NewGELUActivation
+from transformers.models.gpt2.modeling_gpt2 import GPT2Attention, GPT2Block
+
+Runs = list[tuple[int, int]]  # (texts, length) of neighbours of one length
 
 
 def collate(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """A batch, padded on the right to its longest: ``input_ids`` and ``attention_mask`` (n, length), ``labels``."""
-    longest = max(len(row["input_ids"]) for row in rows)
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    mask = torch.zeros(len(rows), longest, dtype=torch.long)
-    for position, row in enumerate(rows):
-        ids[position, : len(row["input_ids"])] = torch.tensor(row["input_ids"])
-        mask[position, : len(row["input_ids"])] = 1
-    return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([row["labels"] for row in rows])}
+    """A packed batch of rows with ``input_ids`` and ``labels``, longest first.
+
+    Returns:
+        ``lengths`` int64 (n,), first since its size is the batch's; ``input_ids`` int64 (tokens,); ``labels`` float32
+        (n, sum of label widths).
+    """
+    rows = sorted(rows, key=lambda row: len(row["input_ids"]), reverse=True)
+    return {
+        "lengths": torch.tensor([len(row["input_ids"]) for row in rows]),
+        "input_ids": torch.tensor([token for row in rows for token in row["input_ids"]]),
+        "labels": torch.tensor([row["labels"] for row in rows], dtype=torch.float32),
+    }
+
+
+def last_hidden_states(body: GPT2Model, input_ids: torch.Tensor, lengths: torch.Tensor, layers: int) -> torch.Tensor:
+    """The hidden states of each text's last token.
+
+    Args:
+        input_ids: ``(tokens,)``, the texts one after the other.
+        lengths: ``(n,)``, whose sum is the number of tokens; texts of one length are best neighbours.
+        layers: how many of the topmost states are read.
+
+    Returns:
+        ``(layers, n, n_embd)``, topmost first; that one is after ``ln_f``, the others are raw block outputs.
+    """
+    sizes = lengths.tolist()
+    runs = [(len(list(run)), size) for size, run in groupby(sizes)]
+    last = lengths.cumsum(0) - 1  # (n,)
+    starts = torch.repeat_interleave(last + 1 - lengths, lengths)  # (tokens,)
+    positions = torch.arange(len(input_ids), device=input_ids.device) - starts
+    hidden = body.drop(body.wte(input_ids) + body.wpe(positions))  # (tokens, n_embd)
+    states: list[torch.Tensor] = []
+    for place, block in enumerate(body.h, start=1):
+        final = place == len(body.h)
+        if body.training and block.gradient_checkpointing:
+            hidden = checkpoint(_block, block, hidden, runs, last if final else None, use_reentrant=False)
+        else:
+            hidden = _block(block, hidden, runs, last if final else None)
+        if place > len(body.h) - layers:
+            states.append(hidden if final else hidden[last])  # (n, n_embd)
+    states[-1] = body.ln_f(states[-1])
+    return torch.stack(states[::-1])
+
+
+def fuse_gelu(body: GPT2Model) -> None:
+    """Puts torch's one-kernel tanh-GELU in the place of transformers' ``gelu_new``: the same function, less memory."""
+    for block in body.h:
+        if isinstance(block.mlp.act, NewGELUActivation):
+            block.mlp.act = nn.GELU(approximate="tanh")
+
+
+def _block(block: GPT2Block, hidden: torch.Tensor, runs: Runs, last: torch.Tensor | None) -> torch.Tensor:
+    """A block's output ``(tokens, n_embd)`` or, if `last` is given, only at those tokens: ``(n, n_embd)``."""
+    qkv = block.attn.c_attn(block.ln_1(hidden))  # (tokens, 3 * n_embd)
+    attended = _attend(block.attn, qkv, runs, only_last=last is not None)
+    hidden = hidden if last is None else hidden[last]
+    hidden = hidden + block.attn.resid_dropout(block.attn.c_proj(attended))
+    output: torch.Tensor = hidden + block.mlp(block.ln_2(hidden))
+    return output
+
+
+def _attend(attention: GPT2Attention, qkv: torch.Tensor, runs: Runs, only_last: bool) -> torch.Tensor:
+    dropout = attention.attn_dropout.p if attention.training else 0.0
+    parts = []
+    for (texts, length), rows in zip(runs, qkv.split([texts * length for texts, length in runs]), strict=True):
+        query, key, value = rows.view(texts, length, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
+        if only_last:
+            query = query[:, :, -1:]  # (texts, heads, 1, width): the last token sees all others
+        context = F.scaled_dot_product_attention(
+            query, key, value, is_causal=not only_last, dropout_p=dropout, scale=attention.scaling
+        )
+        parts.append(context.transpose(1, 2).flatten(2).flatten(0, 1))  # (texts * length or texts, n_embd)
+    return torch.cat(parts)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import set_seed
 
@@ -16,6 +17,7 @@ from polyhead_training.body import checkpoint_spec, model_tokenizer, untrained_m
 from polyhead_training.config import TrainingConfig
 from polyhead_training.data import Corpus
 from polyhead_training.layers import freeze
+from polyhead_training.losses import loss_terms
 from polyhead_training.metrics import evaluate
 from polyhead_training.tokenizer import with_transforms
 from polyhead_training.tokens import TokenRows, tokenize
@@ -56,6 +58,7 @@ def prepare(
     set_seed(config.seed)
     spec = checkpoint_spec(config.model)
     model = untrained_model(config.model, spec, corpus.schema, tokenizer)
+    model.terms = loss_terms(corpus.schema, config.heads, _labels_to_balance(config, corpus))
     freeze(model, config.training.freeze_layers)
     fitted = Fitted(model, spec, corpus.schema, tokenizer)
     rehearse(config, fitted, corpus.train.texts[:1])
@@ -68,6 +71,12 @@ def parameter_counts(model: Any) -> tuple[int, int]:
     """How many parameters there are, and how many of them are trained."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
+
+
+def _labels_to_balance(config: TrainingConfig, corpus: Corpus) -> NDArray[np.float32] | None:
+    """The training labels, if a head's weights are counted from them."""
+    is_counted = any("balanced" in (head.class_weights, head.positive_weights) for head in config.heads)
+    return corpus.train.labels if is_counted else None
 
 
 def _metric_names(corpus: Corpus) -> list[str]:

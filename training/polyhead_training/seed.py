@@ -148,7 +148,7 @@ def imported_schema(config: ImportConfig) -> Schema:
     Raises:
         ConfigError: names or labels are not as many as head_class_sizes says.
     """
-    from polyhead_training.modeling import seed_loss_terms
+    from polyhead_training.losses import seed_loss_terms
 
     sizes = [config.head_class_sizes] if isinstance(config.head_class_sizes, int) else config.head_class_sizes
     if len(sizes) > 1 and not (config.is_multihead or config.is_multilabel):

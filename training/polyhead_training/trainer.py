@@ -16,7 +16,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from polyhead_training.layers import regroup
-from polyhead_training.modeling import label_counts
+from polyhead_training.losses import label_counts
 
 
 class ClassifierTrainer(Trainer):

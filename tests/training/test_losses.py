@@ -1,0 +1,107 @@
+"""Losses: weights, smoothing, ranges and missing labels, against torch's own and numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from polyhead.schema import Head, Schema
+from polyhead_training.config import HeadConfig
+from polyhead_training.errors import ConfigError
+from polyhead_training.losses import LossTerm, classification_loss, label_counts, loss_terms
+
+NAN = math.nan
+SCHEMA = Schema(
+    [
+        Head(name="topic", kind="single_label", labels=("a", "b", "c")),
+        Head(name="tags", kind="multi_label", labels=("x", "y")),
+        Head(name="stars", kind="regression", y_range=(1, 5)),
+    ]
+)
+
+
+def logits(rows: int, width: int) -> torch.Tensor:
+    """Random logits."""
+    return torch.randn(rows, width, generator=torch.Generator().manual_seed(0))
+
+
+def test_class_weights_and_smoothing_are_torchs() -> None:
+    """A single_label term is CrossEntropyLoss with its weight and label_smoothing, missing rows left out."""
+    term = LossTerm("single_label", 3, weight=2.0, label_weights=(1.0, 3.0, 0.5), label_smoothing=0.1)
+    scores, labels = logits(4, 3), torch.tensor([0.0, 1.0, NAN, 2.0])
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0, 0.5]), label_smoothing=0.1)
+    expected = 2 * loss(scores[[0, 1, 3]], torch.tensor([0, 1, 2]))
+    torch.testing.assert_close(classification_loss(scores, labels, [term]), expected)
+
+
+def test_positive_weights_and_smoothing_are_torchs() -> None:
+    """A multi_label term is BCEWithLogitsLoss with pos_weight, on targets moved half the smoothing inwards."""
+    term = LossTerm("multi_label", 2, label_weights=(4.0, 0.5), label_smoothing=0.2)
+    scores, labels = logits(3, 2), torch.tensor([[0, 1], [1, 1], [0, 0.0]])
+    expected = nn.BCEWithLogitsLoss(pos_weight=torch.tensor([4.0, 0.5]))(scores, labels * 0.8 + 0.1)
+    torch.testing.assert_close(classification_loss(scores, labels, [term]), expected)
+
+
+def test_a_range_bounds_what_a_regression_is_compared_with() -> None:
+    """Logit 0 between 1 and 5 is 3, two away from 5."""
+    term = LossTerm("regression", 1, y_range=(1, 5))
+    assert classification_loss(torch.zeros(1, 1), torch.tensor([[5.0]]), [term]).item() == pytest.approx(4)
+
+
+def test_batches_divided_by_the_whole_steps_counts_sum_to_its_loss() -> None:
+    """Rows cut in two at any place, missing labels and class weights included: the parts sum to the whole."""
+    terms = [
+        LossTerm("single_label", 3, label_weights=(1.0, 2.0, 5.0)),
+        LossTerm("multi_label", 2, weight=3.0),
+        LossTerm("regression", 1),
+    ]
+    labels = torch.tensor([[0, 1, 0, 2.5], [NAN, 0, 0, NAN], [2, NAN, NAN, 1], [1, 1, 1, NAN], [NAN, 0, 1, 0.0]])
+    scores = logits(5, 6)
+    whole, counts = classification_loss(scores, labels, terms), label_counts(labels, terms)
+    assert counts.tolist() == [1 + 5 + 2, 4, 3]
+    for cut in range(1, 5):
+        parts = sum(
+            classification_loss(scores[rows], labels[rows], terms, counts) for rows in (slice(cut), slice(cut, 5))
+        )
+        torch.testing.assert_close(parts, whole)
+
+
+def test_a_head_without_any_label_adds_nothing() -> None:
+    """Its loss is zero and its gradients are zeros, so that no process of several waits for it."""
+    scores = logits(2, 3).requires_grad_()
+    loss = classification_loss(scores, torch.full((2, 1), NAN), [LossTerm("single_label", 3)])
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(scores.grad, torch.zeros(2, 3))
+
+
+def test_balanced_weights_are_counted_from_the_labels() -> None:
+    """n / (labels * rows) a class and negative / positive rows a label; rows without a label do not count."""
+    labels = np.array([[0, 1, 0, 3], [0, 0, 0, 3], [1, 0, 1, 3], [NAN, 0, 1, 3], [0, 0, 1, 3]], dtype=np.float32)
+    heads = [
+        HeadConfig(name="topic", kind="single_label", class_weights="balanced"),
+        HeadConfig(name="tags", kind="multi_label", positive_weights="balanced", label_smoothing=0.1),
+        HeadConfig(name="stars", kind="regression", y_range=(1, 5)),
+    ]
+    topic, tags, stars = loss_terms(SCHEMA, heads, labels)
+    assert topic.label_weights == pytest.approx((4 / 9, 4 / 3, 4 / 3))  # no row has c: it counts as one
+    assert tags.label_weights == pytest.approx((4, 2 / 3))
+    assert (tags.label_smoothing, stars.y_range) == (0.1, (1, 5))
+
+
+def test_given_weights_name_every_label() -> None:
+    """Weights stand in the labels' order; a missing, an unknown or a negative one is an error that names it."""
+
+    def terms(weights: dict[str, float]) -> list[LossTerm]:
+        schema = Schema([SCHEMA["topic"]])
+        return loss_terms(schema, [HeadConfig(name="topic", kind="single_label", class_weights=weights)])
+
+    assert terms({"c": 3, "a": 1, "b": 2})[0].label_weights == (1, 2, 3)
+    with pytest.raises(ConfigError, match=r"'topic': class_weights needs a weight for each label.*'c', 'd'"):
+        terms({"a": 1, "b": 2, "d": 3})
+    with pytest.raises(ConfigError, match=r"positive numbers, got \{'b': -2"):
+        terms({"a": 1, "b": -2, "c": 3})

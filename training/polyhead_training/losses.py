@@ -1,0 +1,182 @@
+"""The loss: one term a head, each a mean over the rows that have a label for it, and their weighted sum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from polyhead.schema import Head, HeadKind, Schema
+from polyhead_training.config import HeadConfig
+from polyhead_training.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """One head's part of the loss.
+
+    Attributes:
+        kind: cross-entropy, binary cross-entropy with logits or squared error.
+        width: how many logits it has.
+        weight: what its mean is multiplied with.
+        label_weights: of each label's rows (single_label), or of each label's positive rows (multi_label).
+        label_smoothing: how much of a target is spread over all labels (Szegedy et al. 2016).
+        y_range: the ends between which a regression's value is a sigmoid of its logit.
+    """
+
+    kind: HeadKind
+    width: int
+    weight: float = 1.0
+    label_weights: tuple[float, ...] | None = None
+    label_smoothing: float = 0.0
+    y_range: tuple[float, float] | None = None
+
+    @property
+    def label_width(self) -> int:
+        """How many columns of the label matrix belong to it."""
+        return self.width if self.kind == "multi_label" else 1
+
+
+def loss_terms(
+    schema: Schema, heads: Sequence[HeadConfig] = (), labels: NDArray[np.float32] | None = None
+) -> list[LossTerm]:
+    """The loss of a schema's heads.
+
+    Args:
+        heads: what the config says of each; plain terms if not given.
+        labels: of the training rows, ``(n, sum of label widths)``; what ``balanced`` weights are counted from.
+
+    Raises:
+        ConfigError: weights that name an unknown label or none of some label's, or are not positive.
+    """
+    if not heads:
+        return [LossTerm(head.kind, head.width, head.weight, y_range=head.y_range) for head in schema]
+    terms, column = [], 0
+    for head, config in zip(schema, heads, strict=True):
+        own = None if labels is None else labels[:, column : column + head.label_width]
+        terms.append(
+            LossTerm(
+                head.kind,
+                head.width,
+                head.weight,
+                _label_weights(head, config, own),
+                config.label_smoothing,
+                head.y_range,
+            )
+        )
+        column += head.label_width
+    return terms
+
+
+def seed_loss_terms(
+    is_multilabel: bool, is_multihead: bool, head_class_sizes: Sequence[int], head_weights: Sequence[float]
+) -> list[LossTerm]:
+    """What the seed's constructor arguments mean: the one place where heads are modes."""
+    if is_multilabel and not is_multihead:
+        return [LossTerm("multi_label", sum(head_class_sizes))]
+    kinds: list[HeadKind] = [
+        "multi_label" if is_multilabel else "regression" if size == 1 else "single_label" for size in head_class_sizes
+    ]
+    return [LossTerm(*term) for term in zip(kinds, head_class_sizes, head_weights, strict=True)]
+
+
+def classification_loss(
+    logits: torch.Tensor, labels: torch.Tensor, terms: Sequence[LossTerm], counts: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The weighted sum of the heads' mean losses: cross-entropy, binary cross-entropy with logits, squared error.
+
+    Args:
+        logits: ``(n, sum of widths)``.
+        labels: ``(n, sum of label widths)`` or, for one column, ``(n,)``: a class index, a number, or 0/1 a label; NaN
+            where a row has no label for that head, which then does not count in it.
+        counts: what each head's sum is divided by, ``(heads,)``: `label_counts` of a whole step whose rows are spread
+            over several batches or processes; of these labels if not given.
+    """
+    labels = _matrix(labels, terms)
+    counts = label_counts(labels, terms) if counts is None else counts
+    total = logits.new_zeros(())
+    start = column = 0
+    for term, count in zip(terms, counts, strict=True):
+        head_logits = logits[:, start : start + term.width]  # (n, width)
+        head_labels = labels[:, column : column + term.label_width]  # (n, label_width)
+        known = ~head_labels.isnan().any(dim=1)
+        # A head that no row has a label for adds an exact zero, and gradients that are zero rather than missing.
+        total = total + term.weight * _row_losses(term, head_logits[known], head_labels[known]).sum() / count.clamp(
+            1e-9
+        )
+        start, column = start + term.width, column + term.label_width
+    return total
+
+
+def label_counts(labels: torch.Tensor, terms: Sequence[LossTerm]) -> torch.Tensor:
+    """What each head's sum is divided by, ``(heads,)``: its rows that have a label, or the sum of class weights."""
+    labels = _matrix(labels, terms)
+    counts, column = [], 0
+    for term in terms:
+        head_labels = labels[:, column : column + term.label_width]
+        head_labels = head_labels[~head_labels.isnan().any(dim=1)]
+        if term.kind == "single_label" and term.label_weights is not None:
+            counts.append(head_labels.new_tensor(term.label_weights)[head_labels[:, 0].long()].sum())
+        else:
+            counts.append(head_labels.new_tensor(float(len(head_labels))))
+        column += term.label_width
+    return torch.stack(counts)
+
+
+def _row_losses(term: LossTerm, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """``(n,)``."""
+    weights = None if term.label_weights is None else logits.new_tensor(term.label_weights)
+    match term.kind:
+        case "single_label":
+            return F.cross_entropy(
+                logits, labels[:, 0].long(), weight=weights, label_smoothing=term.label_smoothing, reduction="none"
+            )
+        case "multi_label":
+            targets = labels.to(logits.dtype) * (1 - term.label_smoothing) + term.label_smoothing / 2
+            return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="none").mean(dim=1)
+        case "regression":
+            values = logits[:, 0]
+            if term.y_range is not None:
+                lowest, highest = term.y_range
+                values = lowest + (highest - lowest) * values.sigmoid()
+            return (values - labels[:, 0].to(logits.dtype)) ** 2
+
+
+def _matrix(labels: torch.Tensor, terms: Sequence[LossTerm]) -> torch.Tensor:
+    width = sum(term.label_width for term in terms)
+    if labels.ndim == 1 and width == 1:
+        labels = labels[:, None]
+    if labels.ndim != 2 or labels.shape[1] != width:
+        raise ValueError(f"labels must have {width} columns for these heads, got shape {tuple(labels.shape)}")
+    return labels.float()
+
+
+def _label_weights(head: Head, config: HeadConfig, labels: NDArray[np.float32] | None) -> tuple[float, ...] | None:
+    field = "class_weights" if head.kind == "single_label" else "positive_weights"
+    given = config.class_weights or config.positive_weights
+    if given is None:
+        return None
+    if given == "balanced":
+        if labels is None:
+            raise ValueError("balanced weights are counted from labels")
+        return _balanced(head, labels[~np.isnan(labels).any(axis=1)])
+    assert isinstance(given, Mapping)
+    off = sorted(set(given) ^ set(head.labels))
+    if off:
+        raise ConfigError(f"heads: {head.name!r}: {field} needs a weight for each label and nothing else, off: {off}")
+    if bad := {label: weight for label, weight in given.items() if not 0 < weight < np.inf}:
+        raise ConfigError(f"heads: {head.name!r}: {field} must be positive numbers, got {bad}")
+    return tuple(given[label] for label in head.labels)
+
+
+def _balanced(head: Head, labels: NDArray[np.float32]) -> tuple[float, ...]:
+    """As scikit-learn's ``balanced`` for classes, negative over positive rows for labels; none seen counts as one."""
+    if head.kind == "single_label":
+        counts = np.bincount(labels[:, 0].astype(int), minlength=head.width).clip(min=1)
+        return tuple((len(labels) / (head.width * counts)).tolist())
+    positive = labels.sum(axis=0).clip(min=1)
+    return tuple(((len(labels) - positive).clip(min=1) / positive).tolist())
