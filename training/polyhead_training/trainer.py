@@ -7,10 +7,11 @@ and plain values and calls nothing; weights are safetensors, and the Trainer's `
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
@@ -43,6 +44,20 @@ class ClassifierTrainer(Trainer):
         if is_fresh and self.layer_lr_decay < 1:
             regroup(optimizer, self.model, self.model.config.n_layer, self.layer_lr_decay)
         return optimizer
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """With rows in order where several processes evaluate: repeats that fill a last batch are cut from its end."""
+        collator = self.data_collator
+        if self.args.world_size > 1:
+            self.data_collator = partial(collator, longest_first=False)
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = collator
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+        """As for evaluation."""
+        return self.get_eval_dataloader(test_dataset)
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, *rest: Any, **more: Any
