@@ -124,7 +124,7 @@ def test_arguments_that_do_not_fit_are_one_line(tmp_path: Path, arguments: str, 
 
 
 def test_a_pickle_is_not_read(tmp_path: Path) -> None:
-    """pytorch_model.bin is refused with the command that converts it, which works."""
+    """pytorch_model.bin is refused with the command that converts it."""
     write_seed(tmp_path / "seed", CASES[0][0]())
     (tmp_path / "seed" / "model.safetensors").rename(tmp_path / "seed" / "pytorch_model.bin")
     result = import_seed(tmp_path, BASE)
