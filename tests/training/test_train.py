@@ -32,6 +32,7 @@ max_length = 16
 {model}
 [training]
 epochs = 150
+eval_steps = 75
 batch_size = 8
 learning_rate = 5e-3
 [[heads]]

@@ -33,17 +33,25 @@ class Split:
     """The rows of one split.
 
     Attributes:
-        texts: none blank.
-        labels: float32 ``(n, sum of label widths)``: a class index, a number, or 0/1 a label; NaN where unknown.
+        rows: columns ``text`` and ``labels``: a class index, a number, or 0/1 a label; NaN where unknown.
         dropped: how many rows had a blank or unreadable text.
     """
 
-    texts: list[str]
-    labels: NDArray[np.float32]
+    rows: datasets.Dataset
     dropped: int = 0
 
+    @property
+    def texts(self) -> Sequence[str]:
+        """None blank."""
+        return self.rows["text"][:]
+
+    @property
+    def labels(self) -> NDArray[np.float32]:
+        """float32 ``(n, sum of label widths)``."""
+        return np.array(self.rows["labels"][:], dtype=np.float32).reshape(len(self), -1)
+
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.rows)
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,7 @@ class Corpus:
     train: Split
     validation: Split
     test: Split | None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ class _Rows:
 _Table = dict[str, list[Any]]
 
 
-def read_corpus(config: DataConfig, heads: Sequence[HeadConfig]) -> Corpus:
+def read_corpus(config: DataConfig, heads: Sequence[HeadConfig], scratch: Path | None = None, seed: int = 0) -> Corpus:
     """Reads all splits; the schema's labels are those given or, sorted, those of the training rows.
 
     Raises:
@@ -90,6 +99,32 @@ def read_corpus(config: DataConfig, heads: Sequence[HeadConfig]) -> Corpus:
         if not len(split):
             raise DataError(f"{rows[name].source}: the {name} split has no row with a text")
     return Corpus(schema, splits["train"], splits["validation"], splits.get("test"))
+
+
+def read_split(
+    paths: str | list[str],
+    config: DataConfig,
+    heads: Sequence[HeadConfig],
+    schema: Schema,
+    scratch: Path,
+    metadata: Sequence[str] = (),
+) -> Split:
+    """Texts alone."""
+    rows = _read_files(paths, config.text_column, {})
+    blank = [None] * len(rows.texts)
+    return _to_split(_Rows(rows.source, rows.texts, {head.name: blank for head in heads}, rows.places), schema, heads)
+
+
+def describe_corpus(corpus: Corpus) -> list[str]:
+    """Rows of each split and labels of each head, a line each."""
+    lines = []
+    for name, split in (("train", corpus.train), ("validation", corpus.validation), ("test", corpus.test)):
+        if split is not None:
+            dropped = f", {split.dropped} dropped since their text is blank" if split.dropped else ""
+            lines.append(f"{name}: {len(split)} rows{dropped}")
+    for head in corpus.schema:
+        lines.append(f"head {head.name}: {head.kind}" + (f", {len(head.labels)} labels" if head.labels else ""))
+    return lines
 
 
 def _read_hub(config: DataConfig, wanted: dict[str, str]) -> dict[str, _Rows]:
@@ -265,7 +300,8 @@ def _to_split(rows: _Rows, schema: Schema, configs: Sequence[HeadConfig]) -> Spl
         numbers = [_to_numbers(values[i], head, config, _place(rows.places[i], config)) for i in kept]
         blocks.append(np.array(numbers, dtype=np.float32).reshape(len(kept), head.label_width))
     labels = np.concatenate(blocks, axis=1)
-    return Split(texts, labels, dropped=len(rows.texts) - len(kept))
+    rows_read = datasets.Dataset.from_dict({"text": texts, "labels": labels})
+    return Split(rows_read, dropped=len(rows.texts) - len(kept))
 
 
 def _place(row: str, config: HeadConfig) -> str:

@@ -2,7 +2,8 @@
 
 TrainingError
 ├── ConfigError   the TOML file
-└── DataError     files, columns, rows and labels
+├── DataError     files, columns, rows and labels
+└── Interrupted   Ctrl-C or SIGTERM; exit code 130
 """
 
 from __future__ import annotations
@@ -20,3 +21,7 @@ class ConfigError(TrainingError):
 
 class DataError(TrainingError):
     """A data file, a column, a row or a label is not as the config says."""
+
+
+class Interrupted(TrainingError):  # noqa: N818 -- it is asked for
+    """The run was stopped and can go on from what it saved."""

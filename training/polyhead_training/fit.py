@@ -1,42 +1,37 @@
-"""Fitting: transformers' Trainer over a corpus; from a config to a checkpoint folder."""
+"""Fitting: from a config to a checkpoint folder, step by step."""
 
 from __future__ import annotations
 
-import copy
-import re
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
-from pydantic import ValidationError
 from tokenizers import Tokenizer
-from transformers import EvalPrediction, GPT2Config, GPT2Model, Trainer, TrainingArguments, set_seed
-from transformers.trainer_callback import PrinterCallback
+from transformers import EarlyStoppingCallback, EvalPrediction, TrainerCallback, TrainingArguments
 
-from polyhead.checkpoint import Body, Spec, check_output, write_checkpoint
-from polyhead.encode import EncodedText, encode
-from polyhead.errors import PolyheadError, describe, one_line
-from polyhead.export import check_golden
-from polyhead.predictor import Predictor
+from polyhead.checkpoint import check_output
 from polyhead.schema import Schema
-from polyhead_training.config import FitConfig, TrainingConfig
-from polyhead_training.data import Corpus, Split, read_corpus
+from polyhead_training.arguments import precision_of, trackers, training_arguments
+from polyhead_training.calibration import calibrate
+from polyhead_training.config import TrainingConfig
+from polyhead_training.data import describe_corpus, read_corpus
 from polyhead_training.errors import ConfigError
-from polyhead_training.golden import golden_rows
+from polyhead_training.lora import add_adapters, merge_adapters
+from polyhead_training.losses import classification_loss
 from polyhead_training.metrics import evaluate
-from polyhead_training.modeling import build_model
-from polyhead_training.packing import collate, fuse_gelu
+from polyhead_training.packing import collate
+from polyhead_training.prepared import Prepared, parameter_counts, prepare
 from polyhead_training.progress import ProgressLines
-from polyhead_training.report import training_curves
-from polyhead_training.tokenizer import END_OF_TEXT, pretrained_tokenizer, train_tokenizer
-
-MIN_VOCAB_SIZE = 257  # all bytes and the end of text
+from polyhead_training.stopping import StopOnSignal
+from polyhead_training.trainer import ClassifierTrainer
+from polyhead_training.warm_start import warm_start
+from polyhead_training.working_folder import WorkingFolder
+from polyhead_training.written import Fitted, write_evaluated
 
 
 @dataclass(frozen=True)
@@ -48,247 +43,150 @@ class TrainingResult:
     engine_distance: float
 
 
-def fit(config: TrainingConfig, say: Callable[[str], None] = print) -> TrainingResult:
+def fit(
+    config: TrainingConfig, say: Callable[[str], None] = print, *, resume: bool = False, restart: bool = False
+) -> TrainingResult | None:
     """Trains and writes the checkpoint to ``config.output``.
 
     Args:
-        say: is told what goes on, a line at a time.
+        say: is told what goes on, a line at a time; in the first process alone.
+        resume: goes on with the unfinished run of this output.
+        restart: throws it away.
+
+    Returns:
+        None in processes other than the first.
 
     Raises:
         CheckpointError, ConfigError, DataError, SchemaError: before anything is trained; and ConfigError when training
             diverges. What stood at ``config.output`` then stays as it was.
+        Interrupted: by a signal; `resume` goes on.
     """
-    set_seed(config.seed)
     check_output(config.output)
-    say("reading data")
-    corpus = read_corpus(config.data, config.heads)
-    _describe(corpus, say)
-    say("preparing the tokenizer")
-    tokenizer = _tokenizer(config, corpus.train.texts)
-    spec = _spec(config)
-    model = _model(config, spec, corpus.schema, tokenizer)
-    _rehearse(config, model, spec, corpus.schema, tokenizer, corpus.train.texts[:1])
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    say(f"training {parameters / 1e6:.1f} M parameters for {config.training.epochs:g} epochs")
-    encoded = encode(corpus.train.texts, tokenizer, spec.max_length)
-    train = _to_columns(encoded, corpus.train)
-    validation = _to_columns(encode(corpus.validation.texts, tokenizer, spec.max_length), corpus.validation)
-    truncated = sum(text.truncated for text in encoded)
-    say(f"{truncated} of {len(corpus.train)} training texts are longer than {spec.max_length} tokens and are truncated")
-    started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="polyhead-trainer-") as scratch:
-        trainer = Trainer(
-            model,
-            args=_arguments(config.training, config.seed, Path(scratch)),
-            data_collator=collate,
-            train_dataset=train,
-            eval_dataset=validation,
-            compute_metrics=lambda prediction: _flat_metrics(prediction, corpus.schema, config.training.learning_rate),
-            callbacks=[ProgressLines(corpus.schema, say)],
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        seconds = time.monotonic() - started
-        metrics: dict[str, Any] = {"validation": _evaluate(trainer, validation, corpus.schema)}
-        if corpus.test is not None:
-            test = _to_columns(encode(corpus.test.texts, tokenizer, spec.max_length), corpus.test)
-            metrics["test"] = _evaluate(trainer, test, corpus.schema)
-    metrics["training"] = {
-        "seconds": round(seconds, 1),
-        "rows": len(corpus.train),
-        "truncated_rows": truncated,
-        "epochs": config.training.epochs,
-        "parameters": parameters,
-    }
-    say("computing golden answers")
-    distance = _write(
-        config.output,
-        config=config,
-        model=model,
-        spec=spec,
-        schema=corpus.schema,
-        tokenizer=tokenizer,
-        texts=(corpus.test or corpus.validation).texts,
-        metrics=metrics,
-        report={"training.png": training_curves(trainer.state.log_history, corpus.schema)},
-    )
-    return TrainingResult(metrics, corpus.schema, distance)
+    work = WorkingFolder(config.output)
+    tracked = trackers(config.training.report_to, work.logs)
+    arguments = training_arguments(config, work.checkpoints)
+    is_first = arguments.process_index == 0
+    say = say if is_first else lambda _: None
+    if is_first:
+        work.check(resume=resume, restart=restart)
+    if torch.cuda.device_count() > 1 and arguments.world_size == 1:
+        say(f"one of {torch.cuda.device_count()} GPUs is used; torchrun --nproc-per-node gpu uses all")
+    with tempfile.TemporaryDirectory(prefix="polyhead-train-") as scratch:
+        say("reading data")
+        corpus = read_corpus(config.data, config.heads, Path(scratch), config.seed)
+        for line in describe_corpus(corpus):
+            say(f"  {line}")
+        with arguments.main_process_first():  # the others take its tokenizer
+            if is_first:
+                work.begin(config, corpus, resume=resume)
+            kept = Tokenizer.from_file(str(work.tokenizer)) if work.tokenizer.exists() else None
+            prepared = prepare(config, corpus, Path(scratch), say, kept)
+            if is_first:
+                prepared.fitted.tokenizer.save(str(work.tokenizer))
+        result = _train(config, prepared, arguments, tracked, work, Path(scratch), say)
+        if is_first:
+            work.finish(keep_logs=bool(config.training.report_to))
+    if arguments.world_size > 1:
+        torch.distributed.destroy_process_group()
+    return result
 
 
-def _describe(corpus: Corpus, say: Callable[[str], None]) -> None:
-    for name, split in (("train", corpus.train), ("validation", corpus.validation), ("test", corpus.test)):
-        if split is not None:
-            dropped = f", {split.dropped} dropped since their text is blank" if split.dropped else ""
-            say(f"  {name}: {len(split)} rows{dropped}")
-    for head in corpus.schema:
-        say(f"  head {head.name}: {head.kind}" + (f", {len(head.labels)} labels" if head.labels else ""))
-
-
-def _tokenizer(config: TrainingConfig, texts: Sequence[str]) -> Tokenizer:
-    if config.model.pretrained is not None:
-        return pretrained_tokenizer(config.model.pretrained)
-    vocab_size = config.model.gpt2.get("vocab_size", 8000)
-    if not isinstance(vocab_size, int) or vocab_size < MIN_VOCAB_SIZE:
-        raise ConfigError(f"model.gpt2.vocab_size: must be a whole number from {MIN_VOCAB_SIZE}, got {vocab_size!r}")
-    return train_tokenizer(texts, vocab_size)
-
-
-def _spec(config: TrainingConfig) -> Spec:
-    concat = config.model.architecture == "hidden_state_concat"
-    try:
-        return Spec(
-            architecture=config.model.architecture,
-            layer2concat=config.model.layer2concat if concat else None,
-            head_class=config.model.head,
-            head_args=config.model.head_args,
-            max_length=config.model.max_length,
-        )
-    except ValidationError as error:
-        raise ConfigError(f"model: {describe(error)}") from error
-
-
-def _model(config: TrainingConfig, spec: Spec, schema: Schema, tokenizer: Tokenizer) -> Any:
-    try:
-        if config.model.pretrained is None:
-            return build_model(_fresh_config(config, tokenizer), spec, schema)
-        body = _pretrained_body(config.model.pretrained)
-        model = build_model(body.config, spec, schema)
-        model.body_model = body
-        fuse_gelu(body)
-        return model
-    except PolyheadError:
-        raise
-    except Exception as error:  # transformers and torch refuse their arguments with many kinds
-        raise ConfigError(f"model: {one_line(error)}") from error
-
-
-def _pretrained_body(name: str) -> GPT2Model:
-    """A GPT-2 body in float32: of a plain GPT-2, a language model, or a classifier saved with ``body_model.*`` keys."""
-    # transformers fills what it does not find with random weights, and only says so.
-    body, found = GPT2Model.from_pretrained(
-        name, key_mapping={r"^body_model\.": ""}, output_loading_info=True, dtype=torch.float32
-    )
-    if found["missing_keys"]:
-        raise ConfigError(
-            f"model.pretrained {name!r}: lacks weights of a GPT-2, {sorted(found['missing_keys'])[0]!r} first"
-        )
-    return body
-
-
-def _rehearse(
-    config: TrainingConfig, model: Any, spec: Spec, schema: Schema, tokenizer: Tokenizer, texts: Sequence[str]
-) -> None:
-    """Writes and serves the untrained model once: what would be refused after training is refused before it."""
-    with tempfile.TemporaryDirectory(prefix="polyhead-rehearsal-") as scratch:
-        try:
-            _write(
-                Path(scratch) / "checkpoint",
-                config=config,
-                model=copy.deepcopy(model),
-                spec=spec,
-                schema=schema,
-                tokenizer=tokenizer,
-                texts=texts,
-                metrics={},
-            )
-        except Exception as error:  # a head class or torch may refuse with anything
-            # Without the places of scratch files, which mean nothing to the user.
-            raise ConfigError("model: " + re.sub(rf"{re.escape(scratch)}\S*: ", "", one_line(error))) from error
-
-
-def _write(
-    output: Path,
-    *,
+def _train(
     config: TrainingConfig,
-    model: Any,
-    spec: Spec,
-    schema: Schema,
-    tokenizer: Tokenizer,
-    texts: Sequence[str],
-    metrics: dict[str, Any],
-    report: dict[str, bytes] | None = None,
-) -> float:
-    """Writes a checkpoint that the engine has proved; returns the engine's distance from transformers."""
-    golden = golden_rows(texts, model, tokenizer, schema, spec.max_length, config.golden_rows, config.seed)
-    distances: list[float] = []
-    write_checkpoint(
-        output,
-        config=_checkpoint_config(model, schema),
-        spec=spec,
-        schema=schema,
-        tensors=model.state_dict(),
-        tokenizer_json=tokenizer.to_str(),
-        golden=golden,
-        metrics=metrics,
-        report=report,
-        prove=lambda fresh: distances.append(check_golden(Predictor.load(fresh))),
+    prepared: Prepared,
+    arguments: TrainingArguments,
+    tracked: list[TrainerCallback],
+    work: WorkingFolder,
+    scratch: Path,
+    say: Callable[[str], None],
+) -> TrainingResult | None:
+    corpus, fitted, train = prepared.corpus, prepared.fitted, prepared.train
+    model, schema = fitted.model, fitted.schema
+    started = time.monotonic()
+    learnt: dict[str, Any] = {}
+    if config.warm_start is not None:
+        learnt["warm_start"] = warm_start(config, fitted, corpus, work, scratch, say)
+    adapted = add_adapters(model, config.lora, config.training.freeze_layers) if config.lora is not None else None
+    total, trained = parameter_counts(model)
+    share = "" if trained == total else f", {trained / 1e6:.2f} M of them trained"
+    say(f"training {total / 1e6:.1f} M parameters{share}, in {precision_of(config.training)}")
+    say(f"{train.truncated} of {len(corpus.train)} training texts are longer than {train.max_length} tokens")
+    stop = StopOnSignal(say)
+    trainer = ClassifierTrainer(
+        model=model,
+        args=arguments,
+        layer_lr_decay=config.training.layer_lr_decay,
+        data_collator=collate,
+        train_dataset=train.rows,
+        eval_dataset=prepared.validation.rows,
+        compute_metrics=lambda prediction: _flat_metrics(prediction, model, schema, config),
+        callbacks=[ProgressLines(say, train.read / len(corpus.train), schema), *tracked, *_early(config), stop],
     )
-    return distances[0]
-
-
-def _fresh_config(config: TrainingConfig, tokenizer: Tokenizer) -> GPT2Config:
-    fields = config.model.gpt2
-    known = set(GPT2Config().to_dict())
-    if unknown := sorted(set(fields) - known):
-        raise ConfigError(f"model.gpt2.{unknown[0]}: unknown field; allowed are the fields of transformers' GPT2Config")
-    end = tokenizer.token_to_id(END_OF_TEXT)
-    defaults = {"n_positions": config.model.max_length, "bos_token_id": end, "eos_token_id": end}
-    # A small corpus can end with fewer merges than were asked for.
-    settings = defaults | fields | {"vocab_size": tokenizer.get_vocab_size()}
-    try:
-        Body.model_validate(GPT2Config().to_dict() | settings)
-    except ValidationError as error:
-        raise ConfigError(f"model.gpt2: {describe(error)}") from error
-    return GPT2Config(**settings)
-
-
-def _to_columns(encoded: Sequence[EncodedText], split: Split) -> datasets.Dataset:
-    ids = [text.token_ids for text in encoded]
-    return datasets.Dataset.from_dict({"input_ids": ids, "labels": split.labels, "length": [len(row) for row in ids]})
-
-
-def _arguments(config: FitConfig, seed: int, scratch: Path) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=str(scratch),
-        seed=seed,
-        num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=64,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.lr_scheduler_type,
-        warmup_steps=config.warmup_ratio,  # a value below 1 is a share of all steps
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        train_sampling_strategy=config.train_sampling_strategy,
-        eval_strategy="epoch",
-        save_strategy="no",
-        logging_steps=50,
-        report_to=[],
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
+    _run(trainer, work, stop)
+    if trainer.state.global_step < trainer.state.max_steps:
+        say(f"stopped early: {config.training.best_metric} no longer improves")
+    prediction = trainer.predict(prepared.validation.rows)
+    if not trainer.is_world_process_zero():
+        return None
+    say("calibrating, computing golden answers, evaluating with the engine")
+    logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+    calibrated, calibration = calibrate(logits, labels, schema, config.calibration)
+    # Takes back the autocast around the model's forward, under which golden scores would not be those of float32.
+    trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+    if adapted is not None:
+        merge_adapters(model, adapted)
+    metrics, distance = write_evaluated(
+        config,
+        Fitted(model, fitted.spec, calibrated, fitted.tokenizer),
+        corpus,
+        training={
+            "seconds": round(time.monotonic() - started, 1),
+            "rows": len(corpus.train),
+            "truncated_rows": train.truncated,
+            "epochs": trainer.state.epoch,
+            "steps": trainer.state.global_step,
+            "parameters": total,
+            "trained_parameters": trained,
+            "precision": precision_of(config.training),
+            "best_step": trainer.state.best_global_step,
+            f"best_{config.training.best_metric}": trainer.state.best_metric,
+        }
+        | learnt,
+        history=trainer.state.log_history,
+        calibration=calibration,
     )
+    return TrainingResult(metrics, calibrated, distance)
 
 
-def _evaluate(trainer: Trainer, rows: datasets.Dataset, schema: Schema) -> dict[str, dict[str, float]]:
-    prediction = trainer.predict(rows)
-    return evaluate(np.asarray(prediction.predictions), np.asarray(prediction.label_ids), schema)
+def _run(trainer: ClassifierTrainer, work: WorkingFolder, stop: StopOnSignal) -> None:
+    """Trains, from the last checkpoint if there is one, unless that was finished before."""
+    if work.load_trained(trainer):
+        return
+    with stop.listening():
+        try:
+            trainer.train(resume_from_checkpoint=work.last_checkpoint(work.checkpoints))
+        except ConfigError:
+            work.finish(keep_logs=False)  # it diverged: there is nothing to go on from
+            raise
+        if not stop.stopped and trainer.is_world_process_zero():
+            work.keep_trained(trainer)
 
 
-def _flat_metrics(prediction: EvalPrediction, schema: Schema, learning_rate: float) -> dict[str, float]:
-    if not np.isfinite(np.asarray(prediction.predictions)).all():
+def _early(config: TrainingConfig) -> list[TrainerCallback]:
+    early = config.training.early_stopping
+    return [] if early is None else [EarlyStoppingCallback(early.patience, early.min_delta)]
+
+
+def _flat_metrics(prediction: EvalPrediction, model: Any, schema: Schema, config: TrainingConfig) -> dict[str, float]:
+    """``loss``, of all rows at once, and ``head/metric``."""
+    logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+    if not np.isfinite(logits).all():
+        rate = config.training.learning_rate
         raise ConfigError(
-            f"training.learning_rate: training diverged, logits are no longer finite; lower it (is {learning_rate:g})"
+            f"training.learning_rate: training diverged, logits are no longer finite; lower it (is {rate:g})"
         )
-    by_head = evaluate(np.asarray(prediction.predictions), np.asarray(prediction.label_ids), schema)
-    return {f"{head}/{name}": value for head, scores in by_head.items() for name, value in scores.items()}
-
-
-def _checkpoint_config(model: Any, schema: Schema) -> dict[str, Any]:
-    config: dict[str, Any] = model.config.to_dict()
-    columns = schema.column_names()
-    return config | {
-        "architectures": [type(model).__name__],
-        "id2label": {str(i): column for i, column in enumerate(columns)},
-        "label2id": {column: i for i, column in enumerate(columns)},
-    }
+    loss = classification_loss(torch.from_numpy(logits), torch.from_numpy(labels), model.terms)
+    flat = {"loss": float(loss)}
+    for head, scores in evaluate(logits, labels, schema).items():
+        flat |= {f"{head}/{name}": value for name, value in scores.items() if np.isscalar(value)}
+    return flat

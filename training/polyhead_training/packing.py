@@ -23,14 +23,15 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Attention, GPT2Block
 Runs = list[tuple[int, int]]  # (texts, length) of neighbours of one length
 
 
-def collate(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """A packed batch of rows with ``input_ids`` and ``labels``, longest first.
+def collate(rows: Sequence[dict[str, Any]], longest_first: bool = True) -> dict[str, torch.Tensor]:
+    """A packed batch of rows with ``input_ids`` and ``labels``, longest first unless their order matters.
 
     Returns:
         ``lengths`` int64 (n,), first since its size is the batch's; ``input_ids`` int64 (tokens,); ``labels`` float32
         (n, sum of label widths).
     """
-    rows = sorted(rows, key=lambda row: len(row["input_ids"]), reverse=True)
+    if longest_first:
+        rows = sorted(rows, key=lambda row: len(row["input_ids"]), reverse=True)
     return {
         "lengths": torch.tensor([len(row["input_ids"]) for row in rows]),
         "input_ids": torch.tensor([token for row in rows for token in row["input_ids"]]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -14,6 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from polyhead.schema import Schema
+from polyhead_training.evaluate import Evaluation
 from polyhead_training.metrics import HEADLINE
 
 
@@ -49,3 +51,8 @@ def _to_png(figure: Figure) -> bytes:
     figure.savefig(buffer, format="png", dpi=120)
     plt.close(figure)
     return buffer.getvalue()
+
+
+def write_report(folder: Path, evaluation: Evaluation, *, history: Sequence[Mapping[str, Any]], **_: Any) -> None:
+    """The training curves."""
+    (folder / "training.png").write_bytes(training_curves(history, evaluation.schema))

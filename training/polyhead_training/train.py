@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from polyhead.errors import PolyheadError
-from polyhead_training.config import EXAMPLE, read_config
+from polyhead_training.config import EXAMPLE, TrainingConfig, read_config
+from polyhead_training.errors import Interrupted
 
 if TYPE_CHECKING:
     from polyhead_training.fit import TrainingResult
+
+INTERRUPTED = 130  # as shells count: 128 + SIGINT
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -29,6 +32,11 @@ def train(
     output: Annotated[
         Path | None, typer.Option(help="Takes the place of the config's output.", envvar="POLYHEAD_OUTPUT")
     ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run of this output.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Throw an unfinished run away and start anew.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be trained on what, and stop; nothing is written.")
+    ] = False,
     example: Annotated[
         bool,
         typer.Option(
@@ -39,24 +47,57 @@ def train(
         ),
     ] = False,
 ) -> None:
-    """Train a many-headed GPT-2 classifier from texts and labels, and write a checkpoint that describes itself."""
-    console = Console()
+    """Train a many-headed GPT-2 classifier from texts and labels, and write a checkpoint that describes itself.
+
+    Ctrl-C finishes the current step and saves; --resume goes on from there. On several GPUs:
+    torchrun --nproc-per-node gpu -m polyhead_training.train CONFIG.toml
+    """
+    is_first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes
+    console = Console(quiet=not is_first)
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    if resume and restart:
+        raise typer.BadParameter("--resume and --restart contradict each other")
     try:
         settings = read_config(config)
         if output is not None:
             settings = settings.model_copy(update={"output": output})
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-        fit = _quiet_fit()
-        result = fit(settings, say=lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
+        _quiet_libraries()
+        if dry_run:
+            from polyhead_training.dry_run import dry_run as describe
+
+            describe(settings, say)
+            return
+        from polyhead_training.fit import fit
+
+        result = fit(settings, say, resume=resume, restart=restart)
+    except (Interrupted, KeyboardInterrupt) as error:
+        if is_first:
+            print(f"polyhead-train: {_how_to_go_on(error, config, output)}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
     except PolyheadError as error:
-        print(f"polyhead-train: {error}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # each machine of several may have its own trouble
+            print(f"polyhead-train: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
+    if result is not None:
+        _sum_up(result, settings, console)
+
+
+def _how_to_go_on(error: BaseException, config: Path, output: Path | None) -> str:
+    if not isinstance(error, Interrupted):
+        return "interrupted; what is saved of an unfinished run can be gone on with by --resume"
+    option = [] if output is None else ["--output", str(output)]
+    return f"{error}; go on with: {shlex.join(['polyhead-train', str(config), *option, '--resume'])}"
+
+
+def _sum_up(result: TrainingResult, settings: TrainingConfig, console: Console) -> None:
     table = Table("split", "head", "scores", title="Reached")
     for split in ("validation", "test"):
         for head, scores in result.metrics.get(split, {}).items():
-            table.add_row(
-                split, head, "  ".join(f"{name} {value:.3f}" for name, value in scores.items() if name != "rows")
-            )
+            table.add_row(split, head, "  ".join(_score(*item) for item in scores.items() if _is_score(*item)))
     console.print(table)
     console.print(
         f"checkpoint: {settings.output} (engine within {result.engine_distance:.1e} of transformers)", highlight=False
@@ -64,17 +105,22 @@ def train(
     console.print(f"next: polyhead-export {settings.output} --repository model_repository", highlight=False)
 
 
-def _quiet_fit() -> Callable[..., TrainingResult]:
-    """Imports what takes seconds, for which a typo need not wait, without its progress bars and reports."""
+def _is_score(name: str, value: Any) -> bool:
+    return name != "rows" and isinstance(value, int | float)
+
+
+def _score(name: str, value: float) -> str:
+    return f"{name} {value:.3f}"
+
+
+def _quiet_libraries() -> None:
+    """Their progress bars and reports; imported here, since that takes seconds for which a typo need not wait."""
     import datasets
     import transformers
-
-    from polyhead_training.fit import fit
 
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    return fit
 
 
 def _print_example(wanted: bool) -> None:

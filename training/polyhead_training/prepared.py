@@ -1,0 +1,88 @@
+"""What a fit and its dry run start from: rows, tokenizer and the untrained model that the config describes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from transformers import set_seed
+
+from polyhead_training.arguments import check_best_metric
+from polyhead_training.body import checkpoint_spec, model_tokenizer, untrained_model
+from polyhead_training.config import TrainingConfig
+from polyhead_training.data import Corpus
+from polyhead_training.layers import freeze
+from polyhead_training.losses import loss_terms
+from polyhead_training.metrics import evaluate
+from polyhead_training.tokenizer import with_transforms
+from polyhead_training.tokens import TokenRows, tokenize
+from polyhead_training.written import Fitted, rehearse
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A corpus, tokenized, and the untrained model with what describes it."""
+
+    corpus: Corpus
+    fitted: Fitted
+    train: TokenRows
+    validation: TokenRows
+
+
+def prepare(
+    config: TrainingConfig,
+    corpus: Corpus,
+    scratch: Path,
+    say: Callable[[str], None],
+    tokenizer: Tokenizer | None = None,
+) -> Prepared:
+    """Builds and rehearses the model and tokenizes the rows.
+
+    Args:
+        tokenizer: of a run that goes on; if not given, as the config says.
+
+    Raises:
+        ConfigError: what would be refused after training is refused here.
+    """
+    check_best_metric(config.training.best_metric, _metric_names(corpus))
+    if tokenizer is None:
+        say("preparing the tokenizer")
+        tokenizer = model_tokenizer(config.model, corpus.train.texts)
+        # What is done to texts by name is done by the tokenizer, so that serving does it too.
+        tokenizer = with_transforms(tokenizer, [name for name in config.data.text_transforms if ":" not in name])
+    set_seed(config.seed)
+    spec = checkpoint_spec(config.model)
+    model = untrained_model(config.model, spec, corpus.schema, tokenizer)
+    model.terms = loss_terms(corpus.schema, config.heads, _labels_to_balance(config, corpus))
+    freeze(model, config.training.freeze_layers)
+    fitted = Fitted(model, spec, corpus.schema, tokenizer)
+    rehearse(config, fitted, corpus.train.texts[:1])
+    train = tokenize(corpus.train, tokenizer, spec.max_length, scratch, "train")
+    validation = tokenize(corpus.validation, tokenizer, spec.max_length, scratch, "validation")
+    return Prepared(corpus, fitted, train, validation)
+
+
+def parameter_counts(model: Any) -> tuple[int, int]:
+    """How many parameters there are, and how many of them are trained."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
+
+
+def _labels_to_balance(config: TrainingConfig, corpus: Corpus) -> NDArray[np.float32] | None:
+    """The training labels, if a head's weights are counted from them."""
+    is_counted = any("balanced" in (head.class_weights, head.positive_weights) for head in config.heads)
+    return corpus.train.labels if is_counted else None
+
+
+def _metric_names(corpus: Corpus) -> list[str]:
+    labels = np.asarray(corpus.validation.labels)
+    flat = np.zeros((len(labels), corpus.schema.width), dtype=np.float32)
+    by_head = evaluate(flat, labels, corpus.schema)
+    return [
+        f"{head}/{name}" for head, scores in by_head.items() for name, value in scores.items() if np.isscalar(value)
+    ]

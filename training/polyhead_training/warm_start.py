@@ -1,0 +1,145 @@
+"""Warm start: the body learns the texts as a causal language model before the heads are trained."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from transformers import GPT2LMHeadModel, Trainer, default_data_collator
+from transformers.trainer_callback import PrinterCallback
+
+from polyhead_training.arguments import language_model_arguments
+from polyhead_training.config import TrainingConfig
+from polyhead_training.data import Corpus
+from polyhead_training.errors import ConfigError
+from polyhead_training.progress import ProgressLines
+from polyhead_training.stopping import StopOnSignal
+from polyhead_training.texts import read_texts
+from polyhead_training.tokenizer import END_OF_TEXT
+from polyhead_training.trainer import LossAtCheckpoints
+from polyhead_training.working_folder import WorkingFolder
+from polyhead_training.written import Fitted
+
+
+def warm_start(
+    config: TrainingConfig,
+    fitted: Fitted,
+    corpus: Corpus,
+    work: WorkingFolder,
+    scratch: Path,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Trains the body and keeps it in the working folder; a body that is there already is taken.
+
+    Returns:
+        What ``metrics.json`` holds of it: seconds, tokens, steps, and loss and perplexity on the validation texts.
+
+    Raises:
+        ConfigError: too few texts, or it diverged.
+        Interrupted: it was stopped and can go on.
+    """
+    model, length = fitted.model, fitted.spec.max_length
+    finished = work.warm_start / "finished"
+    if not finished.exists():
+        lm = _language_model(model.body_model)
+        train, validation = _blocks(config, corpus, fitted.tokenizer, length, scratch)
+        stop = StopOnSignal(say)
+        trainer = Trainer(
+            lm,
+            args=language_model_arguments(config, work.warm_start),
+            data_collator=default_data_collator,
+            train_dataset=train,
+            eval_dataset=validation,
+            callbacks=[LossAtCheckpoints(), ProgressLines(say, tokens_a_row=length), stop],
+        )
+        trainer.remove_callback(PrinterCallback)
+        say(f"warm start: {len(train)} blocks of {length} tokens for {trainer.args.num_train_epochs:g} epochs")
+        started = time.monotonic()
+        with stop.listening():
+            trainer.train(resume_from_checkpoint=work.last_checkpoint(work.warm_start))
+        loss = float(trainer.evaluate()["eval_loss"])
+        if not math.isfinite(loss):
+            raise ConfigError("warm_start.learning_rate: the language model diverged; lower it")
+        summary = {
+            "seconds": round(time.monotonic() - started, 1),
+            "tokens": len(train) * length,
+            "steps": trainer.state.global_step,
+            "loss": loss,
+            "perplexity": math.exp(min(loss, 700)),
+        }
+        if trainer.is_world_process_zero():
+            _keep(lm, summary, finished)
+        trainer.accelerator.wait_for_everyone()
+    summary = json.loads((finished / "summary.json").read_text(encoding="utf-8"))
+    model.body_model.load_state_dict(load_file(finished / "body.safetensors"))
+    say(f"warm start: validation loss {summary['loss']:.3f}, perplexity {summary['perplexity']:.1f}")
+    return dict(summary)
+
+
+def _language_model(body: Any) -> GPT2LMHeadModel:
+    """A language model of its own with the body's weights: the classifier may run its attention in another way."""
+    config = copy.deepcopy(body.config)
+    config._attn_implementation = "sdpa"
+    lm = GPT2LMHeadModel(config)
+    lm.transformer.load_state_dict(body.state_dict())
+    lm.tie_weights()
+    return lm
+
+
+def _blocks(
+    config: TrainingConfig, corpus: Corpus, tokenizer: Tokenizer, length: int, scratch: Path
+) -> tuple[datasets.Dataset, datasets.Dataset]:
+    sources = [corpus.train.texts]
+    if config.warm_start is not None and config.warm_start.texts:
+        sources.append(read_texts(config.warm_start.texts, config.data, config.heads, corpus.schema, scratch))
+    train = _to_blocks(sources, tokenizer, length, scratch, "training")
+    validation = _to_blocks([corpus.validation.texts], tokenizer, length, scratch, "validation")
+    return train, validation
+
+
+def _to_blocks(
+    sources: Sequence[Sequence[str]], tokenizer: Tokenizer, length: int, scratch: Path, name: str
+) -> datasets.Dataset:
+    """All texts, each ended by ``<|endoftext|>``, cut into blocks of `length` tokens; the rest is dropped."""
+    end = tokenizer.token_to_id(END_OF_TEXT)
+
+    def blocks() -> Iterable[dict[str, Any]]:
+        held: list[int] = []
+        remaining = chain.from_iterable(sources)
+        while batch := list(islice(remaining, 1000)):
+            for encoded in tokenizer.encode_batch(batch):
+                held += encoded.ids if end is None else [*encoded.ids, end]
+            while len(held) >= length:
+                block, held = held[:length], held[length:]
+                yield {"input_ids": block, "labels": block}
+
+    if next(iter(blocks()), None) is None:
+        raise ConfigError(f"warm_start: all {name} texts together are shorter than max_length ({length}) tokens")
+    return datasets.Dataset.from_generator(blocks, cache_dir=str(scratch / "blocks"), fingerprint=f"blocks-{name}")
+
+
+def _keep(lm: GPT2LMHeadModel, summary: dict[str, Any], finished: Path) -> None:
+    staging = finished.with_name(".finished")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    body = {
+        name: tensor.detach().cpu().to(torch.float32).contiguous()
+        for name, tensor in lm.transformer.state_dict().items()
+    }
+    save_file(body, staging / "body.safetensors")
+    (staging / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    os.rename(staging, finished)
+    for checkpoint in finished.parent.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)

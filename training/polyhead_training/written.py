@@ -1,0 +1,132 @@
+"""Writing the checkpoint: golden rows from transformers, then proof and evaluation by the engine."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from polyhead.checkpoint import Spec, write_checkpoint
+from polyhead.errors import one_line
+from polyhead.export import check_golden
+from polyhead.predictor import Predictor
+from polyhead.schema import Schema
+from polyhead_training.config import TrainingConfig
+from polyhead_training.data import Corpus
+from polyhead_training.errors import ConfigError
+from polyhead_training.evaluate import evaluate
+from polyhead_training.golden import golden_rows
+from polyhead_training.report import write_report
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A model and what describes it: everything of a checkpoint but its golden rows and scores."""
+
+    model: Any
+    spec: Spec
+    schema: Schema
+    tokenizer: Tokenizer
+
+
+def rehearse(config: TrainingConfig, fitted: Fitted, texts: Sequence[str]) -> None:
+    """Writes and serves the untrained model once: what would be refused after training is refused before it.
+
+    Raises:
+        ConfigError: with the cause.
+    """
+    untrained = Fitted(copy.deepcopy(fitted.model), fitted.spec, fitted.schema, fitted.tokenizer)
+    with tempfile.TemporaryDirectory(prefix="polyhead-rehearsal-") as scratch:
+        try:
+            write(Path(scratch) / "checkpoint", untrained, texts, rows=1, seed=config.seed)
+        except Exception as error:  # a head class or torch may refuse with anything
+            # Without the places of scratch files, which mean nothing to the user.
+            raise ConfigError("model: " + re.sub(rf"{re.escape(scratch)}\S*: ", "", one_line(error))) from error
+
+
+def write(output: Path, fitted: Fitted, texts: Sequence[str], *, rows: int, seed: int) -> float:
+    """Writes a checkpoint without scores; returns the engine's distance from transformers."""
+    return _write(output, fitted, texts, rows, seed, {}, lambda _: None)
+
+
+def write_evaluated(
+    config: TrainingConfig,
+    fitted: Fitted,
+    corpus: Corpus,
+    *,
+    training: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]],
+    calibration: Mapping[str, Any] | None,
+) -> tuple[dict[str, Any], float]:
+    """Writes the checkpoint with the engine's scores on validation and test, and the report on the latter.
+
+    Args:
+        training: what ``metrics.json`` holds of the fit.
+        history: the Trainer's ``log_history``.
+
+    Returns:
+        What ``metrics.json`` holds, and the engine's distance from transformers.
+    """
+    metrics: dict[str, Any] = {}
+
+    def score(fresh: Path) -> None:
+        predictor = Predictor.load(fresh, "cuda" if torch.cuda.is_available() else "cpu")
+        for name, split in (("validation", corpus.validation), ("test", corpus.test)):
+            if split is not None:
+                evaluation = evaluate(predictor, split)
+                metrics[name] = evaluation.metrics
+        metrics["training"] = dict(training)
+        (fresh / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_report(fresh / "report", evaluation, history=history, calibration=calibration, training=training)
+
+    report = {
+        "training.json": config.model_dump_json(indent=2).encode(),
+        "history.json": json.dumps(history, indent=2).encode(),
+    }
+    texts = (corpus.test or corpus.validation).texts
+    distance = _write(config.output, fitted, texts, config.golden_rows, config.seed, report, score)
+    return metrics, distance
+
+
+def _write(
+    output: Path, fitted: Fitted, texts: Sequence[str], rows: int, seed: int, report: dict[str, bytes], score: Any
+) -> float:
+    model, spec, schema = fitted.model, fitted.spec, fitted.schema
+    golden = golden_rows(texts, model, fitted.tokenizer, schema, spec.max_length, rows, seed)
+    distances: list[float] = []
+
+    def prove(fresh: Path) -> None:
+        distances.append(check_golden(Predictor.load(fresh)))
+        score(fresh)
+
+    write_checkpoint(
+        output,
+        config=_checkpoint_config(model, schema),
+        spec=spec,
+        schema=schema,
+        tensors=model.state_dict(),
+        tokenizer_json=fitted.tokenizer.to_str(),
+        golden=golden,
+        metrics={},
+        report=report,
+        prove=prove,
+    )
+    return distances[0]
+
+
+def _checkpoint_config(model: Any, schema: Schema) -> dict[str, Any]:
+    config: dict[str, Any] = model.config.to_dict()
+    columns = schema.column_names()
+    return config | {
+        "architectures": [type(model).__name__],
+        "id2label": {str(i): column for i, column in enumerate(columns)},
+        "label2id": {column: i for i, column in enumerate(columns)},
+    }
