@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from polyhead_training.config import ModelConfig
 from polyhead_training.errors import ConfigError
 from polyhead_training.modeling import build_model
 from polyhead_training.packing import fuse_gelu
-from polyhead_training.tokenizer import END_OF_TEXT, pretrained_tokenizer, train_tokenizer
+from polyhead_training.tokenizer import END_OF_TEXT, pretrained_tokenizer, train_tokenizer, with_transforms
 
 MIN_VOCAB_SIZE = 257  # all bytes and the end of text
 
@@ -37,14 +37,14 @@ def checkpoint_spec(config: ModelConfig) -> Spec:
         raise ConfigError(f"model: {describe(error)}") from error
 
 
-def model_tokenizer(config: ModelConfig, texts: Iterable[str]) -> Tokenizer:
-    """The pretrained model's tokenizer, or one trained on the texts."""
+def model_tokenizer(config: ModelConfig, texts: Iterable[str], transforms: Sequence[str]) -> Tokenizer:
+    """The pretrained model's tokenizer, or one trained on the texts; it does what `transforms` name, in serving too."""
     if config.pretrained is not None:
-        return pretrained_tokenizer(config.pretrained)
+        return with_transforms(pretrained_tokenizer(config.pretrained), transforms)
     vocab_size = config.gpt2.get("vocab_size", 8000)
     if not isinstance(vocab_size, int) or vocab_size < MIN_VOCAB_SIZE:
         raise ConfigError(f"model.gpt2.vocab_size: must be a whole number from {MIN_VOCAB_SIZE}, got {vocab_size!r}")
-    return train_tokenizer(texts, vocab_size)
+    return train_tokenizer(texts, vocab_size, transforms)
 
 
 def untrained_model(config: ModelConfig, spec: Spec, schema: Schema, tokenizer: Tokenizer) -> Any:

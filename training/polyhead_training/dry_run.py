@@ -14,7 +14,8 @@ import numpy as np
 from polyhead.checkpoint import check_output
 from polyhead_training.arguments import precision_of, trackers, training_arguments
 from polyhead_training.config import FitConfig, TrainingConfig
-from polyhead_training.data import describe_corpus, read_corpus
+from polyhead_training.data import read_corpus
+from polyhead_training.description import describe_corpus
 from polyhead_training.lora import add_adapters
 from polyhead_training.prepared import parameter_counts, prepare
 from polyhead_training.tokens import TokenRows

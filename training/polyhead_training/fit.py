@@ -19,7 +19,8 @@ from polyhead.schema import Schema
 from polyhead_training.arguments import precision_of, trackers, training_arguments
 from polyhead_training.calibration import calibrate
 from polyhead_training.config import TrainingConfig
-from polyhead_training.data import describe_corpus, read_corpus
+from polyhead_training.data import read_corpus
+from polyhead_training.description import describe_corpus
 from polyhead_training.errors import ConfigError
 from polyhead_training.lora import add_adapters, merge_adapters
 from polyhead_training.losses import classification_loss

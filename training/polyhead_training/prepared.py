@@ -19,7 +19,6 @@ from polyhead_training.data import Corpus
 from polyhead_training.layers import freeze
 from polyhead_training.losses import loss_terms
 from polyhead_training.metrics import evaluate
-from polyhead_training.tokenizer import with_transforms
 from polyhead_training.tokens import TokenRows, tokenize
 from polyhead_training.written import Fitted, rehearse
 
@@ -52,9 +51,7 @@ def prepare(
     check_best_metric(config.training.best_metric, _metric_names(corpus))
     if tokenizer is None:
         say("preparing the tokenizer")
-        tokenizer = model_tokenizer(config.model, corpus.train.texts)
-        # What is done to texts by name is done by the tokenizer, so that serving does it too.
-        tokenizer = with_transforms(tokenizer, [name for name in config.data.text_transforms if ":" not in name])
+        tokenizer = model_tokenizer(config.model, corpus.train.texts, config.data.text_transforms)
     set_seed(config.seed)
     spec = checkpoint_spec(config.model)
     model = untrained_model(config.model, spec, corpus.schema, tokenizer)

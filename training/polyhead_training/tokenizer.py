@@ -42,11 +42,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, transforms: Sequence[
     return tokenizer
 
 
-def with_transforms(tokenizer: Tokenizer, names: Sequence[str]) -> Tokenizer:
-    """The tokenizer as it is."""
-    return tokenizer
-
-
 def pretrained_tokenizer(name: str) -> Tokenizer:
     """The fast tokenizer of a local path or hub name, without its padding and truncation."""
     path = Path(name) / "tokenizer.json"
