@@ -29,7 +29,7 @@ from polyhead_training.config import FitConfig, TrainingConfig
 from polyhead_training.data import Corpus, Split, read_corpus
 from polyhead_training.errors import ConfigError
 from polyhead_training.golden import golden_rows
-from polyhead_training.metrics import evaluate
+from polyhead_training.metrics import score_heads
 from polyhead_training.modeling import build_model
 from polyhead_training.progress import ProgressLines
 from polyhead_training.report import training_curves
@@ -281,7 +281,7 @@ def _arguments(config: FitConfig, seed: int, scratch: Path) -> TrainingArguments
 
 def _evaluate(trainer: Trainer, rows: datasets.Dataset, schema: Schema) -> dict[str, dict[str, float]]:
     prediction = trainer.predict(rows)
-    return evaluate(np.asarray(prediction.predictions), np.asarray(prediction.label_ids), schema)
+    return score_heads(np.asarray(prediction.predictions), np.asarray(prediction.label_ids), schema)
 
 
 def _flat_metrics(prediction: EvalPrediction, schema: Schema, learning_rate: float) -> dict[str, float]:
@@ -289,7 +289,7 @@ def _flat_metrics(prediction: EvalPrediction, schema: Schema, learning_rate: flo
         raise ConfigError(
             f"training.learning_rate: training diverged, logits are no longer finite; lower it (is {learning_rate:g})"
         )
-    by_head = evaluate(np.asarray(prediction.predictions), np.asarray(prediction.label_ids), schema)
+    by_head = score_heads(np.asarray(prediction.predictions), np.asarray(prediction.label_ids), schema)
     return {f"{head}/{name}": value for head, scores in by_head.items() for name, value in scores.items()}
 
 
