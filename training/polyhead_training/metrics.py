@@ -256,6 +256,6 @@ def _normal(scores: Scores) -> NDArray[np.float64]:
 
 
 def expected_calibration_error(confidence: NDArray[Any], right: NDArray[Any]) -> float:
-    """The distance between confidence and share that is right, over bins of equal width, weighted by their decisions."""
+    """Distance of confidence from the share that is right, over bins of equal width, weighted by their decisions."""
     mean_confidence, share_right, counts = reliability(confidence, right).T
     return float((np.abs(mean_confidence - share_right) * counts).sum() / counts.sum())
