@@ -142,7 +142,7 @@ def _figures(answers: Answers, metrics: Mapping[str, float]) -> list[Any]:
 
 
 def _calibration_table(calibration: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    shown = [key for key in ("ece", "nll", "micro_f1", "macro_f1", "accuracy")]
+    shown = ("ece", "nll", "micro_f1", "macro_f1", "accuracy")
     columns = ["head", "temperature", *(f"{key} {when}" for key in shown for when in ("before", "after"))]
     rows = [
         [head, found["temperature"], *(found[when].get(key) for key in shown for when in ("before", "after"))]
