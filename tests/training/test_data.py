@@ -50,8 +50,8 @@ def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
 def test_formats_agree(tmp_path: Path, suffix: str, write: Callable[..., Path]) -> None:
     """CSV, JSONL and Parquet give the same texts, schema and labels; "NA" and "null" stay labels."""
     path = str(write(tmp_path / f"rows.{suffix}", ROWS))
-    corpus = read_corpus(DataConfig(train=path, validation=path), HEADS)
-    assert corpus.train.texts == [row["text"] for row in ROWS]
+    corpus = read_corpus(DataConfig(train=path, validation=path), HEADS, tmp_path / "scratch")
+    assert list(corpus.train.texts) == [row["text"] for row in ROWS]
     assert corpus.schema["topic"].labels == ("3", "NA", "null")
     assert corpus.schema["tags"].labels == ("x", "y")
     np.testing.assert_array_equal(corpus.train.labels, [[1, 1, 1, 1], [2, 0, 0, 2.5], [0, 0, 1, -1]])
@@ -61,19 +61,21 @@ def test_several_files_by_glob(tmp_path: Path) -> None:
     """A glob reads all files, in the order of their names."""
     write_jsonl(tmp_path / "a.jsonl", ROWS[:1])
     write_jsonl(tmp_path / "b.jsonl", ROWS[1:])
-    corpus = read_corpus(DataConfig(train=str(tmp_path / "*.jsonl"), validation=str(tmp_path / "b.jsonl")), HEADS)
-    assert corpus.train.texts == [row["text"] for row in ROWS]
+    corpus = read_corpus(
+        DataConfig(train=str(tmp_path / "*.jsonl"), validation=str(tmp_path / "b.jsonl")), HEADS, tmp_path / "scratch"
+    )
+    assert list(corpus.train.texts) == [row["text"] for row in ROWS]
 
 
 def test_a_tenth_is_held_out_by_text(tmp_path: Path) -> None:
     """Without a validation file, equal texts stand on one side and about a tenth is held out, stably as data grows."""
     rows = [{"text": f"text {i % 200}", "topic": "ab"[i % 2]} for i in range(400)]
     heads = [HeadConfig(name="topic", kind="single_label")]
-    corpus = read_corpus(DataConfig(train=str(write_jsonl(tmp_path / "r.jsonl", rows))), heads)
+    corpus = read_corpus(DataConfig(train=str(write_jsonl(tmp_path / "r.jsonl", rows))), heads, tmp_path / "scratch")
     assert not set(corpus.train.texts) & set(corpus.validation.texts)
     assert 20 <= len(corpus.validation) <= 60
     more = rows + [{"text": f"new {i}", "topic": "a"} for i in range(100)]
-    grown = read_corpus(DataConfig(train=str(write_jsonl(tmp_path / "r.jsonl", more))), heads)
+    grown = read_corpus(DataConfig(train=str(write_jsonl(tmp_path / "r.jsonl", more))), heads, tmp_path / "scratch")
     assert set(corpus.validation.texts) <= set(grown.validation.texts)
 
 
@@ -81,7 +83,7 @@ def test_blank_texts_are_dropped_and_counted(tmp_path: Path) -> None:
     """A row without a text is left out with its labels."""
     rows = [ROWS[0], ROWS[1] | {"text": "  "}, ROWS[2] | {"text": None}, ROWS[2]]
     path = str(write_jsonl(tmp_path / "r.jsonl", rows))
-    corpus = read_corpus(DataConfig(train=path, validation=path), HEADS)
+    corpus = read_corpus(DataConfig(train=path, validation=path), HEADS, tmp_path / "scratch")
     assert (len(corpus.train), corpus.train.dropped) == (2, 2)
     assert corpus.train.labels[1, 0] == corpus.schema["topic"].index_of["3"]
 
@@ -90,7 +92,7 @@ def test_missing_labels_are_unknown(tmp_path: Path) -> None:
     """A label that is not given is NaN for that head alone."""
     rows = [*ROWS, {"text": "four", "topic": None, "tags": None, "stars": None}]
     path = str(write_jsonl(tmp_path / "r.jsonl", rows))
-    labels = read_corpus(DataConfig(train=path, validation=path), HEADS).train.labels
+    labels = read_corpus(DataConfig(train=path, validation=path), HEADS, tmp_path / "scratch").train.labels
     assert np.isnan(labels[3]).all()
     assert not np.isnan(labels[:3]).any()
 
@@ -111,7 +113,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, change: dict[str, Any], heads: l
     """One line with the file, the row, the column and what is allowed."""
     path = str(write_jsonl(tmp_path / "r.jsonl", [row | change for row in ROWS]))
     with pytest.raises(PolyheadError, match=message) as caught:
-        read_corpus(DataConfig(train=path, validation=path), heads)
+        read_corpus(DataConfig(train=path, validation=path), heads, tmp_path / "scratch")
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value, DataError | SchemaError)
 
@@ -123,7 +125,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, change: dict[str, Any], heads: l
         ("broken.parquet", b"PAR1nonsense", "cannot be read as parquet"),
         ("broken.jsonl", b'{"text": \n', "broken.jsonl:1: is not JSON"),
         ("empty.csv", b"", "cannot be read as csv"),
-        ("ragged.csv", b"text,topic\none,a,b\ntwo,b,c\n", "cannot be read as csv"),
+        ("ragged.csv", b"text,topic\none,a,b\ntwo,b,c\n", "row 1: has 3 fields, the header names 2"),
         ("list.jsonl", b"[1]\n", "list.jsonl:1: must be an object, got list"),
         ("rows.xlsx", b"x", "one of .csv, .jsonl, .parquet"),
     ],
@@ -133,7 +135,7 @@ def test_an_unreadable_file_is_named(tmp_path: Path, name: str, content: bytes |
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message) as caught:
-        read_corpus(DataConfig(train=str(tmp_path / name)), HEADS)
+        read_corpus(DataConfig(train=str(tmp_path / name)), HEADS, tmp_path / "scratch")
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -141,12 +143,13 @@ def test_an_unreadable_file_is_named(tmp_path: Path, name: str, content: bytes |
 def test_labels_are_the_same_in_every_format(tmp_path: Path) -> None:
     """Dates stay text, numbers and booleans become it, nulls in a list are none, bytes are UTF-8."""
     rows = [{"text": "one", "topic": "2024-01-01", "tags": ["a", None]}, {"text": "two", "topic": 7, "tags": [True]}]
-    corpus = read_corpus(*files(write_jsonl(tmp_path / "r.jsonl", rows)))
+    corpus = read_corpus(*files(write_jsonl(tmp_path / "r.jsonl", rows)), tmp_path / "scratch")
     assert corpus.schema["topic"].labels == ("2024-01-01", "7")
     assert corpus.schema["tags"].labels == ("True", "a")
     frame = pandas.DataFrame({"text": ["zwölf".encode(), b"two"], "topic": ["a", "b"], "tags": [["x"], ["y"]]})
     frame.to_parquet(tmp_path / "r.parquet")
-    assert read_corpus(*files(tmp_path / "r.parquet")).train.texts == ["zwölf", "two"]
+    corpus = read_corpus(*files(tmp_path / "r.parquet"), tmp_path / "scratch")
+    assert list(corpus.train.texts) == ["zwölf", "two"]
 
 
 @pytest.mark.parametrize(("column", "value"), [("tags", 3), ("tags", {"a": 1}), ("topic", ["a"]), ("tags", [["a"]])])
@@ -157,12 +160,12 @@ def test_what_is_no_label_is_named(tmp_path: Path, column: str, value: Any) -> N
         {"text": "two", "topic": "b", "tags": ["y"]} | {column: value},
     ]
     with pytest.raises(DataError, match=f"r.jsonl: row 2: column '{column}'"):
-        read_corpus(*files(write_jsonl(tmp_path / "r.jsonl", rows)))
+        read_corpus(*files(write_jsonl(tmp_path / "r.jsonl", rows)), tmp_path / "scratch")
 
 
 def test_a_name_with_brackets_is_a_name(tmp_path: Path) -> None:
     """A file that exists under that very name is no glob."""
-    corpus = read_corpus(*files(write_jsonl(tmp_path / "rows [1].jsonl", ROWS)))
+    corpus = read_corpus(*files(write_jsonl(tmp_path / "rows [1].jsonl", ROWS)), tmp_path / "scratch")
     assert len(corpus.train) == 3
 
 

@@ -7,12 +7,9 @@ Package names decide the split but are never a field of a row: they give the sec
 from __future__ import annotations
 
 import getpass
-import hashlib
-import json
 import os
 import shutil
 import subprocess
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -21,12 +18,12 @@ from pathlib import Path
 from debian.deb822 import Deb822
 from rich.progress import Progress
 
+from polyhead_training.dataset_folder import SPLITS, split_of, write_dataset
 from polyhead_training.errors import DataError
 
 MIN_SECTION_ROWS = 50  # of the training rows, as for tags
 MIN_TAG_ROWS = 200
 APT_TIMEOUT_S = 300
-SPLITS = ("train", "validation", "test")
 OWN_DATA = (
     'to use your own data, run `polyhead-train CONFIG.toml` with data.train = "my.csv", data.text_column and '
     "a [[heads]] table with the column of each label"
@@ -90,10 +87,7 @@ def build_from_lists(lists: Path, output: Path, *, progress: Progress) -> Debian
         roles=_counted(package.role for package in training if package.role),
         tags=tags,
     )
-    try:
-        _write(packages, summary, output)
-    except OSError as error:
-        raise DataError(f"{output}: cannot be written ({error})") from error
+    write_dataset(output, ((package.split, _row(package)) for package in packages), asdict(summary), README)
     return summary
 
 
@@ -116,12 +110,6 @@ def plain_text(description: str) -> str:
             lines.append(content)
             joins = not line.startswith("  ")
     return "\n".join(line for line in lines if line)
-
-
-def split_of(name: str) -> str:
-    """Gives a package's split by a hash of its name, so that it stays the same from release to release."""
-    bucket = int(hashlib.sha256(name.encode()).hexdigest(), 16) % 10
-    return {0: "test", 1: "validation"}.get(bucket, "train")
 
 
 def _fetch_lists(private: Path, progress: Progress) -> Path:
@@ -223,19 +211,5 @@ def _counted(labels: Iterator[str], at_least: int = 1) -> dict[str, int]:
     return {label: count for label, count in Counter(labels).most_common() if count >= at_least}
 
 
-def _write(packages: list[_Package], summary: DebianSummary, output: Path) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
-        staged, replaced = Path(temporary) / "new", Path(temporary) / "old"
-        staged.mkdir()
-        for split in SPLITS:
-            with (staged / f"{split}.jsonl").open("w", encoding="utf-8") as file:
-                for package in packages:
-                    if package.split == split:
-                        row = {key: value for key, value in asdict(package).items() if key != "split"}
-                        file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        (staged / "summary.json").write_text(json.dumps(asdict(summary), indent=2) + "\n", encoding="utf-8")
-        (staged / "README.md").write_text(README, encoding="utf-8")
-        if output.exists():
-            output.rename(replaced)
-        staged.rename(output)
+def _row(package: _Package) -> dict[str, object]:
+    return {key: value for key, value in asdict(package).items() if key != "split"}

@@ -26,7 +26,8 @@ from polyhead.export import check_golden
 from polyhead.predictor import Predictor
 from polyhead.schema import Schema
 from polyhead_training.config import FitConfig, TrainingConfig
-from polyhead_training.data import Corpus, Split, read_corpus
+from polyhead_training.data import Split, read_corpus
+from polyhead_training.description import describe_corpus
 from polyhead_training.errors import ConfigError
 from polyhead_training.golden import golden_rows
 from polyhead_training.metrics import score_heads
@@ -57,11 +58,17 @@ def fit(config: TrainingConfig, say: Callable[[str], None] = print) -> TrainingR
         CheckpointError, ConfigError, DataError, SchemaError: before anything is trained; and ConfigError when training
             diverges. What stood at ``config.output`` then stays as it was.
     """
+    with tempfile.TemporaryDirectory(prefix="polyhead-data-") as scratch:
+        return _fit(config, say, Path(scratch))
+
+
+def _fit(config: TrainingConfig, say: Callable[[str], None], data: Path) -> TrainingResult:
     set_seed(config.seed)
     check_output(config.output)
     say("reading data")
-    corpus = read_corpus(config.data, config.heads)
-    _describe(corpus, say)
+    corpus = read_corpus(config.data, config.heads, data, config.seed)
+    for line in describe_corpus(corpus):
+        say(f"  {line}")
     say("preparing the tokenizer")
     tokenizer = _tokenizer(config, corpus.train.texts)
     spec = _spec(config)
@@ -123,15 +130,6 @@ def collate(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         ids[position, : len(row["input_ids"])] = torch.tensor(row["input_ids"])
         mask[position, : len(row["input_ids"])] = 1
     return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([row["labels"] for row in rows])}
-
-
-def _describe(corpus: Corpus, say: Callable[[str], None]) -> None:
-    for name, split in (("train", corpus.train), ("validation", corpus.validation), ("test", corpus.test)):
-        if split is not None:
-            dropped = f", {split.dropped} dropped since their text is blank" if split.dropped else ""
-            say(f"  {name}: {len(split)} rows{dropped}")
-    for head in corpus.schema:
-        say(f"  head {head.name}: {head.kind}" + (f", {len(head.labels)} labels" if head.labels else ""))
 
 
 def _tokenizer(config: TrainingConfig, texts: Sequence[str]) -> Tokenizer:

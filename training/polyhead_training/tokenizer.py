@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
 from polyhead.errors import one_line
 from polyhead_training.errors import ConfigError
 
 END_OF_TEXT = "<|endoftext|>"
+TRANSFORMS: dict[str, list[normalizers.Normalizer]] = {
+    "strip": [normalizers.Strip()],
+    "collapse_whitespace": [normalizers.Replace(Regex(r"\s+"), " ")],
+    "lowercase": [normalizers.Lowercase()],
+    "strip_accents": [normalizers.NFD(), normalizers.StripAccents(), normalizers.NFC()],
+    "nfc": [normalizers.NFC()],
+    "nfkc": [normalizers.NFKC()],
+}
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """GPT-2's kind of byte-level BPE (Radford et al. 2019), trained on `texts`; every text has an encoding."""
-    tokenizer = Tokenizer(models.BPE())
+def train_tokenizer(texts: Iterable[str], vocab_size: int, transforms: Sequence[str] = ()) -> Tokenizer:
+    """GPT-2's kind of byte-level BPE (Radford et al. 2019), trained on `texts`; every text has an encoding.
+
+    Args:
+        transforms: as for `with_transforms`; set before training, so that no token is learned that they never leave.
+    """
+    tokenizer = with_transforms(Tokenizer(models.BPE()), transforms)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -42,4 +54,25 @@ def pretrained_tokenizer(name: str) -> Tokenizer:
         raise ConfigError(f"model.pretrained {name!r}: has no tokenizer that loads ({one_line(error)})") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    return tokenizer
+
+
+def with_transforms(tokenizer: Tokenizer, names: Sequence[str]) -> Tokenizer:
+    """Makes the named transforms, in this order, what the tokenizer does first with a text, in serving too.
+
+    Args:
+        names: as in ``data.text_transforms``; functions, ``package.module:function``, are passed over, since they ran
+            when the rows were read.
+
+    Raises:
+        ConfigError: a name is neither.
+    """
+    if unknown := [name for name in names if name not in TRANSFORMS and ":" not in name]:
+        raise ConfigError(
+            f"data.text_transforms {unknown[0]!r}: must be one of {', '.join(TRANSFORMS)}, 'package.module:function'"
+        )
+    steps = [step for name in names for step in TRANSFORMS.get(name, ())]
+    if steps:
+        own = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
+        tokenizer.normalizer = normalizers.Sequence([*steps, *own])
     return tokenizer

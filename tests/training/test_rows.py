@@ -1,0 +1,213 @@
+"""Rows come from every kind of file alike, one at a time, and never with more in memory than a batch."""
+
+from __future__ import annotations
+
+import csv
+import json
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas
+import pyarrow
+import pyarrow.feather
+import pyarrow.parquet
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polyhead_training import rows as rows_module
+from polyhead_training.config import DataConfig, HeadConfig
+from polyhead_training.data import read_corpus
+from polyhead_training.errors import DataError
+from polyhead_training.rows import open_files, open_hub, write_rows
+
+ROWS = [{"text": "one", "tags": ["x", "y"], "stars": 1.0}, {"text": "zwölf", "tags": [], "stars": None}]
+
+
+def write_stream(path: Path, table: pyarrow.Table) -> None:
+    """Arrow's stream format."""
+    with pyarrow.ipc.new_stream(str(path), table.schema) as writer:
+        writer.write_table(table)
+
+
+def write_file(path: Path, table: pyarrow.Table) -> None:
+    """Arrow's file format."""
+    with pyarrow.ipc.new_file(str(path), table.schema) as writer:
+        writer.write_table(table)
+
+
+def write_jsonl(path: Path, table: pyarrow.Table) -> None:
+    """A row a line."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()), encoding="utf-8")
+
+
+WRITERS: list[tuple[str, Callable[[Path, pyarrow.Table], Any]]] = [
+    ("stream.arrow", write_stream),
+    ("file.arrow", write_file),
+    ("zstd.feather", lambda path, table: pyarrow.feather.write_feather(table, str(path), compression="zstd")),
+    ("rows.parquet", lambda path, table: pyarrow.parquet.write_table(table, path)),
+    ("rows.jsonl", write_jsonl),
+]
+
+
+def read(*patterns: Path) -> list[dict[str, Any]]:
+    """All rows of all files."""
+    return [row for table in open_files([str(pattern) for pattern in patterns]) for row in table.rows]
+
+
+@pytest.mark.parametrize(("name", "write"), WRITERS)
+def test_formats_agree(tmp_path: Path, name: str, write: Callable[[Path, pyarrow.Table], Any]) -> None:
+    """Arrow's file and stream formats, Feather, Parquet and JSONL give the same rows."""
+    write(tmp_path / name, pyarrow.Table.from_pylist(ROWS))
+    assert read(tmp_path / name) == ROWS
+
+
+@pytest.mark.parametrize(("name", "write"), WRITERS[:-1])
+def test_class_labels_come_by_name(tmp_path: Path, name: str, write: Callable[[Path, pyarrow.Table], Any]) -> None:
+    """Files that `datasets` wrote hold indices and, in their schema, the names; also in lists, and -1 is no label."""
+    names = datasets.ClassLabel(names=["no", "yes"])
+    features = datasets.Features({"a": names, "b": datasets.List(names)})
+    rows = {"a": [1, -1, None], "b": [[0, 1], [], None]}
+    write(tmp_path / name, datasets.Dataset.from_dict(rows, features=features).data.table)
+    assert read(tmp_path / name) == [{"a": "yes", "b": ["no", "yes"]}, {"a": None, "b": []}, {"a": None, "b": None}]
+
+
+@given(
+    st.lists(
+        st.tuples(*[st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)] * 2),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_csv_cells_are_what_was_written(tmp_path_factory: pytest.TempPathFactory, cells: list[tuple[str, str]]) -> None:
+    """Any text, with quotes, line breaks, NA and digits, is read as it was written."""
+    path = tmp_path_factory.mktemp("csv") / "rows.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("a", "b"), *cells])
+    assert read(path) == [{"a": a, "b": b} for a, b in cells]
+
+
+def test_csv_from_a_spreadsheet(tmp_path: Path) -> None:
+    """A byte order mark is no part of the first column's name, and blank lines are no rows; long cells are read."""
+    (tmp_path / "rows.csv").write_text(f"\ufefftext,n\n\none,007\n{'x' * 200_000},NA\n\n", encoding="utf-8")
+    assert read(tmp_path / "rows.csv") == [{"text": "one", "n": "007"}, {"text": "x" * 200_000, "n": "NA"}]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("text,n\none,1\ntwo\n", "row 2: has 1 fields, the header names 2"),
+        ("text,n\none,1\ntwo,2,3\n", "row 2: has 3 fields, the header names 2"),
+        ('text,n\n"one,1\n', "cannot be read as csv"),
+        ("text,text\none,1\n", "two columns are called 'text'"),
+    ],
+)
+def test_a_broken_csv_is_named(tmp_path: Path, content: str, message: str) -> None:
+    """Fields too many or too few, an open quote and equal column names are errors, not guesses."""
+    (tmp_path / "rows.csv").write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=message) as caught:
+        read(tmp_path / "rows.csv")
+    assert "rows.csv" in str(caught.value)
+
+
+def test_several_patterns(tmp_path: Path) -> None:
+    """Paths and globs go together in a list; a file that two of them match is read once."""
+    for name in "abc":
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}) + "\n", encoding="utf-8")
+    assert [row["text"] for row in read(tmp_path / "c.jsonl", tmp_path / "*.jsonl")] == ["c", "a", "b"]
+
+
+def test_kinds_are_not_mixed(tmp_path: Path) -> None:
+    """A CSV beside a JSONL is an error that names both."""
+    (tmp_path / "a.csv").touch()
+    (tmp_path / "b.jsonl").touch()
+    with pytest.raises(DataError, match=r"a\.csv.*b\.jsonl: files of one kind are needed"):
+        read(tmp_path / "*")
+
+
+@pytest.mark.parametrize("config", [None, "default"])
+def test_a_hub_data_set_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str | None) -> None:
+    """The known splits of a data set's folder come with label names, and nothing is written to the hub's cache."""
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    features = datasets.Features({"text": datasets.Value("string"), "topic": datasets.ClassLabel(names=["no", "yes"])})
+    for split, topic in (("train", 1), ("test", 0)):
+        rows = datasets.Dataset.from_dict({"text": [split], "topic": [topic]}, features=features)
+        (tmp_path / "hub").mkdir(exist_ok=True)
+        pyarrow.parquet.write_table(rows.data.table, tmp_path / "hub" / f"{split}.parquet")
+    tables = open_hub(str(tmp_path / "hub"), config)
+    assert {split: list(table.rows) for split, table in tables.items()} == {
+        "train": [{"text": "train", "topic": "yes"}],
+        "test": [{"text": "test", "topic": "no"}],
+    }
+    assert not list((tmp_path / "cache").rglob("*.arrow"))
+
+
+def test_a_hub_data_set_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """One line with its name."""
+    with pytest.raises(DataError, match=r"hub data set .*nothing.*: cannot be loaded") as caught:
+        open_hub(str(tmp_path / "nothing"), None)
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_are_read_as_they_are_asked_for(tmp_path: Path) -> None:
+    """The first row comes although a later one is broken."""
+    (tmp_path / "rows.jsonl").write_text('{"text": "one"}\nnonsense\n', encoding="utf-8")
+    (table,) = open_files(str(tmp_path / "rows.jsonl"))
+    assert next(table.rows) == {"text": "one"}
+    with pytest.raises(DataError, match="jsonl:2"):
+        next(table.rows)
+
+
+def test_written_rows_are_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of any number of rows are one data set; writing to the same path again leaves the older one as it was."""
+    monkeypatch.setattr(rows_module, "ROWS_A_BATCH", 2)
+    schema = pyarrow.schema([("n", pyarrow.int64())])
+    older = write_rows(tmp_path / "n.arrow", ({"n": n} for n in range(5)), schema)
+    newer = write_rows(tmp_path / "n.arrow", iter(()), schema)
+    assert (list(older["n"]), len(newer)) == ([0, 1, 2, 3, 4], 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["n.arrow"]
+
+
+@pytest.fixture
+def little_memory() -> Iterator[Callable[[int], None]]:
+    """Limits what this process may allocate, beyond what it has; files mapped into memory do not count."""
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+
+    def limit(more: int) -> None:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        held = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmData"))
+        resource.setrlimit(resource.RLIMIT_DATA, (held + more, before[1]))
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_data_may_be_larger_than_memory(tmp_path: Path, suffix: str, little_memory: Callable[[int], None]) -> None:
+    """A corpus of 48 MB becomes splits on disk while 24 MB may be allocated."""
+    path = tmp_path / f"rows.{suffix}"
+    rows = [{"text": f"{n} " + "words " * 2000, "topic": "ab"[n % 2]} for n in range(400)]
+    if suffix == "jsonl":
+        with path.open("w", encoding="utf-8") as file:
+            for repeat in range(10):
+                file.writelines(json.dumps(row | {"text": f"{repeat}-{row['text']}"}) + "\n" for row in rows)
+    else:
+        table = pyarrow.Table.from_pylist(rows)
+        with pyarrow.parquet.ParquetWriter(path, table.schema, use_dictionary=False, compression="none") as writer:
+            for _ in range(10):
+                writer.write_table(table)
+    assert path.stat().st_size > 48_000_000
+    heads = [HeadConfig(name="topic", kind="single_label")]
+    little_memory(24_000_000)
+    corpus = read_corpus(DataConfig(train=str(path)), heads, tmp_path / "scratch")
+    assert sum(1 for split in (corpus.train, corpus.validation) for text in split.texts if text) == 4000
+
+
+def test_pandas_categories_are_their_names(tmp_path: Path) -> None:
+    """A dictionary-encoded column gives its values."""
+    pandas.DataFrame({"topic": pandas.Categorical(["a", "b", "a"])}).to_parquet(tmp_path / "rows.parquet")
+    assert [row["topic"] for row in read(tmp_path / "rows.parquet")] == ["a", "b", "a"]

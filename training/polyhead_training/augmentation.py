@@ -1,0 +1,45 @@
+"""Augmentation: copies of training rows, with the texts that the user's functions make of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+
+from polyhead_training.functions import UserFunction
+from polyhead_training.rows import Row
+
+
+class Augmentation:
+    """Makes copies of training rows with other texts; the same seed makes the same copies.
+
+    Args:
+        names: functions, ``package.module:function``, called as ``function(text, random.Random)``.
+        copies: of each row, by each function.
+
+    Raises:
+        ConfigError: a name is no function.
+    """
+
+    def __init__(self, names: Sequence[str], copies: int, seed: int) -> None:
+        self.functions = [UserFunction.named(name, "data.augment") for name in names]
+        self.copies, self.seed = copies, seed
+        self.made = 0
+        self.blank = 0
+
+    @property
+    def note(self) -> str:
+        """What was done so far."""
+        blank = f"; {self.blank} more were blank and left out" if self.blank else ""
+        return f"augment: added {self.made} training rows{blank}"
+
+    def copies_of(self, row: Row, number: int, place: str) -> Iterator[Row]:
+        """The copies of the training row with this number."""
+        for function in self.functions:
+            for copy in range(self.copies):
+                generator = random.Random(f"{self.seed} {function.name} {number} {copy}")
+                text = function.text(row["text"], generator, place=place)
+                if text.strip():
+                    self.made += 1
+                    yield row | {"text": text}
+                else:
+                    self.blank += 1

@@ -1,0 +1,107 @@
+"""Splits: which rows are held out, and which texts stand on both sides.
+
+Rows are numbers here: each split is an array of indices into staged rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import train_test_split
+
+from polyhead.errors import one_line
+from polyhead_training.config import DataConfig, HeadConfig
+from polyhead_training.errors import ConfigError, DataError
+from polyhead_training.staging import Staged
+
+Indices = NDArray[np.int64]
+
+
+def hold_out_by_hash(places: NDArray[np.float64], shares: Mapping[str, float]) -> dict[str, Indices]:
+    """Train, and a split a share: test from below, validation from above.
+
+    A row's split hangs on its own hash alone: more rows move none, nor does a change of the other split's share.
+    """
+    test = places < shares.get("test", 0.0)
+    validation = (places >= 1 - shares.get("validation", 0.0)) & ~test
+    sides = {"train": ~test & ~validation, "validation": validation, "test": test}
+    return {name: np.flatnonzero(side) for name, side in sides.items() if name == "train" or name in shares}
+
+
+def hold_out_stratified(
+    keys: NDArray[np.int64], classes: NDArray[np.int64], shares: Mapping[str, float], seed: int
+) -> dict[str, Indices]:
+    """Train, and a split a share, each with about the same share of every class.
+
+    Rows of equal `keys` stay together and count as one, with the class of the first; what is alone in its class stays
+    in train.
+
+    Raises:
+        DataError: a split would have fewer rows than there are classes.
+    """
+    _, firsts, group_of = np.unique(keys, return_index=True, return_inverse=True)
+    rest, kept = np.arange(len(firsts)), 1.0
+    sides = np.zeros(len(firsts), dtype=np.int64)
+    names = sorted(shares)  # test before validation, so that the latter's share does not move the former
+    for side, name in enumerate(names, start=1):
+        of = classes[firsts[rest]]
+        _, position, counts = np.unique(of, return_inverse=True, return_counts=True)
+        several = counts[position] > 1
+        try:
+            stay, out = train_test_split(
+                rest[several], test_size=shares[name] / kept, stratify=of[several], random_state=seed
+            )
+        except ValueError as error:
+            raise DataError(f"data.split 'stratified': {name} cannot be held out ({one_line(error)})") from error
+        sides[out] = side
+        rest, kept = np.sort(np.concatenate([stay, rest[~several]])), kept - shares[name]
+    row_sides = sides[group_of]
+    return {name: np.flatnonzero(row_sides == side) for side, name in enumerate(["train", *names])}
+
+
+def hold_out(
+    staged: Staged, config: DataConfig, heads: Sequence[HeadConfig], shares: Mapping[str, float], seed: int
+) -> dict[str, Indices]:
+    """Train and a split a share, as the config says."""
+    if config.split == "hash":
+        return hold_out_by_hash(staged.numbers("place"), shares)
+    candidates = [head.name for head in heads if head.kind == "single_label"]
+    name = config.stratify_by or next(iter(candidates), None)
+    if name not in candidates:
+        raise ConfigError(f"data.stratify_by {name!r}: must be one of the single_label heads {candidates}")
+    column = staged.rows.select_columns([f"cell_{[head.name for head in heads].index(name)}"])
+    codes: dict[Any, int] = {}
+    cells = (tuple(cell or ()) for row in column for cell in row.values())  # a missing label is a class of its own
+    classes = np.fromiter((codes.setdefault(cell, len(codes)) for cell in cells), np.int64, len(column))
+    return hold_out_stratified(staged.numbers("text_key"), classes, shares, seed)
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Rows of one split whose text also stands in another."""
+
+    split: str
+    other: str
+    rows: int
+
+
+def find_overlaps(keys: Mapping[str, NDArray[np.int64]]) -> list[Overlap]:
+    """How many rows of each later split have the text of a row in an earlier one; pairs without any are left out."""
+    names = list(keys)
+    overlaps = [
+        Overlap(split, other, int(np.isin(keys[split], keys[other]).sum()))
+        for i, split in enumerate(names)
+        for other in names[:i]
+    ]
+    return [overlap for overlap in overlaps if overlap.rows]
+
+
+def is_repeat(keys: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether each key stood before."""
+    repeats = np.ones(len(keys), dtype=bool)
+    repeats[np.unique(keys, return_index=True)[1]] = False
+    return repeats
