@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from polyhead.schema import Head, Schema
-from polyhead_training.metrics import evaluate
+from polyhead_training.metrics import score_heads
 from tests.tiny import SCHEMA
 
 
@@ -18,7 +18,7 @@ def test_each_kind_is_scored() -> None:
         [[3, 0, 0, 1, -1, -1, -1, 2], [3, 0, 0, 1, 1, -1, -1, 0], [0, 3, 0, -1, -1, -1, -1, 9]], dtype=float
     )
     labels = np.array([[0, 1, 0, 0, 0, 1], [1, 1, 0, 0, 0, 0], [1, 0, 0, 0, 1, math.nan]], dtype=np.float32)
-    results = evaluate(logits, labels, SCHEMA)
+    results = score_heads(logits, labels, SCHEMA)
     assert results["topic"]["accuracy"] == pytest.approx(2 / 3)
     assert results["mood"]["micro_f1"] == pytest.approx(2 * 2 / (3 + 3))  # two found, three named, three true
     assert results["mood"]["subset_accuracy"] == pytest.approx(1 / 3)
@@ -36,5 +36,5 @@ def test_a_taxonomy_is_scored_as_it_is_answered() -> None:
     )
     # Area alone says a (0.52), but b1 (0.8) makes b the better path.
     logits = np.log([[0.52, 0.48, 0.1, 0.1, 0.8]])
-    results = evaluate(logits, np.array([[1, 2]], dtype=np.float32), schema)
+    results = score_heads(logits, np.array([[1, 2]], dtype=np.float32), schema)
     assert (results["area"]["accuracy"], results["field"]["accuracy"]) == (1, 1)

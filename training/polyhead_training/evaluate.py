@@ -1,32 +1,314 @@
-"""Evaluation of a checkpoint by the serving engine."""
+"""``polyhead-evaluate``: a checkpoint's answers to labelled texts, by the serving engine, and how good they are."""
 
 from __future__ import annotations
 
+import json
+import os
+import sys
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+import pandas
+import typer
 from numpy.typing import NDArray
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
+from polyhead.checkpoint import staged_folder
+from polyhead.errors import PolyheadError, describe
 from polyhead.predictor import Predictor
 from polyhead.schema import Schema
-from polyhead_training.data import Split
-from polyhead_training.metrics import evaluate as evaluate_logits
+from polyhead_training.config import DataConfig, HeadConfig, TrainingConfig, read_config
+from polyhead_training.errors import ConfigError, DataError
+from polyhead_training.metrics import HEADLINE, score_answers
+
+if TYPE_CHECKING:
+    from polyhead_training.data import Split
+
+TEXTS_A_CALL = 512
+SLICE_VALUES = 20  # the most frequent ones
+SLICE_ROWS = 10  # fewer say little
+QUANTILES = 4  # of a numeric column
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the engine answers and how good that is."""
+    """What was asked, what the engine answered, and how good that is.
+
+    Attributes:
+        labels: ``(n, sum of label widths)``; NaN where unknown.
+        scores: calibrated ``(n, schema.width)``.
+        token_counts, truncated: how much of each text was read.
+        metrics: by head name.
+        slices: by column and value: ``rows`` and ``heads``, which is as `metrics`.
+        dropped: how many rows had no readable text.
+    """
 
     schema: Schema
-    metrics: dict[str, Any]
+    max_length: int
+    texts: Sequence[str]
+    labels: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    token_counts: NDArray[np.int32]
+    truncated: NDArray[np.bool_]
+    metrics: dict[str, dict[str, float]]
+    slices: dict[str, dict[str, Any]] = field(default_factory=dict)
+    dropped: int = 0
 
 
 def evaluate(
-    predictor: Predictor, split: Split, slices: Sequence[str] = (), say: Callable[[str], None] = lambda _: None
+    predictor: Predictor,
+    split: Split,
+    slices: Sequence[str] = (),
+    say: Callable[[str], None] = lambda _: None,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> Evaluation:
-    """Scores of a split."""
-    encoded = predictor.encode(list(split.texts))
-    logits: NDArray[np.float32] = predictor._engine.logits([text.token_ids for text in encoded])
-    return Evaluation(predictor.schema, evaluate_logits(logits, split.labels, predictor.schema))
+    """Answers all texts of a split as serving does, and scores the answers.
+
+    Args:
+        slices: metadata columns of the split, for whose values the metrics are also given.
+        say: is told in a line what was found.
+        advance: is told how many more texts have been answered.
+    """
+    texts, labels = list(split.texts), split.labels
+    scores = np.empty((len(texts), predictor.schema.width), dtype=np.float32)
+    counts, truncated = np.zeros(len(texts), dtype=np.int32), np.zeros(len(texts), dtype=bool)
+    for start in range(0, len(texts), TEXTS_A_CALL):
+        part = slice(start, start + TEXTS_A_CALL)
+        encoded = predictor.encode(texts[part])
+        scores[part] = predictor.score(encoded)
+        counts[part] = [text.token_count for text in encoded]
+        truncated[part] = [text.truncated for text in encoded]
+        advance(len(encoded))
+    read = counts > 0
+    if not read.any():
+        raise DataError("none of the rows has a text that can be read")
+    dropped = split.dropped + int((~read).sum())
+    texts = [text for text, is_read in zip(texts, read, strict=True) if is_read]
+    scores, labels, counts, truncated = scores[read], labels[read], counts[read], truncated[read]
+    say(
+        f"{len(texts)} texts answered, {int(truncated.sum())} of them truncated to {predictor.max_length} tokens, "
+        f"{dropped} unreadable"
+    )
+    by_column = {}
+    for column in slices:
+        values = pandas.Series(split.rows[column][:])[read].reset_index(drop=True)
+        by_column[column] = _score_slices(values, scores, labels, predictor.schema)
+    return Evaluation(
+        schema=predictor.schema,
+        max_length=predictor.max_length,
+        texts=texts,
+        labels=labels,
+        scores=scores,
+        token_counts=counts,
+        truncated=truncated,
+        metrics=score_answers(scores, labels, predictor.schema),
+        slices=by_column,
+        dropped=dropped,
+    )
+
+
+def _score_slices(
+    values: pandas.Series[Any], scores: NDArray[np.float32], labels: NDArray[np.float32], schema: Schema
+) -> dict[str, Any]:
+    """Metrics a value; a number's values are cut into quantiles, a list counts in each of its values."""
+    if pandas.api.types.is_numeric_dtype(values) and not pandas.api.types.is_bool_dtype(values):
+        if values.nunique() > SLICE_VALUES:
+            values = pandas.qcut(values, QUANTILES, duplicates="drop")
+    elif any(isinstance(value, list | np.ndarray) for value in values):
+        values = values.explode()
+    values = values[values.notna()].astype(str)
+    counts = values.value_counts()
+    results = {}
+    for value in counts[counts >= min(SLICE_ROWS, counts.max() if len(counts) else 0)].index[:SLICE_VALUES]:
+        rows = values.index[values == value].unique()
+        results[str(value)] = {"rows": len(rows), "heads": score_answers(scores[rows], labels[rows], schema)}
+    return results
+
+
+EXAMPLE = """\
+polyhead-evaluate runs/reviews reviews-2024.csv --slice country --slice stars
+polyhead-evaluate runs/reviews 'more/*.jsonl' --config my.toml --output reports/more
+"""
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command(epilog="Examples:\n\n\b\n" + EXAMPLE)
+def evaluate_files(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder made by polyhead-train.")],
+    data: Annotated[
+        list[str], typer.Argument(help="Labelled texts: .csv, .jsonl, .parquet or .arrow; paths or globs.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the report; <checkpoint name>-evaluation here if not given. An older report is replaced.",
+            envvar="POLYHEAD_EVALUATION_OUTPUT",
+        ),
+    ] = None,
+    slices: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--slice",
+            help="A column for whose values the scores are also given; may be repeated.",
+            envvar="POLYHEAD_SLICE",
+            metavar="COLUMN",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML file of training that names text and label columns; that of the checkpoint if not given.",
+            envvar="POLYHEAD_CONFIG",
+        ),
+    ] = None,
+    text_column: Annotated[
+        str | None, typer.Option(help="Takes the place of the config's.", envvar="POLYHEAD_TEXT_COLUMN")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.", envvar="POLYHEAD_DEVICE")] = "cpu",
+) -> None:
+    """Answer labelled texts as the server would, and report how good the answers are.
+
+    Writes index.html (one page, for a browser), metrics.json, predictions.parquet and README.md (a model card).
+    """
+    console = Console()
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    try:
+        name = checkpoint.resolve().name
+        target = output or Path(f"{name}-evaluation")
+        from polyhead_training.report import check_report_folder, write_report
+
+        check_report_folder(target)
+        if device not in ("cpu", "cuda"):
+            raise ConfigError(f"--device {device!r}: allowed are cpu and cuda")
+        predictor = Predictor.load(checkpoint, device)
+        columns, heads = _settings(checkpoint, config, data, text_column, predictor.schema)
+        evaluation = _evaluate_files(predictor, data, columns, heads, slices or [], console, say)
+        with staged_folder(target) as fresh:
+            write_report(
+                fresh,
+                evaluation,
+                name=name,
+                source=", ".join(data),
+                history=_read_json(checkpoint / "report" / "history.json"),
+                calibration=_part(checkpoint, "calibration"),
+                training=_part(checkpoint, "training"),
+            )
+    except PolyheadError as error:
+        print(f"polyhead-evaluate: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except OSError as error:
+        print(f"polyhead-evaluate: {target}: cannot be written ({error})", file=sys.stderr)
+        raise typer.Exit(2) from None
+    _print_tables(evaluation, console)
+    say(f"report: {target / 'index.html'}")
+
+
+def _evaluate_files(
+    predictor: Predictor,
+    data: list[str],
+    columns: DataConfig,
+    heads: list[HeadConfig],
+    slices: list[str],
+    console: Console,
+    say: Callable[[str], None],
+) -> Evaluation:
+    # Imported here, since they take seconds for which a typo need not wait.
+    import datasets
+
+    from polyhead_training.data import read_split
+
+    datasets.disable_progress_bars()
+    with tempfile.TemporaryDirectory(prefix="polyhead-evaluation-") as scratch:
+        split = read_split(data, columns, heads, predictor.schema, Path(scratch), slices)
+        if not len(split):
+            raise DataError(f"{', '.join(data)}: has no row with a text")
+        progress = Progress(
+            TextColumn("answering"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]} texts/s"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        with progress:
+            task = progress.add_task("answering", total=len(split), rate="")
+
+            def advance(texts: int) -> None:
+                progress.advance(task, texts)
+                progress.update(task, rate=f"{progress.tasks[0].speed or 0:.0f}")
+
+            return evaluate(predictor, split, slices, say, advance)
+
+
+def _settings(
+    checkpoint: Path, config: Path | None, data: list[str], text_column: str | None, schema: Schema
+) -> tuple[DataConfig, list[HeadConfig]]:
+    """Where texts and labels stand: as the config says, else as training had it, else ``text`` and the heads' names."""
+    recorded = checkpoint / "report" / "training.json"
+    training: TrainingConfig | None = None
+    if config is not None:
+        training = read_config(config)
+    elif recorded.is_file():
+        try:
+            training = TrainingConfig.model_validate_json(recorded.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{recorded}: cannot be read ({error})") from error
+        except ValidationError as error:
+            raise ConfigError(f"{recorded}: {describe(error)}") from error
+    columns = training.data if training is not None else DataConfig(train=data)
+    if text_column is not None:
+        columns = columns.model_copy(update={"text_column": text_column, "text_template": None})
+    by_name = {head.name: head for head in training.heads} if training is not None else {}
+    for head in schema:
+        if head.name in by_name and by_name[head.name].kind != head.kind:
+            raise ConfigError(
+                f"heads: {head.name!r} is {by_name[head.name].kind} in the config, {head.kind} in the checkpoint"
+            )
+    return columns, [by_name.get(head.name) or HeadConfig(name=head.name, kind=head.kind) for head in schema]
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        return None  # of a checkpoint that was imported, or is older; the report then lacks that part
+
+
+def _part(checkpoint: Path, name: str) -> Any:
+    metrics = _read_json(checkpoint / "metrics.json")
+    return metrics.get(name) if isinstance(metrics, dict) else None
+
+
+def _print_tables(evaluation: Evaluation, console: Console) -> None:
+    table = Table("head", "scores", title="Reached")
+    for head, scores in evaluation.metrics.items():
+        table.add_row(head, "  ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+    console.print(table)
+    for column, values in evaluation.slices.items():
+        sliced = Table(column, "rows", *(f"{head.name} {HEADLINE[head.kind]}" for head in evaluation.schema))
+        for value, result in values.items():
+            found = [result["heads"][head.name].get(HEADLINE[head.kind]) for head in evaluation.schema]
+            sliced.add_row(value, str(result["rows"]), *("" if score is None else f"{score:.3f}" for score in found))
+        console.print(sliced)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    app()
+
+
+if __name__ == "__main__":
+    main()

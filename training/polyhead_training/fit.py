@@ -24,7 +24,7 @@ from polyhead_training.description import describe_corpus
 from polyhead_training.errors import ConfigError
 from polyhead_training.lora import add_adapters, merge_adapters
 from polyhead_training.losses import classification_loss
-from polyhead_training.metrics import evaluate
+from polyhead_training.metrics import score_heads
 from polyhead_training.packing import collate
 from polyhead_training.prepared import Prepared, parameter_counts, prepare
 from polyhead_training.progress import ProgressLines
@@ -188,6 +188,6 @@ def _flat_metrics(prediction: EvalPrediction, model: Any, schema: Schema, config
         )
     loss = classification_loss(torch.from_numpy(logits), torch.from_numpy(labels), model.terms)
     flat = {"loss": float(loss)}
-    for head, scores in evaluate(logits, labels, schema).items():
+    for head, scores in score_heads(logits, labels, schema).items():
         flat |= {f"{head}/{name}": value for name, value in scores.items() if np.isscalar(value)}
     return flat

@@ -18,7 +18,7 @@ from polyhead_training.config import TrainingConfig
 from polyhead_training.data import Corpus
 from polyhead_training.layers import freeze
 from polyhead_training.losses import loss_terms
-from polyhead_training.metrics import evaluate
+from polyhead_training.metrics import score_heads
 from polyhead_training.tokens import TokenRows, tokenize
 from polyhead_training.written import Fitted, rehearse
 
@@ -79,7 +79,7 @@ def _labels_to_balance(config: TrainingConfig, corpus: Corpus) -> NDArray[np.flo
 def _metric_names(corpus: Corpus) -> list[str]:
     labels = np.asarray(corpus.validation.labels)
     flat = np.zeros((len(labels), corpus.schema.width), dtype=np.float32)
-    by_head = evaluate(flat, labels, corpus.schema)
+    by_head = score_heads(flat, labels, corpus.schema)
     return [
         f"{head}/{name}" for head, scores in by_head.items() for name, value in scores.items() if np.isscalar(value)
     ]

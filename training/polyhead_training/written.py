@@ -85,7 +85,15 @@ def write_evaluated(
                 metrics[name] = evaluation.metrics
         metrics["training"] = dict(training)
         (fresh / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        write_report(fresh / "report", evaluation, history=history, calibration=calibration, training=training)
+        write_report(
+            fresh / "report",
+            evaluation,
+            name=config.output.name,
+            source="test rows" if corpus.test is not None else "validation rows",
+            history=history,
+            calibration=calibration,
+            training=training,
+        )
 
     report = {
         "training.json": config.model_dump_json(indent=2).encode(),
