@@ -23,7 +23,9 @@ def split_of(key: str) -> str:
 def write_dataset(
     output: Path, rows: Iterable[tuple[str, Mapping[str, Any]]], summary: Mapping[str, Any], readme: str
 ) -> None:
-    """Writes rows, each with its split, in their order; the folder appears whole or not at all, in place of an older.
+    """Writes rows, each with the name of its file, in their order; the folder appears whole or not at all.
+
+    An older one is replaced.
 
     Raises:
         DataError: it cannot be written.
@@ -35,8 +37,8 @@ def write_dataset(
             staged.mkdir()
             lines: dict[str, list[str]] = {split: [] for split in SPLITS}
             for split, row in rows:
-                lines[split].append(json.dumps(row, ensure_ascii=False) + "\n")
-            for split in SPLITS:
+                lines.setdefault(split, []).append(json.dumps(row, ensure_ascii=False) + "\n")
+            for split in lines:
                 (staged / f"{split}.jsonl").write_text("".join(lines[split]), encoding="utf-8")
             (staged / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
             (staged / "README.md").write_text(readme, encoding="utf-8")

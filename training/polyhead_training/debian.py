@@ -33,7 +33,8 @@ README = """\
 
 Texts are package descriptions; `section` (one label), `role` (one label, the first `role::` tag) and `tags` (any
 number of labels) come from Debian's package index. A tenth of the packages, by a hash of their name, is
-`test.jsonl`, another tenth `validation.jsonl`. `summary.json` counts rows and labels.
+`test.jsonl`, another tenth `validation.jsonl`. `unlabelled.jsonl` has the texts of all other training packages, for a
+language model to learn from. `summary.json` counts rows and labels.
 """
 
 
@@ -59,10 +60,11 @@ class _Package:
     section: str
     role: str | None
     tags: list[str]  # all but role:: ones, rare ones too
+    is_tagged: bool = True
 
 
 def build_debian(output: Path, *, progress: Progress) -> DebianSummary:
-    """Writes ``train.jsonl``, ``validation.jsonl``, ``test.jsonl``, ``summary.json`` and a README into ``output``.
+    """Writes ``train.jsonl``, ``validation.jsonl``, ``test.jsonl``, ``unlabelled.jsonl``, a summary and a README.
 
     The folder appears whole or not at all; one that is there already is replaced. apt's lists stay beside it, in
     ``<output>.apt``, so that building again reads only what changed.
@@ -76,7 +78,8 @@ def build_debian(output: Path, *, progress: Progress) -> DebianSummary:
 
 def build_from_lists(lists: Path, output: Path, *, progress: Progress) -> DebianSummary:
     """Builds from a folder of uncompressed apt lists; see ``build_debian``."""
-    packages = _select(_read_packages(lists, progress))
+    everything = _read_packages(lists, progress)
+    packages = _select([package for package in everything if package.is_tagged])
     if {package.split for package in packages} != set(SPLITS):
         raise DataError(f"{lists}: too few packages with tags in main of the apt sources; {OWN_DATA}")
     training = [package for package in packages if package.split == "train"]
@@ -87,7 +90,8 @@ def build_from_lists(lists: Path, output: Path, *, progress: Progress) -> Debian
         roles=_counted(package.role for package in training if package.role),
         tags=tags,
     )
-    write_dataset(output, ((package.split, _row(package)) for package in packages), asdict(summary), README)
+    rows = [(package.split, _row(package)) for package in packages]
+    write_dataset(output, rows + _unlabelled(everything, packages), asdict(summary), README)
     return summary
 
 
@@ -168,14 +172,15 @@ def _read_packages(lists: Path, progress: Progress) -> list[_Package]:
     packages: dict[str, _Package] = {}
     for paragraph in _paragraphs(_find(lists, "Packages"), "Reading packages", progress):
         name, description = paragraph["Package"], descriptions.get(paragraph.get("Description-md5", ""))
-        if name in packages or description is None or "Tag" not in paragraph or "Section" not in paragraph:
+        if (name in packages and packages[name].is_tagged) or description is None:
             continue
-        tags = list(dict.fromkeys(tag for part in paragraph["Tag"].split(",") if (tag := part.strip())))
+        is_tagged = "Tag" in paragraph and "Section" in paragraph
+        tags = list(dict.fromkeys(tag for part in paragraph.get("Tag", "").split(",") if (tag := part.strip())))
         roles = [tag.removeprefix("role::") for tag in tags if tag.startswith("role::")]
         others = [tag for tag in tags if not tag.startswith("role::")]
         if text := plain_text(description):
             role = roles[0] if roles else None
-            packages[name] = _Package(split_of(name), text, paragraph["Section"], role, others)
+            packages[name] = _Package(split_of(name), text, paragraph.get("Section", ""), role, others, is_tagged)
     return [packages[name] for name in sorted(packages)]
 
 
@@ -207,9 +212,16 @@ def _select(packages: list[_Package]) -> list[_Package]:
     ]
 
 
+def _unlabelled(everything: list[_Package], packages: list[_Package]) -> list[tuple[str, dict[str, object]]]:
+    """Texts of all other training packages, each once, for a language model to learn from."""
+    labelled = {package.text for package in packages}
+    texts = dict.fromkeys(package.text for package in everything if package.split == "train")
+    return [("unlabelled", {"text": text}) for text in texts if text not in labelled]
+
+
 def _counted(labels: Iterator[str], at_least: int = 1) -> dict[str, int]:
     return {label: count for label, count in Counter(labels).most_common() if count >= at_least}
 
 
 def _row(package: _Package) -> dict[str, object]:
-    return {key: value for key, value in asdict(package).items() if key != "split"}
+    return {key: value for key, value in asdict(package).items() if key not in ("split", "is_tagged")}
