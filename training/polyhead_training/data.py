@@ -102,7 +102,7 @@ def read_corpus(config: DataConfig, heads: Sequence[HeadConfig], scratch: Path, 
         whole = parts["train"][0]
         shares = {"validation": config.validation_share, "test": config.test_share}
         shares = {name: share for name, share in shares.items() if name not in parts and share}
-        if shares and len(whole.rows):
+        if shares and len(whole.rows):  # else it is said below that there are none
             held = hold_out(whole, config, heads, shares, seed)
             parts |= {name: (whole, indices) for name, indices in held.items()}
         parts = {name: parts[name] for name in SPLITS if name in parts}
@@ -182,11 +182,13 @@ def _left_out(staged: Staged) -> str:
 
 
 def _check_filled(parts: dict[str, tuple[Staged, Indices]]) -> None:
-    whole = parts["train"][0]
-    for name in ("train", "validation", *parts):
-        staged, indices = parts.get(name, (whole, np.array([], dtype=np.int64)))
-        if not len(indices):
+    for name, (staged, indices) in parts.items():
+        if not len(staged.rows):
             raise DataError(f"{staged.source}: the {name} split has no row with a text{_left_out(staged)}")
+        if not len(indices):
+            raise DataError(
+                f"{staged.source}: of {len(staged.rows)} rows none is left for {name}; see data.{name}_share"
+            )
 
 
 def _clean(parts: dict[str, tuple[Staged, Indices]], config: DataConfig) -> list[str]:

@@ -139,7 +139,7 @@ class Recipe:
             "place": _fraction(_fold(source) if split_by is None else str(split_by)),
             "times": max((up.times for up in config.upsample if self._holds(row, up.column, up.values)), default=1),
             **{f"cell_{i}": cell for i, cell in enumerate(cells)},
-            **{f"metadata_{i}": _plain(row.get(name)) for i, name in enumerate(self.metadata)},
+            **{f"metadata_{i}": _storable(_plain(row.get(name))) for i, name in enumerate(self.metadata)},
         }
 
     def _text(self, row: Row) -> str | bytes:
@@ -226,6 +226,11 @@ def _parse(template: str) -> list[tuple[str, str | None]]:
 
 def _plain(value: Any) -> str | None:
     return None if value is None else str(value)
+
+
+def _storable(text: str | None) -> str | None:
+    """Without the lone surrogates that JSON can spell."""
+    return None if text is None else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _part(value: Any) -> str:
