@@ -21,9 +21,11 @@ from polyhead.encode import UnreadableTextError, read_text
 from polyhead_training.config import DataConfig, HeadConfig
 from polyhead_training.errors import ConfigError, DataError
 from polyhead_training.functions import UserFunction
-from polyhead_training.labels import Cell, CellReader
-from polyhead_training.rows import Row, Table, write_rows
+from polyhead_training.labels import CellReader
+from polyhead_training.rows import ROWS_A_BATCH, Row, Table, write_rows
 from polyhead_training.tokenizer import TRANSFORMS
+
+Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,11 @@ class Staged:
         """Where a row stood, for messages."""
         return f"{self.tables[row['table']]}: row {row['row']}"
 
-    def cells(self, heads: int, indices: NDArray[np.int64] | None = None) -> Iterator[tuple[Row, list[Cell]]]:
-        """Rows with their cells, of all rows or of those at `indices`."""
-        for row in self.rows if indices is None else self.rows.select(indices):
-            yield row, [row[f"cell_{i}"] for i in range(heads)]
+    def read(self, columns: Sequence[str], indices: Indices | None = None) -> Iterator[Row]:
+        """These columns, ``table`` and ``row`` of all rows, or of those at `indices`."""
+        rows = self.rows.select_columns([*columns, "table", "row"]).with_format("arrow")
+        for batch in (rows if indices is None else rows.select(indices)).iter(ROWS_A_BATCH):
+            yield from batch.to_pylist()
 
 
 class Recipe:
@@ -71,6 +74,7 @@ class Recipe:
         self.config = config
         self.readers = [CellReader(head) for head in heads]
         self.metadata = list(metadata)
+        self.cells = [f"cell_{i}" for i in range(len(heads))]
         self.template = None if config.text_template is None else _parse(config.text_template)
         self.where = {key: [value] if isinstance(value, str) else value for key, value in config.where.items()}
         self.filters = [UserFunction.named(name, "data.filters") for name in config.filters]
