@@ -152,7 +152,9 @@ def test_labels_are_the_same_in_every_format(tmp_path: Path) -> None:
     assert list(corpus.train.texts) == ["zwölf", "two"]
 
 
-@pytest.mark.parametrize(("column", "value"), [("tags", 3), ("tags", {"a": 1}), ("topic", ["a"]), ("tags", [["a"]])])
+@pytest.mark.parametrize(
+    ("column", "value"), [("tags", 3), ("tags", {"a": 1}), ("topic", ["a"]), ("tags", [["a"]]), ("topic", "\ud800")]
+)
 def test_what_is_no_label_is_named(tmp_path: Path, column: str, value: Any) -> None:
     """A cell of the wrong kind names its row and column."""
     rows = [

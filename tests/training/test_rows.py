@@ -128,10 +128,12 @@ def test_kinds_are_not_mixed(tmp_path: Path) -> None:
         read(tmp_path / "*")
 
 
-@pytest.mark.parametrize("config", [None, "default"])
-def test_a_hub_data_set_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str | None) -> None:
-    """The known splits of a data set's folder come with label names, and nothing is written to the hub's cache."""
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+@pytest.mark.parametrize(("config", "offline"), [(None, False), ("default", False), (None, True)])
+def test_a_hub_data_set_is_streamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str | None, offline: bool
+) -> None:
+    """The known splits of a data set come with label names; only without network does the hub's cache take part."""
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", offline)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     features = datasets.Features({"text": datasets.Value("string"), "topic": datasets.ClassLabel(names=["no", "yes"])})
     for split, topic in (("train", 1), ("test", 0)):
@@ -143,7 +145,14 @@ def test_a_hub_data_set_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "train": [{"text": "train", "topic": "yes"}],
         "test": [{"text": "test", "topic": "no"}],
     }
-    assert not list((tmp_path / "cache").rglob("*.arrow"))
+    assert bool(list((tmp_path / "cache").rglob("*.arrow"))) == offline
+
+
+def test_a_hub_data_set_without_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows come as they are where the types of the columns are written nowhere."""
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    (tmp_path / "train.jsonl").write_text(json.dumps({"text": "one", "tags": ["x"]}) + "\n", encoding="utf-8")
+    assert list(open_hub(str(tmp_path), None)["train"].rows) == [{"text": "one", "tags": ["x"]}]
 
 
 def test_a_hub_data_set_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
+from polyhead.encode import UnreadableTextError, read_text
 from polyhead_training.functions import UserFunction
 from polyhead_training.rows import Row
 
@@ -38,8 +39,10 @@ class Augmentation:
             for copy in range(self.copies):
                 generator = random.Random(f"{self.seed} {function.name} {number} {copy}")
                 text = function.text(row["text"], generator, place=place)
-                if text.strip():
-                    self.made += 1
-                    yield row | {"text": text}
-                else:
+                try:
+                    text = read_text(text)
+                except UnreadableTextError:
                     self.blank += 1
+                    continue
+                self.made += 1
+                yield row | {"text": text}

@@ -121,12 +121,12 @@ class HeadConfig(_Section):
 
     Attributes:
         column: the head's name if not given.
-        labels: in index order; if not given, the sorted labels of the training rows.
+        labels: in index order; if not given, the sorted labels of the rows of train, held-out ones too.
         label_transforms: ``strip``, ``lowercase`` or ``package.module:function`` (label to label).
         separator: between the labels of a multi_label head where a cell is text.
         weight: of the head's loss in the sum.
-        parent, parent_of: the level above in a taxonomy, as in the checkpoint; `parent_of` is learned from the
-            training rows if it is not given.
+        parent, parent_of: the level above in a taxonomy, as in the checkpoint; `parent_of` is learned from the same
+            rows if it is not given.
         y_range: regression only: the lowest and the highest value that the head can answer.
         class_weights: single_label only: of each label's rows in the loss, or ``balanced``: n / (labels * rows of it).
         positive_weights: multi_label only: of each label's positive rows, or ``balanced``: negative / positive rows.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from polyhead_training.config import DataConfig, HeadConfig
 from polyhead_training.errors import DataError
 from polyhead_training.labels import learn_schema, to_vector
 from polyhead_training.rows import Row, Table, open_files, open_hub, write_rows
-from polyhead_training.splits import Indices, find_overlaps, hold_out, is_repeat
-from polyhead_training.staging import Recipe, Staged, stage
+from polyhead_training.splits import find_overlaps, hold_out, is_repeat
+from polyhead_training.staging import Indices, Recipe, Staged, stage
 
 SPLITS = ("train", "validation", "test")
 
@@ -91,24 +91,13 @@ def read_corpus(config: DataConfig, heads: Sequence[HeadConfig], scratch: Path, 
     augmentation = Augmentation(config.augment, config.augment_copies, seed) if config.augment else None
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="staged-", dir=scratch) as staging:
-        parts: dict[str, tuple[Staged, Indices]] = {}
-        for name, (source, tables) in _sources(config).items():
-            also = [up.column for up in config.upsample] if name == "train" else []
-            if name == "train" and config.split_column is not None:
-                also.append(config.split_column)
-            staged = stage(tables, recipe, source, Path(staging) / f"{name}.arrow", also)
-            parts[name] = staged, np.arange(len(staged.rows))
-        notes = [_filtered(name, staged) for name, (staged, _) in parts.items() if staged.filtered]
-        whole = parts["train"][0]
-        shares = {"validation": config.validation_share, "test": config.test_share}
-        shares = {name: share for name, share in shares.items() if name not in parts and share}
-        if shares and len(whole.rows):
-            held = hold_out(whole, config, heads, shares, seed)
-            parts |= {name: (whole, indices) for name, indices in held.items()}
-        parts = {name: parts[name] for name in SPLITS if name in parts}
+        sources = _stage_sources(config, recipe, Path(staging))
+        whole = sources["train"]
+        parts = _to_parts(sources, config, heads, seed)
+        notes = [_filtered(name, staged) for name, staged in sources.items() if staged.filtered]
         notes += _clean(parts, config)
         _check_filled(parts)
-        placed = ((whole.place_of(row), cells) for row, cells in whole.cells(len(heads)))
+        placed = ((whole.place_of(row), [row[cell] for cell in recipe.cells]) for row in whole.read(recipe.cells))
         schema = learn_schema(heads, placed, whole.source)
         notes += _upsample(parts, config)
         splits = {}
@@ -150,7 +139,7 @@ def read_split(
     if reserved := sorted({"text", "labels"} & set(metadata)):
         raise DataError(f"metadata column {reserved[0]!r}: this name is taken by the rows' own column")
     scratch.mkdir(parents=True, exist_ok=True)
-    source = paths if isinstance(paths, str) else ", ".join(paths)
+    source = _joined(paths)
     with tempfile.TemporaryDirectory(prefix="staged-", dir=scratch) as staging:
         staged = stage(open_files(paths), recipe, source, Path(staging) / "rows.arrow", lenient=True)
         if not len(staged.rows):
@@ -160,16 +149,40 @@ def read_split(
     return Split(written, staged.dropped)
 
 
-def _sources(config: DataConfig) -> dict[str, tuple[str, Iterable[Table]]]:
+def _stage_sources(config: DataConfig, recipe: Recipe, folder: Path) -> dict[str, Staged]:
+    """What the config names: train and, where they are given, validation and test."""
+    sources: dict[str, tuple[str, Iterable[Table]]]
     if config.hub is not None:
-        tables = open_hub(config.hub, config.hub_config)
-        return {split: (table.name, [table]) for split, table in tables.items()}
-    files = {"train": config.train, "validation": config.validation, "test": config.test}
+        sources = {name: (table.name, [table]) for name, table in open_hub(config.hub, config.hub_config).items()}
+    else:
+        files = {"train": config.train, "validation": config.validation, "test": config.test}
+        # All are opened before any is read: a name that matches nothing is said at once.
+        sources = {name: (_joined(paths), open_files(paths)) for name, paths in files.items() if paths is not None}
+    for_train = [up.column for up in config.upsample]
+    if config.split_column is not None:
+        for_train.append(config.split_column)
     return {
-        split: (paths if isinstance(paths, str) else ", ".join(paths), open_files(paths))
-        for split, paths in files.items()
-        if paths is not None
+        name: stage(tables, recipe, source, folder / f"{name}.arrow", for_train if name == "train" else ())
+        for name, (source, tables) in sources.items()
     }
+
+
+def _to_parts(
+    sources: Mapping[str, Staged], config: DataConfig, heads: Sequence[HeadConfig], seed: int
+) -> dict[str, tuple[Staged, Indices]]:
+    """The rows of each split; what is not given is held out of train."""
+    parts = {name: (staged, np.arange(len(staged.rows))) for name, staged in sources.items()}
+    whole = sources["train"]
+    shares = {"validation": config.validation_share, "test": config.test_share}
+    shares = {name: share for name, share in shares.items() if name not in sources and share}
+    if shares and len(whole.rows):  # else `_check_filled` says that there are none
+        held = hold_out(whole, config, heads, shares, seed)
+        parts |= {name: (whole, indices) for name, indices in held.items()}
+    return {name: parts[name] for name in SPLITS if name in parts}
+
+
+def _joined(paths: str | list[str]) -> str:
+    return paths if isinstance(paths, str) else ", ".join(paths)
 
 
 def _filtered(name: str, staged: Staged) -> str:
@@ -182,11 +195,13 @@ def _left_out(staged: Staged) -> str:
 
 
 def _check_filled(parts: dict[str, tuple[Staged, Indices]]) -> None:
-    whole = parts["train"][0]
-    for name in ("train", "validation", *parts):
-        staged, indices = parts.get(name, (whole, np.array([], dtype=np.int64)))
-        if not len(indices):
+    for name, (staged, indices) in parts.items():
+        if not len(staged.rows):
             raise DataError(f"{staged.source}: the {name} split has no row with a text{_left_out(staged)}")
+        if not len(indices):
+            raise DataError(
+                f"{staged.source}: of {len(staged.rows)} rows none is left for {name}; see data.{name}_share"
+            )
 
 
 def _clean(parts: dict[str, tuple[Staged, Indices]], config: DataConfig) -> list[str]:
@@ -234,10 +249,11 @@ def _finish(
 ) -> Iterator[Row]:
     """Rows as a `Split` holds them."""
     columns = [reader.column for reader in recipe.readers]
-    for number, (row, cells) in enumerate(staged.cells(len(schema), indices)):
+    metadata = {name: f"metadata_{i}" for i, name in enumerate(recipe.metadata)}
+    for number, row in enumerate(staged.read(["text", *recipe.cells, *metadata.values()], indices)):
         place = staged.place_of(row)
-        finished = {"text": row["text"], "labels": to_vector(cells, schema, columns, place)}
-        finished |= {name: row[f"metadata_{i}"] for i, name in enumerate(recipe.metadata)}
+        labels = to_vector([row[cell] for cell in recipe.cells], schema, columns, place)
+        finished = {"text": row["text"], "labels": labels} | {name: row[key] for name, key in metadata.items()}
         yield finished
         if augmentation is not None:
             yield from augmentation.copies_of(finished, number, place)

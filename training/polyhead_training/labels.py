@@ -72,6 +72,10 @@ class CellReader:
         label = str(value)
         for transform in self._transforms:
             label = transform.text(label, place=place) if isinstance(transform, UserFunction) else transform(label)
+        try:
+            label.encode("utf-8")  # JSON can spell lone surrogates, which no file holds
+        except UnicodeEncodeError:
+            raise DataError(f"{place}: a label must be valid Unicode, got {label!r}") from None
         return label
 
     def _number(self, value: Any, place: str) -> float | None:
@@ -111,10 +115,10 @@ def learn_schema(configs: Sequence[HeadConfig], rows: Iterable[tuple[str, Sequen
     parents: list[dict[str, tuple[str, str]]] = [{} for _ in configs]  # a label's parent and the row that says so
     for place, cells in rows if learn_labels or learn_parents else ():
         for i in learn_labels:
-            labels[i].update(cells[i] or ())  # type: ignore[arg-type]
+            labels[i].update(cells[i] or ())
         for child, parent in learn_parents:
             if cells[child] and cells[parent]:
-                _learn_parent(parents[child], configs[child], cells[child][0], cells[parent][0], place)  # type: ignore[index]
+                _learn_parent(parents[child], configs[child], cells[child][0], cells[parent][0], place)
     for i in learn_labels:
         if not labels[i]:
             name = configs[i].name

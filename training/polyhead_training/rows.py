@@ -126,7 +126,7 @@ def _read_csv(path: str) -> Iterator[Row]:
 
 
 def _read_jsonl(path: str) -> Iterator[Row]:
-    with Path(path).open(encoding="utf-8") as file:
+    with Path(path).open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             try:
                 row = json.loads(line)
@@ -171,7 +171,8 @@ FORMATS: dict[str, Callable[[str], Iterator[Row]]] = {
 
 
 def _rows_of(batches: Iterable[pyarrow.RecordBatch], schema: pyarrow.Schema) -> Iterator[Row]:
-    name_labels = _label_namer(datasets.Features.from_arrow_schema(schema))
+    by_datasets = b"huggingface" in (schema.metadata or {})  # others' files may hold types that it does not know
+    name_labels = _label_namer(datasets.Features.from_arrow_schema(schema) if by_datasets else datasets.Features())
     for batch in batches:
         for start in range(0, batch.num_rows, ROWS_A_BATCH):
             for row in batch.slice(start, ROWS_A_BATCH).to_pylist():

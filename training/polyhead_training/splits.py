@@ -16,9 +16,7 @@ from sklearn.model_selection import train_test_split
 from polyhead.errors import one_line
 from polyhead_training.config import DataConfig, HeadConfig
 from polyhead_training.errors import ConfigError, DataError
-from polyhead_training.staging import Staged
-
-Indices = NDArray[np.int64]
+from polyhead_training.staging import Indices, Staged
 
 
 def hold_out_by_hash(places: NDArray[np.float64], shares: Mapping[str, float]) -> dict[str, Indices]:
@@ -73,10 +71,10 @@ def hold_out(
     name = config.stratify_by or next(iter(candidates), None)
     if name not in candidates:
         raise ConfigError(f"data.stratify_by {name!r}: must be one of the single_label heads {candidates}")
-    column = staged.rows.select_columns([f"cell_{[head.name for head in heads].index(name)}"])
+    column = f"cell_{[head.name for head in heads].index(name)}"
     codes: dict[Any, int] = {}
-    cells = (tuple(cell or ()) for row in column for cell in row.values())  # a missing label is a class of its own
-    classes = np.fromiter((codes.setdefault(cell, len(codes)) for cell in cells), np.int64, len(column))
+    cells = (tuple(row[column] or ()) for row in staged.read([column]))  # a missing label is a class of its own
+    classes = np.fromiter((codes.setdefault(cell, len(codes)) for cell in cells), np.int64, len(staged.rows))
     return hold_out_stratified(staged.numbers("text_key"), classes, shares, seed)
 
 

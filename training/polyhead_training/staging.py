@@ -21,9 +21,11 @@ from polyhead.encode import UnreadableTextError, read_text
 from polyhead_training.config import DataConfig, HeadConfig
 from polyhead_training.errors import ConfigError, DataError
 from polyhead_training.functions import UserFunction
-from polyhead_training.labels import Cell, CellReader
-from polyhead_training.rows import Row, Table, write_rows
+from polyhead_training.labels import CellReader
+from polyhead_training.rows import ROWS_A_BATCH, Row, Table, write_rows
 from polyhead_training.tokenizer import TRANSFORMS
+
+Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,11 @@ class Staged:
         """Where a row stood, for messages."""
         return f"{self.tables[row['table']]}: row {row['row']}"
 
-    def cells(self, heads: int, indices: NDArray[np.int64] | None = None) -> Iterator[tuple[Row, list[Cell]]]:
-        """Rows with their cells, of all rows or of those at `indices`."""
-        for row in self.rows if indices is None else self.rows.select(indices):
-            yield row, [row[f"cell_{i}"] for i in range(heads)]
+    def read(self, columns: Sequence[str], indices: Indices | None = None) -> Iterator[Row]:
+        """These columns, ``table`` and ``row`` of all rows, or of those at `indices`."""
+        rows = self.rows.select_columns([*columns, "table", "row"]).with_format("arrow")
+        for batch in (rows if indices is None else rows.select(indices)).iter(ROWS_A_BATCH):
+            yield from batch.to_pylist()
 
 
 class Recipe:
@@ -71,6 +74,7 @@ class Recipe:
         self.config = config
         self.readers = [CellReader(head) for head in heads]
         self.metadata = list(metadata)
+        self.cells = [f"cell_{i}" for i in range(len(heads))]
         self.template = None if config.text_template is None else _parse(config.text_template)
         self.where = {key: [value] if isinstance(value, str) else value for key, value in config.where.items()}
         self.filters = [UserFunction.named(name, "data.filters") for name in config.filters]
@@ -139,7 +143,7 @@ class Recipe:
             "place": _fraction(_fold(source) if split_by is None else str(split_by)),
             "times": max((up.times for up in config.upsample if self._holds(row, up.column, up.values)), default=1),
             **{f"cell_{i}": cell for i, cell in enumerate(cells)},
-            **{f"metadata_{i}": _plain(row.get(name)) for i, name in enumerate(self.metadata)},
+            **{f"metadata_{i}": _storable(_plain(row.get(name))) for i, name in enumerate(self.metadata)},
         }
 
     def _text(self, row: Row) -> str | bytes:
@@ -226,6 +230,11 @@ def _parse(template: str) -> list[tuple[str, str | None]]:
 
 def _plain(value: Any) -> str | None:
     return None if value is None else str(value)
+
+
+def _storable(text: str | None) -> str | None:
+    """Without the lone surrogates that JSON can spell."""
+    return None if text is None else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _part(value: Any) -> str:
