@@ -65,9 +65,10 @@ def _calibrate_head(
         return head
     if config.temperature:
         head = head.model_copy(update={"temperature": _fit_temperature(head, logits.astype(np.float64), labels)})
-    if config.thresholds == "f1" and head.kind == "multi_label":
-        scores = to_scores(logits, Schema([head]))
-        head = head.model_copy(update={"thresholds": _fit_thresholds(scores, labels.astype(bool))})
+    if config.thresholds != "fixed" and head.kind == "multi_label":
+        scores, true = to_scores(logits, Schema([head])), labels.astype(bool)
+        fit = _fit_micro if config.thresholds == "micro_f1" else _fit_thresholds
+        head = head.model_copy(update={"thresholds": fit(scores, true)})
     return head
 
 
@@ -92,6 +93,16 @@ def _fit_thresholds(scores: Scores, true: NDArray[np.bool_]) -> tuple[float, ...
         0.5 if not positives[i] else shared if rare[i] else best_threshold(scores[:, i], true[:, i])
         for i in range(true.shape[1])
     )
+
+
+def _fit_micro(scores: Scores, true: NDArray[np.bool_]) -> tuple[float, ...]:
+    """One threshold for all labels: where scores are calibrated, the best micro F1 lies at a common one.
+
+    Of the labels with positive rows (Lipton et al. 2014, arXiv:1402.1892).
+    """
+    found = true.any(axis=0)
+    shared = best_threshold(scores[:, found].ravel(), true[:, found].ravel()) if found.any() else 0.5
+    return tuple(shared if is_found else 0.5 for is_found in found)
 
 
 def best_threshold(scores: Scores, true: NDArray[np.bool_]) -> float:

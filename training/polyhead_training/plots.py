@@ -31,6 +31,7 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.alpha": 0.25,
     "legend.frameon": False,
     "savefig.transparent": True,
@@ -63,6 +64,7 @@ def to_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+@matplotlib.rc_context(STYLE)
 def training_curves(history: Sequence[Mapping[str, Any]], schema: Schema) -> Figure:
     """Training and validation loss, and each head's main validation score, over epochs.
 
@@ -82,6 +84,7 @@ def training_curves(history: Sequence[Mapping[str, Any]], schema: Schema) -> Fig
     return figure
 
 
+@matplotlib.rc_context(STYLE)
 def confusion(answers: Answers) -> Figure:
     """Shares of each true label's rows by what was answered; of many labels those that are most often confused."""
     counts = answers.true.T.astype(np.int64) @ answers.chosen
@@ -107,6 +110,7 @@ def confusion(answers: Answers) -> Figure:
     return figure
 
 
+@matplotlib.rc_context(STYLE)
 def reliability_diagram(answers: Answers) -> Figure:
     """Confidence against the share that is right, and how many decisions have that confidence."""
     confidence, right, counts = reliability(*decisions(answers)).T
@@ -116,9 +120,11 @@ def reliability_diagram(answers: Answers) -> Figure:
     axes.set(title="Reliability", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
     below.bar(confidence, counts, width=0.04)
     below.set(xlabel="score", ylabel="decisions", yscale="log" if counts.max() > 100 * counts.min() else "linear")
+    below.yaxis.set_major_formatter(lambda count, _: f"{count:,.0f}")
     return figure
 
 
+@matplotlib.rc_context(STYLE)
 def precision_recall(answers: Answers) -> Figure:
     """Over all labels together, and of the labels with most rows."""
     figure, (axes,) = _figure(4.8, 4.2)
@@ -136,6 +142,7 @@ def precision_recall(answers: Answers) -> Figure:
     return figure
 
 
+@matplotlib.rc_context(STYLE)
 def threshold_curve(answers: Answers, micro_f1: float) -> Figure:
     """F1 over all labels for one threshold for all, beside what the fitted thresholds reach."""
     grid = np.linspace(0.02, 0.98, 49)
@@ -152,6 +159,7 @@ def threshold_curve(answers: Answers, micro_f1: float) -> Figure:
     return figure
 
 
+@matplotlib.rc_context(STYLE)
 def predicted_and_true(answers: Answers) -> Figure:
     """A regression's numbers, and what they are off by."""
     true, value = answers.true[:, 0].astype(np.float64), answers.scores[:, 0].astype(np.float64)
@@ -172,10 +180,8 @@ def shorten(text: str, length: int) -> str:
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **kwargs: Any) -> tuple[Figure, list[Axes]]:
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False, **kwargs)
-    return figure, list(axes.ravel())
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, list(figure.subplots(rows, columns, squeeze=False, **kwargs).ravel())
 
 
 def _curve(axes: Axes, history: Sequence[Mapping[str, Any]], key: str, label: str) -> None:

@@ -1,0 +1,133 @@
+"""``polyhead-evaluate``: what is evaluated is what is served."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
+from typer.testing import CliRunner
+
+from polyhead.predictor import Predictor
+from polyhead_training.evaluate import app
+from tests.tiny import TEXTS
+
+TOPICS, MOODS = ("news", "sport", "science"), ("happy", "sad", "angry", "calm")
+
+
+def write_rows(path: Path, **columns: str) -> list[dict[str, object]]:
+    """Forty labelled rows, of a country each; columns may be renamed."""
+    rows: list[dict[str, object]] = [
+        {
+            "text": f"{TEXTS[i % len(TEXTS)]} {i}",
+            "topic": TOPICS[i % 3],
+            "mood": [mood for j, mood in enumerate(MOODS) if i >> j & 1],
+            "stars": float(i % 5),
+            "country": "fr" if i % 4 else "de",
+            "price": float(i),
+        }
+        for i in range(40)
+    ]
+    named = [{columns.get(key, key): value for key, value in row.items()} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in named), encoding="utf-8")
+    return rows
+
+
+def test_what_is_evaluated_is_what_is_served(base_checkpoint: Path, tmp_path: Path) -> None:
+    """The metrics are scikit-learn's of the predictor's own answers, and the answers are those in the Parquet file."""
+    rows = write_rows(tmp_path / "rows.jsonl")
+    output = tmp_path / "report"
+    arguments = [str(base_checkpoint), str(tmp_path / "rows.jsonl"), "--output", str(output)]
+    result = CliRunner().invoke(app, [*arguments, "--slice", "country", "--slice", "price"])
+    assert result.exit_code == 0, result.output
+    answers = [
+        answer["heads"] for answer in Predictor.load(base_checkpoint).predict([str(row["text"]) for row in rows])
+    ]
+    metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
+    topics, named = [row["topic"] for row in rows], [answer["topic"]["labels"][0] for answer in answers]
+    assert metrics["heads"]["topic"]["accuracy"] == pytest.approx(accuracy_score(topics, named))
+    true, chosen = (
+        np.array([[mood in found for mood in MOODS] for found in each])
+        for each in ([row["mood"] for row in rows], [answer["mood"]["labels"] for answer in answers])
+    )
+    assert metrics["heads"]["mood"]["micro_f1"] == pytest.approx(f1_score(true, chosen, average="micro"))
+    error = mean_absolute_error([row["stars"] for row in rows], [answer["stars"]["value"] for answer in answers])
+    assert metrics["heads"]["stars"]["mae"] == pytest.approx(error, rel=1e-5)
+    german = [i for i, row in enumerate(rows) if row["country"] == "de"]
+    assert metrics["slices"]["country"]["de"]["rows"] == len(german) == 10
+    assert metrics["slices"]["country"]["de"]["heads"]["topic"]["accuracy"] == pytest.approx(
+        accuracy_score([topics[i] for i in german], [named[i] for i in german])
+    )
+    assert [found["rows"] for found in metrics["slices"]["price"].values()] == [10] * 4
+    table = pandas.read_parquet(output / "predictions.parquet")
+    assert table["text"].tolist() == [row["text"] for row in rows]
+    assert table["topic/label"].tolist() == named
+    assert table["topic/true"].tolist() == topics
+    assert [list(found) for found in table["mood/labels"]] == [answer["mood"]["labels"] for answer in answers]
+    assert table["truncated"].sum() == metrics["truncated"] > 0
+
+
+def test_columns_are_those_of_training(base_checkpoint: Path, tmp_path: Path) -> None:
+    """A config names text and label columns; a head whose column is not there has no rows."""
+    write_rows(tmp_path / "rows.jsonl", text="review", topic="area", stars="grade")
+    config = tmp_path / "my.toml"
+    config.write_text(
+        'output = "x"\n[data]\ntrain = "unused"\ntext_column = "review"\n'
+        '[[heads]]\nname = "topic"\nkind = "single_label"\ncolumn = "area"\n',
+        encoding="utf-8",
+    )
+    output = tmp_path / "report"
+    environment = {"POLYHEAD_CONFIG": str(config), "POLYHEAD_EVALUATION_OUTPUT": str(output)}
+    result = CliRunner(env=environment).invoke(app, [str(base_checkpoint), str(tmp_path / "rows.jsonl")])
+    assert result.exit_code == 0, result.output
+    heads = json.loads((output / "metrics.json").read_text(encoding="utf-8"))["heads"]
+    assert (heads["topic"]["rows"], heads["mood"]["rows"], heads["stars"]) == (40, 40, {"rows": 0})
+
+
+def test_an_older_report_is_replaced_and_nothing_else(base_checkpoint: Path, tmp_path: Path) -> None:
+    """A folder that is no report is left as it is."""
+    write_rows(tmp_path / "rows.jsonl")
+    output = tmp_path / "report"
+    arguments = [str(base_checkpoint), str(tmp_path / "rows.jsonl"), "--output", str(output)]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    (output / "index.html").unlink()
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert re.fullmatch(r"polyhead-evaluate: .*report: holds something that is no report.*\n", result.stderr)
+    assert (output / "README.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "rows.jsonl"], "nowhere: is not a checkpoint folder"),
+        (["CHECKPOINT", "none.jsonl"], "none.jsonl"),
+        (["CHECKPOINT", "rows.jsonl", "--slice", "planet"], "'planet'"),
+        (["CHECKPOINT", "rows.jsonl", "--device", "tpu"], "--device 'tpu': allowed are cpu and cuda"),
+        (["CHECKPOINT", "rows.jsonl", "--config", "none.toml"], "none.toml"),
+    ],
+)
+def test_mistakes_are_one_line(
+    base_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    """Exit code 2, one line that names what is wrong, and no folder."""
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "rows.jsonl")
+    result = CliRunner().invoke(app, [part.replace("CHECKPOINT", str(base_checkpoint)) for part in arguments])
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_help_teaches() -> None:
+    """With an example and the name of each option's variable."""
+    shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "120"}).output
+    assert "polyhead-evaluate runs/reviews reviews-2024.csv --slice country" in shown
+    for variable in ("EVALUATION_OUTPUT", "SLICE", "CONFIG", "TEXT_COLUMN", "DEVICE"):
+        assert f"POLYHEAD_{variable}" in shown

@@ -1,0 +1,145 @@
+"""The report: one page that is safe to open, whatever the texts and labels are."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas
+import yaml
+
+from polyhead.decode import to_scores
+from polyhead.schema import Head, Schema
+from polyhead_training.calibration import calibrate
+from polyhead_training.config import CalibrationConfig
+from polyhead_training.evaluate import Evaluation
+from polyhead_training.metrics import score_answers
+from polyhead_training.report import training_curves, write_report
+
+HOSTILE = "<script>alert('x')</script><img src=http://evil.example/x> $x_{ `code` | 東京 \"quoted\""
+SCHEMA = Schema(
+    [
+        Head(name="kind", kind="single_label", labels=(HOSTILE, *(f"label {i}" for i in range(30)))),
+        Head(name="tags", kind="multi_label", labels=("a", HOSTILE)),
+        Head(name="stars", kind="regression", y_range=(0, 5)),
+    ]
+)
+HISTORY = [
+    {"epoch": 0.5, "loss": 2.0},
+    {"epoch": 1.0, "eval_loss": 1.5, "eval_kind/accuracy": 0.5},
+    {"epoch": 1.0, "train_runtime": 3.0},
+]
+
+
+class Resources(HTMLParser):
+    """Collects tags, and everything that a browser would load."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.loaded: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Called by the parser."""
+        self.tags.add(tag)
+        self.loaded += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "srcset", "data")]
+
+
+def evaluation_of(rows: int, schema: Schema = SCHEMA, known: bool = True) -> tuple[Evaluation, np.ndarray]:
+    """Random answers to hostile texts, and their logits."""
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(rows, schema.width)).astype(np.float32)
+    columns = [random.integers(0, 31, (rows, 1)), random.integers(0, 2, (rows, 2)), 5 * random.random((rows, 1))]
+    labels = np.hstack(columns).astype(np.float32) if known else np.full((rows, 4), math.nan, np.float32)
+    scores = to_scores(logits, schema)
+    metrics = score_answers(scores, labels, schema)
+    evaluation = Evaluation(
+        schema=schema,
+        max_length=16,
+        texts=[f"{HOSTILE} {i}" for i in range(rows)],
+        labels=labels,
+        scores=scores,
+        token_counts=np.full(rows, 16, np.int32),
+        truncated=np.arange(rows) % 2 == 0,
+        metrics=metrics,
+        slices={"<b>country</b>": {HOSTILE: {"rows": rows, "heads": metrics}}},
+        dropped=2,
+    )
+    return evaluation, logits
+
+
+def test_the_page_is_safe_and_stands_alone(tmp_path: Path) -> None:
+    """Texts, labels, slices and names are escaped; nothing is loaded from anywhere; the page is small."""
+    evaluation, logits = evaluation_of(80)
+    _, calibration = calibrate(logits, evaluation.labels, SCHEMA, CalibrationConfig())
+    write_report(
+        tmp_path,
+        evaluation,
+        name=HOSTILE,
+        source=HOSTILE,
+        history=HISTORY,
+        calibration=calibration,
+        training={"rows": 7},
+    )
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    found = Resources(page)
+    assert not {"script", "img", "iframe", "link", "object"} & (found.tags - {"image"})
+    assert found.loaded
+    assert all(value.startswith(("#", "data:image/png;base64,")) for value in found.loaded)
+    assert not re.search(r"url\((?!['\"]?#)", page)
+    assert "&lt;script&gt;alert(" in page
+    assert "東京" in page
+    assert len(page) < 3_000_000
+    for part in ("Training", "Confusion matrix: the 25 of 31", "Reliability", "Precision and recall", "F1 and threshold",
+                 "Predicted and true", "Residuals", "Calibration", "Slices", "most confident mistakes", "truncated"):  # fmt: skip
+        assert part in page
+
+
+def test_numbers_stand_in_json_and_parquet(tmp_path: Path) -> None:
+    """Metrics hold no NaN, and predictions a row a text."""
+    evaluation, _ = evaluation_of(40)
+    write_report(tmp_path, evaluation)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"), parse_constant=refuse)
+    assert metrics["heads"] == evaluation.metrics
+    assert (metrics["rows"], metrics["truncated"], metrics["dropped"]) == (40, 20, 2)
+    table = pandas.read_parquet(tmp_path / "predictions.parquet")
+    assert table["text"].tolist() == list(evaluation.texts)
+    np.testing.assert_allclose(table["stars/true"], evaluation.labels[:, 3])
+
+
+def test_one_row_and_unknown_labels_make_a_report(tmp_path: Path) -> None:
+    """However little there is to show."""
+    for name, known in (("one", True), ("unknown", False)):
+        write_report(tmp_path / name, evaluation_of(1, known=known)[0])
+        assert "<h2" in (tmp_path / name / "index.html").read_text(encoding="utf-8")
+    table = pandas.read_parquet(tmp_path / "unknown" / "predictions.parquet")
+    assert table[["kind/true", "tags/true", "stars/true"]].isna().all(axis=None)
+
+
+def test_the_card_has_a_header(tmp_path: Path) -> None:
+    """Its YAML is read back whole, with a result a head; labels are no markup."""
+    evaluation, _ = evaluation_of(40)
+    write_report(tmp_path, evaluation, name=HOSTILE, source="rows.csv")
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    _, header, body = card.split("---\n", 2)
+    model = yaml.safe_load(header)["model-index"][0]
+    assert model["name"] == HOSTILE
+    assert [result["task"]["name"] for result in model["results"]] == ["kind", "tags", "stars"]
+    assert model["results"][0]["metrics"][0]["value"] == evaluation.metrics["kind"]["accuracy"]
+    assert "<script" not in body
+    assert "polyhead-client classify" in body
+
+
+def test_training_curves_are_a_picture() -> None:
+    """Also before the first epoch ends."""
+    assert training_curves(HISTORY, SCHEMA).startswith(b"\x89PNG")
+    assert training_curves([], SCHEMA).startswith(b"\x89PNG")
