@@ -41,7 +41,7 @@ class TokenRows:
 
 
 def tokenize(split: Split, tokenizer: Tokenizer, max_length: int, scratch: Path, name: str) -> TokenRows:
-    """Tokenizes a split into a file of `scratch`."""
+    """Tokenizes a split into a file of `scratch`; texts without a token are left out, as serving cannot answer them."""
     lengths: list[int] = []
 
     def tokens(texts: list[str]) -> dict[str, Any]:
@@ -60,4 +60,7 @@ def tokenize(split: Split, tokenizer: Tokenizer, max_length: int, scratch: Path,
         load_from_cache_file=False,
         new_fingerprint=name,  # else the library would pickle the tokenizer to name the file
     )
-    return TokenRows(rows, np.array(lengths), max_length)
+    counts = np.array(lengths)
+    if not counts.all():  # what is left of a text by the tokenizer's normalizer may be nothing
+        rows = rows.select(np.flatnonzero(counts))
+    return TokenRows(rows, counts, max_length)
