@@ -44,9 +44,8 @@ def test_what_is_evaluated_is_what_is_served(base_checkpoint: Path, tmp_path: Pa
     arguments = [str(base_checkpoint), str(tmp_path / "rows.jsonl"), "--output", str(output)]
     result = CliRunner().invoke(app, [*arguments, "--slice", "country", "--slice", "price"])
     assert result.exit_code == 0, result.output
-    answers = [
-        answer["heads"] for answer in Predictor.load(base_checkpoint).predict([str(row["text"]) for row in rows])
-    ]
+    served = Predictor.load(base_checkpoint).predict([str(row["text"]) for row in rows])
+    answers = [answer["heads"] for answer in served]
     metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
     topics, named = [row["topic"] for row in rows], [answer["topic"]["labels"][0] for answer in answers]
     assert metrics["heads"]["topic"]["accuracy"] == pytest.approx(accuracy_score(topics, named))

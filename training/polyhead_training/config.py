@@ -263,8 +263,8 @@ class CalibrationConfig(_Section):
 
     Attributes:
         temperature: one a head (Guo et al. 2017, arXiv:1706.04599), least negative log-likelihood.
-        thresholds: ``f1`` gives each label of a multi_label head the threshold with the best F1 of its own, which serves
-            macro F1; ``micro_f1`` those that together have the best micro F1; ``fixed`` leaves 0.5.
+        thresholds: ``f1`` gives each label of a multi_label head the threshold with the best F1 of its own, which
+            serves macro F1; ``micro_f1`` gives all the one that serves micro F1; ``fixed`` leaves 0.5.
     """
 
     temperature: bool = True

@@ -118,9 +118,9 @@ def _score_slices(
     values: pandas.Series[Any], scores: NDArray[np.float32], labels: NDArray[np.float32], schema: Schema
 ) -> dict[str, Any]:
     """Metrics a value; a number's values are cut into quantiles, a list counts in each of its values."""
-    if pandas.api.types.is_numeric_dtype(values) and not pandas.api.types.is_bool_dtype(values):
-        if values.nunique() > SLICE_VALUES:
-            values = pandas.qcut(values, QUANTILES, duplicates="drop")
+    numbers = pandas.to_numeric(values, errors="coerce") if values.map(np.isscalar).any() else None
+    if numbers is not None and (numbers.notna() == values.notna()).all() and numbers.nunique() > SLICE_VALUES:
+        values = pandas.qcut(numbers, QUANTILES, duplicates="drop")
     elif any(isinstance(value, list | np.ndarray) for value in values):
         values = values.explode()
     values = values[values.notna()].astype(str)
