@@ -18,7 +18,7 @@ from polyhead_training.calibration import calibrate
 from polyhead_training.config import CalibrationConfig
 from polyhead_training.evaluate import Evaluation
 from polyhead_training.metrics import score_answers
-from polyhead_training.report import training_curves, write_report
+from polyhead_training.report import write_report
 
 HOSTILE = "<script>alert('x')</script><img src=http://evil.example/x> $x_{ `code` | 東京 \"quoted\""
 SCHEMA = Schema(
@@ -137,9 +137,3 @@ def test_the_card_has_a_header(tmp_path: Path) -> None:
     assert model["results"][0]["metrics"][0]["value"] == evaluation.metrics["kind"]["accuracy"]
     assert "<script" not in body
     assert "polyhead-client classify" in body
-
-
-def test_training_curves_are_a_picture() -> None:
-    """Also before the first epoch ends."""
-    assert training_curves(HISTORY, SCHEMA).startswith(b"\x89PNG")
-    assert training_curves([], SCHEMA).startswith(b"\x89PNG")

@@ -105,7 +105,7 @@ class DataConfig(_Section):
             raise ValueError("validation and test are files and go with train; a hub data set brings its own splits")
         if self.hub is None and self.hub_config is not None:
             raise ValueError("hub_config goes with hub")
-        if self.text_template is not None and "text_column" in self.model_fields_set:
+        if self.text_template is not None and self.text_column != "text":
             raise ValueError("give either text_column or text_template")
         if self.split == "stratified" and self.split_column is not None:
             raise ValueError("split_column goes with split = 'hash'")

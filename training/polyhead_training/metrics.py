@@ -18,6 +18,11 @@ from polyhead.decode import Scores, best_paths, over_threshold, to_scores
 from polyhead.schema import Head, Schema
 
 HEADLINE = {"single_label": "accuracy", "multi_label": "micro_f1", "regression": "mae"}
+MAIN = {  # what a table on one screen shows
+    "single_label": ("accuracy", "macro_f1", "ece"),
+    "multi_label": ("micro_f1", "macro_f1", "subset_accuracy"),
+    "regression": ("mae", "rmse", "r2"),
+}
 BINS = 15  # of the expected calibration error, as in Guo et al. 2017, arXiv:1706.04599
 TOP_K = (3, 5)
 

@@ -10,7 +10,6 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from polyhead.schema import Schema
 from polyhead_training import plots
 from polyhead_training.card import model_card
 from polyhead_training.errors import ConfigError
@@ -20,11 +19,6 @@ from polyhead_training.predictions import write_predictions
 from polyhead_training.tables import label_table, mistakes
 
 MOST_ROWS = 100  # of a table of labels
-
-
-def training_curves(history: Sequence[Mapping[str, Any]], schema: Schema) -> bytes:
-    """`plots.training_curves` as PNG."""
-    return plots.to_png(plots.training_curves(history, schema))
 
 
 def check_report_folder(path: Path) -> None:

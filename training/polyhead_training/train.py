@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -94,23 +94,19 @@ def _how_to_go_on(error: BaseException, config: Path, output: Path | None) -> st
 
 
 def _sum_up(result: TrainingResult, settings: TrainingConfig, console: Console) -> None:
+    from polyhead_training.metrics import MAIN  # scikit-learn takes a second to import
+
     table = Table("split", "head", "scores", title="Reached")
     for split in ("validation", "test"):
-        for head, scores in result.metrics.get(split, {}).items():
-            table.add_row(split, head, "  ".join(_score(*item) for item in scores.items() if _is_score(*item)))
+        for name, scores in result.metrics.get(split, {}).items():
+            shown = [key for key in MAIN[result.schema[name].kind] if key in scores]
+            table.add_row(split, name, "  ".join(f"{key} {scores[key]:.3f}" for key in shown))
     console.print(table)
     console.print(
         f"checkpoint: {settings.output} (engine within {result.engine_distance:.1e} of transformers)", highlight=False
     )
+    console.print(f"report: {settings.output / 'report' / 'index.html'}", highlight=False, soft_wrap=True)
     console.print(f"next: polyhead-export {settings.output} --repository model_repository", highlight=False)
-
-
-def _is_score(name: str, value: Any) -> bool:
-    return name != "rows" and isinstance(value, int | float)
-
-
-def _score(name: str, value: float) -> str:
-    return f"{name} {value:.3f}"
 
 
 def _quiet_libraries() -> None:

@@ -24,6 +24,7 @@ from polyhead_training.arguments import language_model_arguments
 from polyhead_training.config import TrainingConfig
 from polyhead_training.data import Corpus
 from polyhead_training.errors import ConfigError
+from polyhead_training.packing import fuse_gelu
 from polyhead_training.progress import ProgressLines
 from polyhead_training.stopping import StopOnSignal
 from polyhead_training.texts import read_texts
@@ -94,6 +95,7 @@ def _language_model(body: Any) -> GPT2LMHeadModel:
     config._attn_implementation = "sdpa"
     lm = GPT2LMHeadModel(config)
     lm.transformer.load_state_dict(body.state_dict())
+    fuse_gelu(lm.transformer)
     lm.tie_weights()
     return lm
 

@@ -84,6 +84,7 @@ def write_evaluated(
                 evaluation = evaluate(predictor, split)
                 metrics[name] = evaluation.metrics
         metrics["training"] = dict(training)
+        metrics["calibration"] = calibration
         (fresh / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         write_report(
             fresh / "report",
