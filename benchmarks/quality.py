@@ -29,7 +29,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 
 from benchmarks.result import RESULTS, write_result
 from polyhead_training.config import read_config
-from polyhead_training.fit import fit
+from polyhead_training.fitting.fit import fit
 
 CONFIG = Path(__file__).parent / "quality.toml"
 STRENGTHS = (1.0, 3.0, 10.0, 30.0)

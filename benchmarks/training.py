@@ -37,11 +37,11 @@ from polyhead.checkpoint import Spec
 from polyhead.encode import encode
 from polyhead.schema import Schema
 from polyhead_training.config import DataConfig, HeadConfig
-from polyhead_training.data import Corpus, read_corpus
-from polyhead_training.losses import LossTerm, classification_loss
-from polyhead_training.modeling import build_model
-from polyhead_training.packing import collate
-from polyhead_training.tokenizer import END_OF_TEXT, train_tokenizer
+from polyhead_training.data.corpus import Corpus, read_corpus
+from polyhead_training.model.losses import LossTerm, classification_loss
+from polyhead_training.model.modeling import build_model
+from polyhead_training.model.packing import collate
+from polyhead_training.model.tokenizer import END_OF_TEXT, train_tokenizer
 
 HEADS = [
     HeadConfig(name="section", kind="single_label"),

@@ -12,9 +12,9 @@ from transformers import GPT2Config
 
 from polyhead.checkpoint import Architecture, Spec, write_checkpoint
 from polyhead.schema import Head, Schema
-from polyhead_training.golden import golden_rows
-from polyhead_training.modeling import build_model
-from polyhead_training.tokenizer import train_tokenizer
+from polyhead_training.fitting.golden import golden_rows
+from polyhead_training.model.modeling import build_model
+from polyhead_training.model.tokenizer import train_tokenizer
 
 MAX_LENGTH = 48
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from polyhead_training.bbc import build_bbc
 from polyhead_training.dataset import app
-from polyhead_training.dataset_folder import SPLITS, split_of
+from polyhead_training.examples.bbc import build_bbc
+from polyhead_training.examples.folder import SPLITS, split_of
 
 
 def read_rows(folder: Path, split: str) -> list[dict[str, str]]:

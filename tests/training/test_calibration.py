@@ -12,9 +12,9 @@ from sklearn.metrics import f1_score
 
 from polyhead.decode import over_threshold, to_scores
 from polyhead.schema import Head, Schema
-from polyhead_training.calibration import TEMPERATURES, best_threshold, calibrate
 from polyhead_training.config import CalibrationConfig
-from polyhead_training.metrics import score_heads
+from polyhead_training.evaluation.calibration import TEMPERATURES, best_threshold, calibrate
+from polyhead_training.evaluation.metrics import score_heads
 from tests.tiny import SCHEMA
 
 CONFIG = CalibrationConfig()

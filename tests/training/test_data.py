@@ -13,7 +13,7 @@ import pytest
 
 from polyhead.errors import PolyheadError, SchemaError
 from polyhead_training.config import DataConfig, HeadConfig
-from polyhead_training.data import read_corpus
+from polyhead_training.data.corpus import read_corpus
 from polyhead_training.errors import DataError
 
 ROWS = [

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from polyhead_training import debian
 from polyhead_training.dataset import app
+from polyhead_training.examples import debian
 from tests.training.test_debian import write_lists
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from rich.progress import Progress
 
-from polyhead_training import debian
-from polyhead_training.debian import build_debian, build_from_lists, plain_text, split_of
 from polyhead_training.errors import DataError
+from polyhead_training.examples import debian
+from polyhead_training.examples.debian import build_debian, build_from_lists, plain_text, split_of
 
 TRANSLATION = """\
 Package: {name}

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import BatchSampler, SequentialSampler
 
 from polyhead.schema import Head, Schema
-from polyhead_training.losses import classification_loss, label_counts, loss_terms
+from polyhead_training.model.losses import classification_loss, label_counts, loss_terms
 from tests.training.tiny_run import history, rows, trained, weights, write_run
 
 SCHEMA = Schema(

@@ -12,9 +12,9 @@ from transformers.optimization import SchedulerType
 
 from polyhead.export import check_golden
 from polyhead.predictor import Predictor
-from polyhead_training.arguments import check_best_metric, check_scheduler, greater_is_better, precision_of
 from polyhead_training.config import FitConfig
 from polyhead_training.errors import ConfigError
+from polyhead_training.fitting.arguments import check_best_metric, check_scheduler, greater_is_better, precision_of
 from tests.training.tiny_run import history, metrics, run, trained, weights, write_run
 
 NEEDED = {"warmup_stable_decay": {"num_decay_steps": 3}, "cosine_with_min_lr": {"min_lr": 1e-5},

@@ -13,8 +13,8 @@ from transformers import GPT2LMHeadModel
 
 from polyhead.predictor import Predictor
 from polyhead_training.config import LoraConfig
-from polyhead_training.lora import add_adapters, merge_adapters
-from polyhead_training.written import Fitted, write
+from polyhead_training.fitting.written import Fitted, write
+from polyhead_training.model.lora import add_adapters, merge_adapters
 from tests.tiny import SCHEMA, TEXTS, tiny_config, tiny_model, tiny_spec, tiny_tokenizer
 from tests.training.tiny_run import metrics, run, trained, weights, write_run
 

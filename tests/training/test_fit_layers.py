@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from polyhead_training.arguments import training_arguments
 from polyhead_training.config import DataConfig, FitConfig, HeadConfig, TrainingConfig
-from polyhead_training.layers import freeze, lr_multiplier
-from polyhead_training.trainer import ClassifierTrainer
+from polyhead_training.fitting.arguments import training_arguments
+from polyhead_training.fitting.trainer import ClassifierTrainer
+from polyhead_training.model.layers import freeze, lr_multiplier
 from tests.tiny import tiny_model, tiny_spec
 from tests.training.tiny_run import metrics, trained, weights, write_run
 

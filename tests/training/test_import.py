@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from polyhead.heads import ConcatHeadExtended
 from polyhead.predictor import Predictor
-from polyhead_training.modeling import (
+from polyhead_training.model.modeling import (
     GPT2BaseForSequenceClassification,
     GPT2HiddenStateConcatForSequenceClassification,
 )

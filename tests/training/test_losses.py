@@ -12,7 +12,7 @@ from torch import nn
 from polyhead.schema import Head, Schema
 from polyhead_training.config import HeadConfig
 from polyhead_training.errors import ConfigError
-from polyhead_training.losses import LossTerm, classification_loss, label_counts, loss_terms
+from polyhead_training.model.losses import LossTerm, classification_loss, label_counts, loss_terms
 
 NAN = math.nan
 SCHEMA = Schema(

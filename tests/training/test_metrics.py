@@ -15,7 +15,7 @@ from sklearn import metrics
 
 from polyhead.decode import DecodeOptions, decode, to_scores
 from polyhead.schema import Head, Schema
-from polyhead_training.metrics import expected_calibration_error, score_heads
+from polyhead_training.evaluation.metrics import expected_calibration_error, score_heads
 from tests.tiny import SCHEMA
 
 

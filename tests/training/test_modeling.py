@@ -11,7 +11,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2Model
 
 from polyhead.heads import ConcatHeadExtended, ConcatHeadSimple
-from polyhead_training.modeling import (
+from polyhead_training.model.modeling import (
     GPT2BaseForSequenceClassification,
     GPT2HiddenStateConcatForSequenceClassification,
 )

@@ -13,11 +13,11 @@ from torch import nn
 from transformers import GPT2Config, GPT2Model
 
 from polyhead.heads import ConcatHeadSimple
-from polyhead_training.modeling import (
+from polyhead_training.model.modeling import (
     GPT2BaseForSequenceClassification,
     GPT2HiddenStateConcatForSequenceClassification,
 )
-from polyhead_training.packing import collate, fuse_gelu
+from polyhead_training.model.packing import collate, fuse_gelu
 
 CLASSES = [GPT2BaseForSequenceClassification, GPT2HiddenStateConcatForSequenceClassification]
 

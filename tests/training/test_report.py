@@ -14,11 +14,11 @@ import yaml
 
 from polyhead.decode import to_scores
 from polyhead.schema import Head, Schema
-from polyhead_training.calibration import calibrate
 from polyhead_training.config import CalibrationConfig
-from polyhead_training.evaluate import Evaluation
-from polyhead_training.metrics import score_answers
-from polyhead_training.report import write_report
+from polyhead_training.evaluation.calibration import calibrate
+from polyhead_training.evaluation.evaluation import Evaluation
+from polyhead_training.evaluation.metrics import score_answers
+from polyhead_training.evaluation.report import write_report
 
 HOSTILE = "<script>alert('x')</script><img src=http://evil.example/x> $x_{ `code` | 東京 \"quoted\""
 SCHEMA = Schema(

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from polyhead_training.config import read_config
-from polyhead_training.fit import fit
+from polyhead_training.fitting.fit import fit
 from tests.training.tiny_run import history, run, trained, weights, write_run
 
 HEAD = 'head_class = "tests.signal_head:SignalHead"'

@@ -18,11 +18,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyhead_training import rows as rows_module
 from polyhead_training.config import DataConfig, HeadConfig
-from polyhead_training.data import read_corpus
+from polyhead_training.data import rows as rows_module
+from polyhead_training.data.corpus import read_corpus
+from polyhead_training.data.rows import open_files, open_hub, write_rows
 from polyhead_training.errors import DataError
-from polyhead_training.rows import open_files, open_hub, write_rows
 
 ROWS = [{"text": "one", "tags": ["x", "y"], "stars": 1.0}, {"text": "zwölf", "tags": [], "stars": None}]
 

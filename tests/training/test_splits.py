@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from polyhead_training.data.splits import Overlap, find_overlaps, hold_out_by_hash, hold_out_stratified, is_repeat
 from polyhead_training.errors import DataError
-from polyhead_training.splits import Overlap, find_overlaps, hold_out_by_hash, hold_out_stratified, is_repeat
 
 PLACES = st.lists(st.floats(0, 1, exclude_max=True), max_size=50).map(np.array)
 SHARES = st.fixed_dictionaries({}, optional={"validation": st.floats(0.01, 0.5), "test": st.floats(0.01, 0.49)})

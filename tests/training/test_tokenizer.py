@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, normalizers
 
 from polyhead_training.errors import ConfigError
-from polyhead_training.tokenizer import train_tokenizer, with_transforms
+from polyhead_training.model.tokenizer import train_tokenizer, with_transforms
 
 
 def copy_of(tokenizer: Tokenizer) -> Tokenizer:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from polyhead.checkpoint import read_checkpoint
 from polyhead.export import check_golden
 from polyhead.predictor import Predictor
-from polyhead_training.modeling import GPT2BaseForSequenceClassification
+from polyhead_training.model.modeling import GPT2BaseForSequenceClassification
 from polyhead_training.train import app
 from tests.tiny import tiny_config, tiny_tokenizer, write_tiny_checkpoint
 

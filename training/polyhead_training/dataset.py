@@ -11,9 +11,9 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from polyhead_training.bbc import build_bbc
-from polyhead_training.debian import build_debian
 from polyhead_training.errors import DataError
+from polyhead_training.examples.bbc import build_bbc
+from polyhead_training.examples.debian import build_debian
 
 Output = Annotated[Path, typer.Argument(help="Folder for train.jsonl, validation.jsonl and test.jsonl.")]
 

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from polyhead.checkpoint import check_output
-from polyhead_training.arguments import precision_of, trackers, training_arguments
 from polyhead_training.config import FitConfig, TrainingConfig
-from polyhead_training.data import read_corpus
-from polyhead_training.description import describe_corpus
-from polyhead_training.lora import add_adapters
-from polyhead_training.prepared import parameter_counts, prepare
-from polyhead_training.tokens import TokenRows
+from polyhead_training.data.corpus import read_corpus
+from polyhead_training.data.description import describe_corpus
+from polyhead_training.fitting.arguments import precision_of, trackers, training_arguments
+from polyhead_training.fitting.prepared import parameter_counts, prepare
+from polyhead_training.fitting.tokens import TokenRows
+from polyhead_training.model.lora import add_adapters
 
 QUANTILES = (50, 90, 95, 99, 100)
 
@@ -27,7 +27,7 @@ def dry_run(config: TrainingConfig, say: Callable[[str], None]) -> None:
     """Says the resolved config, the corpus, token lengths, parameters, estimated memory and steps.
 
     Raises:
-        What `polyhead_training.fit.fit` raises before training.
+        What `polyhead_training.fitting.fit.fit` raises before training.
     """
     if config.output.exists():
         check_output(config.output)

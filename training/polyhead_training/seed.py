@@ -132,8 +132,8 @@ def import_checkpoint(folder: Path, config: ImportConfig, output: Path) -> float
     schema = imported_schema(config)
     spec = _spec(config)
     # Here, since they import transformers.
-    from polyhead_training.tokenizer import pretrained_tokenizer
-    from polyhead_training.written import Fitted, write
+    from polyhead_training.fitting.written import Fitted, write
+    from polyhead_training.model.tokenizer import pretrained_tokenizer
 
     model = _model(folder, weights, spec, schema)
     with tempfile.TemporaryDirectory(prefix="polyhead-import-") as scratch:
@@ -148,7 +148,7 @@ def imported_schema(config: ImportConfig) -> Schema:
     Raises:
         ConfigError: names or labels are not as many as head_class_sizes says.
     """
-    from polyhead_training.losses import seed_loss_terms
+    from polyhead_training.model.losses import seed_loss_terms
 
     sizes = [config.head_class_sizes] if isinstance(config.head_class_sizes, int) else config.head_class_sizes
     if len(sizes) > 1 and not (config.is_multihead or config.is_multilabel):
@@ -204,7 +204,7 @@ def _spec(config: ImportConfig) -> Spec:
 def _model(folder: Path, weights: Path, spec: Spec, schema: Schema) -> Any:
     from transformers import GPT2Config
 
-    from polyhead_training.modeling import build_model
+    from polyhead_training.model.modeling import build_model
 
     try:
         tensors = load_file(weights)
@@ -230,7 +230,7 @@ def _model(folder: Path, weights: Path, spec: Spec, schema: Schema) -> Any:
 
 
 def _texts(config: ImportConfig, schema: Schema, scratch: Path) -> Any:
-    from polyhead_training.texts import read_texts
+    from polyhead_training.data.texts import read_texts
 
     heads = [HeadConfig(name=head.name, kind=head.kind) for head in schema]
     data = DataConfig(train=config.texts, text_column=config.text_column)

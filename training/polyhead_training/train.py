@@ -17,7 +17,7 @@ from polyhead_training.config import EXAMPLE, TrainingConfig, read_config
 from polyhead_training.errors import Interrupted
 
 if TYPE_CHECKING:
-    from polyhead_training.fit import TrainingResult
+    from polyhead_training.fitting.fit import TrainingResult
 
 INTERRUPTED = 130  # as shells count: 128 + SIGINT
 
@@ -71,7 +71,7 @@ def train(
 
             describe(settings, say)
             return
-        from polyhead_training.fit import fit
+        from polyhead_training.fitting.fit import fit
 
         result = fit(settings, say, resume=resume, restart=restart)
     except (Interrupted, KeyboardInterrupt) as error:
@@ -94,7 +94,7 @@ def _how_to_go_on(error: BaseException, config: Path, output: Path | None) -> st
 
 
 def _sum_up(result: TrainingResult, settings: TrainingConfig, console: Console) -> None:
-    from polyhead_training.metrics import MAIN  # scikit-learn takes a second to import
+    from polyhead_training.evaluation.metrics import MAIN  # scikit-learn takes a second to import
 
     table = Table("split", "head", "scores", title="Reached")
     for split in ("validation", "test"):

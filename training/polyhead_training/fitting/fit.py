@@ -16,23 +16,23 @@ from transformers import EarlyStoppingCallback, EvalPrediction, TrainerCallback,
 
 from polyhead.checkpoint import check_output
 from polyhead.schema import Schema
-from polyhead_training.arguments import precision_of, trackers, training_arguments
-from polyhead_training.calibration import calibrate
 from polyhead_training.config import TrainingConfig
-from polyhead_training.data import read_corpus
-from polyhead_training.description import describe_corpus
+from polyhead_training.data.corpus import read_corpus
+from polyhead_training.data.description import describe_corpus
 from polyhead_training.errors import ConfigError
-from polyhead_training.lora import add_adapters, merge_adapters
-from polyhead_training.losses import classification_loss
-from polyhead_training.metrics import score_heads
-from polyhead_training.packing import collate
-from polyhead_training.prepared import Prepared, parameter_counts, prepare
-from polyhead_training.progress import ProgressLines
-from polyhead_training.stopping import StopOnSignal
-from polyhead_training.trainer import ClassifierTrainer
-from polyhead_training.warm_start import warm_start
-from polyhead_training.working_folder import WorkingFolder
-from polyhead_training.written import Fitted, write_evaluated
+from polyhead_training.evaluation.calibration import calibrate
+from polyhead_training.evaluation.metrics import score_heads
+from polyhead_training.fitting.arguments import precision_of, trackers, training_arguments
+from polyhead_training.fitting.prepared import Prepared, parameter_counts, prepare
+from polyhead_training.fitting.progress import ProgressLines
+from polyhead_training.fitting.stopping import StopOnSignal
+from polyhead_training.fitting.trainer import ClassifierTrainer
+from polyhead_training.fitting.warm_start import warm_start
+from polyhead_training.fitting.working_folder import WorkingFolder
+from polyhead_training.fitting.written import Fitted, write_evaluated
+from polyhead_training.model.lora import add_adapters, merge_adapters
+from polyhead_training.model.losses import classification_loss
+from polyhead_training.model.packing import collate
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def score_answers(scores: Scores, labels: Labels, schema: Schema) -> dict[str, d
 
     Args:
         scores: calibrated ``(n, schema.width)``.
-        labels: ``(n, sum of label widths)``, as in `polyhead_training.data.Split`.
+        labels: ``(n, sum of label widths)``, as in `polyhead_training.data.corpus.Split`.
     """
     answers = {part.head.name: part for part in answers_of(scores, labels, schema)}
     results = {}

@@ -18,8 +18,8 @@ from pathlib import Path
 from debian.deb822 import Deb822
 from rich.progress import Progress
 
-from polyhead_training.dataset_folder import SPLITS, split_of, write_dataset
 from polyhead_training.errors import DataError
+from polyhead_training.examples.folder import SPLITS, split_of, write_dataset
 
 MIN_SECTION_ROWS = 50  # of the training rows, as for tags
 MIN_TAG_ROWS = 200

@@ -11,7 +11,7 @@ import jinja2
 
 def model_card(content: Mapping[str, Any]) -> str:
     """Markdown; names and labels stand in code spans, so that nothing in them is markup."""
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("polyhead_training"), autoescape=False)
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("polyhead_training.evaluation"), autoescape=False)
     environment.filters["code"] = _code
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
     return environment.get_template("card.md").render(content) + "\n"

@@ -16,7 +16,7 @@ from sklearn.metrics import precision_recall_curve
 from polyhead.decode import Scores, to_scores
 from polyhead.schema import Head, Schema
 from polyhead_training.config import CalibrationConfig
-from polyhead_training.metrics import score_heads
+from polyhead_training.evaluation.metrics import score_heads
 
 # Below lie temperatures of heads that make no mistake at all on few rows; they would also magnify float32's errors.
 TEMPERATURES = (0.25, 20.0)

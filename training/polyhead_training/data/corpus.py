@@ -13,13 +13,13 @@ import pyarrow
 from numpy.typing import NDArray
 
 from polyhead.schema import Schema
-from polyhead_training.augmentation import Augmentation
 from polyhead_training.config import DataConfig, HeadConfig
+from polyhead_training.data.augmentation import Augmentation
+from polyhead_training.data.labels import learn_schema, to_vector
+from polyhead_training.data.rows import Row, Table, open_files, open_hub, write_rows
+from polyhead_training.data.splits import find_overlaps, hold_out, is_repeat
+from polyhead_training.data.staging import Indices, Recipe, Staged, stage
 from polyhead_training.errors import DataError
-from polyhead_training.labels import learn_schema, to_vector
-from polyhead_training.rows import Row, Table, open_files, open_hub, write_rows
-from polyhead_training.splits import find_overlaps, hold_out, is_repeat
-from polyhead_training.staging import Indices, Recipe, Staged, stage
 
 SPLITS = ("train", "validation", "test")
 

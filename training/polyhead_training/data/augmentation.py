@@ -6,8 +6,8 @@ import random
 from collections.abc import Iterator, Sequence
 
 from polyhead.encode import UnreadableTextError, read_text
-from polyhead_training.functions import UserFunction
-from polyhead_training.rows import Row
+from polyhead_training.data.functions import UserFunction
+from polyhead_training.data.rows import Row
 
 
 class Augmentation:

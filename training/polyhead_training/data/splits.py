@@ -15,8 +15,8 @@ from sklearn.model_selection import train_test_split
 
 from polyhead.errors import one_line
 from polyhead_training.config import DataConfig, HeadConfig
+from polyhead_training.data.staging import Indices, Staged
 from polyhead_training.errors import ConfigError, DataError
-from polyhead_training.staging import Indices, Staged
 
 
 def hold_out_by_hash(places: NDArray[np.float64], shares: Mapping[str, float]) -> dict[str, Indices]:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import precision_recall_fscore_support
 
-from polyhead_training.metrics import Answers
-from polyhead_training.plots import shorten
+from polyhead_training.evaluation.metrics import Answers
+from polyhead_training.evaluation.plots import shorten
 
 MOST_MISTAKES = 12
 TEXT_LENGTH = 600

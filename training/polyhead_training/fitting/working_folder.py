@@ -20,7 +20,7 @@ from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from polyhead_training.config import TrainingConfig
-from polyhead_training.data import Corpus
+from polyhead_training.data.corpus import Corpus
 from polyhead_training.errors import ConfigError
 
 

@@ -17,8 +17,8 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from polyhead.checkpoint import Spec
 from polyhead.heads import head_class_named
 from polyhead.schema import Schema
-from polyhead_training.losses import LossTerm, classification_loss, loss_terms, seed_loss_terms
-from polyhead_training.packing import fuse_gelu, last_hidden_states
+from polyhead_training.model.losses import LossTerm, classification_loss, loss_terms, seed_loss_terms
+from polyhead_training.model.packing import fuse_gelu, last_hidden_states
 
 
 class _GPT2Classifier(GPT2PreTrainedModel):
@@ -66,7 +66,7 @@ class _GPT2Classifier(GPT2PreTrainedModel):
             input_ids: ``(n, length)``, padded on either side; or with `lengths` the packed ``(tokens,)``.
             attention_mask: ``(n, length)``, 1 for real tokens; without it, all are real.
             position_ids: if not given, counted from each text's first real token.
-            lengths: ``(n,)``, of a packed batch as `polyhead_training.packing.collate` makes it.
+            lengths: ``(n,)``, of a packed batch as `polyhead_training.model.packing.collate` makes it.
             num_items_in_batch: `label_counts` ``(heads,)`` over all batches that make one optimizer step; this one's
                 own if not given.
         """

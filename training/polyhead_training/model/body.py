@@ -15,9 +15,9 @@ from polyhead.errors import PolyheadError, describe, one_line
 from polyhead.schema import Schema
 from polyhead_training.config import ModelConfig
 from polyhead_training.errors import ConfigError
-from polyhead_training.modeling import build_model
-from polyhead_training.packing import fuse_gelu
-from polyhead_training.tokenizer import END_OF_TEXT, pretrained_tokenizer, train_tokenizer, with_transforms
+from polyhead_training.model.modeling import build_model
+from polyhead_training.model.packing import fuse_gelu
+from polyhead_training.model.tokenizer import END_OF_TEXT, pretrained_tokenizer, train_tokenizer, with_transforms
 
 MIN_VOCAB_SIZE = 257  # all bytes and the end of text
 

@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from polyhead.decode import DecodeOptions, decode
 from polyhead.schema import Head
-from polyhead_training.evaluate import Evaluation
+from polyhead_training.evaluation.evaluation import Evaluation
 
 
 def write_predictions(path: Path, evaluation: Evaluation) -> None:

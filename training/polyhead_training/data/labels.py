@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from polyhead.errors import SchemaError, describe
 from polyhead.schema import Head, Schema
 from polyhead_training.config import HeadConfig
+from polyhead_training.data.functions import UserFunction
 from polyhead_training.errors import DataError
-from polyhead_training.functions import UserFunction
 
 Cell = list[str] | float | None
 """A head's labels of one row, at most one if it is single_label; the number of a regression; None if unknown."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_curve
 
 from polyhead.schema import Schema
-from polyhead_training.metrics import HEADLINE, Answers, decisions, reliability
+from polyhead_training.evaluation.metrics import HEADLINE, Answers, decisions, reliability
 
 INK = "#7a7b7c"  # readable on light and dark; in SVG it becomes the page's colour
 PALETTE = ("#3b82c4", "#e08a2e", "#3a9e75", "#c4566b", "#8a6fc0", "#8c8c46")

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from polyhead_training.dataset_folder import SPLITS, split_of, write_dataset
 from polyhead_training.errors import DataError
+from polyhead_training.examples.folder import SPLITS, split_of, write_dataset
 
 README = """\
 # BBC news

@@ -20,18 +20,18 @@ from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel, Trainer, default_data_collator
 from transformers.trainer_callback import PrinterCallback
 
-from polyhead_training.arguments import language_model_arguments
 from polyhead_training.config import TrainingConfig
-from polyhead_training.data import Corpus
+from polyhead_training.data.corpus import Corpus
+from polyhead_training.data.texts import read_texts
 from polyhead_training.errors import ConfigError
-from polyhead_training.packing import fuse_gelu
-from polyhead_training.progress import ProgressLines
-from polyhead_training.stopping import StopOnSignal
-from polyhead_training.texts import read_texts
-from polyhead_training.tokenizer import END_OF_TEXT
-from polyhead_training.trainer import LossAtCheckpoints
-from polyhead_training.working_folder import WorkingFolder
-from polyhead_training.written import Fitted
+from polyhead_training.fitting.arguments import language_model_arguments
+from polyhead_training.fitting.progress import ProgressLines
+from polyhead_training.fitting.stopping import StopOnSignal
+from polyhead_training.fitting.trainer import LossAtCheckpoints
+from polyhead_training.fitting.working_folder import WorkingFolder
+from polyhead_training.fitting.written import Fitted
+from polyhead_training.model.packing import fuse_gelu
+from polyhead_training.model.tokenizer import END_OF_TEXT
 
 
 def warm_start(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from polyhead.encode import encode
-from polyhead_training.data import Split
+from polyhead_training.data.corpus import Split
 
 
 @dataclass(frozen=True)

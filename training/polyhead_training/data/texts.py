@@ -7,7 +7,7 @@ from pathlib import Path
 
 from polyhead.schema import Schema
 from polyhead_training.config import DataConfig, HeadConfig
-from polyhead_training.data import read_split
+from polyhead_training.data.corpus import read_split
 
 NO_COLUMN = "\0no column"  # no file has it, and a head whose column is absent reads no label
 

@@ -20,11 +20,11 @@ from polyhead.export import check_golden
 from polyhead.predictor import Predictor
 from polyhead.schema import Schema
 from polyhead_training.config import TrainingConfig
-from polyhead_training.data import Corpus
+from polyhead_training.data.corpus import Corpus
 from polyhead_training.errors import ConfigError
-from polyhead_training.evaluate import evaluate
-from polyhead_training.golden import golden_rows
-from polyhead_training.report import write_report
+from polyhead_training.evaluation.evaluation import evaluate
+from polyhead_training.evaluation.report import write_report
+from polyhead_training.fitting.golden import golden_rows
 
 
 @dataclass(frozen=True)

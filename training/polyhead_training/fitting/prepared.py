@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import set_seed
 
-from polyhead_training.arguments import check_best_metric
-from polyhead_training.body import checkpoint_spec, model_tokenizer, untrained_model
 from polyhead_training.config import TrainingConfig
-from polyhead_training.data import Corpus
-from polyhead_training.layers import freeze
-from polyhead_training.losses import loss_terms
-from polyhead_training.metrics import score_heads
-from polyhead_training.tokens import TokenRows, tokenize
-from polyhead_training.written import Fitted, rehearse
+from polyhead_training.data.corpus import Corpus
+from polyhead_training.evaluation.metrics import score_heads
+from polyhead_training.fitting.arguments import check_best_metric
+from polyhead_training.fitting.tokens import TokenRows, tokenize
+from polyhead_training.fitting.written import Fitted, rehearse
+from polyhead_training.model.body import checkpoint_spec, model_tokenizer, untrained_model
+from polyhead_training.model.layers import freeze
+from polyhead_training.model.losses import loss_terms
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyhead.schema import Head
-from polyhead_training.data import Corpus, Split
+from polyhead_training.data.corpus import Corpus, Split
 
 SHOWN = 5  # labels from each end
 

@@ -16,12 +16,12 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from polyhead_training.layers import regroup
-from polyhead_training.losses import label_counts
+from polyhead_training.model.layers import regroup
+from polyhead_training.model.losses import label_counts
 
 
 class ClassifierTrainer(Trainer):
-    """Fits a classifier of `polyhead_training.modeling`.
+    """Fits a classifier of `polyhead_training.model.modeling`.
 
     Each head's loss is divided by the labels it has in all batches of a step, accumulated and of all processes: loss
     and gradient do not depend on how a step's rows are dealt out.

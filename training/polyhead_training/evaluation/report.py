@@ -10,13 +10,13 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from polyhead_training import plots
-from polyhead_training.card import model_card
 from polyhead_training.errors import ConfigError
-from polyhead_training.evaluate import Evaluation
-from polyhead_training.metrics import HEADLINE, Answers, answers_of
-from polyhead_training.predictions import write_predictions
-from polyhead_training.tables import label_table, mistakes
+from polyhead_training.evaluation import plots
+from polyhead_training.evaluation.card import model_card
+from polyhead_training.evaluation.evaluation import Evaluation
+from polyhead_training.evaluation.metrics import HEADLINE, Answers, answers_of
+from polyhead_training.evaluation.predictions import write_predictions
+from polyhead_training.evaluation.tables import label_table, mistakes
 
 MOST_ROWS = 100  # of a table of labels
 
@@ -52,7 +52,7 @@ def write_report(
         name: of the model.
         source: what was evaluated on.
         history: the Trainer's ``log_history``.
-        calibration: the summary of `polyhead_training.calibration.calibrate`.
+        calibration: the summary of `polyhead_training.evaluation.calibration.calibrate`.
         training: of the fit: ``rows``, ``seconds`` and other numbers.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def _page(
     calibration: Mapping[str, Any] | None,
 ) -> str:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("polyhead_training"), autoescape=True, trim_blocks=True
+        loader=jinja2.PackageLoader("polyhead_training.evaluation"), autoescape=True, trim_blocks=True
     )
     columns, rows = _calibration_table(calibration or {})
     return environment.get_template("report.html").render(

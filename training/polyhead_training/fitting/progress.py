@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from polyhead.schema import Head
-from polyhead_training.metrics import HEADLINE
+from polyhead_training.evaluation.metrics import HEADLINE
 
 EVERY_S = 10.0
 

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from polyhead.encode import UnreadableTextError, read_text
 from polyhead_training.config import DataConfig, HeadConfig
+from polyhead_training.data.functions import UserFunction
+from polyhead_training.data.labels import CellReader
+from polyhead_training.data.rows import ROWS_A_BATCH, Row, Table, write_rows
 from polyhead_training.errors import ConfigError, DataError
-from polyhead_training.functions import UserFunction
-from polyhead_training.labels import CellReader
-from polyhead_training.rows import ROWS_A_BATCH, Row, Table, write_rows
-from polyhead_training.tokenizer import TRANSFORMS
+from polyhead_training.model.tokenizer import TRANSFORMS
 
 Indices = NDArray[np.int64]
 

@@ -1,0 +1,1 @@
+"""The model: the two classes, packed batches, losses, bodies, tokenizers, adapters."""
