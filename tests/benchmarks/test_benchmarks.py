@@ -1,0 +1,63 @@
+"""The benchmarks run to their last line on a handful of rows; what they measure is committed, not tested."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import joblib
+import pytest
+
+from benchmarks import quality, training
+from tests.tiny import TEXTS
+
+LABELS = [("games", "program"), ("libs", "shared-lib")]
+
+
+@pytest.fixture
+def debian(tmp_path: Path) -> Path:
+    """A folder as polyhead-dataset debian makes it, of forty rows a split."""
+    for split in ("train", "validation", "test"):
+        rows = []
+        for place in range(40):
+            section, role = LABELS[place % 2]
+            text = f"{section} {TEXTS[place % len(TEXTS)]} {split} {place}"
+            rows.append({"text": text, "section": section, "role": role, "tags": [["x"], ["y", "x"], []][place % 3]})
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{split}.jsonl").write_text(lines, encoding="utf-8")
+    return tmp_path
+
+
+def test_training_compares_at_one_loss(debian: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Product and peers end at one validation loss; the last line has both ratios, the file every run."""
+    out = tmp_path / "result.json"
+    options = ["--data", str(debian), "--out", str(out), "--device", "cpu", "--rows", "40", "--repeats", "1",
+               "--batch-size", "8", "--layers", "2", "--channels", "64", "--lengths", "16", "32"]  # fmt: skip
+    training.main(options)
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {"ratio_16", "ratio_32", "ratio_tuned_16", "ratio_tuned_32"} <= summary.keys()
+    runs = json.loads(out.read_text(encoding="utf-8"))["max_length"]["32"]
+    assert runs["polyhead"]["validation_loss"] == pytest.approx(runs["trainer"]["validation_loss"], rel=1e-4)
+    assert runs["polyhead"]["real_tokens"] == runs["trainer"]["real_tokens"]
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_quality_scores_both_on_the_test_rows(debian: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Sections that a word gives away are found by the baseline; the last line has both sides' scores."""
+    config = tmp_path / "quality.toml"
+    heads = "".join(
+        f'[[heads]]\nname = "{name}"\nkind = "{kind}"\n'
+        for name, kind in (("section", "single_label"), ("role", "single_label"), ("tags", "multi_label"))
+    )
+    files = "".join(f'{split} = "{debian / split}.jsonl"\n' for split in ("train", "validation", "test"))
+    config.write_text(
+        f'output = "{tmp_path / "out"}"\n[data]\n{files}[model]\nmax_length = 16\n'
+        f"gpt2 = {{ n_layer = 1, n_embd = 16, n_head = 2, vocab_size = 300 }}\n{heads}[training]\nepochs = 1\n",
+        encoding="utf-8",
+    )
+    with joblib.parallel_config("threading"):  # processes take longer to start than forty rows to fit
+        quality.main(["--config", str(config), "--out", str(tmp_path / "result.json")])
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["baseline"]["section accuracy"] == 1
+    assert 0 <= summary["model"]["tags micro-F1"] <= 1
+    assert summary["heads_won"] in (0, 1, 2, 3)
