@@ -118,7 +118,7 @@ def test_rows_are_filtered(tmp_path: Path, data: dict[str, Any], texts: list[str
         ({"text_transforms": ["tests.user_functions:count"]}, (TOPIC,), "row 1: .*:count' must return a text, got 10"),
         ({}, (STARS.model_copy(update={"y_range": (0, 2.5)}),),
          "train.jsonl: row 3: column 'stars': must lie in the y_range 0 to 2.5, got 3"),
-        ({"filters": ["tests.leaving:keep"]}, (TOPIC,), "data.filters 'tests.leaving:keep': cannot be imported .SystemEx"),
+        ({"filters": ["tests.leaving:keep"]}, (TOPIC,), "data.filters 'tests.leaving:keep': cannot be imported .Sys"),
         ({"validation": "TRAIN", "drop_leaks": True}, (TOPIC,), "none is left for train; see .*data.drop_leaks"),
         ({"validation": "TRAIN", "split": "stratified", "stratify_by": "nope"}, (TOPIC,), "stratify_by 'nope'"),
         ({"split": "stratified", "stratify_by": "tags"}, (TOPIC, TAGS), r"'tags': must be one of .*\['topic'\]"),

@@ -147,9 +147,7 @@ def test_labels_are_the_same_in_every_format(tmp_path: Path) -> None:
     corpus = read_corpus(*files(write_jsonl(tmp_path / "r.jsonl", rows)), tmp_path / "scratch")
     assert corpus.schema["topic"].labels == ("2024-01-01", "7")
     assert corpus.schema["tags"].labels == ("a", "true")
-    frame = pandas.DataFrame(
-        {"text": ["zwölf".encode(), b"two"], "topic": [b"a", b"b"], "tags": [[b"x"], ["y".encode()]]}
-    )
+    frame = pandas.DataFrame({"text": ["zwölf".encode(), b"two"], "topic": [b"a", b"b"], "tags": [[b"x"], [b"y"]]})
     frame.to_parquet(tmp_path / "r.parquet")
     corpus = read_corpus(*files(tmp_path / "r.parquet"), tmp_path / "scratch")
     assert list(corpus.train.texts) == ["zwölf", "two"]
@@ -207,7 +205,7 @@ def test_nan_is_missing(tmp_path: Path) -> None:
         ("['x' 'y']", ["['x' 'y']"]),
         ("[x]; y", ["[x]", "y"]),
         ("[['x']]", ["[['x']]"]),
-        ("[" * 100_000, ["[" * 100_000]),
+        pytest.param("[" * 100_000, ["[" * 100_000], id="deep"),
     ],
 )
 def test_lists_in_text(cell: str, labels: list[str]) -> None:

@@ -131,7 +131,7 @@ def test_globs_pass_folders_over(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_one_line() -> None:
     """It says how to take another folder."""
-    with pytest.raises(DataError, match="rows cannot be written .*TMPDIR names another folder"):
+    with pytest.raises(DataError, match=r"rows cannot be written .*TMPDIR names another folder"):
         write_rows(Path("/nowhere/n.arrow"), iter(()), pyarrow.schema([("n", pyarrow.int64())]))
 
 
