@@ -109,7 +109,8 @@ def read_corpus(config: DataConfig, heads: Sequence[HeadConfig], scratch: Path, 
                 for head, (count, place) in count_contradictions(heads, _placed(staged, recipe)).items()
             ]
         notes += _upsample(parts, recipe)
-        held_out = {key for name in parts if name != "train" for key in _text_keys(*parts[name]).tolist()}
+        others = [part for name, part in parts.items() if augmentation is not None and name != "train"]
+        held_out = {key for part in others for key in _text_keys(*part).tolist()}
         splits = {}
         for name, (staged, indices) in parts.items():
             rows = _finish(staged, indices, recipe, schema, augmentation if name == "train" else None, held_out)

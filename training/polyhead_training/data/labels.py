@@ -101,8 +101,7 @@ class CellReader:
 def _spelled_list(text: str) -> list[Any] | None:
     """The list that a text spells in JSON or, as pandas writes it, in Python; a label may also begin with a bracket."""
     try:
-        found = json.loads(text)
-        return found if isinstance(found, list) else None
+        return list(json.loads(text))
     except (ValueError, RecursionError):
         pass
     try:
