@@ -28,6 +28,11 @@ def has_stars(row: dict[str, Any]) -> bool:
     return float(row["stars"]) > 0
 
 
+def has_topic(row: dict[str, Any]) -> bool:
+    """A filter; fails on a row without a topic."""
+    return bool(row["topic"])
+
+
 def drop_word(text: str, generator: random.Random) -> str:
     """An augmentation: leaves out a word at random."""
     words = text.split()

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from polyhead_training.config import EXAMPLE, read_config
+from polyhead_training.config import EXAMPLE, TrainingConfig, read_config
 from polyhead_training.errors import ConfigError
 
 VALID = 'output = "o"\n[data]\ntrain = "t.csv"\n[[heads]]\nname = "a"\nkind = "single_label"\n'
+REGRESSION = VALID.replace("single_label", "regression")
 
 
 def write(folder: Path, text: str) -> Path:
@@ -37,16 +38,37 @@ def test_the_example_is_a_valid_config(tmp_path: Path) -> None:
         (VALID.replace('train = "t.csv"', ""), "data: give either train .* or hub"),
         (VALID + "[training]\nlearning_rate = -1\n", r"training.learning_rate: .*greater than 0 \(got -1\)"),
         (VALID + '[model]\npretrained = "gpt2"\ngpt2 = { n_layer = 2 }\n', "does not go with pretrained"),
+        (VALID.replace('"t.csv"', "[]"), "data.train: must name at least one file"),
+        (VALID.replace('"t.csv"', '"t.csv"\ntest = []'), "data.test: must name at least one file"),
+        (VALID + "weight = inf\n", "heads.0.weight: Input should be a finite number"),
+        (VALID + "[warm_start]\nepochs = nan\n", "warm_start.epochs: Input should be a"),
+        (VALID + "class_weights = { a = inf }\n", "heads.0.class_weights.*finite number"),
+        (VALID.replace("[[heads]]", '[[data.upsample]]\ncolumn = "a"\nvalues = ["b"]\ntimes = 10001\n[[heads]]'),
+         "data.upsample.0.times: .*less than or equal to 10000"),
+        (VALID + 'parent_of = { x = "y" }\n', "heads.0: parent_of goes with parent"),
+        (VALID + 'parent = "a"\n', r"heads: 'a': parent must be one of the other single_label heads \[\], got 'a'"),
+        (VALID + '[[heads]]\nname = "b"\nkind = "multi_label"\n[[heads]]\nname = "c"\nkind = "single_label"\n'
+         'parent = "b"\n', r"heads: 'c': parent must be one of the other single_label heads \['a'\], got 'b'"),
+        (VALID + '[[heads]]\nname = "a"\nkind = "regression"\n', "heads: names must be unique, 'a' occurs twice"),
+        (REGRESSION + "y_range = [2, 1]\n", r"heads.0: y_range must be two numbers, the lower first, got \[2.0, 1.0\]"),
+        (REGRESSION + 'separator = ";"\n', "heads.0: separator goes with kind single_label or multi_label, not regr"),
+        (REGRESSION + 'label_transforms = ["strip"]\n', "heads.0: label_transforms goes with kind single_label or"),
         ('output = "o"\n[data]\ntrain = "t.csv"\n', "heads: this field is missing"),
         ("output = \n", "is not TOML"),
     ],
-)
+)  # fmt: skip
 def test_a_wrong_field_is_named(tmp_path: Path, text: str, message: str) -> None:
     """Unknown, missing and wrong fields, and what is allowed."""
     with pytest.raises(ConfigError, match=message) as caught:
         read_config(write(tmp_path, text))
     assert "\n" not in str(caught.value)
     assert "config.toml" in str(caught.value)
+
+
+def test_a_config_that_was_written_out_is_read_again(tmp_path: Path) -> None:
+    """Defaults that a regression has no use for are no mistake when they are spelled out; nor is a byte order mark."""
+    config = read_config(write(tmp_path, "\ufeff" + REGRESSION))
+    assert TrainingConfig.model_validate_json(config.model_dump_json()) == config
 
 
 def test_an_unreadable_file_is_named(tmp_path: Path) -> None:

@@ -118,6 +118,9 @@ def test_rows_are_filtered(tmp_path: Path, data: dict[str, Any], texts: list[str
         ({"text_transforms": ["tests.user_functions:count"]}, (TOPIC,), "row 1: .*:count' must return a text, got 10"),
         ({}, (STARS.model_copy(update={"y_range": (0, 2.5)}),),
          "train.jsonl: row 3: column 'stars': must lie in the y_range 0 to 2.5, got 3"),
+        ({"filters": ["tests.leaving:keep"]}, (TOPIC,), "data.filters 'tests.leaving:keep': cannot be imported .Sys"),
+        ({"validation": "TRAIN", "drop_leaks": True}, (TOPIC,), "none is left for train; see .*data.drop_leaks"),
+        ({"validation": "TRAIN", "split": "stratified", "stratify_by": "nope"}, (TOPIC,), "stratify_by 'nope'"),
         ({"split": "stratified", "stratify_by": "tags"}, (TOPIC, TAGS), r"'tags': must be one of .*\['topic'\]"),
         ({}, (TOPIC.model_copy(update={"label_transforms": ["upper"]}),),
          "heads.topic.label_transforms 'upper': must be one of strip, lowercase, 'package"),
@@ -127,6 +130,7 @@ def test_a_mistake_is_one_line(
     tmp_path: Path, data: dict[str, Any], heads: tuple[HeadConfig, ...], message: str
 ) -> None:
     """It names the file and row or the config's field, and what is allowed."""
+    data = {key: str(tmp_path / "train.jsonl") if key == "validation" else value for key, value in data.items()}
     with pytest.raises(PolyheadError, match=message) as caught:
         read(tmp_path, heads=heads, **data)
     assert isinstance(caught.value, ConfigError | DataError)
@@ -224,6 +228,13 @@ def test_upsampled_rows_are_repeated_in_train_alone(tmp_path: Path) -> None:
     assert Counter(corpus.train.texts) == {"first text": 3, "second text": 3, "third text": 1}
     assert len(corpus.validation) == 2
     assert "upsample: repeats 2 of 3 training rows, 7 rows in all" in corpus.notes
+    assert not [note for note in corpus.notes if "no row" in note]
+
+
+def test_upsampling_no_row_is_noted(tmp_path: Path) -> None:
+    """A value that stands nowhere is named with its column."""
+    corpus = read(tmp_path, upsample=[{"column": "topic", "values": ["nope"], "times": 2}])
+    assert "upsample: no row has one of ['nope'] in column 'topic'" in corpus.notes
 
 
 def test_augmented_copies_follow_their_row(tmp_path: Path) -> None:
@@ -233,11 +244,40 @@ def test_augmented_copies_follow_their_row(tmp_path: Path) -> None:
     texts = list(corpus.train.texts)
     assert len(texts) == 60
     assert all(len(copy.split()) == 3 for copy in texts[1::3] + texts[2::3])
+    np.testing.assert_array_equal(corpus.train.labels[0::3], corpus.train.labels[1::3])
     np.testing.assert_array_equal(corpus.train.labels[0::3], corpus.train.labels[2::3])
     assert len(corpus.validation) == 2
     assert "augment: added 40 training rows" in corpus.notes
     assert list(read(tmp_path, many(20), seed=1, **options).train.texts) == texts
     assert list(read(tmp_path, many(20), seed=2, **options).train.texts) != texts
+
+
+def test_a_function_that_is_listed_twice_makes_other_copies(tmp_path: Path) -> None:
+    """Each place in the list has a seed of its own."""
+    texts = list(read(tmp_path, many(20), augment=["tests.user_functions:drop_word"] * 2).train.texts)
+    assert texts[1::3] != texts[2::3]
+
+
+def test_copies_with_a_held_out_text_are_left_out(tmp_path: Path) -> None:
+    """An augmentation leaks nothing, whatever the case that the tokenizer takes away, and the note counts it."""
+    rows = [{"text": "held OUT", "topic": "a"}, {"text": "three words here", "topic": "b"}]
+    validation = write(tmp_path / "v.jsonl", [{"text": text, "topic": "a"} for text in ("héld", "oút", "new")])
+    corpus = read(
+        tmp_path, rows, validation=validation, augment=["tests.user_functions:drop_word"],
+        text_transforms=["strip_accents"],
+    )  # fmt: skip
+    assert len(corpus.train) == 3
+    assert "augment: added 1 training rows; 1 more had the text of a held-out row and were left out" in corpus.notes
+
+
+def test_leaks_are_seen_after_the_named_transforms(tmp_path: Path) -> None:
+    """Texts that the tokenizer makes equal are equal; the rows keep their own."""
+    rows = [{"text": "café", "topic": "a"}, {"text": "cafe", "topic": "a"}, {"text": "tea", "topic": "b"}]
+    validation = write(tmp_path / "v.jsonl", [{"text": "cafè", "topic": "a"}])
+    corpus = read(tmp_path, rows, validation=validation, text_transforms=["strip_accents"], drop_duplicates=True)
+    assert list(corpus.train.texts) == ["café", "tea"]
+    assert corpus.notes[0].startswith("leak: 1 of 1 validation rows")
+    assert corpus.notes[1].startswith("duplicates: 1 of 3 training rows")
 
 
 def test_blank_copies_are_left_out(tmp_path: Path) -> None:
@@ -262,6 +302,26 @@ def test_parents_are_learned(tmp_path: Path) -> None:
     ]
     corpus = read(tmp_path, rows, (TOPIC, CHILD), validation=str(tmp_path / "train.jsonl"))
     assert corpus.schema["leaf"].parent_of == {"a1": "a", "a2": "a", "b1": "b"}
+
+
+def test_rows_that_contradict_given_parents_are_counted(tmp_path: Path) -> None:
+    """With the place of the first; they are trained on as they are."""
+    leaf = CHILD.model_copy(update={"parent_of": {"a1": "a", "b1": "b"}})
+    pairs = [("a", "a1"), ("b", "a1"), (None, "b1"), ("a", "b1"), ("b", "b1")]
+    rows = [{"text": str(i), "topic": topic, "leaf": label} for i, (topic, label) in enumerate(pairs)]
+    corpus = read(tmp_path, rows, (TOPIC, leaf), validation=write(tmp_path / "v.jsonl", rows[:1]))
+    path = tmp_path / "train.jsonl"
+    assert f"parent_of: 2 rows of {path} contradict that of head 'leaf', first {path}: row 2" in corpus.notes
+    assert len(corpus.train) == 5
+
+
+def test_a_column_of_two_heads_is_split_for_where(tmp_path: Path) -> None:
+    """The multi_label head's separator holds, wherever it stands among the heads."""
+    rows = [{"text": "one", "tags": "x,y"}, {"text": "two", "tags": "y"}, {"text": "three", "tags": "z"}]
+    whole = HeadConfig(name="whole", kind="single_label", column="tags")
+    path = write(tmp_path / "v.jsonl", rows)
+    corpus = read(tmp_path, rows, (TAGS, whole), validation=path, where={"tags": ["x", "z"]})
+    assert list(corpus.train.texts) == ["one", "three"]
 
 
 @pytest.mark.parametrize(
@@ -307,7 +367,7 @@ def test_rows_to_evaluate_are_read_as_in_training(tmp_path: Path) -> None:
     np.testing.assert_array_equal(split.labels, [[0, 1, 1, 1], [1, 0, 1, 2]])
     assert list(split.rows["lang"]) == ["en", "de"]
     assert list(split.rows["stars"]) == ["1", "2"]
-    assert split.dropped == 1
+    assert (split.dropped, split.filtered) == (1, 1)
 
 
 def test_a_head_without_a_column_is_unknown(tmp_path: Path) -> None:

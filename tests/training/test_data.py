@@ -14,6 +14,7 @@ import pytest
 from polyhead.errors import PolyheadError, SchemaError
 from polyhead_training.config import DataConfig, HeadConfig
 from polyhead_training.data.corpus import read_corpus
+from polyhead_training.data.labels import CellReader
 from polyhead_training.errors import DataError
 
 ROWS = [
@@ -141,15 +142,82 @@ def test_an_unreadable_file_is_named(tmp_path: Path, name: str, content: bytes |
 
 
 def test_labels_are_the_same_in_every_format(tmp_path: Path) -> None:
-    """Dates stay text, numbers and booleans become it, nulls in a list are none, bytes are UTF-8."""
+    """Dates stay text, numbers and truth values become it, nulls in a list are none, bytes are UTF-8."""
     rows = [{"text": "one", "topic": "2024-01-01", "tags": ["a", None]}, {"text": "two", "topic": 7, "tags": [True]}]
     corpus = read_corpus(*files(write_jsonl(tmp_path / "r.jsonl", rows)), tmp_path / "scratch")
     assert corpus.schema["topic"].labels == ("2024-01-01", "7")
-    assert corpus.schema["tags"].labels == ("True", "a")
-    frame = pandas.DataFrame({"text": ["zwölf".encode(), b"two"], "topic": ["a", "b"], "tags": [["x"], ["y"]]})
+    assert corpus.schema["tags"].labels == ("a", "true")
+    frame = pandas.DataFrame({"text": ["zwölf".encode(), b"two"], "topic": [b"a", b"b"], "tags": [[b"x"], [b"y"]]})
     frame.to_parquet(tmp_path / "r.parquet")
     corpus = read_corpus(*files(tmp_path / "r.parquet"), tmp_path / "scratch")
     assert list(corpus.train.texts) == ["zwölf", "two"]
+    assert [head.labels for head in corpus.schema] == [("a", "b"), ("x", "y")]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_numbers_and_truth_values_are_the_same_in_every_format(tmp_path: Path, suffix: str) -> None:
+    """A whole number is "1" even in a column of floats, NaN is missing; also in where, upsample and split_column."""
+    frame = pandas.DataFrame({"text": ["one", "two", "three", None], "year": [1, 2, 3, 4], "topic": [1.0, None, 2, 2]})
+    frame["flag"] = [True, False, True, True]
+    path = tmp_path / f"rows.{suffix}"
+    if suffix == "csv":  # what stands there is text and stays as it is
+        text = frame.to_csv(index=False).replace(".0", "").replace("True", "true").replace("False", "false")
+        path.write_text(text, encoding="utf-8")
+    elif suffix == "jsonl":
+        write_jsonl(path, frame.to_dict("records"))
+        assert "NaN" in path.read_text(encoding="utf-8")
+    else:
+        frame.to_parquet(path)
+    heads = [HeadConfig(name=name, kind="single_label") for name in ("year", "topic", "flag")]
+    upsample = [{"column": "topic", "values": ["1"], "times": 2}]
+    config = DataConfig(
+        train=str(path), validation=str(path), where={"year": ["1", "2", "3"], "flag": ["true", "false"]},
+        upsample=upsample, split_column="topic",
+    )  # fmt: skip
+    corpus = read_corpus(config, heads, tmp_path / "scratch")
+    assert [head.labels for head in corpus.schema] == [("1", "2", "3"), ("1", "2"), ("false", "true")]
+    assert list(corpus.train.texts) == ["one", "one", "two", "three"]
+    np.testing.assert_array_equal(corpus.train.labels[:, 1], [0, 0, np.nan, 1])
+
+
+def test_nan_is_missing(tmp_path: Path) -> None:
+    """In a text, a regression, a cell of labels and among labels."""
+    nan = float("nan")
+    rows = [
+        {"text": "one", "topic": "a", "tags": ["x", nan], "stars": nan},
+        {"text": "two", "topic": nan, "tags": nan, "stars": 1.5},
+        {"text": nan, "topic": "b", "tags": ["y"], "stars": 1},
+    ]
+    path = str(write_jsonl(tmp_path / "r.jsonl", rows))
+    topic = HEADS[0].model_copy(update={"labels": ["a", "b"]})
+    corpus = read_corpus(DataConfig(train=path, validation=path), [topic, *HEADS[1:]], tmp_path / "scratch")
+    assert list(corpus.train.texts) == ["one", "two"]
+    assert corpus.schema["tags"].labels == ("x",)
+    np.testing.assert_array_equal(corpus.train.labels, [[0, 1, np.nan], [np.nan, np.nan, 1.5]])
+
+
+@pytest.mark.parametrize(
+    ("cell", "labels"),
+    [
+        (' ["x", "y"]', ["x", "y"]),
+        ("['x', \"it's\"]", ["x", "it's"]),
+        ("[1, 2.0]", ["1", "2"]),
+        ("['x' 'y']", ["['x' 'y']"]),
+        ("[x]; y", ["[x]", "y"]),
+        ("[['x']]", ["[['x']]"]),
+        pytest.param("[" * 100_000, ["[" * 100_000], id="deep"),
+    ],
+)
+def test_lists_in_text(cell: str, labels: list[str]) -> None:
+    """JSON's and Python's lists are read, as pandas' to_csv writes them; what is none is a label or several."""
+    assert CellReader(HEADS[1]).read(cell, "row 1") == labels
+
+
+@pytest.mark.parametrize("value", [10**400, 1e39, float("inf"), "-1e39"])
+def test_a_number_must_fit_float32(value: Any) -> None:
+    """What would be infinite in the file of labels names its place."""
+    with pytest.raises(DataError, match="row 1: column 'stars': a regression needs finite numbers in float32's range"):
+        CellReader(HEADS[2]).read(value, "row 1")
 
 
 @pytest.mark.parametrize(

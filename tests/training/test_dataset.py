@@ -9,7 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from polyhead_training.dataset import app
+from polyhead_training.errors import DataError
 from polyhead_training.examples import debian
+from polyhead_training.examples.folder import check_dataset_folder, write_dataset
 from tests.training.test_debian import write_lists
 
 
@@ -32,6 +34,28 @@ def test_the_data_set_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "1 sections, 1 roles, 1 tags" in result.output
     row = json.loads((tmp_path / "out" / "train.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert (row["section"], row["role"], row["tags"]) == ("utils", "program", ["use::editing"])
+
+
+def test_a_folder_that_is_no_data_set_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line before apt is looked for; an empty folder and an older data set are replaced."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "out").mkdir()
+    check_dataset_folder(tmp_path / "out")
+    (tmp_path / "out" / "thesis.txt").touch()
+    result = CliRunner().invoke(app, ["debian", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"polyhead-dataset: {tmp_path}/out: holds something that is no data set; it is not replaced, "
+        "name another folder\n"
+    )
+    with pytest.raises(DataError, match="no data set"):
+        write_dataset(tmp_path / "out", [], {}, "")
+    with pytest.raises(DataError, match="no data set"):
+        write_dataset(tmp_path / "out" / "thesis.txt", [], {}, "")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "thesis.txt"]
+    for text in ("old", "new"):
+        write_dataset(tmp_path / "set", [("train", {"text": text})], {}, "")
+    assert json.loads((tmp_path / "set" / "train.jsonl").read_text(encoding="utf-8")) == {"text": "new"}
 
 
 def test_without_apt_one_line_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

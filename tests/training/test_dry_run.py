@@ -11,7 +11,7 @@ from transformers import GPT2Config
 
 from polyhead_training.config import FitConfig
 from polyhead_training.dry_run import count_steps, estimate_memory
-from tests.training.tiny_run import history, metrics, run, trained, write_run
+from tests.training.tiny_run import history, metrics, rows, run, trained, write_run
 
 
 def test_the_dry_run_counts_as_the_run_does(tmp_path: Path) -> None:
@@ -42,6 +42,43 @@ def test_the_dry_run_describes_config_and_texts(tmp_path: Path) -> None:
         r"tokens a text: p50 \d+, p90 \d+, p95 \d+, p99 \d+, max \d+; 100.0% are longer than max_length \(2\)", output
     )
     assert "memory a process, estimated: " in output
+
+
+def test_texts_without_a_token_are_left_out_and_counted(tmp_path: Path) -> None:
+    """Run and dry run count what is trained on; golden rows are drawn from the rest."""
+    config = write_run(tmp_path, data='text_transforms = ["strip_accents"]')
+    accents = [{"text": "\u0301" * (i + 1), "topic": "cats", "stars": 1} for i in range(9)]
+    lines = [json.dumps(row) + "\n" for row in [*accents, *rows()]]
+    (tmp_path / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
+    outputs = [run(config, "--dry-run").output, run(config).output]
+    for output in outputs:
+        assert "note: 9 of 25 train texts are left out, text_transforms leave no token" in output
+        assert "note: 9 of 25 validation texts are left out" in output
+    training = metrics(tmp_path / "out")["training"]
+    assert training["rows"] == 16
+    assert f"steps: {training['steps']} (4 an epoch)" in outputs[0]
+    golden = (tmp_path / "out" / "golden.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len({json.loads(line)["text"] for line in golden}) == 4
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_split_without_a_token_is_an_error(tmp_path: Path, split: str) -> None:
+    """Before anything is trained."""
+    config = write_run(tmp_path, data='text_transforms = ["strip_accents"]\ntest = "ROWS"')
+    (tmp_path / "accents.jsonl").write_text(json.dumps(rows()[1] | {"text": "\u0301"}) + "\n", encoding="utf-8")
+    text = config.read_text(encoding="utf-8").replace("ROWS", str(tmp_path / "rows.jsonl"))
+    text = re.sub(rf'^({split} = ").*"', rf'\1{tmp_path}/accents.jsonl"', text, flags=re.MULTILINE)
+    config.write_text(text.replace('name = "topic"', 'name = "topic"\nlabels = ["cats", "dogs"]'), encoding="utf-8")
+    result = run(config, "--dry-run")
+    assert result.exit_code == 2
+    assert f"data.text_transforms: leave no token of any text of the {split} split" in result.stderr
+
+
+def test_texts_of_a_warm_start_must_be_there(tmp_path: Path) -> None:
+    """A dry run names the pattern that matches nothing."""
+    result = run(write_run(tmp_path, more='[warm_start]\ntexts = "nothing*.jsonl"'), "--dry-run")
+    assert result.exit_code == 2
+    assert "nothing*.jsonl: no such file" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_what_is_evaluated_is_what_is_served(base_checkpoint: Path, tmp_path: Pa
     rows = write_rows(tmp_path / "rows.jsonl")
     output = tmp_path / "report"
     arguments = [str(base_checkpoint), str(tmp_path / "rows.jsonl"), "--output", str(output)]
-    result = CliRunner().invoke(app, [*arguments, "--slice", "country", "--slice", "price"])
+    result = CliRunner().invoke(app, [*arguments, "--slice", "country", "--slice", "price", "--slice", "price"])
     assert result.exit_code == 0, result.output
     served = Predictor.load(base_checkpoint).predict([str(row["text"]) for row in rows])
     answers = [answer["heads"] for answer in served]
@@ -71,12 +71,12 @@ def test_what_is_evaluated_is_what_is_served(base_checkpoint: Path, tmp_path: Pa
 
 
 def test_columns_are_those_of_training(base_checkpoint: Path, tmp_path: Path) -> None:
-    """A config names text and label columns; a head whose column is not there has no rows."""
+    """A config names text and label columns and rows to leave out; a head whose column is not there has no rows."""
     write_rows(tmp_path / "rows.jsonl", text="review", topic="area", stars="grade")
     config = tmp_path / "my.toml"
     config.write_text(
         'output = "x"\n[data]\ntrain = "unused"\ntext_column = "review"\n'
-        '[[heads]]\nname = "topic"\nkind = "single_label"\ncolumn = "area"\n',
+        'where = { country = "fr" }\n[[heads]]\nname = "topic"\nkind = "single_label"\ncolumn = "area"\n',
         encoding="utf-8",
     )
     output = tmp_path / "report"
@@ -84,7 +84,8 @@ def test_columns_are_those_of_training(base_checkpoint: Path, tmp_path: Path) ->
     result = CliRunner(env=environment).invoke(app, [str(base_checkpoint), str(tmp_path / "rows.jsonl")])
     assert result.exit_code == 0, result.output
     heads = json.loads((output / "metrics.json").read_text(encoding="utf-8"))["heads"]
-    assert (heads["topic"]["rows"], heads["mood"]["rows"], heads["stars"]) == (40, 40, {"rows": 0})
+    assert (heads["topic"]["rows"], heads["mood"]["rows"], heads["stars"]) == (30, 30, {"rows": 0})
+    assert "0 unreadable, 10 left out by where and filters" in result.output
 
 
 def test_an_older_report_is_replaced_and_nothing_else(base_checkpoint: Path, tmp_path: Path) -> None:

@@ -82,11 +82,26 @@ def test_dropouts_of_a_pretrained_model_are_overridable(tmp_path: Path) -> None:
     assert (config["attn_pdrop"], config["resid_pdrop"], config["n_embd"]) == (0.33, 0.1, 32)
 
 
+def test_a_pickle_is_not_read(tmp_path: Path) -> None:
+    """A folder with nothing but pytorch_model.bin is answered with the command that converts it."""
+    GPT2LMHeadModel(tiny_config(n_layer=1)).save_pretrained(tmp_path / "gpt2")
+    tiny_tokenizer().save(str(tmp_path / "gpt2" / "tokenizer.json"))
+    (tmp_path / "gpt2" / "model.safetensors").rename(tmp_path / "gpt2" / "pytorch_model.bin")
+    result = run(write_run(tmp_path / "run", model=f'pretrained = "{tmp_path}/gpt2"'), "--dry-run")
+    assert result.exit_code == 2
+    assert "pytorch_model.bin: is a pickle, which is not read; where you trust it, convert it" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 def test_a_warm_start_learns_the_texts(tmp_path: Path) -> None:
     """Perplexity falls below that of guessing; more texts are more tokens; it is said and kept."""
-    (tmp_path / "more.jsonl").write_text(json.dumps({"text": "birds fly well " * 40}) + "\n", encoding="utf-8")
+    lines = [{"text": "birds fly well " * 40}, {"text": "\u0301"}]  # the second has no token
+    (tmp_path / "more.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     plain = metrics(trained(write_run(tmp_path / "plain", more=WARM)))["training"]["warm_start"]
-    config = write_run(tmp_path / "more", more=WARM + f'texts = "{tmp_path}/more.jsonl"')
+    # Of these texts' rows nothing else is read: they have neither a topic nor stars.
+    data = 'where = { topic = ["cats", "dogs"] }\nfilters = ["tests.user_functions:has_topic"]\n'
+    data += 'upsample = [{ column = "topic", values = ["cats"], times = 2 }]\ntext_transforms = ["strip_accents"]'
+    config = write_run(tmp_path / "more", data=data, more=WARM + f'texts = "{tmp_path}/more.jsonl"')
     result = run(config)
     assert result.exit_code == 0, result.output
     more = metrics(tmp_path / "more" / "out")["training"]["warm_start"]

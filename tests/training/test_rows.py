@@ -120,6 +120,21 @@ def test_several_patterns(tmp_path: Path) -> None:
     assert [row["text"] for row in read(tmp_path / "c.jsonl", tmp_path / "*.jsonl")] == ["c", "a", "b"]
 
 
+def test_globs_pass_folders_over(tmp_path: Path) -> None:
+    """A folder of a matching name is no file."""
+    (tmp_path / "a.jsonl").mkdir()
+    (tmp_path / "b.jsonl").write_text('{"text": "b"}\n\n{"text": "c"}\n \n', encoding="utf-8")
+    assert [row["text"] for row in read(tmp_path / "*.jsonl")] == ["b", "c"]  # blank lines are no rows
+    with pytest.raises(DataError, match="no such file"):
+        read(tmp_path / "a.*")
+
+
+def test_a_full_disk_is_one_line() -> None:
+    """It says how to take another folder."""
+    with pytest.raises(DataError, match=r"rows cannot be written .*TMPDIR names another folder"):
+        write_rows(Path("/nowhere/n.arrow"), iter(()), pyarrow.schema([("n", pyarrow.int64())]))
+
+
 def test_kinds_are_not_mixed(tmp_path: Path) -> None:
     """A CSV beside a JSONL is an error that names both."""
     (tmp_path / "a.csv").touch()
@@ -153,6 +168,21 @@ def test_a_hub_data_set_without_a_card(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     (tmp_path / "train.jsonl").write_text(json.dumps({"text": "one", "tags": ["x"]}) + "\n", encoding="utf-8")
     assert list(open_hub(str(tmp_path), None)["train"].rows) == [{"text": "one", "tags": ["x"]}]
+
+
+def test_a_corpus_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own test split is taken, and validation, which it lacks, is held out of train."""
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    for split, count in (("train", 100), ("test", 5)):
+        lines = [json.dumps({"text": f"{split} {n}", "topic": "ab"[n % 2]}) + "\n" for n in range(count)]
+        (tmp_path / "hub").mkdir(exist_ok=True)
+        (tmp_path / "hub" / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+    config = DataConfig(hub=str(tmp_path / "hub"), validation_share=0.2)
+    corpus = read_corpus(config, [HeadConfig(name="topic", kind="single_label")], tmp_path / "scratch")
+    assert corpus.test is not None
+    assert list(corpus.test.texts) == [f"test {n}" for n in range(5)]
+    assert 5 < len(corpus.validation) < 40
+    assert sorted([*corpus.train.texts, *corpus.validation.texts]) == sorted(f"train {n}" for n in range(100))
 
 
 def test_a_hub_data_set_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,15 @@ def test_a_mistake_is_one_line(tmp_path: Path, old: str, new: str, message: str)
     assert result.stderr.count("\n") == 1, result.stderr
     assert re.search(f"^polyhead-train: .*{message}", result.stderr), result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_scratch_folder_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the system refuses is no traceback."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    result = CliRunner().invoke(app, [str(write_config(tmp_path))])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("polyhead-train: [Errno 2] No such file or directory: ")
+    assert result.stderr.count("\n") == 1
 
 
 def test_the_example_can_be_printed() -> None:

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from polyhead.checkpoint import Architecture
 from polyhead.errors import describe
@@ -24,7 +24,7 @@ train = "reviews.csv"                # .csv, .jsonl, .parquet or .arrow: a path,
 text_column = "text"                 # or text_template = "{title}. {body}"
 
 [model]                              # from scratch, with a byte-level BPE of its own;
-max_length = 256                     # or add: pretrained = "gpt2"
+max_length = 256                     # pretrained = "gpt2" would take the place of the next line
 gpt2 = { n_layer = 2, n_embd = 192, n_head = 4, vocab_size = 8000 }
 
 [[heads]]
@@ -44,15 +44,18 @@ learning_rate = 1e-3
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class UpsampleConfig(_Section):
-    """Repeats the training rows whose `column` holds one of `values`, so that each stands there `times` times."""
+    """Repeats the training rows whose `column` holds one of `values`, so that each stands there `times` times.
+
+    Values are those of the file, before label_transforms.
+    """
 
     column: str
     values: list[str] = Field(min_length=1)
-    times: int = Field(ge=2)
+    times: int = Field(ge=2, le=10_000)
 
 
 class DataConfig(_Section):
@@ -63,7 +66,7 @@ class DataConfig(_Section):
         text_transforms: by name, which become part of the tokenizer and so hold in serving too: ``strip``,
             ``collapse_whitespace``, ``lowercase``, ``strip_accents``, ``nfc``, ``nfkc``; or ``package.module:function``
             (text to text), which runs in training and evaluation only.
-        where: keeps the rows that have this value, or one of these, in that column.
+        where: keeps the rows that have this value, or one of these, in that column, before label_transforms.
         filters: ``package.module:function``s; keeps the rows for which each returns true, given the row as a dict.
         split: how rows are held out where validation or test are not given. ``hash`` is stable as data grows;
             ``stratified`` keeps each share of `stratify_by` (a single_label head; the first of them if not given).
@@ -96,6 +99,13 @@ class DataConfig(_Section):
     upsample: list[UpsampleConfig] = []
     augment: list[str] = []
     augment_copies: int = Field(default=1, ge=1)
+
+    @field_validator("train", "validation", "test")
+    @classmethod
+    def _name_files(cls, paths: str | list[str] | None) -> str | list[str] | None:
+        if paths is not None and not paths:
+            raise ValueError("must name at least one file")
+        return paths
 
     @model_validator(mode="after")
     def _agree(self) -> DataConfig:
@@ -154,9 +164,15 @@ class HeadConfig(_Section):
             "class_weights": ("single_label",),
             "positive_weights": ("multi_label",),
             "label_smoothing": ("single_label", "multi_label"),
+            "label_transforms": ("single_label", "multi_label"),
+            "separator": ("single_label", "multi_label"),
         }.items():
-            if getattr(self, field) and self.kind not in kinds:
+            if getattr(self, field) != type(self).model_fields[field].default and self.kind not in kinds:
                 raise ValueError(f"{field} goes with kind {' or '.join(kinds)}, not {self.kind}")
+        if self.y_range is not None and not self.y_range[0] < self.y_range[1]:
+            raise ValueError(f"y_range must be two numbers, the lower first, got {list(self.y_range)}")
+        if self.parent_of is not None and self.parent is None:
+            raise ValueError("parent_of goes with parent")
         return self
 
 
@@ -285,6 +301,20 @@ class TrainingConfig(_Section):
     training: FitConfig = FitConfig()
     calibration: CalibrationConfig = CalibrationConfig()
 
+    @model_validator(mode="after")
+    def _agree(self) -> TrainingConfig:
+        names = [head.name for head in self.heads]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"heads: names must be unique, {twice!r} occurs twice")
+        for head in self.heads:
+            others = [other.name for other in self.heads if other.kind == "single_label" and other is not head]
+            if head.parent is not None and head.parent not in others:
+                raise ValueError(
+                    f"heads: {head.name!r}: parent must be one of the other single_label heads {others}, "
+                    f"got {head.parent!r}"
+                )
+        return self
+
 
 def read_config(path: Path) -> TrainingConfig:
     """Reads and validates the TOML file.
@@ -293,7 +323,7 @@ def read_config(path: Path) -> TrainingConfig:
         ConfigError: names the file, the field, the value and what is allowed.
     """
     try:
-        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+        fields = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
     except tomllib.TOMLDecodeError as error:

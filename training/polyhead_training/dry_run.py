@@ -39,17 +39,19 @@ def dry_run(config: TrainingConfig, say: Callable[[str], None]) -> None:
         for line in describe_corpus(corpus):
             say(line)
         prepared = prepare(config, corpus, Path(scratch), lambda _: None)
+        for note in prepared.notes:
+            say(note)
         model = prepared.fitted.model
         if config.lora is not None:
             add_adapters(model, config.lora, config.training.freeze_layers)
         total, trained = parameter_counts(model)
         say(_describe_lengths(prepared.train))
         say(f"parameters: {total:,} in total, {trained:,} trained")
-        tokens = prepared.train.read / len(corpus.train) * config.training.batch_size
+        tokens = prepared.train.read / len(prepared.train.rows) * config.training.batch_size
         memory = estimate_memory(config.training, model.config, total, trained, tokens)
         parts = ", ".join(f"{name} {size / 2**20:,.1f}" for name, size in memory.items())
         say(f"memory a process, estimated: {sum(memory.values()) / 2**20:,.1f} MiB ({parts})")
-        a_epoch, steps, evaluations = count_steps(config.training, len(corpus.train), arguments.world_size)
+        a_epoch, steps, evaluations = count_steps(config.training, len(prepared.train.rows), arguments.world_size)
         say(f"steps: {steps:,} ({a_epoch:,} an epoch), {evaluations:,} evaluations")
 
 

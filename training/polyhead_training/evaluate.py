@@ -86,7 +86,7 @@ def evaluate_files(
             raise ConfigError(f"--device {device!r}: allowed are cpu and cuda")
         predictor = Predictor.load(checkpoint, device)
         columns, heads = _settings(checkpoint, config, data, text_column, predictor.schema)
-        evaluation = _evaluate_files(predictor, data, columns, heads, slices or [], console, say)
+        evaluation = _evaluate_files(predictor, data, columns, heads, list(dict.fromkeys(slices or ())), console, say)
         with staged_folder(target) as fresh:
             write_report(
                 fresh,

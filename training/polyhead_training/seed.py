@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from polyhead.checkpoint import Architecture, Spec, check_output
 from polyhead.errors import PolyheadError, describe, one_line
 from polyhead.schema import Head, HeadKind, Schema
-from polyhead_training.config import DataConfig, HeadConfig
+from polyhead_training.config import DataConfig
 from polyhead_training.errors import ConfigError
+from polyhead_training.model.pickled import refuse_pickle
 
 EXAMPLE = """\
 architecture = "hidden_state_concat"   # GPT2HiddenStateConcatForSequenceClassification, or "base"
@@ -38,12 +39,6 @@ labels = ["news", "sport", "science"]  # in index order
 [[heads]]
 name = "stars"
 """
-
-TO_SAFETENSORS = (
-    'python -c "import torch; from safetensors.torch import save_file; '
-    "save_file({k: v.clone() for k, v in torch.load('pytorch_model.bin', weights_only=True).items()}, "
-    "'model.safetensors')\""
-)
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -112,7 +107,7 @@ def read_import_config(path: Path) -> ImportConfig:
         ConfigError: names the file, the field and the value.
     """
     try:
-        return ImportConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return ImportConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig")))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
     except tomllib.TOMLDecodeError as error:
@@ -132,12 +127,14 @@ def import_checkpoint(folder: Path, config: ImportConfig, output: Path) -> float
     schema = imported_schema(config)
     spec = _spec(config)
     # Here, since they import transformers.
+    from polyhead_training.data.texts import read_texts
     from polyhead_training.fitting.written import Fitted, write
     from polyhead_training.model.tokenizer import pretrained_tokenizer
 
     model = _model(folder, weights, spec, schema)
     with tempfile.TemporaryDirectory(prefix="polyhead-import-") as scratch:
-        texts = _texts(config, schema, Path(scratch))
+        data = DataConfig(train=config.texts, text_column=config.text_column)
+        texts = read_texts(config.texts, data, Path(scratch))
         fitted = Fitted(model, spec, schema, pretrained_tokenizer(str(folder)))
         return write(output, fitted, texts, rows=config.golden_rows, seed=0)
 
@@ -179,11 +176,7 @@ def _weights_file(folder: Path) -> Path:
     weights = folder / "model.safetensors"
     if weights.is_file():
         return weights
-    if (folder / "pytorch_model.bin").is_file():
-        raise ConfigError(
-            f"{folder / 'pytorch_model.bin'}: is a pickle, which is not read; where you trust it, convert it to "
-            f"model.safetensors in that folder: {TO_SAFETENSORS}"
-        )
+    refuse_pickle(folder)
     raise ConfigError(f"{weights}: is missing")
 
 
@@ -227,14 +220,6 @@ def _model(folder: Path, weights: Path, spec: Spec, schema: Schema) -> Any:
             )
     model.load_state_dict(tensors)
     return model.eval()
-
-
-def _texts(config: ImportConfig, schema: Schema, scratch: Path) -> Any:
-    from polyhead_training.data.texts import read_texts
-
-    heads = [HeadConfig(name=head.name, kind=head.kind) for head in schema]
-    data = DataConfig(train=config.texts, text_column=config.text_column)
-    return read_texts(config.texts, data, heads, schema, scratch)
 
 
 def _print_example(wanted: bool) -> None:

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from polyhead.errors import PolyheadError
+from polyhead.errors import PolyheadError, one_line
 from polyhead_training.config import EXAMPLE, TrainingConfig, read_config
 from polyhead_training.errors import Interrupted
 
@@ -78,9 +78,9 @@ def train(
         if is_first:
             print(f"polyhead-train: {_how_to_go_on(error, config, output)}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
-    except PolyheadError as error:
+    except (PolyheadError, OSError) as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # each machine of several may have its own trouble
-            print(f"polyhead-train: {error}", file=sys.stderr)
+            print(f"polyhead-train: {one_line(error)}", file=sys.stderr)
         raise typer.Exit(2) from None
     if result is not None:
         _sum_up(result, settings, console)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from polyhead.encode import UnreadableTextError, read_text
 from polyhead_training.data.functions import UserFunction
@@ -25,24 +25,28 @@ class Augmentation:
         self.functions = [UserFunction.named(name, "data.augment") for name in names]
         self.copies, self.seed = copies, seed
         self.made = 0
-        self.blank = 0
+        self.blank = self.held_out = 0
 
     @property
     def note(self) -> str:
         """What was done so far."""
         blank = f"; {self.blank} more were blank and left out" if self.blank else ""
-        return f"augment: added {self.made} training rows{blank}"
+        held_out = f"; {self.held_out} more had the text of a held-out row and were left out" if self.held_out else ""
+        return f"augment: added {self.made} training rows{blank}{held_out}"
 
-    def copies_of(self, row: Row, number: int, place: str) -> Iterator[Row]:
-        """The copies of the training row with this number."""
-        for function in self.functions:
+    def copies_of(self, row: Row, number: int, place: str, is_held_out: Callable[[str], bool]) -> Iterator[Row]:
+        """The copies of the training row with this number, but those whose text is held out."""
+        for position, function in enumerate(self.functions):
             for copy in range(self.copies):
-                generator = random.Random(f"{self.seed} {function.name} {number} {copy}")
+                generator = random.Random(f"{self.seed} {position} {function.name} {number} {copy}")
                 text = function.text(row["text"], generator, place=place)
                 try:
                     text = read_text(text)
                 except UnreadableTextError:
                     self.blank += 1
+                    continue
+                if is_held_out(text):
+                    self.held_out += 1
                     continue
                 self.made += 1
                 yield row | {"text": text}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -15,10 +16,10 @@ from numpy.typing import NDArray
 from polyhead.schema import Schema
 from polyhead_training.config import DataConfig, HeadConfig
 from polyhead_training.data.augmentation import Augmentation
-from polyhead_training.data.labels import learn_schema, to_vector
+from polyhead_training.data.labels import count_contradictions, learn_schema, to_vector
 from polyhead_training.data.rows import Row, Table, open_files, open_hub, write_rows
-from polyhead_training.data.splits import find_overlaps, hold_out, is_repeat
-from polyhead_training.data.staging import Indices, Recipe, Staged, stage
+from polyhead_training.data.splits import find_overlaps, hold_out, is_repeat, position_to_stratify_by
+from polyhead_training.data.staging import Indices, Recipe, Staged, joined, stage
 from polyhead_training.errors import DataError
 
 SPLITS = ("train", "validation", "test")
@@ -31,10 +32,12 @@ class Split:
     Attributes:
         rows: ``text`` (never blank), ``labels`` and the metadata columns that were asked for, as text; memory-mapped.
         dropped: how many rows had a blank or unreadable text.
+        filtered: how many rows were left out by ``where`` and ``filters``.
     """
 
     rows: datasets.Dataset
     dropped: int = 0
+    filtered: int = 0
 
     @property
     def texts(self) -> Sequence[str]:
@@ -87,6 +90,8 @@ def read_corpus(config: DataConfig, heads: Sequence[HeadConfig], scratch: Path, 
         DataError: a file, column, row or label is not as the config says; names it and what is allowed.
         SchemaError: the heads contradict themselves.
     """
+    if config.split == "stratified":
+        position_to_stratify_by(config, heads)  # also where nothing is held out
     recipe = Recipe(config, heads)
     augmentation = Augmentation(config.augment, config.augment_copies, seed) if config.augment else None
     scratch.mkdir(parents=True, exist_ok=True)
@@ -97,14 +102,21 @@ def read_corpus(config: DataConfig, heads: Sequence[HeadConfig], scratch: Path, 
         notes = [_filtered(name, staged) for name, staged in sources.items() if staged.filtered]
         notes += _clean(parts, config)
         _check_filled(parts)
-        placed = ((whole.place_of(row), [row[cell] for cell in recipe.cells]) for row in whole.read(recipe.cells))
-        schema = learn_schema(heads, placed, whole.source)
-        notes += _upsample(parts, config)
+        schema = learn_schema(heads, _placed(whole, recipe), whole.source)
+        for staged in sources.values():
+            notes += [
+                f"parent_of: {count} rows of {staged.source} contradict that of head {head!r}, first {place}"
+                for head, (count, place) in count_contradictions(heads, _placed(staged, recipe)).items()
+            ]
+        notes += _upsample(parts, recipe)
+        others = [part for name, part in parts.items() if augmentation is not None and name != "train"]
+        held_out = {key for part in others for key in _text_keys(*part).tolist()}
         splits = {}
         for name, (staged, indices) in parts.items():
-            rows = _finish(staged, indices, recipe, schema, augmentation if name == "train" else None)
+            rows = _finish(staged, indices, recipe, schema, augmentation if name == "train" else None, held_out)
             written = write_rows(scratch / f"{name}.arrow", rows, _row_schema(schema))
-            splits[name] = Split(written, staged.dropped if name == "train" or staged is not whole else 0)
+            is_source = name == "train" or staged is not whole
+            splits[name] = Split(written, *((staged.dropped, staged.filtered) if is_source else ()))
     if augmentation is not None:
         notes.append(augmentation.note)
     notes += [
@@ -139,14 +151,14 @@ def read_split(
     if reserved := sorted({"text", "labels"} & set(metadata)):
         raise DataError(f"metadata column {reserved[0]!r}: this name is taken by the rows' own column")
     scratch.mkdir(parents=True, exist_ok=True)
-    source = _joined(paths)
+    source = joined(paths)
     with tempfile.TemporaryDirectory(prefix="staged-", dir=scratch) as staging:
         staged = stage(open_files(paths), recipe, source, Path(staging) / "rows.arrow", lenient=True)
         if not len(staged.rows):
             raise DataError(f"{source}: has no row with a text{_left_out(staged)}")
         rows = _finish(staged, np.arange(len(staged.rows)), recipe, schema)
         written = write_rows(scratch / "evaluation.arrow", rows, _row_schema(schema, metadata))
-    return Split(written, staged.dropped)
+    return Split(written, staged.dropped, staged.filtered)
 
 
 def _stage_sources(config: DataConfig, recipe: Recipe, folder: Path) -> dict[str, Staged]:
@@ -157,7 +169,7 @@ def _stage_sources(config: DataConfig, recipe: Recipe, folder: Path) -> dict[str
     else:
         files = {"train": config.train, "validation": config.validation, "test": config.test}
         # All are opened before any is read: a name that matches nothing is said at once.
-        sources = {name: (_joined(paths), open_files(paths)) for name, paths in files.items() if paths is not None}
+        sources = {name: (joined(paths), open_files(paths)) for name, paths in files.items() if paths is not None}
     for_train = [up.column for up in config.upsample]
     if config.split_column is not None:
         for_train.append(config.split_column)
@@ -181,8 +193,12 @@ def _to_parts(
     return {name: parts[name] for name in SPLITS if name in parts}
 
 
-def _joined(paths: str | list[str]) -> str:
-    return paths if isinstance(paths, str) else ", ".join(paths)
+def _placed(staged: Staged, recipe: Recipe) -> Iterator[tuple[str, list[Any]]]:
+    return ((staged.place_of(row), [row[cell] for cell in recipe.cells]) for row in staged.read(recipe.cells))
+
+
+def _text_keys(staged: Staged, indices: Indices) -> NDArray[np.int64]:
+    return staged.numbers("text_key")[indices]
 
 
 def _filtered(name: str, staged: Staged) -> str:
@@ -199,14 +215,15 @@ def _check_filled(parts: dict[str, tuple[Staged, Indices]]) -> None:
         if not len(staged.rows):
             raise DataError(f"{staged.source}: the {name} split has no row with a text{_left_out(staged)}")
         if not len(indices):
-            raise DataError(
-                f"{staged.source}: of {len(staged.rows)} rows none is left for {name}; see data.{name}_share"
-            )
+            hint = f"data.{name}_share"
+            if name == "train":
+                hint = "data.validation_share, data.test_share and data.drop_leaks"
+            raise DataError(f"{staged.source}: of {len(staged.rows)} rows none is left for {name}; see {hint}")
 
 
 def _clean(parts: dict[str, tuple[Staged, Indices]], config: DataConfig) -> list[str]:
     """Counts leaks and duplicates, and takes from train what the config wants dropped."""
-    keys = {name: staged.numbers("text_key")[indices] for name, (staged, indices) in parts.items()}
+    keys = {name: _text_keys(*part) for name, part in parts.items()}
     notes = []
     staged, train = parts["train"]
     leaked = np.isin(keys["train"], np.concatenate([keys[name] for name in parts if name != "train"] or [[]]))
@@ -219,7 +236,7 @@ def _clean(parts: dict[str, tuple[Staged, Indices]], config: DataConfig) -> list
     if config.drop_leaks and leaked.any():
         notes.append(f"drop_leaks: took {leaked.sum()} of {len(train)} rows out of train")
         train = train[~leaked]
-    repeats = is_repeat(staged.numbers("text_key")[train])
+    repeats = is_repeat(_text_keys(staged, train))
     if repeats.any():
         twins = is_repeat(staged.numbers("row_key")[train])
         note = (
@@ -235,19 +252,25 @@ def _clean(parts: dict[str, tuple[Staged, Indices]], config: DataConfig) -> list
     return notes
 
 
-def _upsample(parts: dict[str, tuple[Staged, Indices]], config: DataConfig) -> list[str]:
-    if not config.upsample:
+def _upsample(parts: dict[str, tuple[Staged, Indices]], recipe: Recipe) -> list[str]:
+    if not recipe.config.upsample:
         return []
     staged, train = parts["train"]
     times = staged.numbers("times")[train]
     parts["train"] = staged, np.repeat(train, times)
-    return [f"upsample: repeats {(times > 1).sum()} of {len(train)} training rows, {times.sum()} rows in all"]
+    notes = [f"upsample: repeats {(times > 1).sum()} of {len(train)} training rows, {times.sum()} rows in all"]
+    return notes + [f"upsample: no row has one of {up.values} in column {up.column!r}" for up in recipe.idle_upsample]
 
 
 def _finish(
-    staged: Staged, indices: Indices, recipe: Recipe, schema: Schema, augmentation: Augmentation | None = None
+    staged: Staged,
+    indices: Indices,
+    recipe: Recipe,
+    schema: Schema,
+    augmentation: Augmentation | None = None,
+    held_out: Container[int] = (),
 ) -> Iterator[Row]:
-    """Rows as a `Split` holds them."""
+    """Rows as a `Split` holds them; no copy of a row has a text whose key is held out."""
     columns = [reader.column for reader in recipe.readers]
     metadata = {name: f"metadata_{i}" for i, name in enumerate(recipe.metadata)}
     for number, row in enumerate(staged.read(["text", *recipe.cells, *metadata.values()], indices)):
@@ -256,7 +279,7 @@ def _finish(
         finished = {"text": row["text"], "labels": labels} | {name: row[key] for name, key in metadata.items()}
         yield finished
         if augmentation is not None:
-            yield from augmentation.copies_of(finished, number, place)
+            yield from augmentation.copies_of(finished, number, place, lambda text: recipe.text_key(text) in held_out)
 
 
 def _row_schema(schema: Schema, metadata: Sequence[str] = ()) -> pyarrow.Schema:

@@ -35,9 +35,10 @@ class UserFunction:
             raise ConfigError(f"{field} {name!r}: must be one of {allowed}")
         try:
             function = getattr(importlib.import_module(module), attribute)
-        except Exception as error:  # a module may raise anything when it is imported
+        except (Exception, SystemExit) as error:  # a module may raise anything when it is imported
             raise ConfigError(
-                f"{field} {name!r}: cannot be imported ({one_line(error)}); install its package or set PYTHONPATH"
+                f"{field} {name!r}: cannot be imported ({type(error).__name__}: {one_line(error)}); "
+                "install its package or set PYTHONPATH"
             ) from error
         if not callable(function):
             raise ConfigError(f"{field} {name!r}: must be a function, got {type(function).__name__}")
@@ -47,7 +48,7 @@ class UserFunction:
         """Calls it; what it raises becomes a DataError that names the row."""
         try:
             return self.function(*arguments)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise DataError(
                 f"{place}: {self.field} {self.name!r} failed ({type(error).__name__}: {one_line(error)})"
             ) from error

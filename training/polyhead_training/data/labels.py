@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from polyhead.errors import SchemaError, describe
 from polyhead.schema import Head, Schema
 from polyhead_training.config import HeadConfig
 from polyhead_training.data.functions import UserFunction
+from polyhead_training.data.rows import as_text
 from polyhead_training.errors import DataError
 
 Cell = list[str] | float | None
 """A head's labels of one row, at most one if it is single_label; the number of a regression; None if unknown."""
 
 LABEL_TRANSFORMS: dict[str, Callable[[str], str]] = {"strip": str.strip, "lowercase": str.lower}
+
+LARGEST = float(np.finfo(np.float32).max)  # labels are stored as float32
 
 
 class CellReader:
@@ -43,6 +48,8 @@ class CellReader:
             DataError: the cell holds neither; it names row and column.
         """
         place = f"{row}: column {self.column!r}"
+        if isinstance(value, float) and math.isnan(value):
+            value = None  # as data frames have it
         if self.config.kind == "regression":
             return self._number(value, place)
         if value is None or (value == "" and self.config.kind == "single_label"):
@@ -52,24 +59,22 @@ class CellReader:
         values = self.split(value)
         if not isinstance(values, list):
             raise DataError(f"{place}: a multi_label head needs a list of labels or a text, got {value!r}")
-        labels = (self._label(tag, place) for tag in values if tag is not None)
+        labels = (self._label(tag, place) for tag in values if as_text(tag) is not None)
         return list(dict.fromkeys(label for label in labels if label))
 
     def split(self, value: Any) -> Any:
-        """The labels of a text cell, a JSON list or parts between separators; other values as they are."""
-        if not isinstance(value, str) or self.config.kind != "multi_label":
+        """The labels of a multi_label head's text cell: a list, or parts between separators; others as they are."""
+        if not isinstance(value, str | bytes):
             return value
-        if value.startswith("["):
-            try:
-                return json.loads(value)
-            except json.JSONDecodeError:
-                pass  # a label may well begin with a bracket
-        return [tag.strip() for tag in value.split(self.config.separator) if tag.strip()]
+        text = (as_text(value) or "").strip()
+        if text.startswith("[") and (found := _spelled_list(text)) is not None:
+            return found
+        return [tag.strip() for tag in text.split(self.config.separator) if tag.strip()]
 
     def _label(self, value: Any, place: str) -> str:
-        if not isinstance(value, str | int | float):  # a bool is an int
+        if not isinstance(value, str | bytes | int | float):  # a bool is an int
             raise DataError(f"{place}: a label is a text or a number, got {type(value).__name__} {value!r}")
-        label = str(value)
+        label = as_text(value) or ""
         for transform in self._transforms:
             label = transform.text(label, place=place) if isinstance(transform, UserFunction) else transform(label)
         try:
@@ -83,14 +88,30 @@ class CellReader:
             return None
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
-        if not math.isfinite(number):
-            raise DataError(f"{place}: a regression needs finite numbers, got {value!r}")
+        if not abs(number) <= LARGEST:
+            raise DataError(f"{place}: a regression needs finite numbers in float32's range, got {value!r}")
         lowest, highest = self.config.y_range or (-math.inf, math.inf)
         if not lowest <= number <= highest:
             raise DataError(f"{place}: must lie in the y_range {lowest:g} to {highest:g}, got {value!r}")
         return number
+
+
+def _spelled_list(text: str) -> list[Any] | None:
+    """The list that a text spells in JSON or, as pandas writes it, in Python; a label may also begin with a bracket."""
+    try:
+        return list(json.loads(text))
+    except (ValueError, RecursionError):
+        pass
+    try:
+        found = ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
+    if not isinstance(found, list) or not all(isinstance(part, str | int | float | None) for part in found):
+        return None
+    # Python joins neighbouring texts: ['a' 'b'], as numpy writes it, is no list of one label "ab".
+    return found if "".join(repr(found).split()) == "".join(text.split()) else None
 
 
 def learn_schema(configs: Sequence[HeadConfig], rows: Iterable[tuple[str, Sequence[Cell]]], source: str) -> Schema:
@@ -138,6 +159,29 @@ def _learn_parent(parents: dict[str, tuple[str, str]], config: HeadConfig, label
             f"{place}: label {label!r} of head {config.name!r} stands below {parent!r} of {config.parent!r}, "
             f"but below {known!r} in {first}; a label has one parent"
         )
+
+
+def count_contradictions(
+    configs: Sequence[HeadConfig], rows: Iterable[tuple[str, Sequence[Cell]]]
+) -> dict[str, tuple[int, str]]:
+    """By head, how many rows contradict the `parent_of` that the config gives, and the first one's place.
+
+    Args:
+        rows: as for `learn_schema`.
+    """
+    position = {config.name: i for i, config in enumerate(configs)}
+    given = [
+        (i, position[c.parent], c.parent_of) for i, c in enumerate(configs) if c.parent in position and c.parent_of
+    ]
+    found: dict[str, tuple[int, str]] = {}
+    for place, cells in rows if given else ():
+        for child, parent, parent_of in given:
+            if not cells[child] or not cells[parent]:
+                continue
+            if parent_of.get(cells[child][0], cells[parent][0]) != cells[parent][0]:
+                count, first = found.get(configs[child].name, (0, place))
+                found[configs[child].name] = count + 1, first
+    return found
 
 
 def _to_head(config: HeadConfig, labels: list[str], parents: dict[str, str]) -> Head:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import glob
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -75,23 +76,53 @@ def open_hub(name: str, config: str | None) -> dict[str, Table]:
     return {split: Table(f"{name}[{split}]", _naming(_read_hub(loaded[split]), place)) for split in splits}
 
 
+def as_text(value: Any) -> str | None:
+    """A cell as text, None where it is missing: the same number or truth value reads alike in every format.
+
+    Missing is also NaN, which data frames have. Bytes that are not UTF-8 become lone surrogates.
+    """
+    match value:
+        case None:
+            return None
+        case bool():
+            return "true" if value else "false"
+        case float() if math.isnan(value):
+            return None
+        case float() if value.is_integer():
+            return str(int(value))
+        case bytes():
+            return value.decode("utf-8", "surrogateescape")
+        case _:
+            return str(value)
+
+
 def write_rows(path: Path, rows: Iterable[Row], schema: pyarrow.Schema) -> datasets.Dataset:
-    """Writes rows to an Arrow file as they come, and maps it into memory."""
+    """Writes rows to an Arrow file as they come, and maps it into memory.
+
+    Raises:
+        DataError: there is no room for it.
+    """
     part = path.with_name(path.name + ".part")
-    with pyarrow.ipc.new_stream(str(part), schema) as writer:
-        batch: list[Row] = []
-        for row in rows:
-            batch.append(row)
-            if len(batch) == ROWS_A_BATCH:
-                writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
-                batch.clear()
-        writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
-    os.replace(part, path)  # what is mapped from an older file of this name stays as it was
+    try:
+        with pyarrow.ipc.new_stream(str(part), schema) as writer:
+            batch: list[Row] = []
+            for row in rows:
+                batch.append(row)
+                if len(batch) == ROWS_A_BATCH:
+                    writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
+                    batch.clear()
+            writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
+        os.replace(part, path)  # what is mapped from an older file of this name stays as it was
+    except OSError as error:
+        raise DataError(f"{path.parent}: rows cannot be written ({error}); TMPDIR names another folder") from error
     return datasets.Dataset.from_file(str(path))
 
 
 def _expand(pattern: str) -> list[str]:
-    paths = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))
+    if Path(pattern).exists():
+        paths = [pattern]
+    else:
+        paths = sorted(path for path in glob.glob(pattern, recursive=True) if not Path(path).is_dir())
     if not paths:
         raise DataError(f"{pattern}: no such file; paths are relative to {Path.cwd()}")
     for path in paths:
@@ -128,6 +159,8 @@ def _read_csv(path: str) -> Iterator[Row]:
 def _read_jsonl(path: str) -> Iterator[Row]:
     with Path(path).open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
+            if line.isspace():
+                continue
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:

@@ -61,17 +61,26 @@ def hold_out_stratified(
     return {name: np.flatnonzero(row_sides == side) for side, name in enumerate(["train", *names])}
 
 
+def position_to_stratify_by(config: DataConfig, heads: Sequence[HeadConfig]) -> int:
+    """The position of the head whose labels keep their shares.
+
+    Raises:
+        ConfigError: `stratify_by` names no single_label head, or there is none.
+    """
+    candidates = {head.name: i for i, head in enumerate(heads) if head.kind == "single_label"}
+    name = config.stratify_by or next(iter(candidates), None)
+    if name not in candidates:
+        raise ConfigError(f"data.stratify_by {name!r}: must be one of the single_label heads {list(candidates)}")
+    return candidates[name]
+
+
 def hold_out(
     staged: Staged, config: DataConfig, heads: Sequence[HeadConfig], shares: Mapping[str, float], seed: int
 ) -> dict[str, Indices]:
     """Train and a split a share, as the config says."""
     if config.split == "hash":
         return hold_out_by_hash(staged.numbers("place"), shares)
-    candidates = [head.name for head in heads if head.kind == "single_label"]
-    name = config.stratify_by or next(iter(candidates), None)
-    if name not in candidates:
-        raise ConfigError(f"data.stratify_by {name!r}: must be one of the single_label heads {candidates}")
-    column = f"cell_{[head.name for head in heads].index(name)}"
+    column = f"cell_{position_to_stratify_by(config, heads)}"
     codes: dict[Any, int] = {}
     cells = (tuple(row[column] or ()) for row in staged.read([column]))  # a missing label is a class of its own
     classes = np.fromiter((codes.setdefault(cell, len(codes)) for cell in cells), np.int64, len(staged.rows))

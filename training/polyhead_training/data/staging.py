@@ -21,9 +21,9 @@ from polyhead.encode import UnreadableTextError, read_text
 from polyhead_training.config import DataConfig, HeadConfig
 from polyhead_training.data.functions import UserFunction
 from polyhead_training.data.labels import CellReader
-from polyhead_training.data.rows import ROWS_A_BATCH, Row, Table, write_rows
+from polyhead_training.data.rows import ROWS_A_BATCH, Row, Table, as_text, write_rows
 from polyhead_training.errors import ConfigError, DataError
-from polyhead_training.model.tokenizer import TRANSFORMS
+from polyhead_training.model.tokenizer import TRANSFORMS, named_normalizer
 
 Indices = NDArray[np.int64]
 
@@ -36,8 +36,9 @@ class Staged:
         source: the paths or the hub's name, for messages.
         tables: the names of its files.
         rows: ``text``, a ``cell_i`` a head, a ``metadata_i`` a metadata column; ``table`` and ``row``, where it stood;
-            ``text_key`` and ``row_key``, equal where the folded texts, or these and all cells, are; ``place``, a
-            fraction in [0, 1) by a hash of what it is split by; ``times``, how often it shall stand in training.
+            ``text_key`` and ``row_key``, equal where the texts, transformed and folded, or these and all cells, are;
+            ``place``, a fraction in [0, 1) by a hash of what it is split by; ``times``, how often it shall stand in
+            training.
         dropped: rows whose text is blank or unreadable.
         filtered: rows left out by ``where`` and ``filters``.
     """
@@ -83,7 +84,9 @@ class Recipe:
             for name in config.text_transforms
             if name not in TRANSFORMS
         ]
-        self._splitters = {reader.column: reader for reader in self.readers}
+        self.idle_upsample = list(config.upsample)  # without a row as yet
+        self._normalizer = named_normalizer(config.text_transforms)
+        self._splitters = {reader.column: reader for reader in self.readers if reader.config.kind == "multi_label"}
 
     @property
     def columns(self) -> list[str]:
@@ -134,23 +137,31 @@ class Recipe:
             text = transform.text(text, place=place)
         text = read_text(text)
         cells = [reader.read(row.get(reader.column), place) for reader in self.readers]
-        split_by = row.get(config.split_column) if config.split_column is not None else None
-        folded = _fold(text)
+        split_by = as_text(row.get(config.split_column)) if config.split_column is not None else None
+        folded = self._folded(text)
+        upsample = [up for up in config.upsample if self._holds(row, up.column, up.values)]
+        self.idle_upsample = [up for up in self.idle_upsample if up not in upsample]
         return {
             "text": text,
             "text_key": _key(folded),
             "row_key": _key(repr((folded, [sorted(cell) if isinstance(cell, list) else cell for cell in cells]))),
-            "place": _fraction(_fold(source) if split_by is None else str(split_by)),
-            "times": max((up.times for up in config.upsample if self._holds(row, up.column, up.values)), default=1),
+            "place": _fraction(_fold(source) if split_by is None else split_by),
+            "times": max((up.times for up in upsample), default=1),
             **{f"cell_{i}": cell for i, cell in enumerate(cells)},
-            **{f"metadata_{i}": _storable(_plain(row.get(name))) for i, name in enumerate(self.metadata)},
+            **{f"metadata_{i}": _storable(as_text(row.get(name))) for i, name in enumerate(self.metadata)},
         }
 
-    def _text(self, row: Row) -> str | bytes:
+    def text_key(self, text: str) -> int:
+        """Equal for texts that the model reads alike, but for case and white space."""
+        return _key(self._folded(text))
+
+    def _folded(self, text: str) -> str:
+        return _fold(text if self._normalizer is None else self._normalizer.normalize_str(text))
+
+    def _text(self, row: Row) -> str:
         if self.template is None:
-            value = row.get(self.config.text_column)
-            return value if isinstance(value, bytes) else _plain(value) or ""
-        parts = [_part(row.get(field)) if field is not None else "" for _, field in self.template]
+            return as_text(row.get(self.config.text_column)) or ""
+        parts = [as_text(row.get(field)) or "" if field is not None else "" for _, field in self.template]
         if not any(part.strip() for part in parts):
             return ""  # the template's own letters make no text
         return "".join(literal + part for (literal, _), part in zip(self.template, parts, strict=True))
@@ -160,7 +171,7 @@ class Recipe:
         cell = row.get(column)
         if column in self._splitters:
             cell = self._splitters[column].split(cell)
-        return any(_plain(part) in values for part in (cell if isinstance(cell, list) else [cell]))
+        return any(as_text(part) in values for part in (cell if isinstance(cell, list) else [cell]))
 
 
 def stage(
@@ -198,6 +209,11 @@ def stage(
     return Staged(source, names, staged, counts["dropped"], counts["filtered"])
 
 
+def joined(paths: str | list[str]) -> str:
+    """The paths as a source's name."""
+    return paths if isinstance(paths, str) else ", ".join(paths)
+
+
 def _checked(table: Table, needed: Sequence[str]) -> Iterator[tuple[int, Row]]:
     """Numbered rows; a column that is needed and stands in no row is an error, at the first row where that tells."""
     missing = dict.fromkeys(needed)
@@ -228,20 +244,9 @@ def _parse(template: str) -> list[tuple[str, str | None]]:
     return [(literal, field) for literal, field, _, _ in parts]
 
 
-def _plain(value: Any) -> str | None:
-    return None if value is None else str(value)
-
-
 def _storable(text: str | None) -> str | None:
     """Without the lone surrogates that JSON can spell."""
     return None if text is None else text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _part(value: Any) -> str:
-    try:
-        return value.decode("utf-8") if isinstance(value, bytes) else _plain(value) or ""
-    except UnicodeDecodeError:
-        raise UnreadableTextError("the text is not valid UTF-8") from None
 
 
 def _fold(text: str) -> str:

@@ -81,7 +81,7 @@ def evaluate(
     scores, labels, counts, truncated = scores[read], labels[read], counts[read], truncated[read]
     say(
         f"{len(texts)} texts answered, {int(truncated.sum())} of them truncated to {predictor.max_length} tokens, "
-        f"{dropped} unreadable"
+        f"{dropped} unreadable" + (f", {split.filtered} left out by where and filters" if split.filtered else "")
     )
     by_column = {}
     for column in slices:
@@ -104,16 +104,14 @@ def evaluate(
 def _score_slices(
     values: pandas.Series[Any], scores: NDArray[np.float32], labels: NDArray[np.float32], schema: Schema
 ) -> dict[str, Any]:
-    """Metrics a value; a number's values are cut into quantiles, a list counts in each of its values."""
-    numbers = pandas.to_numeric(values, errors="coerce") if values.map(np.isscalar).any() else None
-    if numbers is not None and (numbers.notna() == values.notna()).all() and numbers.nunique() > SLICE_VALUES:
+    """Metrics a value; a number's values are cut into quantiles."""
+    numbers = pandas.to_numeric(values, errors="coerce")
+    if (numbers.notna() == values.notna()).all() and numbers.nunique() > SLICE_VALUES:
         values = pandas.qcut(numbers, QUANTILES, duplicates="drop")
-    elif any(isinstance(value, list | np.ndarray) for value in values):
-        values = values.explode()
     values = values[values.notna()].astype(str)
     counts = values.value_counts()
     results = {}
     for value in counts[counts >= min(SLICE_ROWS, counts.max() if len(counts) else 0)].index[:SLICE_VALUES]:
-        rows = values.index[values == value].unique()
+        rows = values.index[values == value]
         results[str(value)] = {"rows": len(rows), "heads": score_answers(scores[rows], labels[rows], schema)}
     return results

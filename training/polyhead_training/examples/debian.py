@@ -6,7 +6,6 @@ Package names decide the split but are never a field of a row: they give the sec
 
 from __future__ import annotations
 
-import getpass
 import os
 import shutil
 import subprocess
@@ -19,7 +18,7 @@ from debian.deb822 import Deb822
 from rich.progress import Progress
 
 from polyhead_training.errors import DataError
-from polyhead_training.examples.folder import SPLITS, split_of, write_dataset
+from polyhead_training.examples.folder import SPLITS, check_dataset_folder, split_of, write_dataset
 
 MIN_SECTION_ROWS = 50  # of the training rows, as for tags
 MIN_TAG_ROWS = 200
@@ -66,12 +65,14 @@ class _Package:
 def build_debian(output: Path, *, progress: Progress) -> DebianSummary:
     """Writes ``train.jsonl``, ``validation.jsonl``, ``test.jsonl``, ``unlabelled.jsonl``, a summary and a README.
 
-    The folder appears whole or not at all; one that is there already is replaced. apt's lists stay beside it, in
+    The folder appears whole or not at all; a data set that is there already is replaced. apt's lists stay beside it, in
     ``<output>.apt``, so that building again reads only what changed.
 
     Raises:
-        DataError: apt is missing, fetched no lists, or its lists carry no tags (Debian's do, Ubuntu's do not).
+        DataError: something that is no data set stands there; apt is missing, fetched no lists, or its lists carry no
+            tags (Debian's do, Ubuntu's do not).
     """
+    check_dataset_folder(output)
     lists = _fetch_lists(output.with_name(output.name + ".apt"), progress)
     return build_from_lists(lists, output, progress=progress)
 
@@ -131,7 +132,7 @@ def _fetch_lists(private: Path, progress: Progress) -> Path:
         "Dir::Cache": cache,
         "Acquire::Languages": "en",
         "Acquire::GzipIndexes": "false",
-        "APT::Sandbox::User": getpass.getuser(),  # else a run as root hands over to a user who may not write here
+        "APT::Sandbox::User": "root",  # else a run as root hands over to a user who may not write here
     }
     arguments = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
     task = progress.add_task("Fetching Debian's package lists", total=None)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from polyhead.checkpoint import staged_folder
 from polyhead_training.errors import DataError
 
 SPLITS = ("train", "validation", "test")
@@ -20,30 +20,38 @@ def split_of(key: str) -> str:
     return {0: "test", 1: "validation"}.get(bucket, "train")
 
 
+def check_dataset_folder(output: Path) -> None:
+    """Makes sure that a data set can be written to `output` without harm to anything else.
+
+    Raises:
+        DataError: something that is no data set stands there.
+    """
+    if not output.exists():
+        return
+    names = {entry.name for entry in output.iterdir()} if output.is_dir() else None
+    if names is None or (names and "summary.json" not in names):
+        raise DataError(f"{output}: holds something that is no data set; it is not replaced, name another folder")
+
+
 def write_dataset(
     output: Path, rows: Iterable[tuple[str, Mapping[str, Any]]], summary: Mapping[str, Any], readme: str
 ) -> None:
     """Writes rows, each with the name of its file, in their order; the folder appears whole or not at all.
 
-    An older one is replaced.
+    An older data set is replaced.
 
     Raises:
-        DataError: it cannot be written.
+        DataError: it cannot be written, or something else stands there.
     """
+    check_dataset_folder(output)
+    lines: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for split, row in rows:
+        lines.setdefault(split, []).append(json.dumps(row, ensure_ascii=False) + "\n")
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
-            staged, replaced = Path(temporary) / "new", Path(temporary) / "old"
-            staged.mkdir()
-            lines: dict[str, list[str]] = {split: [] for split in SPLITS}
-            for split, row in rows:
-                lines.setdefault(split, []).append(json.dumps(row, ensure_ascii=False) + "\n")
+        with staged_folder(output) as fresh:
             for split in lines:
-                (staged / f"{split}.jsonl").write_text("".join(lines[split]), encoding="utf-8")
-            (staged / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-            (staged / "README.md").write_text(readme, encoding="utf-8")
-            if output.exists():
-                output.rename(replaced)
-            staged.rename(output)
+                (fresh / f"{split}.jsonl").write_text("".join(lines[split]), encoding="utf-8")
+            (fresh / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+            (fresh / "README.md").write_text(readme, encoding="utf-8")
     except OSError as error:
         raise DataError(f"{output}: cannot be written ({error})") from error

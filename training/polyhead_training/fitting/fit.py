@@ -82,6 +82,8 @@ def fit(
                 work.begin(config, corpus, resume=resume)
             kept = Tokenizer.from_file(str(work.tokenizer)) if work.tokenizer.exists() else None
             prepared = prepare(config, corpus, Path(scratch), say, kept)
+            for note in prepared.notes:
+                say(f"  {note}")
             if is_first:
                 prepared.fitted.tokenizer.save(str(work.tokenizer))
         result = _train(config, prepared, arguments, tracked, work, Path(scratch), say)
@@ -111,7 +113,7 @@ def _train(
     total, trained = parameter_counts(model)
     share = "" if trained == total else f", {trained / 1e6:.2f} M of them trained"
     say(f"training {total / 1e6:.1f} M parameters{share}, in {precision_of(config.training)}")
-    say(f"{train.truncated} of {len(corpus.train)} training texts are longer than {train.max_length} tokens")
+    say(f"{train.truncated} of {len(train.rows)} training texts are longer than {train.max_length} tokens")
     stop = StopOnSignal(say)
     trainer = ClassifierTrainer(
         model=model,
@@ -121,7 +123,7 @@ def _train(
         train_dataset=train.rows,
         eval_dataset=prepared.validation.rows,
         compute_metrics=lambda prediction: _flat_metrics(prediction, model, schema, config),
-        callbacks=[ProgressLines(say, train.read / len(corpus.train), schema), *tracked, *_early(config), stop],
+        callbacks=[ProgressLines(say, train.read / len(train.rows), schema), *tracked, *_early(config), stop],
     )
     _run(trainer, work, stop)
     if trainer.state.global_step < trainer.state.max_steps:
@@ -142,7 +144,7 @@ def _train(
         corpus,
         training={
             "seconds": round(time.monotonic() - started, 1),
-            "rows": len(corpus.train),
+            "rows": len(train.rows),
             "truncated_rows": train.truncated,
             "epochs": trainer.state.epoch,
             "steps": trainer.state.global_step,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import nn
@@ -13,18 +13,30 @@ from polyhead.checkpoint import Golden
 from polyhead.decode import to_scores
 from polyhead.encode import encode
 from polyhead.schema import Schema
+from polyhead_training.errors import DataError
 
 
 @torch.inference_mode()
 def golden_rows(
     texts: Sequence[str], model: nn.Module, tokenizer: Tokenizer, schema: Schema, max_length: int, rows: int, seed: int
 ) -> list[Golden]:
-    """Scores of at most `rows` texts, drawn at random; one text a forward, so no padding is in play."""
-    drawn = random.Random(seed).sample(list(dict.fromkeys(texts)), min(rows, len(set(texts))))
+    """Scores of at most `rows` texts, drawn at random; one text a forward, so no padding is in play.
+
+    Raises:
+        DataError: the tokenizer's normalizer leaves nothing of any text.
+    """
     model = model.to("cpu", torch.float32).eval()
-    golden = []
-    for text, encoded in zip(drawn, encode(drawn, tokenizer, max_length), strict=True):
+    golden: dict[str, Golden] = {}
+    for index in np.random.default_rng(seed).permutation(len(texts)):
+        if len(golden) == rows:
+            break
+        text = texts[int(index)]
+        (encoded,) = encode([text], tokenizer, max_length)
+        if encoded.error or text in golden:
+            continue
         logits = model(torch.tensor([encoded.token_ids])).logits.numpy()
         scores = tuple(float(score) for score in to_scores(logits, schema)[0])
-        golden.append(Golden(text=text, scores=scores, token_count=encoded.token_count, truncated=encoded.truncated))
-    return golden
+        golden[text] = Golden(text=text, scores=scores, token_count=encoded.token_count, truncated=encoded.truncated)
+    if not golden:
+        raise DataError("golden rows: the tokenizer leaves no token of any text")
+    return list(golden.values())

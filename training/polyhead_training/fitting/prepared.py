@@ -14,9 +14,10 @@ from transformers import set_seed
 
 from polyhead_training.config import TrainingConfig
 from polyhead_training.data.corpus import Corpus
+from polyhead_training.data.rows import open_files
 from polyhead_training.evaluation.metrics import score_heads
 from polyhead_training.fitting.arguments import check_best_metric
-from polyhead_training.fitting.tokens import TokenRows, tokenize
+from polyhead_training.fitting.tokens import TokenRows, check_tokens, tokenize
 from polyhead_training.fitting.written import Fitted, rehearse
 from polyhead_training.model.body import checkpoint_spec, model_tokenizer, untrained_model
 from polyhead_training.model.layers import freeze
@@ -32,6 +33,15 @@ class Prepared:
     train: TokenRows
     validation: TokenRows
 
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of the tokens."""
+        return [
+            f"note: {rows.left_out} of {len(rows.lengths)} {name} texts are left out, text_transforms leave no token"
+            for name, rows in (("train", self.train), ("validation", self.validation))
+            if rows.left_out
+        ]
+
 
 def prepare(
     config: TrainingConfig,
@@ -46,8 +56,10 @@ def prepare(
         tokenizer: of a run that goes on; if not given, as the config says.
 
     Raises:
-        ConfigError: what would be refused after training is refused here.
+        ConfigError, DataError: what would be refused after training is refused here.
     """
+    if config.warm_start is not None and config.warm_start.texts:
+        open_files(config.warm_start.texts)  # a name that matches nothing is said at once
     check_best_metric(config.training.best_metric, _metric_names(corpus))
     if tokenizer is None:
         say("preparing the tokenizer")
@@ -58,7 +70,9 @@ def prepare(
     model.terms = loss_terms(corpus.schema, config.heads, _labels_to_balance(config, corpus))
     freeze(model, config.training.freeze_layers)
     fitted = Fitted(model, spec, corpus.schema, tokenizer)
-    rehearse(config, fitted, corpus.train.texts[:1])
+    for name, split in corpus.splits.items():
+        check_tokens(split, tokenizer, name)
+    rehearse(config, fitted, corpus.train.texts)
     train = tokenize(corpus.train, tokenizer, spec.max_length, scratch, "train")
     validation = tokenize(corpus.validation, tokenizer, spec.max_length, scratch, "validation")
     return Prepared(corpus, fitted, train, validation)

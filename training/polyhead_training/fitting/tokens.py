@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from polyhead.encode import encode
 from polyhead_training.data.corpus import Split
+from polyhead_training.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,11 @@ class TokenRows:
     max_length: int
 
     @property
+    def left_out(self) -> int:
+        """How many texts have no token, and so no row."""
+        return int((self.lengths == 0).sum())
+
+    @property
     def truncated(self) -> int:
         """How many texts are longer than `max_length`."""
         return int((self.lengths > self.max_length).sum())
@@ -38,6 +44,18 @@ class TokenRows:
     def read(self) -> int:
         """How many tokens the model reads of all texts."""
         return int(np.minimum(self.lengths, self.max_length).sum())
+
+
+def check_tokens(split: Split, tokenizer: Tokenizer, name: str) -> None:
+    """Makes sure that a text of the split has a token.
+
+    Raises:
+        DataError: none has, since the tokenizer's normalizer leaves nothing of them.
+    """
+    for batch in split.rows.select_columns(["text"]).iter(1000):
+        if any(encoded.token_count for encoded in encode(batch["text"], tokenizer, max_length=1)):
+            return
+    raise DataError(f"data.text_transforms: leave no token of any text of the {name} split")
 
 
 def tokenize(split: Split, tokenizer: Tokenizer, max_length: int, scratch: Path, name: str) -> TokenRows:

@@ -105,7 +105,7 @@ def _blocks(
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
     sources = [corpus.train.texts]
     if config.warm_start is not None and config.warm_start.texts:
-        sources.append(read_texts(config.warm_start.texts, config.data, config.heads, corpus.schema, scratch))
+        sources.append(read_texts(config.warm_start.texts, config.data, scratch))
     train = _to_blocks(sources, tokenizer, length, scratch, "training")
     validation = _to_blocks([corpus.validation.texts], tokenizer, length, scratch, "validation")
     return train, validation
@@ -122,7 +122,8 @@ def _to_blocks(
         remaining = chain.from_iterable(sources)
         while batch := list(islice(remaining, 1000)):
             for encoded in tokenizer.encode_batch(batch):
-                held += encoded.ids if end is None else [*encoded.ids, end]
+                if encoded.ids:  # the tokenizer's normalizer may leave nothing
+                    held += encoded.ids if end is None else [*encoded.ids, end]
             while len(held) >= length:
                 block, held = held[:length], held[length:]
                 yield {"input_ids": block, "labels": block}

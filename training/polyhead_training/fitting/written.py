@@ -21,7 +21,7 @@ from polyhead.predictor import Predictor
 from polyhead.schema import Schema
 from polyhead_training.config import TrainingConfig
 from polyhead_training.data.corpus import Corpus
-from polyhead_training.errors import ConfigError
+from polyhead_training.errors import ConfigError, DataError
 from polyhead_training.evaluation.evaluation import evaluate
 from polyhead_training.evaluation.report import write_report
 from polyhead_training.fitting.golden import golden_rows
@@ -42,11 +42,14 @@ def rehearse(config: TrainingConfig, fitted: Fitted, texts: Sequence[str]) -> No
 
     Raises:
         ConfigError: with the cause.
+        DataError: no text has a token.
     """
     untrained = Fitted(copy.deepcopy(fitted.model), fitted.spec, fitted.schema, fitted.tokenizer)
     with tempfile.TemporaryDirectory(prefix="polyhead-rehearsal-") as scratch:
         try:
             write(Path(scratch) / "checkpoint", untrained, texts, rows=1, seed=config.seed)
+        except DataError:
+            raise
         except Exception as error:  # a head class or torch may refuse with anything
             # Without the places of scratch files, which mean nothing to the user.
             raise ConfigError("model: " + re.sub(rf"{re.escape(scratch)}\S*: ", "", one_line(error))) from error

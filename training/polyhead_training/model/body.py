@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from polyhead_training.config import ModelConfig
 from polyhead_training.errors import ConfigError
 from polyhead_training.model.modeling import build_model
 from polyhead_training.model.packing import fuse_gelu
+from polyhead_training.model.pickled import refuse_pickle
 from polyhead_training.model.tokenizer import END_OF_TEXT, pretrained_tokenizer, train_tokenizer, with_transforms
 
 MIN_VOCAB_SIZE = 257  # all bytes and the end of text
@@ -69,6 +71,7 @@ def untrained_model(config: ModelConfig, spec: Spec, schema: Schema, tokenizer: 
 
 def _pretrained_body(name: str, dropouts: dict[str, Any]) -> GPT2Model:
     """A GPT-2 body in float32: of a plain GPT-2, a language model, or a classifier saved with ``body_model.*`` keys."""
+    refuse_pickle(Path(name))
     # transformers fills what it does not find with random weights, and only says so.
     body, found = GPT2Model.from_pretrained(
         name, key_mapping={r"^body_model\.": ""}, output_loading_info=True, dtype=torch.float32,

@@ -71,8 +71,13 @@ def with_transforms(tokenizer: Tokenizer, names: Sequence[str]) -> Tokenizer:
         raise ConfigError(
             f"data.text_transforms {unknown[0]!r}: must be one of {', '.join(TRANSFORMS)}, 'package.module:function'"
         )
-    steps = [step for name in names for step in TRANSFORMS.get(name, ())]
-    if steps:
+    if (first := named_normalizer(names)) is not None:
         own = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
-        tokenizer.normalizer = normalizers.Sequence([*steps, *own])
+        tokenizer.normalizer = normalizers.Sequence([first, *own])
     return tokenizer
+
+
+def named_normalizer(names: Sequence[str]) -> normalizers.Normalizer | None:
+    """What the named transforms do to a text, in this order; None if there are none."""
+    steps = [step for name in names for step in TRANSFORMS.get(name, ())]
+    return normalizers.Sequence(steps) if steps else None
