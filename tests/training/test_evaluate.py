@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,64 @@ def test_columns_are_those_of_training(base_checkpoint: Path, tmp_path: Path) ->
     assert result.exit_code == 0, result.output
     heads = json.loads((output / "metrics.json").read_text(encoding="utf-8"))["heads"]
     assert (heads["topic"]["rows"], heads["mood"]["rows"], heads["stars"]) == (40, 40, {"rows": 0})
+
+
+def recorded_checkpoint(source: Path, folder: Path, data: dict[str, object], **head: object) -> Path:
+    """A copy of a checkpoint with a training config in its report, as training writes it."""
+    checkpoint = Path(shutil.copytree(source, folder))
+    recorded = {
+        "output": "x",
+        "data": {"train": "unused"} | data,
+        "heads": [{"name": "topic", "kind": "single_label", "column": "area"} | head],
+    }
+    (checkpoint / "report").mkdir(exist_ok=True)
+    (checkpoint / "report" / "training.json").write_text(json.dumps(recorded), encoding="utf-8")
+    return checkpoint
+
+
+def test_columns_and_named_transforms_are_the_checkpoints(base_checkpoint: Path, tmp_path: Path) -> None:
+    """Without a config the recorded one is taken; its augmentations, which are training's alone, are not called."""
+    write_rows(tmp_path / "rows.jsonl", text="review", topic="area")
+    data = {"text_column": "review", "text_transforms": ["lowercase"], "augment": ["no_such_module:function"]}
+    checkpoint = recorded_checkpoint(base_checkpoint, tmp_path / "checkpoint", data, label_transforms=["strip"])
+    output = tmp_path / "report"
+    result = CliRunner().invoke(app, [str(checkpoint), str(tmp_path / "rows.jsonl"), "--output", str(output)])
+    assert result.exit_code == 0, result.output
+    heads = json.loads((output / "metrics.json").read_text(encoding="utf-8"))["heads"]
+    assert (heads["topic"]["rows"], heads["stars"]["rows"]) == (40, 40)
+
+
+@pytest.mark.parametrize(
+    ("data", "head", "field"),
+    [
+        ({"text_transforms": ["strip", "planted:run"]}, {}, "data.text_transforms"),
+        ({"filters": ["planted:run"]}, {}, "data.filters"),
+        ({}, {"label_transforms": ["planted:run"]}, "heads.topic.label_transforms"),
+    ],
+)
+def test_a_checkpoint_runs_no_code(
+    base_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    data: dict[str, object],
+    head: dict[str, object],
+    field: str,
+) -> None:
+    """A function that its recorded config names is refused with one line, and its module is not even imported."""
+    write_rows(tmp_path / "rows.jsonl")
+    trace = tmp_path / "was_imported"
+    (tmp_path / "planted.py").write_text(f"open({str(trace)!r}, 'w')\nrun = len\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    checkpoint = recorded_checkpoint(base_checkpoint, tmp_path / "checkpoint", data, **head)
+    output = tmp_path / "report"
+    result = CliRunner().invoke(app, [str(checkpoint), str(tmp_path / "rows.jsonl"), "--output", str(output)])
+    assert result.exit_code == 2, result.output
+    assert result.stderr == (
+        f"polyhead-evaluate: {checkpoint}/report/training.json: {field} names the function 'planted:run', and code that "
+        "a checkpoint names is not run; give your own training config with --config\n"
+    )
+    assert not trace.exists()
+    assert not output.exists()
 
 
 def test_an_older_report_is_replaced_and_nothing_else(base_checkpoint: Path, tmp_path: Path) -> None:

@@ -154,12 +154,7 @@ def _settings(
     if config is not None:
         training = read_config(config)
     elif recorded.is_file():
-        try:
-            training = TrainingConfig.model_validate_json(recorded.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{recorded}: cannot be read ({error})") from error
-        except ValidationError as error:
-            raise ConfigError(f"{recorded}: {describe(error)}") from error
+        training = _recorded_config(recorded)
     columns = training.data if training is not None else DataConfig(train=data)
     if text_column is not None:
         columns = columns.model_copy(update={"text_column": text_column, "text_template": None})
@@ -170,6 +165,30 @@ def _settings(
                 f"heads: {head.name!r} is {by_name[head.name].kind} in the config, {head.kind} in the checkpoint"
             )
     return columns, [by_name.get(head.name) or HeadConfig(name=head.name, kind=head.kind) for head in schema]
+
+
+def _recorded_config(path: Path) -> TrainingConfig:
+    """The config that lies in a checkpoint, which may be a stranger's: it is read, and nothing that it names is called.
+
+    Raises:
+        ConfigError: it names a function that evaluation would call.
+    """
+    try:
+        training = TrainingConfig.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {describe(error)}") from error
+    named = {"data.text_transforms": training.data.text_transforms, "data.filters": training.data.filters} | {
+        f"heads.{head.name}.label_transforms": head.label_transforms for head in training.heads
+    }
+    for field, names in named.items():
+        if functions := [name for name in names if ":" in name]:
+            raise ConfigError(
+                f"{path}: {field} names the function {functions[0]!r}, and code that a checkpoint names is not run; "
+                "give your own training config with --config"
+            )
+    return training.model_copy(update={"data": training.data.model_copy(update={"augment": []})})
 
 
 def _read_json(path: Path) -> Any:
