@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
+from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, EvalPrediction, TrainerCallback, TrainingArguments
 
 from polyhead.checkpoint import check_output
@@ -126,14 +129,13 @@ def _train(
     _run(trainer, work, stop)
     if trainer.state.global_step < trainer.state.max_steps:
         say(f"stopped early: {config.training.best_metric} no longer improves")
-    prediction = trainer.predict(prepared.validation.rows)
     if not trainer.is_world_process_zero():
         return None
     say("calibrating, computing golden answers, evaluating with the engine")
-    logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-    calibrated, calibration = calibrate(logits, labels, schema, config.calibration)
-    # Takes back the autocast around the model's forward, under which golden scores would not be those of float32.
+    # Takes back the autocast around the model's forward: calibrated and golden scores are those of float32, as served.
     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+    logits, labels = _answer(model, prepared.validation.rows, arguments)
+    calibrated, calibration = calibrate(logits, labels, schema, config.calibration)
     if adapted is not None:
         merge_adapters(model, adapted)
     metrics, distance = write_evaluated(
@@ -171,6 +173,21 @@ def _run(trainer: ClassifierTrainer, work: WorkingFolder, stop: StopOnSignal) ->
             raise
         if not stop.stopped and trainer.is_world_process_zero():
             work.keep_trained(trainer)
+
+
+@torch.inference_mode()
+def _answer(
+    model: Any, rows: datasets.Dataset, arguments: TrainingArguments
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Logits ``(n, width)`` and labels of all rows, in an order of their own."""
+    model.eval()
+    logits, labels = [], []
+    for batch in DataLoader(rows, arguments.per_device_eval_batch_size, collate_fn=collate):  # type: ignore[arg-type]
+        logits.append(
+            model(batch["input_ids"].to(model.device), lengths=batch["lengths"].to(model.device)).logits.cpu()
+        )
+        labels.append(batch["labels"])
+    return torch.cat(logits).numpy(), torch.cat(labels).numpy()
 
 
 def _early(config: TrainingConfig) -> list[TrainerCallback]:
