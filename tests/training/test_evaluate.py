@@ -139,8 +139,8 @@ def test_a_checkpoint_runs_no_code(
     result = CliRunner().invoke(app, [str(checkpoint), str(tmp_path / "rows.jsonl"), "--output", str(output)])
     assert result.exit_code == 2, result.output
     assert result.stderr == (
-        f"polyhead-evaluate: {checkpoint}/report/training.json: {field} names the function 'planted:run', and code that "
-        "a checkpoint names is not run; give your own training config with --config\n"
+        f"polyhead-evaluate: {checkpoint}/report/training.json: {field} names the function 'planted:run', and code "
+        "that a checkpoint names is not run; give your own training config with --config\n"
     )
     assert not trace.exists()
     assert not output.exists()

@@ -13,6 +13,7 @@ from transformers import GPT2LMHeadModel
 
 from polyhead.predictor import Predictor
 from polyhead_training.config import LoraConfig
+from polyhead_training.errors import ConfigError
 from polyhead_training.fitting.written import Fitted, write
 from polyhead_training.model.lora import add_adapters, merge_adapters
 from tests.tiny import SCHEMA, TEXTS, tiny_config, tiny_model, tiny_spec, tiny_tokenizer
@@ -64,12 +65,24 @@ def test_lora_trains_adapters_and_head_and_writes_plain_weights(tmp_path: Path) 
     )
 
 
-def test_adapters_for_modules_that_are_not_there_are_an_error(tmp_path: Path) -> None:
-    """The field is named."""
-    result = run(write_run(tmp_path, more='[lora]\ntarget_modules = ["q_proj"]'))
+@pytest.mark.parametrize("names", [["q_proj"], ["c_attn", "cfc"], ["attn"], []])
+def test_adapters_for_modules_that_are_not_there_are_an_error(names: list[str]) -> None:
+    """Each name is looked for; the field is named, and what is there."""
+    allowed = "attn.c_attn, attn.c_proj, c_attn, c_fc, c_proj, mlp.c_fc, mlp.c_proj"
+    with pytest.raises(ConfigError) as error:
+        add_adapters(tiny_model(tiny_spec()), LoraConfig(target_modules=names))
+    assert str(error.value) == f"lora.target_modules: must be among {allowed}, got {names}"
+
+
+def test_adapters_need_a_block_that_is_not_frozen(tmp_path: Path) -> None:
+    """Found before anything is trained, a warm start included."""
+    result = run(write_run(tmp_path, "freeze_layers = 1", more="[lora]\n" + WARM))
     assert result.exit_code == 2
-    assert result.stderr.startswith("polyhead-train: lora.target_modules: ")
-    assert result.stderr.count("\n") == 1
+    assert result.stderr == (
+        "polyhead-train: training.freeze_layers: must be below n_layer (1) with [lora], got 1; "
+        "frozen blocks get no adapters\n"
+    )
+    assert "warm start" not in result.output.replace(result.stderr, "")
 
 
 def test_dropouts_of_a_pretrained_model_are_overridable(tmp_path: Path) -> None:
