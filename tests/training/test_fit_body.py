@@ -132,3 +132,26 @@ def test_too_few_texts_for_a_warm_start_are_an_error(tmp_path: Path) -> None:
     result = run(config)
     assert result.exit_code == 2
     assert "warm_start: all training texts together are shorter than max_length (500) tokens" in result.stderr
+
+
+def test_a_warm_start_that_diverges_leaves_nothing_to_decide(tmp_path: Path) -> None:
+    """The message names the rate and says that the run is gone, and so it is."""
+    result = run(write_run(tmp_path, more=WARM.replace("1e-2", "1e30")))
+    assert result.exit_code == 2, result.output
+    assert result.stderr == (
+        "polyhead-train: warm_start.learning_rate: the language model diverged; lower it (is 1e+30); "
+        "the unfinished run is removed\n"
+    )
+    assert not (tmp_path / "out.training").exists()
+
+
+def test_a_run_that_diverges_leaves_its_logs(tmp_path: Path) -> None:
+    """Of all else it is said that it is removed, a finished warm start too."""
+    config = write_run(tmp_path, 'report_to = ["tensorboard"]', more=WARM)
+    config.write_text(
+        config.read_text(encoding="utf-8").replace("learning_rate = 5e-3", "learning_rate = 1e30"), "utf-8"
+    )
+    result = run(config)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.endswith("lower it (is 1e+30); the unfinished run is removed, its finished warm start too\n")
+    assert [path.name for path in (tmp_path / "out.training").iterdir()] == ["logs"]
