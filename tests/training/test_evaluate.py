@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from polyhead.predictor import Predictor
 from polyhead_training.evaluate import app
+from polyhead_training.evaluation.recorded import recorded_training
 from tests.tiny import TEXTS
 
 TOPICS, MOODS = ("news", "sport", "science"), ("happy", "sad", "angry", "calm")
@@ -144,6 +145,37 @@ def test_a_checkpoint_runs_no_code(
     )
     assert not trace.exists()
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("report/history.json", {"epoch": 1}),
+        ("report/history.json", [{"loss": 1.0}]),
+        ("report/history.json", [{"epoch": 1, "loss": "<b>low</b>"}]),
+        ("report/history.json", [3]),
+        ("metrics.json", []),
+        ("metrics.json", {"training": [1], "calibration": {"topic": {"temperature": 2.0}}}),
+        ("metrics.json", {"training": {"rows": "**all**"}, "calibration": {"topic": 3}}),
+    ],
+)
+def test_what_a_stranger_says_of_training_is_left_out(tmp_path: Path, name: str, content: object) -> None:
+    """Unless it is as training writes it."""
+    (tmp_path / "report").mkdir()
+    (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
+    assert not any(recorded_training(tmp_path).values())
+
+
+def test_what_training_writes_of_itself_is_read(tmp_path: Path) -> None:
+    """Curves, calibration and numbers, unchanged."""
+    history = [{"epoch": 0.5, "loss": 2.0, "step": 3}, {"epoch": 1.0, "eval_topic/accuracy": 0.5}]
+    fitted = {"rows": 3, "temperature": 2.0, "before": {"nll": 1.0}, "after": {"nll": 0.5}}
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "history.json").write_text(json.dumps(history), encoding="utf-8")
+    metrics = {"training": {"rows": 7, "precision": "fp32"}, "calibration": {"topic": fitted}}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    expected = {"history": history, "calibration": {"topic": fitted}, "training": {"rows": 7}}
+    assert recorded_training(tmp_path) == expected
 
 
 def test_an_older_report_is_replaced_and_nothing_else(base_checkpoint: Path, tmp_path: Path) -> None:
