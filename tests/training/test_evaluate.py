@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 from polyhead.predictor import Predictor
 from polyhead_training.evaluate import app
+from polyhead_training.evaluation.recorded import recorded_training
 from tests.tiny import TEXTS
 
 TOPICS, MOODS = ("news", "sport", "science"), ("happy", "sad", "angry", "calm")
@@ -86,6 +88,95 @@ def test_columns_are_those_of_training(base_checkpoint: Path, tmp_path: Path) ->
     heads = json.loads((output / "metrics.json").read_text(encoding="utf-8"))["heads"]
     assert (heads["topic"]["rows"], heads["mood"]["rows"], heads["stars"]) == (30, 30, {"rows": 0})
     assert "0 unreadable, 10 left out by where and filters" in result.output
+
+
+def recorded_checkpoint(source: Path, folder: Path, data: dict[str, object], **head: object) -> Path:
+    """A copy of a checkpoint with a training config in its report, as training writes it."""
+    checkpoint = Path(shutil.copytree(source, folder))
+    recorded = {
+        "output": "x",
+        "data": {"train": "unused"} | data,
+        "heads": [{"name": "topic", "kind": "single_label", "column": "area"} | head],
+    }
+    (checkpoint / "report").mkdir(exist_ok=True)
+    (checkpoint / "report" / "training.json").write_text(json.dumps(recorded), encoding="utf-8")
+    return checkpoint
+
+
+def test_columns_and_named_transforms_are_the_checkpoints(base_checkpoint: Path, tmp_path: Path) -> None:
+    """Without a config the recorded one is taken; its augmentations, which are training's alone, are not called."""
+    write_rows(tmp_path / "rows.jsonl", text="review", topic="area")
+    data = {"text_column": "review", "text_transforms": ["lowercase"], "augment": ["no_such_module:function"]}
+    checkpoint = recorded_checkpoint(base_checkpoint, tmp_path / "checkpoint", data, label_transforms=["strip"])
+    output = tmp_path / "report"
+    result = CliRunner().invoke(app, [str(checkpoint), str(tmp_path / "rows.jsonl"), "--output", str(output)])
+    assert result.exit_code == 0, result.output
+    heads = json.loads((output / "metrics.json").read_text(encoding="utf-8"))["heads"]
+    assert (heads["topic"]["rows"], heads["stars"]["rows"]) == (40, 40)
+
+
+@pytest.mark.parametrize(
+    ("data", "head", "field"),
+    [
+        ({"text_transforms": ["strip", "planted:run"]}, {}, "data.text_transforms"),
+        ({"filters": ["planted:run"]}, {}, "data.filters"),
+        ({}, {"label_transforms": ["planted:run"]}, "heads.topic.label_transforms"),
+    ],
+)
+def test_a_checkpoint_runs_no_code(
+    base_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    data: dict[str, object],
+    head: dict[str, object],
+    field: str,
+) -> None:
+    """A function that its recorded config names is refused with one line, and its module is not even imported."""
+    write_rows(tmp_path / "rows.jsonl")
+    trace = tmp_path / "was_imported"
+    (tmp_path / "planted.py").write_text(f"open({str(trace)!r}, 'w')\nrun = len\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    checkpoint = recorded_checkpoint(base_checkpoint, tmp_path / "checkpoint", data, **head)
+    output = tmp_path / "report"
+    result = CliRunner().invoke(app, [str(checkpoint), str(tmp_path / "rows.jsonl"), "--output", str(output)])
+    assert result.exit_code == 2, result.output
+    assert result.stderr == (
+        f"polyhead-evaluate: {checkpoint}/report/training.json: {field} names the function 'planted:run', and code "
+        "that a checkpoint names is not run; give your own training config with --config\n"
+    )
+    assert not trace.exists()
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("report/history.json", {"epoch": 1}),
+        ("report/history.json", [{"loss": 1.0}]),
+        ("report/history.json", [{"epoch": 1, "loss": "<b>low</b>"}]),
+        ("report/history.json", [3]),
+        ("metrics.json", []),
+        ("metrics.json", {"training": [1], "calibration": {"topic": {"temperature": 2.0}}}),
+        ("metrics.json", {"training": {"rows": "**all**"}, "calibration": {"topic": 3}}),
+    ],
+)
+def test_what_a_stranger_says_of_training_is_left_out(tmp_path: Path, name: str, content: object) -> None:
+    """Unless it is as training writes it."""
+    (tmp_path / "report").mkdir()
+    (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
+    assert not any(recorded_training(tmp_path).values())
+
+
+def test_what_training_writes_of_itself_is_read(tmp_path: Path) -> None:
+    """Curves, calibration and numbers, unchanged."""
+    history = [{"epoch": 0.5, "loss": 2.0, "step": 3}, {"epoch": 1.0, "eval_topic/accuracy": 0.5}]
+    fitted = {"rows": 3, "temperature": 2.0, "before": {"nll": 1.0}, "after": {"nll": 0.5}}
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "history.json").write_text(json.dumps(history), encoding="utf-8")
+    metrics = {"training": {"rows": 7, "precision": "fp32"}, "calibration": {"topic": fitted}}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    expected = {"history": history, "calibration": {"topic": fitted}, "training": {"rows": 7}}
+    assert recorded_training(tmp_path) == expected
 
 
 def test_an_older_report_is_replaced_and_nothing_else(base_checkpoint: Path, tmp_path: Path) -> None:

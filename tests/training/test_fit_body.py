@@ -13,6 +13,7 @@ from transformers import GPT2LMHeadModel
 
 from polyhead.predictor import Predictor
 from polyhead_training.config import LoraConfig
+from polyhead_training.errors import ConfigError
 from polyhead_training.fitting.written import Fitted, write
 from polyhead_training.model.lora import add_adapters, merge_adapters
 from tests.tiny import SCHEMA, TEXTS, tiny_config, tiny_model, tiny_spec, tiny_tokenizer
@@ -64,12 +65,24 @@ def test_lora_trains_adapters_and_head_and_writes_plain_weights(tmp_path: Path) 
     )
 
 
-def test_adapters_for_modules_that_are_not_there_are_an_error(tmp_path: Path) -> None:
-    """The field is named."""
-    result = run(write_run(tmp_path, more='[lora]\ntarget_modules = ["q_proj"]'))
+@pytest.mark.parametrize("names", [["q_proj"], ["c_attn", "cfc"], ["attn"], []])
+def test_adapters_for_modules_that_are_not_there_are_an_error(names: list[str]) -> None:
+    """Each name is looked for; the field is named, and what is there."""
+    allowed = "attn.c_attn, attn.c_proj, c_attn, c_fc, c_proj, mlp.c_fc, mlp.c_proj"
+    with pytest.raises(ConfigError) as error:
+        add_adapters(tiny_model(tiny_spec()), LoraConfig(target_modules=names))
+    assert str(error.value) == f"lora.target_modules: must be among {allowed}, got {names}"
+
+
+def test_adapters_need_a_block_that_is_not_frozen(tmp_path: Path) -> None:
+    """Found before anything is trained, a warm start included."""
+    result = run(write_run(tmp_path, "freeze_layers = 1", more="[lora]\n" + WARM))
     assert result.exit_code == 2
-    assert result.stderr.startswith("polyhead-train: lora.target_modules: ")
-    assert result.stderr.count("\n") == 1
+    assert result.stderr == (
+        "polyhead-train: training.freeze_layers: must be below n_layer (1) with [lora], got 1; "
+        "frozen blocks get no adapters\n"
+    )
+    assert "warm start" not in result.output.replace(result.stderr, "")
 
 
 def test_dropouts_of_a_pretrained_model_are_overridable(tmp_path: Path) -> None:
@@ -134,3 +147,26 @@ def test_too_few_texts_for_a_warm_start_are_an_error(tmp_path: Path) -> None:
     result = run(config)
     assert result.exit_code == 2
     assert "warm_start: all training texts together are shorter than max_length (500) tokens" in result.stderr
+
+
+def test_a_warm_start_that_diverges_leaves_nothing_to_decide(tmp_path: Path) -> None:
+    """The message names the rate and says that the run is gone, and so it is."""
+    result = run(write_run(tmp_path, more=WARM.replace("1e-2", "1e30")))
+    assert result.exit_code == 2, result.output
+    assert result.stderr == (
+        "polyhead-train: warm_start.learning_rate: the language model diverged; lower it (is 1e+30); "
+        "the unfinished run is removed\n"
+    )
+    assert not (tmp_path / "out.training").exists()
+
+
+def test_a_run_that_diverges_leaves_its_logs(tmp_path: Path) -> None:
+    """Of all else it is said that it is removed, a finished warm start too."""
+    config = write_run(tmp_path, 'report_to = ["tensorboard"]', more=WARM)
+    config.write_text(
+        config.read_text(encoding="utf-8").replace("learning_rate = 5e-3", "learning_rate = 1e30"), "utf-8"
+    )
+    result = run(config)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.endswith("lower it (is 1e+30); the unfinished run is removed, its finished warm start too\n")
+    assert [path.name for path in (tmp_path / "out.training").iterdir()] == ["logs"]

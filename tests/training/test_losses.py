@@ -79,6 +79,20 @@ def test_a_head_without_any_label_adds_nothing() -> None:
     assert torch.equal(scores.grad, torch.zeros(2, 3))
 
 
+def test_half_precision_logits_lose_no_label() -> None:
+    """Years told by bfloat16 logits: 2000 from 1999 is one away, though bfloat16 has nothing between 1992 and 2000."""
+    scores = torch.full((1, 1), 2000.0, dtype=torch.bfloat16)
+    loss = classification_loss(scores, torch.tensor([[1999.0]]), [LossTerm("regression", 1)])
+    assert (loss.dtype, loss.item()) == (torch.float32, 1)
+
+
+def test_half_precision_logits_take_large_weights() -> None:
+    """A weight above float16's largest number is no infinity."""
+    term = LossTerm("multi_label", 1, label_weights=(1e5,))
+    loss = classification_loss(torch.zeros(1, 1, dtype=torch.float16), torch.ones(1, 1), [term])
+    assert loss.item() == pytest.approx(1e5 * math.log(2))
+
+
 def test_balanced_weights_are_counted_from_the_labels() -> None:
     """n / (labels * rows) a class and negative / positive rows a label; rows without a label do not count."""
     labels = np.array([[0, 1, 0, 3], [0, 0, 0, 3], [1, 0, 1, 3], [NAN, 0, 1, 3], [0, 0, 1, 3]], dtype=np.float32)
@@ -103,5 +117,7 @@ def test_given_weights_name_every_label() -> None:
     assert terms({"c": 3, "a": 1, "b": 2})[0].label_weights == (1, 2, 3)
     with pytest.raises(ConfigError, match=r"'topic': class_weights needs a weight for each label.*'c', 'd'"):
         terms({"a": 1, "b": 2, "d": 3})
+    with pytest.raises(ConfigError, match=r"needs a weight for each label.*'a', 'b', 'c'"):
+        terms({})
     with pytest.raises(ConfigError, match=r"positive numbers, got \{'b': -2"):
         terms({"a": 1, "b": -2, "c": 3})

@@ -200,3 +200,13 @@ def test_from_pretrained_round_trip_is_exact(model_class: Any, tmp_path: Any) ->
     again = model_class.from_pretrained(tmp_path, **arguments).eval()
     ids, mask = batch()
     assert torch.equal(again(ids, attention_mask=mask).logits, model(ids, attention_mask=mask).logits)
+
+
+@pytest.mark.parametrize("model_class", ARCHITECTURES)
+def test_the_head_answers_in_float32_under_autocast(model_class: Any) -> None:
+    """The body may run in bfloat16; logits and loss are float32 and no rounded bfloat16 numbers."""
+    model, (ids, mask) = build(model_class, [3]), batch()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(ids, attention_mask=mask, labels=torch.tensor([0.0, 1, 2]))
+    assert output.logits.dtype == output.loss.dtype == torch.float32
+    assert not torch.equal(output.logits, output.logits.bfloat16().float())

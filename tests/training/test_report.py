@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
@@ -10,15 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pandas
+import pytest
 import yaml
 
 from polyhead.decode import to_scores
 from polyhead.schema import Head, Schema
 from polyhead_training.config import CalibrationConfig
 from polyhead_training.evaluation.calibration import calibrate
+from polyhead_training.evaluation.card import model_card
 from polyhead_training.evaluation.evaluation import Evaluation
-from polyhead_training.evaluation.metrics import score_answers
+from polyhead_training.evaluation.metrics import answers_of, score_answers
 from polyhead_training.evaluation.report import write_report
+from polyhead_training.evaluation.tables import mistakes
 
 HOSTILE = "<script>alert('x')</script><img src=http://evil.example/x> $x_{ `code` | 東京 \"quoted\""
 SCHEMA = Schema(
@@ -137,3 +141,53 @@ def test_the_card_has_a_header(tmp_path: Path) -> None:
     assert model["results"][0]["metrics"][0]["value"] == evaluation.metrics["kind"]["accuracy"]
     assert "<script" not in body
     assert "polyhead-client classify" in body
+
+
+def test_the_card_says_what_is_true(tmp_path: Path) -> None:
+    """Of an imported checkpoint not that Polyhead trained it; of each head whether it is calibrated."""
+    tuned = Head(name="tuned", kind="multi_label", labels=("a", "b"), thresholds=(0.3, 0.5), temperature=2.5)
+    schema = Schema([SCHEMA["kind"], tuned, SCHEMA["stars"]])
+    evaluation, logits = evaluation_of(40, schema)
+    _, plain = calibrate(logits, evaluation.labels, SCHEMA, CalibrationConfig(temperature=False, thresholds="fixed"))
+    write_report(tmp_path, evaluation, calibration=plain)
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "trained with Polyhead" not in card
+    assert "\n- `kind` gives one of its labels to any text" in card
+    assert card.count("gives one of its labels") == 1
+    assert "\n- `kind`: scores are not calibrated.\n" in card
+    assert "\n- `tuned`: scores are calibrated, with a temperature of 2.5; " in card
+    assert "may be too sure; its labels have thresholds of their own.\n" in card
+    assert "`stars`:" not in card
+    assert "Calibration</h2>" not in (tmp_path / "index.html").read_text(encoding="utf-8")
+    write_report(tmp_path, evaluation, training={"rows": 7})
+    assert "trained with Polyhead" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_nothing_in_a_name_is_markup() -> None:
+    """What cannot stand in a code span is spelled out as entities, letters apart."""
+    card = model_card({"name": "`[a](b) *c* _d_|\n# 東", "heads": [], "source": "rows", "training": None})
+    title = next(line for line in card.splitlines() if line.startswith("# "))
+    assert not set("`[]()*_|") & set(title[2:])
+    assert html.unescape(title[2:]) == "`[a](b) *c* _d_|\n# 東"
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.25, 1e-5, 1.5e-7, 1e22])
+def test_a_score_is_a_number_in_yaml(value: float) -> None:
+    """However small, and exactly."""
+    head = {
+        "name": "a",
+        "headline": value,
+        "headline_name": "mae",
+        "metrics": {},
+        "kind": "regression",
+        "all_labels": (),
+    }
+    header = model_card({"name": "a", "heads": [head], "source": "rows", "training": None}).split("---\n")[1]
+    assert yaml.safe_load(header)["model-index"][0]["results"][0]["metrics"][0]["value"] == value
+
+
+def test_an_exact_regression_is_no_error() -> None:
+    """Only rows that are off are shown."""
+    schema = Schema([Head(name="stars", kind="regression")])
+    (answers,) = answers_of(np.array([[1], [2.5]], np.float32), np.array([[1], [2]], np.float32), schema)
+    assert mistakes(answers, ["right", "off"]) == [{"answer": "2.5", "true": "2", "text": "off"}]

@@ -47,15 +47,21 @@ def test_a_killed_run_goes_on_as_if_unbroken(tmp_path: Path) -> None:
     assert not (tmp_path / "killed" / "out.training").exists()
 
 
-@pytest.mark.parametrize(("number", "strategy"), [(signal.SIGINT, "random"), (signal.SIGTERM, "group_by_length")])
+@pytest.mark.parametrize(
+    ("number", "at", "training"),
+    [
+        (signal.SIGINT, 4, ""),  # an epoch's last step, after which it is evaluated
+        (signal.SIGTERM, 5, f'train_sampling_strategy = "group_by_length"\n{EVERY_THREE}'),
+    ],
+)
 def test_a_stopped_run_saves_and_says_how_to_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, strategy: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, at: int, training: str
 ) -> None:
-    """The step in which the signal comes is finished and saved; exit code 130; resuming ends with the same weights."""
-    training = f'train_sampling_strategy = "{strategy}"\n{EVERY_THREE}'
+    """The step in which the signal comes is finished and saved; exit code 130; resuming ends with the same weights
+    and evaluations."""
     unbroken = trained(write_run(tmp_path / "unbroken", training, HEAD))
     config = write_run(tmp_path / "stopped", training, HEAD)
-    monkeypatch.setenv("POLYHEAD_TEST_SIGNAL", f"{int(number)}@5")
+    monkeypatch.setenv("POLYHEAD_TEST_SIGNAL", f"{int(number)}@{at}")
     before = signal.getsignal(number)
     result = run(config)
     monkeypatch.delenv("POLYHEAD_TEST_SIGNAL")
@@ -64,10 +70,11 @@ def test_a_stopped_run_saves_and_says_how_to_go_on(
         f"polyhead-train: stopped; a checkpoint is written; go on with: polyhead-train {config} --resume\n"
     )
     assert signal.getsignal(number) == before
-    assert (tmp_path / "stopped" / "out.training" / "checkpoints" / "checkpoint-5").is_dir()
-    assert "going on after step 5" in run(config, "--resume").output
+    assert (tmp_path / "stopped" / "out.training" / "checkpoints" / f"checkpoint-{at}").is_dir()
+    assert f"going on after step {at}" in run(config, "--resume").output
     resumed = weights(tmp_path / "stopped" / "out")
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in weights(unbroken).items())
+    assert history(tmp_path / "stopped" / "out", "eval_loss") == history(unbroken, "eval_loss")
 
 
 @pytest.fixture

@@ -249,7 +249,8 @@ class FitConfig(_Section):
         freeze_layers: the embeddings and this many blocks, from below, keep their weights.
         layer_lr_decay: each layer below learns at this fraction of the rate of the one above (Howard and Ruder 2018,
             arXiv:1801.06146).
-        report_to: trackers, as ``tensorboard``; it writes to ``<output>.training/logs``.
+        report_to: trackers, as ``tensorboard``; it writes to ``<output>.training/logs``, and earlier runs' logs stay
+            beside it.
     """
 
     epochs: float = Field(default=3, gt=0)
@@ -280,7 +281,8 @@ class CalibrationConfig(_Section):
     Attributes:
         temperature: one a head (Guo et al. 2017, arXiv:1706.04599), least negative log-likelihood.
         thresholds: ``f1`` gives each label of a multi_label head the threshold with the best F1 of its own, which
-            serves macro F1; ``micro_f1`` gives all the one that serves micro F1; ``fixed`` leaves 0.5.
+            serves macro F1, but one shared threshold to all labels with fewer than 10 positive validation rows;
+            ``micro_f1`` gives all the one that serves micro F1; ``fixed`` leaves 0.5.
     """
 
     temperature: bool = True

@@ -2,6 +2,7 @@
 
 TrainingError
 ├── ConfigError   the TOML file
+│   └── DivergenceError   its learning rate, as training showed
 ├── DataError     files, columns, rows and labels
 └── Interrupted   Ctrl-C or SIGTERM; exit code 130
 """
@@ -17,6 +18,10 @@ class TrainingError(PolyheadError):
 
 class ConfigError(TrainingError):
     """The TOML file is unreadable, or a field in it is unknown, missing or out of range."""
+
+
+class DivergenceError(ConfigError):
+    """Training ended in numbers that are not finite."""
 
 
 class DataError(TrainingError):

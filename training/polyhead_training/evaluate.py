@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from polyhead.checkpoint import staged_folder
-from polyhead.errors import PolyheadError, describe
+from polyhead.errors import PolyheadError
 from polyhead.predictor import Predictor
 from polyhead.schema import Schema
 from polyhead_training.config import DataConfig, HeadConfig, TrainingConfig, read_config
 from polyhead_training.errors import ConfigError, DataError
 from polyhead_training.evaluation.evaluation import Evaluation, evaluate
 from polyhead_training.evaluation.metrics import HEADLINE
+from polyhead_training.evaluation.recorded import recorded_config, recorded_training
 
 EXAMPLE = """\
 polyhead-evaluate runs/reviews reviews-2024.csv --slice country --slice stars
@@ -93,9 +92,7 @@ def evaluate_files(
                 evaluation,
                 name=name,
                 source=", ".join(data),
-                history=_read_json(checkpoint / "report" / "history.json"),
-                calibration=_part(checkpoint, "calibration"),
-                training=_part(checkpoint, "training"),
+                **recorded_training(checkpoint),
             )
     except PolyheadError as error:
         print(f"polyhead-evaluate: {error}", file=sys.stderr)
@@ -154,12 +151,7 @@ def _settings(
     if config is not None:
         training = read_config(config)
     elif recorded.is_file():
-        try:
-            training = TrainingConfig.model_validate_json(recorded.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{recorded}: cannot be read ({error})") from error
-        except ValidationError as error:
-            raise ConfigError(f"{recorded}: {describe(error)}") from error
+        training = recorded_config(recorded)
     columns = training.data if training is not None else DataConfig(train=data)
     if text_column is not None:
         columns = columns.model_copy(update={"text_column": text_column, "text_template": None})
@@ -170,18 +162,6 @@ def _settings(
                 f"heads: {head.name!r} is {by_name[head.name].kind} in the config, {head.kind} in the checkpoint"
             )
     return columns, [by_name.get(head.name) or HeadConfig(name=head.name, kind=head.kind) for head in schema]
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
-        return None  # of a checkpoint that was imported, or is older; the report then lacks that part
-
-
-def _part(checkpoint: Path, name: str) -> Any:
-    metrics = _read_json(checkpoint / "metrics.json")
-    return metrics.get(name) if isinstance(metrics, dict) else None
 
 
 def _print_tables(evaluation: Evaluation, console: Console) -> None:

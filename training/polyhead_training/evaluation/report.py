@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,9 @@ def _page(
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("polyhead_training.evaluation"), autoescape=True, trim_blocks=True
     )
-    columns, rows = _calibration_table(calibration or {})
+    columns, rows = _calibration_table(
+        {name: found for name, found in (calibration or {}).items() if _is_fitted(found)}
+    )
     return environment.get_template("report.html").render(
         **content,
         curves=plots.to_svg(plots.training_curves(history, evaluation.schema)) if history else None,
@@ -108,6 +110,8 @@ def _head(answers: Answers, evaluation: Evaluation) -> dict[str, Any]:
         "parent": head.parent,
         "y_range": head.y_range,
         "all_labels": head.labels,
+        "temperature": head.temperature,
+        "has_thresholds": _are_fitted(head.thresholds or ()),
         "metrics": metrics,
         "headline_name": HEADLINE[head.kind],
         "headline": metrics.get(HEADLINE[head.kind]),
@@ -133,6 +137,14 @@ def _figures(answers: Answers, metrics: Mapping[str, float]) -> list[Any]:
             ]
         case "regression":
             return [plots.predicted_and_true(answers)]
+
+
+def _is_fitted(found: Mapping[str, Any]) -> bool:
+    return found["temperature"] != 1 or _are_fitted(found.get("thresholds", {}).values())
+
+
+def _are_fitted(thresholds: Iterable[float]) -> bool:
+    return any(threshold != 0.5 for threshold in thresholds)
 
 
 def _calibration_table(calibration: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:

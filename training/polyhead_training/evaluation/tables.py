@@ -46,6 +46,7 @@ def _wrong(answers: Answers) -> list[tuple[int, str, str]]:
         return []
     if head.kind == "regression":
         order = np.argsort(-np.abs(scores - true)[:, 0], kind="stable")[:MOST_MISTAKES]
+        order = order[scores[order, 0] != true[order, 0]]
         return [(int(row), f"{scores[row, 0]:.4g}", f"{true[row, 0]:.4g}") for row in order]
     wrong = answers.chosen & ~true.astype(bool) if head.kind == "single_label" else answers.chosen != true
     found_rows, found_labels = np.nonzero(wrong)

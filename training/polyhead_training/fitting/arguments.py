@@ -139,7 +139,10 @@ def greater_is_better(metric: str) -> bool:
 
 def check_best_metric(metric: str, available: Iterable[str]) -> None:
     """Raises ConfigError unless the evaluations will have that metric."""
-    allowed = ["loss", *sorted(name for name in available if name != "loss" and not name.endswith("/rows"))]
+    allowed = [
+        "loss",
+        *sorted(name for name in available if name != "loss" and not name.endswith(("/rows", "/taxonomy_rows"))),
+    ]
     if metric not in allowed:
         raise ConfigError(f"training.best_metric: must be one of {', '.join(allowed)}, got {metric!r}")
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
+from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, EvalPrediction, TrainerCallback, TrainingArguments
 
 from polyhead.checkpoint import check_output
@@ -19,7 +23,7 @@ from polyhead.schema import Schema
 from polyhead_training.config import TrainingConfig
 from polyhead_training.data.corpus import read_corpus
 from polyhead_training.data.description import describe_corpus
-from polyhead_training.errors import ConfigError
+from polyhead_training.errors import DivergenceError
 from polyhead_training.evaluation.calibration import calibrate
 from polyhead_training.evaluation.metrics import score_heads
 from polyhead_training.fitting.arguments import precision_of, trackers, training_arguments
@@ -58,37 +62,44 @@ def fit(
         None in processes other than the first.
 
     Raises:
-        CheckpointError, ConfigError, DataError, SchemaError: before anything is trained; and ConfigError when training
-            diverges. What stood at ``config.output`` then stays as it was.
+        CheckpointError, ConfigError, DataError, SchemaError: before anything is trained; and DivergenceError when
+            training diverges. What stood at ``config.output`` then stays as it was.
         Interrupted: by a signal; `resume` goes on.
     """
-    check_output(config.output)
     work = WorkingFolder(config.output)
+    check_output(config.output)
     tracked = trackers(config.training.report_to, work.logs)
     arguments = training_arguments(config, work.checkpoints)
     is_first = arguments.process_index == 0
     say = say if is_first else lambda _: None
-    if is_first:
-        work.check(resume=resume, restart=restart)
     if torch.cuda.device_count() > 1 and arguments.world_size == 1:
         say(f"one of {torch.cuda.device_count()} GPUs is used; torchrun --nproc-per-node gpu uses all")
-    with tempfile.TemporaryDirectory(prefix="polyhead-train-") as scratch:
+    lock = work.lock() if is_first else nullcontext()
+    with lock, tempfile.TemporaryDirectory(prefix="polyhead-train-") as scratch:
+        if is_first:
+            work.check(resume=resume, restart=restart)
         say("reading data")
         corpus = read_corpus(config.data, config.heads, Path(scratch), config.seed)
         for line in describe_corpus(corpus):
             say(f"  {line}")
         with arguments.main_process_first():  # the others take its tokenizer
             if is_first:
-                work.begin(config, corpus, resume=resume)
+                work.begin(config, corpus, processes=arguments.world_size, resume=resume)
             kept = Tokenizer.from_file(str(work.tokenizer)) if work.tokenizer.exists() else None
             prepared = prepare(config, corpus, Path(scratch), say, kept)
             for note in prepared.notes:
                 say(f"  {note}")
             if is_first:
-                prepared.fitted.tokenizer.save(str(work.tokenizer))
-        result = _train(config, prepared, arguments, tracked, work, Path(scratch), say)
+                work.keep_tokenizer(prepared.fitted.tokenizer)
+        try:
+            result = _train(config, prepared, arguments, tracked, work, Path(scratch), say)
+        except DivergenceError as error:
+            lost = ", its finished warm start too" if work.finished_warm_start.exists() else ""
+            if is_first:
+                work.clear()  # there is nothing to go on from
+            raise DivergenceError(f"{error}; the unfinished run is removed{lost}") from None
         if is_first:
-            work.finish(keep_logs=bool(config.training.report_to))
+            work.clear()
     if arguments.world_size > 1:
         torch.distributed.destroy_process_group()
     return result
@@ -114,7 +125,7 @@ def _train(
     share = "" if trained == total else f", {trained / 1e6:.2f} M of them trained"
     say(f"training {total / 1e6:.1f} M parameters{share}, in {precision_of(config.training)}")
     say(f"{train.truncated} of {len(train.rows)} training texts are longer than {train.max_length} tokens")
-    stop = StopOnSignal(say)
+    stop = StopOnSignal(say, arguments)
     trainer = ClassifierTrainer(
         model=model,
         args=arguments,
@@ -128,14 +139,13 @@ def _train(
     _run(trainer, work, stop)
     if trainer.state.global_step < trainer.state.max_steps:
         say(f"stopped early: {config.training.best_metric} no longer improves")
-    prediction = trainer.predict(prepared.validation.rows)
     if not trainer.is_world_process_zero():
         return None
     say("calibrating, computing golden answers, evaluating with the engine")
-    logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-    calibrated, calibration = calibrate(logits, labels, schema, config.calibration)
-    # Takes back the autocast around the model's forward, under which golden scores would not be those of float32.
+    # Takes back the autocast around the model's forward: calibrated and golden scores are those of float32, as served.
     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+    logits, labels = _answer(model, prepared.validation.rows, arguments)
+    calibrated, calibration = calibrate(logits, labels, schema, config.calibration)
     if adapted is not None:
         merge_adapters(model, adapted)
     metrics, distance = write_evaluated(
@@ -166,13 +176,24 @@ def _run(trainer: ClassifierTrainer, work: WorkingFolder, stop: StopOnSignal) ->
     if work.load_trained(trainer):
         return
     with stop.listening():
-        try:
-            trainer.train(resume_from_checkpoint=work.last_checkpoint(work.checkpoints))
-        except ConfigError:
-            work.finish(keep_logs=False)  # it diverged: there is nothing to go on from
-            raise
+        trainer.train(resume_from_checkpoint=work.last_checkpoint(work.checkpoints))
         if not stop.stopped and trainer.is_world_process_zero():
             work.keep_trained(trainer)
+
+
+@torch.inference_mode()
+def _answer(
+    model: Any, rows: datasets.Dataset, arguments: TrainingArguments
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Logits ``(n, width)`` and labels of all rows, in an order of their own."""
+    model.eval()
+    logits, labels = [], []
+    for batch in DataLoader(rows, arguments.per_device_eval_batch_size, collate_fn=collate):  # type: ignore[arg-type]
+        logits.append(
+            model(batch["input_ids"].to(model.device), lengths=batch["lengths"].to(model.device)).logits.cpu()
+        )
+        labels.append(batch["labels"])
+    return torch.cat(logits).numpy(), torch.cat(labels).numpy()
 
 
 def _early(config: TrainingConfig) -> list[TrainerCallback]:
@@ -185,7 +206,7 @@ def _flat_metrics(prediction: EvalPrediction, model: Any, schema: Schema, config
     logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
     if not np.isfinite(logits).all():
         rate = config.training.learning_rate
-        raise ConfigError(
+        raise DivergenceError(
             f"training.learning_rate: training diverged, logits are no longer finite; lower it (is {rate:g})"
         )
     loss = classification_loss(torch.from_numpy(logits), torch.from_numpy(labels), model.terms)

@@ -21,6 +21,7 @@ from polyhead_training.fitting.tokens import TokenRows, check_tokens, tokenize
 from polyhead_training.fitting.written import Fitted, rehearse
 from polyhead_training.model.body import checkpoint_spec, model_tokenizer, untrained_model
 from polyhead_training.model.layers import freeze
+from polyhead_training.model.lora import check_adapters
 from polyhead_training.model.losses import loss_terms
 
 
@@ -69,6 +70,8 @@ def prepare(
     model = untrained_model(config.model, spec, corpus.schema, tokenizer)
     model.terms = loss_terms(corpus.schema, config.heads, _labels_to_balance(config, corpus))
     freeze(model, config.training.freeze_layers)
+    if config.lora is not None:
+        check_adapters(model, config.lora, config.training.freeze_layers)
     fitted = Fitted(model, spec, corpus.schema, tokenizer)
     for name, split in corpus.splits.items():
         check_tokens(split, tokenizer, name)

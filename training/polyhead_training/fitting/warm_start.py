@@ -23,7 +23,7 @@ from transformers.trainer_callback import PrinterCallback
 from polyhead_training.config import TrainingConfig
 from polyhead_training.data.corpus import Corpus
 from polyhead_training.data.texts import read_texts
-from polyhead_training.errors import ConfigError
+from polyhead_training.errors import ConfigError, DivergenceError
 from polyhead_training.fitting.arguments import language_model_arguments
 from polyhead_training.fitting.progress import ProgressLines
 from polyhead_training.fitting.stopping import StopOnSignal
@@ -48,18 +48,20 @@ def warm_start(
         What ``metrics.json`` holds of it: seconds, tokens, steps, and loss and perplexity on the validation texts.
 
     Raises:
-        ConfigError: too few texts, or it diverged.
+        ConfigError: too few texts.
+        DivergenceError: the rate is too high.
         Interrupted: it was stopped and can go on.
     """
     model, length = fitted.model, fitted.spec.max_length
-    finished = work.warm_start / "finished"
+    finished = work.finished_warm_start
     if not finished.exists():
         lm = _language_model(model.body_model)
         train, validation = _blocks(config, corpus, fitted.tokenizer, length, scratch)
-        stop = StopOnSignal(say)
+        arguments = language_model_arguments(config, work.warm_start)
+        stop = StopOnSignal(say, arguments)
         trainer = Trainer(
             lm,
-            args=language_model_arguments(config, work.warm_start),
+            args=arguments,
             data_collator=default_data_collator,
             train_dataset=train,
             eval_dataset=validation,
@@ -72,7 +74,8 @@ def warm_start(
             trainer.train(resume_from_checkpoint=work.last_checkpoint(work.warm_start))
         loss = float(trainer.evaluate()["eval_loss"])
         if not math.isfinite(loss):
-            raise ConfigError("warm_start.learning_rate: the language model diverged; lower it")
+            rate = f"{arguments.learning_rate:g}"
+            raise DivergenceError(f"warm_start.learning_rate: the language model diverged; lower it (is {rate})")
         summary = {
             "seconds": round(time.monotonic() - started, 1),
             "tokens": len(train) * length,

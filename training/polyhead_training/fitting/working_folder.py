@@ -1,27 +1,29 @@
 """The working folder of a run that is not finished: ``<output>.training/``.
 
-``run.json`` (the config and a digest of the data), ``checkpoints/`` and ``warm_start/`` of the Trainer,
-``tokenizer.json``, ``trained/`` once nothing but writing is left, ``logs/`` of trackers.
+``run.json`` (the fingerprint), ``checkpoints/`` and ``warm_start/`` of the Trainer, ``tokenizer.json``, ``trained/``
+once nothing but writing is left, ``logs/`` of trackers. Logs are never removed; earlier runs' are ``logs-1/`` and on.
 """
 
 from __future__ import annotations
 
-import hashlib
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from safetensors.torch import load_model, save_model
+from tokenizers import Tokenizer
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from polyhead_training.config import TrainingConfig
 from polyhead_training.data.corpus import Corpus
 from polyhead_training.errors import ConfigError
+from polyhead_training.fitting.fingerprint import check_unchanged, fingerprint
 
 
 class WorkingFolder:
@@ -29,16 +31,48 @@ class WorkingFolder:
 
     Args:
         output: the checkpoint that the run is to write.
+
+    Raises:
+        ConfigError: `output` is no name of a folder.
     """
 
     def __init__(self, output: Path) -> None:
+        if output.name in ("", ".."):
+            raise ConfigError(f"output {str(output)!r}: must name a folder of its own, as 'runs/reviews'")
         self.path = output.with_name(f"{output.name}.training")
         self.checkpoints = self.path / "checkpoints"
         self.warm_start = self.path / "warm_start"
+        self.finished_warm_start = self.warm_start / "finished"
         self.tokenizer = self.path / "tokenizer.json"
         self.logs = self.path / "logs"
         self._run = self.path / "run.json"
         self._trained = self.path / "trained"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps other runs away while this one lasts; the lock of a killed run is free.
+
+        Its file lies beside the folder, which is removed and made anew within a run.
+
+        Raises:
+            ConfigError: another run has it.
+        """
+        path = self.path.with_name(f".{self.path.name}.lock")
+        refusal = ConfigError(f"{self.path}: another run is writing here; wait for its end or name another output")
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise refusal from None
+            except OSError:
+                pass  # a file system that has no locks
+            # Whoever held it may have removed the file after it was opened here: then this lock is nobody's.
+            if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                raise refusal
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
 
     def check(self, *, resume: bool, restart: bool) -> None:
         """Makes sure that no unfinished run is lost, and that there is one to go on with.
@@ -46,7 +80,7 @@ class WorkingFolder:
         Raises:
             ConfigError: says which option is needed.
         """
-        if self.path.exists() and any(path.name != "logs" for path in self.path.iterdir()) and not self._run.exists():
+        if self.path.exists() and not self._run.exists() and (not self.path.is_dir() or self._parts()):
             raise ConfigError(f"{self.path}: holds something that is no training run; name another output")
         if resume and not self._run.exists():
             raise ConfigError(f"{self.path}: no unfinished run lies here; start without --resume")
@@ -55,19 +89,26 @@ class WorkingFolder:
                 f"{self.path}: an unfinished run lies here; go on with --resume or throw it away with --restart"
             )
 
-    def begin(self, config: TrainingConfig, corpus: Corpus, *, resume: bool) -> None:
+    def begin(self, config: TrainingConfig, corpus: Corpus, *, processes: int, resume: bool) -> None:
         """Notes what this run is; when it goes on, makes sure that it still is that.
 
         Raises:
-            ConfigError: the config or the data changed; names the field.
+            ConfigError: the config, the data or the machine changed; says what.
         """
-        run = {"config": config.model_dump(mode="json", exclude={"output"}), "data": _digest(corpus)}
+        run = fingerprint(config, corpus, processes)
         if resume:
-            _compare(json.loads(self._run.read_text(encoding="utf-8")), run, self.path)
+            check_unchanged(json.loads(self._run.read_text(encoding="utf-8")), run, self.path)
             return
-        shutil.rmtree(self.path, ignore_errors=True)
-        self.path.mkdir(parents=True)
+        self.clear()
+        self.path.mkdir(parents=True, exist_ok=True)
+        if self.logs.exists():
+            names = (self.path / f"logs-{number}" for number in count(1))
+            os.rename(self.logs, next(path for path in names if not path.exists()))
         _write_whole(self._run, json.dumps(run, indent=2))
+
+    def keep_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Keeps the tokenizer, which other processes and a resumed run take."""
+        _write_whole(self.tokenizer, tokenizer.to_str())
 
     def last_checkpoint(self, folder: Path) -> str | None:
         """The newest of the Trainer's checkpoints that is whole; those that are not are removed."""
@@ -93,15 +134,20 @@ class WorkingFolder:
         trainer.state = TrainerState.load_from_json(str(self._trained / TRAINER_STATE_NAME))
         return True
 
-    def finish(self, *, keep_logs: bool) -> None:
-        """Removes the folder, or all of it but the logs."""
-        if not keep_logs:
-            shutil.rmtree(self.path, ignore_errors=True)
+    def clear(self) -> None:
+        """Removes the folder, or all of it but logs."""
+        if not self.path.exists():
             return
-        for path in self.path.iterdir():
-            if path not in (self.logs, self._run):
+        for path in self._parts():
+            if path != self._run:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        self._run.unlink()  # last: until then the folder is known as a run's
+        self._run.unlink(missing_ok=True)  # last: until then the folder is known as a run's
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
+
+    def _parts(self) -> list[Path]:
+        """What lies in the folder but logs."""
+        return [path for path in self.path.iterdir() if path.name.partition("-")[0] != "logs"]
 
     def _has_progress(self) -> bool:
         return self._trained.exists() or any(
@@ -117,38 +163,6 @@ def _is_whole(checkpoint: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
-
-
-def _digest(corpus: Corpus) -> str:
-    """Of the schema and of all rows to train on and to validate with."""
-    digest = hashlib.sha256(json.dumps(corpus.schema.to_json()).encode())
-    for split in (corpus.train, corpus.validation):
-        for batch in split.rows.iter(1000):
-            digest.update(json.dumps(batch["text"]).encode())
-            digest.update(np.asarray(batch["labels"], dtype=np.float32).tobytes())
-    return digest.hexdigest()
-
-
-def _compare(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
-    old, new = dict(_leaves(before["config"])), dict(_leaves(now["config"]))
-    for name in sorted(old.keys() | new.keys()):
-        if old.get(name) != new.get(name):
-            raise ConfigError(
-                f"{path}: cannot go on: {name} was {old.get(name)!r} and is {new.get(name)!r}; "
-                "change it back or start anew with --restart"
-            )
-    if before["data"] != now["data"]:
-        raise ConfigError(f"{path}: cannot go on: the data changed; change it back or start anew with --restart")
-
-
-def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """A nested config as ``training.epochs`` and the like."""
-    if isinstance(value, dict | list) and value:
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for name, inner in items:
-            yield from _leaves(inner, f"{place}.{name}" if place else str(name))
-    else:
-        yield place, value
 
 
 def _write_whole(path: Path, text: str) -> None:

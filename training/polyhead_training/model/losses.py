@@ -89,6 +89,8 @@ def classification_loss(
 ) -> torch.Tensor:
     """The weighted sum of the heads' mean losses: cross-entropy, binary cross-entropy with logits, squared error.
 
+    It is computed in float32 whatever the logits are: half precision knows no 1999 and no weight of 100,000.
+
     Args:
         logits: ``(n, sum of widths)``.
         labels: ``(n, sum of label widths)`` or, for one column, ``(n,)``: a class index, a number, or 0/1 a label; NaN
@@ -96,7 +98,7 @@ def classification_loss(
         counts: what each head's sum is divided by, ``(heads,)``: `label_counts` of a whole step whose rows are spread
             over several batches or processes; of these labels if not given.
     """
-    labels = _matrix(labels, terms)
+    logits, labels = logits.float(), _matrix(labels, terms)
     counts = label_counts(labels, terms) if counts is None else counts
     total = logits.new_zeros(())
     start = column = 0
@@ -136,14 +138,14 @@ def _row_losses(term: LossTerm, logits: torch.Tensor, labels: torch.Tensor) -> t
                 logits, labels[:, 0].long(), weight=weights, label_smoothing=term.label_smoothing, reduction="none"
             )
         case "multi_label":
-            targets = labels.to(logits.dtype) * (1 - term.label_smoothing) + term.label_smoothing / 2
+            targets = labels * (1 - term.label_smoothing) + term.label_smoothing / 2
             return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="none").mean(dim=1)
         case "regression":
             values = logits[:, 0]
             if term.y_range is not None:
                 lowest, highest = term.y_range
                 values = lowest + (highest - lowest) * values.sigmoid()
-            return (values - labels[:, 0].to(logits.dtype)) ** 2
+            return (values - labels[:, 0]) ** 2
 
 
 def _matrix(labels: torch.Tensor, terms: Sequence[LossTerm]) -> torch.Tensor:
@@ -157,7 +159,7 @@ def _matrix(labels: torch.Tensor, terms: Sequence[LossTerm]) -> torch.Tensor:
 
 def _label_weights(head: Head, config: HeadConfig, labels: NDArray[np.float32] | None) -> tuple[float, ...] | None:
     field = "class_weights" if head.kind == "single_label" else "positive_weights"
-    given = config.class_weights or config.positive_weights
+    given = config.class_weights if config.class_weights is not None else config.positive_weights
     if given is None:
         return None
     if given == "balanced":

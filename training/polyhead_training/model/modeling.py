@@ -74,7 +74,9 @@ class _GPT2Classifier(GPT2PreTrainedModel):
             states = last_hidden_states(self.body_model, input_ids, lengths, self.pooled_layers)
         else:
             states = self._padded_states(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
-        logits = self.head(states.transpose(0, 1).flatten(1))  # (n, layers * n_embd) -> (n, num_labels)
+        pooled = states.transpose(0, 1).flatten(1).float()  # (n, layers * n_embd)
+        with torch.autocast(pooled.device.type, enabled=False):  # scores are served in float32
+            logits = self.head(pooled)  # (n, num_labels)
         loss = None if labels is None else classification_loss(logits, labels, self.terms, num_items_in_batch)
         return SequenceClassifierOutputWithPast(loss=loss, logits=logits)
 
