@@ -96,13 +96,11 @@ def _fit_thresholds(scores: Scores, true: NDArray[np.bool_]) -> tuple[float, ...
 
 
 def _fit_micro(scores: Scores, true: NDArray[np.bool_]) -> tuple[float, ...]:
-    """One threshold for all labels: where scores are calibrated, the best micro F1 lies at a common one.
+    """One threshold for all: where scores are calibrated, the best micro F1 lies at a common one.
 
-    Of the labels with positive rows (Lipton et al. 2014, arXiv:1402.1892).
+    Lipton et al. 2014, arXiv:1402.1892.
     """
-    found = true.any(axis=0)
-    shared = best_threshold(scores[:, found].ravel(), true[:, found].ravel()) if found.any() else 0.5
-    return tuple(shared if is_found else 0.5 for is_found in found)
+    return (best_threshold(scores.ravel(), true.ravel()) if true.any() else 0.5,) * true.shape[1]
 
 
 def best_threshold(scores: Scores, true: NDArray[np.bool_]) -> float:
