@@ -102,7 +102,7 @@ def confusion(answers: Answers) -> Figure:
     axes.grid(False)
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set_yticks(range(len(names)), names)
-    axes.set(title=title, xlabel="answered", ylabel="true")
+    axes.set(title=title, xlabel="answered", ylabel="true, 100 % a row")
     for (row, column), share in np.ndenumerate(shares):
         if share >= 0.01:
             ink = "white" if share > 0.6 else INK
