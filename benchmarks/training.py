@@ -95,7 +95,7 @@ def main(options: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=Path("data/debian"), help="folder of polyhead-dataset debian")
     parser.add_argument("--out", type=Path, default=RESULTS / "training.json")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rows", type=int, default=1024, help="training examples of a run")
+    parser.add_argument("--rows", type=int, default=512, help="training examples of a run")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--layers", type=int, default=4)
