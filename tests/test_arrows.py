@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-OURS = {"polyhead", "polyhead_training", "polyhead_client", "loadtest", "demo", "tests"}
+OURS = {"polyhead", "polyhead_training", "polyhead_client", "loadtest", "demo", "benchmarks", "tests"}
 HEAVY = {"torch", "transformers", "datasets", "tritonclient", "locust", "sklearn", "matplotlib"}
 
 # Folder: what of OURS and HEAVY its files may import.

@@ -31,6 +31,8 @@ from polyhead.schema import Schema
 
 Architecture = Literal["base", "hidden_state_concat"]
 
+MASK_BUFFERS = (".attn.bias", ".attn.masked_bias")  # saved by transformers before 4.31; they hold nothing
+
 
 class Body(BaseModel):
     """The fields of a GPT-2 config that decide what the body computes; all others are left to transformers."""
@@ -334,8 +336,7 @@ def _read_tensors(
     tensors = {}
     try:
         with safe_open(path, framework="pt") as file:
-            # Causal masks were saved as buffers by transformers before 4.31; they hold nothing.
-            names = {name for name in file.keys() if not name.endswith((".attn.bias", ".attn.masked_bias"))}  # noqa: SIM118
+            names = {name for name in file.keys() if not name.endswith(MASK_BUFFERS)}  # noqa: SIM118
             if missing := sorted(set(expected) - names):
                 raise CheckpointError(f"{path}: tensor {missing[0]!r} of shape {expected[missing[0]]} is missing")
             if unknown := sorted(names - set(expected)):

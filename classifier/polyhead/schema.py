@@ -140,6 +140,11 @@ class Schema:
         """How many scores a text has."""
         return sum(head.width for head in self.heads)
 
+    @property
+    def label_width(self) -> int:
+        """How many columns a matrix of labels has."""
+        return sum(head.label_width for head in self.heads)
+
     @cached_property
     def columns(self) -> dict[str, slice]:
         """For each head's name, where its logits and scores stand."""
@@ -147,6 +152,15 @@ class Schema:
         for head in self.heads:
             columns[head.name] = slice(start, start + head.width)
             start += head.width
+        return columns
+
+    @cached_property
+    def label_columns(self) -> dict[str, slice]:
+        """For each head's name, where its columns stand in a matrix of labels."""
+        columns, start = {}, 0
+        for head in self.heads:
+            columns[head.name] = slice(start, start + head.label_width)
+            start += head.label_width
         return columns
 
     def column_names(self) -> list[str]:

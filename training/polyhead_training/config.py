@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -41,6 +41,9 @@ separator = ";"                      # between labels in one CSV cell
 epochs = 3
 learning_rate = 1e-3
 """
+
+
+_Config = TypeVar("_Config", bound=BaseModel)
 
 
 class _Section(BaseModel):
@@ -319,7 +322,12 @@ class TrainingConfig(_Section):
 
 
 def read_config(path: Path) -> TrainingConfig:
-    """Reads and validates the TOML file.
+    """Reads and validates the TOML file; raises ConfigError as `read_toml`."""
+    return read_toml(path, TrainingConfig)
+
+
+def read_toml(path: Path, kind: type[_Config]) -> _Config:
+    """Reads and validates a TOML file.
 
     Raises:
         ConfigError: names the file, the field, the value and what is allowed.
@@ -331,23 +339,22 @@ def read_config(path: Path) -> TrainingConfig:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: is not TOML ({error})") from error
     try:
-        return TrainingConfig.model_validate(fields)
+        return kind.model_validate(fields)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_with_allowed(error)}") from error
+        raise ConfigError(f"{path}: {_with_allowed(error, kind)}") from error
 
 
-def _with_allowed(error: ValidationError) -> str:
+def _with_allowed(error: ValidationError, kind: type[BaseModel]) -> str:
     """Adds the section's known fields where an unknown one was found."""
     message = describe(error)
     unknown = [finding["loc"] for finding in error.errors() if finding["type"] == "extra_forbidden"]
     if unknown:
-        message += f"; allowed are {', '.join(_section(unknown[0][:-1]).model_fields)}"
+        message += f"; allowed are {', '.join(_section(unknown[0][:-1], kind).model_fields)}"
     return message
 
 
-def _section(place: tuple[int | str, ...]) -> type[BaseModel]:
+def _section(place: tuple[int | str, ...], section: type[BaseModel]) -> type[BaseModel]:
     """The section at a place of the file, as ``("data", "upsample", 0)``."""
-    section: type[BaseModel] = TrainingConfig
     for name in place:
         if isinstance(name, str) and name in section.model_fields:
             section = _model_in(section.model_fields[name].annotation) or section

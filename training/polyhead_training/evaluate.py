@@ -19,7 +19,7 @@ from polyhead.errors import PolyheadError
 from polyhead.predictor import Predictor
 from polyhead.schema import Schema
 from polyhead_training.config import DataConfig, HeadConfig, TrainingConfig, read_config
-from polyhead_training.errors import ConfigError, DataError
+from polyhead_training.errors import ConfigError
 from polyhead_training.evaluation.evaluation import Evaluation, evaluate
 from polyhead_training.evaluation.metrics import HEADLINE
 from polyhead_training.evaluation.recorded import recorded_config, recorded_training
@@ -121,8 +121,6 @@ def _evaluate_files(
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory(prefix="polyhead-evaluation-") as scratch:
         split = read_split(data, columns, heads, predictor.schema, Path(scratch), slices)
-        if not len(split):
-            raise DataError(f"{', '.join(data)}: has no row with a text")
         progress = Progress(
             TextColumn("answering"),
             BarColumn(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,11 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from polyhead.checkpoint import Architecture, Spec, check_output
+from polyhead.checkpoint import MASK_BUFFERS, Architecture, Spec, check_output
 from polyhead.errors import PolyheadError, describe, one_line
 from polyhead.schema import Head, HeadKind, Schema
-from polyhead_training.config import DataConfig
+from polyhead_training.config import DataConfig, ModelConfig, read_toml
 from polyhead_training.errors import ConfigError
+from polyhead_training.example import example_option
 from polyhead_training.model.pickled import refuse_pickle
 
 EXAMPLE = """\
@@ -80,40 +80,16 @@ def import_seed(
     folder: Annotated[Path, typer.Argument(help="Folder with model.safetensors, config.json and a tokenizer.")],
     config: Annotated[Path, typer.Option(help="TOML file with the constructor's arguments and the heads.")],
     output: Annotated[Path, typer.Option(help="The checkpoint folder to write.")],
-    example: Annotated[
-        bool,
-        typer.Option(
-            "--example",
-            help="Print such a TOML file, and stop.",
-            is_eager=True,
-            callback=lambda wanted: _print_example(wanted),
-        ),
-    ] = False,
+    example: Annotated[bool, example_option(EXAMPLE, "such a TOML file")] = False,
 ) -> None:
     """Import a that_nlp_library checkpoint once; from then on it describes itself, and is exported as any other."""
     try:
-        distance = import_checkpoint(folder, read_import_config(config), output)
+        distance = import_checkpoint(folder, read_toml(config, ImportConfig), output)
     except PolyheadError as error:
         print(f"polyhead-import: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
     print(f"checkpoint: {output} (engine within {distance:.1e} of transformers)")
     print(f"next: polyhead-export {output} --repository model_repository")
-
-
-def read_import_config(path: Path) -> ImportConfig:
-    """Reads and validates the TOML file.
-
-    Raises:
-        ConfigError: names the file, the field and the value.
-    """
-    try:
-        return ImportConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig")))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: is not TOML ({error})") from error
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {describe(error)}") from error
 
 
 def import_checkpoint(folder: Path, config: ImportConfig, output: Path) -> float:
@@ -125,12 +101,13 @@ def import_checkpoint(folder: Path, config: ImportConfig, output: Path) -> float
     check_output(output)
     weights = _weights_file(folder)
     schema = imported_schema(config)
-    spec = _spec(config)
     # Here, since they import transformers.
     from polyhead_training.data.texts import read_texts
     from polyhead_training.fitting.written import Fitted, write
+    from polyhead_training.model.body import checkpoint_spec
     from polyhead_training.model.tokenizer import pretrained_tokenizer
 
+    spec = checkpoint_spec(ModelConfig.model_validate(config.model_dump(include=set(ModelConfig.model_fields))))
     model = _model(folder, weights, spec, schema)
     with tempfile.TemporaryDirectory(prefix="polyhead-import-") as scratch:
         data = DataConfig(train=config.texts, text_column=config.text_column)
@@ -180,20 +157,6 @@ def _weights_file(folder: Path) -> Path:
     raise ConfigError(f"{weights}: is missing")
 
 
-def _spec(config: ImportConfig) -> Spec:
-    is_concat = config.architecture == "hidden_state_concat"
-    try:
-        return Spec(
-            architecture=config.architecture,
-            layer2concat=config.layer2concat if is_concat else None,
-            head_class=config.head_class or ("ConcatHeadSimple" if is_concat else "Linear"),
-            head_args=config.head_args,
-            max_length=config.max_length,
-        )
-    except ValidationError as error:
-        raise ConfigError(describe(error)) from error
-
-
 def _model(folder: Path, weights: Path, spec: Spec, schema: Schema) -> Any:
     from transformers import GPT2Config
 
@@ -208,8 +171,7 @@ def _model(folder: Path, weights: Path, spec: Spec, schema: Schema) -> Any:
         raise ConfigError(f"{folder}: cannot be read ({one_line(error)})") from error
     except Exception as error:  # transformers, torch and head classes refuse their arguments with many kinds
         raise ConfigError(f"{folder}: the arguments do not fit ({one_line(error)})") from error
-    # Causal masks were saved as buffers by transformers before 4.31; they hold nothing.
-    tensors = {name: t for name, t in tensors.items() if not name.endswith((".attn.bias", ".attn.masked_bias"))}
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(MASK_BUFFERS)}
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for name in sorted(expected.keys() | found.keys()):
@@ -220,12 +182,6 @@ def _model(folder: Path, weights: Path, spec: Spec, schema: Schema) -> Any:
             )
     model.load_state_dict(tensors)
     return model.eval()
-
-
-def _print_example(wanted: bool) -> None:
-    if wanted:
-        print(EXAMPLE, end="")
-        raise typer.Exit
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from rich.table import Table
 from polyhead.errors import PolyheadError, one_line
 from polyhead_training.config import EXAMPLE, TrainingConfig, read_config
 from polyhead_training.errors import Interrupted
+from polyhead_training.example import example_option
 
 if TYPE_CHECKING:
     from polyhead_training.fitting.fit import TrainingResult
@@ -37,15 +38,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be trained on what, and stop; nothing is written.")
     ] = False,
-    example: Annotated[
-        bool,
-        typer.Option(
-            "--example",
-            help="Print a config to start with, and stop.",
-            is_eager=True,
-            callback=lambda wanted: _print_example(wanted),
-        ),
-    ] = False,
+    example: Annotated[bool, example_option(EXAMPLE, "a config to start with")] = False,
 ) -> None:
     """Train a many-headed GPT-2 classifier from texts and labels, and write a checkpoint that describes itself.
 
@@ -117,12 +110,6 @@ def _quiet_libraries() -> None:
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-
-
-def _print_example(wanted: bool) -> None:
-    if wanted:
-        print(EXAMPLE, end="")
-        raise typer.Exit
 
 
 def main() -> None:

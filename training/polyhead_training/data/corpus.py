@@ -283,6 +283,5 @@ def _finish(
 
 
 def _row_schema(schema: Schema, metadata: Sequence[str] = ()) -> pyarrow.Schema:
-    width = sum(head.label_width for head in schema)
-    fields = [("text", pyarrow.string()), ("labels", pyarrow.list_(pyarrow.float32(), width))]
+    fields = [("text", pyarrow.string()), ("labels", pyarrow.list_(pyarrow.float32(), schema.label_width))]
     return pyarrow.schema(fields + [(name, pyarrow.string()) for name in metadata])

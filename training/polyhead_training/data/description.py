@@ -17,11 +17,9 @@ def describe_corpus(corpus: Corpus) -> list[str]:
     """Lines: rows of each split, labels and missing labels of each head, then what to be aware of."""
     lines = [f"{name}: {len(split)} rows{_dropped(split)}" for name, split in corpus.splits.items()]
     labels = {name: split.labels for name, split in corpus.splits.items()}
-    start = 0
     for head in corpus.schema:
-        blocks = {name: matrix[:, start : start + head.label_width] for name, matrix in labels.items()}
-        lines += _head_lines(head, blocks)
-        start += head.label_width
+        columns = corpus.schema.label_columns[head.name]
+        lines += _head_lines(head, {name: matrix[:, columns] for name, matrix in labels.items()})
     return lines + [f"note: {note}" for note in corpus.notes]
 
 

@@ -21,7 +21,7 @@ from polyhead_training.evaluation.metrics import score_heads
 # Below lie temperatures of heads that make no mistake at all on few rows; they would also magnify float32's errors.
 TEMPERATURES = (0.25, 20.0)
 MIN_POSITIVES = 10  # labels with fewer positive rows share one threshold: on so few the best one is chance
-SHOWN = ("accuracy", "macro_f1", "micro_f1", "nll", "ece")
+SHOWN = ("ece", "nll", "micro_f1", "macro_f1", "accuracy")
 
 
 def calibrate(
@@ -37,10 +37,9 @@ def calibrate(
         The schema with temperatures and thresholds, and by head what was fitted and some metrics ``before`` and
         ``after``, on these same rows.
     """
-    heads, column = [], 0
+    heads = []
     for head in schema:
-        given = labels[:, column : column + head.label_width]
-        column += head.label_width
+        given = labels[:, schema.label_columns[head.name]]
         known = ~np.isnan(given).any(axis=1)
         heads.append(_calibrate_head(head, logits[known, schema.columns[head.name]], given[known], config))
     calibrated = Schema(heads)

@@ -53,6 +53,12 @@ def score_heads(logits: NDArray[np.floating[Any]], labels: Labels, schema: Schem
     return score_answers(to_scores(logits, schema), labels, schema)
 
 
+def flat_scores(logits: NDArray[np.floating[Any]], labels: Labels, schema: Schema) -> dict[str, float]:
+    """As `score_heads`, each score by ``head/metric``."""
+    by_head = score_heads(logits, labels, schema)
+    return {f"{head}/{name}": value for head, scores in by_head.items() for name, value in scores.items()}
+
+
 def score_answers(scores: Scores, labels: Labels, schema: Schema) -> dict[str, dict[str, float]]:
     """Metrics by head name; rows without a label for a head do not count in it.
 
@@ -77,10 +83,8 @@ def answers_of(scores: Scores, labels: Labels, schema: Schema) -> Iterator[Answe
     paths: list[dict[str, int]] = []
     if any(head.parent for head in schema):
         paths = [best_paths(row, schema) for row in scores]
-    column = 0
     for head in schema:
-        given = labels[:, column : column + head.label_width]
-        column += head.label_width
+        given = labels[:, schema.label_columns[head.name]]
         known = ~np.isnan(given).any(axis=1)
         head_scores = scores[:, schema.columns[head.name]]
         match head.kind:

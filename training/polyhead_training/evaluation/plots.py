@@ -55,15 +55,6 @@ def to_svg(figure: Figure) -> Markup:
     return Markup(svg[svg.index("<svg") :].replace(INK, "currentColor"))
 
 
-def to_png(figure: Figure) -> bytes:
-    """PNG on white."""
-    buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(buffer, format="png", dpi=120, facecolor="white", transparent=False)
-    return buffer.getvalue()
-
-
 @matplotlib.rc_context(STYLE)
 def training_curves(history: Sequence[Mapping[str, Any]], schema: Schema) -> Figure:
     """Training and validation loss, and each head's main validation score, over epochs.

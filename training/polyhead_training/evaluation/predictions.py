@@ -27,7 +27,6 @@ def write_predictions(path: Path, evaluation: Evaluation) -> None:
         "token_count": pa.array(evaluation.token_counts),
         "truncated": pa.array(evaluation.truncated),
     }
-    column = 0
     for head in schema:
         found = [answer[head.name] for answer in answers]
         text, number = pa.string(), pa.float32()
@@ -42,9 +41,8 @@ def write_predictions(path: Path, evaluation: Evaluation) -> None:
             case "regression":
                 text = number
                 columns[f"{head.name}/value"] = pa.array([one["value"] for one in found], number)
-        given = evaluation.labels[:, column : column + head.label_width]
+        given = evaluation.labels[:, schema.label_columns[head.name]]
         columns[f"{head.name}/true"] = pa.array([_true(head, row) for row in given], text)
-        column += head.label_width
     parquet.write_table(pa.table(columns), path, compression="zstd")
 
 

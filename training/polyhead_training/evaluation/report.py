@@ -12,6 +12,7 @@ import numpy as np
 
 from polyhead_training.errors import ConfigError
 from polyhead_training.evaluation import plots
+from polyhead_training.evaluation.calibration import SHOWN
 from polyhead_training.evaluation.card import model_card
 from polyhead_training.evaluation.evaluation import Evaluation
 from polyhead_training.evaluation.metrics import HEADLINE, Answers, answers_of
@@ -148,10 +149,9 @@ def _are_fitted(thresholds: Iterable[float]) -> bool:
 
 
 def _calibration_table(calibration: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    shown = ("ece", "nll", "micro_f1", "macro_f1", "accuracy")
-    columns = ["head", "temperature", *(f"{key} {when}" for key in shown for when in ("before", "after"))]
+    columns = ["head", "temperature", *(f"{key} {when}" for key in SHOWN for when in ("before", "after"))]
     rows = [
-        [head, found["temperature"], *(found[when].get(key) for key in shown for when in ("before", "after"))]
+        [head, found["temperature"], *(found[when].get(key) for key in SHOWN for when in ("before", "after"))]
         for head, found in calibration.items()
     ]
     return columns, rows

@@ -25,7 +25,7 @@ from polyhead_training.data.corpus import read_corpus
 from polyhead_training.data.description import describe_corpus
 from polyhead_training.errors import DivergenceError
 from polyhead_training.evaluation.calibration import calibrate
-from polyhead_training.evaluation.metrics import score_heads
+from polyhead_training.evaluation.metrics import flat_scores
 from polyhead_training.fitting.arguments import precision_of, trackers, training_arguments
 from polyhead_training.fitting.prepared import Prepared, parameter_counts, prepare
 from polyhead_training.fitting.progress import ProgressLines
@@ -210,7 +210,4 @@ def _flat_metrics(prediction: EvalPrediction, model: Any, schema: Schema, config
             f"training.learning_rate: training diverged, logits are no longer finite; lower it (is {rate:g})"
         )
     loss = classification_loss(torch.from_numpy(logits), torch.from_numpy(labels), model.terms)
-    flat = {"loss": float(loss)}
-    for head, scores in score_heads(logits, labels, schema).items():
-        flat |= {f"{head}/{name}": value for name, value in scores.items() if np.isscalar(value)}
-    return flat
+    return {"loss": float(loss)} | flat_scores(logits, labels, schema)

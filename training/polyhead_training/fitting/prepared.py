@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from transformers import set_seed
 from polyhead_training.config import TrainingConfig
 from polyhead_training.data.corpus import Corpus
 from polyhead_training.data.rows import open_files
-from polyhead_training.evaluation.metrics import score_heads
+from polyhead_training.evaluation.metrics import flat_scores
 from polyhead_training.fitting.arguments import check_best_metric
 from polyhead_training.fitting.tokens import TokenRows, check_tokens, tokenize
 from polyhead_training.fitting.written import Fitted, rehearse
@@ -93,10 +93,6 @@ def _labels_to_balance(config: TrainingConfig, corpus: Corpus) -> NDArray[np.flo
     return corpus.train.labels if is_counted else None
 
 
-def _metric_names(corpus: Corpus) -> list[str]:
-    labels = np.asarray(corpus.validation.labels)
-    flat = np.zeros((len(labels), corpus.schema.width), dtype=np.float32)
-    by_head = score_heads(flat, labels, corpus.schema)
-    return [
-        f"{head}/{name}" for head, scores in by_head.items() for name, value in scores.items() if np.isscalar(value)
-    ]
+def _metric_names(corpus: Corpus) -> Iterable[str]:
+    labels = corpus.validation.labels
+    return flat_scores(np.zeros((len(labels), corpus.schema.width), dtype=np.float32), labels, corpus.schema)

@@ -55,20 +55,10 @@ def loss_terms(
     """
     if not heads:
         return [LossTerm(head.kind, head.width, head.weight, y_range=head.y_range) for head in schema]
-    terms, column = [], 0
+    terms = []
     for head, config in zip(schema, heads, strict=True):
-        own = None if labels is None else labels[:, column : column + head.label_width]
-        terms.append(
-            LossTerm(
-                head.kind,
-                head.width,
-                head.weight,
-                _label_weights(head, config, own),
-                config.label_smoothing,
-                head.y_range,
-            )
-        )
-        column += head.label_width
+        weights = _label_weights(head, config, None if labels is None else labels[:, schema.label_columns[head.name]])
+        terms.append(LossTerm(head.kind, head.width, head.weight, weights, config.label_smoothing, head.y_range))
     return terms
 
 
@@ -98,34 +88,28 @@ def classification_loss(
         counts: what each head's sum is divided by, ``(heads,)``: `label_counts` of a whole step whose rows are spread
             over several batches or processes; of these labels if not given.
     """
-    logits, labels = logits.float(), _matrix(labels, terms)
     counts = label_counts(labels, terms) if counts is None else counts
-    total = logits.new_zeros(())
-    start = column = 0
-    for term, count in zip(terms, counts, strict=True):
-        head_logits = logits[:, start : start + term.width]  # (n, width)
-        head_labels = labels[:, column : column + term.label_width]  # (n, label_width)
+    logits_by_head = logits.float().split([term.width for term in terms], dim=1)  # each (n, width)
+    total = logits.new_zeros((), dtype=torch.float32)
+    for term, head_logits, head_labels, count in zip(
+        terms, logits_by_head, _by_head(labels, terms), counts, strict=True
+    ):
         known = ~head_labels.isnan().any(dim=1)
+        losses = _row_losses(term, head_logits[known], head_labels[known])
         # A head that no row has a label for adds an exact zero, and gradients that are zero rather than missing.
-        total = total + term.weight * _row_losses(term, head_logits[known], head_labels[known]).sum() / count.clamp(
-            1e-9
-        )
-        start, column = start + term.width, column + term.label_width
+        total = total + term.weight * losses.sum() / count.clamp(1e-9)
     return total
 
 
 def label_counts(labels: torch.Tensor, terms: Sequence[LossTerm]) -> torch.Tensor:
     """What each head's sum is divided by, ``(heads,)``: its rows that have a label, or the sum of class weights."""
-    labels = _matrix(labels, terms)
-    counts, column = [], 0
-    for term in terms:
-        head_labels = labels[:, column : column + term.label_width]
+    counts = []
+    for term, head_labels in zip(terms, _by_head(labels, terms), strict=True):
         head_labels = head_labels[~head_labels.isnan().any(dim=1)]
         if term.kind == "single_label" and term.label_weights is not None:
             counts.append(head_labels.new_tensor(term.label_weights)[head_labels[:, 0].long()].sum())
         else:
             counts.append(head_labels.new_tensor(float(len(head_labels))))
-        column += term.label_width
     return torch.stack(counts)
 
 
@@ -148,13 +132,14 @@ def _row_losses(term: LossTerm, logits: torch.Tensor, labels: torch.Tensor) -> t
             return (values - labels[:, 0]) ** 2
 
 
-def _matrix(labels: torch.Tensor, terms: Sequence[LossTerm]) -> torch.Tensor:
-    width = sum(term.label_width for term in terms)
-    if labels.ndim == 1 and width == 1:
+def _by_head(labels: torch.Tensor, terms: Sequence[LossTerm]) -> Sequence[torch.Tensor]:
+    """A matrix ``(n, label_width)`` a head."""
+    widths = [term.label_width for term in terms]
+    if labels.ndim == 1 and sum(widths) == 1:
         labels = labels[:, None]
-    if labels.ndim != 2 or labels.shape[1] != width:
-        raise ValueError(f"labels must have {width} columns for these heads, got shape {tuple(labels.shape)}")
-    return labels.float()
+    if labels.ndim != 2 or labels.shape[1] != sum(widths):
+        raise ValueError(f"labels must have {sum(widths)} columns for these heads, got shape {tuple(labels.shape)}")
+    return labels.float().split(widths, dim=1)
 
 
 def _label_weights(head: Head, config: HeadConfig, labels: NDArray[np.float32] | None) -> tuple[float, ...] | None:

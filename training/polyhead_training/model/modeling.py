@@ -169,14 +169,8 @@ class GPT2HiddenStateConcatForSequenceClassification(_GPT2Classifier):
         self.post_init()
 
 
-def build_model(
-    config: GPT2Config, spec: Spec, schema: Schema, terms: Sequence[LossTerm] | None = None
-) -> _GPT2Classifier:
-    """The model that a checkpoint's sections describe, with fresh weights.
-
-    Args:
-        terms: the loss; plain and with the heads' weights if not given.
-    """
+def build_model(config: GPT2Config, spec: Spec, schema: Schema) -> _GPT2Classifier:
+    """The model that a checkpoint's sections describe, with fresh weights and the plain loss of the schema's heads."""
     head_class = None if spec.head_class == "Linear" else head_class_named(spec.head_class)
     sizes = [head.width for head in schema]
     model: _GPT2Classifier
@@ -193,5 +187,5 @@ def build_model(
             head_class=head_class,
             **spec.head_args,
         )
-    model.terms = list(terms or loss_terms(schema))
+    model.terms = loss_terms(schema)
     return model
