@@ -41,8 +41,8 @@ class Predictor:
         Args:
             path: the folder.
             device: ``cpu`` or a CUDA device.
-            precision: ``fp32``, ``bf16``, ``int8``; or ``auto``: the fastest that this hardware is quick at and that keeps
-                the tolerance on ``golden.jsonl``, else fp32.
+            precision: ``fp32``, ``bf16``, ``int8``; or ``auto``: bf16 where the hardware has it and the tolerance on
+                ``golden.jsonl`` is kept, else fp32.
 
         Raises:
             CheckpointError: it is not whole.

@@ -52,9 +52,8 @@ class PackedTexts:
         text = 0
         for group in self.groups:
             key, value = group.pad(kv, 2, heads)
-            rows = (
-                query[text : text + len(key)].unflatten(1, (1, heads, -1)).transpose(1, 2)
-            )  # (texts, heads, 1, width)
+            texts, _, _, width = key.shape
+            rows = query[text : text + texts].view(texts, heads, 1, width)
             mask = group.real[:, None, None]  # (texts, 1, 1, longest)
             context = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scale)
             contexts.append(context.flatten(1))

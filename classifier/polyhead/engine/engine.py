@@ -1,4 +1,4 @@
-"""The engine: logits of token sequences. Checks them, computes equal ones once, and cuts the rest into micro-batches."""
+"""The engine: logits of token sequences. Checks them, computes equal ones once, cuts the rest into micro-batches."""
 
 from __future__ import annotations
 
@@ -89,7 +89,6 @@ class Engine:
             if array.dtype.kind not in "iu" or array.ndim != 1:
                 raise InputError(f"text {position}: token ids must be whole numbers, got {array.dtype}")
             if array.min() < 0 or array.max() >= self.body.vocab_size:
-                wrong = next(token for token in ids if not 0 <= token < self.body.vocab_size)
-                raise InputError(
-                    f"text {position} has token id {wrong}; ids must lie in 0 to {self.body.vocab_size - 1}"
-                )
+                largest = self.body.vocab_size - 1
+                wrong = next(token for token in ids if not 0 <= token <= largest)
+                raise InputError(f"text {position} has token id {wrong}; ids must lie in 0 to {largest}")

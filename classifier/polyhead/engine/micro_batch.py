@@ -1,4 +1,4 @@
-"""Micro-batches: how a list of texts is cut by tokens, so that memory is bounded and short texts wait for no long one."""
+"""Micro-batches: texts cut by tokens, so that memory is bounded and short texts wait for no long one."""
 
 from __future__ import annotations
 

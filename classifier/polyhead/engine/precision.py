@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 import torch
 
@@ -29,4 +29,4 @@ def check_precision(name: str, device: torch.device) -> Precision:
         raise OptionError(f"precision must be one of {['auto', *PRECISIONS]}, got {name!r}")
     if name == "int8" and device.type != "cpu":
         raise OptionError("precision 'int8' is for the CPU; on a GPU take 'auto' or 'bf16'")
-    return cast(Precision, name)
+    return name
