@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from transformers import GPT2Model
 
 from polyhead.checkpoint import Golden, read_checkpoint, write_checkpoint
 from polyhead.engine import Engine
-from polyhead.errors import CheckpointError
+from polyhead.errors import CheckpointError, InputError
 from polyhead.predictor import Predictor
 from tests.tiny import MAX_LENGTH, SCHEMA, TEXTS, tiny_config, tiny_spec, tiny_tokenizer, write_tiny_checkpoint
+
+ROUNDING = {"fp32": 1e-5, "bf16": 0.02, "int8": 0.02}  # of logits: kernels differ with the number of rows
 
 HEADS: list[tuple[str, str | None, dict[str, Any]]] = [
     ("base", None, {}),
@@ -72,10 +75,78 @@ def test_micro_batches_change_nothing(pair: tuple[Predictor, Any]) -> None:
     np.testing.assert_allclose(small.logits(ids), predictor._engine.logits(ids), atol=1e-5)
 
 
+def test_equal_texts_are_computed_once(pair: tuple[Predictor, Any]) -> None:
+    """Three equal texts take the room of one, and each gets its answer."""
+    predictor, _ = pair
+    one, other = (predictor.encode(TEXTS)[row].token_ids[:8] for row in (0, 1))
+    engine = Engine(predictor.checkpoint, token_budget=8)
+    parts = list(engine.parts([one, other, one, one]))
+    assert sorted(rows.tolist() for rows, _ in parts) == [[0, 2, 3], [1]]
+    np.testing.assert_array_equal(engine.logits([one, other, one])[[0, 2]], np.repeat(engine.logits([one]), 2, axis=0))
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([], "text 1 has 0 tokens; it must have 1 to 48"),
+        ([1] * 49, "text 1 has 49 tokens; it must have 1 to 48"),
+        ([1, -1], "text 1 has token id -1; ids must lie in 0 to"),
+        ([1, 10**6], "text 1 has token id 1000000; ids must lie in 0 to"),
+        ([1, 10**30], "text 1: token ids must be whole numbers"),
+        ([1.5], "text 1: token ids must be whole numbers"),
+        (["a"], "text 1: token ids must be whole numbers"),
+        ([[1]], "text 1: token ids must be whole numbers"),
+    ],
+)
+def test_what_is_no_text_is_refused(base_checkpoint: Path, ids: Any, message: str) -> None:
+    """Token ids that the model cannot read are an error that names the text, before anything is computed."""
+    engine = Engine(read_checkpoint(base_checkpoint))
+    with pytest.raises(InputError, match=message):
+        engine.parts([[1, 2], ids])
+
+
+def test_threads_take_turns(base_checkpoint: Path) -> None:
+    """Several threads on one engine get the answers that each would get alone."""
+    predictor = Predictor.load(base_checkpoint)
+    ids = [text.token_ids for text in predictor.encode(TEXTS)]
+    alone = [predictor._engine.logits([one])[0] for one in ids]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda one: predictor._engine.logits([one])[0], ids * 20))
+    np.testing.assert_allclose(together, alone * 20, atol=1e-6)
+
+
 def test_no_texts_no_rows(pair: tuple[Predictor, Any]) -> None:
     """An empty batch has logits of the right width and no rows."""
     predictor, _ = pair
     assert predictor._engine.logits([]).shape == (0, predictor.schema.width)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize("concat", [False, True])
+def test_lower_precisions_stay_near(tmp_path: Path, precision: str, concat: bool) -> None:
+    """bf16 and int8 round: their logits are near those of float32, and not the same."""
+    write_tiny_checkpoint(tmp_path / "c", "hidden_state_concat" if concat else "base")
+    checkpoint = read_checkpoint(tmp_path / "c")
+    ids = [text.token_ids for text in Predictor(checkpoint).encode(TEXTS)]
+    exact = Engine(checkpoint).logits(ids)
+    rounded = Engine(checkpoint, precision=precision).logits(ids)
+    assert 1e-5 < np.abs(rounded - exact).max() < 0.1 * exact.std()
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_a_label_is_the_same_in_any_batch(base_checkpoint: Path, precision: str, data: st.DataObject) -> None:
+    """Alone and in any batch a text gets the same label, unless two labels are as near as rounding."""
+    checkpoint = read_checkpoint(base_checkpoint)
+    engine = Engine(checkpoint, precision=precision)
+    sequence = st.lists(st.integers(0, checkpoint.body.vocab_size - 1), min_size=1, max_size=MAX_LENGTH)
+    batch = data.draw(st.lists(sequence, min_size=1, max_size=12))
+    topics = engine.logits(batch)[:, checkpoint.schema.columns["topic"]]
+    for ids, together in zip(batch, topics, strict=True):
+        alone = engine.logits([ids])[0, checkpoint.schema.columns["topic"]]
+        lead = np.sort(alone)[-1] - np.sort(alone)[-2]
+        assert together.argmax() == alone.argmax() or lead < ROUNDING[precision]
 
 
 @pytest.mark.parametrize(
