@@ -5,6 +5,7 @@ PolyheadError
 ├── CheckpointError   a checkpoint folder is incomplete, damaged or not ours
 ├── RepositoryError   a model repository cannot take or serve a checkpoint
 ├── OptionError       a request option is unknown or out of range
+├── MachineError      the machine has too little of what the model needs
 ├── InstallError      tritonserver, its stub or libpython is not there (triton_install)
 └── AddressError      polyhead-serve cannot listen where it was told to (serve)
 
@@ -34,6 +35,10 @@ class RepositoryError(PolyheadError):
 
 class OptionError(PolyheadError):
     """A request option is unknown or out of range."""
+
+
+class MachineError(PolyheadError):
+    """The machine has too little of what the model needs."""
 
 
 def one_line(error: BaseException) -> str:
