@@ -120,7 +120,7 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answers every request.
 
-        No exception leaves: it would show its file and line to all callers, and kill the server after an early response.
+        No exception leaves: it would show its file and line to all callers, and after an early response end the server.
         """
         responses = Responses(requests)
         try:
