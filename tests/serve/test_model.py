@@ -276,6 +276,15 @@ def test_short_requests_do_not_wait_for_long_ones(model: Any) -> None:
     assert returned[0] is not None
 
 
+def test_on_a_gpu_all_leave_together(model: Any) -> None:
+    """Where a message to the server costs more than a text, none is sent: not early, and no question for cancels."""
+    model.messages_pay = False
+    model.predictor.part_tokens = 20
+    requests = [Request(texts(b"word " * 200)), Request(texts(b"Rain"), cancelled=True)]
+    assert [response.error for response in model.execute(requests)] == [None, None]
+    assert not any(request.sender.sent for request in requests)
+
+
 def test_failure_between_parts_answers_the_rest(model: Any) -> None:
     """An exception after some responses were sent is the answer of the others alone: none has two, none has none."""
     model.predictor.part_tokens = 20
