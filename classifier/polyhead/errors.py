@@ -7,6 +7,7 @@ PolyheadError
 ├── OptionError       an option is unknown or out of range
 ├── InputError        token ids that the model cannot read
 ├── ToleranceError    scores are further from the golden ones than the precision may be
+├── MachineError      the machine has too little of what the model needs
 ├── InstallError      tritonserver, its stub or libpython is not there (triton_install)
 └── AddressError      polyhead-serve cannot listen where it was told to (serve)
 
@@ -44,6 +45,10 @@ class InputError(PolyheadError, ValueError):
 
 class ToleranceError(PolyheadError):
     """Scores are further from the golden ones than the precision may be."""
+
+
+class MachineError(PolyheadError):
+    """The machine has too little of what the model needs."""
 
 
 def one_line(error: BaseException) -> str:

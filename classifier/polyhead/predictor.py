@@ -16,8 +16,10 @@ from polyhead.checkpoint import Checkpoint, read_checkpoint
 from polyhead.decode import DecodeOptions, Scores, decode, to_scores
 from polyhead.encode import EncodedText, encode
 from polyhead.engine import Engine, Precision, fastest_precision
-from polyhead.errors import ToleranceError
+from polyhead.engine.memory import activation_bytes
+from polyhead.errors import MachineError, ToleranceError
 from polyhead.gate import check_golden
+from polyhead.machine import available_memory_bytes
 
 LOAD_TOKENS = 2048  # of golden rows checked at load: under a second where the precision is fast
 
@@ -68,6 +70,16 @@ class Predictor:
         """Of the engine's linear layers."""
         return self._engine.precision
 
+    @property
+    def token_budget(self) -> int:
+        """Most tokens that are computed at once."""
+        return self._engine.token_budget
+
+    @property
+    def device(self) -> torch.device:
+        """Where the engine computes."""
+        return self._engine.device
+
     def predict(self, texts: Sequence[str | bytes], options: DecodeOptions | None = None) -> list[dict[str, Any]]:
         """One answer a text, as `decode` gives them."""
         encoded = self.encode(texts)
@@ -98,6 +110,41 @@ class Predictor:
             }
             for text, row in zip(encoded, scores, strict=True)
         ]
+
+    def parts(self, encoded: Sequence[EncodedText]) -> list[list[int]]:
+        """Positions of the texts, shortest first, in parts to be scored one after the other, each of bounded cost."""
+        if self.device.type != "cpu":
+            return [list(range(len(encoded)))]  # a GPU works best on a queue of all micro-batches
+        return self._engine.plan([text.token_ids for text in encoded])
+
+    def warm_up(self) -> int:
+        """Proves that the largest micro-batch fits into memory, before the first request.
+
+        A CUDA device computes one. On the CPU that would take seconds of a start; there the bound of
+        `activation_bytes` must lie within what the machine and the container's limit have left.
+
+        Returns:
+            The tokens of that micro-batch.
+
+        Raises:
+            MachineError: it does not fit.
+        """
+        tokens = max(self.token_budget, self.max_length)
+        needed = activation_bytes(self.checkpoint.body, tokens)
+        if self.device.type == "cpu":
+            available = available_memory_bytes()
+            if needed > available:
+                raise MachineError(
+                    f"a micro-batch of {tokens} tokens takes up to {needed / 2**20:.0f} MiB of memory, "
+                    f"and {available / 2**20:.0f} MiB are left"
+                )
+            return tokens
+        texts, rest = divmod(tokens, self.max_length)
+        lengths = [self.max_length] * texts + [rest] * (rest > 0)
+        # The first token differs: identical texts are computed once.
+        vocabulary = self.checkpoint.body.vocab_size
+        self._engine.logits([[n % vocabulary, *[0] * (length - 1)] for n, length in enumerate(lengths)])
+        return tokens
 
     def schema_json(self) -> bytes:
         """What a client needs to know of the model: ``max_length`` and the heads."""

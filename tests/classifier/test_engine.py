@@ -80,8 +80,7 @@ def test_equal_texts_are_computed_once(pair: tuple[Predictor, Any]) -> None:
     predictor, _ = pair
     one, other = (predictor.encode(TEXTS)[row].token_ids[:8] for row in (0, 1))
     engine = Engine(predictor.checkpoint, token_budget=8)
-    parts = list(engine.parts([one, other, one, one]))
-    assert sorted(rows.tolist() for rows, _ in parts) == [[0, 2, 3], [1]]
+    assert engine.plan([one, other, one, one]) == [[0, 2, 3], [1]]
     np.testing.assert_array_equal(engine.logits([one, other, one])[[0, 2]], np.repeat(engine.logits([one]), 2, axis=0))
 
 
@@ -102,7 +101,7 @@ def test_what_is_no_text_is_refused(base_checkpoint: Path, ids: Any, message: st
     """Token ids that the model cannot read are an error that names the text, before anything is computed."""
     engine = Engine(read_checkpoint(base_checkpoint))
     with pytest.raises(InputError, match=message):
-        engine.parts([[1, 2], ids])
+        engine.logits([[1, 2], ids])
 
 
 def test_threads_take_turns(base_checkpoint: Path) -> None:

@@ -1,12 +1,9 @@
-"""Activation functions of GPT-2's MLP, by the names that transformers gives them.
-
-Each may overwrite its argument, which no one else reads.
-"""
+"""Activation functions of GPT-2's MLP, by the names that transformers gives them."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,30 +12,15 @@ from polyhead.errors import CheckpointError
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
-_LINEAR = torch.tensor(math.sqrt(8 / math.pi))
-_CUBIC = 0.044715 * math.sqrt(8 / math.pi)
-
-
-def gelu_tanh(hidden: torch.Tensor) -> torch.Tensor:
-    """The tanh form of GELU (Hendrycks and Gimpel 2016), as ``y * sigmoid(sqrt(8/pi) * (y + 0.044715 * y**3))``.
-
-    The same function: ``1 + tanh(z) == 2 * sigmoid(2 * z)``. PyTorch's tanh costs a CPU several times its sigmoid.
-    """
-    if hidden.dtype == torch.bfloat16:
-        # In bfloat16 each step of the form above rounds; the erf form, at most 4.7e-4 away, rounds once and is faster.
-        return F.gelu(hidden)
-    gate = torch.addcmul(_LINEAR, hidden, hidden, value=_CUBIC)
-    return hidden.mul_(gate.mul_(hidden).sigmoid_())
-
+TANH_GELU = ("gelu_new", "gelu_pytorch_tanh")
 
 ACTIVATIONS: dict[str, Activation] = {
-    "gelu_new": gelu_tanh,
-    "gelu_pytorch_tanh": gelu_tanh,
+    **dict.fromkeys(TANH_GELU, partial(F.gelu, approximate="tanh")),
     "gelu": F.gelu,
-    "relu": torch.relu_,
+    "relu": F.relu,
     "silu": F.silu,
     "swish": F.silu,
-    "tanh": torch.tanh_,
+    "tanh": torch.tanh,
 }
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from polyhead.checkpoint import Checkpoint
-from polyhead.engine.cpu import CPUForward
+from polyhead.engine.cpu.forward import CPUForward
 from polyhead.engine.micro_batch import micro_batches
-from polyhead.engine.precision import check_precision
+from polyhead.engine.precision import Precision, check_precision
 from polyhead.errors import InputError
 
-Part = tuple[NDArray[np.int64], NDArray[np.float32]]
+if TYPE_CHECKING:
+    from polyhead.engine.cuda.forward import CUDAForward
 
 
 class Engine:
@@ -38,7 +40,7 @@ class Engine:
         self.body = checkpoint.body
         self.device = torch.device(device)
         self.precision = check_precision(precision, self.device)
-        self.forward = CPUForward(checkpoint, self.precision)
+        self.forward = _forward(checkpoint, self.device, self.precision)
         self.token_budget = token_budget or self.forward.token_budget
         self.width = checkpoint.schema.width
         self._head = checkpoint.build_head().to(self.device)
@@ -56,30 +58,30 @@ class Engine:
         Raises:
             InputError: names the sequence that cannot be computed, and what is allowed.
         """
+        self._check(token_ids)
+        rows_of = _rows_of_equal(token_ids)
         logits = np.empty((len(token_ids), self.width), dtype=np.float32)
-        for rows, part in self.parts(token_ids):
-            logits[rows] = part
+        with self._turn, torch.inference_mode():
+            # A GPU works through the queue while the next micro-batch is packed; only reading waits for it.
+            parts = [
+                (batch, self._head(self.forward.pooled(batch)))
+                for batch in micro_batches(list(rows_of), self.token_budget, self.forward.enough_tokens)
+            ]
+            texts = list(rows_of.values())
+            for batch, part in parts:
+                for text, row in zip(batch.rows, part.cpu().numpy(), strict=True):
+                    logits[texts[text]] = row
         return logits
 
-    def parts(self, token_ids: Sequence[Sequence[int]]) -> Iterator[Part]:
-        """The same, a micro-batch at a time, the shortest texts first: positions ``(n,)`` and their logits.
+    def plan(self, token_ids: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Positions of the sequences by the micro-batch that computes them, the shortest first.
 
-        Raises:
-            InputError: before anything is computed.
+        Computing one entry after the other costs what computing all at once does.
         """
-        self._check(token_ids)
-        rows_of: dict[tuple[int, ...], list[int]] = {}  # equal texts are computed once
-        for row, ids in enumerate(token_ids):
-            rows_of.setdefault(tuple(ids), []).append(row)
-        return self._compute(list(rows_of), list(rows_of.values()))
-
-    def _compute(self, texts: list[tuple[int, ...]], rows_of: list[list[int]]) -> Iterator[Part]:
-        for batch in micro_batches(texts, self.token_budget, self.forward.enough_tokens):
-            with self._turn, torch.inference_mode():
-                logits = self._head(self.forward.pooled(batch)).cpu().numpy()
-            rows = [rows_of[text] for text in batch.rows]
-            copies = [len(positions) for positions in rows]
-            yield np.concatenate([np.array(positions) for positions in rows]), np.repeat(logits, copies, axis=0)
+        rows_of = _rows_of_equal(token_ids)
+        texts = list(rows_of.values())
+        batches = micro_batches(list(rows_of), self.token_budget, self.forward.enough_tokens)
+        return [[row for text in batch.rows for row in texts[text]] for batch in batches]
 
     def _check(self, token_ids: Sequence[Sequence[int]]) -> None:
         for position, ids in enumerate(token_ids):
@@ -92,3 +94,19 @@ class Engine:
                 largest = self.body.vocab_size - 1
                 wrong = next(token for token in ids if not 0 <= token <= largest)
                 raise InputError(f"text {position} has token id {wrong}; ids must lie in 0 to {largest}")
+
+
+def _forward(checkpoint: Checkpoint, device: torch.device, precision: Precision) -> CPUForward | CUDAForward:
+    if device.type == "cpu":
+        return CPUForward(checkpoint, precision)
+    from polyhead.engine.cuda.forward import CUDAForward  # what it imports of torch takes a CPU server's time
+
+    return CUDAForward(checkpoint, device, precision)
+
+
+def _rows_of_equal(token_ids: Sequence[Sequence[int]]) -> dict[tuple[int, ...], list[int]]:
+    """Where each distinct sequence stands: equal ones are computed once."""
+    rows: dict[tuple[int, ...], list[int]] = {}
+    for row, ids in enumerate(token_ids):
+        rows.setdefault(tuple(ids), []).append(row)
+    return rows

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from polyhead.checkpoint import Body, Checkpoint
-from polyhead.engine.activation import activation_named
-from polyhead.engine.attention import PackedTexts
-from polyhead.engine.linear import Bfloat16Linear, Float32Linear, Int8Linear, Linear
+from polyhead.engine.activation import TANH_GELU, activation_named
+from polyhead.engine.cpu.attention import PackedTexts
+from polyhead.engine.cpu.gelu import gelu_tanh
+from polyhead.engine.cpu.linear import Bfloat16Linear, Float32Linear, Int8Linear, Linear
 from polyhead.engine.micro_batch import MicroBatch
 from polyhead.engine.precision import Precision
 
@@ -34,7 +35,7 @@ class CPUForward:
         CheckpointError: the activation function is none of those the engine knows.
     """
 
-    token_budget = 4096
+    token_budget = 2048
     enough_tokens = CHUNK_ROWS
 
     def __init__(self, checkpoint: Checkpoint, precision: Precision) -> None:
@@ -70,7 +71,8 @@ class _Block:
     def __init__(self, body: Body, tensors: Mapping[str, torch.Tensor], layer: int, precision: Precision) -> None:
         self.heads = body.n_head
         self.scale = body.attention_scale(layer)
-        self.activation = activation_named(body.activation_function)
+        is_tanh = body.activation_function in TANH_GELU
+        self.activation = gelu_tanh if is_tanh else activation_named(body.activation_function)
         prefix = f"h.{layer}"
 
         def linear(name: str, columns: slice = slice(None)) -> Linear:
