@@ -111,7 +111,7 @@ def _plot(by_tokens: Sequence[dict[str, Any]], by_model: Sequence[dict[str, Any]
             heights = [point[key] for point in points]
             axes.plot(at, heights, "o-", color=COLOUR)
             axes.set(xscale="log", xlabel=label, ylabel=title)
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.15 * max(heights))  # room for the topmost number
             for place, height, point in zip(at, heights, points, strict=True):
                 name = f"{height:,.1f}" if points is by_tokens else f"{point['model']}: {height:,.1f}"
                 axes.annotate(name, (place, height), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8)

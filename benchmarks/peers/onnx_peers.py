@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from pathlib import Path
 
@@ -49,6 +50,7 @@ def export_onnx(checkpoint: Checkpoint, path: Path) -> None:
     """Writes the model with inputs ``input_ids`` and ``lengths``, both of any size."""
     batch = torch.export.Dim("batch", min=1, max=1024)
     length = torch.export.Dim("length", min=2, max=checkpoint.body.n_positions)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is not installed
     torch.onnx.export(
         PlainClassifier(checkpoint, fused_gelu=True), EXAMPLE, str(path), input_names=["input_ids", "lengths"],
         output_names=["logits"], dynamic_shapes=({0: batch, 1: length}, {0: batch}), opset_version=20, dynamo=True,
