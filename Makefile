@@ -67,7 +67,7 @@ bench-quality: data/debian/train.jsonl ## Answer quality beside TF-IDF with logi
 	$(PY) -m benchmarks.quality
 
 .PHONY: bench-engine
-bench-engine: .venv-peers/.ready data/debian/train.jsonl ## The engine beside its peers: 25 minutes on 2 cores; DEVICE=cuda
+bench-engine: .venv-peers/.ready data/debian/train.jsonl ## The engine beside its peers: 25 minutes on 2 cores; DEVICE=
 	.venv-peers/bin/python -m benchmarks.engine --device $(DEVICE)
 
 .PHONY: bench-scaling

@@ -35,11 +35,13 @@ def compare(title: str, precision: str, logits: Logits, reference: Logits) -> di
     """``max_score_error``, and ``flips``: texts of which any head answers otherwise.
 
     Raises:
-        SystemExit: scores are further from the reference than the precision explains.
+        SystemExit: scores are further from the reference than the precision explains, or not finite.
     """
+    if not np.isfinite(logits).all():
+        raise SystemExit(f"{title}: logits are not finite")
     scores, expected = to_scores(logits, SCHEMA), to_scores(reference, SCHEMA)
     error = float(np.abs(scores - expected).max())
-    if not error <= TOLERANCE[precision]:  # NaN fails too
+    if error > TOLERANCE[precision]:
         raise SystemExit(f"{title}: a score is off by {error:.3g}, more than {TOLERANCE[precision]} ({precision})")
     flipped = np.any(_answers(scores) != _answers(expected), axis=1)
     return {"max_score_error": float(f"{error:.2g}"), "flips": int(flipped.sum())}

@@ -16,16 +16,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from benchmarks.agreement import compare, reference_logits
 from benchmarks.gemm import SHAPES, GemmPeak, linear_flops
-from benchmarks.peers.line_up import PLAIN, PRODUCT, PRODUCTS, builders, has_bf16, line_up
+from benchmarks.peers.line_up import PLAIN, PRODUCT, PRODUCTS, builders, line_up
 from benchmarks.peers.peer import Peer
 from benchmarks.result import RESULTS, write_result
 from benchmarks.workload import TokenIds, debian_texts, debian_tokenizer, of_length, random_checkpoint, tokenized
 from polyhead.checkpoint import Checkpoint, read_checkpoint
+from polyhead.engine import fastest_precision
 
 DEBIAN = "debian"
 # HiddenStateConcat adds a gather and a wider head to the same body: the product and who was fastest beside it.
@@ -105,7 +107,7 @@ def _arguments(options: Sequence[str] | None) -> argparse.Namespace:
     if "base" not in arguments.architectures:
         parser.error("--architectures: base has to be among them, the ratios are its own")
     arguments.out = arguments.out or RESULTS / f"engine-{arguments.device}.json"
-    size = "cuda" if arguments.device == "cuda" else "bf16" if has_bf16() else "fp32"
+    size = "cuda" if arguments.device == "cuda" else fastest_precision(torch.device("cpu"))
     arguments.texts = arguments.texts or {"cuda": 2048, "bf16": 256, "fp32": 48}[size]
     arguments.tokens = arguments.tokens or {"cuda": 65_536, "bf16": 8192, "fp32": 4096}[size]
     # The product comes first: the others are compared with it.

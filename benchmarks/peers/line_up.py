@@ -14,25 +14,20 @@ from benchmarks.peers.peer import Peer, PeerMissingError
 from benchmarks.peers.product import ProductPeer
 from benchmarks.peers.transformers_peers import transformers_peer
 from polyhead.checkpoint import Checkpoint
+from polyhead.engine import PRECISIONS, Precision, fastest_precision
 
 Build = Callable[[Checkpoint], Peer]
 
 PRODUCT = "polyhead"
-PRODUCTS = (PRODUCT, "polyhead_fp32", "polyhead_bf16", "polyhead_int8")
+PRODUCTS: dict[str, Precision | None] = {PRODUCT: None} | {f"{PRODUCT}_{name}": name for name in PRECISIONS}
 # What one runs without thinking of speed: the ratio that a newcomer would see.
 PLAIN = {"cpu": "transformers_fp32_batch8", "cuda": "transformers_bf16_batch64"}
-
-
-def has_bf16() -> bool:
-    """Whether this CPU multiplies bf16 in hardware; without, bf16 is many times slower than fp32."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def builders(device: str) -> dict[str, Build]:
     """All that take part on a device, by name."""
     products: dict[str, Build] = {
-        name: partial(_product, name, device, name.removeprefix(f"{PRODUCT}_") if name != PRODUCT else "auto")
-        for name in PRODUCTS
+        name: partial(_product, name, device, precision) for name, precision in PRODUCTS.items()
     }
     return products | (_cuda() if device == "cuda" else _cpu())
 
@@ -54,12 +49,12 @@ def line_up(checkpoint: Checkpoint, device: str, names: Sequence[str]) -> tuple[
     return peers, left_out
 
 
-def _product(name: str, device: str, precision: str, checkpoint: Checkpoint) -> Peer:
+def _product(name: str, device: str, precision: Precision | None, checkpoint: Checkpoint) -> Peer:
     return ProductPeer(name, checkpoint, device, precision)
 
 
 def _cpu() -> dict[str, Build]:
-    best = "bf16" if has_bf16() else "fp32"
+    best = fastest_precision(torch.device("cpu"))
 
     def bf16_only(build: Build) -> Build:
         return build if best == "bf16" else partial(_missing, "this CPU has no bf16 instructions")

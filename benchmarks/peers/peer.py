@@ -62,7 +62,10 @@ class PaddedPeer:
     def warm_up(self, token_ids: Sequence[Sequence[int]]) -> None:
         """Runs every batch size on a third of the texts and keeps the fastest."""
         sample = token_ids[::3]
-        for texts in (1, min(self._batch_sizes[0], len(token_ids))):  # what compiles does so once for a single text, once for more
+        for texts in (
+            1,
+            min(self._batch_sizes[0], len(token_ids)),
+        ):  # what compiles does so once for a single text, once for more
             self._logits([token_ids[-1]] * texts, texts)
         # A batch size above the number of texts is the same work as one equal to it.
         candidates = [size for size in self._batch_sizes if size <= len(token_ids)] or [self._batch_sizes[0]]
