@@ -6,6 +6,7 @@ CHECKPOINT ?= runs/debian
 REPOSITORY ?= model_repository
 USERS ?= 8
 DURATION ?= 60s
+DEVICE ?= cpu
 HOST ?= http://localhost:8000
 
 .PHONY: help
@@ -65,9 +66,17 @@ bench-training: data/debian/train.jsonl ## Training speed beside transformers' T
 bench-quality: data/debian/train.jsonl ## Answer quality beside TF-IDF with logistic regression: an hour on 2 cores
 	$(PY) -m benchmarks.quality
 
+.PHONY: bench-engine
+bench-engine: .venv-peers/.ready data/debian/train.jsonl ## The engine beside its peers: 25 minutes on 2 cores; DEVICE=
+	.venv-peers/bin/python -m benchmarks.engine --device $(DEVICE)
+
+.PHONY: bench-scaling
+bench-scaling: data/debian/train.jsonl ## The engine's speed and memory as batches and models grow: 8 minutes on 2 cores
+	$(PY) -m benchmarks.scaling --device $(DEVICE)
+
 .PHONY: clean
 clean: ## Remove environments, data, checkpoints and caches
-	rm -rf .venv .venv-triton data runs $(REPOSITORY)/*/*/checkpoint $(REPOSITORY)/*/labels.txt
+	rm -rf .venv .venv-triton .venv-peers data runs $(REPOSITORY)/*/*/checkpoint $(REPOSITORY)/*/labels.txt
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/.ready: constraints.txt setup/requirements.txt setup/venv.sh */pyproject.toml
@@ -77,6 +86,10 @@ clean: ## Remove environments, data, checkpoints and caches
 .venv-triton/.ready: constraints.txt setup/requirements-triton.txt setup/venv.sh setup/libpython.sh classifier/pyproject.toml
 	setup/venv.sh .venv-triton setup/requirements-triton.txt
 	setup/libpython.sh .venv-triton
+	@touch $@
+
+.venv-peers/.ready: constraints.txt setup/requirements-peers.txt setup/requirements.txt setup/venv.sh */pyproject.toml
+	setup/venv.sh .venv-peers setup/requirements-peers.txt
 	@touch $@
 
 data/debian/train.jsonl: | .venv/.ready
