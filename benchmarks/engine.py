@@ -205,6 +205,11 @@ def _summary(measured: dict[str, dict[str, Any]], device: str) -> dict[str, Any]
         "tok_s": speed,
         "best_peer": best,
         "ratio_best_peer": round(speed[PRODUCT] / others[best], 2) if best else None,
+        "ratio_best_peer_by_precision": {
+            row["precision"]: round(speed[name] / others[best], 2) for name, row in measured.items() if name in PRODUCTS
+        }
+        if best
+        else {},
         "ratio_hf": round(speed[PRODUCT] / plain, 2) if plain else None,
         "precision": measured[PRODUCT]["precision"],
     }

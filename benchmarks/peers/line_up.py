@@ -66,7 +66,7 @@ def _cpu() -> dict[str, Build]:
         return lambda c: transformers_peer(name, c, "cpu", precision, batch_sizes, plain=plain)
 
     def compiled(name: str, precision: str) -> Build:
-        return lambda c: transformers_peer(name, c, "cpu", precision, (8, 4, 16), compiled=True)
+        return lambda c: transformers_peer(name, c, "cpu", precision, (8, 1, 4, 16), compiled=True)
 
     return {
         "transformers_fp32_batch1": eager("transformers_fp32_batch1", "fp32", (1,), True),
