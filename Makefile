@@ -36,8 +36,10 @@ format: .venv/.ready ## Put the code into its format
 	$(PY) -m ruff format .
 
 .PHONY: gpu-check
-gpu-check: .venv/.ready ## Tests that need a CUDA device
+gpu-check: .venv/.ready data/debian/train.jsonl ## On a machine with a CUDA device: its tests, then its benchmarks
 	$(PY) -m pytest -m cuda
+	$(PY) -m benchmarks.engine --device cuda
+	$(PY) -m benchmarks.scaling --device cuda
 
 .PHONY: setup
 setup: ## Both environments: .venv and .venv-triton
