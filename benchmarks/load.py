@@ -7,14 +7,16 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 Send = Callable[[list[str]], object]
+Connect = Callable[[], AbstractContextManager[Send]]
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def median_load(loads: Sequence[Load]) -> dict[str, Any]:
     return asdict(middle) | {"texts_s_all": [load.texts_s for load in loads]}
 
 
-def drive(connect: Callable[[], Send], requests: Sequence[list[str]], clients: int) -> Load:
+def drive(connect: Connect, requests: Sequence[list[str]], clients: int) -> Load:
     """Sends all requests once, from so many threads with a connection each.
 
     Args:
@@ -62,13 +64,13 @@ def drive(connect: Callable[[], Send], requests: Sequence[list[str]], clients: i
     start = threading.Barrier(clients + 1)
 
     def client() -> list[float]:
-        send = connect()
-        start.wait()
         latencies = []
-        while (turn := next(turns)) < len(requests):
-            began = time.perf_counter()
-            send(requests[turn])
-            latencies.append(time.perf_counter() - began)
+        with connect() as send:
+            start.wait()
+            while (turn := next(turns)) < len(requests):
+                began = time.perf_counter()
+                send(requests[turn])
+                latencies.append(time.perf_counter() - began)
         return latencies
 
     with ThreadPoolExecutor(clients) as pool:
@@ -80,21 +82,22 @@ def drive(connect: Callable[[], Send], requests: Sequence[list[str]], clients: i
     return summarize(latencies, sum(map(len, requests)), seconds)
 
 
-def json_sender(port: int, path: str, body: Callable[[list[str]], dict[str, Any]]) -> Callable[[], Send]:
+def json_sender(port: int, path: str, body: Callable[[list[str]], dict[str, Any]]) -> Connect:
     """A `connect` for servers that take JSON over HTTP; a connection is kept open, as our own client does."""
 
-    def connect() -> Send:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
+    @contextmanager
+    def connect() -> Iterator[Send]:
+        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=600)) as connection:
 
-        def send(texts: list[str]) -> object:
-            data = json.dumps(body(texts)).encode()
-            connection.request("POST", path, data, {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            answer = response.read()
-            if response.status != http.HTTPStatus.OK:
-                raise RuntimeError(f"{path}: {response.status} {answer[:500]!r}")
-            return json.loads(answer)
+            def send(texts: list[str]) -> object:
+                data = json.dumps(body(texts)).encode()
+                connection.request("POST", path, data, {"Content-Type": "application/json"})
+                response = connection.getresponse()
+                answer = response.read()
+                if response.status != http.HTTPStatus.OK:
+                    raise RuntimeError(f"{path}: {response.status} {answer[:500]!r}")
+                return json.loads(answer)
 
-        return send
+            yield send
 
     return connect

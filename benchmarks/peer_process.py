@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load import Send, json_sender
+from benchmarks.load import Connect, json_sender
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / ".venv-peers"
 INFINITY = ROOT / ".venv-infinity"
 START_S = 300.0
+# Idle OpenMP threads wait as they do in our model process (docs/decisions/0004-passive-threads.md).
+ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Peer:
     settings: tuple[tuple[str, ...], ...]
 
     @contextmanager
-    def serving(self, model: Path, device: str, setting: tuple[str, ...]) -> Iterator[Callable[[], Send]]:
+    def serving(self, model: Path, device: str, setting: tuple[str, ...]) -> Iterator[Connect]:
         """Runs it until it answers, and gives what makes connections to it.
 
         Raises:
@@ -54,7 +56,7 @@ class Peer:
         command = [self.executable, *self.arguments(model, port, device), *setting]
         with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
             process = subprocess.Popen(
-                command, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"},
+                command, cwd=ROOT, env={**os.environ, **ENVIRONMENT},
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
             try:
@@ -67,11 +69,12 @@ class Peer:
                 _end(process)
 
 
-def _answers(process: subprocess.Popen[bytes], connect: Callable[[], Send]) -> bool:
+def _answers(process: subprocess.Popen[bytes], connect: Connect) -> bool:
     deadline = time.monotonic() + START_S
     while process.poll() is None and time.monotonic() < deadline:
         try:
-            connect()(["a canary"])
+            with connect() as send:
+                send(["a canary"])
             return True
         except (OSError, RuntimeError):
             time.sleep(0.5)

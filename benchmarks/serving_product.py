@@ -47,7 +47,7 @@ def measure_product(
         Served(repository, environment={"POLYHEAD_ADMIN_KEY": key}) as served,
     ):
         http = served.url("http")
-        loads: dict[str, Point] = {
+        known: dict[str, Point] = {
             "client": lambda sent, size, clients, passes: drive(
                 lambda: _our_client(http), requests_of(sent, size, passes), clients
             ),
@@ -55,26 +55,27 @@ def measure_product(
                 settings.perf_analyzer, http, key, sent, size, clients, passes
             ),
         }
-        # None is in flight twice: the engine computes identical texts of a batch once.
+        loads = {name: known[name] for name in settings.loads}
         fewest = settings.texts
         rate = engine(requests_of(texts[:fewest], ENGINE_BATCH, 1)).texts_s
         latency = _added_latency(engine, loads, texts[: settings.latency_texts], settings.repeats)
+        rates = (rate, latency["rounds"]["engine"][0]["texts_s"])
         points = [
-            _measure_point(name, load, size, clients, texts[: max(fewest, size * clients)], rate, settings.window_s)
+            _measure_point(name, load, size, clients, _texts_of_point(texts, fewest, size, clients), rates, settings)
             for size in settings.texts_a_request
             for clients in settings.clients
             for name, load in loads.items()
         ]
         best = max((point for point in points if "texts_s" in point), key=lambda point: point["texts_s"])
         size, clients = best["texts_a_request"], best["clients"]
-        sent, few = texts[: max(fewest, size * clients)], texts[:fewest]
+        sent, few = _texts_of_point(texts, fewest, size, clients), texts[:fewest]
         pairs, same_load = [], []
         for _ in range(settings.repeats):
             passes = passes_of(sent, rate, settings.window_s)
             pairs.append(
                 (engine(requests_of(sent, ENGINE_BATCH, passes)), loads[best["load"]](sent, size, clients, passes))
             )
-            same_load.append(loads["client"](few, 1, PEER_CLIENTS, passes_of(few, rate, settings.window_s)))
+            same_load.append(known["client"](few, 1, PEER_CLIENTS, passes_of(few, rate, settings.window_s)))
             print(f"engine, server: {[load.texts_s for load in pairs[-1]]} texts/s", flush=True)
     alone, server = zip(*pairs, strict=True)
     ratios = [round(two.texts_s / one.texts_s, 3) for one, two in pairs]
@@ -89,14 +90,31 @@ def measure_product(
     }
 
 
+def _texts_of_point(texts: Sequence[str], fewest: int, size: int, clients: int) -> Sequence[str]:
+    """Whole requests, and no text in flight twice: the engine computes identical texts of a batch once."""
+    enough = min(max(fewest, size * clients), len(texts))
+    return texts[: enough - enough % size]
+
+
 def _measure_point(
-    name: str, load: Point, size: int, clients: int, sent: Sequence[str], rate: float, window_s: float
+    name: str,
+    load: Point,
+    size: int,
+    clients: int,
+    sent: Sequence[str],
+    rates: tuple[float, float],
+    settings: argparse.Namespace,
 ) -> dict[str, Any]:
+    """One point, or why it is left out; `rates` are the engine's in batches and one by one."""
     point: dict[str, Any] = {"load": name, "texts_a_request": size, "clients": clients}
-    if size * clients > 2 * window_s * rate:
-        point["left_out"] = f"{size * clients} texts in flight would take longer than two windows"
+    in_flight = size * clients
+    rate = min(rates[0], in_flight * rates[1])
+    if in_flight > 2 * settings.window_s * rate:
+        point["left_out"] = f"{in_flight} texts in flight would take longer than two windows"
+    elif in_flight > len(sent):
+        point["left_out"] = f"{in_flight} texts in flight, but {len(sent)} in --data"
     else:
-        point |= asdict(load(sent, size, clients, passes_of(sent, rate, window_s)))
+        point |= asdict(load(sent, size, clients, passes_of(sent, rate, settings.window_s)))
     print(point, flush=True)
     return point
 
@@ -144,10 +162,7 @@ def _engine_alone(checkpoint: Path, device: str) -> Iterator[Engine]:
         answers.close()
 
 
-def _our_client(url: str) -> Send:
-    client = Client(url, timeout_s=600)
-
-    def send(texts: list[str]) -> object:
-        return client.classify(texts)
-
-    return send
+@contextmanager
+def _our_client(url: str) -> Iterator[Send]:
+    with Client(url, timeout_s=600) as client:
+        yield client.classify
