@@ -117,7 +117,11 @@ def _plot(product: dict[str, Any], peers: dict[str, dict[str, Any]]) -> Figure:
     for (name, (colour, marker)), size in ((line, size) for line in LINES.items() for size in _sizes(product)):
         points = [p for p in product["points"] if (p["load"], p["texts_a_request"]) == (name, size) and "texts_s" in p]
         clients = [point["clients"] for point in points]
-        style = {"color": colour, "marker": marker, "linestyle": "-" if size == 1 else "--"}
+        single = size == 1
+        style = {
+            "color": colour, "marker": marker, "linestyle": "-" if single else "--",
+            "fillstyle": "full" if single else "none",
+        }  # fmt: skip
         rates.plot(clients, [p["texts_s"] for p in points], label=f"tritonserver, {name}, {size} a request", **style)
         waits.plot(clients, [p["p95_ms"] for p in points], **style)
     rates.axhline(product["engine"]["texts_s"], color="#444444", linestyle=":", label="engine alone, batches of 64")

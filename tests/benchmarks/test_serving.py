@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, GPT2ForSequenceClassification
 from benchmarks import serving
 from benchmarks.load import Load, drive, json_sender, median_load, passes_of, requests_of
 from benchmarks.peer_process import Peer
+from benchmarks.perf_analyzer import analyze
 from benchmarks.random_checkpoint import add_shape, write_checkpoints
 from polyhead.predictor import Predictor
 from tests.tiny import TEXTS
@@ -95,6 +96,38 @@ def test_both_checkpoints_hold_one_model(tmp_path: Path) -> None:
     ours = predictor.score(predictor.encode(TEXTS[:4]))
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
     assert len({tuple(row) for row in ours.round(6).tolist()}) == 4
+
+
+def test_perf_analyzer_is_read_from_its_record(tmp_path: Path) -> None:
+    """Throughput is texts from the first request sent to the last one answered, whatever bytes the record repeats."""
+    requests = [
+        {"timestamp": start, "request_inputs": {"TEXT": "?"}, "response_timestamps": [end]}
+        for start, end in ((10**9, 11 * 10**8), (11 * 10**8, 13 * 10**8))
+    ]
+    record = json.dumps({"experiments": [{"requests": requests}]}).encode().replace(b"?", b"\xfc\x01")
+    (tmp_path / "made.json").write_bytes(record)
+    binary = tmp_path / "perf_analyzer"
+    # The record's path is the last argument; the number of requests stands before --profile-export-file.
+    binary.write_text(
+        f"#!/bin/sh\nfor last; do :; done\necho $* > {tmp_path}/arguments\ncat {tmp_path}/made.json > $last\n",
+        encoding="utf-8",
+    )
+    binary.chmod(0o755)
+    load = analyze(binary, "127.0.0.1:1", "key", ["a", "b", "c", "d"], texts_a_request=4, clients=1, passes=2)
+    assert (load.texts_s, load.requests, load.seconds) == (26.67, 2, 0.3)
+    assert load.p50_ms == 150
+    arguments = (tmp_path / "arguments").read_text(encoding="utf-8")
+    assert "--request-count 2 " in arguments
+    assert "polyhead-admin-key:key" in arguments
+
+
+def test_a_failing_perf_analyzer_shows_its_words(tmp_path: Path) -> None:
+    """No record, no figure."""
+    binary = tmp_path / "perf_analyzer"
+    binary.write_text("#!/bin/sh\necho 'Request timeout expired' >&2\nexit 1\n", encoding="utf-8")
+    binary.chmod(0o755)
+    with pytest.raises(RuntimeError, match="Request timeout expired"):
+        analyze(binary, "127.0.0.1:1", "key", ["a"], texts_a_request=1, clients=1, passes=1)
 
 
 def test_a_peer_that_ends_says_why(tmp_path: Path) -> None:
