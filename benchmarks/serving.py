@@ -41,9 +41,9 @@ def main(options: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=Path("data/debian/test.jsonl"), help="rows with a text each")
     parser.add_argument("--out", type=Path, default=RESULTS / "serving.json")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of the engine alone and the peers")
-    parser.add_argument("--texts", type=int, default=192, help="distinct texts of a pass")
-    parser.add_argument("--latency-texts", type=int, default=48, help="texts that are timed one by one")
-    parser.add_argument("--window-s", type=float, default=15.0, help="about how long a point is measured")
+    parser.add_argument("--texts", type=int, default=128, help="distinct texts of a pass")
+    parser.add_argument("--latency-texts", type=int, default=32, help="texts that are timed one by one")
+    parser.add_argument("--window-s", type=float, default=10.0, help="about how long a point is measured")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--texts-a-request", type=int, nargs="+", default=[1, 32])
@@ -93,9 +93,9 @@ def _lift_queue_timeout(config: Path) -> None:
 
 
 def _measure(peer: Peer, model: Path, texts: Sequence[str], settings: argparse.Namespace) -> dict[str, Any]:
-    """Tries a peer's configurations on a third of the texts, then measures the best."""
+    """Tries a peer's configurations on a quarter of the texts, then measures the best."""
     sent = texts[: settings.texts]
-    few = requests_of(sent[: math.ceil(len(sent) / 3)], 1, 1)
+    few = requests_of(sent[: math.ceil(len(sent) / 4)], 1, 1)
     tried = {}
     for setting in peer.settings:
         with peer.serving(model, settings.device, setting) as connect:
