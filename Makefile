@@ -92,7 +92,7 @@ clean: ## Remove environments, data, checkpoints and caches
 	@touch $@
 
 .venv-infinity/.ready: setup/requirements-infinity.txt setup/venv.sh
-	CONSTRAINTS=setup/requirements-infinity.txt setup/venv.sh .venv-infinity setup/requirements-infinity.txt
+	CONSTRAINTS=/dev/null setup/venv.sh .venv-infinity setup/requirements-infinity.txt
 	@touch $@
 
 data/debian/train.jsonl: | .venv/.ready

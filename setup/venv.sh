@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # setup/venv.sh VENV REQUIREMENTS...: makes a virtual environment and installs requirement files, pinned by constraints.txt.
-# CONSTRAINTS names another file of pins, for packages that cannot live with ours.
+# CONSTRAINTS names another file of pins; /dev/null for a requirements file that pins everything itself.
 # Works without root on a bare Debian, whose python3 comes without ensurepip. PYTHON picks the interpreter.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
