@@ -1,1 +1,1 @@
-"""What the engine is measured beside, one family a file; all compute the same logits from the same token ids."""
+"""What the product is measured beside: engines on the same token ids, and servers of others around the same model."""
