@@ -227,8 +227,8 @@ class AsyncClient(Settings):
     async def _send(self, send: Send) -> Any:
         call, deadline, address = send.call, send.deadline, send.replica.address
         with (
-            mapped(model=call.model, replica=address, protocol=self.protocol, timeout_s=deadline.timeout_s),
             tracing.request(call.kind, address, call.model, call.texts, send.attempt) as trace,
+            mapped(model=call.model, replica=address, protocol=self.protocol, timeout_s=deadline.timeout_s),
         ):
             headers = {**self._headers, **trace}
             if isinstance(self._transport, AsyncGrpcChannels):

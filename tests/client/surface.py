@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ class Blocked:
             result = method(*arguments, **options)
             if inspect.isasyncgen(result):
                 return self._drain(result)
-            return self._runner.run(result)
+            return self._runner.run(result, context=contextvars.copy_context())
 
         return run
 
@@ -36,7 +37,7 @@ class Blocked:
         try:
             while True:
                 try:
-                    yield self._runner.run(anext(stream))
+                    yield self._runner.run(anext(stream), context=contextvars.copy_context())
                 except StopAsyncIteration:
                     return
         finally:

@@ -37,7 +37,8 @@ def head_scores(head: HeadSchema, said: Any) -> list[float]:
     if isinstance(said, Mapping):
         by_label = dict(said)
     if unknown := [label for label in by_label if label not in head.labels]:
-        raise ValueError(f"the fake's answer: head {head.name!r} has labels {list(head.labels)}, not {unknown[0]!r}")
+        labels = list(head.labels)
+        raise AssertionError(f"the fake's answer: head {head.name!r} has labels {labels}, not {unknown[0]!r}")
     return [float(by_label.get(label, 0.0)) for label in head.labels]
 
 
