@@ -154,6 +154,7 @@ NOBODY_LISTENS = (
     "goaway",
 )
 BROKE = ("connection reset", "socket closed", "broken pipe", "stream removed", "goaway")
+CLOSED = ("this protocol is restricted", "this api is restricted")
 REJECTING = (
     "INVALID_ARGUMENT",
     "FAILED_PRECONDITION",
@@ -217,6 +218,10 @@ def from_transport(
             lost = ServerUnreachableError(unreachable, model=model, replica=replica, status=status)
             lost.request_sent = any(words in lowered for words in BROKE)
             return lost
+        # An API that the server keeps closed; over gRPC it says UNAVAILABLE then, too.
+        case str() if any(words in lowered for words in CLOSED):
+            message = f"{replica} rejected the request: {detail}"
+            return RequestRejectedError(message, model=model, replica=replica, status=status)
         case "503" | "429" | "UNAVAILABLE" | "RESOURCE_EXHAUSTED":
             message = f"{replica} is overloaded ({detail}); try again later"
             shed = ServerOverloadedError(message, model=model, replica=replica, status=status)

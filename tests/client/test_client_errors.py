@@ -27,6 +27,7 @@ from tests.client.fake_triton import FakeTriton
         ("503", "Exceeds maximum queue size", errors.ServerOverloadedError),
         ("503", "Request timeout expired", errors.ServerOverloadedError),
         ("StatusCode.UNAVAILABLE", "Exceeds maximum queue size", errors.ServerOverloadedError),
+        ("StatusCode.UNAVAILABLE", "This protocol is restricted, expecting header 'x'", errors.RequestRejectedError),
         ("StatusCode.UNAVAILABLE", "failed to connect to all addresses", errors.ServerUnreachableError),
         ("StatusCode.UNAVAILABLE", "errors resolving host:1: [field:hostname]", errors.ServerUnreachableError),
         ("StatusCode.INVALID_ARGUMENT", "TEXT: missing", errors.RequestRejectedError),
