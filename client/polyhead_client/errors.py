@@ -2,24 +2,28 @@
 
 PolyheadClientError
 ├── UsageError              what was asked cannot be sent: a text, an option, a protocol (also a ValueError)
-├── ServerUnreachableError  no connection to the server (also a ConnectionError)
+│   └── UnknownNameError    no head or label has this name (also a KeyError)
+├── ServerUnreachableError  no connection to the server, or it broke (also a ConnectionError)
 ├── RequestTimeoutError     no answer in time (also a TimeoutError)
 ├── NotReadyError           the server did not become ready in time (also a TimeoutError)
-├── ServerOverloadedError   the server sheds load: try again later
+├── ServerOverloadedError   the server sheds load
 ├── ModelNotFoundError      the server does not serve this model or version
 ├── RequestRejectedError    the server finds fault with the request
 ├── ServerFailedError       the server failed on a good request
-└── BadResponseError        the answer is not what the wire contract says
+├── BadResponseError        the answer is not what the wire contract says
+└── TextError               a text has no answer; raised only with ``raise_on_error=True`` (also a ValueError)
 
-Each message is one line that says what happened and what to do. A text without an answer is no exception: see
-`polyhead_client.prediction.Prediction.error`.
+Each message is one line that says what happened and what to do. Without ``raise_on_error`` a text without an answer is
+no exception: see `polyhead_client.prediction.Prediction.error`.
 """
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPException
 
-from geventhttpclient.response import HTTPConnectionClosed
 from tritonclient.utils import InferenceServerException
 
 LONGEST_DETAIL = 300  # characters: a server's message may carry a whole traceback
@@ -30,65 +34,127 @@ class PolyheadClientError(Exception):
 
     Attributes:
         model: the model that was asked, where known.
-        url: the server that was asked, where known.
+        replica: the address of the server that was asked, as the client was given it, where known.
         status: what the server answered, where known: ``"503"`` over HTTP, ``"UNAVAILABLE"`` over gRPC.
+        advice: what to do about it.
     """
 
+    advice = "read the message"
+
     def __init__(
-        self, message: str, *, model: str | None = None, url: str | None = None, status: str | None = None
+        self, message: str, *, model: str | None = None, replica: str | None = None, status: str | None = None
     ) -> None:
         super().__init__(message)
         self.model = model
-        self.url = url
+        self.replica = replica
         self.status = status
 
 
 class UsageError(PolyheadClientError, ValueError):
     """What was asked cannot be sent."""
 
+    advice = "correct the argument or the text that the message names"
+
+
+class UnknownNameError(UsageError, KeyError):
+    """No head or label has this name."""
+
+    advice = "use one of the names in the message; Client.schema() has them all"
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # a KeyError's own form quotes the sentence
+
 
 class ServerUnreachableError(PolyheadClientError, ConnectionError):
-    """No connection to the server."""
+    """No connection to the server, or it broke.
+
+    Attributes:
+        request_sent: whether the server may have read the request before the connection broke.
+    """
+
+    advice = "check that the server runs, and the address, port and protocol"
+    request_sent = False
 
 
 class RequestTimeoutError(PolyheadClientError, TimeoutError):
     """No answer in time."""
 
+    advice = "allow more time with timeout_s, or send less at a time"
+
 
 class NotReadyError(PolyheadClientError, TimeoutError):
     """The server did not become ready in time."""
 
+    advice = "read the server's log, or wait longer"
+
 
 class ServerOverloadedError(PolyheadClientError):
-    """The server sheds load."""
+    """The server sheds load.
+
+    Attributes:
+        retry_after_s: how long the server asked to be left alone; None if it did not say.
+    """
+
+    advice = "try again later, lower the concurrency, or add replicas"
+    retry_after_s: float | None = None
 
 
 class ModelNotFoundError(PolyheadClientError):
     """The server does not serve this model or version."""
 
+    advice = "check the model's name and version"
+
 
 class RequestRejectedError(PolyheadClientError):
     """The server finds fault with the request."""
+
+    advice = "correct what the server names; for 401 and 403 the API key or headers"
 
 
 class ServerFailedError(PolyheadClientError):
     """The server failed on a good request."""
 
+    advice = "see the server's log"
+
 
 class BadResponseError(PolyheadClientError):
     """The answer is not what the wire contract says."""
+
+    advice = "check that this is a Polyhead model, this protocol's port, and no newer than the client knows"
+
+
+class TextError(PolyheadClientError, ValueError):
+    """A text has no answer, and the caller asked for an exception.
+
+    Attributes:
+        position: where in the list the text stands.
+        reason: what the server said of it.
+    """
+
+    advice = "correct or drop the text, or read Prediction.error instead of raise_on_error"
+    position = 0
+    reason = ""
+
+
+class NotConnectedError(ConnectionError):
+    """Between transport and core: the connection could not be made, so that nothing was sent."""
 
 
 NO_SUCH_MODEL = ("unknown model", "no available versions", "is not at ready state")
 NOBODY_LISTENS = (
     "failed to connect",
     "connection refused",
-    "connection reset",
     "dns resolution",
     "errors resolving",
-    "socket closed",
     "timed out connecting",
+    "connection reset",
+    "socket closed",
+    "broken pipe",
+    "stream removed",
+    "goaway",
 )
+BROKE = ("connection reset", "socket closed", "broken pipe", "stream removed", "goaway")
+CLOSED = ("this protocol is restricted", "this api is restricted")
 REJECTING = (
     "INVALID_ARGUMENT",
     "FAILED_PRECONDITION",
@@ -106,11 +172,27 @@ TRANSPORT_ERRORS = (
     LookupError,
     TypeError,
     AttributeError,
+    RecursionError,
+    struct.error,
 )
 
 
-def from_transport(error: Exception, *, model: str, url: str, protocol: str, timeout_s: float) -> PolyheadClientError:
-    """Maps what tritonclient raised to this tree; the one place that knows statuses and Triton's wordings."""
+@contextmanager
+def mapped(*, model: str, replica: str, protocol: str, timeout_s: float) -> Iterator[None]:
+    """Raises errors of this tree in place of what comes up from tritonclient and the transports."""
+    try:
+        yield
+    except PolyheadClientError:
+        raise
+    except TRANSPORT_ERRORS as error:
+        mapping = from_transport(error, model=model, replica=replica, protocol=protocol, timeout_s=timeout_s)
+        raise mapping from error
+
+
+def from_transport(
+    error: Exception, *, model: str, replica: str, protocol: str, timeout_s: float
+) -> PolyheadClientError:
+    """Maps what tritonclient or a transport raised to this tree; the one place that knows Triton's wordings."""
     status: str | None = None
     detail = str(error) or type(error).__name__
     if isinstance(error, InferenceServerException):
@@ -118,31 +200,41 @@ def from_transport(error: Exception, *, model: str, url: str, protocol: str, tim
         detail = str(error.message() or error)
     detail = one_line(detail)
     lowered = detail.lower()
-    unreachable = f"no connection to {url} ({detail}); is the server running?"
-    missing = f"{url} does not serve model {model!r} ({detail}); check its name and version"
-    foreign = f"{url} gave no Triton response ({detail}); is it a Triton server, and this its {protocol} port?"
+    unreachable = f"no connection to {replica} ({detail}); is the server running?"
+    missing = f"{replica} does not serve model {model!r} ({detail}); check its name and version"
+    foreign = f"{replica} gave no Triton response ({detail}); is it a Triton server, and this its {protocol} port?"
     match status:
         case _ if isinstance(error, TimeoutError) or status == "DEADLINE_EXCEEDED":
-            message = f"{url} did not answer within {timeout_s:g} s; allow more time"
-            return RequestTimeoutError(message, model=model, url=url, status=status)
+            message = f"{replica} did not answer within {timeout_s:g} s; allow more time"
+            return RequestTimeoutError(message, model=model, replica=replica, status=status)
         case _ if any(words in lowered for words in NO_SUCH_MODEL) or status in ("404", "NOT_FOUND"):
-            return ModelNotFoundError(missing, model=model, url=url, status=status)
-        case None if isinstance(error, OSError | HTTPConnectionClosed):
-            return ServerUnreachableError(unreachable, model=model, url=url)
+            return ModelNotFoundError(missing, model=model, replica=replica, status=status)
+        case None if isinstance(error, OSError):
+            lost = ServerUnreachableError(unreachable, model=model, replica=replica)
+            lost.request_sent = not isinstance(error, NotConnectedError)
+            return lost
         # gRPC says UNAVAILABLE both when nobody listens and when a live server sheds load.
         case "UNAVAILABLE" if any(words in lowered for words in NOBODY_LISTENS):
-            return ServerUnreachableError(unreachable, model=model, url=url, status=status)
+            lost = ServerUnreachableError(unreachable, model=model, replica=replica, status=status)
+            lost.request_sent = any(words in lowered for words in BROKE)
+            return lost
+        # An API that the server keeps closed; over gRPC it says UNAVAILABLE then, too.
+        case str() if any(words in lowered for words in CLOSED):
+            message = f"{replica} rejected the request: {detail}"
+            return RequestRejectedError(message, model=model, replica=replica, status=status)
         case "503" | "429" | "UNAVAILABLE" | "RESOURCE_EXHAUSTED":
-            message = f"{url} is overloaded ({detail}); try again later"
-            return ServerOverloadedError(message, model=model, url=url, status=status)
+            message = f"{replica} is overloaded ({detail}); try again later"
+            shed = ServerOverloadedError(message, model=model, replica=replica, status=status)
+            shed.retry_after_s = getattr(error, "retry_after_s", None)
+            return shed
         case str() if status.startswith("4") or status in REJECTING:
-            message = f"{url} rejected the request: {detail}"
-            return RequestRejectedError(message, model=model, url=url, status=status)
+            message = f"{replica} rejected the request: {detail}"
+            return RequestRejectedError(message, model=model, replica=replica, status=status)
         case str():
-            message = f"{url} failed on the request ({detail}); see the server's log"
-            return ServerFailedError(message, model=model, url=url, status=status)
+            message = f"{replica} failed on the request ({detail}); see the server's log"
+            return ServerFailedError(message, model=model, replica=replica, status=status)
         case _:
-            return BadResponseError(foreign, model=model, url=url, status=status)
+            return BadResponseError(foreign, model=model, replica=replica, status=status)
 
 
 def one_line(text: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from polyhead_client.errors import BadResponseError, one_line
+from polyhead_client.errors import BadResponseError, UnknownNameError, one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Prediction:
             why = f"the heads are {list(self.heads)}"
             if self.error is not None:
                 why = f"the text has no answer: {self.error}"
-            raise KeyError(f"no head {head!r}; {why}")
+            raise UnknownNameError(f"no head {head!r}; {why}")
         return self.heads[head]
 
     @classmethod

@@ -1,4 +1,4 @@
-"""From texts and options to an inference request; nothing here talks to a server.
+"""From rows and options to an inference request; nothing here talks to a server.
 
 Works for both of tritonclient's modules: ``http`` and ``grpc`` name their classes alike.
 """
@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,48 +25,34 @@ class InferRequest:
     parameters: dict[str, int | float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One exchange with a server: what is asked of which model."""
+
+    kind: Literal["infer", "config", "ready", "statistics"]
+    model: str
+    version: str
+    infer: InferRequest | None = None
+    texts: int = 0
+
+
 def build_request(
-    module: ModuleType,
-    texts: Sequence[str],
-    outputs: Sequence[str],
-    *,
-    top_k: int | None = None,
-    threshold: float | None = None,
+    module: ModuleType, rows: Sequence[bytes], outputs: Sequence[str], parameters: dict[str, int | float]
 ) -> InferRequest:
-    """Builds one request.
+    """Builds one inference request.
 
     Args:
         module: ``tritonclient.http`` or ``tritonclient.grpc``.
-        texts: at most as many as the server's ``max_batch_size``.
+        rows: texts as UTF-8, at most as many as the server's ``max_batch_size``.
         outputs: names of the outputs to compute.
-        top_k: at least 1.
-        threshold: in [0, 1].
-
-    Raises:
-        UsageError: a text or an option cannot be sent.
+        parameters: of `build_parameters`.
     """
-    column = np.empty((len(texts), 1), dtype=np.object_)  # not a bytes dtype: that drops trailing NULs
-    for position, text in enumerate(texts):
-        column[position, 0] = encode_text(text, position)
+    column = np.empty((len(rows), 1), dtype=np.object_)  # not a bytes dtype: that drops trailing NULs
+    column[:, 0] = rows
     tensor = module.InferInput("TEXT", list(column.shape), "BYTES")
     tensor.set_data_from_numpy(column)
     asked = [module.InferRequestedOutput(name) for name in outputs]
-    return InferRequest([tensor], asked, build_parameters(top_k, threshold))
-
-
-def encode_text(text: object, position: int = 0) -> bytes:
-    """UTF-8 bytes of a text; refuses what has none."""
-    if not isinstance(text, str):
-        kind = type(text).__name__
-        raise UsageError(f"text {position} must be a str, got {kind}; decode bytes, drop missing values")
-    try:
-        return text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        code = ord(text[error.start])
-        raise UsageError(
-            f"text {position} has a lone surrogate (U+{code:04X}) at character {error.start}; "
-            "it has no UTF-8 form: read the text with errors='replace'"
-        ) from error
+    return InferRequest([tensor], asked, parameters)
 
 
 def build_parameters(top_k: int | None, threshold: float | None) -> dict[str, int | float]:
@@ -77,9 +63,7 @@ def build_parameters(top_k: int | None, threshold: float | None) -> dict[str, in
     """
     parameters: dict[str, int | float] = {}
     if top_k is not None:
-        if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
-            raise UsageError(f"top_k must be a whole number of at least 1, got {top_k!r}")
-        parameters["top_k"] = top_k
+        parameters["top_k"] = check_count("top_k", top_k)
     if threshold is not None:
         if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
             raise UsageError(f"threshold must be a number in [0, 1], got {threshold!r}")
@@ -94,3 +78,10 @@ def check_seconds(name: str, value: float) -> float:
     if not (number and value > 0 and math.isfinite(value)):
         raise UsageError(f"{name} must be a positive number of seconds, got {value!r}")
     return float(value)
+
+
+def check_count(name: str, value: int) -> int:
+    """A whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UsageError(f"{name} must be a whole number of at least 1, got {value!r}")
+    return value

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from polyhead_client.errors import BadResponseError, one_line
+from polyhead_client.errors import BadResponseError, UnknownNameError, one_line
 
 KINDS = ("single_label", "multi_label", "regression")
 
@@ -58,6 +58,24 @@ class Schema:
             columns[head.name] = slice(start, start + head.width)
             start += head.width
         return columns
+
+    def __getitem__(self, head: str) -> HeadSchema:
+        for one in self.heads:
+            if one.name == head:
+                return one
+        raise UnknownNameError(f"no head {head!r}; the heads are {[one.name for one in self.heads]}")
+
+    def column(self, head: str, label: str | None = None) -> int:
+        """Where a label's score stands in a row of scores; a regression has one value and no label.
+
+        Raises:
+            UnknownNameError: there is no such head or label; the message has those that there are.
+        """
+        labels = self[head].labels or (None,)
+        if label not in labels:
+            raise UnknownNameError(f"head {head!r} has no label {label!r}; its labels are {list(self[head].labels)}")
+        start: int = self.columns[head].start
+        return start + labels.index(label)
 
     def column_names(self) -> list[str]:
         """One ``head/label`` a score, ``head/value`` for a regression."""

@@ -1,33 +1,33 @@
-"""A tiny HTTP server that speaks as much KServe v2, binary and JSON, as the client needs.
+"""`polyhead_client.testing.FakeServer` behind a port, under the names that tests of programs use.
 
-Its answer to a text is a function of the test's; everything between is tritonclient's real code.
+Every text gets one answer unless a test changes that.
 """
 
 from __future__ import annotations
 
-import json
-import struct
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from dataclasses import dataclass
 from typing import Any
 
-SCHEMA = {
+from polyhead_client.testing import Failure, FakeServer
+from polyhead_client.testing.answers import pack, unpack
+
+__all__ = ["ANSWER", "SCHEMA", "SCORES", "FakeTriton", "pack", "serve_fake", "unpack"]
+
+REST: dict[str, Any] = {"weight": 1.0, "temperature": 1.0, "parent": None, "parent_of": None}
+SCHEMA: dict[str, Any] = {
     "max_length": 16,
     "heads": [
-        {"name": "topic", "kind": "single_label", "labels": ["news", "sport", "science"], "thresholds": None,
-         "weight": 1.0, "temperature": 1.0, "parent": None, "parent_of": None},
-        {"name": "mood", "kind": "multi_label", "labels": ["happy", "sad"], "thresholds": [0.5, 0.4],
-         "weight": 1.0, "temperature": 1.0, "parent": None, "parent_of": None},
-        {"name": "stars", "kind": "regression", "labels": [], "thresholds": None,
-         "weight": 1.0, "temperature": 1.0, "parent": None, "parent_of": None},
+        {"name": "topic", "kind": "single_label", "labels": ["news", "sport", "science"], "thresholds": None, **REST},
+        {"name": "mood", "kind": "multi_label", "labels": ["happy", "sad"], "thresholds": [0.5, 0.4], **REST},
+        {"name": "stars", "kind": "regression", "labels": [], "thresholds": None, **REST},
     ],
-}  # fmt: skip
+}
 SCORES = [0.2, 0.7, 0.1, 0.9, 0.3, 3.25]
-ANSWER = {
+SAID = {"topic": dict(zip(("news", "sport", "science"), SCORES, strict=False)), "mood": {"happy": 0.9, "sad": 0.3},
+        "stars": 3.25}  # fmt: skip
+ANSWER: dict[str, Any] = {
     "heads": {
         "topic": {"kind": "single_label", "labels": ["sport"], "scores": [0.7]},
         "mood": {"kind": "multi_label", "labels": ["happy"], "scores": [0.9], "thresholds": [0.5]},
@@ -38,131 +38,59 @@ ANSWER = {
 }
 
 
-def answer(text: str) -> dict[str, Any]:
-    """The same answer to every text, an error to a blank one."""
-    return ANSWER if text.strip() else {"error": "the text is empty or blank"}
+def fake_server(**fields: Any) -> FakeServer:
+    """A fake whose answer to every text is `ANSWER`, or its scores `SCORES`."""
+    return FakeServer(**{"answer": lambda text: SAID, "heads": SCHEMA["heads"], "max_length": 16} | fields)
 
 
 @dataclass
 class FakeTriton:
     """What the server does, and what it was asked; both may be changed while it runs."""
 
-    url: str = ""
-    answer: Callable[[str], Any] = answer
-    failure: tuple[int, str] | None = None  # status and message of every response
-    raw_body: bytes | None = None  # sent in place of a response
-    delay_s: float = 0.0
-    close_after: bool = False  # closes each connection without saying so
-    requests: list[dict[str, Any]] = field(default_factory=list)
+    server: FakeServer
+    url: str
 
-    def outputs(self, texts: list[str], names: list[str]) -> Iterator[tuple[str, str, list[int], bytes]]:
-        """Name, datatype, shape and bytes of each output that was asked for."""
-        rows = len(texts)
-        for name in names:
-            match name:
-                case "PREDICTION":
-                    answers = [self.answer(text) for text in texts]
-                    yield (
-                        name,
-                        "BYTES",
-                        [rows, 1],
-                        pack([each if isinstance(each, bytes) else json.dumps(each).encode() for each in answers]),
-                    )
-                case "SCHEMA":
-                    yield name, "BYTES", [rows, 1], pack([json.dumps(SCHEMA).encode()] * rows)
-                case "SCORES":
-                    nan = [float("nan")] * len(SCORES)
-                    flat = [score for text in texts for score in (SCORES if text.strip() else nan)]
-                    yield name, "FP32", [rows, len(SCORES)], struct.pack(f"<{len(flat)}f", *flat)
+    @property
+    def requests(self) -> list[dict[str, Any]]:
+        """The inference requests so far."""
+        return [
+            {"texts": asked.texts, "outputs": asked.outputs, "parameters": asked.parameters}
+            for asked in self.server.requests
+        ]
 
+    @property
+    def answer(self) -> Any:
+        """What is said of a text."""
+        return self.server.answer
 
-def pack(rows: list[bytes]) -> bytes:
-    """Triton's BYTES: each element after its length."""
-    return b"".join(struct.pack("<I", len(row)) + row for row in rows)
+    @answer.setter
+    def answer(self, answer: Callable[[str], Any]) -> None:
+        self.server.answer = answer
 
+    @property
+    def failure(self) -> Failure | None:
+        """What befalls every request."""
+        return self.server.failure
 
-def unpack(data: bytes) -> list[str]:
-    """The inverse of `pack`."""
-    rows, start = [], 0
-    while start < len(data):
-        (length,) = struct.unpack_from("<I", data, start)
-        rows.append(data[start + 4 : start + 4 + length].decode())
-        start += 4 + length
-    return rows
+    @failure.setter
+    def failure(self, failure: tuple[int, str] | Failure | None) -> None:
+        self.server.failure = Failure(*failure) if isinstance(failure, tuple) else failure
+
+    @property
+    def delay_s(self) -> float:
+        """How long each answer waits."""
+        return self.server.failure.hang_s if self.server.failure else 0.0
+
+    @delay_s.setter
+    def delay_s(self, seconds: float) -> None:
+        self.server.failure = Failure(hang_s=seconds) if seconds else None
 
 
 @contextmanager
 def serve_fake() -> Iterator[FakeTriton]:
     """Runs the server on a free port of the loopback interface."""
-    fake = FakeTriton()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        wbufsize = -1  # one packet a response: two would wait for each other (Nagle, delayed ACK)
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            header_length = int(self.headers.get("Inference-Header-Content-Length", len(body)))
-            header = json.loads(body[:header_length])
-            texts = unpack(body[header_length:])
-            names = [output["name"] for output in header["outputs"]]
-            fake.requests.append(
-                {
-                    "path": self.path,
-                    "texts": texts,
-                    "outputs": names,
-                    "parameters": header.get("parameters", {}),
-                }
-            )
-            time.sleep(fake.delay_s)
-            if fake.failure is not None:
-                status, message = fake.failure
-                return self.respond(status, json.dumps({"error": message}).encode())
-            if fake.raw_body is not None:
-                return self.respond(200, fake.raw_body)
-            outputs = list(fake.outputs(texts, names))
-            described = [
-                {
-                    "name": name,
-                    "datatype": kind,
-                    "shape": shape,
-                    "parameters": {"binary_data_size": len(data)},
-                }
-                for name, kind, shape, data in outputs
-            ]
-            head = json.dumps({"model_name": "fake", "model_version": "1", "outputs": described}).encode()
-            return self.respond(200, head + b"".join(data for *_, data in outputs), len(head))
-
-        def respond(self, status: int, body: bytes, header_length: int | None = None) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            if header_length is not None:
-                self.send_header("Inference-Header-Content-Length", str(header_length))
-            self.end_headers()
-            try:
-                self.wfile.write(body)
-                self.wfile.flush()
-            except OSError:
-                self.close_connection = True  # the client gave up waiting
-            if fake.close_after:
-                self.close_connection = True
-
-        def log_message(self, format: str, *arguments: Any) -> None:
-            """Nothing: a test's output is its own."""
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-
-        def handle_error(self, request: Any, client_address: Any) -> None:
-            """Nothing: clients that hang up are part of the tests."""
-
-    server = Server(("127.0.0.1", 0), Handler)
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    fake.url = f"127.0.0.1:{server.server_port}"
-    try:
-        yield fake
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    server = fake_server()
+    # The wire's own form, with a token count that does not depend on the text.
+    server.answer = lambda text: ANSWER
+    with server.serve() as url:
+        yield FakeTriton(server, url)

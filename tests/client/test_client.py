@@ -1,11 +1,13 @@
-"""The client against a fake Triton; the code between is tritonclient's own."""
+"""What both clients do with texts, options and answers; a fake stands in the network's place."""
 
 from __future__ import annotations
 
 import math
-import socket
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 
 from polyhead_client import (
@@ -14,25 +16,26 @@ from polyhead_client import (
     MultiLabel,
     NotReadyError,
     Regression,
-    RequestTimeoutError,
-    ServerUnreachableError,
+    RequestRejectedError,
     SingleLabel,
+    TextError,
+    Tls,
+    UnknownNameError,
     UsageError,
 )
-from tests.client.fake_triton import ANSWER, SCORES, FakeTriton
+from polyhead_client.testing import Failure, FakeServer
+from tests.client.fake_triton import ANSWER, SAID, SCORES
+from tests.client.surface import Ask
 
 
-def free_port() -> int:
-    """A port on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def numbered(text: str) -> dict[str, Any]:
+    """An answer that shows which text it belongs to."""
+    return {**ANSWER, "token_count": int(text)}
 
 
-def test_str_gives_one_prediction(fake: FakeTriton) -> None:
+def test_str_gives_one_prediction(ask: Ask, server: FakeServer) -> None:
     """A str gives a Prediction with a typed answer a head."""
-    with Client(fake.url) as client:
+    with ask(server) as client:
         prediction = client.classify("a goal in the last minute")
     topic, mood, stars = prediction["topic"], prediction["mood"], prediction["stars"]
     assert isinstance(topic, SingleLabel)
@@ -41,59 +44,120 @@ def test_str_gives_one_prediction(fake: FakeTriton) -> None:
     assert mood.names == ("happy",)
     assert mood.labels[0].threshold == 0.5
     assert stars == Regression(3.25)
-    assert (prediction.token_count, prediction.truncated, prediction.error) == (4, False, None)
+    assert (prediction.token_count, prediction.truncated, prediction.error) == (6, False, None)
 
 
-def test_long_lists_are_split_and_stay_in_order(fake: FakeTriton) -> None:
+def test_long_lists_are_split_and_stay_in_order(ask: Ask, server: FakeServer) -> None:
     """A list longer than batch_size goes out in several requests and comes back in its order."""
-    fake.answer = lambda text: {**ANSWER, "token_count": int(text)}
-    with Client(fake.url, batch_size=3) as client:
+    server.answer = numbered
+    with ask(server, batch_size=3) as client:
         predictions = client.classify([str(number) for number in range(8)])
     assert [prediction.token_count for prediction in predictions] == list(range(8))
-    assert [len(request["texts"]) for request in fake.requests] == [3, 3, 2]
+    assert [len(asked.texts) for asked in server.requests] == [3, 3, 2]
 
 
-def test_empty_list_asks_nothing(fake: FakeTriton) -> None:
+def test_lists_are_split_by_bytes(ask: Ask, server: FakeServer) -> None:
+    """A request stays below its limit of bytes, and a text that alone exceeds it is refused with its position."""
+    with ask(server, max_request_bytes=2**16) as client:
+        client.classify(["ä" * 10_000] * 7)
+        with pytest.raises(UsageError, match="text 1 has 70,000 bytes"):
+            client.classify(["a", "b" * 70_000])
+    assert [len(asked.texts) for asked in server.requests] == [3, 3, 1]
+
+
+def test_batch_size_is_asked_once(ask: Ask, server: FakeServer) -> None:
+    """With batch_size=None the server's max_batch_size is used."""
+    server.max_batch_size = 5
+    with ask(server, batch_size=None) as client:
+        client.classify(["a"] * 12)
+        client.classify(["a"] * 6)
+    assert [len(asked.texts) for asked in server.requests] == [5, 5, 2, 5, 1]
+
+
+@pytest.mark.parametrize("batch_size", [64, None])
+def test_refused_batches_are_split(ask: Ask, server: FakeServer, batch_size: int | None) -> None:
+    """A server that refuses a batch as too long, and closes its config, still answers all texts in order."""
+    server.answer, server.max_batch_size = numbered, 10
+    if batch_size is None:
+        server.failures = [Failure(403, "This API is restricted")]
+    with ask(server, batch_size=batch_size) as client:
+        predictions = client.classify([str(number) for number in range(100)])
+        assert len(list(client.stream(["1"] * 30))) == 30
+    assert [prediction.token_count for prediction in predictions] == list(range(100))
+    assert sum(len(asked.texts) > 10 for asked in server.requests) == 1  # it is told once
+
+
+def test_empty_list_asks_nothing(ask: Ask, server: FakeServer) -> None:
     """An empty list gives an empty list without a request."""
-    with Client(fake.url) as client:
+    with ask(server) as client:
         assert client.classify([]) == []
-    assert fake.requests == []
+        assert list(client.stream([])) == []
+    assert server.requests == []
 
 
-def test_texts_arrive_as_they_are(fake: FakeTriton) -> None:
+def test_texts_arrive_as_they_are(ask: Ask, server: FakeServer) -> None:
     """NUL, trailing NUL, emoji, an empty text and line ends reach the server unchanged."""
     texts = ["a\0", "\0", "", "naïve 🦜", "a\r\nb ", "<|endoftext|>"]
-    with Client(fake.url) as client:
+    with ask(server) as client:
         client.classify(texts)
-    assert fake.requests[0]["texts"] == texts
+    assert server.requests[0].texts == texts
 
 
-def test_options_travel_as_parameters(fake: FakeTriton) -> None:
+def test_options_travel_as_parameters(ask: Ask, server: FakeServer) -> None:
     """Options are sent as request parameters of the right type, and only if given."""
-    with Client(fake.url, model="other", version="7") as client:
+    with ask(server, model="other/model", version="7") as client:
         client.classify("text", top_k=2, threshold=1)
         client.classify("text")
-    assert fake.requests[0]["path"] == "/v2/models/other/versions/7/infer"
-    assert fake.requests[0]["parameters"] == {"top_k": 2, "threshold": 1.0}
-    assert isinstance(fake.requests[0]["parameters"]["threshold"], float)
-    assert fake.requests[1]["parameters"] == {}
-    assert fake.requests[1]["outputs"] == ["PREDICTION"]
+    first, second = server.requests
+    assert (first.model, first.version) == ("other/model", "7")
+    assert first.parameters == {"top_k": 2, "threshold": 1.0}
+    assert isinstance(first.parameters["threshold"], float)
+    assert second.parameters == {}
+    assert second.outputs == ["PREDICTION"]
 
 
-def test_bad_text_spoils_only_itself(fake: FakeTriton) -> None:
-    """A text without an answer carries its error, its neighbours their answers."""
-    with Client(fake.url) as client:
-        blank, good = client.classify([" ", "text"])
+def test_headers(ask: Ask, server: FakeServer) -> None:
+    """The API key, own headers and the user agent travel with every request, and repr shows no key."""
+    with ask(server, api_key="s3cret", headers={"X-Team": "search"}, user_agent="crawler/2") as client:
+        client.classify("text")
+    sent = server.requests[0].headers
+    assert sent["authorization"] == "Bearer s3cret"
+    assert sent["x-team"] == "search"
+    assert sent["user-agent"].startswith("crawler/2 polyhead-client")
+    assert "s3cret" not in repr(Client(api_key="s3cret"))
+
+
+def test_bad_text_spoils_only_itself(ask: Ask, server: FakeServer) -> None:
+    """A text without an answer carries its error, its neighbours their answers; raise_on_error names it instead."""
+    with ask(server) as client:
+        good, blank = client.classify(["text", " "])
+        with pytest.raises(TextError, match="text 1 has no answer: the text is empty or blank") as caught:
+            client.classify(["text", " "], raise_on_error=True)
     assert blank.error == "the text is empty or blank"
     assert not blank.heads
     assert good.error is None
+    assert (caught.value.position, caught.value.reason) == (1, blank.error)
     with pytest.raises(KeyError, match="empty or blank"):
         blank["topic"]
 
 
-def test_scores(fake: FakeTriton) -> None:
+def test_unknown_names_say_which_there_are(ask: Ask, server: FakeServer) -> None:
+    """A head or label that does not exist is an error with those that do."""
+    with ask(server) as client:
+        prediction, schema = client.classify("text"), client.schema()
+    with pytest.raises(UnknownNameError, match=r"no head 'tonic'; the heads are \['topic', 'mood', 'stars'\]"):
+        prediction["tonic"]
+    with pytest.raises(UnknownNameError, match="no head 'tonic'"):
+        schema["tonic"]
+    with pytest.raises(UnknownNameError, match=r"head 'topic' has no label 'spurt'; its labels are .*'sport'"):
+        schema.column("topic", "spurt")
+    assert schema.column("topic", "sport") == 1
+    assert schema.column("stars") == 5
+
+
+def test_scores(ask: Ask, server: FakeServer) -> None:
     """scores() gives float32 (n, width) with NaN for a text without an answer, also when split or empty."""
-    with Client(fake.url, batch_size=2) as client:
+    with ask(server, batch_size=2) as client:
         scores = client.scores(["a", "b", ""])
         none = client.scores([])
     assert scores.dtype == np.float32
@@ -104,56 +168,113 @@ def test_scores(fake: FakeTriton) -> None:
     assert none.dtype == np.float32
 
 
-def test_schema(fake: FakeTriton) -> None:
+def test_schema(ask: Ask, server: FakeServer) -> None:
     """schema() gives the heads of the model that answers."""
-    with Client(fake.url) as client:
+    with ask(server) as client:
         schema = client.schema()
     assert (schema.max_length, schema.width) == (16, 6)
     assert schema.column_names()[2:] == ["topic/science", "mood/happy", "mood/sad", "stars/value"]
     assert schema.columns["mood"] == slice(3, 5)
-    assert schema.heads[1].thresholds == (0.5, 0.4)
+    assert schema["mood"].thresholds == (0.5, 0.4)
+
+
+def test_statistics(ask: Ask, server: FakeServer) -> None:
+    """statistics() counts per replica; a server that keeps them closed says so."""
+    with ask(server, ["a:1", "b:1"]) as client:
+        client.classify("text")
+        counted = client.statistics()
+        server.failure = Failure(403, "This API is restricted, expecting header 'admin-key'")
+        with pytest.raises(RequestRejectedError, match="admin-key"):
+            client.statistics()
+    assert [(one.replica, one.version, one.inferences) for one in counted] == [("a:1", "1", 1), ("b:1", "1", 1)]
 
 
 @pytest.mark.parametrize(
     ("texts", "words"),
     [
         ([b"bytes"], "text 0 must be a str, got bytes"),
-        (["good", None], "text 1 must be a str, got NoneType"),
+        (["good", None], "text 1 is missing .None."),
         (["a\ud800b"], "lone surrogate .U.D800. at character 1"),
         ({"a", "b"}, "texts must be a list of str, got set"),
         (b"text", "texts must be a list of str, got bytes"),
+        (pd.Series(["a", None, "b"]), "text 1 is missing"),
+        (pd.Series(["a", "b", pd.NA], dtype="string"), "text 2 is missing"),
+        (pd.DataFrame({"text": ["a"]}), "got DataFrame"),
+        (pa.array(["a", None]), "text 1 is missing"),
+        (pa.table({"text": ["a"]}), "got Table"),
+        (pa.array([1, 2]), "text 0 must be a str, got int"),
+        (np.array([["a"]]), "got ndarray"),
     ],
 )
-def test_unsendable_texts_are_refused(fake: FakeTriton, texts: object, words: str) -> None:
+def test_unsendable_texts_are_refused(ask: Ask, server: FakeServer, texts: object, words: str) -> None:
     """What is no text is refused before anything is sent, with its position."""
-    with Client(fake.url) as client, pytest.raises(UsageError, match=words):
-        client.classify(texts)  # type: ignore[call-overload]
-    assert fake.requests == []
+    with ask(server) as client, pytest.raises(UsageError, match=words):
+        client.classify(texts)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("1", "2", "3"),
+        pd.Series(["1", "2", "3"], index=[7, 8, 9]),
+        pd.Series(["1", "2", "3"], dtype="category"),
+        pa.array(["1", "2", "3"]),
+        pa.chunked_array([["1"], ["2", "3"]]),
+        np.array(["1", "2", "3"]),
+        np.array(["1", "2", "3"], dtype=object),
+    ],
+)
+def test_columns_are_lists_of_texts(ask: Ask, server: FakeServer, texts: Any) -> None:
+    """Columns of pandas, Arrow and NumPy are taken like lists, by classify, scores and stream."""
+    server.answer = numbered
+    with ask(server) as client:
+        assert [prediction.token_count for prediction in client.classify(texts)] == [1, 2, 3]
+        assert [prediction.token_count for prediction in client.stream(texts)] == [1, 2, 3]
+        server.answer = lambda text: SAID
+        assert client.scores(texts).shape == (3, 6)
 
 
 @pytest.mark.parametrize(
     "option", [{"top_k": 0}, {"top_k": True}, {"top_k": 1.5}, {"threshold": 1.1}, {"threshold": math.nan}]
 )
-def test_bad_options_are_refused(fake: FakeTriton, option: dict[str, float]) -> None:
+def test_bad_options_are_refused(ask: Ask, server: FakeServer, option: dict[str, float]) -> None:
     """Options out of range are refused before anything is sent."""
-    with Client(fake.url) as client, pytest.raises(UsageError, match=next(iter(option))):
-        client.classify("text", **option)  # type: ignore[arg-type]
-    assert fake.requests == []
+    with ask(server) as client:
+        for call in (client.classify, client.stream):
+            with pytest.raises(UsageError, match=next(iter(option))):
+                call(["text"], **option)
+    assert server.requests == []
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"url": ""}, "url must be"),
-        ({"url": "ftp://host"}, "url must be"),
-        ({"url": "localhost:http"}, "port"),
-        ({"url": "::1"}, "brackets"),
+        ({"servers": ""}, "url must be"),
+        ({"servers": []}, "servers must be"),
+        ({"servers": {"a:1"}}, "servers must be"),
+        ({"servers": ["a:1", "a:1"]}, "servers must differ"),
+        ({"servers": [1]}, "must be a str"),
+        ({"servers": "ftp://host"}, "url must be"),
+        ({"servers": "http://user:word@host"}, "url must be"),
+        ({"servers": "localhost:http"}, "port"),
+        ({"servers": "::1"}, "brackets"),
         ({"protocol": "soap"}, "protocol"),
         ({"timeout_s": 0}, "timeout_s"),
         ({"timeout_s": math.inf}, "timeout_s"),
+        ({"connect_timeout_s": -1}, "connect_timeout_s"),
         ({"batch_size": 0}, "batch_size"),
+        ({"max_connections": 0}, "max_connections"),
+        ({"max_request_bytes": 100}, "max_request_bytes"),
         ({"version": 1}, "version"),
         ({"model": ""}, "model"),
+        ({"api_key": "line\nbreak"}, "api_key"),
+        ({"headers": {"X-A": "b\r\nX-C: d"}}, "headers: 'X-A'"),
+        ({"headers": {"a b": "c"}}, "headers: 'a b'"),
+        ({"headers": {"Content-Length": "9"}}, "headers: 'Content-Length' is the transport's own"),
+        ({"proxy": "socks5://proxy:1"}, "proxy must be"),
+        ({"tls": Tls()}, "write the servers as 'https"),
+        ({"servers": "https://host", "tls": Tls(ca_file="missing.pem")}, r"tls: .*missing\.pem"),
     ],
 )
 def test_bad_arguments_are_refused(arguments: dict[str, object], words: str) -> None:
@@ -162,81 +283,79 @@ def test_bad_arguments_are_refused(arguments: dict[str, object], words: str) -> 
         Client(**arguments)  # type: ignore[arg-type]
 
 
-def test_url_with_scheme(fake: FakeTriton) -> None:
-    """A URL may have http:// before and a slash behind it."""
-    with Client(f"http://{fake.url}/") as client:
-        assert client.is_ready()
-
-
-def test_late_answer_is_never_read_as_the_next(fake: FakeTriton) -> None:
-    """After a timeout the next request gets its own answer, not the late one."""
-    fake.answer = lambda text: {**ANSWER, "token_count": len(text)}
-    with Client(fake.url, timeout_s=0.6) as client:
-        client.classify("warm")
-        fake.delay_s = 1.0
-        with pytest.raises(RequestTimeoutError, match=r"within 0\.6 s"):
-            client.classify("slow")
-        fake.delay_s = 0.0
-        assert client.classify("the second").token_count == len("the second")
-
-
-def test_idle_connection_that_was_closed_is_reopened(fake: FakeTriton) -> None:
-    """A connection that the server closed meanwhile costs the caller nothing."""
-    fake.close_after = True
-    with Client(fake.url) as client:
-        for _ in range(3):
-            assert client.classify("text").error is None
-
-
-def test_nobody_listens() -> None:
-    """Without a server the error is a ConnectionError that names the address, and the client is not ready."""
-    url = f"127.0.0.1:{free_port()}"
-    with Client(url, timeout_s=2) as client:
-        with pytest.raises(ServerUnreachableError, match=url) as caught:
-            client.classify("text")
-        assert caught.value.url == url
-        assert caught.value.model == "gpt2_classifier"
-        assert isinstance(caught.value, ConnectionError)
-        assert not client.is_ready()
-        with pytest.raises(NotReadyError, match="no connection"):
-            client.wait_until_ready(0.3)
-
-
-def test_ready_means_a_good_canary(fake: FakeTriton) -> None:
-    """A model that fails, hangs or has no answer for the canary is not ready."""
-    with Client(fake.url, timeout_s=2) as client:
+def test_ready_means_a_good_canary(ask: Ask, server: FakeServer) -> None:
+    """A model that fails, hangs or has no answer for the canary is not ready, whatever Triton's endpoint says."""
+    with ask(server, timeout_s=2) as client:
         client.wait_until_ready(10)
-        fake.failure = (500, "Stub process 'gpt2_classifier_0_0' is not healthy.")
+        assert client.is_ready()
+        server.answer = lambda text: {"error": "no"}
+        assert client.is_ready(canary=False)
         assert not client.is_ready()
-        fake.failure, fake.answer = None, lambda text: {"error": "no"}
         with pytest.raises(NotReadyError, match="no answer: no"):
-            client.wait_until_ready(1)
-        fake.delay_s = 1.0
-        with pytest.raises(NotReadyError):
+            client.wait_until_ready(0.5)
+        server.failure = Failure(500, "Stub process 'gpt2_classifier_0_0' is not healthy.")
+        assert not client.is_ready()
+        server.failure = Failure(400)
+        assert not client.is_ready(canary=False)
+        server.failure = Failure(hang_s=1.0)
+        with pytest.raises(NotReadyError, match=r"within 0\.2 s"):
             client.wait_until_ready(0.2)
 
 
-@pytest.mark.parametrize("body", [b"<html>hello</html>", b"[]", b"{}", b'{"outputs": []}', b""])
-def test_other_servers_are_recognised(fake: FakeTriton, body: bytes) -> None:
+def test_one_ready_replica_is_enough(ask: Ask, server: FakeServer) -> None:
+    """A client is ready when any of its replicas answers."""
+    server.failures = [Failure(refused=True)]
+    with ask(server, ["a:1", "b:1"]) as client:
+        assert client.is_ready()
+
+
+@pytest.mark.parametrize(
+    "body", [b"<html>hello</html>", b"[]", b"{}", b'{"outputs": []}', b"", b"\xff\xfe", b"[" * 9999]
+)
+def test_other_servers_are_recognised(ask: Ask, server: FakeServer, body: bytes) -> None:
     """Whatever answers in Triton's place gives a BadResponseError and no traceback from below."""
-    fake.raw_body = body
-    with Client(fake.url) as client, pytest.raises(BadResponseError):
-        client.classify("text")
+    server.failure = Failure(body=body)
+    with ask(server) as client:
+        for call in (
+            client.schema,
+            client.statistics,
+            lambda: client.classify("text"),
+            lambda: client.scores(["text"]),
+        ):
+            with pytest.raises(BadResponseError):
+                call()
 
 
-def test_closed_client_refuses(fake: FakeTriton) -> None:
+def test_closed_client_refuses(server: FakeServer) -> None:
     """A closed client says so; closing twice is fine."""
-    client = Client(fake.url)
+    client = server.client()
     client.close()
     client.close()
     with pytest.raises(UsageError, match="closed"):
         client.classify("text")
 
 
-def test_broken_answer_says_where_it_came_from(fake: FakeTriton) -> None:
+def test_broken_answer_says_where_it_came_from(ask: Ask, server: FakeServer) -> None:
     """An answer against the contract carries the server and the model, not only the place in the answer."""
-    fake.answer = lambda text: {"heads": {}}
-    with Client(fake.url) as client, pytest.raises(BadResponseError, match="missing field 'token_count'") as caught:
+    server.answer = lambda text: {"heads": {}}
+    with (
+        ask(server, "host:8000") as client,
+        pytest.raises(BadResponseError, match=r"host:8000: .*missing field 'token_count'") as caught,
+    ):
         client.classify("text")
-    assert caught.value.url == fake.url
+    assert caught.value.replica == "host:8000"
     assert caught.value.model == "gpt2_classifier"
+    assert caught.value.advice
+
+
+def test_changed_width_is_an_error(ask: Ask, server: FakeServer) -> None:
+    """A model that is replaced by one of other heads between two batches gives no mixed scores."""
+    heads = list(server.heads)
+
+    def replace(text: str) -> dict[str, Any]:
+        server.heads = heads[:1] if text == "b" else heads
+        return SAID
+
+    server.answer = replace
+    with ask(server, batch_size=1) as client, pytest.raises(BadResponseError, match="the model was replaced"):
+        client.scores(["a", "b"])

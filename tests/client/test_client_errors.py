@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
+import re
+
 import pytest
 from tritonclient.utils import InferenceServerException
 
+import polyhead_client
 from polyhead_client import errors
 from polyhead_client.client import Client
 from tests.client.fake_triton import FakeTriton
@@ -23,6 +27,7 @@ from tests.client.fake_triton import FakeTriton
         ("503", "Exceeds maximum queue size", errors.ServerOverloadedError),
         ("503", "Request timeout expired", errors.ServerOverloadedError),
         ("StatusCode.UNAVAILABLE", "Exceeds maximum queue size", errors.ServerOverloadedError),
+        ("StatusCode.UNAVAILABLE", "This protocol is restricted, expecting header 'x'", errors.RequestRejectedError),
         ("StatusCode.UNAVAILABLE", "failed to connect to all addresses", errors.ServerUnreachableError),
         ("StatusCode.UNAVAILABLE", "errors resolving host:1: [field:hostname]", errors.ServerUnreachableError),
         ("StatusCode.INVALID_ARGUMENT", "TEXT: missing", errors.RequestRejectedError),
@@ -35,11 +40,11 @@ from tests.client.fake_triton import FakeTriton
 def test_statuses(status: str | None, message: str, kind: type[errors.PolyheadClientError]) -> None:
     """Each status, with Triton's wording where one status means two things, has its class."""
     mapped = errors.from_transport(
-        InferenceServerException(message, status=status), model="m", url="host:8000", protocol="http", timeout_s=3
+        InferenceServerException(message, status=status), model="m", replica="host:8000", protocol="http", timeout_s=3
     )
     assert type(mapped) is kind
     assert mapped.model == "m"
-    assert mapped.url == "host:8000"
+    assert mapped.replica == "host:8000"
     assert mapped.status == (status and status.removeprefix("StatusCode."))
     assert "host:8000" in str(mapped)
 
@@ -56,7 +61,7 @@ def test_statuses(status: str | None, message: str, kind: type[errors.PolyheadCl
 )
 def test_errors_below_tritonclient(error: Exception, kind: type[errors.PolyheadClientError]) -> None:
     """What tritonclient lets through from below has its class too."""
-    assert type(errors.from_transport(error, model="m", url="u", protocol="http", timeout_s=3)) is kind
+    assert type(errors.from_transport(error, model="m", replica="u", protocol="http", timeout_s=3)) is kind
 
 
 def test_messages_are_one_short_line(fake: FakeTriton) -> None:
@@ -69,8 +74,25 @@ def test_messages_are_one_short_line(fake: FakeTriton) -> None:
     assert isinstance(caught.value.__cause__, InferenceServerException)
 
 
-def test_one_base() -> None:
-    """Every public error derives from the base, so that one except clause is enough."""
-    for name in vars(errors):
-        if name.endswith("Error") and name != "PolyheadClientError":
-            assert issubclass(getattr(errors, name), errors.PolyheadClientError)
+def test_one_tree() -> None:
+    """Every error that the docstring draws derives from the base, says what to do, and can be imported from the top."""
+    drawn = re.findall(r"\b[A-Z]\w+Error\b(?=  )", errors.__doc__)
+    assert len(drawn) == 11
+    for name in drawn:
+        kind = getattr(polyhead_client, name)
+        assert issubclass(kind, polyhead_client.PolyheadClientError)
+        assert kind.advice != polyhead_client.PolyheadClientError.advice
+
+
+def test_errors_survive_pickling() -> None:
+    """An error that crosses a process keeps its message and what it carries."""
+    error = errors.ServerOverloadedError("busy", model="m", replica="host:8000", status="503")
+    error.retry_after_s = 3.0
+    copy = pickle.loads(pickle.dumps(error))
+    assert (str(copy), copy.model, copy.replica, copy.status, copy.retry_after_s) == (
+        "busy",
+        "m",
+        "host:8000",
+        "503",
+        3.0,
+    )

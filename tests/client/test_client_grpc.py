@@ -1,42 +1,80 @@
-"""The client over gRPC against a tiny gRPC server."""
+"""Both clients over gRPC against a tiny gRPC server."""
 
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from polyhead_client import BadResponseError, Client, ModelNotFoundError, RequestRejectedError, ServerUnreachableError
-from tests.client.fake_triton import ANSWER, pack, unpack
+from polyhead_client import (
+    BadResponseError,
+    Client,
+    ModelNotFoundError,
+    RequestRejectedError,
+    RequestTimeoutError,
+    RetryPolicy,
+    ServerFailedError,
+    ServerOverloadedError,
+    ServerUnreachableError,
+)
+from polyhead_client.testing.answers import pack, unpack
+from tests.client.fake_triton import ANSWER
+from tests.client.surface import Ask, blocking
 
 grpc = pytest.importorskip("grpc")
 
 
+@pytest.fixture(params=["sync", "async"])
+def ask(request: pytest.FixtureRequest) -> Ask:
+    """Makes a gRPC client of each kind."""
+    return lambda *arguments, **options: blocking(request.param, None, *arguments, protocol="grpc", **options)
+
+
 @pytest.fixture
 def grpc_server() -> Iterator[dict[str, Any]]:
-    """A tiny gRPC Triton that answers PREDICTION, and what it was asked last."""
+    """A tiny gRPC Triton that answers PREDICTION; what it was asked last; statuses that it answers with instead."""
     from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-    seen: dict[str, Any] = {}
+    seen: dict[str, Any] = {"abort": []}
 
     class Service(service_pb2_grpc.GRPCInferenceServiceServicer):
         def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC names it
             if request.model_name == "missing":
                 context.abort(grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'missing' is not found")
             texts = unpack(request.raw_input_contents[0])
-            seen.update(texts=texts, parameters=dict(request.parameters))
-            if texts == ["reject"]:
-                context.abort(grpc.StatusCode.INVALID_ARGUMENT, "TEXT: no")
+            metadata = dict(context.invocation_metadata())
+            seen.update(texts=texts, parameters=dict(request.parameters), metadata=metadata)
+            if seen["abort"]:
+                context.abort(*seen["abort"].pop(0))
+            if texts == ["slow"]:
+                time.sleep(1)
             response = service_pb2.ModelInferResponse(model_name=request.model_name, model_version="1")
             output = response.outputs.add(name="PREDICTION", datatype="BYTES")
             output.shape.extend([len(texts), 1])
-            response.raw_output_contents.append(pack([json.dumps(ANSWER).encode()] * len(texts)))
+            answers = [{**ANSWER, "token_count": int(text) if text.isdigit() else 4} for text in texts]
+            response.raw_output_contents.append(pack([json.dumps(answer).encode() for answer in answers]))
             return response
 
-    server = grpc.server(ThreadPoolExecutor(2))
+        def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+            return service_pb2.ModelReadyResponse(ready=True)
+
+        def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
+            response = service_pb2.ModelConfigResponse()
+            response.config.max_batch_size = 3
+            return response
+
+        def ModelStatistics(self, request: Any, context: Any) -> Any:  # noqa: N802
+            response = service_pb2.ModelStatisticsResponse()
+            model = response.model_stats.add(name=request.name, version="1", inference_count=7)
+            model.inference_stats.queue.count, model.inference_stats.queue.ns = 2, 6_000_000
+            return response
+
+    server = grpc.server(ThreadPoolExecutor(8))
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Service(), server)
     seen["url"] = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
@@ -44,25 +82,84 @@ def grpc_server() -> Iterator[dict[str, Any]]:
     server.stop(None).wait()
 
 
-def test_grpc_answers_as_http(grpc_server: dict[str, Any]) -> None:
+def test_grpc_answers_as_http(ask: Ask, grpc_server: dict[str, Any]) -> None:
     """Texts, options and answers are as over HTTP; a whole-number threshold still travels as a float."""
-    with Client(grpc_server["url"], protocol="grpc") as client:
+    with ask(grpc_server["url"], api_key="s3cret", headers={"X-Team": "search"}, user_agent="crawler/2") as client:
         predictions = client.classify(["a\0", "naïve 🦜"], top_k=2, threshold=1)
     assert grpc_server["texts"] == ["a\0", "naïve 🦜"]
     assert grpc_server["parameters"]["top_k"].int64_param == 2
     assert grpc_server["parameters"]["threshold"].double_param == 1.0
+    assert grpc_server["metadata"]["authorization"] == "Bearer s3cret"
+    assert grpc_server["metadata"]["x-team"] == "search"
+    assert grpc_server["metadata"]["user-agent"].startswith("crawler/2 polyhead-client")
     assert [prediction.to_json() for prediction in predictions] == [ANSWER, ANSWER]
 
 
-def test_grpc_errors(grpc_server: dict[str, Any]) -> None:
+def test_the_rest_of_the_surface(ask: Ask, grpc_server: dict[str, Any]) -> None:
+    """The server's batch size, readiness, statistics and streams are there too."""
+    with ask(grpc_server["url"], batch_size=None) as client:
+        stream = client.stream(map(str, range(50)), concurrency=4)
+        assert [prediction.token_count for prediction in stream] == list(range(50))
+        assert len(grpc_server["texts"]) <= 3
+        assert client.is_ready()
+        assert client.is_ready(canary=False)
+        client.wait_until_ready(5)
+        (counted,) = client.statistics()
+    assert (counted.inferences, counted.queue_ms, counted.compute_ms) == (7, 3.0, 0.0)
+
+
+def test_grpc_errors(ask: Ask, grpc_server: dict[str, Any]) -> None:
     """gRPC statuses map to the same tree as HTTP codes."""
-    with Client(grpc_server["url"], "missing", "grpc") as client, pytest.raises(ModelNotFoundError):
+    url, code = grpc_server["url"], grpc.StatusCode
+    with ask(url, "missing") as client, pytest.raises(ModelNotFoundError):
         client.classify("text")
-    with Client(grpc_server["url"], protocol="grpc") as client:
-        with pytest.raises(RequestRejectedError, match="TEXT: no") as caught:
-            client.classify("reject")
-        assert caught.value.status == "INVALID_ARGUMENT"
+    with ask(url, retry=RetryPolicy(max_attempts=1)) as client:
+        for status, kind in [
+            (code.INVALID_ARGUMENT, RequestRejectedError),
+            (code.UNAVAILABLE, ServerOverloadedError),
+            (code.INTERNAL, ServerFailedError),
+        ]:
+            grpc_server["abort"] = [(status, "TEXT: no")]
+            with pytest.raises(kind, match="TEXT: no") as caught:
+                client.classify("text")
+            assert caught.value.status == status.name
+            assert caught.value.replica == url
+        with pytest.raises(RequestTimeoutError, match=r"within 0\.3 s"):
+            client.classify("slow", timeout_s=0.3)
+    with ask("127.0.0.1:1", timeout_s=2) as client, pytest.raises(ServerUnreachableError):
+        client.classify("text")
+
+
+def test_other_protocol(grpc_server: dict[str, Any]) -> None:
+    """An HTTP client on the gRPC port is told so."""
     with Client(grpc_server["url"]) as client, pytest.raises(BadResponseError, match="http port"):
         client.classify("a client of the other protocol")
-    with Client("127.0.0.1:1", protocol="grpc", timeout_s=2) as client, pytest.raises(ServerUnreachableError):
-        client.classify("text")
+
+
+def test_shed_load_is_asked_again_over_grpc(ask: Ask, grpc_server: dict[str, Any]) -> None:
+    """UNAVAILABLE of a live server is repeated, and so is a replica that is not there passed over."""
+    grpc_server["abort"] = [(grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")]
+    with ask(["127.0.0.1:1", grpc_server["url"]]) as client:
+        assert [client.classify(str(number)).token_count for number in range(6)] == list(range(6))
+
+
+def test_threads_share_a_grpc_client(grpc_server: dict[str, Any]) -> None:
+    """Many threads on one client: every answer is its own text's."""
+    wrong: list[object] = []
+
+    def work(client: Client, first: int) -> None:
+        try:
+            for number in range(first, first + 30):
+                got = [one.token_count for one in client.classify([str(number), str(number + 1)])]
+                if got != [number, number + 1]:
+                    wrong.append(got)
+        except Exception as error:
+            wrong.append(error)
+
+    with Client(grpc_server["url"], protocol="grpc") as client:
+        threads = [threading.Thread(target=work, args=(client, 1000 * number)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert wrong == []

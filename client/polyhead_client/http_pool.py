@@ -1,0 +1,242 @@
+"""HTTP for `Client`: connections of the standard library, each in the hands of one caller at a time.
+
+A connection is checked out, used, and checked in only after a whole answer; any failure closes it, so a late answer is
+never read as the answer to the next request. Connections stay in the process that made them (fork) and, where gevent
+has patched the sockets, in the hub that made them (native threads).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import select
+import socket
+import ssl
+import sys
+import threading
+from collections import defaultdict
+from http.client import HTTPConnection, IncompleteRead
+from typing import Any
+
+from polyhead_client.deadline import Deadline
+from polyhead_client.errors import NotConnectedError, RequestTimeoutError, UsageError
+from polyhead_client.http_wire import HttpReply, HttpRequest
+from polyhead_client.network import Network, Tls
+from polyhead_client.replicas import Replica
+
+LEAST_TIMEOUT_S = 0.001  # a socket's timeout of 0 would mean not to wait at all
+
+
+class _DeadlineSocket:
+    """A socket whose every read ends at the deadline; an answer that drips byte by byte cannot outlast it."""
+
+    def __init__(self, plain: socket.socket) -> None:
+        self.plain = plain
+        self.deadline = Deadline(0.0)
+        self._waiting: list[bytes] = []
+
+    def sendall(self, data: bytes) -> None:
+        self._waiting.append(data)
+
+    def flush(self) -> None:
+        """Head and body in one go: two packets would wake the server twice."""
+        data, self._waiting = b"".join(self._waiting), []
+        self.limit()
+        self.plain.sendall(data)
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        # The plain socket counts its files: an answer that ends with the connection is still read after close().
+        return io.BufferedReader(_DeadlineReader(self, self.plain.makefile("rb", buffering=0)), 65536)
+
+    def limit(self) -> None:
+        remaining_s = self.deadline.remaining_s()
+        if remaining_s <= 0:
+            raise TimeoutError("the deadline has passed")
+        self.plain.settimeout(max(remaining_s, LEAST_TIMEOUT_S))
+
+    def close(self) -> None:
+        self.plain.close()
+
+
+class _DeadlineReader(io.RawIOBase):
+    def __init__(self, owner: _DeadlineSocket, raw: io.RawIOBase) -> None:
+        self._owner = owner
+        self._raw = raw
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._owner.limit()
+        return self._raw.readinto(buffer) or 0
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class Connection:
+    """One connection to a replica, through the proxy if there is one."""
+
+    def __init__(self, replica: Replica, network: Network, context: ssl.SSLContext | None, deadline: Deadline) -> None:
+        self.keeps = False  # whether the server leaves it open for the next request
+        self.answering = False  # whether an answer to the request at hand has begun
+        host, _, self._base = replica.place.partition("/")
+        self._headers: dict[str, str] = {}
+        self._origin = ""
+        name, port = _split_host(host, 443 if context else 80)
+        proxy = network.proxy
+        timeout_s = max(min(network.connect_timeout_s, deadline.remaining_s()), LEAST_TIMEOUT_S)
+        self._http = HTTPConnection(*((proxy.host, proxy.port) if proxy else (name, port)), timeout=timeout_s)
+        if proxy and context:
+            tunnel = {"Proxy-Authorization": proxy.authorization} if proxy.authorization else {}
+            self._http.set_tunnel(name, port, headers=tunnel)
+        elif proxy:
+            self._origin = f"http://{host}"
+            self._headers = {"Proxy-Authorization": proxy.authorization} if proxy.authorization else {}
+        try:
+            self._http.connect()
+            plain = self._http.sock
+            if context:
+                plain = context.wrap_socket(plain, server_hostname=name)
+        except OSError as error:
+            self._http.close()
+            raise NotConnectedError(str(error) or type(error).__name__) from error
+        self._host = host
+        self._socket = _DeadlineSocket(plain)
+        self._http.sock = self._socket
+
+    def exchange(self, request: HttpRequest, deadline: Deadline) -> HttpReply:
+        """Sends, and reads the whole answer."""
+        self._socket.deadline = deadline
+        self.answering = False
+        deadline.on_cancel(self.abort)
+        try:
+            target = f"{self._origin}/{self._base}{request.path}" if self._base else f"{self._origin}{request.path}"
+            self._http.putrequest(request.method, target, skip_host=True, skip_accept_encoding=True)
+            headers = {"Host": self._host, **self._headers, **request.headers, "Content-Length": str(len(request.body))}
+            for name, value in headers.items():
+                self._http.putheader(name, value)
+            self._http.endheaders(request.body or None)
+            self._socket.flush()
+            response = self._http.getresponse()
+            self.answering = True
+            body = response.read()
+        except IncompleteRead as error:
+            raise ConnectionResetError("the connection broke inside the answer") from error
+        finally:
+            deadline.on_cancel(None)
+        self.keeps = not response.will_close
+        return HttpReply(response.status, {name.lower(): value for name, value in response.getheaders()}, body)
+
+    def is_dropped(self) -> bool:
+        """Whether the other side has closed it, or sent what nobody asked for."""
+        if hasattr(select, "poll"):
+            poll = select.poll()
+            poll.register(self._socket.plain, select.POLLIN)
+            return bool(poll.poll(0))
+        return bool(select.select([self._socket.plain], [], [], 0)[0])
+
+    def abort(self) -> None:
+        """Wakes, from another thread, whoever waits on it."""
+        with contextlib.suppress(OSError):
+            self._socket.plain.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Closes it."""
+        self._http.close()
+
+
+class HttpPool:
+    """Idle connections by replica and home; safe from threads and from gevent's greenlets."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._context: ssl.SSLContext | None = None
+        self._idle: dict[tuple[str, Any], list[Connection]] = defaultdict(list)
+        self._lock = threading.Lock()
+        self._closed = False
+        most = network.max_connections
+        self._slots: dict[str, threading.BoundedSemaphore] = defaultdict(lambda: threading.BoundedSemaphore(most))
+
+    def exchange(self, replica: Replica, request: HttpRequest, deadline: Deadline) -> HttpReply:
+        """Carries one request; what fails in the network comes up as OSError or HTTPException."""
+        with self._lock:
+            slots = self._slots[replica.address]
+        if not slots.acquire(timeout=max(deadline.remaining_s(), LEAST_TIMEOUT_S)):
+            raise RequestTimeoutError(
+                f"{replica.address}: all {self._network.max_connections} connections stayed in use for "
+                f"{deadline.timeout_s:g} s; allow more time, or raise max_connections",
+                replica=replica.address,
+            )
+        try:
+            return self._exchange(replica, request, deadline)
+        finally:
+            slots.release()
+
+    def _exchange(self, replica: Replica, request: HttpRequest, deadline: Deadline) -> HttpReply:
+        key = (replica.address, _home())
+        connection = self._check_out(key)
+        if connection is not None:
+            try:
+                return self._use(connection, key, request, deadline)
+            except (ConnectionError, ssl.SSLError):
+                # The server closed the idle connection just as the request went out: a fresh one takes it.
+                if connection.answering or deadline.remaining_s() <= 0:
+                    raise
+        fresh = Connection(replica, self._network, self._encryption() if replica.secure else None, deadline)
+        return self._use(fresh, key, request, deadline)
+
+    def _use(self, connection: Connection, key: tuple[str, Any], request: HttpRequest, deadline: Deadline) -> HttpReply:
+        kept = False
+        try:
+            reply = connection.exchange(request, deadline)
+            if connection.keeps:
+                with self._lock:
+                    kept = not self._closed
+                    if kept:
+                        self._idle[key].append(connection)
+            return reply
+        finally:
+            if not kept:
+                connection.close()
+
+    def _check_out(self, key: tuple[str, Any]) -> Connection | None:
+        while True:
+            with self._lock:
+                if self._closed:
+                    raise UsageError("this client is closed; make a new one")
+                connection = self._idle[key].pop() if self._idle[key] else None
+            if connection is None or not connection.is_dropped():
+                return connection
+            connection.close()
+
+    def _encryption(self) -> ssl.SSLContext:
+        if self._context is None:
+            self._context = (self._network.tls or Tls()).context()
+        return self._context
+
+    def close(self) -> None:
+        """Closes idle connections now, others as soon as they are answered."""
+        with self._lock:
+            self._closed = True
+            idle = [one for (_, home), kept in self._idle.items() for one in kept if home == _home()]
+            self._idle.clear()
+        for connection in idle:
+            connection.close()
+
+
+def _home() -> Any:
+    """Where a socket made here may be used again: this process and, for gevent's sockets, this hub."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None and monkey.is_module_patched("socket"):
+        return os.getpid(), sys.modules["gevent"].get_hub()
+    return os.getpid(), None
+
+
+def _split_host(host: str, default_port: int) -> tuple[str, int]:
+    name, colon, port = host.rpartition(":")
+    if not colon or port.endswith("]"):
+        name, port = host, ""
+    return name.strip("[]"), int(port) if port else default_port

@@ -1,0 +1,61 @@
+"""Predictions as tables."""
+
+from __future__ import annotations
+
+import sys
+
+import pyarrow as pa
+import pytest
+
+from polyhead_client import Prediction, UsageError
+from polyhead_client.tables import to_arrow, to_pandas
+from polyhead_client.testing import FakeServer
+
+NAMES = [
+    "topic_label", "topic_score", "mood_labels", "mood_scores", "stars_value", "token_count", "truncated", "error",
+]  # fmt: skip
+
+
+def test_arrow(server: FakeServer) -> None:
+    """A row a text, columns by head and kind; a text without an answer has nulls and its reason."""
+    with server.client() as client:
+        table = to_arrow(client.classify(["a goal", " "]))
+    assert table.column_names == NAMES
+    assert table.schema.field("mood_scores").type == pa.list_(pa.float64())
+    assert table.to_pylist() == [
+        {"topic_label": "sport", "topic_score": 0.7, "mood_labels": ["happy"], "mood_scores": [0.9],
+         "stars_value": 3.25, "token_count": 2, "truncated": False, "error": None},
+        {"topic_label": None, "topic_score": None, "mood_labels": None, "mood_scores": None, "stars_value": None,
+         "token_count": 0, "truncated": False, "error": "the text is empty or blank"},
+    ]  # fmt: skip
+
+
+def test_pandas(server: FakeServer) -> None:
+    """The same columns; numbers are numbers."""
+    with server.client() as client:
+        frame = to_pandas(client.classify(["a goal", " "]))
+    assert list(frame.columns) == NAMES
+    assert frame["topic_label"].tolist()[0] == "sport"
+    assert frame["topic_score"].isna().tolist() == [False, True]
+    assert frame["mood_labels"][0] == ["happy"]
+    assert frame["truncated"].dtype == bool
+    assert frame["error"].isna().tolist() == [True, False]
+
+
+def test_schema_keeps_columns_without_answers(server: FakeServer) -> None:
+    """With a schema the columns and their types do not depend on which texts had an answer, or on there being any."""
+    with server.client() as client:
+        schema = client.schema()
+    blank = to_arrow([Prediction(error="blank")], schema)
+    assert blank.column_names == NAMES
+    assert blank.schema == to_arrow([], schema).schema
+    assert list(to_pandas([], schema).columns) == NAMES
+    assert to_arrow([]).column_names == ["token_count", "truncated", "error"]
+
+
+@pytest.mark.parametrize(("name", "make"), [("pyarrow", to_arrow), ("pandas", to_pandas)])
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, name: str, make: object) -> None:
+    """Without the library the error says what to install."""
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UsageError, match=f"pip install {name}"):
+        make([])  # type: ignore[operator]
