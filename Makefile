@@ -61,6 +61,10 @@ loadtest: .venv/.ready ## Load-test a running server, every answer verified: USE
 bench-training: data/debian/train.jsonl ## Training speed beside transformers' Trainer: 10 minutes on 2 cores
 	$(PY) -m benchmarks.training
 
+.PHONY: bench-scoring
+bench-scoring: $(CHECKPOINT)/config.json ## Bulk scoring on one node beside the engine alone: 5 minutes on 2 cores
+	$(PY) -m benchmarks.scoring --checkpoint $(CHECKPOINT)
+
 .PHONY: bench-quality
 bench-quality: data/debian/train.jsonl ## Answer quality beside TF-IDF with logistic regression: an hour on 2 cores
 	$(PY) -m benchmarks.quality

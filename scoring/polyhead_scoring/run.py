@@ -78,16 +78,24 @@ def make_plan(job: Job, checkpoint: Checkpoint, folder: RunFolder) -> tuple[list
         bytes_per_token=bytes_per_token(sample, checkpoint.tokenizer),
     )
     surveyed = survey_all(job, limits)
-    columns = FORMATS[job.format].schema_of([found for _, found in surveyed])
-    for name in (job.text_column, *(job.keep or ())):
-        if name not in columns.names:
-            raise InputError(f"column {name!r} is in no input file; there are {', '.join(columns.names) or 'none'}")
-    kept = columns if job.keep is None else pyarrow.schema([columns.field(name) for name in job.keep])
+    kept = kept_columns(job, FORMATS[job.format].schema_of([found for _, found in surveyed]))
     output_schema(kept, checkpoint.schema, job.options, job.prefix)
     cut = [partition for partitions, _ in surveyed for partition in partitions]
     numbered = [partition.model_copy(update={"number": number}) for number, partition in enumerate(cut)]
     folder.write_plan(numbered, kept)
     return numbered, kept
+
+
+def kept_columns(job: Job, columns: pyarrow.Schema) -> pyarrow.Schema:
+    """The columns of the input that the output has too.
+
+    Raises:
+        InputError: the input lacks one, or the text column.
+    """
+    for name in (job.text_column, *(job.keep or ())):
+        if name not in columns.names:
+            raise InputError(f"column {name!r} is in no input file; there are {', '.join(columns.names) or 'none'}")
+    return columns if job.keep is None else pyarrow.schema([columns.field(name) for name in job.keep])
 
 
 def _run_inside(request: Request, address: str) -> Summary:

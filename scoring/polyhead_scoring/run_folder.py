@@ -111,7 +111,7 @@ class RunFolder:
             check_same(_read_job(manifest["job"], self.name), job, self.name)
             self.run.remove()  # if a kill came between the manifest and this
             return manifest
-        elif self.job.exists():
+        elif self.plan.exists():  # without one nothing is scored yet: a mistyped column may be mended
             check_same(_read_job(json.loads(self.job.read()), self.name), job, self.name)
             self.tries.remove()
             return None
