@@ -9,7 +9,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-OURS = {"polyhead", "polyhead_training", "polyhead_client", "polyhead_scoring", "loadtest", "demo", "benchmarks", "tests"}
+OURS = {
+    "polyhead", "polyhead_training", "polyhead_client", "polyhead_scoring", "loadtest", "demo", "benchmarks", "tests",
+}  # fmt: skip
 HEAVY = {"torch", "transformers", "datasets", "tritonclient", "locust", "sklearn", "matplotlib", "ray"}
 
 # Folder: what of OURS and HEAVY its files may import.

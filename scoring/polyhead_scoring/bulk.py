@@ -10,7 +10,7 @@ import pyarrow
 import ray
 import ray.data
 
-from polyhead_scoring.cluster import fitting_actors, naming_errors
+from polyhead_scoring.cluster import cluster_resources, fitting_actors, naming_errors
 from polyhead_scoring.formats import FORMATS, Columns
 from polyhead_scoring.job import Job
 from polyhead_scoring.partition import Limits, Partition
@@ -48,7 +48,7 @@ def score_all(
         job=job, checkpoint=request.checkpoint.absolute(), output=output, kept=kept.serialize().to_pybytes(),
         threads=max(1, math.floor(cpus)),
     )  # fmt: skip
-    actors = min(request.actors or fitting_actors(cpus, gpus), len(todo))
+    actors = min(request.actors or fitting_actors(cluster_resources(), cpus, gpus), len(todo))
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     done = ray.data.from_items(

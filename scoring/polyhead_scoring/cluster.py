@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+import socket
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -17,6 +18,8 @@ from ray.exceptions import RayError
 
 from polyhead.errors import PolyheadError, one_line
 from polyhead_scoring.errors import ClusterError
+
+CONNECT_S = 10.0
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -37,6 +40,7 @@ def connected(address: str) -> Iterator[None]:
     if not address:
         yield
         return
+    _check_reachable(address)
     own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address, logging_level=logging.ERROR, log_to_driver=address.startswith("ray://"), **own)
@@ -48,19 +52,37 @@ def connected(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for minutes, and then ends the process."""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", "auto")
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise ClusterError(f"--address {address}: nothing answers there ({error})") from error
+
+
 def run_on_a_node(function: Callable[[Argument], Result], argument: Argument) -> Result:
     """Calls a function in a task of the cluster."""
     result: Result = ray.get(ray.remote(num_cpus=0, max_retries=0)(function).remote(argument))
     return result
 
 
-def fitting_actors(cpus: float, gpus: float) -> int:
-    """How many actors the cluster has room for, as it stands.
+def cluster_resources() -> dict[str, float]:
+    """How much of what the cluster has, as it stands."""
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return resources
+
+
+def fitting_actors(has: Mapping[str, float], cpus: float, gpus: float) -> int:
+    """How many actors a cluster has room for.
 
     Raises:
         ClusterError: not one.
     """
-    has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     found = int(min(has.get(name, 0) // each for name, each in (("CPU", cpus), ("GPU", gpus)) if each))
     if not found:
         raise ClusterError(

@@ -111,18 +111,15 @@ def test_the_driver_dies(cluster: Cluster, deep_checkpoint: Path, tmp_path: Path
     assert not (out / "_manifest.json").exists()
     assert "going on: " in end(start(deep_checkpoint, file, out, *options), 0)
     check_output(out, deep_checkpoint)
-    assert "is finished already" in end(start(deep_checkpoint, file, out, *options), 0)
 
 
 def test_from_outside_the_cluster(cluster: Cluster, client_port: int, base_checkpoint: Path, tmp_path: Path) -> None:
-    """Through Ray's client, bad rows are kept with reasons, and the exit code says so; what cannot be had is said."""
+    """Through Ray's client, bad rows are kept with reasons, and the exit code says so."""
     file, out = write_jsonl(tmp_path / "rows.jsonl", ROWS[:3]), tmp_path / "out"
     with file.open("ab") as more:
         more.write(b"\n".join(BAD_LINES))
-    outside = ["--address", f"ray://127.0.0.1:{client_port}"]
-    said = end(start(base_checkpoint, file, out, *outside, "--cpus-per-actor", "64"), 2)
-    assert "polyhead-score: no actor fits: one needs 64 CPUs and 0 GPUs, the whole cluster has 2 and 0" in said
-    assert f"{3 + len(BAD_LINES)} rows" in end(start(base_checkpoint, file, out, *outside), 1)
+    said = end(start(base_checkpoint, file, out, "--address", f"ray://127.0.0.1:{client_port}"), 1)
+    assert f"{3 + len(BAD_LINES)} rows" in said
     errors = pyarrow.parquet.read_table(out).column("error").to_pylist()
     assert errors[:3] == [None] * 3
     assert all(error.startswith(reason) for error, reason in zip(errors[3:], BAD_LINES.values(), strict=True))

@@ -38,7 +38,8 @@ def test_the_job_of_kuberay() -> None:
         assert isinstance(group["rayStartParams"], dict)
         for container in pod["containers"]:
             assert {"name", "image", "resources"} <= container.keys()
-            assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+            mounted = {mount["name"] for mount in container["volumeMounts"]}
+            assert mounted == {volume["name"] for volume in pod["volumes"]}
     command, _, accepted = job["spec"]["entrypoint"].partition(" || ")
     options = options_of(command)
     assert accepted.strip() == "[ $? -eq 1 ]"
