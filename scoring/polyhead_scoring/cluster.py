@@ -45,7 +45,8 @@ def connected(address: str) -> Iterator[None]:
     try:
         ray.init(address, logging_level=logging.ERROR, log_to_driver=address.startswith("ray://"), **own)
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
-        raise ClusterError(f"--address {address}: no Ray answers there ({one_line(error)})") from error
+        cause = (str(error).strip() or type(error).__name__).splitlines()[-1]  # below it stands the server's traceback
+        raise ClusterError(f"--address {address}: no Ray answers there ({cause})") from error
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 
@@ -24,6 +25,7 @@ def client_port() -> int:
 @pytest.fixture(scope="session")
 def cluster(client_port: int) -> Iterator[Cluster]:
     """A head and a worker, of one CPU each; afterwards no process of theirs is left."""
+    os.environ["RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S"] = "120"  # for machines that are busy
     before = {process.pid for process in psutil.Process().children(recursive=True)}
     cluster = Cluster(initialize_head=True, head_node_args=NODE | {"ray_client_server_port": client_port})
     try:
@@ -32,6 +34,7 @@ def cluster(client_port: int) -> Iterator[Cluster]:
     finally:
         started = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
         cluster.shutdown()
+        del os.environ["RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S"]
         _, alive = psutil.wait_procs(started, timeout=20)
         for process in alive:
             process.kill()

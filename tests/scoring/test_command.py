@@ -36,9 +36,8 @@ def test_wrong_paths_and_addresses(base_checkpoint: Path, damaged: Callable[[], 
     (broken / "tokenizer.json").write_text("{", encoding="utf-8")
     assert "is damaged or no tokenizer" in said(broken, file, *out)
     assert not (tmp_path / "out").exists()
-    assert "--address 127.0.0.1:1: no Ray answers there" in said(
-        base_checkpoint, file, *out, "--address", "127.0.0.1:1"
-    )
+    for address in ("127.0.0.1:1", "ray://127.0.0.1:1"):
+        assert f"--address {address}: nothing answers" in said(base_checkpoint, file, *out, "--address", address)
     assert "no scoring run" in said(base_checkpoint, file, "--output", base_checkpoint)
     assert "Missing option '--output'" in said(base_checkpoint, file)
 
