@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from polyhead.engine import PRECISIONS
 from polyhead.errors import PolyheadError, one_line
 from polyhead_scoring.request import Request
 from polyhead_scoring.run import run
@@ -78,6 +79,13 @@ def score(
             min=1, help="About as many tokens make one file of the output.", envvar="POLYHEAD_PARTITION_TOKENS"
         ),
     ] = 500_000,
+    precision: Annotated[
+        str,
+        typer.Option(
+            help=f"One of {', '.join(PRECISIONS)}; auto: the fastest that each node has and the checkpoint allows.",
+            envvar="POLYHEAD_PRECISION",
+        ),
+    ] = "auto",
     restart: Annotated[bool, typer.Option("--restart", help="Throw away what lies in the output.")] = False,
 ) -> None:
     """Score data sets with the engine on Ray, without a server.
@@ -85,10 +93,12 @@ def score(
     The same command goes on after a kill, and does nothing if all is done. Exit code 0: all rows are scored; 1: all are
     in the output, some with an error; 2: the run did not start or end; 130: it was interrupted.
     """
+    if precision not in ("auto", *PRECISIONS):
+        raise typer.BadParameter(f"--precision {precision!r}: must be auto or one of {', '.join(PRECISIONS)}")
     request = Request(
         checkpoint=checkpoint, data=tuple(data), output=output, text_column=text_column, keep=tuple(keep or ()) or None,
         prefix=prefix, top_k=top_k, threshold=threshold, partition_tokens=partition_tokens, actors=actors,
-        cpus_per_actor=cpus_per_actor, gpus_per_actor=gpus_per_actor, restart=restart,
+        cpus_per_actor=cpus_per_actor, gpus_per_actor=gpus_per_actor, precision=precision, restart=restart,
     )  # fmt: skip
     try:
         summary = run(request, address, Console())

@@ -45,6 +45,7 @@ class Job(BaseModel):
     options: DecodeOptions
     partition_tokens: int = Field(ge=1)
     device: str
+    precision: str
 
     @property
     def format(self) -> str:

@@ -36,6 +36,7 @@ class Request:
     actors: int | None = None
     cpus_per_actor: float = 1
     gpus_per_actor: float = 0
+    precision: str = "auto"
     restart: bool = False
 
 
@@ -64,5 +65,6 @@ def prepare(request: Request) -> tuple[Job, Checkpoint, RunFolder]:
         options=DecodeOptions(top_k=request.top_k, threshold=request.threshold),
         partition_tokens=request.partition_tokens,
         device="cuda" if request.gpus_per_actor else "cpu",
+        precision=request.precision,
     )
     return job, checkpoint, RunFolder(absolute(request.output))

@@ -29,6 +29,7 @@ class Done(BaseModel):
 
     Attributes:
         errors: rows without an answer.
+        precision: in which the engine computed; with ``auto`` it is the node's.
         sha256: of the output file.
     """
 
@@ -38,6 +39,7 @@ class Done(BaseModel):
     rows: int
     errors: int
     tokens: int
+    precision: str
     output: str
     size: int
     sha256: str

@@ -65,7 +65,7 @@ class Scorer:
         self.job = task.job
         if fingerprint(task.checkpoint) != self.job.checkpoint:
             raise InputError(f"{task.checkpoint}: is another checkpoint on this node than where the run was started")
-        self.predictor = Predictor.load(task.checkpoint, self.job.device)
+        self.predictor = Predictor.load(task.checkpoint, self.job.device, self.job.precision)
         self.folder = RunFolder(task.output)
         self.kept = pyarrow.ipc.read_schema(pyarrow.py_buffer(task.kept))
         self.output = output_schema(self.kept, self.predictor.schema, self.job.options, self.job.prefix)
@@ -104,6 +104,7 @@ class Scorer:
             rows=len(answers),
             errors=sum("error" in answer for answer in answers),
             tokens=sum(answer.get("token_count", 0) for answer in answers),
+            precision=self.predictor.precision,
             output=name,
             size=len(content),
             sha256=hashlib.sha256(content).hexdigest(),

@@ -13,7 +13,7 @@ from polyhead_scoring.run_folder import Done
 
 def done(number: int, errors: int = 0) -> Done:
     """A finished partition of ten rows."""
-    return Done(number=number, rows=10, errors=errors, tokens=5, output="x", size=1, sha256="x")
+    return Done(number=number, rows=10, errors=errors, tokens=5, precision="fp32", output="x", size=1, sha256="x")
 
 
 def test_a_line_in_a_log() -> None:

@@ -40,7 +40,9 @@ def finish_partition(folder: RunFolder, number: int) -> Done:
     """As a scorer does it."""
     name = f"part-{number:06d}"
     (folder.place / f"{name}.parquet").write(b"12345")
-    done = Done(number=number, rows=2, errors=number, tokens=9, output=f"{name}.parquet", size=5, sha256="x")
+    done = Done(
+        number=number, rows=2, errors=number, tokens=9, precision="fp32", output=f"{name}.parquet", size=5, sha256="x"
+    )
     (folder.done / f"{name}.json").write(done.model_dump_json().encode())
     return done
 
