@@ -9,8 +9,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-OURS = {"polyhead", "polyhead_training", "polyhead_client", "loadtest", "demo", "benchmarks", "tests"}
-HEAVY = {"torch", "transformers", "datasets", "tritonclient", "locust", "sklearn", "matplotlib"}
+OURS = {
+    "polyhead", "polyhead_training", "polyhead_client", "polyhead_scoring", "loadtest", "demo", "benchmarks", "tests",
+}  # fmt: skip
+HEAVY = {"torch", "transformers", "datasets", "tritonclient", "locust", "sklearn", "matplotlib", "ray"}
 
 # Folder: what of OURS and HEAVY its files may import.
 ALLOWED = {
@@ -19,6 +21,7 @@ ALLOWED = {
         "polyhead", "polyhead_training", "torch", "transformers", "datasets", "sklearn", "matplotlib",
     },
     "client/polyhead_client": {"polyhead_client", "tritonclient"},
+    "scoring/polyhead_scoring": {"polyhead", "polyhead_scoring", "torch", "ray"},
     "loadtest": {"loadtest", "polyhead_client", "locust"},
     "model_repository": {"polyhead", "torch"},
     "demo": {"polyhead_client"},

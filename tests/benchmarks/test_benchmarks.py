@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import joblib
@@ -44,3 +46,21 @@ def test_quality_scores_both_on_the_test_rows(debian: Path, tmp_path: Path, caps
     assert summary["baseline"]["section accuracy"] == 1
     assert 0 <= summary["model"]["tags micro-F1"] <= 1
     assert summary["heads_won"] in (0, 1, 2, 3)
+
+
+def test_scoring_compares_with_the_engine(debian: Path, tmp_path: Path) -> None:
+    """Both score all rows; the last line has the ratio, the file every run and the rate with the start of Ray."""
+    options = ["--data", str(debian / "test.jsonl"), "--out", str(tmp_path / "result.json"), "--rows", "40",
+               "--layers", "2", "--channels", "64", "--repeats", "1", "--threads", "1",
+               "--partition-tokens", "100"]  # fmt: skip
+    # In a process of its own: Ray warns of itself, and tests take warnings for errors.
+    run = subprocess.run(
+        [sys.executable, "-m", "benchmarks.scoring", *options],
+        cwd=Path(__file__).resolve().parents[2], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    summary = json.loads(run.stdout.splitlines()[-1])
+    assert 0 < summary["score_over_engine_with_start"] < summary["score_over_engine"]
+    result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert result["settings"]["rows"] == 40
+    assert set(result["texts_s_all"]) == {"engine", "score", "score_with_start"}

@@ -1,0 +1,1 @@
+"""Scores data sets with a checkpoint on Ray: the engine without a server, on one machine or a cluster."""
