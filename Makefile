@@ -65,9 +65,13 @@ bench-training: data/debian/train.jsonl ## Training speed beside transformers' T
 bench-quality: data/debian/train.jsonl ## Answer quality beside TF-IDF with logistic regression: an hour on 2 cores
 	$(PY) -m benchmarks.quality
 
+.PHONY: bench-serving
+bench-serving: data/debian/train.jsonl .venv-triton/.ready .venv-peers/.ready .venv-peers/perf_analyzer/perf_analyzer .venv-infinity/.ready ## tritonserver beside the engine alone, LitServe, FastAPI and infinity_emb: 15 minutes on 2 cores
+	$(PY) -m benchmarks.serving
+
 .PHONY: clean
 clean: ## Remove environments, data, checkpoints and caches
-	rm -rf .venv .venv-triton data runs $(REPOSITORY)/*/*/checkpoint $(REPOSITORY)/*/labels.txt
+	rm -rf .venv .venv-triton .venv-peers .venv-infinity data runs $(REPOSITORY)/*/*/checkpoint $(REPOSITORY)/*/labels.txt
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/.ready: constraints.txt setup/requirements.txt setup/venv.sh */pyproject.toml
@@ -77,6 +81,18 @@ clean: ## Remove environments, data, checkpoints and caches
 .venv-triton/.ready: constraints.txt setup/requirements-triton.txt setup/venv.sh setup/libpython.sh classifier/pyproject.toml
 	setup/venv.sh .venv-triton setup/requirements-triton.txt
 	setup/libpython.sh .venv-triton
+	@touch $@
+
+.venv-peers/.ready: constraints.txt setup/requirements-peers.txt setup/venv.sh
+	setup/venv.sh .venv-peers setup/requirements-peers.txt
+	@touch $@
+
+.venv-peers/perf_analyzer/perf_analyzer: setup/perf_analyzer.sh | .venv-peers/.ready .venv-triton/.ready
+	setup/perf_analyzer.sh .venv-peers/perf_analyzer .venv-triton
+	@touch $@
+
+.venv-infinity/.ready: setup/requirements-infinity.txt setup/venv.sh
+	CONSTRAINTS=/dev/null setup/venv.sh .venv-infinity setup/requirements-infinity.txt
 	@touch $@
 
 data/debian/train.jsonl: | .venv/.ready

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # setup/venv.sh VENV REQUIREMENTS...: makes a virtual environment and installs requirement files, pinned by constraints.txt.
+# CONSTRAINTS names another file of pins; /dev/null for a requirements file that pins everything itself.
 # Works without root on a bare Debian, whose python3 comes without ensurepip. PYTHON picks the interpreter.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -57,5 +58,5 @@ for file in "$@"; do
 done
 echo "venv.sh: installing $* into $venv (minutes on a first run) ..."
 cd "$root" # requirement files name our own packages relative to it
-"$venv/bin/python" -m pip install --disable-pip-version-check -c "$root/constraints.txt" "${arguments[@]}"
+"$venv/bin/python" -m pip install --disable-pip-version-check -c "${CONSTRAINTS:-$root/constraints.txt}" "${arguments[@]}"
 echo "venv.sh: $venv is ready"

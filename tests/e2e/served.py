@@ -11,7 +11,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 VENV = ROOT / os.environ.get("POLYHEAD_TRITON_VENV", ".venv-triton")
 READY_TIMEOUT_S = 120
+ONE_THREAD = MappingProxyType({"POLYHEAD_THREADS": "1"})  # tests run beside others, and tiny models need no more
 
 
 def serve_command() -> list[str]:
@@ -46,20 +49,21 @@ def port_options(ports: dict[str, int]) -> list[str]:
 class Served:
     """polyhead-serve over a repository.
 
+    Args:
+        environment: what it has beside this process's.
+
     Attributes:
         ports: by protocol.
         lines: what it has printed so far, stdout and stderr.
     """
 
-    def __init__(self, repository: Path, *options: str) -> None:
+    def __init__(self, repository: Path, *options: str, environment: Mapping[str, str] = ONE_THREAD) -> None:
         self.ports = free_ports()
         arguments = ["--repository", str(repository), *port_options(self.ports), *options]
         self.lines: list[str] = []
-        # One thread: tests run beside others, and tiny models have no use for more.
-        environment = {**os.environ, "POLYHEAD_THREADS": "1"}
         self.process = subprocess.Popen(
             [*serve_command(), *arguments],
-            env=environment,
+            env={**os.environ, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             encoding="utf-8",

@@ -1,0 +1,126 @@
+"""The peers' servers as processes: how each is started, asked, and ended with all that it started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.load import Connect, json_sender
+
+ROOT = Path(__file__).resolve().parents[1]
+PEERS = ROOT / ".venv-peers"
+INFINITY = ROOT / ".venv-infinity"
+START_S = 300.0
+# Idle OpenMP threads wait as they do in our model process (docs/decisions/0004-passive-threads.md).
+ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A server of others.
+
+    Attributes:
+        name: what it is called in the results.
+        executable: what runs it; the peer is left out where it is not there.
+        arguments: by model folder, port and device.
+        path: where it takes requests.
+        body: a request's JSON.
+        settings: the configurations to choose the best from, as options.
+    """
+
+    name: str
+    executable: Path
+    arguments: Callable[[Path, int, str], list[str]]
+    path: str
+    body: Callable[[list[str]], dict[str, Any]]
+    settings: tuple[tuple[str, ...], ...]
+
+    @contextmanager
+    def serving(self, model: Path, device: str, setting: tuple[str, ...]) -> Iterator[Connect]:
+        """Runs it until it answers, and gives what makes connections to it.
+
+        Raises:
+            RuntimeError: it ended or did not answer in time; with the end of its log.
+        """
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        command = [self.executable, *self.arguments(model, port, device), *setting]
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
+            process = subprocess.Popen(
+                command, cwd=ROOT, env={**os.environ, **ENVIRONMENT},
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+            try:
+                connect = json_sender(port, self.path, self.body)
+                if not _answers(process, connect):
+                    log.seek(0)
+                    raise RuntimeError(f"{self.name} did not start:\n{log.read()[-3000:]}")
+                yield connect
+            finally:
+                _end(process)
+
+
+def _answers(process: subprocess.Popen[bytes], connect: Connect) -> bool:
+    deadline = time.monotonic() + START_S
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            with connect() as send:
+                send(["a canary"])
+            return True
+        except (OSError, RuntimeError):
+            time.sleep(0.5)
+    return False
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    # Workers are processes of the same group; some outlive their server's SIGTERM.
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            break
+        time.sleep(2)
+    process.wait()
+
+
+def _script(name: str) -> Callable[[Path, int, str], list[str]]:
+    path = str(Path(__file__).parent / "peers" / name)
+    return lambda model, port, device: [path, "--model", str(model), "--port", str(port), "--device", device]
+
+
+def _infinity(model: Path, port: int, device: str) -> list[str]:
+    return [
+        "v2", "--model-id", str(model), "--served-model-name", "peer", "--engine", "torch", "--device", device,
+        "--host", "127.0.0.1", "--port", str(port), "--no-bettertransformer", "--no-model-warmup",
+    ]  # fmt: skip
+
+
+def _one_text(texts: list[str]) -> dict[str, Any]:
+    (text,) = texts
+    return {"text": text}
+
+
+ALL_PEERS = (
+    Peer(
+        "litserve", PEERS / "bin" / "python", _script("litserve_server.py"), "/predict", _one_text,
+        tuple(("--dtype", dtype, "--batch", batch) for dtype in ("float32", "bfloat16") for batch in ("8", "16")),
+    ),
+    Peer(
+        "fastapi", PEERS / "bin" / "python", _script("fastapi_server.py"), "/predict", _one_text,
+        (("--dtype", "float32"), ("--dtype", "bfloat16")),
+    ),
+    Peer(
+        "infinity", INFINITY / "bin" / "infinity_emb", _infinity, "/classify",
+        lambda texts: {"model": "peer", "input": texts},
+        tuple(("--dtype", dtype, "--batch-size", batch) for dtype in ("float32", "bfloat16") for batch in ("8", "16")),
+    ),
+)  # fmt: skip
