@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -68,7 +68,10 @@ def open_source(path: Path, text_column: str) -> Source:
     kind = format_of(path)
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
-    return {"csv": CsvSource, "jsonl": JsonlSource, "parquet": ParquetSource}[kind](path, text_column)
+    opened: dict[str, Callable[[Path, str], Source]] = {
+        "csv": CsvSource, "jsonl": JsonlSource, "parquet": ParquetSource
+    }  # fmt: skip
+    return opened[kind](path, text_column)
 
 
 class JsonlSource:
