@@ -34,8 +34,14 @@ class _DeadlineSocket:
     def __init__(self, plain: socket.socket) -> None:
         self.plain = plain
         self.deadline = Deadline(0.0)
+        self._waiting: list[bytes] = []
 
     def sendall(self, data: bytes) -> None:
+        self._waiting.append(data)
+
+    def flush(self) -> None:
+        """Head and body in one go: two packets would wake the server twice."""
+        data, self._waiting = b"".join(self._waiting), []
         self.limit()
         self.plain.sendall(data)
 
@@ -113,6 +119,7 @@ class Connection:
             for name, value in headers.items():
                 self._http.putheader(name, value)
             self._http.endheaders(request.body or None)
+            self._socket.flush()
             response = self._http.getresponse()
             self.answering = True
             body = response.read()

@@ -23,6 +23,8 @@ from polyhead_client.retry import RetryPolicy
 
 LONGEST_REQUEST = 16 * 2**20  # bytes: what reverse proxies commonly let through
 HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+FRAMING = ("host", "connection", "content-length", "content-type", "transfer-encoding", "accept-encoding",
+           "inference-header-content-length", "traceparent")  # fmt: skip
 try:
     USER_AGENT = f"polyhead-client/{version('polyhead-client')}"
 except PackageNotFoundError:
@@ -132,6 +134,8 @@ def _check_headers(headers: dict[Any, Any], api_key: str | None) -> dict[str, st
             raise UsageError("api_key must be printable ASCII, in one line")
         headers["Authorization"] = f"Bearer {api_key}"
     for name, value in headers.items():
+        if isinstance(name, str) and name.lower() in FRAMING:
+            raise UsageError(f"headers: {name!r} is the transport's own")
         texts = isinstance(name, str) and isinstance(value, str)
         if not texts or not HEADER_NAME.fullmatch(name) or not value.isascii() or not value.isprintable():
             raise UsageError(f"headers: {name!r} must be a header's name, and its value printable ASCII in one line")

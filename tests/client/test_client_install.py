@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ABSENT = ("torch", "transformers", "polyhead", "typer", "rich", "grpc")
-MODULES = ("client", "errors", "prediction", "request", "schema", "cli")
+ABSENT = ("torch", "transformers", "polyhead", "typer", "rich", "grpc", "pandas", "pyarrow", "opentelemetry")
+MODULES = ("client", "async_client", "testing", "tables", "tracing", "cli")
 
 
 @pytest.fixture(scope="session")
