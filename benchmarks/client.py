@@ -52,7 +52,7 @@ def main(options: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--window-s", type=float, default=8.0, help="about how long a turn on the real server lasts")
     parser.add_argument("--texts", type=int, default=1024, help="distinct texts")
-    parser.add_argument("--echo-texts", type=int, default=60_000, help="texts of a turn on the echo model")
+    parser.add_argument("--echo-texts", type=int, default=30_000, help="texts of a turn on the echo model")
     parser.add_argument("--memory-texts", type=int, default=1_000_000)
     parser.add_argument("--scoring", type=Path, help="result of benchmarks.scoring")
     settings = parser.parse_args(options)
@@ -96,7 +96,7 @@ def _measure_served(
             print({name: rates[-1] for name, rates in runs.items()}, flush=True)
     ratios = [round(ours / theirs, 3) for theirs, ours in zip(*runs.values(), strict=True)]
     medians = {name: statistics.median(rates) for name, rates in runs.items()}
-    return {"ratio": statistics.median(ratios), "ratio_all": ratios, "texts_s": medians, "texts_s_all": runs}
+    return {"ratio": round(statistics.median(ratios), 3), "ratio_all": ratios, "texts_s": medians, "texts_s_all": runs}
 
 
 def _measure_echo(
