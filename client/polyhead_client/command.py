@@ -104,7 +104,7 @@ def classify(
                 raise UsageError("texts and --input were given; one at a time")
             if output is None:
                 raise UsageError("--input needs --output, where the scored rows go")
-            job = Job(source, output, text_column, question, prefix, restart)
+            job = Job(source, output, text_column, question, prefix, restart, model_version)
             spoiled = _score_file(client, job, quiet)
         elif output is not None:
             raise UsageError("--output needs --input; answers to texts go to standard output")
@@ -216,6 +216,8 @@ def stats(
 def _exit_codes() -> Iterator[None]:
     try:
         yield
+    except BrokenPipeError:  # as in `… | head`: typer ends quietly
+        raise
     except (PolyheadClientError, OSError) as error:
         typer.echo(f"polyhead-client: {error}", err=True)
         raise typer.Exit(2) from error

@@ -279,6 +279,7 @@ def test_failing_server_leaves_a_journal_that_goes_on(
         (["--top-k", "2"], "top_k differs"),
         (["--text-column", "id"], "text column differs"),
         (["--threshold", "0.5"], "threshold differs"),
+        (["--model-version", "2"], "model version differs"),
         (["input"], "input differs"),
         (["heads"], "model's heads differs"),
     ],
@@ -426,8 +427,51 @@ def test_progress_lines(
     monkeypatch.setattr("polyhead_client.bulk.progress._Lines.every_s", 0.0)
     (tmp_path / "in.csv").write_text("text\n" + "a\n" * 50, encoding="utf-8")
     result = score("in.csv", "out.csv")
-    halfway = next(line for line in result.stderr.splitlines() if " 25 rows" in line)
-    assert halfway.startswith("5")
-    assert "rows/s" in halfway
-    assert halfway.endswith("left")
+    for step in ("scoring", "writing"):
+        halfway = next(line for line in result.stderr.splitlines() if line.startswith(step) and " 25 rows" in line)
+        assert halfway.startswith(f"{step}, 5")
+        assert "rows/s" in halfway
+        assert halfway.endswith("left")
     assert score("in.csv", "out.csv", "--quiet", "--restart").stderr == ""
+
+
+def test_progress_bar_on_a_terminal(
+    fake: FakeTriton, tmp_path: Path, score: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a terminal one bar shows share, rows, rate and time left, and ends full."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    (tmp_path / "in.csv").write_text("text\n" + "a\n" * 50, encoding="utf-8")
+    result = score("in.csv", "out.csv")
+    assert result.exit_code == 0
+    assert "100%" in result.stderr
+    assert "50 rows" in result.stderr
+    assert "0:00 left" in result.stderr
+
+
+def test_ctrl_c_leaves_a_journal(fake: FakeTriton, tmp_path: Path) -> None:
+    """Ctrl-C ends a job with exit code 130, no traceback, and the way to go on."""
+    (tmp_path / "in.csv").write_text("text\n" + "a\n" * 3000, encoding="utf-8")
+    fake.delay_s = 0.05
+    command = [sys.executable, "-m", "polyhead_client.cli", "classify", "--server", fake.url, "--batch-size", "8",
+               "--input", str(tmp_path / "in.csv"), "--output", str(tmp_path / "out.csv")]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while len(fake.requests) < 10 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert said.splitlines()[-2:] == [
+        f"what is done is in {tmp_path / 'out.csv.partial'}; the same command goes on from there",
+        "polyhead-client: stopped",
+    ]
+    assert (tmp_path / "out.csv.partial" / "answers.jsonl").read_bytes().count(b"\n") >= 8
+
+
+def test_a_closed_pipe_is_quiet(fake: FakeTriton) -> None:
+    """`… --json | head` prints no traceback."""
+    command = f"yes a | head -n 500 | {sys.executable} -m polyhead_client.cli classify --json --server {fake.url}"
+    run = subprocess.run(["bash", "-c", f"{command} | head -n 1"], capture_output=True, text=True, check=True)
+    assert len(run.stdout.splitlines()) == 1
+    assert run.stderr == ""

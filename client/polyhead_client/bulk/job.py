@@ -17,7 +17,7 @@ from polyhead_client.bulk.journal import Journal
 from polyhead_client.bulk.outputs import AnswerColumns, open_output, plain, records
 from polyhead_client.bulk.progress import Meter, Reporter
 from polyhead_client.bulk.row import Row
-from polyhead_client.bulk.sources import Source, format_of, open_source
+from polyhead_client.bulk.sources import Block, Source, format_of, open_source
 from polyhead_client.client import Client
 from polyhead_client.errors import UsageError
 from polyhead_client.prediction import Prediction
@@ -37,6 +37,7 @@ class Job:
         question: what is asked.
         prefix: put before the names of the new columns.
         restart: begins anew, and replaces an output that is there.
+        model_version: as the client was told.
     """
 
     source: Path
@@ -45,6 +46,7 @@ class Job:
     question: Question
     prefix: str = ""
     restart: bool = False
+    model_version: str = ""
 
     @property
     def errors(self) -> Path:
@@ -87,13 +89,14 @@ def score_file(client: Client, job: Job, report: Report) -> Outcome:
         "top_k": job.question.top_k,
         "threshold": job.question.threshold,
         "model": client.model,
+        "model version": job.model_version,
         "model's heads": dataclasses.asdict(schema),
     }
     with Journal(job.journal, identity, job.restart) as journal:
         resumed = journal.rows
         _answer(client, job, source, columns, journal, report)
         _check_unchanged(job, state)
-        outcome = _write(job, kind, source, columns, journal, resumed)
+        outcome = _write(kind, source, columns, journal, resumed, report)
         _check_unchanged(job, state)
         _publish(job, outcome)
         journal.remove()
@@ -132,7 +135,7 @@ def _answer(client: Client, job: Job, source: Source, columns: AnswerColumns, jo
     done = 0
     for row in islice(rows, journal.rows):
         done = row.end
-    with report(Meter(source.total, journal.rows, done)) as reporter:
+    with report(Meter("scoring", source.total, journal.rows, done)) as reporter:
         for row, prediction in answer_rows(client, _checked(rows, columns), job.question):
             journal.append(prediction)
             reporter.advance(row.end)
@@ -149,32 +152,38 @@ def _checked(rows: Iterator[Row], columns: AnswerColumns) -> Iterator[Row]:
             yield row
 
 
-def _write(job: Job, kind: str, source: Source, columns: AnswerColumns, journal: Journal, resumed: int) -> Outcome:
+def _write(
+    kind: str, source: Source, columns: AnswerColumns, journal: Journal, resumed: int, report: Report
+) -> Outcome:
     answers = journal.answers()
     rows = scored = 0
     output = open_output(journal.folder / OUTPUT, kind, source, columns)
     try:
-        with (journal.folder / ERRORS).open("w", encoding="utf-8", newline="\n") as errors:
+        with (
+            (journal.folder / ERRORS).open("w", encoding="utf-8", newline="\n") as errors,
+            report(Meter("writing", journal.rows)) as reporter,
+        ):
             for block in source.blocks():
-                found = list(islice(answers, len(block.rows)))
+                found = list(enumerate(islice(answers, len(block.rows))))
                 rows += len(block.rows)
                 if len(found) < len(block.rows):
                     break
-                places = list(enumerate(found))
-                kept = [(place, prediction) for place, prediction in places if prediction.error is None]
+                kept = [(place, prediction) for place, prediction in found if prediction.error is None]
                 output.write(block, kept)
                 scored += len(kept)
-                for place, prediction in places:
+                for place, prediction in found:
                     if prediction.error is not None:
-                        errors.write(_error_line(block.rows[place], prediction, block, place))
-            if rows != journal.rows:
-                raise UsageError(f"{journal.folder} does not have the input's rows; begin anew with --restart")
+                        errors.write(_error_line(block, place, prediction))
+                    reporter.advance(block.rows[place].number)
+        if rows != journal.rows:
+            raise UsageError(f"{journal.folder} does not have the input's rows; begin anew with --restart")
     finally:
         output.close()
     return Outcome(scored, rows - scored, resumed)
 
 
-def _error_line(row: Row, prediction: Prediction, block: Any, place: int) -> str:
+def _error_line(block: Block, place: int, prediction: Prediction) -> str:
+    row = block.rows[place]
     described: dict[str, Any] = {"row": row.number}
     if row.line is not None:
         described["line"] = row.line

@@ -17,12 +17,14 @@ class Meter:
     """Counts rows, and says how fast they come and how long the rest takes.
 
     Args:
+        step: what is being done.
         total: how far there is to read.
         rows: done by earlier runs.
         done: how far those have read.
     """
 
-    def __init__(self, total: int, rows: int = 0, done: int = 0) -> None:
+    def __init__(self, step: str, total: int, rows: int = 0, done: int = 0) -> None:
+        self.step = step
         self.rows = rows
         self.done = done
         self.total = total
@@ -69,7 +71,8 @@ class _Lines(Reporter):
         self._console = console
 
     def show(self) -> None:
-        self._console.print(f"{self._meter.percent()} %: {self._meter.describe()}", markup=False, highlight=False)
+        said = f"{self._meter.step}, {self._meter.percent()} %: {self._meter.describe()}"
+        self._console.print(said, markup=False, highlight=False, soft_wrap=True)
 
 
 class _Bar(Reporter):
@@ -78,7 +81,7 @@ class _Bar(Reporter):
     def __init__(self, meter: Meter, progress: Progress) -> None:
         super().__init__(meter)
         self._progress = progress
-        self._task = progress.add_task("", total=meter.total, completed=meter.done, said=meter.describe())
+        self._task = progress.add_task(meter.step, total=meter.total, completed=meter.done, said=meter.describe())
 
     def show(self) -> None:
         self._progress.update(self._task, completed=self._meter.done, said=self._meter.describe())
@@ -93,7 +96,11 @@ def report(meter: Meter, console: Console, shown: bool = True) -> Iterator[Repor
         yield _Lines(meter, console)
     else:
         with Progress(
-            BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[said]}", markup=False), console=console
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[said]}", markup=False),
+            console=console,
         ) as progress:
             bar = _Bar(meter, progress)
             yield bar
