@@ -6,6 +6,7 @@ CHECKPOINT ?= runs/debian
 REPOSITORY ?= model_repository
 USERS ?= 8
 DURATION ?= 60s
+DEVICE ?= cpu
 HOST ?= http://localhost:8000
 
 .PHONY: help
@@ -35,8 +36,10 @@ format: .venv/.ready ## Put the code into its format
 	$(PY) -m ruff format .
 
 .PHONY: gpu-check
-gpu-check: .venv/.ready ## Tests that need a CUDA device
+gpu-check: .venv/.ready data/debian/train.jsonl ## On a machine with a CUDA device: its tests, then its benchmarks
 	$(PY) -m pytest -m cuda
+	$(PY) -m benchmarks.engine --device cuda
+	$(PY) -m benchmarks.scaling --device cuda
 
 .PHONY: setup
 setup: ## Both environments: .venv and .venv-triton
@@ -65,6 +68,14 @@ bench-training: data/debian/train.jsonl ## Training speed beside transformers' T
 bench-quality: data/debian/train.jsonl ## Answer quality beside TF-IDF with logistic regression: an hour on 2 cores
 	$(PY) -m benchmarks.quality
 
+.PHONY: bench-engine
+bench-engine: .venv-peers/.ready data/debian/train.jsonl ## The engine beside its peers: 25 minutes on 2 cores; DEVICE=
+	.venv-peers/bin/python -m benchmarks.engine --device $(DEVICE)
+
+.PHONY: bench-scaling
+bench-scaling: data/debian/train.jsonl ## The engine's speed and memory as batches and models grow: 8 minutes on 2 cores
+	$(PY) -m benchmarks.scaling --device $(DEVICE)
+
 .PHONY: bench-serving
 bench-serving: data/debian/train.jsonl .venv-triton/.ready .venv-peers/.ready .venv-peers/perf_analyzer/perf_analyzer .venv-infinity/.ready ## tritonserver beside the engine alone, LitServe, FastAPI and infinity_emb: 15 minutes on 2 cores
 	$(PY) -m benchmarks.serving
@@ -88,7 +99,7 @@ clean: ## Remove environments, data, checkpoints and caches
 	setup/libpython.sh .venv-triton
 	@touch $@
 
-.venv-peers/.ready: constraints.txt setup/requirements-peers.txt setup/venv.sh
+.venv-peers/.ready: constraints.txt setup/requirements-peers.txt setup/requirements.txt setup/venv.sh */pyproject.toml
 	setup/venv.sh .venv-peers setup/requirements-peers.txt
 	@touch $@
 

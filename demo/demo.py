@@ -65,7 +65,8 @@ def _server(ports: list[int]) -> Iterator[None]:
     command += [f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), ports, strict=True)]
     server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
     try:
-        _wait(server, Client(f"localhost:{ports[0]}"), Path(log.name))
+        with Client(f"localhost:{ports[0]}") as client:  # an open connection would hold up the server's end
+            _wait(server, client, Path(log.name))
         yield
         Path(log.name).unlink()
     finally:

@@ -22,7 +22,7 @@ from loadtest.golden import GoldenError, GoldenRow, read_golden, read_heads
 from loadtest.options import add_options
 from loadtest.summary import REQUEST_NAME, Mismatch, format_summary, summarize, write_summary
 from loadtest.verify import find_mismatches
-from polyhead_client import Client, PolyheadClientError, Prediction, Schema
+from polyhead_client import Client, PolyheadClientError, Prediction, RetryPolicy, Schema
 
 MOST_NAMED = 3  # mismatches in one message
 
@@ -94,7 +94,9 @@ class Classifier(User):
         """Opens the connection and seeds the draw."""
         options = self.environment.parsed_options
         self.expected: Expected = self.environment.expected
-        self.client = Client(self.environment.host, options.model, timeout_s=options.request_timeout_s)
+        self.client = Client(
+            self.environment.host, options.model, timeout_s=options.request_timeout_s, retry=RetryPolicy(max_attempts=1)
+        )  # a failure that a retry would hide is what a load test looks for
         self.random = random.Random(f"{options.seed} {next(self.expected.users)}")
 
     def on_stop(self) -> None:

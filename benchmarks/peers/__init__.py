@@ -1,1 +1,1 @@
-"""Servers of others around the same model, one a file; each runs in .venv-peers and imports none of ours."""
+"""What the product is measured beside: engines on the same token ids, and servers of others around the same model."""

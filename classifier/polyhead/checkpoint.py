@@ -39,6 +39,7 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
+    model_type: Literal["gpt2"] = "gpt2"
     vocab_size: int = Field(gt=0)
     n_positions: int = Field(gt=0)
     n_embd: int = Field(gt=0)
@@ -56,6 +57,11 @@ class Body(BaseModel):
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})")
         return self
+
+    def attention_scale(self, layer: int) -> float:
+        """What block `layer` multiplies its query-key products by."""
+        scale = 1 / math.sqrt(self.n_embd // self.n_head) if self.scale_attn_weights else 1.0
+        return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """The body's tensors by the names of transformers' ``GPT2Model``; its Conv1D weights are (in, out)."""

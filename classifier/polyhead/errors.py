@@ -4,7 +4,10 @@ PolyheadError
 ├── SchemaError       heads, labels or the taxonomy contradict themselves
 ├── CheckpointError   a checkpoint folder is incomplete, damaged or not ours
 ├── RepositoryError   a model repository cannot take or serve a checkpoint
-├── OptionError       a request option is unknown or out of range
+├── OptionError       an option is unknown or out of range
+├── InputError        token ids that the model cannot read
+├── ToleranceError    scores are further from the golden ones than the precision may be
+├── MachineError      the machine has too little of what the model needs
 ├── InstallError      tritonserver, its stub or libpython is not there (triton_install)
 └── AddressError      polyhead-serve cannot listen where it was told to (serve)
 
@@ -33,7 +36,19 @@ class RepositoryError(PolyheadError):
 
 
 class OptionError(PolyheadError):
-    """A request option is unknown or out of range."""
+    """An option is unknown or out of range."""
+
+
+class InputError(PolyheadError, ValueError):
+    """Token ids that the model cannot read."""
+
+
+class ToleranceError(PolyheadError):
+    """Scores are further from the golden ones than the precision may be."""
+
+
+class MachineError(PolyheadError):
+    """The machine has too little of what the model needs."""
 
 
 def one_line(error: BaseException) -> str:

@@ -13,13 +13,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
 from polyhead.checkpoint import swap
 from polyhead.errors import PolyheadError, RepositoryError
+from polyhead.gate import check_golden
 from polyhead.predictor import Predictor
-
-TOLERANCE = 1e-4  # fp32 engine against transformers' fp32 scores in golden.jsonl
 
 
 def export_checkpoint(
@@ -28,18 +25,23 @@ def export_checkpoint(
     name: str = "gpt2_classifier",
     version: int = 1,
     replace: bool = False,
+    precision: str = "auto",
 ) -> Path:
     """Copies a checkpoint to ``repository/name/version/checkpoint`` and writes ``repository/name/labels.txt``.
 
     A model folder that is not there yet is made from the repository's template. The copy is made in the
     model folder and renamed into place.
 
+    Args:
+        precision: that this machine's engine must keep the tolerance with, besides fp32; see `Predictor.load`.
+
     Returns:
         The folder of the version.
 
     Raises:
         CheckpointError: the checkpoint is damaged.
-        RepositoryError: its engine scores leave the tolerance, or that version holds a checkpoint and `replace` is off.
+        ToleranceError: its engine scores leave the tolerance.
+        RepositoryError: that version holds a checkpoint and `replace` is off.
     """
     checkpoint, repository = Path(checkpoint), Path(repository)
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or name.startswith("."):
@@ -50,40 +52,15 @@ def export_checkpoint(
     target = model / str(version)
     if (target / "checkpoint").exists() and not replace:
         raise RepositoryError(f"{target}: holds a checkpoint already; take another --version, or --replace it")
-    predictor = Predictor.load(checkpoint)
+    predictor = Predictor.load(checkpoint, precision="fp32")
     check_golden(predictor)
+    if precision != "fp32":
+        check_golden(Predictor.load(checkpoint, precision=precision))
     try:
         _install(checkpoint, predictor.schema.column_names(), model, target)
     except OSError as error:
         raise RepositoryError(f"{model}: cannot be written ({error}); nothing was exported") from error
     return target
-
-
-def check_golden(predictor: Predictor) -> float:
-    """The largest distance of the engine's scores from ``golden.jsonl``.
-
-    Raises:
-        RepositoryError: it exceeds the tolerance, or tokens or truncation differ: this must not be served.
-    """
-    golden = predictor.checkpoint.golden()
-    encoded = predictor.encode([row.text for row in golden])
-    for number, (row, text) in enumerate(zip(golden, encoded, strict=True), start=1):
-        if (text.token_count, text.truncated) != (row.token_count, row.truncated):
-            raise RepositoryError(
-                f"{predictor.checkpoint.path}/golden.jsonl:{number}: "
-                f"{text.token_count} tokens here, {row.token_count} there"
-            )
-    expected = np.array([row.scores for row in golden], dtype=np.float32)
-    distance = np.abs(predictor.score(encoded) - expected)
-    # Relative where a regression's values are large; scores of labels lie within 1.
-    worst = float((distance / np.maximum(1, np.abs(expected))).max())
-    if not worst <= TOLERANCE:
-        place, column = divmod(int(distance.argmax()), distance.shape[1])
-        raise RepositoryError(
-            f"{predictor.checkpoint.path}/golden.jsonl:{place + 1}: the engine's score of "
-            f"{predictor.schema.column_names()[column]!r} is off by {worst:.2g}, allowed is {TOLERANCE:.0e}"
-        )
-    return worst
 
 
 def _install(checkpoint: Path, columns: list[str], model: Path, target: Path) -> None:
@@ -136,10 +113,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--name", default="gpt2_classifier", help="model name (default: %(default)s)")
     parser.add_argument("--version", type=int, default=1, help="version folder (default: %(default)s)")
     parser.add_argument("--replace", action="store_true", help="replace the checkpoint that this version holds")
+    parser.add_argument(
+        "--precision",
+        default=os.environ.get("POLYHEAD_PRECISION", "auto"),
+        help="prove the answers at this precision too: auto (what this machine would serve with), fp32, bf16 or int8 "
+        "(default: %(default)s; env POLYHEAD_PRECISION)",
+    )
     arguments = parser.parse_args(argv)
     try:
         target = export_checkpoint(
-            arguments.checkpoint, arguments.repository, arguments.name, arguments.version, arguments.replace
+            arguments.checkpoint,
+            arguments.repository,
+            arguments.name,
+            arguments.version,
+            arguments.replace,
+            arguments.precision,
         )
     except PolyheadError as error:
         print(f"polyhead-export: {error}", file=sys.stderr)

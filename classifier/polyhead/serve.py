@@ -38,7 +38,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         description="Serve a Triton model repository; ready when a real inference answers, restarted when none does.",
         epilog=f"POLYHEAD_ADMIN_KEY: who sends it in the header '{ADMIN_HEADER}' (in gRPC metadata: "
         f"'triton-grpc-protocol-{ADMIN_HEADER}') may use {', '.join(RESTRICTED)}; random if not set. "
-        "POLYHEAD_THREADS: threads of a model process (all cores if not set).",
+        "POLYHEAD_THREADS: threads of a model process (its share of the cores if not set). "
+        "POLYHEAD_PRECISION: what the engine computes in (auto if not set).",
     )
 
     def add(name: str, default: object, about: str, **more: object) -> None:
@@ -136,6 +137,7 @@ def server_command(
         f"--grpc-port={settings.grpc_port}",
         f"--metrics-port={settings.metrics_port}",
         f"--allow-gpu-metrics={'true' if has_gpu() else 'false'}",
+        "--metrics-config=summary_latencies=true",  # quantiles of the time in the queue
         f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
         f"--http-restricted-api={restricted}",
         f"--grpc-restricted-protocol={restricted}",

@@ -9,23 +9,6 @@ import joblib
 import pytest
 
 from benchmarks import quality, training
-from tests.tiny import TEXTS
-
-LABELS = [("games", "program"), ("libs", "shared-lib")]
-
-
-@pytest.fixture
-def debian(tmp_path: Path) -> Path:
-    """A folder as polyhead-dataset debian makes it, of forty rows a split."""
-    for split in ("train", "validation", "test"):
-        rows = []
-        for place in range(40):
-            section, role = LABELS[place % 2]
-            text = f"{section} {TEXTS[place % len(TEXTS)]} {split} {place}"
-            rows.append({"text": text, "section": section, "role": role, "tags": [["x"], ["y", "x"], []][place % 3]})
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (tmp_path / f"{split}.jsonl").write_text(lines, encoding="utf-8")
-    return tmp_path
 
 
 def test_training_compares_at_one_loss(debian: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

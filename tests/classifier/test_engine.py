@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from hypothesis import strategies as st
 from transformers import GPT2Model
 
 from polyhead.checkpoint import Golden, read_checkpoint, write_checkpoint
-from polyhead.engine import GPT2Engine, gpt2
-from polyhead.errors import CheckpointError
+from polyhead.engine import Engine
+from polyhead.errors import CheckpointError, InputError
 from polyhead.predictor import Predictor
 from tests.tiny import MAX_LENGTH, SCHEMA, TEXTS, tiny_config, tiny_spec, tiny_tokenizer, write_tiny_checkpoint
+
+ROUNDING = {"fp32": 1e-5, "bf16": 0.02, "int8": 0.02}  # of logits: kernels differ with the number of rows
 
 HEADS: list[tuple[str, str | None, dict[str, Any]]] = [
     ("base", None, {}),
@@ -64,19 +67,85 @@ def test_any_batch_equals_transformers(pair: tuple[Predictor, Any], data: st.Dat
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
-def test_micro_batches_change_nothing(pair: tuple[Predictor, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_micro_batches_change_nothing(pair: tuple[Predictor, Any]) -> None:
     """A token budget smaller than the batch, and even than one text, gives the same logits."""
     predictor, _ = pair
     ids = [text.token_ids for text in predictor.encode(TEXTS * 3)]
-    whole = predictor._engine.logits(ids)
-    monkeypatch.setattr(gpt2, "TOKEN_BUDGET", 20)
-    np.testing.assert_allclose(predictor._engine.logits(ids), whole, atol=1e-5)
+    small = Engine(predictor.checkpoint, token_budget=20)
+    np.testing.assert_allclose(small.logits(ids), predictor._engine.logits(ids), atol=1e-5)
+
+
+def test_equal_texts_are_computed_once(pair: tuple[Predictor, Any]) -> None:
+    """Three equal texts take the room of one, and each gets its answer."""
+    predictor, _ = pair
+    one, other = (predictor.encode(TEXTS)[row].token_ids[:8] for row in (0, 1))
+    engine = Engine(predictor.checkpoint, token_budget=8)
+    assert engine.plan([one, other, one, one]) == [[0, 2, 3], [1]]
+    np.testing.assert_array_equal(engine.logits([one, other, one])[[0, 2]], np.repeat(engine.logits([one]), 2, axis=0))
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([], "text 1 has 0 tokens; it must have 1 to 48"),
+        ([1] * 49, "text 1 has 49 tokens; it must have 1 to 48"),
+        ([1, -1], "text 1 has token id -1; ids must lie in 0 to"),
+        ([1, 10**6], "text 1 has token id 1000000; ids must lie in 0 to"),
+        ([1, 10**30], "text 1: token ids must be whole numbers"),
+        ([1.5], "text 1: token ids must be whole numbers"),
+        (["a"], "text 1: token ids must be whole numbers"),
+        ([[1]], "text 1: token ids must be whole numbers"),
+    ],
+)
+def test_what_is_no_text_is_refused(base_checkpoint: Path, ids: Any, message: str) -> None:
+    """Token ids that the model cannot read are an error that names the text, before anything is computed."""
+    engine = Engine(read_checkpoint(base_checkpoint))
+    with pytest.raises(InputError, match=message):
+        engine.logits([[1, 2], ids])
+
+
+def test_threads_take_turns(base_checkpoint: Path) -> None:
+    """Several threads on one engine get the answers that each would get alone."""
+    predictor = Predictor.load(base_checkpoint)
+    ids = [text.token_ids for text in predictor.encode(TEXTS)]
+    alone = [predictor._engine.logits([one])[0] for one in ids]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda one: predictor._engine.logits([one])[0], ids * 20))
+    np.testing.assert_allclose(together, alone * 20, atol=1e-6)
 
 
 def test_no_texts_no_rows(pair: tuple[Predictor, Any]) -> None:
     """An empty batch has logits of the right width and no rows."""
     predictor, _ = pair
     assert predictor._engine.logits([]).shape == (0, predictor.schema.width)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize("concat", [False, True])
+def test_lower_precisions_stay_near(tmp_path: Path, precision: str, concat: bool) -> None:
+    """bf16 and int8 round: their logits are near those of float32, and not the same."""
+    write_tiny_checkpoint(tmp_path / "c", "hidden_state_concat" if concat else "base")
+    checkpoint = read_checkpoint(tmp_path / "c")
+    ids = [text.token_ids for text in Predictor(checkpoint).encode(TEXTS)]
+    exact = Engine(checkpoint).logits(ids)
+    rounded = Engine(checkpoint, precision=precision).logits(ids)
+    assert 1e-5 < np.abs(rounded - exact).max() < 0.1 * exact.std()
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_a_label_is_the_same_in_any_batch(base_checkpoint: Path, precision: str, data: st.DataObject) -> None:
+    """Alone and in any batch a text gets the same label, unless two labels are as near as rounding."""
+    checkpoint = read_checkpoint(base_checkpoint)
+    engine = Engine(checkpoint, precision=precision)
+    sequence = st.lists(st.integers(0, checkpoint.body.vocab_size - 1), min_size=1, max_size=MAX_LENGTH)
+    batch = data.draw(st.lists(sequence, min_size=1, max_size=12))
+    topics = engine.logits(batch)[:, checkpoint.schema.columns["topic"]]
+    for ids, together in zip(batch, topics, strict=True):
+        alone = engine.logits([ids])[0, checkpoint.schema.columns["topic"]]
+        lead = np.sort(alone)[-1] - np.sort(alone)[-2]
+        assert together.argmax() == alone.argmax() or lead < ROUNDING[precision]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +174,7 @@ def test_unknown_activation_is_refused(tmp_path: Path) -> None:
     """An activation that the engine lacks is an error that names it and what is allowed."""
     write_tiny_checkpoint(tmp_path / "c", activation_function="mish")
     with pytest.raises(CheckpointError, match=r"activation_function must be one of .*gelu_new.* got 'mish'"):
-        GPT2Engine(read_checkpoint(tmp_path / "c"))
+        Engine(read_checkpoint(tmp_path / "c"))
 
 
 @pytest.mark.cuda
@@ -114,7 +183,7 @@ def test_cuda_equals_cpu(base_checkpoint: Path) -> None:
     """On a GPU the engine's logits are those of the CPU within 1e-4."""
     checkpoint = read_checkpoint(base_checkpoint)
     ids = [text.token_ids for text in Predictor(checkpoint).encode(TEXTS)]
-    on_cpu, on_cuda = GPT2Engine(checkpoint).logits(ids), GPT2Engine(checkpoint, "cuda").logits(ids)
+    on_cpu, on_cuda = Engine(checkpoint).logits(ids), Engine(checkpoint, "cuda").logits(ids)
     np.testing.assert_allclose(on_cuda, on_cpu, atol=1e-4)
 
 

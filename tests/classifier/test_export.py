@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from polyhead.checkpoint import read_checkpoint
-from polyhead.errors import CheckpointError, RepositoryError
-from polyhead.export import check_golden, export_checkpoint, main
+from polyhead.errors import CheckpointError, RepositoryError, ToleranceError
+from polyhead.export import export_checkpoint, main
+from polyhead.gate import check_golden
 from polyhead.predictor import Predictor
 from tests.tiny import SCHEMA
 
@@ -77,11 +78,11 @@ def test_wrong_answers_are_not_exported(damaged: Callable[[], Path], tmp_path: P
     row = json.loads(lines[2])
     row["scores"][1] += 0.01
     (path / "golden.jsonl").write_text("\n".join([*lines[:2], json.dumps(row), *lines[3:]]), encoding="utf-8")
-    with pytest.raises(RepositoryError, match=r"golden.jsonl:3: the engine's score of 'topic/sport' is off by 0.01"):
+    with pytest.raises(ToleranceError, match=r"jsonl:3: the engine's fp32 score of 'topic/sport' is off by 0.01"):
         export_checkpoint(path, tmp_path / "repo")
     row["token_count"] += 1
     (path / "golden.jsonl").write_text(json.dumps(row), encoding="utf-8")
-    with pytest.raises(RepositoryError, match=r"golden.jsonl:1: \d+ tokens here, \d+ there"):
+    with pytest.raises(ToleranceError, match=r"golden.jsonl:1: \d+ tokens here, \d+ there"):
         check_golden(Predictor.load(path))
     assert not (tmp_path / "repo").exists()
 

@@ -248,7 +248,7 @@ def test_greenlets(served: Served, protocol: str, expected: dict[str, Prediction
 def test_a_replica_is_killed_under_load(
     served: Served, repository: Path, protocol: Any, expected: dict[str, Prediction]
 ) -> None:
-    """Of two replicas one is killed while threads and a stream ask: no text is lost, no answer is another text's."""
+    """Of two replicas one is killed while threads, tasks and a stream ask: no text is lost, no answer another's."""
     wrong: list[object] = []
     answered = 0
     stop = threading.Event()
@@ -279,8 +279,22 @@ def test_a_replica_is_killed_under_load(
                 except Exception as error:
                     wrong.append(error)
 
+            async def ask_in_tasks() -> None:
+                async def ask(client: AsyncClient, start: int) -> None:
+                    while not stop.is_set():
+                        texts = LONG[start : start + 12]
+                        for text, one in zip(texts, await client.classify(texts), strict=True):
+                            if not same(one, expected[text]):
+                                wrong.append((text, one))
+
+                try:
+                    async with AsyncClient(urls, protocol=protocol, batch_size=8) as client:
+                        await asyncio.gather(*(ask(client, 20 * number) for number in range(6)))
+                except Exception as error:
+                    wrong.append(error)
+
             threads = [threading.Thread(target=work, args=(25 * number,)) for number in range(6)]
-            threads.append(threading.Thread(target=read))
+            threads += [threading.Thread(target=read), threading.Thread(target=lambda: asyncio.run(ask_in_tasks()))]
             for thread in threads:
                 thread.start()
             time.sleep(1.5)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
 INPUT_OUTPUTS = ("PREDICTION", "SCORES", "TOKEN_COUNT", "SCHEMA")
 
 
@@ -19,6 +20,7 @@ class TritonError(Exception):
 
     INTERNAL = "internal"
     INVALID_ARG = "invalid_arg"
+    CANCELLED = "cancelled"
 
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
@@ -37,6 +39,63 @@ class Logger:
         cls.lines.append(message)
 
     log_warn = log_error
+    infos: list[str] = []  # noqa: RUF012
+
+    @classmethod
+    def log_info(cls, message: str) -> None:
+        """What is no warning, apart."""
+        message.encode("ascii")
+        cls.infos.append(message)
+
+
+class Metric:
+    """A value that may go up, or buckets' sum and count; messages in the style of the real one's."""
+
+    def __init__(self, family: MetricFamily, labels: dict[str, str], buckets: list[float] | None = None) -> None:
+        if (buckets is not None) != (family.kind == MetricFamily.HISTOGRAM):
+            raise ValueError("Unexpected buckets found." if buckets else "Missing required buckets.")
+        self.kind = family.kind
+        self.values = family.values.setdefault(tuple(sorted(labels.items())), [])
+
+    def increment(self, value: float) -> None:
+        """Adds to a counter, which must not fall, or to a gauge."""
+        if self.kind == MetricFamily.HISTOGRAM or (self.kind == MetricFamily.COUNTER and value < 0):
+            raise TritonModelException("Failed to increment metric value")
+        self.values.append(value)
+
+    def observe(self, value: float) -> None:
+        """Takes a histogram's observation."""
+        if self.kind != MetricFamily.HISTOGRAM:
+            raise TritonModelException("Failed to observe metric value")
+        self.values.append(value)
+
+
+class MetricFamily:
+    """Metrics of one name; asked for again, the same family as long as the kind is the same."""
+
+    COUNTER, GAUGE, HISTOGRAM = range(3)
+    registry: dict[str, MetricFamily] = {}  # noqa: RUF012 - the server's, shared by all models
+
+    def __init__(self, name: str, description: str, kind: int) -> None:
+        known = self.registry.setdefault(name, self)
+        if known.kind_or(kind) != kind:
+            raise TritonModelException("Family name already exists with different type")
+        self.kind = kind
+        self.values: dict[tuple[tuple[str, str], ...], list[float]] = known.values if known is not self else {}
+
+    def kind_or(self, kind: int) -> int:
+        """Its kind, once it has one."""
+        return getattr(self, "kind", kind)
+
+    def Metric(self, labels: dict[str, str], buckets: list[float] | None = None) -> Metric:  # noqa: N802
+        """A metric of this family."""
+        return Metric(self, labels, buckets)
+
+    @classmethod
+    def value(cls, name: str, **labels: str) -> list[float]:
+        """What was added to or observed by the metrics of a family that have these labels."""
+        wanted = set(labels.items())
+        return [value for key, values in cls.registry[name].values.items() if wanted <= set(key) for value in values]
 
 
 @dataclass
@@ -64,6 +123,22 @@ class InferenceResponse:
         return next(tensor.array for tensor in self.output_tensors if tensor.name == name)
 
 
+class ResponseSender:
+    """Takes one final response, as in a model that is not decoupled."""
+
+    def __init__(self) -> None:
+        self.sent: list[InferenceResponse] = []
+        self.error: Exception | None = None
+
+    def send(self, response: InferenceResponse, flags: int) -> None:
+        """Closes the sender, whether or not the response arrives."""
+        assert flags == TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        assert not self.sent, "Unable to send response. Response sender has been closed."
+        self.sent.append(response)
+        if self.error:
+            raise self.error
+
+
 @dataclass
 class Request:
     """A request as model.py sees it."""
@@ -71,6 +146,16 @@ class Request:
     text: Any
     raw_parameters: str | Exception = ""
     outputs: tuple[str, ...] = INPUT_OUTPUTS
+    cancelled: bool = False
+    sender: ResponseSender = field(default_factory=ResponseSender)
+
+    def get_response_sender(self) -> ResponseSender:
+        """The one sender."""
+        return self.sender
+
+    def is_cancelled(self) -> bool:
+        """Whether the client has gone."""
+        return self.cancelled
 
     def parameters(self) -> str:
         """The JSON string, or the error that Triton raises for invalid UTF-8."""

@@ -33,13 +33,16 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def model(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The model, initialized as Triton does it."""
+    monkeypatch.setattr(pb_utils.MetricFamily, "registry", {})
     return start(repository, monkeypatch)
 
 
-def start(repository: Path, monkeypatch: pytest.MonkeyPatch, kind: str = "CPU") -> Any:
-    """Imports model.py and initializes it."""
+def start(repository: Path, monkeypatch: pytest.MonkeyPatch, kind: str = "CPU", instances: int = 1) -> Any:
+    """Imports model.py and initializes it; torch keeps its threads."""
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", pb_utils)
     monkeypatch.setattr(pb_utils.Logger, "lines", [])
+    monkeypatch.setattr(pb_utils.Logger, "infos", [])
+    monkeypatch.setattr("torch.set_num_threads", lambda threads: None)
     spec = importlib.util.spec_from_file_location("served_model", repository / "gpt2_classifier" / "1" / "model.py")
     assert spec is not None
     assert spec.loader is not None
@@ -49,6 +52,8 @@ def start(repository: Path, monkeypatch: pytest.MonkeyPatch, kind: str = "CPU") 
     served = module.TritonPythonModel()
     served.initialize(
         {
+            "model_config": json.dumps({"instance_group": [{"kind": f"KIND_{kind}", "count": instances}]}),
+            "model_name": "gpt2_classifier",
             "model_repository": str(repository / "gpt2_classifier"),
             "model_version": "1",
             "model_instance_kind": kind,
@@ -205,3 +210,161 @@ def test_other_labels_are_told(repository: Path, tmp_path: Path, monkeypatch: py
     (other / "gpt2_classifier" / "labels.txt").write_text("topic/other\n", encoding="utf-8")
     start(other, monkeypatch)
     assert "labels.txt" in pb_utils.Logger.lines[0]
+
+
+def test_precision_comes_from_the_environment(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """POLYHEAD_PRECISION reaches the engine, and one that is none fails the load by name; the log says what runs."""
+    monkeypatch.setenv("POLYHEAD_PRECISION", "fp32")
+    assert start(repository, monkeypatch).predictor.precision == "fp32"
+    (line,) = pb_utils.Logger.infos
+    assert "gpt2_classifier version 1: fp32 on cpu" in line
+    assert "token budget" in line
+    monkeypatch.setenv("POLYHEAD_PRECISION", "fp4")
+    with pytest.raises(pb_utils.TritonModelException, match=r"precision.*'fp4'"):
+        start(repository, monkeypatch)
+
+
+@pytest.mark.parametrize(("instances", "cores", "threads"), [(1, 8, 8), (2, 8, 4), (3, 8, 2), (4, 2, 1)])
+def test_threads_are_the_instances_share(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, instances: int, cores: int, threads: int
+) -> None:
+    """Instances divide the cores among them; POLYHEAD_THREADS stands above that."""
+    monkeypatch.setattr("polyhead.machine.usable_cores", lambda: cores)
+    start(repository, monkeypatch, instances=instances)
+    assert f" {threads} threads" in pb_utils.Logger.infos[0]
+    monkeypatch.setenv("POLYHEAD_THREADS", "5")
+    start(repository, monkeypatch, instances=instances)
+    assert " 5 threads" in pb_utils.Logger.infos[0]
+
+
+def test_too_little_memory_fails_the_load(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A micro-batch that would not fit ends the load with both numbers, not a request later on."""
+    monkeypatch.setattr("polyhead.predictor.available_memory_bytes", lambda: 2**20)
+    with pytest.raises(pb_utils.TritonModelException, match=r"2048 tokens.*MiB.* 1 MiB are left"):
+        start(repository, monkeypatch)
+
+
+def test_short_requests_do_not_wait_for_long_ones(model: Any) -> None:
+    """Each request has one response: those whose texts are in an early part are sent before the next is computed."""
+    model.predictor._engine.token_budget = 20
+    model.long_rest_s = 0
+    requests = [
+        Request(texts(b"word " * 200), outputs=("PREDICTION",)),
+        Request(texts(b"Rain")),
+        Request(texts(b"Rain", b"word " * 30)),
+        Request(texts(b""), '{"topk": 1}'),
+        Request(texts(b"tokens"), outputs=("TOKEN_COUNT",)),
+    ]
+    expected = [only(model, Request(request.text, request.raw_parameters, request.outputs)) for request in requests]
+    seen_before: list[int] = []
+    score = model.predictor.score
+
+    def spy(encoded: Any) -> Any:
+        seen_before.append(sum(len(request.sender.sent) for request in requests))
+        return score(encoded)
+
+    model.predictor.score = spy
+    returned = model.execute(requests)
+    assert seen_before == [0, 3, 4]
+    for request, response, alone in zip(requests, returned, expected, strict=True):
+        (answer,) = [*request.sender.sent, *([response] if response else [])]
+        assert str(answer.error) == str(alone.error)
+        for tensor in alone.output_tensors:
+            if tensor.name == "SCORES":
+                np.testing.assert_allclose(answer[tensor.name], tensor.array, atol=1e-6)
+            elif tensor.name != "PREDICTION":
+                np.testing.assert_array_equal(answer[tensor.name], tensor.array)
+    assert returned[0] is not None
+
+
+def test_on_a_gpu_all_leave_together(model: Any) -> None:
+    """Where a message to the server costs more than a text, none is sent, and no one is asked for cancels."""
+    model.asks_for_cancels = False
+    model.predictor._engine.token_budget = 20
+    requests = [Request(texts(b"word " * 200)), Request(texts(b"Rain"), cancelled=True)]
+    assert [response.error for response in model.execute(requests)] == [None, None]
+    assert not any(request.sender.sent for request in requests)
+
+
+def test_failure_between_parts_answers_the_rest(model: Any) -> None:
+    """An exception after some responses were sent is the answer of the others alone: none has two, none has none."""
+    model.predictor._engine.token_budget = 20
+    model.long_rest_s = 0
+    score, calls = model.predictor.score, []
+
+    def explode_later(encoded: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 1:
+            raise RuntimeError("secret")
+        return score(encoded)
+
+    model.predictor.score = explode_later
+    requests = [Request(texts(b"word " * 200)), Request(texts(b"Rain"))]
+    long, short = model.execute(requests)
+    assert long.error.code == pb_utils.TritonError.INTERNAL
+    assert not requests[0].sender.sent
+    assert short is None
+    assert len(requests[1].sender.sent) == 1
+
+
+def test_a_sender_that_fails_is_logged(model: Any) -> None:
+    """A response that cannot be sent takes no other response with it and is not sent twice."""
+    model.predictor._engine.token_budget = 20
+    model.long_rest_s = 0
+    requests = [Request(texts(b"word " * 200)), Request(texts(b"Rain"))]
+    requests[1].sender.error = RuntimeError("no shared memory: \xe9")
+    long, short = model.execute(requests)
+    assert long.error is None
+    assert short is None
+    assert "no shared memory" in pb_utils.Logger.lines[0]
+
+
+def test_cancelled_requests_are_not_computed(model: Any) -> None:
+    """Who has gone gets CANCELLED without a look at the model; the others of the batch are answered."""
+    seen: list[int] = []
+    score = model.predictor.score
+    model.predictor.score = lambda encoded: seen.append(len(encoded)) or score(encoded)
+    gone, good = model.execute([Request(texts(b"Rain", b"Sport"), cancelled=True), Request(texts(b"Rain"))])
+    assert gone.error.code == pb_utils.TritonError.CANCELLED
+    assert good.error is None
+    assert seen == [1]
+    model.finalize()
+    assert pb_utils.MetricFamily.value("polyhead_cancelled_requests_total") == [1]
+
+
+def test_metrics_count_what_was_answered(model: Any) -> None:
+    """Texts, tokens, truncations and errors are exact; each stage that ran is one observation a batch."""
+    value = pb_utils.MetricFamily.value
+    rows = [b"Rain", b"word " * 200, b" ", b"Sport"]
+    response = only(model, Request(texts(*rows)))
+    only(model, Request(texts(b"schema only"), outputs=("SCHEMA",)))
+    assert value("polyhead_instances", precision="fp32", device="cpu", version="1") == [1]
+    model.finalize()
+    tokens = int(response["TOKEN_COUNT"].sum())
+    assert value("polyhead_texts_total", model="gpt2_classifier", version="1") == [4]
+    assert value("polyhead_tokens_total") == [tokens]
+    assert value("polyhead_truncated_texts_total") == [1]
+    assert value("polyhead_error_texts_total") == [1]
+    assert value("polyhead_batch_texts") == [4]
+    assert value("polyhead_batch_tokens") == [tokens]
+    assert len(value("polyhead_stage_seconds", stage="compute")) == 1
+    assert min(value("polyhead_stage_seconds")) > 0
+    assert sum(value("polyhead_instances")) == 0
+
+
+def test_other_families_of_the_name_harm_nothing(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a name is taken by another kind, or a message to the server fails, requests are answered all the same."""
+    monkeypatch.setattr(pb_utils.MetricFamily, "registry", {})
+    pb_utils.MetricFamily("polyhead_texts_total", "", pb_utils.MetricFamily.GAUGE)
+    model = start(repository, monkeypatch)
+    assert "different type" in pb_utils.Logger.lines[0]
+    assert only(model, Request(texts(b"Rain"))).error is None
+    model.finalize()
+
+    monkeypatch.setattr(pb_utils.MetricFamily, "registry", {})
+    model = start(repository, monkeypatch)
+    monkeypatch.setattr(pb_utils.Metric, "observe", lambda self, value: 1 / 0)
+    assert only(model, Request(texts(b"Rain"))).error is None
+    model.finalize()
+    assert only(model, Request(texts(b"Rain"))).error is None
+    assert ["zero" in line for line in pb_utils.Logger.lines] == [True]

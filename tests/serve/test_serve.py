@@ -42,6 +42,7 @@ def test_flags_are_safe() -> None:
         "--metrics-address=127.0.0.1",
         "--model-control-mode=none",
         "--disable-auto-complete-config",
+        "--metrics-config=summary_latencies=true",
         "--backend-config=python,shm-region-prefix-name=polyhead_1_ab",
         "--backend-directory=/backends",
     } <= set(flags)

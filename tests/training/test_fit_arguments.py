@@ -10,7 +10,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers.optimization import SchedulerType
 
-from polyhead.export import check_golden
+from polyhead.gate import check_golden
 from polyhead.predictor import Predictor
 from polyhead_training.config import FitConfig
 from polyhead_training.errors import ConfigError

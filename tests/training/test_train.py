@@ -14,7 +14,7 @@ from transformers import GPT2LMHeadModel, GPT2Model
 from typer.testing import CliRunner
 
 from polyhead.checkpoint import read_checkpoint
-from polyhead.export import check_golden
+from polyhead.gate import check_golden
 from polyhead.predictor import Predictor
 from polyhead_training.model.modeling import GPT2BaseForSequenceClassification
 from polyhead_training.train import app

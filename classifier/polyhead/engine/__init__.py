@@ -1,5 +1,6 @@
 """The engine: logits for lists of token sequences, without computing on padding."""
 
-from polyhead.engine.gpt2 import GPT2Engine
+from polyhead.engine.engine import Engine
+from polyhead.engine.precision import PRECISIONS, Precision, fastest_precision
 
-__all__ = ["GPT2Engine"]
+__all__ = ["PRECISIONS", "Engine", "Precision", "fastest_precision"]

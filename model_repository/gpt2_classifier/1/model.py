@@ -25,9 +25,14 @@ import triton_python_backend_utils as pb_utils
 
 from polyhead.decode import DecodeOptions
 from polyhead.errors import OptionError, PolyheadError
+from polyhead.machine import usable_cores
+from polyhead.metrics import BatchRecord, Metrics
 from polyhead.predictor import Predictor
 
 CHECKPOINT = "checkpoint"
+# A response of its own costs half a millisecond: it leaves before the rest of its batch only if that takes much longer
+# (docs/decisions/0008-response-sender.md).
+LONG_REST_S = 0.1
 SMOKE_TEXTS = [b"A first text that proves the model.", b"short"]
 
 
@@ -54,53 +59,140 @@ class Job:
         return not self.outputs <= {"SCHEMA", "TOKEN_COUNT"}
 
 
+class Responses:
+    """One response a request, exactly once: early through its sender, or with the others when `execute` returns.
+
+    A request without a response hangs its client, one with two kills the server.
+    """
+
+    def __init__(self, requests: Sequence[Any]) -> None:
+        self.requests = requests
+        self._ready: dict[int, Any] = {}
+        self._sent: set[int] = set()
+
+    def put(self, position: int, response: Any) -> None:
+        """Keeps the response to the request at this position."""
+        self._ready[position] = response
+
+    def send_ready(self) -> None:
+        """Sends what is ready without waiting for the rest of the batch."""
+        while self._ready:
+            position, response = self._ready.popitem()
+            self._sent.add(position)  # before it is tried: a sender that failed takes no second response
+            try:
+                sender = self.requests[position].get_response_sender()
+                sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            except Exception as error:
+                log_error(f"a response could not be sent: {error!r}")
+
+    def rest(self) -> list[Any]:
+        """What `execute` returns: None for a response that was sent, an error for one that is missing."""
+        internal = pb_utils.TritonError.INTERNAL
+        return [
+            None
+            if position in self._sent
+            else self._ready.get(position) or failure("internal error, see the server's log", internal)
+            for position in range(len(self.requests))
+        ]
+
+
 class TritonPythonModel:
     """One instance of the model; Triton calls `execute` with one batch of requests at a time."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Loads the checkpoint beside this file and proves with a real inference that it answers."""
-        set_threads(os.environ.get("POLYHEAD_THREADS"))
+        threads = threads_of(os.environ.get("POLYHEAD_THREADS"), json.loads(args["model_config"]))
+        torch.set_num_threads(threads)
         folder = Path(args["model_repository"]) / args["model_version"] / CHECKPOINT
+        precision = os.environ.get("POLYHEAD_PRECISION", "auto")
         try:
-            self.predictor = Predictor.load(folder, device=device_of(args))
+            self.predictor = Predictor.load(folder, device=device_of(args), precision=precision)
+            proven = self.predictor.warm_up()
             self.smoke()
         except PolyheadError as error:
             raise pb_utils.TritonModelException(str(error)) from None
         self.warn_of_other_labels(Path(args["model_repository"]) / "labels.txt")
+        self.long_rest_s = LONG_REST_S
+        # To ask takes some 40 microseconds a request: next to nothing beside a text on the CPU, not on a GPU.
+        self.asks_for_cancels = self.predictor.device.type == "cpu"
+        engine = {"precision": self.predictor.precision, "device": str(self.predictor.device)}
+        labels = {"model": args["model_name"], "version": args["model_version"]}
+        self.metrics = Metrics(pb_utils.MetricFamily, labels, engine, pb_utils.Logger.log_error)
+        pb_utils.Logger.log_info(
+            f"{args['model_name']} version {args['model_version']}: {engine['precision']} on {engine['device']}, "
+            f"{threads} threads, token budget {self.predictor.token_budget}, a micro-batch of {proven} tokens fits"
+        )
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answers every request; no exception leaves, since it would show its file and line to all callers."""
-        try:
-            return self.answer(requests)
-        except Exception as error:
-            details = f"a batch of {len(requests)} requests failed: {error!r}\n{traceback.format_exc()}"
-            pb_utils.Logger.log_error(details.encode("ascii", "backslashreplace").decode("ascii"))
-            internal = pb_utils.TritonError.INTERNAL
-            return [failure("internal error, see the server's log", internal) for _ in requests]
+        """Answers every request.
 
-    def answer(self, requests: list[Any]) -> list[Any]:
-        """Encodes and scores the texts of all requests together, then builds each request's own response."""
-        responses: list[Any] = [None] * len(requests)
+        No exception leaves: it would show its file and line to all callers, and after an early response end the server.
+        """
+        responses = Responses(requests)
+        try:
+            self.answer(requests, responses)
+        except Exception as error:
+            log_error(f"a batch of {len(requests)} requests failed: {error!r}\n{traceback.format_exc()}")
+        return responses.rest()
+
+    def finalize(self) -> None:
+        """This instance no longer counts as serving."""
+        self.metrics.close()
+
+    def answer(self, requests: Sequence[Any], responses: Responses) -> None:
+        """Tokenizes the texts of all requests together, then scores them part by part, short texts first.
+
+        A request is answered as soon as its last text is scored: it does not wait for longer ones in the batch.
+        """
         jobs: dict[int, Job] = {}
+        rows: dict[int, range] = {}
+        texts: list[bytes] = []
         for position, request in enumerate(requests):
             try:
-                jobs[position] = read(request)
+                job = jobs[position] = read(request)
             except (BadRequestError, OptionError) as error:
-                responses[position] = failure(str(error), pb_utils.TritonError.INVALID_ARG)
-        # Jobs that need scores come first, so that what is scored is one slice.
-        order = sorted(jobs, key=lambda position: not jobs[position].needs_scores)
-        texts = [text for p in order if jobs[p].needs_tokens for text in jobs[p].texts]
-        encoded = self.predictor.encode(texts)
-        scored = sum(len(job.texts) for job in jobs.values() if job.needs_scores)
-        scores = self.predictor.score(encoded[:scored]) if scored else None  # (scored, width)
-        start = 0
-        for position in order:
-            job = jobs[position]
-            rows = slice(start, start + len(job.texts))
-            job_scores = scores[rows] if job.needs_scores else None
-            responses[position] = self.respond(job, encoded[rows], job_scores)
-            start = rows.stop if job.needs_tokens else start
-        return responses
+                responses.put(position, failure(str(error), pb_utils.TritonError.INVALID_ARG))
+                continue
+            rows[position] = range(len(texts), len(texts) + len(job.texts) * job.needs_tokens)
+            texts += job.texts if job.needs_tokens else []
+        batch = BatchRecord(texts=len(texts))
+        with batch.stage("tokenize"):
+            encoded = self.predictor.encode(texts)
+        batch.count(encoded)
+
+        scores = np.full((len(texts), self.predictor.schema.width), np.nan, dtype=np.float32)
+        unscored = {position: len(rows[position]) for position, job in jobs.items() if job.needs_scores}
+        for position in jobs.keys() - unscored.keys():
+            responses.put(position, self.respond(jobs[position], [encoded[row] for row in rows[position]], None))
+        owners = {row: position for position in unscored for row in rows[position]}
+        wanted = list(owners)
+        parts = self.predictor.parts([encoded[row] for row in wanted])
+        tokens = [sum(encoded[wanted[place]].token_count for place in part) for part in parts]
+        for number, part in enumerate(parts):
+            computed = sum(tokens[:number])
+            if computed and batch.stages["compute"] / computed * sum(tokens[number:]) > self.long_rest_s:
+                responses.send_ready()
+            part_rows = [wanted[place] for place in part]
+            for position in {owners[row] for row in part_rows} & unscored.keys():
+                if self.is_dropped(requests[position]):
+                    del unscored[position]
+                    batch.cancelled_requests += 1
+                    responses.put(position, failure("cancelled by the client", pb_utils.TritonError.CANCELLED))
+            part_rows = [row for row in part_rows if owners[row] in unscored]
+            with batch.stage("compute"):
+                scores[part_rows] = self.predictor.score([encoded[row] for row in part_rows])
+            with batch.stage("decode"):
+                for row in part_rows:
+                    position = owners[row]
+                    unscored[position] -= 1
+                    if not unscored[position]:
+                        mine = slice(rows[position].start, rows[position].stop)
+                        responses.put(position, self.respond(jobs[position], encoded[mine], scores[mine]))
+        self.metrics.record(batch)
+
+    def is_dropped(self, request: Any) -> bool:
+        """Whether the client has cancelled, which only gRPC can say."""
+        return self.asks_for_cancels and request.is_cancelled()
 
     def respond(self, job: Job, encoded: Sequence[Any], scores: np.ndarray | None) -> Any:
         """Builds the outputs that the request asked for, and no others."""
@@ -190,10 +282,17 @@ def device_of(args: dict[str, str]) -> str:
     return f"cuda:{args['model_instance_device_id']}"
 
 
-def set_threads(threads: str | None) -> None:
-    """How many threads torch may use; all cores unless POLYHEAD_THREADS says otherwise."""
+def threads_of(threads: str | None, model_config: dict[str, Any]) -> int:
+    """Threads for torch: POLYHEAD_THREADS, or this instance's share of the cores that the process may use."""
     if threads is None:
-        return
+        groups = model_config.get("instance_group", [])
+        instances = sum(group["count"] for group in groups if group["kind"] != "KIND_GPU")
+        return max(1, usable_cores() // max(1, instances))
     if not (threads.isascii() and threads.isdigit() and int(threads) >= 1):
         raise pb_utils.TritonModelException(f"POLYHEAD_THREADS must be a whole number >= 1, got {threads!r}")
-    torch.set_num_threads(int(threads))
+    return int(threads)
+
+
+def log_error(message: str) -> None:
+    """Logs in the one encoding that the model process is sure to have."""
+    pb_utils.Logger.log_error(message.encode("ascii", "backslashreplace").decode("ascii"))

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from polyhead.checkpoint import Spec, write_checkpoint
 from polyhead.errors import one_line
-from polyhead.export import check_golden
+from polyhead.gate import check_golden
 from polyhead.predictor import Predictor
 from polyhead.schema import Schema
 from polyhead_training.config import TrainingConfig
@@ -81,7 +81,7 @@ def write_evaluated(
     metrics: dict[str, Any] = {}
 
     def score(fresh: Path) -> None:
-        predictor = Predictor.load(fresh, "cuda" if torch.cuda.is_available() else "cpu")
+        predictor = Predictor.load(fresh, "cuda" if torch.cuda.is_available() else "cpu", precision="fp32")
         for name, split in (("validation", corpus.validation), ("test", corpus.test)):
             if split is not None:
                 evaluation = evaluate(predictor, split)
@@ -116,7 +116,7 @@ def _write(
     distances: list[float] = []
 
     def prove(fresh: Path) -> None:
-        distances.append(check_golden(Predictor.load(fresh)))
+        distances.append(check_golden(Predictor.load(fresh, precision="fp32")))
         score(fresh)
 
     write_checkpoint(

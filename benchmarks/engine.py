@@ -1,0 +1,241 @@
+"""The engine beside its peers: texts and tokens a second on the same texts, weights and machine.
+
+A GPT-2 of random weights with 64 labels reads Debian texts in their own mix of lengths, and texts of one length. All
+who take part are measured in turns; medians of the repeats. Each must give transformers' fp32 scores within what its
+precision allows, else the run fails. Run it in .venv-peers, where the peers' packages are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from benchmarks.agreement import compare, reference_logits
+from benchmarks.gemm import SHAPES, GemmPeak, linear_flops
+from benchmarks.peers.line_up import PLAIN, PRODUCT, PRODUCTS, builders, line_up
+from benchmarks.peers.peer import Peer
+from benchmarks.result import RESULTS, write_result
+from benchmarks.workload import TokenIds, debian_texts, debian_tokenizer, of_length, random_checkpoint, tokenized
+from polyhead.checkpoint import Checkpoint, read_checkpoint
+from polyhead.engine import fastest_precision
+
+DEBIAN = "debian"
+# HiddenStateConcat adds a gather and a wider head to the same body: the product and who was fastest beside it.
+CONCAT_PEERS = {
+    "cpu": (PRODUCT, PLAIN["cpu"], "openvino"),
+    "cuda": (PRODUCT, PLAIN["cuda"], "transformers_bf16_sorted"),
+}
+SINGLE_TEXT_TOKENS = 16
+PACKED_TOKENS = (1_000, 4_000, 16_000, 32_000, 64_000)
+COLOURS = {"product": "#2a6fbb", "peer": "#c8553d"}
+
+Table = dict[str, dict[str, dict[str, dict[str, Any]]]]  # architecture, mix, peer
+
+
+def main(options: Sequence[str] | None = None) -> None:
+    """Measures every mix on both architectures and prints one JSON object last."""
+    arguments = _arguments(options)
+    device = arguments.device
+    texts = debian_texts(arguments.data)
+    tokenizer = debian_tokenizer(arguments.data)
+    token_ids = tokenized(texts, tokenizer)
+    mixes = {DEBIAN: token_ids[: arguments.texts]}
+    mixes |= {str(length): of_length(length, arguments.tokens, token_ids) for length in arguments.lengths}
+    table: Table = {}
+    left_out: dict[str, dict[str, str]] = {}
+    found: dict[str, Any] = {}
+    for architecture in arguments.architectures:
+        names = arguments.peers if architecture == "base" else arguments.concat_peers
+        with tempfile.TemporaryDirectory(prefix="polyhead-bench-") as scratch:
+            path = Path(scratch) / "checkpoint"
+            random_checkpoint(path, architecture, arguments.layers, arguments.channels, tokenizer, texts)
+            checkpoint = read_checkpoint(path)
+            peers, missing = line_up(checkpoint, device, names)
+            not_asked = {name: "not asked for" for name in builders(device) if name not in names}
+            left_out[architecture] = missing | not_asked
+            gemm = GemmPeak(peers[0].precision, device, SHAPES[device]) if architecture == "base" else None
+            table[architecture] = {
+                mix: _measure(f"{architecture}, {mix}", checkpoint, peers, ids, arguments, gemm)
+                for mix, ids in mixes.items()
+            }
+            if gemm:
+                found = _gemm_figures(gemm, table["base"][DEBIAN][PRODUCT]["tok_s"], checkpoint)
+                found |= _extremes(peers[0], checkpoint, token_ids, device, found["gemm_peak_gflops"])
+    summary = _summary(table["base"][DEBIAN], device) | found
+    write_result(
+        arguments.out,
+        summary
+        | {
+            "device": device,
+            "settings": {name: str(v) if isinstance(v, Path) else v for name, v in vars(arguments).items()},
+            "tokens": {mix: sum(map(len, ids)) for mix, ids in mixes.items()},
+            "left_out": left_out,
+            "table": table,
+        },
+        _plot(table["base"]),
+    )
+    print(json.dumps(summary))
+
+
+def _arguments(options: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("data/debian"), help="folder of polyhead-dataset debian")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--out", type=Path, help="if not given, engine-DEVICE.json among the results")
+    parser.add_argument(
+        "--texts", type=int, help="Debian texts a repeat; if not given, what the machine does in seconds"
+    )
+    parser.add_argument("--tokens", type=int, help="tokens a repeat at each fixed length; likewise")
+    parser.add_argument("--lengths", type=int, nargs="*", default=[16, 128, 512, 1024])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--architectures", nargs="+", default=["base", "hidden_state_concat"])
+    parser.add_argument("--peers", nargs="+", help="of the base architecture; all if not given")
+    parser.add_argument("--concat-peers", nargs="+", help="of hidden_state_concat; a few if not given")
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--channels", type=int, default=768)
+    arguments = parser.parse_args(options)
+    if "base" not in arguments.architectures:
+        parser.error("--architectures: base has to be among them, the ratios are its own")
+    arguments.out = arguments.out or RESULTS / f"engine-{arguments.device}.json"
+    size = "cuda" if arguments.device == "cuda" else fastest_precision(torch.device("cpu"))
+    arguments.texts = arguments.texts or {"cuda": 2048, "bf16": 256, "fp32": 48}[size]
+    arguments.tokens = arguments.tokens or {"cuda": 65_536, "bf16": 8192, "fp32": 4096}[size]
+    # The product comes first: the others are compared with it.
+    arguments.peers = [PRODUCT, *(name for name in arguments.peers or builders(arguments.device) if name != PRODUCT)]
+    arguments.concat_peers = arguments.concat_peers or list(CONCAT_PEERS[arguments.device])
+    return arguments
+
+
+def _measure(
+    title: str,
+    checkpoint: Checkpoint,
+    peers: Sequence[Peer],
+    token_ids: TokenIds,
+    arguments: argparse.Namespace,
+    gemm: GemmPeak | None,
+) -> dict[str, dict[str, Any]]:
+    """Every peer on one mix, in turns: speed, and how far its scores are from transformers in fp32."""
+    tokens = sum(map(len, token_ids))
+    reference = reference_logits(checkpoint, token_ids, arguments.device)
+    for peer in peers:
+        peer.warm_up(token_ids)
+    seconds: dict[str, list[float]] = {peer.name: [] for peer in peers}
+    agreement: dict[str, dict[str, Any]] = {}
+    for repeat in range(arguments.repeats):
+        for peer in peers:
+            started = time.perf_counter()
+            logits = peer.logits(token_ids)
+            seconds[peer.name].append(time.perf_counter() - started)
+            agreement[peer.name] = compare(f"{title}, {peer.name}", peer.precision, logits, reference)
+            print(
+                f"{title}, repeat {repeat + 1}, {peer.name}: {tokens / seconds[peer.name][-1]:,.0f} tok/s", flush=True
+            )
+        if gemm:
+            gemm.measure()
+    return {
+        peer.name: {
+            "texts_s": round(len(token_ids) / statistics.median(seconds[peer.name]), 2),
+            "tok_s": round(tokens / statistics.median(seconds[peer.name]), 1),
+            "tok_s_all": [round(tokens / value, 1) for value in seconds[peer.name]],
+            "precision": peer.precision,
+            "batch_size": peer.batch_size,
+            **agreement[peer.name],
+        }
+        for peer in peers
+    }
+
+
+def _gemm_figures(gemm: GemmPeak, tok_s: float, checkpoint: Checkpoint) -> dict[str, Any]:
+    rates = gemm.gflops()
+    peak = max(rates.values())
+    reached = tok_s * linear_flops(checkpoint.body) / 1e9
+    return {
+        "gemm_peak_gflops": peak,
+        "gemm_peaks": rates,
+        "gemm_gflops": round(reached, 1),
+        "gemm_fraction": round(reached / peak, 3),
+    }
+
+
+def _extremes(
+    product: Peer, checkpoint: Checkpoint, token_ids: TokenIds, device: str, peak_gflops: float
+) -> dict[str, Any]:
+    """The product on one short text and, on CUDA, its fraction of the GEMM peak by packed tokens."""
+    short = of_length(SINGLE_TEXT_TOKENS, SINGLE_TEXT_TOKENS, token_ids)
+    found: dict[str, Any] = {
+        "single_text_ms": round(1000 * _median_s(product, short, 200 if device == "cuda" else 10), 3)
+    }
+    if device == "cuda":
+        found["gemm_fraction_by_tokens"] = {}
+        for tokens in PACKED_TOKENS:
+            batch = token_ids[: max(1, tokens * len(token_ids) // sum(map(len, token_ids)))]
+            rate = sum(map(len, batch)) / _median_s(product, batch, 10)
+            fraction = rate * linear_flops(checkpoint.body) / 1e9 / peak_gflops
+            found["gemm_fraction_by_tokens"][str(tokens)] = round(fraction, 3)
+    return found
+
+
+def _median_s(peer: Peer, token_ids: TokenIds, calls: int) -> float:
+    seconds = []
+    for _ in range(calls + 3):  # the first three warm up
+        started = time.perf_counter()
+        peer.logits(token_ids)
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[3:])
+
+
+def _summary(measured: dict[str, dict[str, Any]], device: str) -> dict[str, Any]:
+    """What the last line holds: the base architecture on the Debian texts."""
+    speed = {name: row["tok_s"] for name, row in measured.items()}
+    others = {name: rate for name, rate in speed.items() if name not in PRODUCTS}
+    best = max(others, key=lambda name: others[name], default=None)
+    plain = others.get(PLAIN[device])
+    return {
+        "texts_s": {name: row["texts_s"] for name, row in measured.items()},
+        "tok_s": speed,
+        "best_peer": best,
+        "ratio_best_peer": round(speed[PRODUCT] / others[best], 2) if best else None,
+        "ratio_best_peer_by_precision": {
+            row["precision"]: round(speed[name] / others[best], 2) for name, row in measured.items() if name in PRODUCTS
+        }
+        if best
+        else {},
+        "ratio_hf": round(speed[PRODUCT] / plain, 2) if plain else None,
+        "precision": measured[PRODUCT]["precision"],
+    }
+
+
+def _plot(mixes: dict[str, dict[str, dict[str, Any]]]) -> Figure:
+    """Tokens a second by peer on the Debian texts, and grouped by length."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(14, 5), layout="constrained")
+    speed = {name: row["tok_s"] for name, row in mixes[DEBIAN].items()}
+    names = sorted(speed, key=lambda name: speed[name])
+    colours = [COLOURS["product" if name in PRODUCTS else "peer"] for name in names]
+    left.bar_label(left.barh(names, [speed[name] for name in names], color=colours), fmt="{:,.0f}", padding=3)
+    left.set(title="Debian texts, their own mix of lengths", xlabel="real tokens/s")
+    lengths = [mix for mix in mixes if mix != DEBIAN]
+    width = 0.85 / len(names)
+    shades = plt.get_cmap("tab20")
+    for place, name in enumerate(reversed(names)):
+        at = [x + width * (place - (len(names) - 1) / 2) for x in range(len(lengths))]
+        right.bar(at, [mixes[mix][name]["tok_s"] for mix in lengths], width, label=name, color=shades(place))
+    right.set_xticks(range(len(lengths)), [f"{length} tokens" for length in lengths])
+    right.set(title="Texts of one length", ylabel="tokens/s")
+    right.legend(frameon=False, fontsize=8)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+if __name__ == "__main__":
+    main()

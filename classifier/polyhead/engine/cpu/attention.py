@@ -1,0 +1,97 @@
+"""Causal attention over packed texts on the CPU: texts of similar length form a group, padded on the right.
+
+Under a causal mask a real token never sees a pad to its right, so no mask is needed and no score depends on padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+
+GROUP_SLACK = 1.1  # a group's longest text is at most this many times its shortest
+
+
+class PackedTexts:
+    """Where each text stands in the packed matrix.
+
+    Args:
+        lengths: tokens of each text, ascending.
+    """
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self.positions = torch.cat([torch.arange(length) for length in lengths])  # (tokens,) within its text
+        self.last = torch.tensor(lengths).cumsum(0) - 1  # (texts,) row of each text's last token
+        self.groups = [_Group(start, run) for start, run in _similar_lengths(lengths)]
+
+    def attend(self, qkv: torch.Tensor, heads: int, scale: float, out: torch.Tensor) -> torch.Tensor:
+        """Each token looks at its text up to itself.
+
+        Args:
+            qkv: ``(tokens, 3 * n_embd)``.
+            out: ``(tokens, n_embd)``, written to.
+        """
+        for group in self.groups:
+            query, key, value = group.pad(qkv, 3, heads)  # each (texts, heads, longest, width)
+            context = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
+            group.unpad(context, out)
+        return out
+
+    def attend_last(self, query: torch.Tensor, kv: torch.Tensor, heads: int, scale: float) -> torch.Tensor:
+        """Each text's last token looks at its whole text.
+
+        Args:
+            query: ``(texts, n_embd)``.
+            kv: ``(tokens, 2 * n_embd)``.
+
+        Returns:
+            ``(texts, n_embd)``.
+        """
+        contexts = []
+        text = 0
+        for group in self.groups:
+            key, value = group.pad(kv, 2, heads)
+            texts, _, _, width = key.shape
+            rows = query[text : text + texts].view(texts, heads, 1, width)
+            mask = group.real[:, None, None]  # (texts, 1, 1, longest)
+            context = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scale)
+            contexts.append(context.flatten(1))
+            text += texts
+        return torch.cat(contexts)
+
+
+class _Group:
+    """Texts of similar length that stand together in the packed matrix, and the way to a padded tensor and back."""
+
+    def __init__(self, start: int, lengths: Sequence[int]) -> None:
+        sizes = torch.tensor(lengths)
+        offsets = start + sizes.cumsum(0) - sizes  # (texts,) where each text starts
+        places = torch.arange(max(lengths))  # (longest,)
+        self.rows = slice(start, start + sum(lengths))
+        self.shape = (len(lengths), max(lengths))
+        self.real = places < sizes[:, None]  # (texts, longest)
+        # A pad repeats its text's last token: finite values that no real token sees.
+        self.index = offsets[:, None] + torch.minimum(places, sizes[:, None] - 1)  # (texts, longest)
+        self.is_dense = bool(self.real.all())
+
+    def pad(self, packed: torch.Tensor, parts: int, heads: int) -> torch.Tensor:
+        """``(tokens, parts * n_embd)`` to ``(parts, texts, heads, longest, width)``."""
+        rows = packed[self.rows] if self.is_dense else packed[self.index]
+        return rows.view(*self.shape, parts, heads, -1).permute(2, 0, 3, 1, 4)
+
+    def unpad(self, context: torch.Tensor, packed: torch.Tensor) -> None:
+        """Writes ``(texts, heads, longest, width)`` to this group's rows of ``(tokens, n_embd)``."""
+        rows = context.transpose(1, 2).flatten(2)  # (texts, longest, n_embd)
+        packed[self.rows] = rows.flatten(0, 1) if self.is_dense else rows[self.real]
+
+
+def _similar_lengths(lengths: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+    """Cuts ascending lengths into runs; yields each run's first packed row and its lengths."""
+    start, run = 0, [lengths[0]]
+    for length in lengths[1:]:
+        if length > run[0] * GROUP_SLACK:
+            yield start, run
+            start, run = start + sum(run), []
+        run.append(length)
+    yield start, run

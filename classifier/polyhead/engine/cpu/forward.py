@@ -1,0 +1,129 @@
+"""GPT-2's forward on the CPU, without padding: linear layers run on the real tokens of all texts, packed into a matrix.
+
+Rows pass through a block in chunks, so that what the MLP holds between its two matrices stays in the cache.
+Model: Radford et al. 2019; names and layout as in transformers' ``GPT2Model``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import nn
+
+from polyhead.checkpoint import Body, Checkpoint
+from polyhead.engine.activation import TANH_GELU, activation_named
+from polyhead.engine.cpu.attention import PackedTexts
+from polyhead.engine.cpu.gelu import gelu_tanh
+from polyhead.engine.cpu.linear import Bfloat16Linear, Float32Linear, Int8Linear, Linear
+from polyhead.engine.micro_batch import MicroBatch
+from polyhead.engine.precision import Precision
+
+CHUNK_ROWS = 512  # rows that pass through a block's MLP at once
+
+LINEARS: dict[Precision, Callable[[torch.Tensor, torch.Tensor], Linear]] = {
+    "fp32": Float32Linear,
+    "bf16": Bfloat16Linear,
+    "int8": Int8Linear,
+}
+
+
+class CPUForward:
+    """Hidden states of each text's last token.
+
+    Raises:
+        CheckpointError: the activation function is none of those the engine knows.
+    """
+
+    token_budget = 2048
+    enough_tokens = CHUNK_ROWS
+
+    def __init__(self, checkpoint: Checkpoint, precision: Precision) -> None:
+        body = checkpoint.body
+        self.dtype = _dtype(precision)
+        tensors = {
+            name.removeprefix("body_model."): tensor
+            for name, tensor in checkpoint.tensors.items()
+            if name.startswith("body_model.")
+        }
+        self.tokens, self.positions = tensors["wte.weight"], tensors["wpe.weight"]
+        self.pooled_layers = checkpoint.spec.layer2concat or 1
+        self.blocks = [_Block(body, tensors, layer, precision) for layer in range(body.n_layer)]
+        self.ln_f = _layer_norm(body, tensors, "ln_f", self.dtype)
+
+    def pooled(self, batch: MicroBatch) -> torch.Tensor:
+        """The head's input, float32 ``(texts, pooled_layers * n_embd)``: the topmost state first, after ``ln_f``."""
+        packed = PackedTexts(batch.lengths)
+        ids = torch.tensor([token for text in batch.token_ids for token in text])  # (tokens,)
+        hidden = (self.tokens[ids] + self.positions[packed.positions]).to(self.dtype)  # (tokens, n_embd)
+        states: list[torch.Tensor] = []  # each (texts, n_embd)
+        for block in self.blocks[:-1]:
+            block.forward(hidden, packed)
+            states.append(hidden[packed.last])
+        states.append(self.ln_f(self.blocks[-1].forward_last(hidden, packed)))
+        # Topmost state first, as the seed library concatenates.
+        return torch.cat(states[: -self.pooled_layers - 1 : -1], dim=-1).float()
+
+
+class _Block:
+    """One transformer block; changes the hidden states in place."""
+
+    def __init__(self, body: Body, tensors: Mapping[str, torch.Tensor], layer: int, precision: Precision) -> None:
+        self.heads = body.n_head
+        self.scale = body.attention_scale(layer)
+        is_tanh = body.activation_function in TANH_GELU
+        self.activation = gelu_tanh if is_tanh else activation_named(body.activation_function)
+        prefix = f"h.{layer}"
+
+        def linear(name: str, columns: slice = slice(None)) -> Linear:
+            weight, bias = tensors[f"{prefix}.{name}.weight"], tensors[f"{prefix}.{name}.bias"]
+            return LINEARS[precision](weight[:, columns], bias[columns])
+
+        dtype = _dtype(precision)
+        self.ln_1 = _layer_norm(body, tensors, f"{prefix}.ln_1", dtype)
+        self.ln_2 = _layer_norm(body, tensors, f"{prefix}.ln_2", dtype)
+        if layer == body.n_layer - 1:
+            self.c_query = linear("attn.c_attn", slice(0, body.n_embd))
+            self.c_key_value = linear("attn.c_attn", slice(body.n_embd, None))
+        else:
+            self.c_attn = linear("attn.c_attn")
+        self.attn_proj = linear("attn.c_proj")
+        self.c_fc = linear("mlp.c_fc")
+        self.mlp_proj = linear("mlp.c_proj")
+
+    def forward(self, hidden: torch.Tensor, packed: PackedTexts) -> None:
+        """Takes ``(tokens, n_embd)`` to the block's output."""
+        qkv = hidden.new_empty(len(hidden), 3 * hidden.shape[1])
+        for rows in _chunks(hidden):
+            self.c_attn(self.ln_1(hidden[rows]), out=qkv[rows])
+        attended = packed.attend(qkv, self.heads, self.scale, out=torch.empty_like(hidden))
+        for rows in _chunks(hidden):
+            self._finish(hidden[rows], attended[rows])
+
+    def forward_last(self, hidden: torch.Tensor, packed: PackedTexts) -> torch.Tensor:
+        """The output ``(texts, n_embd)`` of each text's last token, where only these are read."""
+        kv = hidden.new_empty(len(hidden), 2 * hidden.shape[1])
+        for rows in _chunks(hidden):
+            self.c_key_value(self.ln_1(hidden[rows]), out=kv[rows])
+        last = hidden[packed.last]
+        self._finish(last, packed.attend_last(self.c_query(self.ln_1(last)), kv, self.heads, self.scale))
+        return last
+
+    def _finish(self, hidden: torch.Tensor, attended: torch.Tensor) -> None:
+        self.attn_proj.add_to(hidden, attended)
+        self.mlp_proj.add_to(hidden, self.activation(self.c_fc(self.ln_2(hidden))))
+
+
+def _chunks(hidden: torch.Tensor) -> Iterator[slice]:
+    return (slice(start, start + CHUNK_ROWS) for start in range(0, len(hidden), CHUNK_ROWS))
+
+
+def _dtype(precision: Precision) -> torch.dtype:
+    """Of all but the linear layers' weights."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def _layer_norm(body: Body, tensors: Mapping[str, torch.Tensor], name: str, dtype: torch.dtype) -> nn.Module:
+    norm = nn.LayerNorm(body.n_embd, body.layer_norm_epsilon)
+    norm.load_state_dict({"weight": tensors[f"{name}.weight"], "bias": tensors[f"{name}.bias"]})
+    return norm.to(dtype)

@@ -1,0 +1,117 @@
+"""Attention over packed texts, in the signature of PyTorch's ``varlen_attn`` (flash attention), and who computes it.
+
+Flash attention takes 16-bit floats and heads whose width is a multiple of 8, up to 256, on sm_80 and newer. All else
+goes to ``padded_attention``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Protocol, cast
+
+import torch
+import torch.nn.functional as F
+
+logger = logging.getLogger(__name__)
+
+CAUSAL = (-1, 0)  # a window: a token sees all before it and none after it
+FULL = (-1, -1)
+
+GROUP_SLACK = 1.25  # a group's longest text is at most this many times its shortest
+
+
+class Attention(Protocol):
+    """Attention of packed queries to packed keys and values, each text to itself.
+
+    Args:
+        query: (queries, heads, width)
+        key: (tokens, heads, width)
+        value: (tokens, heads, width)
+        cu_seq_q: int32 (texts + 1,), where each text's queries start; its last number is where the last text's end.
+        cu_seq_k: the same of keys and values.
+        max_q: no text has more queries.
+        max_k: no text has more keys.
+        scale: factor of the scores before the softmax.
+        window_size: ``CAUSAL`` or ``FULL``.
+
+    Returns:
+        (queries, heads, width); rows that belong to no text hold anything, not a number included.
+    """
+
+    def __call__(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cu_seq_q: torch.Tensor,
+        cu_seq_k: torch.Tensor,
+        max_q: int,
+        max_k: int,
+        *,
+        scale: float,
+        window_size: tuple[int, int],
+    ) -> torch.Tensor:
+        """Computes it."""
+        ...
+
+
+def attention_for(head_width: int, dtype: torch.dtype, device: torch.device) -> Attention:
+    """The fastest attention that takes this; says in the log where that is not flash attention."""
+    is_new = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    if is_new and dtype in (torch.bfloat16, torch.float16) and head_width % 8 == 0 and head_width <= 256:
+        from torch.nn.attention.varlen import varlen_attn  # only here: its import takes a while
+
+        return cast(Attention, varlen_attn)
+    logger.info("attention in padded groups: no flash attention for %s heads of %d on %s", dtype, head_width, device)
+    return padded_attention
+
+
+def padded_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float,
+    window_size: tuple[int, int],
+) -> torch.Tensor:
+    """``Attention`` by padding texts of similar length to the longest; waits for the device to learn the lengths."""
+    attended = torch.zeros(query.shape, dtype=query.dtype, device=query.device)
+    lengths_q, lengths_k = cu_seq_q.diff(), cu_seq_k.diff()
+    for first, end in _similar(lengths_k.tolist()):
+        texts = slice(first, end)
+        rows_q, real_q = _rows(cu_seq_q[texts], lengths_q[texts])
+        rows_k, real_k = _rows(cu_seq_k[texts], lengths_k[texts])
+        causal = window_size == CAUSAL  # then no real token sees a pad, which stand to the right
+        context = F.scaled_dot_product_attention(
+            query[rows_q].transpose(1, 2),  # (texts, heads, longest, width)
+            key[rows_k].transpose(1, 2),
+            value[rows_k].transpose(1, 2),
+            attn_mask=None if causal else real_k[:, None, None, :],
+            is_causal=causal,
+            scale=scale,
+        )
+        attended[rows_q[real_q]] = context.transpose(1, 2)[real_q]
+    return attended
+
+
+def _similar(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Cuts texts in ascending length into runs, as first and end; texts without tokens come last and are in none."""
+    first = 0
+    for i, length in enumerate([*lengths, 0]):
+        if not length or length > lengths[first] * GROUP_SLACK:
+            yield first, i
+            first = i
+        if not length:
+            return
+
+
+def _rows(starts: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Packed rows of texts (texts, longest), where a pad repeats its text's last row, and which are real."""
+    places = torch.arange(int(lengths.max()), device=starts.device)
+    rows = starts[:, None] + torch.minimum(places, lengths[:, None] - 1)
+    return rows, places < lengths[:, None]

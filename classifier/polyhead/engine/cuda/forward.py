@@ -1,0 +1,188 @@
+"""The forward pass on a GPU: packed texts, flash attention, and CUDA graphs where launching costs more than computing.
+
+Weights, activations and residual stream are bf16; GEMMs, softmax and layer norms add up in fp32. A residual stream in
+fp32 would move 24 bytes a value and sublayer where bf16 moves 10, as without a compiler nothing fuses its cast into the
+layer norm. What is fp32 is cheap: the sum of embeddings, and, on one row a text, sums and norms after the final block's
+attention.
+Model: Radford et al. 2019; names as in transformers' ``GPT2Model``.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+import torch.nn.functional as F
+
+from polyhead.checkpoint import Checkpoint
+from polyhead.engine.activation import TANH_GELU, activation_named
+from polyhead.engine.cuda.attention import CAUSAL, FULL, Attention, attention_for, padded_attention
+from polyhead.engine.cuda.graphs import CUDARecorder, Graphs, Record, graph_shapes
+from polyhead.engine.cuda.packed import Packed, Shape, pack
+from polyhead.engine.micro_batch import MicroBatch
+from polyhead.engine.precision import Precision
+
+logger = logging.getLogger(__name__)
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class CUDAForward:
+    """Computes what the head reads.
+
+    Args:
+        checkpoint: what to compute.
+        device: a CUDA device; on the CPU the same code runs without graphs, for tests.
+        precision: ``bf16`` or ``fp32``.
+        attention: who computes it, if not ``attention_for``'s choice.
+        record: how passes are recorded, if not as CUDA graphs.
+
+    Raises:
+        CheckpointError: the activation function is none of those the engine knows.
+    """
+
+    token_budget = 32768
+    enough_tokens = 16384  # from there on GEMMs are at their best
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device | str = "cuda",
+        precision: Precision = "bf16",
+        *,
+        attention: Attention | None = None,
+        record: Record | None = None,
+    ) -> None:
+        self.body = body = checkpoint.body
+        self.device = torch.device(device)
+        self.dtype = DTYPES[precision]
+        self.head_width = body.n_embd // body.n_head
+        self.pooled_layers = checkpoint.spec.layer2concat or 1
+        self.activation = activation_named(body.activation_function)
+        self.fuses_gelu = body.activation_function in TANH_GELU and _fuses_tanh_gelu(self.device, self.dtype)
+        self.attention = attention or attention_for(self.head_width, self.dtype, self.device)
+        self._load(checkpoint)
+        if record is None and self.device.type == "cuda" and self.attention is not padded_attention:
+            record = CUDARecorder(self.device)
+        self.graphs: Graphs | None = None
+        if record is not None:
+            with torch.inference_mode():
+                self.graphs = Graphs(graph_shapes(checkpoint.spec.max_length), self._forward, record, self.device)
+
+    @torch.inference_mode()
+    def pooled(self, batch: MicroBatch) -> torch.Tensor:
+        """Queues the forward pass and returns at once: the device works on while the host packs the next batch.
+
+        Args:
+            batch: at least one text; ids below ``vocab_size``, lengths from 1 to ``n_positions``.
+
+        Returns:
+            float32 ``(texts, pooled_layers * n_embd)`` on the device; topmost state first, as the seed library has it.
+        """
+        if self.graphs and (shape := self.graphs.shape_for(batch)):
+            return self.graphs.run(batch, shape)
+        shape = Shape.of(batch)
+        host = pack(batch, shape, pinned=self.device.type == "cuda")
+        return self._forward(Packed.view(host.to(self.device, non_blocking=True), shape))
+
+    def _load(self, checkpoint: Checkpoint) -> None:
+        """Folds each layer norm's gain and bias into the linear layer that follows, exactly, in fp32; then rounds.
+
+        Weights become (out, in), the layout of ``F.linear``.
+        """
+        tensors = {
+            name.removeprefix("body_model."): tensor.to(self.device)
+            for name, tensor in checkpoint.tensors.items()
+            if name.startswith("body_model.")
+        }
+        self.token_table, self.position_table = tensors["wte.weight"], tensors["wpe.weight"]
+        self.final_norm = tensors["ln_f.weight"], tensors["ln_f.bias"]
+        self.linears: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        for layer in range(self.body.n_layer):
+            for name, norm in (
+                ("attn.c_attn", "ln_1"),
+                ("attn.c_proj", None),
+                ("mlp.c_fc", "ln_2"),
+                ("mlp.c_proj", None),
+            ):
+                weight, bias = (tensors[f"h.{layer}.{name}.{kind}"] for kind in ("weight", "bias"))
+                if norm:
+                    bias = bias + tensors[f"h.{layer}.{norm}.bias"] @ weight
+                    weight = tensors[f"h.{layer}.{norm}.weight"][:, None] * weight
+                self.linears[f"h.{layer}.{name}"] = (weight.t().contiguous().to(self.dtype), bias.to(self.dtype))
+
+    def _forward(self, packed: Packed) -> torch.Tensor:
+        hidden = F.embedding(packed.ids, self.token_table) + F.embedding(packed.positions, self.position_table)
+        hidden = hidden.to(self.dtype)  # (tokens, n_embd)
+        pooled: list[torch.Tensor] = []
+        for layer in range(self.body.n_layer - 1):
+            hidden = self._block(hidden, layer, packed)
+            if layer >= self.body.n_layer - self.pooled_layers:
+                pooled.append(hidden.index_select(0, packed.last).float())  # (texts, n_embd)
+        top = self._final_block(hidden, packed)
+        pooled.append(F.layer_norm(top, (self.body.n_embd,), *self.final_norm, self.body.layer_norm_epsilon))
+        return torch.cat(pooled[::-1], dim=-1)
+
+    def _block(self, hidden: torch.Tensor, layer: int, packed: Packed) -> torch.Tensor:
+        name = f"h.{layer}"
+        qkv = self._linear(self._norm(hidden), f"{name}.attn.c_attn")  # (tokens, 3 * n_embd)
+        query, key, value = qkv.view(-1, 3, self.body.n_head, self.head_width).unbind(1)
+        longest = packed.shape.longest
+        attended = self.attention(
+            query, key, value, packed.starts, packed.starts, longest, longest,
+            scale=self.body.attention_scale(layer), window_size=CAUSAL,
+        )  # fmt: skip
+        hidden = hidden + self._linear(attended.reshape(hidden.shape), f"{name}.attn.c_proj")
+        return hidden + self._linear(self._expand(self._norm(hidden), name), f"{name}.mlp.c_proj")
+
+    def _final_block(self, hidden: torch.Tensor, packed: Packed) -> torch.Tensor:
+        """Only what is read: keys and values of all tokens; all else of last tokens, which see their whole texts."""
+        layer, width = self.body.n_layer - 1, self.body.n_embd
+        name = f"h.{layer}"
+        weight, bias = self.linears[f"{name}.attn.c_attn"]
+        normed = self._norm(hidden)
+        key, value = (
+            F.linear(normed, weight[width:], bias[width:]).view(-1, 2, self.body.n_head, self.head_width).unbind(1)
+        )
+        query = F.linear(normed.index_select(0, packed.last), weight[:width], bias[:width])  # (texts, n_embd)
+        attended = self.attention(
+            query.view(-1, self.body.n_head, self.head_width), key, value,
+            packed.query_starts, packed.starts, 1, packed.shape.longest,
+            scale=self.body.attention_scale(layer), window_size=FULL,
+        )  # fmt: skip
+        last = hidden.index_select(0, packed.last).float()
+        last = last + self._linear(attended.reshape(last.shape), f"{name}.attn.c_proj")
+        return last + self._linear(self._expand(self._norm(last).to(self.dtype), name), f"{name}.mlp.c_proj")
+
+    def _expand(self, normed: torch.Tensor, name: str) -> torch.Tensor:
+        if self.fuses_gelu:
+            weight, bias = self.linears[f"{name}.mlp.c_fc"]
+            return torch._addmm_activation(bias, normed, weight.t(), use_gelu=True)
+        return self.activation(self._linear(normed, f"{name}.mlp.c_fc"))
+
+    def _linear(self, hidden: torch.Tensor, name: str) -> torch.Tensor:
+        return F.linear(hidden, *self.linears[name])
+
+    def _norm(self, hidden: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(hidden, (self.body.n_embd,), eps=self.body.layer_norm_epsilon)
+
+
+def _fuses_tanh_gelu(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether PyTorch adds a bias and applies the tanh-GELU while the GEMM writes its result.
+
+    It does on CUDA, through cuBLASLt, under a private name; on the CPU that name is the GELU of erf. So it is tried.
+    Closer than 1e-3 need not be: bf16 is no finer near 1.
+    """
+    if device.type != "cuda" or dtype != torch.bfloat16:
+        return False
+    inputs = torch.linspace(-6, 6, 64 * 64, device=device).view(64, 64).to(dtype)
+    try:
+        fused = torch._addmm_activation(
+            inputs.new_ones(64), inputs, torch.eye(64, device=device, dtype=dtype), use_gelu=True
+        )
+        expected = F.gelu(inputs.float() + 1, approximate="tanh")
+        torch.testing.assert_close(fused.float(), expected, rtol=2**-7, atol=1e-3)
+    except (AttributeError, AssertionError, RuntimeError) as error:
+        logger.warning("GELU is computed apart from its GEMM: %s", error)
+        return False
+    return True

@@ -1,0 +1,149 @@
+"""The engine's benchmarks end to end on tiny shapes, and that a peer with other answers cannot take part."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import engine, scaling
+from benchmarks.agreement import compare, reference_logits
+from benchmarks.gemm import GemmPeak, linear_flops
+from benchmarks.peers.line_up import PRODUCT, builders, line_up
+from benchmarks.peers.peer import PaddedPeer
+from benchmarks.workload import SCHEMA, debian_texts, debian_tokenizer, of_length, random_checkpoint, tokenized
+from polyhead.checkpoint import Architecture, Body, Checkpoint, read_checkpoint
+from tests.tiny import TEXTS, tiny_tokenizer
+
+PACKAGES = {"openvino": "openvino", "onnx_fp32": "onnxruntime", "onnx_int8": "onnxruntime"}
+UNCOMPILED = [name for name in builders("cpu") if not name.startswith("compile")]  # compiling takes minutes
+TOKEN_IDS = [[5, 6, 7, 8, 9], [11], list(range(20, 43)), [3, 4, 5]]
+
+
+@pytest.fixture(scope="module", params=["base", "hidden_state_concat"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """Two layers of 64 channels with the benchmark's weights, of each architecture."""
+    architecture: Architecture = request.param
+    path = tmp_path_factory.mktemp(architecture) / "checkpoint"
+    random_checkpoint(path, architecture, 2, 64, tiny_tokenizer(), TEXTS)
+    return read_checkpoint(path)
+
+
+def test_engine_measures_all_in_one_run(debian: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The last line compares product and peers; the file has every mix, and why the others were left out."""
+    out = tmp_path / "engine.json"
+    engine.main(
+        ["--data", str(debian), "--out", str(out), "--texts", "6", "--tokens", "32", "--lengths", "16",
+         "--repeats", "2", "--layers", "2", "--channels", "64",
+         "--peers", "transformers_fp32_batch1", "transformers_fp32_batch8",
+         "--concat-peers", "polyhead", "transformers_fp32_batch8"]
+    )  # fmt: skip
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["tok_s"].keys() == {PRODUCT, "transformers_fp32_batch1", "transformers_fp32_batch8"}
+    assert summary["best_peer"] in summary["texts_s"].keys() - {PRODUCT}
+    best = summary["tok_s"][summary["best_peer"]]
+    assert summary["ratio_best_peer"] == pytest.approx(summary["tok_s"][PRODUCT] / best, abs=0.01)
+    assert summary["gemm_fraction"] == pytest.approx(summary["gemm_gflops"] / summary["gemm_peak_gflops"], abs=0.01)
+    assert summary.keys() >= {"ratio_hf", "single_text_ms"}
+    written = json.loads(out.read_text(encoding="utf-8"))
+    assert written["table"]["hidden_state_concat"]["16"][PRODUCT]["max_score_error"] < 1e-3
+    assert written["table"]["base"]["debian"]["transformers_fp32_batch8"]["flips"] == 0
+    assert written["left_out"]["base"]["openvino"] == "not asked for"
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_scaling_measures_both_curves(debian: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each point comes from a process of its own, and a larger batch takes more memory."""
+    out = tmp_path / "scaling.json"
+    scaling.main(
+        ["--data", str(debian), "--out", str(out), "--batch-tokens", "16", "1200", "--model", "2x64",
+         "--models", "2x64", "--model-tokens", "64", "--repeats", "1"]
+    )  # fmt: skip
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["tok_s_by_tokens"].keys() == {"16", "1200"}
+    assert summary["growth_mib_by_tokens"]["1200"] > summary["growth_mib_by_tokens"]["16"]
+    assert summary["tok_s_by_model"]["2x64"] > 0
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+# torch.export and the runtimes deprecate parts of each other.
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", UNCOMPILED)
+def test_every_peer_computes_the_same_scores(checkpoint: Checkpoint, name: str) -> None:
+    """Each peer that runs here gives transformers' fp32 scores, whatever the lengths, in the order given."""
+    pytest.importorskip(PACKAGES.get(name, "torch"))
+    peers, left_out = line_up(checkpoint, "cpu", [name])
+    if not peers:
+        pytest.skip(left_out[name])
+    (peer,) = peers
+    peer.warm_up(TOKEN_IDS)
+    reference = reference_logits(checkpoint, TOKEN_IDS, "cpu")
+    assert compare(name, peer.precision, peer.logits(TOKEN_IDS), reference)["flips"] == 0 or peer.precision != "fp32"
+
+
+def test_a_padded_peer_keeps_the_order_and_pads_on_the_right() -> None:
+    """Logits come back in the order given, sorted by length or not; a batch is as long as its longest text."""
+    seen: list[tuple[int, ...]] = []
+
+    def infer(ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        seen.append(ids.shape)
+        assert all(not row[length:].any() for row, length in zip(ids, lengths, strict=True))
+        return np.stack([ids.sum(1), lengths], axis=1).astype(np.float32)
+
+    expected = [[sum(ids), len(ids)] for ids in TOKEN_IDS]
+    for by_length, shapes in ((False, [(3, 23), (1, 3)]), (True, [(3, 23), (1, 1)])):
+        seen.clear()
+        peer = PaddedPeer("fake", "fp32", infer, (3,), by_length)
+        assert peer.logits(TOKEN_IDS).tolist() == expected
+        assert seen == shapes
+
+
+def test_a_padded_peer_picks_its_fastest_batch_size() -> None:
+    """Warming up leaves the batch size that took the least time."""
+
+    def infer(ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        np.linalg.svd(np.ones((120, 120)))  # a cost a call: the largest batch is the fastest
+        return np.zeros((len(ids), 2), dtype=np.float32)
+
+    peer = PaddedPeer("fake", "fp32", infer, (1, 4, 16))
+    peer.warm_up([[1, 2]] * 16)
+    assert peer.batch_size == 16
+
+
+def test_other_scores_fail_and_flips_are_counted() -> None:
+    """Scores beyond what rounding explains end the run; within it, texts with another answer are counted."""
+    reference = np.zeros((3, SCHEMA.width), dtype=np.float32)
+    reference[:, 0] = 1e-5
+    near = reference.copy()
+    near[1, 1] = 2e-5
+    assert compare("near", "fp32", near, reference)["flips"] == 1
+    far = reference.copy()
+    far[2, 1] = 1
+    with pytest.raises(SystemExit, match=r"far: a score is off by 0\.\d+"):
+        compare("far", "fp32", far, reference)
+    with pytest.raises(SystemExit, match="broken: logits are not finite"):
+        compare("broken", "int8", np.full_like(reference, np.nan), reference)
+
+
+def test_texts_of_one_length_are_distinct(debian: Path) -> None:
+    """The product computes equal texts once, so none may be equal; too few tokens end the run."""
+    texts = debian_texts(debian)
+    token_ids = tokenized(texts, debian_tokenizer(debian))
+    pieces = of_length(8, 80, token_ids)
+    assert [len(piece) for piece in pieces] == [8] * 10
+    assert len(set(map(tuple, pieces))) == 10
+    with pytest.raises(SystemExit, match="distinct sequences"):
+        of_length(8, 10**6, token_ids)
+
+
+def test_flops_and_peak() -> None:
+    """GPT-2 small's linear layers are 170 MFLOP a token, and every way to multiply has a rate."""
+    body = Body(vocab_size=50257, n_positions=1024, n_embd=768, n_layer=12, n_head=12)
+    assert linear_flops(body) == 2 * 12 * 12 * 768**2
+    for precision in ("fp32", "int8"):
+        peak = GemmPeak(precision, "cpu", (32, 64, 48))
+        peak.measure()
+        assert all(rate > 0 for rate in peak.gflops().values())
+        assert peak.gflops()

@@ -1,0 +1,407 @@
+"""The CUDA forward pass: on the CPU with an attention as strict as flash attention, and, marked ``cuda``, on a GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch.nn.attention.varlen import varlen_attn
+
+from polyhead.checkpoint import read_checkpoint
+from polyhead.engine.cuda.attention import CAUSAL, FULL, padded_attention
+from polyhead.engine.cuda.forward import CUDAForward
+from polyhead.engine.cuda.graphs import Graphs, graph_shapes
+from polyhead.engine.cuda.packed import Packed, Shape, pack
+from polyhead.engine.micro_batch import MicroBatch
+from tests.tiny import MAX_LENGTH, write_tiny_checkpoint
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+# How far bf16 may be from fp32, as a part of the logits' standard deviation; transformers in bf16 is off by a root mean
+# square of 0.015 on such models.
+RMS_BF16, MAX_BF16 = 0.025, 0.15
+
+HEADS: list[tuple[str, str | None, dict[str, Any]]] = [
+    ("base", None, {}),
+    ("base", None, {"n_layer": 1}),
+    ("hidden_state_concat", "ConcatHeadSimple", {}),
+    ("hidden_state_concat", "ConcatHeadSimple", {"n_layer": 2}),
+]
+
+
+def micro_batch(texts: list[list[int]]) -> MicroBatch:
+    """The texts in ascending length."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    return MicroBatch(rows=order, token_ids=[texts[i] for i in order])
+
+
+def random_texts(lengths: list[int], vocab_size: int, seed: int = 0) -> list[list[int]]:
+    """Texts of these lengths."""
+    generator = np.random.default_rng(seed)
+    return [generator.integers(0, vocab_size, length).tolist() for length in lengths]
+
+
+def flash_stand_in(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float,
+    window_size: tuple[int, int],
+) -> torch.Tensor:
+    """Attention one text and head at a time, with flash attention's demands; rows of no text are not a number."""
+    assert query.shape[1:] == key.shape[1:] == value.shape[1:]
+    assert key.shape[0] == value.shape[0]
+    assert query.dtype == key.dtype == value.dtype
+    assert query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
+    assert query.shape[-1] % 8 == 0
+    assert query.shape[-1] <= 256
+    for starts, longest, rows in ((cu_seq_q, max_q, len(query)), (cu_seq_k, max_k, len(key))):
+        assert starts.dtype == torch.int32
+        assert starts.is_contiguous()
+        assert starts[0] == 0
+        assert starts[-1] <= rows
+        assert starts.diff().min() >= 0
+        assert starts.diff().max() <= longest
+    assert cu_seq_q.shape == cu_seq_k.shape
+    attended = torch.full(query.shape, torch.nan, dtype=query.dtype)
+    bounds_q, bounds_k = cu_seq_q.tolist(), cu_seq_k.tolist()
+    for text in range(len(bounds_q) - 1):
+        rows_q = slice(bounds_q[text], bounds_q[text + 1])
+        rows_k = slice(bounds_k[text], bounds_k[text + 1])
+        for head in range(query.shape[1]):
+            scores = query[rows_q, head].float() @ key[rows_k, head].float().T * scale
+            if window_size == CAUSAL:
+                scores += torch.full_like(scores, -torch.inf).triu(1 + scores.shape[1] - scores.shape[0])
+            attended[rows_q, head] = (scores.softmax(-1) @ value[rows_k, head].float()).to(query.dtype)
+    return attended
+
+
+def assert_near(computed: np.ndarray, expected: np.ndarray, spread: float) -> None:
+    """In bf16 as near as bf16 is."""
+    error = np.abs(computed - expected) / spread
+    assert np.sqrt((error**2).mean()) < RMS_BF16
+    assert error.max() < MAX_BF16
+
+
+class Rerun:
+    """A recording that computes again, into the tensor of the first time, as a CUDA graph does."""
+
+    def __init__(self, run: Callable[[], torch.Tensor]) -> None:
+        self.run = run
+        self.output = run()
+
+    def replay(self) -> None:
+        """Computes again."""
+        self.output.copy_(self.run())
+
+
+class Pair:
+    """A checkpoint and the transformers model that it was made from."""
+
+    def __init__(self, path: Path, architecture: Any, head_class: str | None, fields: dict[str, Any]) -> None:
+        self.model = write_tiny_checkpoint(path, architecture, head_class=head_class, **fields)
+        self.checkpoint = read_checkpoint(path)
+        self.head = self.checkpoint.build_head()
+
+    def expected(self, texts: list[list[int]]) -> np.ndarray:
+        """Logits by transformers in fp32 on the CPU, one text at a time."""
+        with torch.inference_mode():
+            return np.stack([self.model(torch.tensor([ids])).logits[0].numpy() for ids in texts])
+
+    def logits(self, forward: CUDAForward, texts: list[list[int]]) -> np.ndarray:
+        """Logits by a forward pass, in the order of the texts."""
+        batch = micro_batch(texts)
+        with torch.inference_mode():
+            computed = self.head(forward.pooled(batch).cpu()).numpy()
+        result = np.empty_like(computed)
+        result[batch.rows] = computed
+        return result
+
+
+@pytest.fixture(scope="module", params=HEADS, ids=lambda param: f"{param[0]}-{param[2]}")
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """A checkpoint of each way to read hidden states."""
+    return Pair(tmp_path_factory.mktemp("pair") / "checkpoint", *request.param)
+
+
+@pytest.fixture(scope="module")
+def forwards(pair: Pair) -> list[CUDAForward]:
+    """On the CPU in fp32: as is, with flash's stand-in, and with that and recorded passes."""
+    return [
+        CUDAForward(pair.checkpoint, "cpu", "fp32"),
+        CUDAForward(pair.checkpoint, "cpu", "fp32", attention=flash_stand_in),
+        CUDAForward(pair.checkpoint, "cpu", "fp32", attention=flash_stand_in, record=Rerun),
+    ]
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_batch_equals_transformers(pair: Pair, forwards: list[CUDAForward], data: st.DataObject) -> None:
+    """In any batch each text gets transformers' logits within 1e-5, packed, padded to a recorded shape or not."""
+    vocab = pair.checkpoint.body.vocab_size
+    text = st.lists(st.integers(0, vocab - 1), min_size=1, max_size=MAX_LENGTH)
+    texts = data.draw(st.lists(text, min_size=1, max_size=12))
+    expected = pair.expected(texts)
+    for forward in forwards:
+        np.testing.assert_allclose(pair.logits(forward, texts), expected, atol=1e-5)
+
+
+def test_more_texts_than_any_shape_holds(pair: Pair, forwards: list[CUDAForward]) -> None:
+    """Many tiny texts fit no recorded shape and are computed as they are."""
+    texts = random_texts([1] * 130 + [2] * 20, pair.checkpoint.body.vocab_size)
+    recorded = forwards[2]
+    assert recorded.graphs
+    assert recorded.graphs.shape_for(micro_batch(texts)) is None
+    np.testing.assert_allclose(pair.logits(recorded, texts), pair.expected(texts), atol=1e-5)
+
+
+def test_a_result_outlives_the_next_call(pair: Pair, forwards: list[CUDAForward]) -> None:
+    """Results are not written over when the same recorded pass runs again."""
+    vocab = pair.checkpoint.body.vocab_size
+    first = micro_batch(random_texts([9, 4], vocab, seed=1))
+    kept = forwards[2].pooled(first)
+    before = kept.clone()
+    for seed in range(2, 5):
+        forwards[2].pooled(micro_batch(random_texts([30, 8, 8], vocab, seed=seed)))
+    torch.testing.assert_close(kept, before, rtol=0, atol=0)
+    torch.testing.assert_close(forwards[2].pooled(first), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("record", [None, Rerun])
+def test_bf16_stays_near(pair: Pair, record: Any) -> None:
+    """In bf16 logits stay within a few percent of their spread, as transformers' do."""
+    forward = CUDAForward(pair.checkpoint, "cpu", "bf16", attention=flash_stand_in, record=record)
+    texts = random_texts([48, 40, 31, 17, 9, 3, 1], pair.checkpoint.body.vocab_size)
+    expected = pair.expected(texts)
+    assert_near(pair.logits(forward, texts), expected, expected.std())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"activation_function": "gelu"},
+        {"activation_function": "silu"},
+        {"n_inner": 40},
+        {"scale_attn_by_inverse_layer_idx": True},
+        {"scale_attn_weights": False},
+        {"layer_norm_epsilon": 1e-3},
+        {"n_head": 1},
+    ],
+)
+def test_config_variants_equal_transformers(tmp_path: Path, fields: dict[str, Any]) -> None:
+    """Every GPT-2 config field that changes the computation is honoured."""
+    variant = Pair(tmp_path / "c", "base", None, fields)
+    forward = CUDAForward(variant.checkpoint, "cpu", "fp32", attention=flash_stand_in)
+    texts = random_texts([20, 11, 5, 1], variant.checkpoint.body.vocab_size)
+    np.testing.assert_allclose(variant.logits(forward, texts), variant.expected(texts), atol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=10),
+    spare_texts=st.integers(0, 3),
+    spare_tokens=st.integers(0, 5),
+)
+def test_padded_attention_is_attention(lengths: list[int], spare_texts: int, spare_tokens: int) -> None:
+    """Padding in groups gives what one text at a time gives, causal or not, empty texts ignored."""
+    torch.manual_seed(0)
+    lengths = sorted(lengths, reverse=True) + [0] * spare_texts
+    starts = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    singles = starts.new_tensor([0, *(min(length, 1) for length in lengths)]).cumsum(0).to(torch.int32)
+    tokens = int(starts[-1])
+    query, key, value = torch.randn(3, tokens + spare_tokens, 2, 8)
+    for starts_q, window in ((starts, CAUSAL), (singles, FULL)):
+        arguments = (starts_q, starts, max(lengths), max(lengths))
+        computed = padded_attention(query, key, value, *arguments, scale=0.3, window_size=window)
+        expected = flash_stand_in(query, key, value, *arguments, scale=0.3, window_size=window)
+        real = int(starts_q[-1])
+        torch.testing.assert_close(computed[:real], expected[:real])
+
+
+def test_packing() -> None:
+    """Spare tokens are of no text, spare texts have no tokens."""
+    batch = MicroBatch(rows=[1, 0], token_ids=[[8, 9], [5, 6, 7]])
+    shape = Shape(tokens=7, texts=4, longest=6)
+    packed = Packed.view(pack(batch, shape, pinned=False), shape)
+    assert packed.ids.tolist() == [8, 9, 5, 6, 7, 0, 0]
+    assert packed.positions.tolist() == [0, 1, 0, 1, 2, 0, 0]
+    assert packed.last.tolist() == [1, 4, 0, 0]
+    assert packed.query_starts.tolist() == [0, 1, 2, 2, 2]
+    assert packed.starts.tolist() == [0, 2, 5, 5, 5]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "shape"),
+    [
+        ([20], Shape(64, 16, 64)),
+        ([64], Shape(64, 16, 64)),
+        ([65], Shape(128, 16, 128)),
+        ([256, 200, 10], Shape(512, 16, 256)),
+        ([257, 200, 10], Shape(512, 16, 512)),
+        ([900, 100], Shape(1024, 32, 1000)),
+        ([10] * 17, Shape(768, 24, 256)),
+        ([256] * 16, Shape(4096, 128, 256)),
+        ([256] * 16 + [1], None),
+        ([1] * 129, None),
+        ([1001], None),
+    ],
+)
+def test_a_batch_goes_to_the_smallest_shape(lengths: list[int], shape: Shape | None) -> None:
+    """The first shape with room for tokens, texts and the longest text; None if there is none."""
+    graphs = Graphs(graph_shapes(1000), lambda packed: packed.ids, Rerun, torch.device("cpu"))
+    assert graphs.shape_for(micro_batch([[0] * length for length in lengths])) == shape
+
+
+def test_a_failed_recording_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Shapes that cannot be recorded are computed unrecorded, and the log says so."""
+    made = 0
+
+    def record(run: Callable[[], torch.Tensor]) -> Rerun:
+        nonlocal made
+        made += 1
+        if made > 3:
+            raise RuntimeError("out of memory")
+        return Rerun(run)
+
+    checkpoint = Pair(tmp_path / "c", "base", None, {})
+    with caplog.at_level(logging.WARNING):
+        forward = CUDAForward(checkpoint.checkpoint, "cpu", "fp32", attention=flash_stand_in, record=record)
+    assert "no CUDA graph for Shape(tokens=1536" in caplog.text
+    assert forward.graphs
+    assert [shape.tokens for shape in forward.graphs.shapes] == [2048, 3072, 4096]
+    texts = random_texts([20, 11], checkpoint.checkpoint.body.vocab_size)
+    np.testing.assert_allclose(checkpoint.logits(forward, texts), checkpoint.expected(texts), atol=1e-5)
+
+
+def test_torch_takes_what_it_is_given(pair: Pair) -> None:
+    """PyTorch's own flash attention and fused GELU accept the calls: shapes and dtypes only, as on the meta device."""
+    forward = CUDAForward(pair.checkpoint, "meta", "bf16", attention=varlen_attn, record=Rerun)
+    forward.fuses_gelu = True
+    for lengths in ([9, 4, 1], [1] * 200):  # recorded and not
+        pooled = forward.pooled(micro_batch(random_texts(lengths, 100)))
+        assert pooled.shape == (len(lengths), forward.pooled_layers * 32)
+        assert pooled.dtype == torch.float32
+
+
+@pytest.fixture(scope="module", params=["base", "hidden_state_concat"])
+def on_gpu(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pair, CUDAForward]:
+    """A model with heads as wide as GPT-2's, texts of up to 1,024 tokens, and its forward pass on the GPU."""
+    fields = {"n_layer": 4, "n_embd": 256, "n_head": 4, "n_positions": 1024}
+    wide = Pair(tmp_path_factory.mktemp("wide") / "c", request.param, None, fields)
+    spec = wide.checkpoint.spec.model_copy(update={"max_length": 1024})
+    wide.checkpoint = dataclasses.replace(wide.checkpoint, spec=spec)
+    return wide, CUDAForward(wide.checkpoint, "cuda", "bf16")
+
+
+@pytest.mark.cuda
+@needs_cuda
+def test_the_fast_paths_are_taken(on_gpu: tuple[Pair, CUDAForward]) -> None:
+    """On sm_80 and newer: flash attention, the GELU in its GEMM, and a graph of each shape."""
+    _, forward = on_gpu
+    assert forward.attention is not padded_attention
+    assert forward.fuses_gelu
+    assert forward.graphs
+    assert forward.graphs.shapes == graph_shapes(1024)
+
+
+@pytest.mark.cuda
+@needs_cuda
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        [1],
+        [64],
+        [500, 300, 90, 5, 1],
+        [1024] + [20] * 63,  # one long text among short ones
+        [100] * 160 + [384],  # 16,384 tokens: more than any graph holds
+        [1, 2, 3] * 500,  # more texts than any graph holds
+        [2] * 100,
+    ],
+    ids=lambda lengths: f"{len(lengths)}-texts-{sum(lengths)}-tokens",
+)
+def test_gpu_equals_cpu(on_gpu: tuple[Pair, CUDAForward], lengths: list[int]) -> None:
+    """In bf16 on the GPU logits are near transformers' in fp32 on the CPU, with graphs and without."""
+    wide, forward = on_gpu
+    texts = random_texts(lengths, wide.checkpoint.body.vocab_size)
+    expected = wide.expected(texts)
+    spread = wide.expected(random_texts([50] * 20, wide.checkpoint.body.vocab_size, seed=1)).std()
+    assert_near(wide.logits(forward, texts), expected, spread)
+
+
+@pytest.mark.cuda
+@needs_cuda
+def test_gpu_in_fp32_equals_cpu(on_gpu: tuple[Pair, CUDAForward]) -> None:
+    """In fp32, where attention is padded and nothing is recorded, logits are within 1e-4 of their spread."""
+    wide, _ = on_gpu
+    forward = CUDAForward(wide.checkpoint, "cuda", "fp32")
+    assert forward.graphs is None
+    texts = random_texts([700, 300, 90, 5, 1], wide.checkpoint.body.vocab_size)
+    expected = wide.expected(texts)
+    np.testing.assert_allclose(wide.logits(forward, texts), expected, atol=1e-4 * max(1, expected.std()))
+
+
+@pytest.mark.cuda
+@needs_cuda
+def test_graphs_change_nothing(on_gpu: tuple[Pair, CUDAForward]) -> None:
+    """A replayed graph gives bit for bit what its shape gives when launched piecemeal, also the second time."""
+    wide, forward = on_gpu
+    assert forward.graphs
+    for seed, shape in enumerate(forward.graphs.shapes * 2):
+        lengths = [shape.longest, *([3] * min(shape.texts - 1, (shape.tokens - shape.longest) // 3))]
+        batch = micro_batch(random_texts(lengths, wide.checkpoint.body.vocab_size, seed))
+        with torch.inference_mode():
+            replayed = forward.graphs.run(batch, shape)
+            packed = Packed.view(pack(batch, shape, pinned=True).to("cuda"), shape)
+            torch.testing.assert_close(replayed, forward._forward(packed)[: len(lengths)], rtol=0, atol=0)
+
+
+@pytest.mark.cuda
+@needs_cuda
+def test_queued_batches_do_not_mix(on_gpu: tuple[Pair, CUDAForward]) -> None:
+    """Many batches of all sizes, queued before the first result is read, give what each gives alone."""
+    wide, forward = on_gpu
+    generator = np.random.default_rng(0)
+    batches = [
+        micro_batch(
+            random_texts(
+                generator.integers(1, 300, generator.integers(1, 40)).tolist(), wide.checkpoint.body.vocab_size, n
+            )
+        )
+        for n in range(60)
+    ]
+    queued = [forward.pooled(batch) for batch in batches]
+    for batch, pooled in zip(batches, queued, strict=True):
+        torch.cuda.synchronize()
+        torch.testing.assert_close(pooled, forward.pooled(batch), rtol=0, atol=0)
+
+
+@pytest.mark.cuda
+@needs_cuda
+def test_a_label_is_the_same_in_any_batch(on_gpu: tuple[Pair, CUDAForward]) -> None:
+    """Alone and in any batch a text's logits are near, and its label is the same unless two labels lie as near."""
+    wide, forward = on_gpu
+    generator = np.random.default_rng(0)
+    texts = random_texts(generator.integers(1, 400, 200).tolist(), wide.checkpoint.body.vocab_size)
+    alone = np.concatenate([wide.logits(forward, [text]) for text in texts])
+    best = np.sort(alone, axis=1)
+    decided = best[:, -1] - best[:, -2] > 2 * MAX_BF16 * alone.std()
+    assert decided.mean() > 0.5
+    for _ in range(20):
+        chosen = generator.permutation(200)[: generator.integers(2, 80)]
+        together = wide.logits(forward, [texts[i] for i in chosen])
+        assert_near(together, alone[chosen], alone.std())
+        same = together.argmax(axis=1) == alone[chosen].argmax(axis=1)
+        assert same[decided[chosen]].all()

@@ -1,0 +1,124 @@
+"""The gate: a precision answers only while it stays near the golden scores and flips no clear answer."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from polyhead.engine import Precision
+from polyhead.errors import OptionError, ToleranceError
+from polyhead.gate import TOLERANCE, check_golden, flipped
+from polyhead.predictor import Predictor
+from polyhead.schema import Head, Schema
+from tests.tiny import write_tiny_checkpoint
+
+SCHEMA = Schema(
+    [
+        Head(name="topic", kind="single_label", labels=("a", "b", "c")),
+        Head(name="mood", kind="multi_label", labels=("x", "y"), thresholds=(0.5, 0.3)),
+        Head(name="stars", kind="regression"),
+    ]
+)
+EXPECTED = np.array([[0.5, 0.45, 0.05, 0.52, 0.9, 3.0]], dtype=np.float32)
+
+
+def flips(*scores: float, tolerance: float = 0.03) -> list[int]:
+    """The columns that flip against EXPECTED."""
+    return np.flatnonzero(flipped(np.array([scores], dtype=np.float32), EXPECTED, SCHEMA, tolerance)[0]).tolist()
+
+
+def test_equal_scores_flip_nothing() -> None:
+    """The expected scores themselves are no flip."""
+    assert flips(*EXPECTED[0]) == []
+
+
+def test_a_clear_winner_must_stay() -> None:
+    """Another best label is a flip if the margin was more than the tolerance, and none if it was less."""
+    assert flips(0.45, 0.5, 0.05, 0.52, 0.9, 3.0) == [0]
+    assert flips(0.45, 0.5, 0.05, 0.52, 0.9, 3.0, tolerance=0.06) == []
+
+
+def test_a_threshold_is_crossed_only_from_near() -> None:
+    """0.52 may fall below the threshold 0.5, 0.9 may not fall below 0.3."""
+    assert flips(0.5, 0.45, 0.05, 0.49, 0.2, 3.0) == [4]
+
+
+def test_a_taxonomy_flips_as_a_path() -> None:
+    """Labels of a taxonomy win together: the margin is that of the paths' products."""
+    schema = Schema(
+        [
+            Head(name="kind", kind="single_label", labels=("animal", "plant")),
+            Head(
+                name="species",
+                kind="single_label",
+                labels=("cat", "oak"),
+                parent="kind",
+                parent_of={"cat": "animal", "oak": "plant"},
+            ),
+        ]
+    )
+    expected = np.array([[0.6, 0.4, 0.9, 0.1]], dtype=np.float32)  # animal/cat: 0.54 against 0.04
+    other = np.array([[0.4, 0.6, 0.1, 0.9]], dtype=np.float32)
+    assert flipped(other, expected, schema, 0.1).tolist() == [[True, False, True, False]]
+    assert not flipped(other, expected, schema, 0.6).any()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_each_precision_keeps_its_tolerance(base_checkpoint: Path, precision: Precision) -> None:
+    """A sound checkpoint passes at every precision, and the distance is not zero below float32."""
+    worst = check_golden(Predictor.load(base_checkpoint, precision=precision))
+    assert worst <= TOLERANCE[precision]
+    assert precision == "fp32" or worst > 1e-5
+
+
+def with_moved_scores(path: Path, amount: float) -> Path:
+    """A checkpoint whose golden scores are off by `amount` in one column."""
+    write_tiny_checkpoint(path)
+    rows = [json.loads(line) for line in (path / "golden.jsonl").read_text(encoding="utf-8").splitlines()]
+    for row in rows:
+        row["scores"][0] += amount
+    (path / "golden.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_a_named_precision_that_fails_is_refused(tmp_path: Path) -> None:
+    """Loading at a precision that leaves the tolerance names the row, the label and what is allowed."""
+    path = with_moved_scores(tmp_path / "c", 0.2)
+    with pytest.raises(ToleranceError, match=r"golden.jsonl:\d+: the engine's bf16 score of 'topic/news' .* 0.03"):
+        Predictor.load(path, precision="bf16")
+
+
+def test_auto_falls_back_to_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where bf16 is quick but leaves the tolerance, auto serves float32 and logs why."""
+    monkeypatch.setattr("polyhead.predictor.fastest_precision", lambda device: "bf16")
+    write_tiny_checkpoint(tmp_path / "sound")
+    assert Predictor.load(tmp_path / "sound").precision == "bf16"
+    with caplog.at_level(logging.WARNING):
+        assert Predictor.load(with_moved_scores(tmp_path / "c", 0.2)).precision == "fp32"
+    assert "serving in fp32" in caplog.text
+
+
+def test_load_checks_only_the_first_rows(tmp_path: Path) -> None:
+    """With a bound on tokens at least one row is checked, and not the last."""
+    path = tmp_path / "c"
+    write_tiny_checkpoint(path)
+    lines = (path / "golden.jsonl").read_text(encoding="utf-8").splitlines()
+    last = json.loads(lines[-1])
+    last["scores"][0] += 0.5
+    (path / "golden.jsonl").write_text("\n".join([*lines[:-1], json.dumps(last)]), encoding="utf-8")
+    predictor = Predictor.load(path)
+    assert check_golden(predictor, most_tokens=1) < 1e-5
+    with pytest.raises(ToleranceError, match=f"golden.jsonl:{len(lines)}"):
+        check_golden(predictor)
+
+
+def test_an_unknown_precision_is_refused(base_checkpoint: Path) -> None:
+    """The error names what is allowed."""
+    with pytest.raises(OptionError, match=r"precision must be one of .*'auto', 'fp32', 'bf16', 'int8'.* got 'fp4'"):
+        Predictor.load(base_checkpoint, precision="fp4")
