@@ -50,7 +50,7 @@ def main(options: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--concurrency", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--window-s", type=float, default=8.0, help="about how long a turn on the real server lasts")
+    parser.add_argument("--window-s", type=float, default=6.0, help="about how long a turn on the real server lasts")
     parser.add_argument("--texts", type=int, default=1024, help="distinct texts")
     parser.add_argument("--echo-texts", type=int, default=30_000, help="texts of a turn on the echo model")
     parser.add_argument("--memory-texts", type=int, default=1_000_000)
