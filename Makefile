@@ -80,6 +80,11 @@ bench-scaling: data/debian/train.jsonl ## The engine's speed and memory as batch
 bench-serving: data/debian/train.jsonl .venv-triton/.ready .venv-peers/.ready .venv-peers/perf_analyzer/perf_analyzer .venv-infinity/.ready ## tritonserver beside the engine alone, LitServe, FastAPI and infinity_emb: 15 minutes on 2 cores
 	$(PY) -m benchmarks.serving
 
+.PHONY: bench-client
+bench-client: $(CHECKPOINT)/config.json .venv-triton/.ready .venv-peers/perf_analyzer/perf_analyzer ## The client beside perf_analyzer, tritonclient and requests, and bulk scoring beside the engine: 12 minutes on 2 cores
+	$(PY) -m benchmarks.scoring --checkpoint $(CHECKPOINT)
+	$(PY) -m benchmarks.client --checkpoint $(CHECKPOINT) --scoring benchmarks/results/scoring.json
+
 .PHONY: clean
 clean: ## Remove environments, data, checkpoints and caches
 	rm -rf .venv .venv-triton .venv-peers .venv-infinity data runs $(REPOSITORY)/*/*/checkpoint $(REPOSITORY)/*/labels.txt

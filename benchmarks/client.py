@@ -1,0 +1,171 @@
+"""The client's speed: `Client.stream` beside perf_analyzer, raw tritonclient and requests; and its memory.
+
+``client_over_perf_analyzer``: texts/s on the real server with a checkpoint, at one batch size and concurrency; the
+median of the turns' ratios. perf_analyzer always asks for all outputs, so the served copy has two alone: PREDICTION,
+which both ask for, and SCORES, 4 bytes a label, which polyhead-serve's canary needs. With a model that answers at once
+(`benchmarks.echo_model`) come texts/s and CPU time of each way that users have, and the client's memory from the first
+ten thousand texts to the last of a generator. ``--scoring`` takes ``score_over_engine`` of `benchmarks.scoring` into
+the last line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import secrets
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from benchmarks.client_load import WAYS
+from benchmarks.load import passes_of
+from benchmarks.peer_process import PEERS
+from benchmarks.perf_analyzer import analyze
+from benchmarks.result import RESULTS, write_result
+from polyhead.export import export_checkpoint
+from tests.e2e.served import ROOT, Served
+
+MODEL = "gpt2_classifier"
+CONFIG = ROOT / "model_repository" / MODEL / "config.pbtxt"
+OTHER_OUTPUTS = re.compile(r',\s*\{[^{}]*name: "(SCHEMA|TOKEN_COUNT)"[^{}]*\}')
+COLOURS = {"stream": "#2a6fbb", "tritonclient": "#8e7cc3", "requests": "#c8553d"}
+
+
+def main(options: Sequence[str] | None = None) -> None:
+    """Measures all three parts and prints one JSON object last."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, default=Path("runs/debian"))
+    parser.add_argument("--data", type=Path, default=Path("data/debian/test.jsonl"), help="rows with a text each")
+    parser.add_argument("--out", type=Path, default=RESULTS / "client.json")
+    parser.add_argument("--perf-analyzer", type=Path, default=PEERS / "perf_analyzer" / "perf_analyzer")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--concurrency", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--window-s", type=float, default=6.0, help="about how long a turn on the real server lasts")
+    parser.add_argument("--texts", type=int, default=1024, help="distinct texts")
+    parser.add_argument("--echo-texts", type=int, default=30_000, help="texts of a turn on the echo model")
+    parser.add_argument("--memory-texts", type=int, default=1_000_000)
+    parser.add_argument("--scoring", type=Path, help="result of benchmarks.scoring")
+    settings = parser.parse_args(options)
+    lines = settings.data.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    texts = [json.loads(line)["text"] for line in lines][: settings.texts]
+    texts = texts[: len(texts) - len(texts) % settings.batch_size]
+    with tempfile.TemporaryDirectory(prefix="polyhead-bench-") as scratch:
+        given = Path(scratch) / "texts.json"
+        given.write_text(json.dumps(texts), encoding="utf-8")
+        served = _measure_served(Path(scratch) / "served", texts, given, settings)
+        echo, memory = _measure_echo(Path(scratch) / "echo", given, settings)
+    summary: dict[str, Any] = {"client_over_perf_analyzer": served["ratio"]}
+    if settings.scoring:
+        summary["score_over_engine"] = json.loads(settings.scoring.read_text(encoding="utf-8"))["score_over_engine"]
+    for peer in ("tritonclient", "requests"):
+        summary[f"echo_over_{peer}"] = round(echo["stream"]["texts_s"] / echo[peer]["texts_s"], 2)
+        summary[f"cpu_over_{peer}"] = round(echo["stream"]["cpu_us_a_text"] / echo[peer]["cpu_us_a_text"], 2)
+    summary["memory_growth_mib"] = memory["growth_mib"]
+    described = {name: value for name, value in vars(settings).items() if not isinstance(value, Path)}
+    details = {"settings": described, "served": served, "echo": echo, "memory": memory}
+    write_result(settings.out, summary | details, _plot(served, echo, memory))
+    print(json.dumps(summary))
+
+
+def _measure_served(
+    repository: Path, texts: Sequence[str], given: Path, settings: argparse.Namespace
+) -> dict[str, Any]:
+    version = export_checkpoint(settings.checkpoint, repository)
+    _keep_two_outputs(version.parent / "config.pbtxt")
+    key = secrets.token_hex(16)
+    size, clients = settings.batch_size, settings.concurrency
+    runs: dict[str, list[float]] = {"perf_analyzer": [], "stream": []}
+    with Served(repository, environment={"POLYHEAD_ADMIN_KEY": key}) as server:
+        url = server.url("http")
+        rate = _run("stream", url, given, len(texts), settings)["texts_s"]
+        passes = passes_of(texts, rate, settings.window_s)
+        for _ in range(settings.repeats):
+            load = analyze(settings.perf_analyzer, url, key, texts, size, clients, passes)
+            runs["perf_analyzer"].append(load.texts_s)
+            runs["stream"].append(_run("stream", url, given, len(texts) * passes, settings)["texts_s"])
+            print({name: rates[-1] for name, rates in runs.items()}, flush=True)
+    ratios = [round(ours / theirs, 3) for theirs, ours in zip(*runs.values(), strict=True)]
+    medians = {name: statistics.median(rates) for name, rates in runs.items()}
+    return {"ratio": round(statistics.median(ratios), 3), "ratio_all": ratios, "texts_s": medians, "texts_s_all": runs}
+
+
+def _measure_echo(
+    repository: Path, given: Path, settings: argparse.Namespace
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    model = repository / MODEL
+    (model / "1" / "checkpoint").mkdir(parents=True)
+    (model / "1" / "checkpoint" / "config.json").write_text("{}")  # polyhead-serve looks for one
+    (model / "labels.txt").write_text("echo/score\n")
+    shutil.copy(Path(__file__).with_name("echo_model.py"), model / "1" / "model.py")
+    shutil.copy(CONFIG, model)
+    _keep_two_outputs(model / CONFIG.name)
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in WAYS}
+    with Served(repository, environment={}) as server:
+        url = server.url("http")
+        for _ in range(settings.repeats):
+            for name, found in runs.items():
+                found.append(_run(name, url, given, settings.echo_texts, settings))
+                print(f"echo, {name}: { {key: found[-1][key] for key in ('texts_s', 'cpu_us_a_text')} }", flush=True)
+        long = _run("stream", url, given, settings.memory_texts, settings)
+    echo = {
+        name: {key: statistics.median(run[key] for run in found) for key in ("texts_s", "cpu_us_a_text")}
+        | {"texts_s_all": [run["texts_s"] for run in found]}
+        for name, found in runs.items()
+    }
+    samples = [(texts, round(size / 2**20, 1)) for texts, size in long["memory"]]
+    growth = round(max(size for _, size in samples) - samples[0][1], 1)
+    print(f"memory: {samples[0]} to {samples[-1]}, MiB; {long['texts_s']} texts/s", flush=True)
+    return echo, {"growth_mib": growth, "mib_after_texts": _thinned(samples), "texts_s": long["texts_s"]}
+
+
+def _keep_two_outputs(config: Path) -> None:
+    changed, found = OTHER_OUTPUTS.subn("", config.read_text(encoding="utf-8"))
+    if found != 2:
+        raise SystemExit(f"{config}: its outputs are not where they were")
+    config.write_text(changed, encoding="utf-8")
+
+
+def _run(way: str, url: str, texts: Path, count: int, settings: argparse.Namespace) -> dict[str, Any]:
+    numbers = map(str, (count, settings.batch_size, settings.concurrency))
+    command = [sys.executable, "-m", "benchmarks.client_load", way, url, str(texts), *numbers]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{way} failed: {done.stderr[-2000:]}")
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def _thinned(samples: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """At most about twenty, the first and the last among them."""
+    step = max(1, len(samples) // 20)
+    return [*samples[:-1:step], samples[-1]]
+
+
+def _plot(served: dict[str, Any], echo: dict[str, dict[str, Any]], memory: dict[str, Any]) -> Figure:
+    figure, (real, rates, times, sizes) = plt.subplots(1, 4, figsize=(14, 3.6), layout="constrained")
+    real.bar(list(served["texts_s"]), list(served["texts_s"].values()), color=["#888888", COLOURS["stream"]])
+    real.set(title="Real server", ylabel="texts/s")
+    for axes, key, title in ((rates, "texts_s", "texts/s"), (times, "cpu_us_a_text", "µs of CPU a text")):
+        bars = axes.bar(list(echo), [way[key] for way in echo.values()], color=[COLOURS[name] for name in echo])
+        axes.bar_label(bars, fmt="{:,.0f}", fontsize=8)
+        axes.set(title="Echo model", ylabel=title)
+    counts, found = zip(*memory["mib_after_texts"], strict=True)
+    sizes.plot(counts, found, color=COLOURS["stream"])
+    sizes.set(title="Memory of stream", ylabel="MiB", xlabel="texts", ylim=(0, None))
+    for axes in (real, rates, times, sizes):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+if __name__ == "__main__":
+    main()

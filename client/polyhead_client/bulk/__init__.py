@@ -1,0 +1,1 @@
+"""Scoring of whole files: rows in, answers into a journal, then one finished output."""
