@@ -16,6 +16,7 @@ from polyhead.engine.activation import TANH_GELU, activation_named
 from polyhead.engine.cpu.attention import PackedTexts
 from polyhead.engine.cpu.gelu import gelu_tanh
 from polyhead.engine.cpu.linear import Bfloat16Linear, Float32Linear, Int8Linear, Linear
+from polyhead.engine.cpu.shares import Workers
 from polyhead.engine.micro_batch import MicroBatch
 from polyhead.engine.precision import Precision
 
@@ -35,11 +36,11 @@ class CPUForward:
         CheckpointError: the activation function is none of those the engine knows.
     """
 
-    token_budget = 2048
-    enough_tokens = CHUNK_ROWS
-
     def __init__(self, checkpoint: Checkpoint, precision: Precision) -> None:
         body = checkpoint.body
+        self._workers = Workers()
+        self.token_budget = 1024 * max(2, self._workers.threads)
+        self.enough_tokens = self.token_budget // 4
         self.dtype = _dtype(precision)
         tensors = {
             name.removeprefix("body_model."): tensor
@@ -53,6 +54,10 @@ class CPUForward:
 
     def pooled(self, batch: MicroBatch) -> torch.Tensor:
         """The head's input, float32 ``(texts, pooled_layers * n_embd)``: the topmost state first, after ``ln_f``."""
+        return self._workers.map(self._pooled, batch)
+
+    @torch.inference_mode()
+    def _pooled(self, batch: MicroBatch) -> torch.Tensor:
         packed = PackedTexts(batch.lengths)
         ids = torch.tensor([token for text in batch.token_ids for token in text])  # (tokens,)
         hidden = (self.tokens[ids] + self.positions[packed.positions]).to(self.dtype)  # (tokens, n_embd)
