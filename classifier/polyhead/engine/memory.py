@@ -13,7 +13,7 @@ def activation_bytes(body: Body, tokens: int) -> int:
 
     In float32 matrices of (tokens, n_embd): the residual stream, ``c_attn``, attention's result, the padded copies of
     both and the pooled states are 12 at most; the C allocator keeps freed blocks between them. A process's highest mark
-    showed 5.6 to 15, most where every text has two tokens; 20 are the bound. The MLP's rows pass in chunks, one a thread.
+    showed 5.6 to 15, most where every text has two tokens; 20 are the bound. The MLP's rows pass in chunks.
     """
     inner = body.n_inner or 4 * body.n_embd
     chunks = min(tokens, CHUNK_ROWS * torch.get_num_threads())

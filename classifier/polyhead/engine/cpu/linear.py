@@ -74,16 +74,19 @@ class Int8Linear:
         self.bias = bias
         # Without VNNI the kernel adds pairs of products in 16 bits, which only 7-bit activations cannot overflow.
         self.steps = 127 if torch.cpu._is_vnni_supported() else 63
-        self.zero_point = torch.tensor(self.steps + 1.5)  # half a step more: the conversion below truncates
 
     def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """``(rows, out)`` float32."""
         largest = x.abs().amax(1, keepdim=True).clamp_min_(1e-12)  # (rows, 1)
-        quantised = torch.addcmul(self.zero_point, x, self.steps / largest).to(torch.uint8)
+        steps = (x * (self.steps / largest)).add_(
+            self.steps + 1.5
+        )  # half a step more: conversion to whole numbers truncates
+        quantised = steps.to(torch.int16).to(torch.uint8)  # in two quick conversions; PyTorch has no quick one
         product = torch.ops.onednn.qlinear_pointwise(
             quantised, 1.0, self.steps + 1, self.weight, self.scales, self.zeros, None,
             1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
+        out = product if out is None else out
         return torch.addcmul(self.bias, product, largest.div_(self.steps), out=out)
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> None:
