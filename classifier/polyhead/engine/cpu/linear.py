@@ -78,10 +78,8 @@ class Int8Linear:
     def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """``(rows, out)`` float32."""
         largest = x.abs().amax(1, keepdim=True).clamp_min_(1e-12)  # (rows, 1)
-        steps = (x * (self.steps / largest)).add_(
-            self.steps + 1.5
-        )  # half a step more: conversion to whole numbers truncates
-        quantised = steps.to(torch.int16).to(torch.uint8)  # in two quick conversions; PyTorch has no quick one
+        # Half a step more, as the conversion truncates. Two conversions: PyTorch has no quick one to uint8.
+        quantised = (x * (self.steps / largest)).add_(self.steps + 1.5).to(torch.int16).to(torch.uint8)
         product = torch.ops.onednn.qlinear_pointwise(
             quantised, 1.0, self.steps + 1, self.weight, self.scales, self.zeros, None,
             1.0, 0, torch.float32, "none", [], "",
