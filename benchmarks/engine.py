@@ -195,21 +195,28 @@ def _median_s(peer: Peer, token_ids: TokenIds, calls: int) -> float:
 
 
 def _summary(measured: dict[str, dict[str, Any]], device: str) -> dict[str, Any]:
-    """What the last line holds: the base architecture on the Debian texts."""
+    """What the last line holds: the base architecture on the Debian texts.
+
+    ``ratio_best_peer`` is the product at its fastest precision over the fastest peer at any; ``ratio_by_precision``
+    compares with the fastest peer of the same precision.
+    """
     speed = {name: row["tok_s"] for name, row in measured.items()}
+    ours = {name: rate for name, rate in speed.items() if name in PRODUCTS}
     others = {name: rate for name, rate in speed.items() if name not in PRODUCTS}
     best = max(others, key=lambda name: others[name], default=None)
     plain = others.get(PLAIN[device])
+    ratios = {}
+    for name, rate in ours.items():
+        precision = measured[name]["precision"]
+        alike = [others[other] for other in others if measured[other]["precision"] == precision]
+        if alike:
+            ratios[precision] = round(rate / max(alike), 2)
     return {
         "texts_s": {name: row["texts_s"] for name, row in measured.items()},
         "tok_s": speed,
         "best_peer": best,
-        "ratio_best_peer": round(speed[PRODUCT] / others[best], 2) if best else None,
-        "ratio_best_peer_by_precision": {
-            row["precision"]: round(speed[name] / others[best], 2) for name, row in measured.items() if name in PRODUCTS
-        }
-        if best
-        else {},
+        "ratio_best_peer": round(max(ours.values()) / others[best], 2) if best else None,
+        "ratio_by_precision": ratios,
         "ratio_hf": round(speed[PRODUCT] / plain, 2) if plain else None,
         "precision": measured[PRODUCT]["precision"],
     }
