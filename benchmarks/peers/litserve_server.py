@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 import litserve
@@ -20,7 +21,8 @@ class PipelineAPI(litserve.LitAPI):
         self.model, self.dtype = model, dtype
 
     def setup(self, device: str) -> None:
-        """Loads the model in the worker."""
+        """Loads the model in the worker, which may use all cores."""
+        torch.set_num_threads(os.cpu_count() or 1)
         self.classify = pipeline(
             "text-classification", model=self.model, dtype=getattr(torch, self.dtype), device=device, top_k=1
         )
