@@ -280,6 +280,7 @@ def test_short_requests_do_not_wait_for_long_ones(model: Any) -> None:
 def test_on_a_gpu_all_leave_together(model: Any) -> None:
     """Where a message to the server costs more than a text, none is sent, and no one is asked for cancels."""
     model.asks_for_cancels = False
+    model.long_rest_s = float("inf")
     model.predictor._engine.token_budget = 20
     requests = [Request(texts(b"word " * 200)), Request(texts(b"Rain"), cancelled=True)]
     assert [response.error for response in model.execute(requests)] == [None, None]
