@@ -40,6 +40,7 @@ gpu-check: .venv/.ready data/debian/train.jsonl ## On a machine with a CUDA devi
 	$(PY) -m pytest -m cuda
 	$(PY) -m benchmarks.engine --device cuda
 	$(PY) -m benchmarks.scaling --device cuda
+	@$(MAKE) --no-print-directory bench-serving DEVICE=cuda
 
 .PHONY: setup
 setup: ## Both environments: .venv and .venv-triton
@@ -78,7 +79,7 @@ bench-scaling: data/debian/train.jsonl ## The engine's speed and memory as batch
 
 .PHONY: bench-serving
 bench-serving: data/debian/train.jsonl .venv-triton/.ready .venv-peers/.ready .venv-peers/perf_analyzer/perf_analyzer .venv-infinity/.ready ## tritonserver beside the engine alone, LitServe, FastAPI and infinity_emb: 15 minutes on 2 cores
-	$(PY) -m benchmarks.serving
+	$(PY) -m benchmarks.serving --device $(DEVICE)
 
 .PHONY: bench-client
 bench-client: $(CHECKPOINT)/config.json .venv-triton/.ready .venv-peers/perf_analyzer/perf_analyzer ## The client beside perf_analyzer, tritonclient and requests, and bulk scoring beside the engine: 12 minutes on 2 cores

@@ -77,7 +77,7 @@ def main(options: Sequence[str] | None = None) -> None:
         summary
         | {
             "device": device,
-            "settings": {name: str(v) if isinstance(v, Path) else v for name, v in vars(arguments).items()},
+            "settings": {name: value for name, value in vars(arguments).items() if not isinstance(value, Path)},
             "tokens": {mix: sum(map(len, ids)) for mix, ids in mixes.items()},
             "left_out": left_out,
             "table": table,

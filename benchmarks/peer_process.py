@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.load import Connect, json_sender
+from polyhead.engine import fastest_precision
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / ".venv-peers"
@@ -34,7 +37,7 @@ class Peer:
         arguments: by model folder, port and device.
         path: where it takes requests.
         body: a request's JSON.
-        settings: the configurations to choose the best from, as options.
+        batches: the configurations to choose the best from, as options.
     """
 
     name: str
@@ -42,7 +45,16 @@ class Peer:
     arguments: Callable[[Path, int, str], list[str]]
     path: str
     body: Callable[[list[str]], dict[str, Any]]
-    settings: tuple[tuple[str, ...], ...]
+    batches: tuple[tuple[str, ...], ...]
+
+    def settings(self, device: str) -> list[tuple[str, ...]]:
+        """Each configuration in fp32, and in bf16 where the device is quick at it: elsewhere a text takes minutes."""
+        quick = fastest_precision(torch.device(device)) == "bf16"
+        return [
+            ("--dtype", dtype, *batch)
+            for dtype in ("float32", *(["bfloat16"] if quick else []))
+            for batch in self.batches
+        ]
 
     @contextmanager
     def serving(self, model: Path, device: str, setting: tuple[str, ...]) -> Iterator[Connect]:
@@ -112,15 +124,15 @@ def _one_text(texts: list[str]) -> dict[str, Any]:
 ALL_PEERS = (
     Peer(
         "litserve", PEERS / "bin" / "python", _script("litserve_server.py"), "/predict", _one_text,
-        tuple(("--dtype", dtype, "--batch", batch) for dtype in ("float32", "bfloat16") for batch in ("8", "16")),
+        (("--batch", "8"), ("--batch", "16")),
     ),
     Peer(
         "fastapi", PEERS / "bin" / "python", _script("fastapi_server.py"), "/predict", _one_text,
-        (("--dtype", "float32"), ("--dtype", "bfloat16")),
+        ((),),
     ),
     Peer(
         "infinity", INFINITY / "bin" / "infinity_emb", _infinity, "/classify",
         lambda texts: {"model": "peer", "input": texts},
-        tuple(("--dtype", dtype, "--batch-size", batch) for dtype in ("float32", "bfloat16") for batch in ("8", "16")),
+        (("--batch-size", "8"), ("--batch-size", "16")),
     ),
 )  # fmt: skip

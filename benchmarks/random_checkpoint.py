@@ -1,4 +1,4 @@
-"""A checkpoint of GPT-2's shape with random weights, for us and, with the same weights, for transformers.
+"""The serving benchmark's checkpoint: random weights, for us and, with the same weights, for transformers.
 
 Speed depends on the shape and the texts' tokens, not on what was learned. The architecture is ``base`` with a linear
 head, which transformers has too (``GPT2ForSequenceClassification``), so that product and peers compute the same logits.
@@ -7,21 +7,17 @@ head, which transformers has too (``GPT2ForSequenceClassification``), so that pr
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from tokenizers import Tokenizer
-from transformers import GPT2Config, GPT2ForSequenceClassification, PreTrainedTokenizerFast
+from transformers import GPT2ForSequenceClassification, PreTrainedTokenizerFast
 
-from polyhead.checkpoint import Spec, write_checkpoint
+from benchmarks.workload import TOKENIZER_VOCAB_SIZE, random_checkpoint
 from polyhead.schema import Head, Schema
-from polyhead_training.fitting.golden import golden_rows
-from polyhead_training.model.modeling import build_model
 from polyhead_training.model.tokenizer import END_OF_TEXT, train_tokenizer
-
-GOLDEN_ROWS = 8
 
 
 def add_shape(parser: argparse.ArgumentParser) -> None:
@@ -35,23 +31,15 @@ def add_shape(parser: argparse.ArgumentParser) -> None:
 
 def write_checkpoints(shape: argparse.Namespace, texts: Sequence[str], ours: Path, theirs: Path) -> Tokenizer:
     """Writes the checkpoint folder `ours` and transformers' folder `theirs`; both have the tokenizer of `texts`."""
-    tokenizer = train_tokenizer(texts, min(8000, shape.vocabulary))
-    end = tokenizer.token_to_id(END_OF_TEXT)
-    config = GPT2Config(
-        vocab_size=shape.vocabulary, n_layer=shape.layers, n_embd=shape.channels, n_head=max(1, shape.channels // 64),
-        n_positions=max(1024, shape.max_length), bos_token_id=end, eos_token_id=end, pad_token_id=end,
-        num_labels=shape.labels,
-    )  # fmt: skip
+    tokenizer = train_tokenizer(texts, min(TOKENIZER_VOCAB_SIZE, shape.vocabulary))
     labels = tuple(f"label_{number}" for number in range(shape.labels))
-    schema = Schema([Head(name="label", kind="single_label", labels=labels)])
-    spec = Spec(architecture="base", layer2concat=None, head_class="Linear", head_args={}, max_length=shape.max_length)
-    torch.manual_seed(0)
-    model = build_model(config, spec, schema).eval()
-    write_checkpoint(
-        ours, config=config.to_dict(), spec=spec, schema=schema, tensors=model.state_dict(),
-        tokenizer_json=tokenizer.to_str(), metrics={},
-        golden=golden_rows(texts, model, tokenizer, schema, shape.max_length, rows=GOLDEN_ROWS, seed=0),
+    model = random_checkpoint(
+        ours, "base", shape.layers, shape.channels, tokenizer, texts,
+        schema=Schema([Head(name="label", kind="single_label", labels=labels)]),
+        vocabulary=shape.vocabulary, max_length=shape.max_length,
     )  # fmt: skip
+    config = copy.deepcopy(model.config)
+    config.pad_token_id = config.eos_token_id
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: number for number, label in config.id2label.items()}
     peer = GPT2ForSequenceClassification(config)

@@ -23,19 +23,16 @@ from typing import Any
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from transformers import GPT2Config, set_seed
 
 from benchmarks.result import RESULTS, write_result
-from polyhead.checkpoint import Spec, read_checkpoint, write_checkpoint
+from benchmarks.workload import TOKENIZER_VOCAB_SIZE, random_checkpoint
+from polyhead.checkpoint import read_checkpoint
 from polyhead.encode import encode
 from polyhead.predictor import Predictor
-from polyhead.schema import Head, Schema
 from polyhead_scoring.bulk import score_all
 from polyhead_scoring.cluster import connected
 from polyhead_scoring.request import Request, prepare
 from polyhead_scoring.run import make_plan
-from polyhead_training.fitting.golden import golden_rows
-from polyhead_training.model.modeling import build_model
 from polyhead_training.model.tokenizer import train_tokenizer
 
 COLOURS = {"engine": "#c8553d", "score": "#2a6fbb", "score_with_start": "#9dbfe0"}
@@ -59,7 +56,13 @@ def main(options: Sequence[str] | None = None) -> None:
         texts = _texts(arguments.data, arguments.rows)
         data = Path(scratch) / "texts.jsonl"
         data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-        checkpoint = arguments.checkpoint or _random_checkpoint(Path(scratch) / "checkpoint", texts, arguments)
+        checkpoint = arguments.checkpoint
+        if checkpoint is None:
+            checkpoint = Path(scratch) / "checkpoint"
+            tokenizer = train_tokenizer(texts, TOKENIZER_VOCAB_SIZE)
+            random_checkpoint(
+                checkpoint, "base", arguments.layers, arguments.channels, tokenizer, texts, max_length=256
+            )  # fmt: skip
         body = read_checkpoint(checkpoint).body
         for repeat in range(arguments.repeats):
             runs["engine"].append(
@@ -89,29 +92,6 @@ def main(options: Sequence[str] | None = None) -> None:
 def _texts(data: Path, rows: int) -> list[str]:
     with data.open(encoding="utf-8") as file:
         return [json.loads(line)["text"] for line, _ in zip(file, range(rows), strict=False)]
-
-
-def _random_checkpoint(path: Path, texts: list[str], arguments: argparse.Namespace) -> Path:
-    """With heads as the Debian data set has them."""
-    heads = [
-        Head(name="section", kind="single_label", labels=tuple(f"section {i}" for i in range(44))),
-        Head(name="role", kind="single_label", labels=tuple(f"role {i}" for i in range(12))),
-        Head(name="tags", kind="multi_label", labels=tuple(f"tag {i}" for i in range(57))),
-    ]
-    tokenizer, schema = train_tokenizer(texts, 8000), Schema(heads)
-    config = GPT2Config(
-        vocab_size=tokenizer.get_vocab_size(), n_positions=256, n_layer=arguments.layers, n_embd=arguments.channels,
-        n_head=max(1, arguments.channels // 64), bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    spec = Spec(architecture="base", layer2concat=None, head_class="Linear", head_args={}, max_length=256)
-    set_seed(0)
-    model = build_model(config, spec, schema).eval()
-    write_checkpoint(
-        path, config=config.to_dict(), spec=spec, schema=schema, tensors=model.state_dict(),
-        tokenizer_json=tokenizer.to_str(), metrics={},
-        golden=golden_rows(texts[:1], model, tokenizer, schema, spec.max_length, rows=1, seed=0),
-    )  # fmt: skip
-    return path
 
 
 def _engine(checkpoint: Path, texts: list[str], threads: int, batch: int) -> float:

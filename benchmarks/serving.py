@@ -39,7 +39,7 @@ def main(options: Sequence[str] | None = None) -> None:
     names = [peer.name for peer in ALL_PEERS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data/debian/test.jsonl"), help="rows with a text each")
-    parser.add_argument("--out", type=Path, default=RESULTS / "serving.json")
+    parser.add_argument("--out", type=Path, help="if not given, serving-DEVICE.json among the results")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of the engine alone and the peers")
     parser.add_argument("--texts", type=int, default=128, help="distinct texts of a pass")
     parser.add_argument("--latency-texts", type=int, default=32, help="texts that are timed one by one")
@@ -52,6 +52,7 @@ def main(options: Sequence[str] | None = None) -> None:
     parser.add_argument("--perf-analyzer", type=Path, default=PEERS / "perf_analyzer" / "perf_analyzer")
     add_shape(parser)
     settings = parser.parse_args(options)
+    settings.out = settings.out or RESULTS / f"serving-{settings.device}.json"
     lines = settings.data.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     texts = [json.loads(line)["text"] for line in lines]
     with tempfile.TemporaryDirectory(prefix="polyhead-bench-") as scratch:
@@ -97,7 +98,7 @@ def _measure(peer: Peer, model: Path, texts: Sequence[str], settings: argparse.N
     sent = texts[: settings.texts]
     few = requests_of(sent[: math.ceil(len(sent) / 4)], 1, 1)
     tried = {}
-    for setting in peer.settings:
+    for setting in peer.settings(settings.device):
         with peer.serving(model, settings.device, setting) as connect:
             drive(connect, few[:PEER_CLIENTS], PEER_CLIENTS)
             tried[setting] = drive(connect, few, PEER_CLIENTS).texts_s

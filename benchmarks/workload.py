@@ -72,13 +72,26 @@ def of_length(length: int, tokens: int, token_ids: TokenIds) -> TokenIds:
 
 
 def random_checkpoint(
-    path: Path, architecture: Architecture, layers: int, channels: int, tokenizer: Tokenizer, texts: Sequence[str]
-) -> None:
-    """Writes a checkpoint of GPT-2's shape with random weights of a fixed seed; heads are 64 channels wide."""
+    path: Path,
+    architecture: Architecture,
+    layers: int,
+    channels: int,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    *,
+    schema: Schema = SCHEMA,
+    vocabulary: int = VOCAB_SIZE,
+    max_length: int = MAX_LENGTH,
+) -> Any:
+    """Writes a checkpoint of GPT-2's shape with random weights of a fixed seed; heads are 64 channels wide.
+
+    Returns:
+        transformers' model behind it, in eval mode.
+    """
     set_seed(0)
     end = tokenizer.token_to_id(END_OF_TEXT)
     config = GPT2Config(
-        vocab_size=VOCAB_SIZE, n_positions=MAX_LENGTH, n_layer=layers, n_embd=channels, n_head=max(1, channels // 64),
+        vocab_size=vocabulary, n_positions=MAX_LENGTH, n_layer=layers, n_embd=channels, n_head=max(1, channels // 64),
         initializer_range=WEIGHT_STD, bos_token_id=end, eos_token_id=end, pad_token_id=end,
     )  # fmt: skip
     concat = architecture == "hidden_state_concat"
@@ -87,9 +100,9 @@ def random_checkpoint(
         layer2concat=min(4, layers) if concat else None,
         head_class="ConcatHeadSimple" if concat else "Linear",
         head_args={},
-        max_length=MAX_LENGTH,
+        max_length=max_length,
     )
-    model = build_model(config, spec, SCHEMA).eval()
+    model = build_model(config, spec, schema).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.startswith("head.") and parameter.ndim == 2:
@@ -100,12 +113,13 @@ def random_checkpoint(
         path,
         config=config.to_dict(),
         spec=spec,
-        schema=SCHEMA,
+        schema=schema,
         tensors=model.state_dict(),
         tokenizer_json=tokenizer.to_str(),
-        golden=golden_rows(texts, model, tokenizer, SCHEMA, MAX_LENGTH, rows=GOLDEN_ROWS, seed=0),
+        golden=golden_rows(texts, model, tokenizer, schema, max_length, rows=GOLDEN_ROWS, seed=0),
         metrics={},
     )
+    return model
 
 
 class PlainClassifier(nn.Module):

@@ -52,10 +52,10 @@ def export_checkpoint(
     target = model / str(version)
     if (target / "checkpoint").exists() and not replace:
         raise RepositoryError(f"{target}: holds a checkpoint already; take another --version, or --replace it")
-    predictor = Predictor.load(checkpoint, precision="fp32")
+    predictor = Predictor.load(checkpoint, precision=precision)
     check_golden(predictor)
-    if precision != "fp32":
-        check_golden(Predictor.load(checkpoint, precision=precision))
+    if predictor.precision != "fp32":
+        check_golden(Predictor.load(checkpoint, precision="fp32"))
     try:
         _install(checkpoint, predictor.schema.column_names(), model, target)
     except OSError as error:

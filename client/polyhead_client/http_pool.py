@@ -22,6 +22,7 @@ from typing import Any
 from polyhead_client.deadline import Deadline
 from polyhead_client.errors import NotConnectedError, RequestTimeoutError, UsageError
 from polyhead_client.http_wire import HttpReply, HttpRequest
+from polyhead_client.locks import brief_lock
 from polyhead_client.network import Network, Tls
 from polyhead_client.replicas import Replica
 
@@ -149,21 +150,22 @@ class Connection:
 
 
 class HttpPool:
-    """Idle connections by replica and home; safe from threads and from gevent's greenlets."""
+    """Idle connections and free slots by replica and home; safe from threads and from gevent's greenlets."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
         self._context: ssl.SSLContext | None = None
         self._idle: dict[tuple[str, Any], list[Connection]] = defaultdict(list)
-        self._lock = threading.Lock()
+        self._lock = brief_lock()
         self._closed = False
         most = network.max_connections
-        self._slots: dict[str, threading.BoundedSemaphore] = defaultdict(lambda: threading.BoundedSemaphore(most))
+        self._slots: dict[Any, threading.BoundedSemaphore] = defaultdict(lambda: threading.BoundedSemaphore(most))
 
     def exchange(self, replica: Replica, request: HttpRequest, deadline: Deadline) -> HttpReply:
         """Carries one request; what fails in the network comes up as OSError or HTTPException."""
+        key = (replica.address, _home())
         with self._lock:
-            slots = self._slots[replica.address]
+            slots = self._slots[key]
         if not slots.acquire(timeout=max(deadline.remaining_s(), LEAST_TIMEOUT_S)):
             raise RequestTimeoutError(
                 f"{replica.address}: all {self._network.max_connections} connections stayed in use for "
@@ -171,12 +173,11 @@ class HttpPool:
                 replica=replica.address,
             )
         try:
-            return self._exchange(replica, request, deadline)
+            return self._exchange(replica, key, request, deadline)
         finally:
             slots.release()
 
-    def _exchange(self, replica: Replica, request: HttpRequest, deadline: Deadline) -> HttpReply:
-        key = (replica.address, _home())
+    def _exchange(self, replica: Replica, key: tuple[str, Any], request: HttpRequest, deadline: Deadline) -> HttpReply:
         connection = self._check_out(key)
         if connection is not None:
             try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import threading
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from polyhead_client.errors import (
     ServerUnreachableError,
     UsageError,
 )
+from polyhead_client.locks import brief_lock
 
 FIRST_ASIDE_S = 0.5
 LONGEST_ASIDE_S = 30.0
@@ -56,7 +56,7 @@ class Replicas:
         places = [replica.place for replica in self.all]
         if len(set(places)) != len(places):
             raise UsageError(f"servers must differ from each other, got {list(addresses)}")
-        self._lock = threading.Lock()
+        self._lock = brief_lock()
         self._turn = 0
 
     def take(self, tried: Collection[str] = ()) -> Replica:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import random
-import threading
 from dataclasses import dataclass
 
 from polyhead_client.errors import PolyheadClientError, ServerOverloadedError, ServerUnreachableError, UsageError
+from polyhead_client.locks import brief_lock
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class RetryBudget:
     def __init__(self, policy: RetryPolicy) -> None:
         self.policy = policy
         self._tokens = float(policy.burst)
-        self._lock = threading.Lock()
+        self._lock = brief_lock()
 
     def deposit(self) -> None:
         """Counts a call."""

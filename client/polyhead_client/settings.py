@@ -50,7 +50,8 @@ class Settings(ABC):
         proxy: ``http://user:password@host:port``; the environment's proxies are not read.
         user_agent: put before the package's own.
         retry: how often and how soon to repeat what the server did not compute.
-        max_connections: HTTP connections to one replica at a time; further requests wait for one.
+        max_connections: HTTP connections to one replica at a time; further requests wait for one. Under gevent each
+            native thread has as many.
         connect_timeout_s: how long making a connection may take; then another replica is tried.
 
     Raises:

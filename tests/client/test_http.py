@@ -266,6 +266,7 @@ from gevent import monkey
 monkey.patch_all()
 import sys, time
 import gevent
+from gevent.threadpool import ThreadPool
 from polyhead_client import Client, RequestTimeoutError
 
 url, slow = sys.argv[1:]
@@ -281,6 +282,10 @@ jobs = [gevent.spawn(work, 1000 * number) for number in range(30)] + [gevent.spa
 gevent.joinall(jobs, raise_error=True)
 counts = [one.token_count for one in client.stream(map(str, range(500)), batch_size=7, concurrency=6)]
 assert counts == list(range(500))
+pool = ThreadPool(3)  # native threads, each with a hub of its own
+for job in [pool.spawn(work, 50) for _ in range(6)]:
+    job.get()
+pool.kill()
 
 ticks = []
 def tick():
@@ -302,7 +307,7 @@ print("all right")
 
 
 def test_greenlets_hammer_one_client(fake: FakeTriton) -> None:
-    """Under gevent, greenlets share a client; nobody blocks the hub or reads another's answer."""
+    """Under gevent, greenlets and native threads share a client; nobody blocks the hub or reads another's answer."""
     fake.answer = numbered
     from tests.client.fake_triton import fake_server
 

@@ -32,6 +32,17 @@ class MicroBatch:
         return sum(self.lengths)
 
 
+def similar_lengths(lengths: Sequence[int], slack: float) -> Iterator[tuple[int, int]]:
+    """Cuts ascending lengths into runs, as first and end; a run's last is at most `slack` times its first."""
+    first = 0
+    for i, length in enumerate(lengths):
+        if length > lengths[first] * slack:
+            yield first, i
+            first = i
+    if lengths:
+        yield first, len(lengths)
+
+
 def micro_batches(token_ids: Sequence[Sequence[int]], token_budget: int, enough_tokens: int) -> Iterator[MicroBatch]:
     """Cuts texts into micro-batches, the shortest texts first.
 

@@ -5,10 +5,12 @@ Under a causal mask a real token never sees a pad to its right, so no mask is ne
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+
+from polyhead.engine.micro_batch import similar_lengths
 
 GROUP_SLACK = 1.1  # a group's longest text is at most this many times its shortest
 
@@ -23,7 +25,8 @@ class PackedTexts:
     def __init__(self, lengths: Sequence[int]) -> None:
         self.positions = torch.cat([torch.arange(length) for length in lengths])  # (tokens,) within its text
         self.last = torch.tensor(lengths).cumsum(0) - 1  # (texts,) row of each text's last token
-        self.groups = [_Group(start, run) for start, run in _similar_lengths(lengths)]
+        runs = similar_lengths(lengths, GROUP_SLACK)
+        self.groups = [_Group(sum(lengths[:first]), lengths[first:end]) for first, end in runs]
 
     def attend(self, qkv: torch.Tensor, heads: int, scale: float, out: torch.Tensor) -> torch.Tensor:
         """Each token looks at its text up to itself.
@@ -84,14 +87,3 @@ class _Group:
         """Writes ``(texts, heads, longest, width)`` to this group's rows of ``(tokens, n_embd)``."""
         rows = context.transpose(1, 2).flatten(2)  # (texts, longest, n_embd)
         packed[self.rows] = rows.flatten(0, 1) if self.is_dense else rows[self.real]
-
-
-def _similar_lengths(lengths: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
-    """Cuts ascending lengths into runs; yields each run's first packed row and its lengths."""
-    start, run = 0, [lengths[0]]
-    for length in lengths[1:]:
-        if length > run[0] * GROUP_SLACK:
-            yield start, run
-            start, run = start + sum(run), []
-        run.append(length)
-    yield start, run

@@ -62,12 +62,13 @@ class CPUForward:
         ids = torch.tensor([token for text in batch.token_ids for token in text])  # (tokens,)
         hidden = (self.tokens[ids] + self.positions[packed.positions]).to(self.dtype)  # (tokens, n_embd)
         states: list[torch.Tensor] = []  # each (texts, n_embd)
-        for block in self.blocks[:-1]:
+        for layer, block in enumerate(self.blocks[:-1]):
             block.forward(hidden, packed)
-            states.append(hidden[packed.last])
+            if layer >= len(self.blocks) - self.pooled_layers:
+                states.append(hidden[packed.last])
         states.append(self.ln_f(self.blocks[-1].forward_last(hidden, packed)))
         # Topmost state first, as the seed library concatenates.
-        return torch.cat(states[: -self.pooled_layers - 1 : -1], dim=-1).float()
+        return torch.cat(states[::-1], dim=-1).float()
 
 
 class _Block:

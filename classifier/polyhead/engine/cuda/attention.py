@@ -7,11 +7,12 @@ goes to ``padded_attention``.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
 from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
+
+from polyhead.engine.micro_batch import similar_lengths
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,8 @@ def padded_attention(
     """``Attention`` by padding texts of similar length to the longest; waits for the device to learn the lengths."""
     attended = torch.zeros(query.shape, dtype=query.dtype, device=query.device)
     lengths_q, lengths_k = cu_seq_q.diff(), cu_seq_k.diff()
-    for first, end in _similar(lengths_k.tolist()):
+    real = [length for length in lengths_k.tolist() if length]  # spare texts, without tokens, come last
+    for first, end in similar_lengths(real, GROUP_SLACK):
         texts = slice(first, end)
         rows_q, real_q = _rows(cu_seq_q[texts], lengths_q[texts])
         rows_k, real_k = _rows(cu_seq_k[texts], lengths_k[texts])
@@ -97,17 +99,6 @@ def padded_attention(
         )
         attended[rows_q[real_q]] = context.transpose(1, 2)[real_q]
     return attended
-
-
-def _similar(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Cuts texts in ascending length into runs, as first and end; texts without tokens come last and are in none."""
-    first = 0
-    for i, length in enumerate([*lengths, 0]):
-        if not length or length > lengths[first] * GROUP_SLACK:
-            yield first, i
-            first = i
-        if not length:
-            return
 
 
 def _rows(starts: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
