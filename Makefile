@@ -91,11 +91,13 @@ clean: ## Remove environments, data, checkpoints and caches
 	rm -rf .venv .venv-triton .venv-peers .venv-infinity data runs $(REPOSITORY)/*/*/checkpoint $(REPOSITORY)/*/labels.txt
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.venv/.ready: constraints.txt setup/requirements.txt setup/venv.sh */pyproject.toml
+KERNELS := classifier/hatch_build.py classifier/polyhead/engine/cpu/kernels/kernels.c
+
+.venv/.ready: constraints.txt setup/requirements.txt setup/venv.sh */pyproject.toml $(KERNELS)
 	setup/venv.sh .venv setup/requirements.txt
 	@touch $@
 
-.venv-triton/.ready: constraints.txt setup/requirements-triton.txt setup/venv.sh setup/libpython.sh classifier/pyproject.toml
+.venv-triton/.ready: constraints.txt setup/requirements-triton.txt setup/venv.sh setup/libpython.sh classifier/pyproject.toml $(KERNELS)
 	setup/venv.sh .venv-triton setup/requirements-triton.txt
 	setup/libpython.sh .venv-triton
 	@touch $@

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 
 from tests.tiny import write_tiny_checkpoint
 
+# Hardware decides else: on CPUs with bf16 instructions answers would be rounded, and many tests compare them closely.
+os.environ["POLYHEAD_PRECISION"] = "fp32"
 torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it computes
 
 

@@ -25,7 +25,7 @@ def export_checkpoint(
     name: str = "gpt2_classifier",
     version: int = 1,
     replace: bool = False,
-    precision: str = "auto",
+    precision: str | None = None,
 ) -> Path:
     """Copies a checkpoint to ``repository/name/version/checkpoint`` and writes ``repository/name/labels.txt``.
 
@@ -115,9 +115,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--replace", action="store_true", help="replace the checkpoint that this version holds")
     parser.add_argument(
         "--precision",
-        default=os.environ.get("POLYHEAD_PRECISION", "auto"),
         help="prove the answers at this precision too: auto (what this machine would serve with), fp32, bf16 or int8 "
-        "(default: %(default)s; env POLYHEAD_PRECISION)",
+        "(default: auto; env POLYHEAD_PRECISION)",
     )
     arguments = parser.parse_args(argv)
     try:

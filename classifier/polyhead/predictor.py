@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,14 +38,14 @@ class Predictor:
         self._engine = Engine(checkpoint, device, precision)
 
     @classmethod
-    def load(cls, path: Path | str, device: str = "cpu", precision: str = "auto") -> Predictor:
+    def load(cls, path: Path | str, device: str = "cpu", precision: str | None = None) -> Predictor:
         """Reads a checkpoint folder and proves its answers where the precision is less than float32.
 
         Args:
             path: the folder.
             device: ``cpu`` or a CUDA device.
             precision: ``fp32``, ``bf16``, ``int8``; or ``auto``: bf16 where the hardware has it and the tolerance on
-                ``golden.jsonl`` is kept, else fp32.
+                ``golden.jsonl`` is kept, else fp32. If None, what the environment's POLYHEAD_PRECISION names, or auto.
 
         Raises:
             CheckpointError: it is not whole.
@@ -52,6 +53,7 @@ class Predictor:
             ToleranceError: the precision that was named does not keep the tolerance.
         """
         checkpoint = read_checkpoint(path)
+        precision = precision or os.environ.get("POLYHEAD_PRECISION", "auto")
         wanted = fastest_precision(torch.device(device)) if precision == "auto" else precision
         predictor = cls(checkpoint, device, wanted)
         if predictor.precision == "fp32":

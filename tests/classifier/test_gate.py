@@ -98,10 +98,17 @@ def test_auto_falls_back_to_float32(
     """Where bf16 is quick but leaves the tolerance, auto serves float32 and logs why."""
     monkeypatch.setattr("polyhead.predictor.fastest_precision", lambda device: "bf16")
     write_tiny_checkpoint(tmp_path / "sound")
-    assert Predictor.load(tmp_path / "sound").precision == "bf16"
+    assert Predictor.load(tmp_path / "sound", precision="auto").precision == "bf16"
     with caplog.at_level(logging.WARNING):
-        assert Predictor.load(with_moved_scores(tmp_path / "c", 0.2)).precision == "fp32"
+        assert Predictor.load(with_moved_scores(tmp_path / "c", 0.2), precision="auto").precision == "fp32"
     assert "serving in fp32" in caplog.text
+
+
+def test_the_environment_names_the_precision(base_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """POLYHEAD_PRECISION decides where the caller does not, and the caller where both do."""
+    monkeypatch.setenv("POLYHEAD_PRECISION", "int8")
+    assert Predictor.load(base_checkpoint).precision == "int8"
+    assert Predictor.load(base_checkpoint, precision="fp32").precision == "fp32"
 
 
 def test_load_checks_only_the_first_rows(tmp_path: Path) -> None:

@@ -104,9 +104,8 @@ class TritonPythonModel:
         threads = threads_of(os.environ.get("POLYHEAD_THREADS"), json.loads(args["model_config"]))
         torch.set_num_threads(threads)
         folder = Path(args["model_repository"]) / args["model_version"] / CHECKPOINT
-        precision = os.environ.get("POLYHEAD_PRECISION", "auto")
         try:
-            self.predictor = Predictor.load(folder, device=device_of(args), precision=precision)
+            self.predictor = Predictor.load(folder, device=device_of(args))
             proven = self.predictor.warm_up()
             self.smoke()
         except PolyheadError as error:

@@ -1,15 +1,18 @@
-"""Causal attention over packed texts on the CPU: texts of similar length form a group, padded on the right.
+"""Causal attention over packed texts on the CPU: by the engine's own kernel, or by PyTorch's.
 
-Under a causal mask a real token never sees a pad to its right, so no mask is needed and no score depends on padding.
+For PyTorch's, texts of similar length form a group, padded on the right. Under a causal mask a real token never sees a
+pad to its right, so no mask is needed and no score depends on padding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 
+from polyhead.engine.cpu.kernels import HEAD_WIDTH, KERNELS
 from polyhead.engine.micro_batch import similar_lengths
 
 GROUP_SLACK = 1.1  # a group's longest text is at most this many times its shortest
@@ -24,9 +27,15 @@ class PackedTexts:
 
     def __init__(self, lengths: Sequence[int]) -> None:
         self.positions = torch.cat([torch.arange(length) for length in lengths])  # (tokens,) within its text
-        self.last = torch.tensor(lengths).cumsum(0) - 1  # (texts,) row of each text's last token
-        runs = similar_lengths(lengths, GROUP_SLACK)
-        self.groups = [_Group(sum(lengths[:first]), lengths[first:end]) for first, end in runs]
+        self.starts = torch.tensor([0, *lengths]).cumsum(0)  # (texts + 1,) row of each text's first token
+        self.last = self.starts[1:] - 1  # (texts,) row of each text's last token
+        self._lengths = lengths
+
+    @cached_property
+    def groups(self) -> list[_Group]:
+        """The texts by similar length."""
+        runs = similar_lengths(self._lengths, GROUP_SLACK)
+        return [_Group(sum(self._lengths[:first]), self._lengths[first:end]) for first, end in runs]
 
     def attend(self, qkv: torch.Tensor, heads: int, scale: float, out: torch.Tensor) -> torch.Tensor:
         """Each token looks at its text up to itself.
@@ -35,6 +44,8 @@ class PackedTexts:
             qkv: ``(tokens, 3 * n_embd)``.
             out: ``(tokens, n_embd)``, written to.
         """
+        if KERNELS and out.shape[1] == heads * HEAD_WIDTH:
+            return KERNELS.attend(qkv, self.starts, heads, scale, out)
         for group in self.groups:
             query, key, value = group.pad(qkv, 3, heads)  # each (texts, heads, longest, width)
             context = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)

@@ -12,10 +12,9 @@ import torch
 from torch import nn
 
 from polyhead.checkpoint import Body, Checkpoint
-from polyhead.engine.activation import TANH_GELU, activation_named
 from polyhead.engine.cpu.attention import PackedTexts
-from polyhead.engine.cpu.gelu import gelu_tanh
 from polyhead.engine.cpu.linear import Bfloat16Linear, Float32Linear, Int8Linear, Linear
+from polyhead.engine.cpu.mlp import mlp
 from polyhead.engine.cpu.shares import Workers
 from polyhead.engine.micro_batch import MicroBatch
 from polyhead.engine.precision import Precision
@@ -77,8 +76,6 @@ class _Block:
     def __init__(self, body: Body, tensors: Mapping[str, torch.Tensor], layer: int, precision: Precision) -> None:
         self.heads = body.n_head
         self.scale = body.attention_scale(layer)
-        is_tanh = body.activation_function in TANH_GELU
-        self.activation = gelu_tanh if is_tanh else activation_named(body.activation_function)
         prefix = f"h.{layer}"
 
         def linear(name: str, columns: slice = slice(None)) -> Linear:
@@ -94,8 +91,7 @@ class _Block:
         else:
             self.c_attn = linear("attn.c_attn")
         self.attn_proj = linear("attn.c_proj")
-        self.c_fc = linear("mlp.c_fc")
-        self.mlp_proj = linear("mlp.c_proj")
+        self.mlp = mlp(linear("mlp.c_fc"), linear("mlp.c_proj"), body.activation_function)
 
     def forward(self, hidden: torch.Tensor, packed: PackedTexts) -> None:
         """Takes ``(tokens, n_embd)`` to the block's output."""
@@ -117,7 +113,7 @@ class _Block:
 
     def _finish(self, hidden: torch.Tensor, attended: torch.Tensor) -> None:
         self.attn_proj.add_to(hidden, attended)
-        self.mlp_proj.add_to(hidden, self.activation(self.c_fc(self.ln_2(hidden))))
+        self.mlp.add_to(hidden, self.ln_2(hidden))
 
 
 def _chunks(hidden: torch.Tensor) -> Iterator[slice]:

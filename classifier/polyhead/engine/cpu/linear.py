@@ -7,6 +7,9 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
+from polyhead.engine.cpu.kernels import GELU_FLOOR
+from polyhead.engine.cpu.quantise import STEPS, quantise, rescale
+
 
 class Linear(Protocol):
     """``x @ weight + bias`` for ``x`` ``(rows, in)``."""
@@ -71,22 +74,33 @@ class Int8Linear:
         quantised = (columns / self.scales[:, None]).round().to(torch.int8)
         self.weight = torch.ops.onednn.qlinear_prepack(quantised, None)
         self.zeros = torch.zeros(len(columns), dtype=torch.int32)
-        self.bias = bias
-        # Without VNNI the kernel adds pairs of products in 16 bits, which only 7-bit activations cannot overflow.
-        self.steps = 127 if torch.cpu._is_vnni_supported() else 63
+        self.bias = bias.contiguous()
+        # What all inputs of GELU_FLOOR less would add, for an input that was raised by as much.
+        self.floored_bias = bias - GELU_FLOOR * self.scales * quantised.sum(1)
 
     def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """``(rows, out)`` float32."""
-        largest = x.abs().amax(1, keepdim=True).clamp_min_(1e-12)  # (rows, 1)
-        # Half a step more, as the conversion truncates. Two conversions: PyTorch has no quick one to uint8.
-        quantised = (x * (self.steps / largest)).add_(self.steps + 1.5).to(torch.int16).to(torch.uint8)
-        product = torch.ops.onednn.qlinear_pointwise(
-            quantised, 1.0, self.steps + 1, self.weight, self.scales, self.zeros, None,
-            1.0, 0, torch.float32, "none", [], "",
-        )  # fmt: skip
-        out = product if out is None else out
-        return torch.addcmul(self.bias, product, largest.div_(self.steps), out=out)
+        product, scales = self.product(x)
+        return rescale(product, scales, self.bias, product if out is None else out)
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> None:
         """The residual itself stays float32."""
-        residual.add_(self(x))
+        product, scales = self.product(x)
+        rescale(product, scales, self.bias, residual, adds=True)
+
+    def add_gelu_to(self, residual: torch.Tensor, gelu: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """Adds the result for an input that `gelu_quantise` made."""
+        quantised, scales = gelu
+        rescale(self._multiply(quantised, 0), scales, self.floored_bias, residual, adds=True)
+
+    def product(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The result ``(rows, out)`` before scales ``(rows,)`` and bias."""
+        quantised, scales = quantise(x, STEPS)
+        return self._multiply(quantised, STEPS + 1), scales
+
+    def _multiply(self, quantised: torch.Tensor, zero_point: int) -> torch.Tensor:
+        product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
+            quantised, 1.0, zero_point, self.weight, self.scales, self.zeros, None,
+            1.0, 0, torch.float32, "none", [], "",
+        )  # fmt: skip
+        return product

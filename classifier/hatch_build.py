@@ -1,0 +1,47 @@
+"""Compiles the CPU engine's kernels at installation; where there is no compiler, the engine goes on without them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+SOURCE = Path("polyhead/engine/cpu/kernels/kernels.c")
+# By the name that torch gives a CPU's capability.
+TARGETS = {"AVX512": ["-march=x86-64-v4", "-mprefer-vector-width=512"], "AVX2": ["-march=x86-64-v3"]}
+# What vectorizing sums needs, and no more: NaN and infinity keep their meaning.
+FLAGS = ["-std=gnu11", "-O3", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
+         "-fassociative-math", "-ffp-contract=fast"]  # fmt: skip
+
+
+class KernelsHook(BuildHookInterface):
+    """Puts a shared library for each target beside its source, in a checkout as in a wheel."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Compiles; says so where it cannot."""
+        compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+        if self.target_name != "wheel" or platform.machine() != "x86_64" or platform.system() != "Linux":
+            return
+        if compiler is None:
+            print("polyhead: no C compiler found; the CPU engine will do without its own kernels", file=sys.stderr)
+            return
+        source = Path(self.root) / SOURCE
+        for target, flags in TARGETS.items():
+            library = source.with_name(f"kernels_{target}.so")
+            # Under another name first: two environments may be installing from one checkout.
+            part = library.with_name(f"{library.name}.{os.getpid()}")
+            command = [compiler, *FLAGS, *flags, "-o", str(part), str(source), "-lm"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                print(f"polyhead: kernels for {target} do not compile:\n{done.stderr}", file=sys.stderr)
+                continue
+            part.replace(library)
+            build_data["artifacts"].append(str(SOURCE.parent / "*.so"))
+            build_data["pure_python"] = False
+            build_data["tag"] = "py3-none-linux_x86_64"

@@ -1,0 +1,164 @@
+"""The compiled kernels, called through ctypes, which lets other threads run meanwhile.
+
+They were compiled at installation, for CPUs with AVX-512 and with AVX2. Without a library `KERNELS` is None and the
+engine computes the same with PyTorch's operations, more slowly.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import torch
+
+HEAD_WIDTH = 64  # channels of a head that `Kernels.attend` can do, as in every size of GPT-2
+GELU_FLOOR = 0.1701  # kernels.c's
+PART_VALUES = 2**16  # a thread of its own is worth that many values, some 20 microseconds
+
+_POINTER, _COUNT, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
+_SIGNATURES = {
+    "gelu_float32": (_POINTER, _COUNT),
+    "gelu_bfloat16": (_POINTER, _COUNT),
+    "quantise": (_POINTER, _POINTER, _POINTER, _COUNT, _COUNT, _INT),
+    "gelu_quantise": (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _COUNT, _COUNT, _INT),
+    "rescale": (_POINTER, _POINTER, _POINTER, _POINTER, _COUNT, _COUNT, _INT),
+    "attention": (_POINTER, _POINTER, _POINTER, _COUNT, _COUNT, _COUNT, _COUNT, _FLOAT, _INT),
+}
+
+
+class Kernels:
+    """Typed, checked calls; the work is shared out among torch's number of threads where there is enough of it.
+
+    All tensors are dense, on the CPU, and none is copied: `_check` refuses what kernels.c would misread.
+    """
+
+    def __init__(self, path: Path) -> None:
+        library = ctypes.CDLL(str(path))
+        self._calls = {name: getattr(library, f"polyhead_{name}") for name in _SIGNATURES}
+        for name, call in self._calls.items():
+            call.argtypes = _SIGNATURES[name]
+            call.restype = _INT if name == "attention" else None
+
+    def gelu(self, x: torch.Tensor) -> torch.Tensor:
+        """The tanh form of GELU in place, of float32 or bfloat16."""
+        _check(x, x.dtype if x.dtype == torch.bfloat16 else torch.float32)
+        call = self._calls["gelu_bfloat16" if x.dtype == torch.bfloat16 else "gelu_float32"]
+        _in_parts(x.numel(), 1, lambda first, end: call(_at(x.view(-1), first), end - first))
+        return x
+
+    def quantise(self, x: torch.Tensor, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows to 8 bits: uint8 like `x` ``(rows, columns)`` float32, and the scales ``(rows,)``.
+
+        A value is about ``(q - (steps + 1)) * scale``.
+        """
+        _check(x, torch.float32)
+        rows, columns = x.shape
+        q, scales = torch.empty_like(x, dtype=torch.uint8), x.new_empty(rows)
+        call = self._calls["quantise"]
+        _in_parts(
+            rows,
+            columns,
+            lambda first, end: call(_at(x, first), _at(q, first), _at(scales, first), end - first, columns, steps),
+        )
+        return q, scales
+
+    def gelu_quantise(
+        self, product: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor, levels: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tanh form of GELU of ``product * scales[:, None] + bias``, to 8 bits; overwrites `product`.
+
+        Returns:
+            uint8 like `product` ``(rows, columns)``, at most `levels`, and scales ``(rows,)``: a value is about
+            ``q * scale - GELU_FLOOR``.
+        """
+        for tensor in (product, scales, bias):
+            _check(tensor, torch.float32)
+        rows, columns = product.shape
+        q, new = torch.empty_like(product, dtype=torch.uint8), torch.empty_like(scales)
+        call = self._calls["gelu_quantise"]
+        _in_parts(
+            rows,
+            columns,
+            lambda first, end: call(
+                _at(product, first), _at(scales, first), _at(bias, 0), _at(q, first), _at(new, first),
+                end - first, columns, levels,
+            ),
+        )  # fmt: skip
+        return q, new
+
+    def rescale(
+        self, product: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor, out: torch.Tensor, adds: bool
+    ) -> torch.Tensor:
+        """``product * scales[:, None] + bias`` into `out`, or added to it."""
+        for tensor in (product, scales, bias, out):
+            _check(tensor, torch.float32)
+        rows, columns = product.shape
+        call = self._calls["rescale"]
+        _in_parts(
+            rows,
+            columns,
+            lambda first, end: call(
+                _at(product, first), _at(scales, first), _at(bias, 0), _at(out, first), end - first, columns, adds
+            ),
+        )
+        return out
+
+    def attend(
+        self, qkv: torch.Tensor, starts: torch.Tensor, heads: int, scale: float, out: torch.Tensor
+    ) -> torch.Tensor:
+        """Causal attention of packed texts, each to itself.
+
+        Args:
+            qkv: ``(tokens, 3 * heads * HEAD_WIDTH)``, float32 or bfloat16.
+            starts: int64 ``(texts + 1,)``, the row where each text starts, and `tokens`.
+            out: ``(tokens, heads * HEAD_WIDTH)`` of the same type, written to.
+        """
+        _check(starts, torch.int64)
+        for tensor in (qkv, out):
+            _check(tensor, torch.bfloat16 if out.dtype == torch.bfloat16 else torch.float32)
+        call, is_bf16 = self._calls["attention"], qkv.dtype == torch.bfloat16
+        lengths = starts.diff()
+
+        def run(first: int, end: int) -> None:
+            if call(_at(qkv, 0), _at(out, 0), _at(starts, 0), len(lengths), heads, first, end, scale, is_bf16):
+                raise MemoryError("no memory for attention's keys and values")
+
+        _in_parts(heads, int((lengths * lengths).sum()) * 4, run)  # a score costs several values' time
+        return out
+
+
+def _check(tensor: torch.Tensor, dtype: torch.dtype) -> None:
+    if not tensor.is_contiguous() or tensor.dtype != dtype:
+        raise TypeError(f"kernels take dense {dtype}, got {tensor.dtype} of strides {tensor.stride()}")
+
+
+def _at(tensor: torch.Tensor, row: int) -> int:
+    return tensor.data_ptr() + row * tensor.stride(0) * tensor.element_size()
+
+
+def _in_parts(rows: int, values_a_row: int, call: Callable[[int, int], None]) -> None:
+    """Calls with first and end row: once, or in as many threads as torch would use."""
+    parts = min(torch.get_num_threads(), rows, rows * values_a_row // PART_VALUES)
+    if parts <= 1:
+        call(0, rows)
+        return
+    ends = [rows * part // parts for part in range(parts + 1)]
+    list(_pool().map(call, ends[:-1], ends[1:]))
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), "polyhead-kernels")
+
+
+def load_kernels() -> Kernels | None:
+    """The library for this CPU, if it was compiled."""
+    path = Path(__file__).with_name(f"kernels_{torch.backends.cpu.get_cpu_capability()}.so")
+    return Kernels(path) if path.is_file() else None
+
+
+KERNELS = load_kernels()

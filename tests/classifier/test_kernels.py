@@ -1,0 +1,156 @@
+"""The C kernels compute what PyTorch does, on every CPU that they were compiled for, and so does the engine without them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polyhead.checkpoint import read_checkpoint
+from polyhead.engine import Engine
+from polyhead.engine.cpu import attention, gelu, kernels, quantise
+from polyhead.engine.cpu.kernels import GELU_FLOOR, Kernels
+from tests.tiny import write_tiny_checkpoint
+
+CAPABILITIES = ("DEFAULT", "AVX2", "AVX512")  # each machine can do those before its own
+TYPES = (torch.float32, torch.bfloat16)
+ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 0.02}  # bfloat16 values of up to 4 lie 0.016 apart
+HEADS = 2
+
+
+def here() -> list[str]:
+    """The compiled targets that this CPU can run."""
+    able = CAPABILITIES[: CAPABILITIES.index(torch.backends.cpu.get_cpu_capability()) + 1]
+    return [name for name in able if name != "DEFAULT"]
+
+
+@pytest.fixture(scope="module", params=here())
+def compiled(request: pytest.FixtureRequest) -> Kernels:
+    """The kernels of one target."""
+    return Kernels(Path(kernels.__file__).with_name(f"kernels_{request.param}.so"))
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Tests have one thread otherwise."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+def attended(qkv: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+    """PyTorch's attention, a text at a time, in float64."""
+    rows = []
+    for text in qkv.double().split(lengths):
+        query, key, value = text.view(1, len(text), 3, HEADS, kernels.HEAD_WIDTH).permute(2, 0, 3, 1, 4)
+        context = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=0.125)
+        rows.append(context.transpose(1, 2).reshape(len(text), -1))
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@settings(max_examples=20, deadline=None)
+@given(lengths=st.lists(st.integers(1, 150), min_size=1, max_size=6), size=st.floats(0.01, 2))
+def test_attention_is_pytorchs(compiled: Kernels, dtype: torch.dtype, lengths: list[int], size: float) -> None:
+    """Texts of any lengths side by side, each attending to itself alone."""
+    qkv = (size * torch.randn(sum(lengths), 3 * HEADS * kernels.HEAD_WIDTH)).to(dtype)
+    out = torch.full((sum(lengths), HEADS * kernels.HEAD_WIDTH), torch.nan, dtype=dtype)
+    compiled.attend(qkv, torch.tensor([0, *lengths]).cumsum(0), HEADS, 0.125, out)
+    atol = ROUNDING[dtype] * max(1.0, size) ** 3  # rounding of the scores, which grow with its square, times a value
+    torch.testing.assert_close(out.double(), attended(qkv, lengths), atol=atol, rtol=ROUNDING[dtype])
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_long_texts_and_several_threads(compiled: Kernels) -> None:
+    """1,024 tokens, the heads shared out among threads."""
+    qkv = torch.randn(1024 + 300, 3 * HEADS * kernels.HEAD_WIDTH)
+    out = torch.empty(len(qkv), HEADS * kernels.HEAD_WIDTH)
+    compiled.attend(qkv, torch.tensor([0, 1024, 1324]), HEADS, 0.125, out)
+    torch.testing.assert_close(out.double(), attended(qkv, [1024, 300]), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("threads", ["one", "two"])
+def test_gelu_is_pytorchs(compiled: Kernels, dtype: torch.dtype, threads: str, request: pytest.FixtureRequest) -> None:
+    """Values of every size, infinities too, in place; a NaN stays one."""
+    if threads == "two":
+        request.getfixturevalue("two_threads")
+    x = torch.cat([torch.linspace(-12, 12, 300_001), torch.tensor([-1e30, 1e30, torch.inf, -3e4, 0.0])])[None].to(dtype)
+    wanted = F.gelu(x.double(), approximate="tanh")
+    found = compiled.gelu(x.clone())
+    torch.testing.assert_close(found, wanted.to(dtype), atol=5e-7, rtol=2e-6 if dtype == torch.float32 else 0.008)
+    assert compiled.gelu(torch.tensor([[1.0, torch.nan]], dtype=dtype)).isnan().tolist() == [[False, True]]
+
+
+def test_a_row_is_quantised_by_its_own_scale(compiled: Kernels) -> None:
+    """Each value within half a step of itself, whatever else the matrix holds; rows of zeros stay zeros."""
+    x = torch.randn(7, 100) * torch.logspace(-3, 3, 7)[:, None]
+    x[3] = 0
+    q, scales = compiled.quantise(x, 127)
+    assert ((q.float() - 128) * scales[:, None] - x).abs().le(0.501 * scales[:, None]).all()
+    torch.testing.assert_close(scales, x.abs().amax(1).clamp_min(1e-12) / 127)
+    alone, _ = compiled.quantise(x[2:3], 127)
+    assert alone.equal(q[2:3])
+
+
+@pytest.mark.parametrize("levels", [127, 255])
+def test_gelu_to_8_bits(compiled: Kernels, levels: int) -> None:
+    """Scale, bias, GELU and quantising in one pass give what they give one after the other, within half a step."""
+    product, scales, bias = 5 * torch.randn(9, 130), torch.rand(9) + 0.1, torch.randn(130)
+    wanted = F.gelu(product.double() * scales[:, None] + bias, approximate="tanh")
+    q, new = compiled.gelu_quantise(product.clone(), scales, bias, levels)
+    assert q.max() <= levels
+    assert (q * new[:, None] - GELU_FLOOR - wanted).abs().le(0.505 * new[:, None]).all()
+
+
+def test_products_are_rescaled(compiled: Kernels) -> None:
+    """Into a matrix, or onto what it holds."""
+    product, scales, bias, out = torch.randn(5, 33), torch.rand(5), torch.randn(33), torch.randn(5, 33)
+    wanted = product * scales[:, None] + bias
+    torch.testing.assert_close(compiled.rescale(product, scales, bias, out.clone(), adds=True), out + wanted)
+    torch.testing.assert_close(compiled.rescale(product, scales, bias, out.clone(), adds=False), wanted)
+
+
+def test_a_nan_is_not_quantised_away(compiled: Kernels) -> None:
+    """A damaged model must not look sound: its row's scale is NaN."""
+    x = torch.ones(2, 40)
+    x[1, 7] = torch.nan
+    assert compiled.quantise(x, 127)[1].isnan().tolist() == [False, True]
+    _, scales = compiled.gelu_quantise(x.clone(), torch.ones(2), torch.zeros(40), 255)
+    assert scales.isnan().tolist() == [False, True]
+    out = torch.empty(2, HEADS * kernels.HEAD_WIDTH)
+    qkv = torch.ones(2, 3 * HEADS * kernels.HEAD_WIDTH)
+    qkv[1, 5] = torch.nan
+    compiled.attend(qkv, torch.tensor([0, 1, 2]), HEADS, 0.125, out)
+    assert out[0].isfinite().all()
+    assert out[1, : kernels.HEAD_WIDTH].isnan().all()
+
+
+def test_what_c_would_misread_is_refused(compiled: Kernels) -> None:
+    """Strided tensors and other types are errors, not wrong answers."""
+    with pytest.raises(TypeError, match=r"dense torch.float32"):
+        compiled.quantise(torch.ones(4, 6)[:, ::2], 127)
+    with pytest.raises(TypeError, match=r"dense torch.float32, got torch.float64"):
+        compiled.gelu(torch.ones(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_an_engine_without_kernels_answers_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """Where nothing was compiled, PyTorch's operations give the same logits, at the precision's rounding."""
+    write_tiny_checkpoint(tmp_path, n_embd=128, n_head=2)
+    checkpoint = read_checkpoint(tmp_path)
+    ids = [[(7 * row + place) % 50 for place in range(length)] for row, length in enumerate([1, 3, 3, 20, 31, 32])]
+    assert kernels.KERNELS is not None
+    wanted = Engine(checkpoint, precision=precision).logits(ids)
+    for module in (attention, gelu, quantise):
+        monkeypatch.setattr(module, "KERNELS", None)
+    found = Engine(checkpoint, precision=precision).logits(ids)
+    np.testing.assert_allclose(found, wanted, atol={"fp32": 1e-5, "bf16": 0.03, "int8": 0.03}[precision])
