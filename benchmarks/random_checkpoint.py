@@ -26,7 +26,7 @@ def add_shape(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--channels", type=int, default=768)
     parser.add_argument("--vocabulary", type=int, default=50257, help="rows of the embedding")
     parser.add_argument("--labels", type=int, default=64)
-    parser.add_argument("--max-length", type=int, default=256)
+    parser.add_argument("--max-length", type=int, default=1024)
 
 
 def write_checkpoints(shape: argparse.Namespace, texts: Sequence[str], ours: Path, theirs: Path) -> Tokenizer:

@@ -4,7 +4,8 @@ All answer the same Debian texts with the same random weights of GPT-2's shape. 
 of the same texts, so that every figure is of the same tokens. ``server_over_engine`` is the server at its best point
 against the engine in batches of 64. ``added_latency_ms`` is what the server adds to one text alone, as perf_analyzer
 sees it; ``added_latency_client_ms`` holds our client's own milliseconds too. All are medians of turns. ``ratio_*``
-compare servers under one load, 16 clients with single texts, each peer in the best of its configurations. The queue's
+compare servers under one load, 16 clients with single texts, each peer in the best of its configurations.
+``ratio_short_beside_long`` is how much longer 63 short texts wait when one of 1,024 tokens comes with them. The queue's
 timeout is lifted in the served copy: full queues are measured here, not shedding.
 """
 
@@ -73,6 +74,7 @@ def main(options: Sequence[str] | None = None) -> None:
         "added_latency_ms": added.get("perf_analyzer"),
         "added_latency_client_ms": added.get("client"),
         **{f"ratio_{name}": round(same_load["texts_s"] / peer["texts_s"], 2) for name, peer in peers.items()},
+        "ratio_short_beside_long": product["short_texts_beside_a_long_one"]["ratio"],
         "startup_s": startup["median"],
     }
     details = {

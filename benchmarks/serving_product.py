@@ -21,6 +21,7 @@ from tests.e2e.served import ROOT, VENV, Served
 
 ENGINE_BATCH = 64  # config.pbtxt's max_batch_size
 PEER_CLIENTS = 16
+SHORT_TEXTS = 63  # with a long one they fill a batch
 
 Engine = Callable[[Sequence[list[str]]], Load]
 Point = Callable[[Sequence[str], int, int, int], Load]  # texts, texts a request, clients, passes
@@ -60,6 +61,7 @@ def measure_product(
         rate = engine(requests_of(texts[:fewest], ENGINE_BATCH, 1)).texts_s
         latency = _added_latency(engine, loads, texts[: settings.latency_texts], settings.repeats)
         rates = (rate, latency["rounds"]["engine"][0]["texts_s"])
+        beside_long = _beside_long_text(http, texts, settings.repeats)
         points = [
             _measure_point(name, load, size, clients, _texts_of_point(texts, fewest, size, clients), rates, settings)
             for size in settings.texts_a_request
@@ -83,6 +85,7 @@ def measure_product(
         "server_over_engine": statistics.median(ratios),
         "server_over_engine_all": ratios,
         "latency": latency,
+        "short_texts_beside_a_long_one": beside_long,
         "engine": median_load(alone),
         "server": {name: best[name] for name in ("load", "texts_a_request", "clients")} | median_load(server),
         "points": points,
@@ -137,6 +140,20 @@ def _added_latency(engine: Engine, loads: dict[str, Point], texts: Sequence[str]
         "added_ms_all": added,
         "rounds": {name: [asdict(load) for load in measured] for name, measured in rounds.items()},
     }
+
+
+def _beside_long_text(http: str, texts: Sequence[str], repeats: int) -> dict[str, Any]:
+    """What short texts wait longer for when one of the model's greatest length comes first: median latencies' ratio."""
+    short = [[text] for text in sorted(dict.fromkeys(texts), key=len)[:SHORT_TEXTS]]
+    long = [" ".join(texts)[:20_000]]  # cut by the model
+    ratios, waits = [], []
+    for _ in range(repeats):
+        alone = drive(lambda: _our_client(http), short, len(short))
+        beside = drive(lambda: _our_client(http), [long, *short], len(short) + 1)
+        waits.append([alone.p50_ms, beside.p50_ms])
+        ratios.append(round(beside.p50_ms / alone.p50_ms, 2))
+    print(f"short texts beside a long one: {ratios} times as long", flush=True)
+    return {"ratio": statistics.median(ratios), "ratio_all": ratios, "p50_ms_alone_and_beside": waits}
 
 
 @contextmanager

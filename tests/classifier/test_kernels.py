@@ -1,4 +1,4 @@
-"""The C kernels compute what PyTorch does, on every CPU that they were compiled for, and so does the engine without them."""
+"""The C kernels compute what PyTorch does, for every CPU they were compiled for; so does the engine without them."""
 
 from __future__ import annotations
 
