@@ -238,7 +238,7 @@ def _plot(mixes: dict[str, dict[str, dict[str, Any]]]) -> Figure:
         right.bar(at, [mixes[mix][name]["tok_s"] for mix in lengths], width, label=name, color=shades(place))
     right.set_xticks(range(len(lengths)), [f"{length} tokens" for length in lengths])
     right.set(title="Texts of one length", ylabel="tokens/s")
-    right.legend(frameon=False, fontsize=8)
+    right.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     return figure
