@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import re
 import resource
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import IO
 
 from polyhead.connections import close_idle_connections, keep_out
+
+log = logging.getLogger("polyhead.serve")
 
 SHARED_MEMORY = Path("/dev/shm")
 ERRORS_KEPT = 10
@@ -116,20 +119,22 @@ class ServerProcess:
         return None
 
     def stop(self) -> bool:
-        """Lets it finish what it has accepted, then removes every trace of it; whether it ended by itself."""
-        ended = True
+        """Lets it finish what it has accepted, then removes every trace of it; False if it did not finish."""
+        code: int | None = 0
         if self._process is not None and self._process.poll() is None:
-            keep_out(self._process.pid, self._http_port)
+            if not keep_out(self._process.pid, self._http_port):
+                log.warning("the kernel lets nobody reach into the server: connections that stay open hold up its end")
             time.sleep(ACCEPT_S)
             self._process.terminate()
             # Triton waits for connections to end, also for those on which nothing happens.
             deadline = time.monotonic() + self._exit_timeout_s + 5
-            while (ended := self._process.poll() is not None) is False and time.monotonic() < deadline:
+            while (code := self._process.poll()) is None and time.monotonic() < deadline:
                 close_idle_connections(self._process.pid, self._http_port)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(0.1)
         self.kill()
-        return ended
+        # Below 0 is a signal: it breaks under requests when its patience with connections ends. Above, they were idle.
+        return code is not None and code >= 0
 
     def kill(self) -> None:
         """Ends the whole group at once and removes its shared memory."""
