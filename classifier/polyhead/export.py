@@ -65,14 +65,14 @@ def check_name(name: str) -> None:
         raise RepositoryError(f"name {name!r}: a model name is letters, digits, '_', '-' and '.'")
 
 
-def prove(checkpoint: Path, precision: str) -> Predictor:
-    """The checkpoint at that precision, once all golden answers were right there and in fp32.
+def prove(checkpoint: Path, precision: str | None) -> Predictor:
+    """The checkpoint at that precision (None: the environment's, or auto), once all golden answers were right there and in fp32.
 
     Raises:
         CheckpointError: it is damaged.
         ToleranceError: its engine scores leave the tolerance.
     """
-    predictor = Predictor.load(checkpoint, precision=precision)
+    predictor = Predictor.load(checkpoint, precision=precision or os.environ.get("POLYHEAD_PRECISION", "auto"))
     check_golden(predictor)
     if predictor.precision != "fp32":
         check_golden(Predictor.load(checkpoint, precision="fp32"))
