@@ -66,7 +66,7 @@ def check_name(name: str) -> None:
 
 
 def prove(checkpoint: Path, precision: str | None) -> Predictor:
-    """The checkpoint at that precision (None: the environment's, or auto), once all golden answers were right there and in fp32.
+    """The checkpoint at that precision, or the environment's, once all golden answers were right there and in fp32.
 
     Raises:
         CheckpointError: it is damaged.
