@@ -5,6 +5,7 @@ Triton's own health endpoints stay good over a dead model process, and say nothi
 
 from __future__ import annotations
 
+import json
 import socket
 import socketserver
 import threading
@@ -14,6 +15,10 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
+
+from polyhead.blame import find_fault
+
+LARGEST_JSON = 2**20  # bytes of a body that are looked at; the proxy lets fewer through
 
 RestartReason = Literal["exit", "canary", "model_process"]
 REASONS: tuple[RestartReason, ...] = ("exit", "canary", "model_process")
@@ -91,6 +96,18 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(HTTPStatus.OK, self.server.health.metrics(), "text/plain; version=0.0.4; charset=utf-8")
             case _:
                 self._send(HTTPStatus.NOT_FOUND, "there are /live, /ready and /metrics\n")
+
+    def do_POST(self) -> None:
+        """Tells a proxy whether the request that it got 500 for is malformed: 400 and why, or 500."""
+        header_length = self.headers.get("Inference-Header-Content-Length") or None
+        size = self.headers.get("Content-Length", "")
+        if self.path != "/blame" or not size.isdecimal():
+            self._send(HTTPStatus.NOT_FOUND, "there is POST /blame, with a length\n")
+            return
+        fault = find_fault(self.rfile.read(min(int(size), LARGEST_JSON)), header_length)
+        status = HTTPStatus.INTERNAL_SERVER_ERROR if fault is None else HTTPStatus.BAD_REQUEST
+        error = {"error": fault or "the server failed to answer; see its log"}
+        self._send(status, json.dumps(error), "application/json")
 
     do_HEAD = do_GET  # noqa: N815 # the name that http.server looks for
 

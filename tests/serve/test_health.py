@@ -26,11 +26,11 @@ def place(health: Health) -> Iterator[tuple[str, int]]:
         yield "127.0.0.1", port
 
 
-def get(place: tuple[str, int], path: str, method: str = "GET") -> tuple[int, str]:
+def get(place: tuple[str, int], path: str, method: str = "GET", body: bytes | None = None) -> tuple[int, str]:
     """Status and text."""
     connection = http.client.HTTPConnection(*place, timeout=5)
     try:
-        connection.request(method, path)
+        connection.request(method, path, body)
         response = connection.getresponse()
         return response.status, response.read().decode()
     finally:
@@ -77,3 +77,14 @@ def test_a_silent_client_holds_nobody_up(health: Health, place: tuple[str, int])
     """A connection on which nothing is sent keeps neither other probes nor the end waiting."""
     with socket.create_connection(place):
         assert get(place, "/live")[0] == 200
+
+
+def test_blame_tells_a_proxy_who_is_at_fault(health: Health, place: tuple[str, int]) -> None:
+    """400 for a request that nobody could read, 500 for one that should have been answered."""
+    assert get(place, "/blame", "POST", b"{")[0] == 400
+    tensor = b'{"name": "TEXT", "datatype": "BYTES", "shape": [1, 1], "data": ["x"]}'
+    assert get(place, "/blame", "POST", b'{"inputs": [' + tensor + b"]}") == (
+        500,
+        '{"error": "the server failed to answer; see its log"}',
+    )
+    assert get(place, "/ready", "POST", b"{}")[0] == 404
