@@ -10,7 +10,7 @@ import socket
 import socketserver
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,9 +25,14 @@ REASONS: tuple[RestartReason, ...] = ("exit", "canary", "model_process")
 
 
 class Health:
-    """The supervisor's state; written by the supervisor, read by probes in threads of their own."""
+    """The supervisor's state; written by the supervisor, read by probes in threads of their own.
 
-    def __init__(self) -> None:
+    Args:
+        is_broken: whether the server is known, right now, to have lost a process.
+    """
+
+    def __init__(self, is_broken: Callable[[], bool] = lambda: False) -> None:
+        self._is_broken = is_broken
         self._lock = threading.Lock()
         self._wrong: str | None = "starting"
         self._draining = False
@@ -40,6 +45,10 @@ class Health:
         """Why no traffic should come, or None."""
         with self._lock:
             return "draining" if self._draining else self._wrong
+
+    def may_come_again(self) -> bool:
+        """Whether a request that failed just now failed because the server must be, or is being, restarted."""
+        return self.not_ready is not None or self._is_broken()
 
     def canary(self, wrong: str | None, seconds: float) -> None:
         """Takes what a canary of the running server said, and how long it took."""
@@ -98,16 +107,18 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(HTTPStatus.NOT_FOUND, "there are /live, /ready and /metrics\n")
 
     def do_POST(self) -> None:
-        """Tells a proxy whether the request that it got 500 for is malformed: 400 and why, or 500."""
+        """Tells a proxy what a request that got 500 should get: 400 and why, 503 to come again, or 500 indeed."""
         header_length = self.headers.get("Inference-Header-Content-Length") or None
         size = self.headers.get("Content-Length", "")
         if self.path != "/blame" or not size.isdecimal():
             self._send(HTTPStatus.NOT_FOUND, "there is POST /blame, with a length\n")
             return
-        fault = find_fault(self.rfile.read(min(int(size), LARGEST_JSON)), header_length)
-        status = HTTPStatus.INTERNAL_SERVER_ERROR if fault is None else HTTPStatus.BAD_REQUEST
-        error = {"error": fault or "the server failed to answer; see its log"}
-        self._send(status, json.dumps(error), "application/json")
+        status, error = HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed to answer; see its log"
+        if fault := find_fault(self.rfile.read(min(int(size), LARGEST_JSON)), header_length):
+            status, error = HTTPStatus.BAD_REQUEST, fault
+        elif self.server.health.may_come_again():
+            status, error = HTTPStatus.SERVICE_UNAVAILABLE, "the server is being restarted; come again later"
+        self._send(status, json.dumps({"error": error}), "application/json")
 
     do_HEAD = do_GET  # noqa: N815 # the name that http.server looks for
 
@@ -116,8 +127,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
-        if status == HTTPStatus.SERVICE_UNAVAILABLE:
-            self.send_header("Retry-After", "1")
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)

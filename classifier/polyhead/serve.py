@@ -145,7 +145,7 @@ def run_server(settings: argparse.Namespace, install: TritonInstall, run: str, k
         http_port=settings.http_port,
         exit_timeout_s=settings.exit_timeout_s,
     )
-    health, stop = Health(), Stop()
+    health, stop = Health(server.is_broken), Stop()
     timing = Timing(
         settings.startup_timeout_s, settings.probe_interval_s, settings.canary_timeout_s, settings.canary_failures
     )

@@ -7,6 +7,7 @@ import gzip
 import http.client
 import json
 import os
+import signal
 import socket
 import subprocess
 import threading
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from polyhead_client import Client, Tls
+from polyhead_client import Client, RetryPolicy, Tls
 from tests.e2e.proxied import KEY, Proxied
 from tests.e2e.served import ROOT, Served, infer_json, json_body
 from tests.tiny import TEXTS
@@ -309,3 +310,28 @@ def test_a_bad_key_file_is_refused(tmp_path: Path, keys: str, reason: str) -> No
     done = subprocess.run(render, env={**os.environ, **variables}, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert reason in done.stderr
+
+
+def test_a_dead_model_process_costs_a_patient_client_nothing(repository: Path) -> None:
+    """Until the server is restarted, requests get 503 and when to come again, never 500: the SDK is answered."""
+    with Served(repository) as served, Proxied(INFERENCE=served.url("http"), PROBE=served.url("probe")) as proxied:
+        stop, found = threading.Event(), set()
+
+        def ask() -> None:
+            while not stop.is_set():
+                found.add(proxied.ask(INFER, BODY)[0])
+
+        retry = RetryPolicy(max_attempts=20, base_s=0.5, budget=1.0)
+        client = Client(
+            f"https://localhost:{proxied.port}", api_key=KEY, tls=Tls(ca_file=proxied.certificate), retry=retry
+        )
+        with client:
+            before = client.classify(TEXTS[:3])
+            asking = threading.Thread(target=ask)
+            asking.start()
+            os.kill(served.model_processes()[0], signal.SIGKILL)
+            assert client.classify(TEXTS[:3], timeout_s=60) == before
+            stop.set()
+            asking.join(30)
+    assert found <= {200, 503}
+    assert 503 in found

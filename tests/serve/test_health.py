@@ -80,11 +80,15 @@ def test_a_silent_client_holds_nobody_up(health: Health, place: tuple[str, int])
 
 
 def test_blame_tells_a_proxy_who_is_at_fault(health: Health, place: tuple[str, int]) -> None:
-    """400 for a request that nobody could read, 500 for one that should have been answered."""
-    assert get(place, "/blame", "POST", b"{")[0] == 400
+    """400 for what nobody could read; for the rest 503 while the server is broken or not ready, else 500."""
     tensor = b'{"name": "TEXT", "datatype": "BYTES", "shape": [1, 1], "data": ["x"]}'
-    assert get(place, "/blame", "POST", b'{"inputs": [' + tensor + b"]}") == (
-        500,
-        '{"error": "the server failed to answer; see its log"}',
-    )
+    good = b'{"inputs": [' + tensor + b"]}"
+    assert get(place, "/blame", "POST", b"{")[0] == 400
+    assert get(place, "/blame", "POST", good)[0] == 503
+    health.canary(None, 0.1)
+    assert get(place, "/blame", "POST", good) == (500, '{"error": "the server failed to answer; see its log"}')
+    assert get(place, "/blame", "POST", b"{")[0] == 400
     assert get(place, "/ready", "POST", b"{}")[0] == 404
+    broken = Health(lambda: True)
+    broken.canary(None, 0.1)
+    assert broken.may_come_again()
