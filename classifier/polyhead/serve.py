@@ -20,9 +20,10 @@ from types import FrameType
 
 from polyhead.canary import Canary
 from polyhead.errors import PolyheadError
-from polyhead.health import Health, probe_port
+from polyhead.health import Health
 from polyhead.leftovers import backends_of, remove_leftovers, run_of_ones_own
 from polyhead.log_lines import pass_on, set_up_logging, to_json
+from polyhead.probe_port import probe_port
 from polyhead.repository import models_with_checkpoint
 from polyhead.serve_options import ADMIN_HEADER, LOG_FLAGS, RESTRICTED, admin_key, check_ports, parse
 from polyhead.server_process import CPU_NOISE, STACK_BYTES, ServerProcess, stack_bytes

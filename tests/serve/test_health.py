@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from polyhead.health import Health, probe_port
+from polyhead.health import Health
+from polyhead.probe_port import probe_port
 
 
 @pytest.fixture
@@ -89,6 +90,7 @@ def test_blame_tells_a_proxy_who_is_at_fault(health: Health, place: tuple[str, i
     assert get(place, "/blame", "POST", good) == (500, '{"error": "the server failed to answer; see its log"}')
     assert get(place, "/blame", "POST", b"{")[0] == 400
     assert get(place, "/ready", "POST", b"{}")[0] == 404
+    assert get(place, "/blame", "POST", b"{" + b"x" * 5_000_000)[0] == 400
     broken = Health(lambda: True)
     broken.canary(None, 0.1)
     assert broken.may_come_again()
