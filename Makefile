@@ -22,6 +22,7 @@ demo: ## Data, training, export, server, answers and a verified load test: the w
 .PHONY: test
 test: ## All tests, with a real tritonserver in tests/e2e
 	@$(MAKE) --no-print-directory setup
+	@$(MAKE) --no-print-directory .operations/.ready
 	$(PY) -m pytest
 
 .PHONY: lint
@@ -88,7 +89,7 @@ bench-client: $(CHECKPOINT)/config.json .venv-triton/.ready .venv-peers/perf_ana
 
 .PHONY: clean
 clean: ## Remove environments, data, checkpoints and caches
-	rm -rf .venv .venv-triton .venv-peers .venv-infinity data runs $(REPOSITORY)/*/*/checkpoint $(REPOSITORY)/*/labels.txt
+	rm -rf .venv .venv-triton .venv-peers .venv-infinity .operations data runs $(REPOSITORY)/*/*/checkpoint $(REPOSITORY)/*/labels.txt
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/.ready: constraints.txt setup/requirements.txt setup/venv.sh */pyproject.toml
@@ -110,6 +111,10 @@ clean: ## Remove environments, data, checkpoints and caches
 
 .venv-infinity/.ready: setup/requirements-infinity.txt setup/venv.sh
 	CONSTRAINTS=/dev/null setup/venv.sh .venv-infinity setup/requirements-infinity.txt
+	@touch $@
+
+.operations/.ready: setup/operations.sh setup/apt.sh | .venv/.ready
+	setup/operations.sh .operations .venv
 	@touch $@
 
 data/debian/train.jsonl: | .venv/.ready
