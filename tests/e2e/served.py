@@ -33,12 +33,12 @@ def serve_command() -> list[str]:
 
 
 def free_ports() -> dict[str, int]:
-    """Three ports that nobody listens on."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+    """Four ports that nobody listens on."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(4)]
     ports = [one.getsockname()[1] for one in sockets]
     for one in sockets:
         one.close()
-    return dict(zip(("http", "grpc", "metrics"), ports, strict=True))
+    return dict(zip(("http", "grpc", "metrics", "probe"), ports, strict=True))
 
 
 def port_options(ports: dict[str, int]) -> list[str]:
@@ -53,11 +53,13 @@ class Served:
         environment: what it has beside this process's.
 
     Attributes:
+        repository: what it serves.
         ports: by protocol.
         lines: what it has printed so far, stdout and stderr.
     """
 
     def __init__(self, repository: Path, *options: str, environment: Mapping[str, str] = ONE_THREAD) -> None:
+        self.repository = repository
         self.ports = free_ports()
         arguments = ["--repository", str(repository), *port_options(self.ports), *options]
         self.lines: list[str] = []
@@ -94,7 +96,7 @@ class Served:
     def wait_until_ready(self, times: int) -> None:
         """Waits for the line ``ready …`` to have been printed so many times."""
         deadline = time.monotonic() + READY_TIMEOUT_S
-        while sum(line.startswith("ready ") for line in self.lines) < times:
+        while sum("ready http=" in line for line in self.lines) < times:
             assert self.process.poll() is None, f"it ended with {self.process.returncode}:\n{''.join(self.lines)}"
             assert time.monotonic() < deadline, f"not ready in {READY_TIMEOUT_S} s:\n{''.join(self.lines)}"
             time.sleep(0.05)
