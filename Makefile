@@ -8,6 +8,7 @@ USERS ?= 8
 DURATION ?= 60s
 DEVICE ?= cpu
 HOST ?= http://localhost:8000
+BUILDAH ?=
 
 .PHONY: help
 help: ## List the commands
@@ -61,6 +62,10 @@ serve: .venv-triton/.ready ## Serve the model repository on loopback until Ctrl-
 loadtest: .venv/.ready ## Load-test a running server, every answer verified: USERS= DURATION= HOST= CHECKPOINT=
 	$(PY) -m locust -f loadtest/locustfile.py --headless --host $(HOST) -u $(USERS) -r $(USERS) -t $(DURATION) \
 	  --golden $(CHECKPOINT)/golden.jsonl
+
+.PHONY: image-check
+image-check: $(REPOSITORY)/gpt2_classifier/1/checkpoint/config.json ## Build the server's image without a registry and ask it: 5 minutes, root, buildah, debootstrap; BUILDAH=
+	deploy/containers/check.sh $(REPOSITORY) $(BUILDAH)
 
 .PHONY: bench-training
 bench-training: data/debian/train.jsonl ## Training speed beside transformers' Trainer: 10 minutes on 2 cores

@@ -31,18 +31,20 @@ GROUPS = (
 PLAIN = {"str": "string", "int": "integer", "float": "number", "bool": "boolean", "object": "object"}
 
 
-def check_kubernetes(resource: dict[str, Any], version: str) -> None:
+def check_kubernetes(resources: list[dict[str, Any]], version: str) -> None:
     """Raises jsonschema's ValidationError for what this version of Kubernetes would refuse or drop."""
-    kubernetes_validate.validate(resource, version, strict=True)
+    for resource in resources:
+        kubernetes_validate.validate(resource, version, strict=True)
 
 
-def check_kserve(resource: dict[str, Any]) -> None:
+def check_kserve(resources: list[dict[str, Any]]) -> None:
     """The same for KServe's resources."""
-    group, _, version = resource["apiVersion"].partition("/")
-    assert group == "serving.kserve.io"
-    schema = {"$ref": f"#/$defs/{version.capitalize()}{resource['kind']}", "$defs": kserve_types()}
     registry = Resource.from_contents(kubernetes_types()) @ Registry()
-    jsonschema.Draft202012Validator(schema, registry=registry).validate(resource)
+    for resource in resources:
+        group, _, version = resource["apiVersion"].partition("/")
+        assert group == "serving.kserve.io"
+        schema = {"$ref": f"#/$defs/{version.capitalize()}{resource['kind']}", "$defs": kserve_types()}
+        jsonschema.Draft202012Validator(schema, registry=registry).validate(resource)
 
 
 @cache
@@ -58,7 +60,9 @@ def kserve_types() -> dict[str, Any]:
     if not KSERVE_MODELS.is_dir():
         pytest.fail(f"{KSERVE_MODELS}: missing; run `make test`, which fetches it", pytrace=False)
     files = [path.read_text(encoding="utf-8") for path in sorted(KSERVE_MODELS.glob("v1*.py"))]
-    types = {node.name: as_schema(node) for text in files for node in ast.parse(text).body if isinstance(node, ast.ClassDef)}
+    types = {
+        node.name: as_schema(node) for text in files for node in ast.parse(text).body if isinstance(node, ast.ClassDef)
+    }
     for name in set(re.findall(r"'#/\$defs/(\w+)'", str(types))) - types.keys():
         types[name] = from_kubernetes(re.sub("^V[12]", "", name))
     return types
