@@ -23,7 +23,7 @@ demo: ## Data, training, export, server, answers and a verified load test: the w
 .PHONY: test
 test: ## All tests, with a real tritonserver in tests/e2e
 	@$(MAKE) --no-print-directory setup
-	@$(MAKE) --no-print-directory .operations/.ready
+	@$(MAKE) --no-print-directory .nginx/.ready .operations/.ready
 	$(PY) -m pytest
 
 .PHONY: lint
@@ -94,7 +94,7 @@ bench-client: $(CHECKPOINT)/config.json .venv-triton/.ready .venv-peers/perf_ana
 
 .PHONY: clean
 clean: ## Remove environments, data, checkpoints and caches
-	rm -rf .venv .venv-triton .venv-peers .venv-infinity .operations data runs $(REPOSITORY)/*/*/checkpoint $(REPOSITORY)/*/labels.txt
+	rm -rf .nginx .venv .venv-triton .venv-peers .venv-infinity .operations data runs $(REPOSITORY)/*/*/checkpoint $(REPOSITORY)/*/labels.txt
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/.ready: constraints.txt setup/requirements.txt setup/venv.sh */pyproject.toml
@@ -104,6 +104,10 @@ clean: ## Remove environments, data, checkpoints and caches
 .venv-triton/.ready: constraints.txt setup/requirements-triton.txt setup/venv.sh setup/libpython.sh classifier/pyproject.toml
 	setup/venv.sh .venv-triton setup/requirements-triton.txt
 	setup/libpython.sh .venv-triton
+	@touch $@
+
+.nginx/.ready: setup/nginx.sh setup/apt.sh
+	setup/nginx.sh .nginx
 	@touch $@
 
 .venv-peers/.ready: constraints.txt setup/requirements-peers.txt setup/requirements.txt setup/venv.sh */pyproject.toml

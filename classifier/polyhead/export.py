@@ -17,6 +17,9 @@ from polyhead.checkpoint import swap
 from polyhead.errors import PolyheadError, RepositoryError
 from polyhead.gate import check_golden
 from polyhead.predictor import Predictor
+from polyhead.repository import remove_version
+
+STAGING = ".staging-"
 
 
 def export_checkpoint(
@@ -44,33 +47,50 @@ def export_checkpoint(
         RepositoryError: that version holds a checkpoint and `replace` is off.
     """
     checkpoint, repository = Path(checkpoint), Path(repository)
-    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or name.startswith("."):
-        raise RepositoryError(f"name {name!r}: a model name is letters, digits, '_', '-' and '.'")
+    check_name(name)
     if version < 1:
         raise RepositoryError(f"version {version}: must be 1 or more")
     model = repository / name
     target = model / str(version)
     if (target / "checkpoint").exists() and not replace:
         raise RepositoryError(f"{target}: holds a checkpoint already; take another --version, or --replace it")
-    predictor = Predictor.load(checkpoint, precision=precision)
-    check_golden(predictor)
-    if predictor.precision != "fp32":
-        check_golden(Predictor.load(checkpoint, precision="fp32"))
-    try:
-        _install(checkpoint, predictor.schema.column_names(), model, target)
-    except OSError as error:
-        raise RepositoryError(f"{model}: cannot be written ({error}); nothing was exported") from error
+    predictor = prove(checkpoint, precision)
+    install_version(checkpoint, predictor.schema.column_names(), model, version)
     return target
 
 
-def _install(checkpoint: Path, columns: list[str], model: Path, target: Path) -> None:
-    """Copies everything beside its place, then renames: the version first, then what all versions share."""
-    template = _template()
+def check_name(name: str) -> None:
+    """Raises RepositoryError if a model cannot be called so."""
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or name.startswith("."):
+        raise RepositoryError(f"name {name!r}: a model name is letters, digits, '_', '-' and '.'")
+
+
+def prove(checkpoint: Path, precision: str | None) -> Predictor:
+    """The checkpoint at that precision, or the environment's, once all golden answers were right there and in fp32.
+
+    Raises:
+        CheckpointError: it is damaged.
+        ToleranceError: its engine scores leave the tolerance.
+    """
+    predictor = Predictor.load(checkpoint, precision=precision or os.environ.get("POLYHEAD_PRECISION", "auto"))
+    check_golden(predictor)
+    if predictor.precision != "fp32":
+        check_golden(Predictor.load(checkpoint, precision="fp32"))
+    return predictor
+
+
+def install_version(checkpoint: Path, columns: list[str], model: Path, version: int) -> None:
+    """Copies everything beside its place, then renames: the version first, then what all versions share.
+
+    Raises:
+        RepositoryError: it could not be written; nothing has changed.
+    """
+    template, target = _template(), model / str(version)
     is_new = not model.exists()
-    model.mkdir(parents=True, exist_ok=True)
     try:
+        model.mkdir(parents=True, exist_ok=True)
         # In the model folder, so that a rename never crosses file systems; Triton reads numbered folders only.
-        with tempfile.TemporaryDirectory(prefix=".staging-", dir=model) as folder:
+        with tempfile.TemporaryDirectory(prefix=STAGING, dir=model) as folder:
             staging = Path(folder)
             staged = staging / "version"
             staged.mkdir()
@@ -84,10 +104,21 @@ def _install(checkpoint: Path, columns: list[str], model: Path, target: Path) ->
             swap(staged, target, staging / "old")
             for name in shared:
                 os.replace(staging / name, model / name)
-    except OSError:
+    except OSError as error:
         if is_new:
             shutil.rmtree(model, ignore_errors=True)
-        raise
+        raise RepositoryError(f"{model}: cannot be written ({error}); nothing was exported") from error
+
+
+def retire_version(model: Path, version: int) -> bool:
+    """Removes an old version; of the one that new repositories are made from, its checkpoint alone. False: was gone."""
+    folder = model / str(version)
+    if folder.resolve() != _template() / "1":
+        remove_version(model, version)
+        return True
+    if was_there := (folder / "checkpoint").exists():
+        shutil.rmtree(folder / "checkpoint")
+    return was_there
 
 
 def _template() -> Path:
