@@ -13,6 +13,7 @@ import yaml
 
 from tests.deploy.dashboard import queries
 from tests.deploy.prometheus import FOLDER, RULES, Prometheus, promtool, rules
+from tests.e2e.proxied import Proxied
 from tests.e2e.served import VENV, Served, infer_json, json_body
 from tests.tiny import TEXTS
 
@@ -20,27 +21,21 @@ SCRAPES = 4  # a rate needs two; the rules read each other
 GIVE_UP_S = 60
 
 
-def config_in_a_pod(served: Served) -> dict[str, Any]:
-    """deploy/prometheus/kubernetes.yml where discovery has found one pod, whose ports are asked directly.
+def config_in_a_pod(proxied: Proxied) -> dict[str, Any]:
+    """deploy/prometheus/kubernetes.yml where discovery has found one pod, behind its proxy.
 
     Debian's Prometheus is built without Kubernetes' discovery: what that would find is written down here, as labels of
-    a static target. The relabelling is the file's own.
+    a static target. Paths, TLS and relabelling are the file's own.
     """
     config: dict[str, Any] = yaml.safe_load((FOLDER / "kubernetes.yml").read_text(encoding="utf-8"))
     config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
-    groups = yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"]
     assert config["rule_files"] == [RULES.name]
-    assert {group["interval"] for group in groups} == {"15s"}
-    for job, port in zip(config["scrape_configs"], ("metrics", "probe"), strict=True):
-        del job["kubernetes_sd_configs"], job["scheme"], job["tls_config"]
-        found = {
-            "container_port_name": "https",
-            "phase": "Running",
-            "name": "polyhead-0",
-        }
-        labels = {f"__meta_kubernetes_pod_{name}": value for name, value in found.items()}
-        labels |= {"__meta_kubernetes_namespace": "polyhead", "__metrics_path__": "/metrics"}
-        job["static_configs"] = [{"targets": [served.url(port)], "labels": labels}]
+    found = {"container_port_name": "https", "phase": "Running", "name": "polyhead-0"}
+    labels = {f"__meta_kubernetes_pod_{name}": value for name, value in found.items()}
+    labels["__meta_kubernetes_namespace"] = "polyhead"
+    for job in config["scrape_configs"]:
+        del job["kubernetes_sd_configs"]
+        job["static_configs"] = [{"targets": [f"127.0.0.1:{proxied.port}"], "labels": labels}]
     return config
 
 
@@ -62,10 +57,11 @@ def ask(served: Served) -> None:
 def prometheus(traffic: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """One that has scraped that server some times, with requests in between."""
     folder = tmp_path_factory.mktemp("prometheus")
-    config = config_in_a_pod(traffic)
     quick = RULES.read_text(encoding="utf-8").replace("interval: 15s", "interval: 1s")
+    assert quick.count("interval: 1s") == 2
     (folder / RULES.name).write_text(quick, encoding="utf-8")
-    with Prometheus(config, folder) as running:
+    behind = {"INFERENCE": traffic.url("http"), "METRICS": traffic.url("metrics"), "PROBE": traffic.url("probe")}
+    with Proxied(**behind) as proxied, Prometheus(config_in_a_pod(proxied), folder) as running:
         deadline = time.monotonic() + GIVE_UP_S
         while not enough(running):
             assert time.monotonic() < deadline, running.api("targets")
