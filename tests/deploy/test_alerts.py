@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,28 @@ def run_scenarios(folder: Path, scenarios: dict[str, tuple[dict[str, str], int, 
 def test_each_alert_fires_when_it_should(tmp_path: Path) -> None:
     """In each scenario just those alerts fire that are expected."""
     assert not (said := run_scenarios(tmp_path, SCENARIOS)), said
+
+
+def labels_of(expression: str) -> set[str]:
+    """Those that an expression's series have: what it sums up by, or what a recorded rule does, or a target's."""
+    if by := re.search(r"\bby \(([^)]*)\)", expression):
+        return set(by[1].split(", "))
+    recorded = {rule["record"]: rule["expr"] for rule in rules("record")}
+    name = re.match(r"[\w:]+", expression)
+    assert name is not None
+    if name[0] in recorded:
+        return labels_of(recorded[name[0]])
+    return set() if name[0] == "absent" else {"namespace", "replica", "job"}
+
+
+def test_rules_are_sound() -> None:
+    """promtool's linter has nothing to say, and summaries use no label that an alert has not."""
+    result = promtool("check", "rules", "--lint=all", "--lint-fatal", RULES)
+    assert result.returncode == 0, result.stdout + result.stderr
+    for rule in rules("alert"):
+        used = set(re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"]))
+        assert used <= labels_of(rule["expr"]), rule["alert"]
+        assert rule["labels"]["severity"] in ("page", "ticket")
 
 
 def test_every_alert_has_a_scenario() -> None:

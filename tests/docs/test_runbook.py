@@ -18,6 +18,8 @@ from tests.deploy.prometheus import rules
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {name: (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("runbook.md", "deploy.md")}
 SCRIPTS = Path(sys.executable).parent
+# Names of secrets, jobs and an image, which look like commands.
+NO_COMMANDS = {"polyhead-tls", "polyhead-keys", "polyhead-supervisor", "polyhead-triton", "polyhead-model"}
 
 
 def sections() -> dict[str, str]:
@@ -52,11 +54,7 @@ def commands() -> set[tuple[str, ...]]:
     for line in both():
         for name, word in re.findall(r"(?:^|\s)(polyhead-[a-z]+)\b(?: ([a-z]+)\b(?![/.]))?", line):
             found.add((name, word) if name == "polyhead-client" and word else (name,))
-    return {command for command in found if (SCRIPTS / command[0]).exists() or command[0] not in METRIC_NAMES}
-
-
-# Names of config maps, secrets and jobs, which look like commands.
-METRIC_NAMES = {"polyhead-tls", "polyhead-keys", "polyhead-supervisor", "polyhead-triton", "polyhead-model"}
+    return {command for command in found if command[0] not in NO_COMMANDS}
 
 
 def test_every_alert_has_its_section() -> None:
@@ -89,7 +87,7 @@ def test_options_exist() -> None:
     seen = 0
     for line in both():
         match = re.match(r"\s*(polyhead-[a-z]+)\b(?: ([a-z]+)\b)?", line)
-        if match and match[1] not in METRIC_NAMES:
+        if match and match[1] not in NO_COMMANDS:
             command = (match[1], match[2]) if match[1] == "polyhead-client" and match[2] else (match[1],)
             options = re.findall(r"(?<!\S)--[a-z][a-z-]*", line)
         elif re.fullmatch(r"--[a-z-]+", line):
