@@ -64,7 +64,7 @@ loadtest: .venv/.ready ## Load-test a running server, every answer verified: USE
 	  --golden $(CHECKPOINT)/golden.jsonl
 
 .PHONY: image-check
-image-check: $(REPOSITORY)/gpt2_classifier/1/checkpoint/config.json ## Build the server's image without a registry and ask it: 5 minutes, root, buildah, debootstrap; BUILDAH=
+image-check: ## Build the CPU image without a registry and ask it, serving REPOSITORY=: 5 minutes; root, buildah, debootstrap
 	deploy/containers/check.sh $(REPOSITORY) $(BUILDAH)
 
 .PHONY: bench-training

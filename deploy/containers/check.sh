@@ -12,7 +12,7 @@ fail() {
 [ $# -ge 1 ] || fail "usage: deploy/containers/check.sh REPOSITORY [BUILDAH-OPTION...]"
 repository=$(realpath "$1")
 shift
-ls "$repository"/*/[0-9]*/checkpoint/config.json >/dev/null 2>&1 || fail "$repository: holds no checkpoint"
+ls "$repository"/*/[0-9]*/checkpoint/config.json >/dev/null 2>&1 || fail "$repository: holds no checkpoint; polyhead-export puts one in"
 [ "$(id -u)" -eq 0 ] || fail "needs root"
 for program in buildah debootstrap unshare setpriv; do
   command -v "$program" >/dev/null || fail "$program is missing"
