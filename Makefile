@@ -8,6 +8,7 @@ USERS ?= 8
 DURATION ?= 60s
 DEVICE ?= cpu
 HOST ?= http://localhost:8000
+BUILDAH ?=
 
 .PHONY: help
 help: ## List the commands
@@ -22,7 +23,7 @@ demo: ## Data, training, export, server, answers and a verified load test: the w
 .PHONY: test
 test: ## All tests, with a real tritonserver in tests/e2e
 	@$(MAKE) --no-print-directory setup
-	@$(MAKE) --no-print-directory .nginx/.ready
+	@$(MAKE) --no-print-directory .nginx/.ready .operations/.ready
 	$(PY) -m pytest
 
 .PHONY: lint
@@ -62,6 +63,10 @@ loadtest: .venv/.ready ## Load-test a running server, every answer verified: USE
 	$(PY) -m locust -f loadtest/locustfile.py --headless --host $(HOST) -u $(USERS) -r $(USERS) -t $(DURATION) \
 	  --golden $(CHECKPOINT)/golden.jsonl
 
+.PHONY: image-check
+image-check: ## Build the CPU image without a registry and ask it, serving REPOSITORY=: 5 minutes; root, buildah, debootstrap
+	deploy/containers/check.sh $(REPOSITORY) $(BUILDAH)
+
 .PHONY: bench-training
 bench-training: data/debian/train.jsonl ## Training speed beside transformers' Trainer: 10 minutes on 2 cores
 	$(PY) -m benchmarks.training
@@ -89,7 +94,7 @@ bench-client: $(CHECKPOINT)/config.json .venv-triton/.ready .venv-peers/perf_ana
 
 .PHONY: clean
 clean: ## Remove environments, data, checkpoints and caches
-	rm -rf .nginx .venv .venv-triton .venv-peers .venv-infinity data runs $(REPOSITORY)/*/*/checkpoint $(REPOSITORY)/*/labels.txt
+	rm -rf .nginx .venv .venv-triton .venv-peers .venv-infinity .operations data runs $(REPOSITORY)/*/*/checkpoint $(REPOSITORY)/*/labels.txt
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 KERNELS := classifier/hatch_build.py classifier/polyhead/engine/cpu/kernels/kernels.c
@@ -117,6 +122,10 @@ KERNELS := classifier/hatch_build.py classifier/polyhead/engine/cpu/kernels/kern
 
 .venv-infinity/.ready: setup/requirements-infinity.txt setup/venv.sh
 	CONSTRAINTS=/dev/null setup/venv.sh .venv-infinity setup/requirements-infinity.txt
+	@touch $@
+
+.operations/.ready: setup/operations.sh setup/apt.sh | .venv/.ready
+	setup/operations.sh .operations .venv
 	@touch $@
 
 data/debian/train.jsonl: | .venv/.ready

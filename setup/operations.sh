@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# setup/operations.sh FOLDER VENV: what the tests of deploy/ run beside .venv: Debian's Prometheus with promtool, and the
+# models that KServe generates from its API (kserve itself would bring a server with all its dependencies).
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+# shellcheck source=setup/apt.sh
+source "$root/setup/apt.sh"
+
+[ $# -eq 2 ] || fail "usage: setup/operations.sh FOLDER VENV"
+folder=$(realpath -m "$1")
+python=$(realpath -s "$2")/bin/python
+rm -rf "$folder"
+mkdir -p "$folder"
+apt_unpack prometheus "$folder"
+"$folder/usr/bin/promtool" --version >/dev/null 2>&1 || fail "$folder/usr/bin/promtool does not run here"
+"$python" -m pip install --disable-pip-version-check --quiet --no-deps --target "$folder/kserve" kserve==0.21.0
+echo "operations.sh: $folder is ready"

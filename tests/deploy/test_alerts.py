@@ -1,0 +1,216 @@
+"""The alerts of deploy/prometheus, each fired by promtool by what it is for, and by nothing else."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.deploy.prometheus import RULES, promtool, rules
+
+REPLICAS = ("a", "b")
+TRITON = 'job="polyhead-triton",namespace="n",replica="{}",model="m",version="1"'
+SUPERVISOR = 'job="polyhead-supervisor",namespace="n",replica="{}"'
+DAY = 24 * 60
+
+
+def triton(name: str, replica: str, labels: str = "") -> str:
+    """A series of Triton's metrics."""
+    return f"{name}{{{TRITON.format(replica)}{labels}}}"
+
+
+def supervisor(name: str, replica: str, labels: str = "") -> str:
+    """A series of the supervisor's metrics."""
+    return f"{name}{{{SUPERVISOR.format(replica)}{labels}}}"
+
+
+def failures(reason: str) -> str:
+    """Replica a's failed requests for a reason."""
+    return triton("nv_inference_request_failure", "a", f',reason="{reason}"')
+
+
+def restarts(reason: str) -> str:
+    """Replica a's restarts for a reason."""
+    return supervisor("polyhead_restarts_total", "a", f',reason="{reason}"')
+
+
+def healthy() -> dict[str, str]:
+    """Two replicas with 600 requests of one text a minute each, and a sample a minute, for two hours."""
+    series = {}
+    for replica in REPLICAS:
+        for name in ("up", "polyhead_ready"):
+            series[supervisor(name, replica)] = "1x120"
+        series[supervisor("polyhead_canary_seconds", replica)] = "0.02x120"
+        series[supervisor("polyhead_canary_failures_total", replica)] = "0x120"
+        for reason in ("exit", "canary", "model_process"):
+            series[supervisor("polyhead_restarts_total", replica, f',reason="{reason}"')] = "0x120"
+        series[f'up{{job="polyhead-triton",namespace="n",replica="{replica}"}}'] = "1x120"
+        for name in ("nv_inference_request_success", "polyhead_texts_total"):
+            series[triton(name, replica)] = "0+600x120"
+        series[triton("polyhead_tokens_total", replica)] = "0+60000x120"
+        for name in ("polyhead_truncated_texts_total", "polyhead_error_texts_total"):
+            series[triton(name, replica)] = "0x120"
+        for reason in ("BACKEND", "OTHER", "CANCELED", "REJECTED"):
+            series[triton("nv_inference_request_failure", replica, f',reason="{reason}"')] = "0x120"
+        series[triton("nv_inference_queue_duration_us", replica)] = "0+1e6x120"
+        series[triton("nv_inference_compute_infer_duration_us", replica)] = "0+2e6x120"
+        series[triton("nv_inference_queue_summary_us", replica, ',quantile="0.99"')] = "30000x120"
+    return series
+
+
+NONE_READY = {supervisor("polyhead_ready", replica): "1x59 0x60" for replica in REPLICAS}
+GONE = {name: "1x59 stale" for name in healthy() if name.startswith(("up", "polyhead_ready"))}
+YESTERDAY = {triton("polyhead_texts_total", replica): f"0+600x{DAY} {600 * DAY}+1x120" for replica in REPLICAS}
+
+# What happens: the series that differ, the minute at which to look, and what fires then; no more and no less.
+SCENARIOS: dict[str, tuple[dict[str, str], int, set[str]]] = {
+    "all is well": ({}, 110, set()),
+    "only canaries come": (
+        {triton(name, "a"): "0+12x120" for name in ("nv_inference_request_success", "polyhead_texts_total")},
+        110,
+        set(),
+    ),
+    "a replica answers no scrape": ({supervisor("up", "a"): "1x59 0x60"}, 63, {"PolyheadTargetDown"}),
+    "a scrape was missed": ({supervisor("up", "a"): "1x59 0x0 1x60"}, 63, set()),
+    "all targets are gone": (GONE, 63, {"PolyheadGone"}),
+    "all targets are down": (
+        {name: "1x59 0x60" for name in healthy() if name.startswith("up")},
+        63,
+        {"PolyheadTargetDown", "PolyheadGone"},
+    ),
+    "a replica is loading its model": ({supervisor("polyhead_ready", "a"): "1x59 0x2 1x60"}, 63, set()),
+    "a replica stays unready": ({supervisor("polyhead_ready", "a"): "1x59 0x60"}, 66, {"PolyheadNotReady"}),
+    "no replica is ready": (NONE_READY, 62, {"PolyheadNoneReady"}),
+    "one canary failed": ({supervisor("polyhead_canary_failures_total", "a"): "0x59 1x60"}, 65, set()),
+    "canaries fail now and then": (
+        {supervisor("polyhead_canary_failures_total", "a"): "0x50 1x2 2x3 3x60"},
+        60,
+        {"PolyheadCanaryFlapping"},
+    ),
+    "canaries are slow": ({supervisor("polyhead_canary_seconds", "a"): "0.02x59 4x60"}, 66, {"PolyheadCanarySlow"}),
+    "the model process died once": ({restarts("model_process"): "0x59 1x60"}, 65, {"PolyheadRestarted"}),
+    "the model process died an hour ago": ({restarts("model_process"): "0x30 1x90"}, 90, set()),
+    "restarts follow each other": (
+        {restarts("exit"): "0x50 1x4 2x4 3x60"},
+        63,
+        {"PolyheadRestarted", "PolyheadRestartLoop"},
+    ),
+    "a dead model process fails requests": ({failures("BACKEND"): "0x59 0+5x60"}, 62, {"PolyheadBackendFailures"}),
+    "callers cancel": ({failures("CANCELED"): "0+300x120"}, 110, set()),
+    "load is shed": ({failures("REJECTED"): "0x59 0+60x60"}, 70, {"PolyheadSheddingLoad"}),
+    "a few requests are shed": ({failures("REJECTED"): "0+3x120"}, 110, set()),
+    "the queue grows": (
+        {triton("nv_inference_queue_duration_us", "a"): "0+8e6x120"},
+        110,
+        {"PolyheadQueueSaturated"},
+    ),
+    "the queue's tail is long": (
+        {triton("nv_inference_queue_summary_us", "a", ',quantile="0.99"'): "3e6x120"},
+        110,
+        {"PolyheadQueueSlow"},
+    ),
+    "some texts are too long or blank": (
+        {
+            triton(name, replica): "0+6x120"
+            for name in ("polyhead_truncated_texts_total", "polyhead_error_texts_total")
+            for replica in REPLICAS
+        },
+        110,
+        set(),
+    ),
+    "texts are too long": (
+        {triton("polyhead_truncated_texts_total", replica): "0+200x120" for replica in REPLICAS},
+        110,
+        {"PolyheadTruncating"},
+    ),
+    "texts are blank": (
+        {triton("polyhead_error_texts_total", replica): "0+60x120" for replica in REPLICAS},
+        110,
+        {"PolyheadErrorTexts"},
+    ),
+    "yesterday's callers stay away": (YESTERDAY, DAY + 60, {"PolyheadNoTraffic"}),
+    "there was none yesterday either": (
+        {triton("polyhead_texts_total", replica): f"0+12x{DAY + 120}" for replica in REPLICAS},
+        DAY + 60,
+        set(),
+    ),
+}
+
+
+def unit_test(name: str, series: dict[str, str], minute: int, expected: set[str]) -> dict[str, object]:
+    """promtool's form of a scenario."""
+    everything = healthy()
+    if minute > 120:  # beyond the day only what the scenario says; else all of these would have gone
+        everything = {key: value.replace("x120", f"x{DAY + 120}") for key, value in everything.items()}
+    everything |= series
+    return {
+        "name": name,
+        "interval": "1m",
+        "input_series": [{"series": key, "values": value} for key, value in everything.items()],
+        "promql_expr_test": [
+            {
+                "expr": 'count by (alertname) (ALERTS{alertstate="firing"})',
+                "eval_time": f"{minute}m",
+                "exp_samples": [
+                    {"labels": f'{{alertname="{alert}"}}', "value": COUNTS.get((name, alert), 1)} for alert in expected
+                ],
+            }
+        ],
+    }
+
+
+# Alerts that fire once for each of several targets.
+COUNTS = {
+    ("all targets are down", "PolyheadTargetDown"): 4,
+}
+
+
+def run_scenarios(folder: Path, scenarios: dict[str, tuple[dict[str, str], int, set[str]]]) -> str:
+    """What promtool says against the scenarios, empty if nothing."""
+    file = folder / "scenarios.yml"
+    tests = [unit_test(name, *scenario) for name, scenario in scenarios.items()]
+    content = {"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": tests}
+    file.write_text(yaml.safe_dump(content, width=10_000), encoding="utf-8")
+    result = promtool("test", "rules", file)
+    return "" if result.returncode == 0 else result.stdout + result.stderr
+
+
+def test_each_alert_fires_when_it_should(tmp_path: Path) -> None:
+    """In each scenario just those alerts fire that are expected."""
+    assert not (said := run_scenarios(tmp_path, SCENARIOS)), said
+
+
+def labels_of(expression: str) -> set[str]:
+    """Those that an expression's series have: what it sums up by, or what a recorded rule does, or a target's."""
+    if by := re.search(r"\bby \(([^)]*)\)", expression):
+        return set(by[1].split(", "))
+    recorded = {rule["record"]: rule["expr"] for rule in rules("record")}
+    name = re.match(r"[\w:]+", expression)
+    assert name is not None
+    if name[0] in recorded:
+        return labels_of(recorded[name[0]])
+    return set() if name[0] == "absent" else {"namespace", "replica", "job"}
+
+
+def test_rules_are_sound() -> None:
+    """promtool's linter has nothing to say, and summaries use no label that an alert has not."""
+    result = promtool("check", "rules", "--lint=all", "--lint-fatal", RULES)
+    assert result.returncode == 0, result.stdout + result.stderr
+    for rule in rules("alert"):
+        used = set(re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"]))
+        assert used <= labels_of(rule["expr"]), rule["alert"]
+        assert rule["labels"]["severity"] in ("page", "ticket")
+
+
+def test_every_alert_has_a_scenario() -> None:
+    """None is left untried."""
+    fired = set().union(*(expected for _, _, expected in SCENARIOS.values()))
+    assert fired == {rule["alert"] for rule in rules("alert")}
+
+
+@pytest.mark.parametrize(("series", "expected"), [({}, {"PolyheadGone"}), (NONE_READY, set())])
+def test_a_wrong_expectation_is_noticed(tmp_path: Path, series: dict[str, str], expected: set[str]) -> None:
+    """The scenarios can fail: for an alert that does not fire, and for one that should not."""
+    assert "FAILED" in run_scenarios(tmp_path, {"wrong": (series, 62, expected)})
