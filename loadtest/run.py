@@ -106,7 +106,7 @@ def prepare_run(host: str, options: Any) -> Run:
     heads = read_heads(config)
     if heads is not None and heads != schema.heads:
         raise MismatchedModelError(f"{golden}: the served model's heads differ from those in {config}")
-    before = scrape(options.metrics_url) if options.metrics_url else None
+    before = scrape(options.metrics_url) if options.metrics_url and not options.worker else None
     if options.tolerance is None:
         options.tolerance = TOLERANCE[(before and precision(before, options.model)) or "fp32"]
     return Run(options, rows, schema, objectives, before=before)
