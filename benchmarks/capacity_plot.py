@@ -27,7 +27,7 @@ def plot_capacity(points: Sequence[Mapping[str, Any]], capacity: float, limits: 
     if capacity:
         client.axvline(capacity, color=CAPACITY, linewidth=1)
         client.annotate(
-            f"capacity {capacity:g} texts/s", (capacity, 1), (-4, -10), ("data", "axes fraction"), "offset points",
+            f"capacity {capacity:.0f} texts/s", (capacity, 1), (-4, -10), ("data", "axes fraction"), "offset points",
             fontsize=8, color=CAPACITY, ha="right",
         )  # fmt: skip
     for name, colour in STAGES.items():
