@@ -4,10 +4,16 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 CHECKPOINT ?= runs/debian
 REPOSITORY ?= model_repository
+GOLDEN ?= $(CHECKPOINT)/golden.jsonl
+SHAPE ?= constant
 USERS ?= 8
-DURATION ?= 60s
+RATE ?= 10
+TEXTS ?= 1
+PROTOCOL ?= http
+LOCUST ?= --headless
 DEVICE ?= cpu
-HOST ?= http://localhost:8000
+HOST ?= http://localhost:$(if $(filter grpc,$(PROTOCOL)),8001,8000)
+METRICS ?= $(if $(filter http://localhost:800%,$(HOST)),http://localhost:8002/metrics)
 BUILDAH ?=
 
 .PHONY: help
@@ -59,9 +65,14 @@ serve: .venv-triton/.ready ## Serve the model repository on loopback until Ctrl-
 	.venv-triton/bin/polyhead-serve --repository $(REPOSITORY)
 
 .PHONY: loadtest
-loadtest: .venv/.ready ## Load-test a running server, every answer verified: USERS= DURATION= HOST= CHECKPOINT=
-	$(PY) -m locust -f loadtest/locustfile.py --headless --host $(HOST) -u $(USERS) -r $(USERS) -t $(DURATION) \
-	  --golden $(CHECKPOINT)/golden.jsonl
+loadtest: .venv/.ready ## Load-test a running server, every answer verified: SHAPE= USERS= RATE= DURATION= TEXTS= OBJECTIVES= HOST= METRICS= PROTOCOL= GOLDEN= LOCUST=
+	$(PY) -m locust -f loadtest/locustfile.py --host $(HOST) --protocol $(PROTOCOL) --golden $(GOLDEN) --checkpoint $(CHECKPOINT) \
+	  --shape $(SHAPE) -u $(USERS) --rate $(RATE) --texts-per-request $(TEXTS) $(if $(DURATION),-t $(DURATION)) \
+	  $(if $(OBJECTIVES),--objectives $(OBJECTIVES)) $(if $(METRICS),--metrics-url $(METRICS)) $(LOCUST)
+
+.PHONY: capacity
+capacity: $(CHECKPOINT)/config.json data/debian/train.jsonl .venv-triton/.ready ## The highest rate at which a server of its own meets loadtest/objectives.toml: 6 minutes on 2 cores
+	$(PY) -m benchmarks.capacity --checkpoint $(CHECKPOINT)
 
 .PHONY: image-check
 image-check: ## Build the CPU image without a registry and ask it, serving REPOSITORY=: 5 minutes; root, buildah, debootstrap

@@ -49,8 +49,8 @@ def main() -> int:
         console.print(f"\nLoad: {LOAD_USERS} users for {LOAD_SECONDS} s; every answer is compared with golden.jsonl")
         code = subprocess.run(
             [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--headless", "--host", f"http://{url}",
-             "-u", str(LOAD_USERS), "-r", str(LOAD_USERS), "-t", f"{LOAD_SECONDS}s",
-             "--golden", str(CHECKPOINT / "golden.jsonl"), "--summary", str(summary)],
+             "-u", str(LOAD_USERS), "-t", f"{LOAD_SECONDS}s", "--golden", str(CHECKPOINT / "golden.jsonl"),
+             "--metrics-url", f"http://localhost:{ports[2]}/metrics", "--summary", str(summary)],
             cwd=ROOT, check=False,
         ).returncode  # fmt: skip
         load = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
@@ -130,7 +130,7 @@ def _sum_up(metrics: dict[str, Any], load: dict[str, Any]) -> None:
         table.add_row(f"{head} on the held-out tenth", values)
     if load:
         table.add_row(
-            "load", f"{load['texts_per_s']:.0f} texts/s, p50 {load['p50_ms']:.0f} ms, p95 {load['p95_ms']:.0f} ms"
+            "load", f"{load['texts_s']:.0f} texts/s, p50 {load['p50_ms']:.0f} ms, p95 {load['p95_ms']:.0f} ms"
         )
         table.add_row("answers checked", f"{load['texts']}, mismatches {load['mismatches']}, errors {load['errors']}")
     console.print(table)

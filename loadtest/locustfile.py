@@ -1,144 +1,108 @@
-"""Users that send golden texts as fast as they are answered and compare every answer.
+"""The load test as locust runs it; docs/loadtest.md says how to use it.
 
-Run from the repository's root: ``python -m locust -f loadtest/locustfile.py --headless -u 8 -r 8 -t 20s
---host http://localhost:8000 --golden PATH --summary FILE``. Exit codes: 0 everything was answered rightly,
-1 a failure or a mismatch, 2 a bad golden file or no server, before any user starts.
+``python -m locust -f loadtest/locustfile.py --headless --host http://localhost:8000 --golden PATH -u 8 -t 20s`` from
+the repository's root. Exit codes: 0 the objectives are met, 1 one is missed, 2 it was asked wrongly: a bad file or
+option, or no such server, found before any user starts.
 """
 
 from __future__ import annotations
 
-import random
 import sys
-import time
-from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
-from locust import User, constant, events, task
+from locust import events
 from locust.runners import WorkerRunner
 
-from loadtest.golden import GoldenError, GoldenRow, read_golden, read_heads
+from loadtest.golden import GoldenError
+from loadtest.objectives import ObjectivesError
 from loadtest.options import add_options
-from loadtest.summary import REQUEST_NAME, Mismatch, format_summary, summarize, write_summary
-from loadtest.verify import find_mismatches
-from polyhead_client import Client, PolyheadClientError, Prediction, RetryPolicy, Schema
+from loadtest.run import MismatchedModelError, Run, prepare_run
+from loadtest.server_metrics import MetricsError, scrape
+from loadtest.shapes import Shape
+from loadtest.summary import summarize, write_summary
+from loadtest.tables import print_summary
+from loadtest.users import CLASSES, GrpcClassifier, HttpClassifier
+from loadtest.workers import connect_workers
+from polyhead_client import PolyheadClientError
 
-MOST_NAMED = 3  # mismatches in one message
+__all__ = ["GrpcClassifier", "HttpClassifier", "Shape"]  # what locust looks for here
 
-
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """What all users share; `users` numbers them, so that each draws its own texts."""
-
-    rows: list[GoldenRow]
-    schema: Schema
-    users: Any
-
+WRONGLY_ASKED = (GoldenError, ObjectivesError, MetricsError, MismatchedModelError, PolyheadClientError)
 
 events.init_command_line_parser.add_listener(add_options)
 
 
 @events.init.add_listener
 def prepare(environment: Any, **_: Any) -> None:
-    """Reads what is expected and proves that the server can be asked for it."""
+    """Proves that the run can be made; a worker does so when its master has told it the options."""
     options = environment.parsed_options
+    environment.run = None
+    environment.user_classes = [CLASSES[options.protocol]]
+    connect_workers(environment, lambda: environment.run)
+    if isinstance(environment.runner, WorkerRunner):
+        return
     if not options.golden:
-        refuse("--golden PATH is required: the golden.jsonl of the served checkpoint")
+        refuse("--golden PATH is required: the golden.jsonl of the served checkpoint, or a file of polyhead-golden")
     if not environment.host:
         refuse("--host is required, such as http://localhost:8000")
-    try:
-        rows = read_golden(Path(options.golden))
-        with Client(environment.host, options.model, timeout_s=options.request_timeout_s) as client:
-            schema = client.schema()
-        heads = read_heads(Path(options.golden).parent / "config.json")
-    except (GoldenError, PolyheadClientError) as error:
-        refuse(str(error))
-    if schema.width != len(rows[0].scores):
-        refuse(
-            f"{options.golden}: has {len(rows[0].scores)} scores a text, the served model {schema.width}; "
-            "is it the golden.jsonl of the served checkpoint?"
-        )
-    if heads is not None and heads != schema.heads:
-        refuse(f"{options.golden}: the served model's heads differ from those in config.json beside it")
-    environment.expected = Expected(rows, schema, count())
+    if "://" not in environment.host:
+        environment.host = f"http://{environment.host}"
+    environment.run = prepare_or_refuse(environment)
     # Requests under way when the time is up are waited for: one that hangs must end as an error, not vanish.
     environment.stop_timeout = max(environment.stop_timeout or 0.0, options.request_timeout_s + 1)
 
 
+@events.test_start.add_listener
+def begin(environment: Any, **_: Any) -> None:
+    """Starts from nothing; the web page can begin one run after the other."""
+    if isinstance(environment.runner, WorkerRunner):
+        environment.user_classes = [CLASSES[environment.parsed_options.protocol]]
+        environment.run = prepare_or_refuse(environment)
+    run = environment.run
+    run.begin()
+    if run.options.metrics_url and not isinstance(environment.runner, WorkerRunner):
+        run.before, run.after = scrape(run.options.metrics_url), None
+
+
+@events.test_stop.add_listener
+def end(environment: Any, **_: Any) -> None:
+    """Reads the server's metrics again; a server that is gone by then has the errors to show for it."""
+    run = environment.run
+    if run is not None and run.before is not None and not isinstance(environment.runner, WorkerRunner):
+        try:
+            run.after = scrape(run.options.metrics_url)
+        except MetricsError as error:
+            print(f"loadtest: {error}", file=sys.stderr)
+
+
 @events.quitting.add_listener
 def conclude(environment: Any, **_: Any) -> None:
-    """Writes and prints the summary; a worker leaves that to its master."""
-    runner = environment.runner
-    if not hasattr(environment, "expected") or isinstance(runner, WorkerRunner):
+    """Draws the summary, writes it, and lets it be printed last; a worker leaves that to its master."""
+    runner, run = environment.runner, environment.run
+    if run is None or isinstance(runner, WorkerRunner):
         return
-    options = environment.parsed_options
+    runner.stop()  # after Ctrl-C, users still ask
+    if not run.started:
+        return  # a web page on which nobody began a run
     broken = sum(entry["count"] for entry in runner.exceptions.values())
-    summary = summarize(runner.stats, options.texts_per_request, broken)
+    summary = summarize(run, broken)
     environment.process_exit_code = summary.exit_code
-    print(format_summary(summary), flush=True)
-    if options.summary:
+    events.quit.add_listener(lambda **_: print_summary(summary))  # after locust's own tables
+    if run.options.summary:
         try:
-            write_summary(summary, Path(options.summary))
+            write_summary(summary, Path(run.options.summary))
         except OSError as error:
-            print(f"loadtest: {options.summary}: cannot be written ({error.strerror})", file=sys.stderr)
+            print(f"loadtest: {run.options.summary}: cannot be written ({error.strerror})", file=sys.stderr)
             environment.process_exit_code = 1
 
 
-class Classifier(User):
-    """Asks without pause, over one connection of its own."""
-
-    wait_time = constant(0)
-
-    def on_start(self) -> None:
-        """Opens the connection and seeds the draw."""
-        options = self.environment.parsed_options
-        self.expected: Expected = self.environment.expected
-        self.client = Client(
-            self.environment.host, options.model, timeout_s=options.request_timeout_s, retry=RetryPolicy(max_attempts=1)
-        )  # a failure that a retry would hide is what a load test looks for
-        self.random = random.Random(f"{options.seed} {next(self.expected.users)}")
-
-    def on_stop(self) -> None:
-        """Closes the connection, which would keep the server from exiting."""
-        self.client.close()
-
-    @task
-    def classify(self) -> None:
-        """Sends one request, times it, and then compares its answers."""
-        options = self.environment.parsed_options
-        rows = self.random.choices(self.expected.rows, k=options.texts_per_request)
-        answers: list[bytes] = []
-        exception: Exception | None = None
-        started = time.perf_counter()
-        try:
-            answers = self.client.classify_json([row.text for row in rows])
-            predictions = [Prediction.from_json(answer) for answer in answers]
-        except PolyheadClientError as error:
-            exception = error
-        elapsed_ms = 1000 * (time.perf_counter() - started)
-        if exception is None:
-            exception = self.compare(predictions, rows, options.tolerance)
-        self.environment.events.request.fire(
-            request_type="POST",
-            name=REQUEST_NAME,
-            response_time=elapsed_ms,
-            response_length=sum(len(answer) for answer in answers),
-            exception=exception,
-            context={},
-        )
-
-    def compare(self, predictions: list[Prediction], rows: list[GoldenRow], tolerance: float) -> Mismatch | None:
-        """The first few mismatches as one exception, or None."""
-        found = [
-            f"golden line {row.line}: {mismatch}"
-            for prediction, row in zip(predictions, rows, strict=True)
-            for mismatch in find_mismatches(prediction, row, self.expected.schema, tolerance)
-        ]
-        if not found:
-            return None
-        more = f"; and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
-        return Mismatch("; ".join(found[:MOST_NAMED]) + more)
+def prepare_or_refuse(environment: Any) -> Run:
+    """The run, or the end of the process."""
+    try:
+        return prepare_run(environment.host, environment.parsed_options)
+    except WRONGLY_ASKED as error:
+        refuse(str(error))
 
 
 def refuse(message: str) -> NoReturn:

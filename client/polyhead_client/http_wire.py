@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote
 
+import tritonclient.http
 from tritonclient.http import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from polyhead_client.request import Call
+from polyhead_client.request import Call, build_request
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
@@ -38,6 +39,11 @@ class HttpReply:
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
+
+
+def infer_call(model: str, rows: Sequence[bytes], output: str) -> Call:
+    """What asks a model for one output, for those who carry HTTP themselves."""
+    return Call("infer", model, "", build_request(tritonclient.http, rows, [output], {}), len(rows))
 
 
 def encode(call: Call, headers: Mapping[str, str], remaining_s: float) -> HttpRequest:

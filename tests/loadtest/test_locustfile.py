@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from polyhead_client.testing import Failure
 from tests.client.fake_triton import ANSWER, SCHEMA, SCORES, FakeTriton, serve_fake
+from tests.client.test_http import certificate, encrypted  # noqa: F401 -- certificate is a fixture
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,29 +41,22 @@ def golden(tmp_path: Path) -> Path:
     return path
 
 
+def locust_command(url: str, golden: Path | None, *arguments: str) -> tuple[list[str], dict[str, str]]:
+    """The command of a short run with two users, and its environment."""
+    command = [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--headless", "-u", "2", "-t", "1s"]
+    command += ["--host", url, *arguments]  # http:// is what a host without a scheme means
+    command += ["--golden", str(golden), "--summary", str(golden.parent / "summary.json")] if golden else []
+    paths = [str(ROOT), str(ROOT / "client"), os.environ.get("PYTHONPATH", "")]
+    return command, {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
 def run_locust(url: str, golden: Path | None, *arguments: str) -> tuple[int, str, dict[str, Any] | None]:
     """Exit code, output and summary of a short run."""
-    folder = golden.parent if golden else Path.cwd()
-    summary = folder / "summary.json"
-    command = [
-        sys.executable,
-        "-m",
-        "locust",
-        "-f",
-        "loadtest/locustfile.py",
-        "--headless",
-        "-u",
-        "2",
-        "-r",
-        "2",
-    ]
-    command += ["-t", "1s", "--host", f"http://{url}", "--summary", str(summary), *arguments]
-    command += ["--golden", str(golden)] if golden else []
-    paths = [str(ROOT), str(ROOT / "client"), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    written = json.loads(summary.read_text()) if golden and summary.is_file() else None
-    return result.returncode, result.stdout + result.stderr, written
+    command, environment = locust_command(url, golden, *arguments)
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=90, check=False)
+    written = golden.parent / "summary.json" if golden else None
+    summary = json.loads(written.read_text()) if written and written.is_file() else None
+    return result.returncode, result.stdout + result.stderr, summary
 
 
 def test_right_answers_are_exit_code_0(fake: FakeTriton, golden: Path) -> None:
@@ -68,11 +66,13 @@ def test_right_answers_are_exit_code_0(fake: FakeTriton, golden: Path) -> None:
     assert summary is not None
     assert summary["texts"] == 3 * summary["requests"] > 0
     assert (summary["mismatches"], summary["errors"], summary["exit_code"]) == (0, 0, 0)
-    assert summary["texts_per_s"] > 0
-    assert summary["p95_ms"] >= summary["p50_ms"]
-    assert "all answers agree with golden" in output
+    assert summary["tokens"] == 4 * summary["texts"]
+    assert summary["texts_s"] > 0
+    assert summary["p99_ms"] >= summary["p95_ms"] >= summary["p50_ms"] > 0
+    assert "load test: objectives met, all answers agree with the expected ones" in output
     assert list(golden.parent.glob("*.part")) == []
     assert len(fake.requests[-1]["texts"]) == 3
+    assert len(fake.requests) == summary["requests"] + 1  # the schema; nothing is asked twice
 
 
 def test_wrong_answers_are_exit_code_1(fake: FakeTriton, golden: Path) -> None:
@@ -84,7 +84,9 @@ def test_wrong_answers_are_exit_code_1(fake: FakeTriton, golden: Path) -> None:
     assert summary["mismatches"] > 0
     assert summary["errors"] == 0
     assert summary["texts"] + summary["mismatches"] == summary["requests"]
+    assert summary["foreign"] == 0
     assert "golden line 2: token_count 5, expected 4" in output
+    assert "FAILED, missed mismatch_rate" in output
 
 
 def test_failing_server_is_exit_code_1(fake: FakeTriton, golden: Path) -> None:
@@ -125,7 +127,8 @@ def test_no_server_is_exit_code_2(golden: Path) -> None:
 
 def test_bad_option_is_exit_code_2(fake: FakeTriton, golden: Path) -> None:
     """Options out of range are refused by name."""
-    for option, value in (("--texts-per-request", "65"), ("--tolerance", "nan"), ("--seed", "x")):
+    wrong = {"--texts-per-request": "1,65", "--tolerance": "nan", "--shape": "round", "--shape-steps": "1"}
+    for option, value in wrong.items():
         code, output, _ = run_locust(fake.url, golden, option, value)
         assert code == 2
         assert option in output
@@ -158,4 +161,205 @@ def test_other_heads_than_the_checkpoints_are_refused(fake: FakeTriton, golden: 
     config.write_text(json.dumps({"polyhead": changed}), encoding="utf-8")
     code, output, _ = run_locust(fake.url, golden)
     assert code == 2
-    assert "heads differ from those in config.json" in output
+    assert f"heads differ from those in {config}" in output
+
+
+def test_answers_that_belong_to_others_are_told_apart(fake: FakeTriton, golden: Path) -> None:
+    """An answer that is right for another text is counted as that, and named."""
+    other = [0.7, 0.2, 0.1, *SCORES[3:]]
+    topic = {"kind": "single_label", "labels": ["news"], "scores": [0.7]}
+    theirs = {**ANSWER, "heads": {**ANSWER["heads"], "topic": topic}}
+    row = {"text": "their text", "scores": other, "token_count": 4, "truncated": False}
+    golden.write_text(golden.read_text() + json.dumps(row) + "\n")
+    fake.answer = lambda text: theirs if text in ("naïve", "their text") else ANSWER
+    code, output, summary = run_locust(fake.url, golden)
+    assert code == 1, output
+    assert summary is not None
+    assert summary["foreign"] == summary["mismatches"] > 0
+    assert "golden line 2: is the answer to the text of golden line 4" in output
+
+
+def test_mixed_requests(fake: FakeTriton, golden: Path) -> None:
+    """Each request draws its number of texts from the mix, and locust's pages tell the sizes apart."""
+    code, output, summary = run_locust(fake.url, golden, "--texts-per-request", "1,1,5")
+    assert code == 0, output
+    assert summary is not None
+    sizes = [len(request["texts"]) for request in fake.requests[1:]]
+    assert set(sizes) == {1, 5}
+    assert sizes.count(1) > sizes.count(5)
+    assert summary["texts"] == sum(sizes)
+    assert "classify 5 texts" in output
+
+
+def test_a_mapped_error_says_what_the_server_said(fake: FakeTriton, golden: Path) -> None:
+    """A status of the server is an error with its message, by the client's tree; the run goes on."""
+    fake.server.failures = [Failure(), Failure(503, "Request timeout expired"), Failure(broken=True)]
+    code, output, summary = run_locust(fake.url, golden)
+    assert code == 1, output
+    assert summary is not None
+    assert summary["errors"] == 2
+    assert summary["texts"] == summary["requests"] - 2 > 0
+    assert "is overloaded (Request timeout expired)" in output
+    assert "ServerUnreachableError" in output
+
+
+def test_through_an_encrypted_door(
+    fake: FakeTriton,
+    golden: Path,
+    certificate: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Over https the server's certificate is checked, and a key is shown to whoever asks for it."""
+    with encrypted(certificate, fake.url) as url:
+        code, output, _ = run_locust(f"https://{url}", golden)
+        assert code == 2
+        assert "certificate verify failed" in output
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        code, output, summary = run_locust(f"https://{url}", golden, "--api-key", "s3cret")
+    assert code == 0, output
+    assert summary is not None
+    assert summary["texts"] > 0
+    assert {asked.headers["authorization"] for asked in fake.server.requests} == {"Bearer s3cret"}
+
+
+def test_open_arrivals_do_not_wait(fake: FakeTriton, golden: Path) -> None:
+    """While the server hangs, arrivals go on, and their latency counts from when they should have started."""
+    fake.server.failures = [Failure()] * 12 + [Failure(hang_s=1.0)] * 100
+    code, output, summary = run_locust(
+        fake.url, golden, "--shape", "open", "--rate", "40", "-u", "1", "-t", "2s", "--seed", "1"
+    )
+    assert code == 0, output
+    assert summary is not None
+    assert 40 < summary["requests"] < 130  # a closed user would get some twelve answers, and then two
+    assert 900 < summary["p50_ms"] < 1500
+    assert summary["late_p99_ms"] < 500
+    assert summary["texts"] == summary["requests"] == len(fake.requests) - 1  # what was under way is waited for
+
+
+def test_latency_includes_waiting_for_a_stalled_generator(fake: FakeTriton, golden: Path) -> None:
+    """Arrivals that nobody started in time, since one answer kept the process busy, have waited all the same."""
+    stall = golden.parent / "stall.py"
+    stall.write_text(
+        "from loadtest.locustfile import *\n"
+        "import gevent\n"
+        "from locust import events\n"
+        "from gevent.monkey import get_original\n"
+        "@events.test_start.add_listener\n"
+        "def stall(**_):\n"
+        "    gevent.spawn_later(0.5, get_original('time', 'sleep'), 1.0)\n"
+    )
+    code, output, summary = run_locust(
+        fake.url, golden, "-f", str(stall), "--shape", "open", "--rate", "50", "-u", "1", "-t", "2s"
+    )
+    assert code == 0, output
+    assert summary is not None
+    assert 800 < summary["late_p99_ms"] < 2000
+    assert summary["p95_ms"] > 700
+    assert "The load generator started 1 of 100 requests more than" in output
+
+
+def test_objectives_decide(fake: FakeTriton, golden: Path) -> None:
+    """What the file asks for decides the exit code, and stands in the table; a wrong file is refused."""
+    objectives = golden.parent / "objectives.toml"
+    objectives.write_text("p95_ms = 1000\nmin_texts_s = 1\n")
+    code, output, summary = run_locust(fake.url, golden, "--objectives", str(objectives))
+    assert code == 0, output
+    assert summary is not None
+    assert [verdict["objective"] for verdict in summary["verdicts"]] == [
+        "error_rate", "mismatch_rate", "p95_ms", "min_texts_s",
+    ]  # fmt: skip
+    objectives.write_text("p95_ms = 0.0001\n")
+    code, output, _ = run_locust(fake.url, golden, "--objectives", str(objectives))
+    assert code == 1
+    assert "FAILED, missed p95_ms" in output
+    objectives.write_text("p95 = 1\n")
+    code, output, _ = run_locust(fake.url, golden, "--objectives", str(objectives))
+    assert code == 2
+    assert "unknown key 'p95'; allowed are p50_ms" in output
+
+
+def test_shapes_have_phases(fake: FakeTriton, golden: Path) -> None:
+    """A shape is chosen by name, and its phases stand in summary and table with their users."""
+    code, output, summary = run_locust(fake.url, golden, "--shape", "spike", "-u", "8", "-t", "7s")
+    assert code == 0, output
+    assert summary is not None
+    assert [(phase["name"], phase["users"]) for phase in summary["phases"]] == [
+        ("before", 2), ("spike", 8), ("after", 2),
+    ]  # fmt: skip
+    assert all(phase["texts_s"] > 0 for phase in summary["phases"])
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        return int(one.getsockname()[1])
+
+
+def test_two_workers_add_up(fake: FakeTriton, golden: Path) -> None:
+    """With a master and two workers every request is counted once, to the last one under way."""
+    fake.delay_s = 1.2  # more than locust would wait for the last reports
+    port = str(free_port())
+    command, environment = locust_command(
+        fake.url, golden, "-u", "4", "-t", "4s", "--master", "--expect-workers", "2", "--master-bind-port", port,
+        "--master-bind-host", "127.0.0.1", "--texts-per-request", "2",
+    )  # fmt: skip
+    worker = [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--worker", "--master-host", "127.0.0.1",
+              "--master-port", port]  # fmt: skip
+    started = [
+        subprocess.Popen(one, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for one in (command, worker, worker)
+    ]
+    outputs = [one.communicate(timeout=60)[0] for one in started]
+    assert [one.returncode for one in started] == [0, 0, 0], outputs
+    summary = json.loads((golden.parent / "summary.json").read_text())
+    asked = [request for request in fake.requests if request["outputs"] == ["PREDICTION"]]
+    assert summary["requests"] == len(asked)
+    assert summary["texts"] == 2 * len(asked)
+    assert 8 <= summary["requests"] <= 20
+
+
+def test_a_workers_mismatch_is_the_masters_exit_code(fake: FakeTriton, golden: Path) -> None:
+    """With --processes, what a worker finds wrong fails the run; open arrivals keep their rate over all workers."""
+    asked: list[str] = []
+
+    def answer(text: str) -> Any:
+        asked.append(text)
+        return {**ANSWER, "token_count": 5} if len(asked) == 20 else ANSWER
+
+    fake.answer = answer
+    code, output, summary = run_locust(
+        fake.url, golden, "--processes", "2", "-t", "4s", "--shape", "open", "--rate", "60", "-u", "4"
+    )
+    assert code == 1, output
+    assert summary is not None
+    assert summary["mismatches"] == 1
+    assert summary["texts"] == summary["requests"] - 1 == len(asked) - 1
+    assert 120 < summary["requests"] < 360
+    assert "FAILED, missed mismatch_rate" in output
+
+
+def test_reports_and_web_page(fake: FakeTriton, golden: Path) -> None:
+    """Locust's own page, HTML report and CSV work with it; the page offers the shape and what goes with it."""
+    port, folder = free_port(), golden.parent
+    arguments = ["--autostart", "--autoquit", "2", "--web-host", "127.0.0.1", "--web-port", str(port)]
+    command, environment = locust_command(
+        fake.url, golden, "-t", "2s", *arguments, "--html", str(folder / "report.html"), "--csv", str(folder / "csv")
+    )
+    command.remove("--headless")
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    page = ""
+    deadline = time.monotonic() + 20
+    while not page and time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            page = urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5).read().decode()
+        time.sleep(0.1)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    for option in ("shape", "shape_steps", "rate", "texts_per_request"):
+        assert f'"{option}"' in page
+    assert "request_timeout_s" not in page
+    assert "classify 1 text" in (folder / "report.html").read_text(encoding="utf-8")
+    assert "classify 1 text" in (folder / "csv_stats.csv").read_text(encoding="utf-8")
+    assert "all answers agree" in output

@@ -1,4 +1,4 @@
-"""The summary's exit code and its file."""
+"""The summary: figures, exit code, file and tables."""
 
 from __future__ import annotations
 
@@ -6,54 +6,142 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from loadtest.summary import Mismatch, Summary, format_summary, summarize, write_summary
+from loadtest.objectives import Verdict
+from loadtest.phases import phases_of
+from loadtest.run import Run
+from loadtest.summary import Summary, summarize, write_summary
+from loadtest.tables import print_summary
+from loadtest.tally import Outcome
 
-GOOD = Summary(requests=10, texts=20, mismatches=0, errors=0, duration_s=2.0, texts_per_s=10.0, p50_ms=3.0, p95_ms=5.0)
+METRICS = {
+    ("nv_inference_request_success", frozenset({("model", "m")})): 10.0,
+    ("nv_inference_queue_duration_us", frozenset({("model", "m")})): 30_000.0,
+}
 
 
-@pytest.mark.parametrize(
-    ("change", "code"),
-    [
-        ({}, 0),
-        ({"mismatches": 1}, 1),
-        ({"errors": 1}, 1),
-        ({"texts": 0}, 1),
-        ({"requests": 0, "texts": 0, "p50_ms": None}, 1),
-    ],
-)
-def test_exit_code(change: dict[str, int | None], code: int) -> None:
-    """Success is at least one right answer and nothing else."""
-    summary = replace(GOOD, **change)  # type: ignore[arg-type]
-    assert summary.exit_code == code
-    assert ("FAILED" in format_summary(summary)) == bool(code)
+def finished(shape: str = "constant", objectives: dict[str, float] | None = None, **fields: Any) -> Run:
+    """A run of 10 s with a right answer of 2 texts and 12 tokens every tenth of a second, in 20 ms each."""
+    options = SimpleNamespace(shape=shape, protocol="http", model="m")
+    limits = {"error_rate": 0.0, "mismatch_rate": 0.0} | (objectives or {})
+    run = Run(options, [], None, limits, phases=phases_of(shape, 4, 10.0, 2), started=100.0, **fields)  # type: ignore[arg-type]
+    for tenth in range(100):
+        run.tally.add(Outcome.RIGHT, 2, 12, 20.0, 100.02 + tenth / 10)
+    return run
+
+
+def test_figures() -> None:
+    """Throughput is by texts and tokens too, over the time from the first request's start to the last one's end."""
+    summary = summarize(finished(before={}, after={}))
+    assert (summary.requests, summary.texts, summary.tokens) == (100, 200, 1200)
+    assert summary.duration_s == pytest.approx(9.92)
+    assert summary.texts_s == pytest.approx(200 / 9.92, abs=0.01)
+    assert summary.tokens_s == pytest.approx(1200 / 9.92, abs=0.01)
+    assert summary.p50_ms == summary.p99_ms == pytest.approx(20, rel=0.01)
+    assert (summary.error_rate, summary.mismatch_rate, summary.exit_code) == (0.0, 0.0, 0)
+    assert (summary.phases, summary.server, summary.late_p99_ms) == ([], {}, None)
+
+
+@pytest.mark.parametrize(("outcome", "rate"), [(Outcome.MISMATCH, "mismatch_rate"), (Outcome.REFUSED, "error_rate")])
+def test_one_failure_fails_the_run(outcome: Outcome, rate: str) -> None:
+    """One wrong or missing answer among a hundred right ones misses the objective that always holds."""
+    run = finished()
+    run.tally.add(outcome, 2, 12, 20.0, 110.0)
+    summary = summarize(run)
+    assert [verdict.objective for verdict in summary.verdicts if not verdict.met] == [rate]
+    assert summary.exit_code == 1
+    assert (summary.mismatches, summary.errors) == ((1, 0) if outcome is Outcome.MISMATCH else (0, 1))
+    assert summary.texts == 200
+
+
+def test_a_broken_user_is_an_error() -> None:
+    """What users raise outside requests is not passed over."""
+    summary = summarize(finished(), broken_users=2)
+    assert (summary.errors, summary.exit_code) == (2, 1)
+    assert summary.error_rate == pytest.approx(2 / 102)
+
+
+def test_nothing_answered_is_no_success() -> None:
+    """Objectives that allow everything are not met by a run that answered nothing."""
+    run = finished(objectives={"error_rate": 1.0, "mismatch_rate": 1.0})
+    run.tally.seconds.clear()
+    assert summarize(run).exit_code == 1
+    run.tally.add(Outcome.MISMATCH, 2, 12, 20.0, 110.0)
+    assert summarize(run).exit_code == 1
+
+
+def test_missed_objectives() -> None:
+    """Each objective is judged by its own figure."""
+    summary = summarize(finished(objectives={"p95_ms": 10.0, "min_texts_s": 10.0}))
+    assert {verdict.objective: verdict.met for verdict in summary.verdicts} == {
+        "error_rate": True, "mismatch_rate": True, "p95_ms": False, "min_texts_s": True,
+    }  # fmt: skip
+    assert summary.exit_code == 1
+
+
+def test_phases_have_their_own_figures() -> None:
+    """A shape's phases are told apart by when requests ended."""
+    run = finished("steps")
+    for tenth in range(50):  # the second half is faster, and wrong once
+        run.tally.add(Outcome.RIGHT, 2, 12, 20.0, 105.02 + tenth / 10)
+    run.tally.add(Outcome.FOREIGN, 2, 12, 500.0, 107.5)
+    first, second = summarize(run).phases
+    assert (first.name, first.users, first.texts_s, first.mismatches) == ("step 1", 2, 20.0, 0)
+    assert (second.name, second.users, second.texts_s, second.mismatches) == ("step 2", 4, 40.0, 1)
+    assert first.p99_ms is not None
+    assert second.p99_ms is not None
+    assert summarize(run).foreign == 1
+
+
+def test_saturated_step_is_named() -> None:
+    """Steps that all reach the same are saturated at the first."""
+    assert summarize(finished("steps")).saturated == "step 1"
+    assert summarize(finished("constant")).saturated is None
 
 
 def test_write_replaces_whole(tmp_path: Path) -> None:
     """Writing makes missing folders, replaces an older file and leaves nothing beside it."""
     path = tmp_path / "new" / "summary.json"
-    write_summary(replace(GOOD, errors=3), path)
-    write_summary(GOOD, path)
-    assert json.loads(path.read_text())["errors"] == 0
+    good = summarize(finished())
+    write_summary(replace(good, errors=3), path)
+    write_summary(good, path)
+    written = json.loads(path.read_text())
+    assert (written["errors"], written["exit_code"]) == (0, 0)
+    assert written["verdicts"][0] == {"objective": "error_rate", "limit": 0.0, "measured": 0.0, "met": True}
     assert [entry.name for entry in path.parent.iterdir()] == ["summary.json"]
 
 
-def test_counts_failures_by_kind() -> None:
-    """Mismatches are told from errors, whether locust holds the exception or, from a worker, its repr."""
-    errors = {
-        number: SimpleNamespace(name="classify", error=error, occurrences=occurrences)
-        for number, (error, occurrences) in enumerate(
-            [(Mismatch("a"), 2), (repr(Mismatch("b")), 3), (OSError("Mismatch("), 4), ("TimeoutError()", 5)]
-        )
-    }
-    total = SimpleNamespace(
-        num_requests=20,
-        num_failures=14,
-        start_time=10.0,
-        last_request_timestamp=12.0,
-        get_response_time_percentile=lambda share: 100 * share,
+def printed(summary: Summary, capsys: pytest.CaptureFixture[str]) -> str:
+    """What people see."""
+    print_summary(summary)
+    return capsys.readouterr().out
+
+
+def test_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    """The server's time stands beside the client's, and last come objectives and verdict."""
+    run = finished("steps", objectives={"p95_ms": 50.0}, before={}, after=METRICS)
+    run.before = dict.fromkeys(METRICS, 0.0)
+    shown = printed(summarize(run), capsys)
+    assert "step 1 (saturated)" in shown
+    assert any(
+        line.split() == ["server:", "queue", "a", "request", "3.0", "-", "-", "-"] for line in shown.splitlines()
     )
-    summary = summarize(SimpleNamespace(total=total, errors=errors), texts_per_request=3, broken_users=1)
-    assert summary == Summary(20, 18, 5, 10, 2.0, 9.0, 50.0, 95.0)
+    assert "--metrics-url" not in shown
+    *_, objective, verdict = shown.splitlines()
+    assert objective.split() == ["p95_ms", "50", "20.1", "yes"]  # 20 ms, to within half a hundredth
+    assert verdict == "load test: objectives met, all answers agree with the expected ones"
+
+
+def test_tables_of_a_failed_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """What was missed is named, and what is not known says why."""
+    run = finished(objectives={"p95_ms": 5.0})
+    run.tally.lateness.add(250.0)
+    shown = printed(summarize(run), capsys)
+    assert "need --metrics-url" in shown
+    assert "more than 249 ms late" in shown  # 250 ms, to within half a hundredth
+    assert shown.splitlines()[-1] == "load test: FAILED, missed p95_ms"
+    nothing = replace(summarize(run), texts=0, verdicts=[Verdict("error_rate", 0.0, None, False)])
+    assert printed(nothing, capsys).splitlines()[-1] == "load test: FAILED, nothing was answered rightly"

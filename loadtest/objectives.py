@@ -1,0 +1,69 @@
+"""What a run must reach, from a TOML file, and whether it did."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Objective: the figure of the summary that it bounds. ``min_`` bounds from below, all others from above.
+BOUNDS = {
+    "p50_ms": "p50_ms",
+    "p95_ms": "p95_ms",
+    "p99_ms": "p99_ms",
+    "error_rate": "error_rate",
+    "mismatch_rate": "mismatch_rate",
+    "min_texts_s": "texts_s",
+}
+# A fast wrong answer is no success, and a lost one neither, unless the file says otherwise.
+ALWAYS = {"error_rate": 0.0, "mismatch_rate": 0.0}
+
+
+class ObjectivesError(Exception):
+    """The file cannot be used; one line that names the file, the key and what is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One objective beside what was measured; None where there was nothing to measure."""
+
+    objective: str
+    limit: float
+    measured: float | None
+    met: bool
+
+
+def read_objectives(path: Path | None) -> dict[str, float]:
+    """Reads the file; `ALWAYS` holds where it, or its key, is not there.
+
+    Raises:
+        ObjectivesError: it cannot be read, or a key or value is not allowed.
+    """
+    if path is None:
+        return dict(ALWAYS)
+    try:
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ObjectivesError(f"{path}: cannot be read as TOML ({error})") from error
+    for name, value in fields.items():
+        if name not in BOUNDS:
+            raise ObjectivesError(f"{path}: unknown key {name!r}; allowed are {', '.join(BOUNDS)}")
+        # bool is an int in Python, not in the file.
+        if isinstance(value, bool) or not isinstance(value, int | float) or not (value >= 0 and math.isfinite(value)):
+            raise ObjectivesError(f"{path}: {name} must be a number of at least 0, got {value!r}")
+        if name.endswith("_rate") and value > 1:
+            raise ObjectivesError(f"{path}: {name} is a share of requests, at most 1, got {value!r}")
+    return ALWAYS | {name: float(value) for name, value in fields.items()}
+
+
+def judge(objectives: Mapping[str, float], figures: Mapping[str, Any]) -> list[Verdict]:
+    """Compares each objective with its figure; a figure that is None misses it."""
+    verdicts = []
+    for name, limit in objectives.items():
+        measured = figures[BOUNDS[name]]
+        met = measured is not None and (measured >= limit if name.startswith("min_") else measured <= limit)
+        verdicts.append(Verdict(name, limit, measured, met))
+    return verdicts

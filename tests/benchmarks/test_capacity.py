@@ -1,0 +1,78 @@
+"""The search for the highest rate, and the capacity benchmark against a fake server."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from benchmarks import capacity
+from benchmarks.rate_search import find_highest, highest_met
+from polyhead.predictor import Predictor
+from tests.client.fake_triton import serve_fake
+from tests.tiny import TEXTS
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A point of a server whose limit is known."""
+
+    met: bool
+
+
+@pytest.mark.parametrize("limit", [3.0, 49.0, 50.0, 51.0, 777.0, 20_000.0])
+def test_finds_the_limit(limit: float) -> None:
+    """From either side of the first rate the limit is found to within the closeness, each rate measured once."""
+    asked: list[float] = []
+
+    def measure(rate: float) -> Measured:
+        asked.append(rate)
+        return Measured(rate <= limit)
+
+    points = find_highest(measure, 50.0, 1.05, 30)
+    found = highest_met(points)
+    assert found is not None
+    assert limit / 1.06 < found <= limit
+    assert len(asked) == len(set(asked)) == len(points) <= 18
+
+
+def test_ends_in_bounded_runs() -> None:
+    """A server without a limit, or that meets no rate, ends the search all the same."""
+    assert highest_met(find_highest(lambda rate: Measured(True), 10.0, 1.05, 6)) == 320.0
+    points = find_highest(lambda rate: Measured(False), 10.0, 1.05, 6)
+    assert len(points) == 6
+    assert highest_met(points) is None
+
+
+def test_a_rate_above_a_missed_one_is_not_believed() -> None:
+    """Luck above a rate that was missed is not capacity."""
+    points = {10.0: Measured(True), 20.0: Measured(False), 25.0: Measured(True)}
+    assert highest_met(points) == 10.0
+
+
+def test_benchmark_to_its_last_line(base_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Against a server that is there, rates are searched and one confirmed, and result and plot are written."""
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS), encoding="utf-8")
+    predictor = Predictor.load(base_checkpoint, precision="fp32")
+    heads = json.loads(predictor.schema_json())["heads"]
+    (tmp_path / "objectives.toml").write_text("p95_ms = 2000\n")
+    with serve_fake() as fake:
+        fake.server.heads, fake.server.max_length = heads, predictor.max_length
+        fake.answer = lambda text: predictor.predict([text])[0]
+        capacity.main([
+            "--checkpoint", str(base_checkpoint), "--data", str(texts), "--host", f"http://{fake.url}",
+            "--objectives", str(tmp_path / "objectives.toml"), "--out", str(tmp_path / "capacity.json"),
+            "--seconds", "2", "--confirm-seconds", "2", "--start-rate", "10", "--most-runs", "2",
+        ])  # fmt: skip
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert printed["capacity_texts_s"] == pytest.approx(20.0, rel=0.6)
+    assert printed["mismatches"] == 0
+    assert printed["requests"] > 40
+    assert printed["objectives"] == {"error_rate": 0.0, "mismatch_rate": 0.0, "p95_ms": 2000.0}
+    written = json.loads((tmp_path / "capacity.json").read_text())
+    assert [point["rate"] for point in written["points"]] == [10.0, 20.0]
+    assert (written["confirmed"]["rate"], written["confirmed"]["met"]) == (20.0, True)
+    assert (tmp_path / "capacity.png").stat().st_size > 10_000
