@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -51,18 +51,25 @@ class Served:
 
     Args:
         environment: what it has beside this process's.
+        wrapper: a command that replaces itself by the one that follows it, such as ``unshare``.
 
     Attributes:
         ports: by protocol.
         lines: what it has printed so far, stdout and stderr.
     """
 
-    def __init__(self, repository: Path, *options: str, environment: Mapping[str, str] = ONE_THREAD) -> None:
+    def __init__(
+        self,
+        repository: Path,
+        *options: str,
+        environment: Mapping[str, str] = ONE_THREAD,
+        wrapper: Sequence[str] = (),
+    ) -> None:
         self.ports = free_ports()
         arguments = ["--repository", str(repository), *port_options(self.ports), *options]
         self.lines: list[str] = []
         self.process = subprocess.Popen(
-            [*serve_command(), *arguments],
+            [*wrapper, *serve_command(), *arguments],
             env={**os.environ, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
