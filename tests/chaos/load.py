@@ -15,7 +15,6 @@ from tests.chaos.corpus import Corpus
 from tests.chaos.count import Count
 
 TIMEOUT_S = 30.0  # the client's default
-MOST_TEXTS = 4
 Ask = Callable[[list[str]], NDArray[np.float32]]
 
 
@@ -27,18 +26,22 @@ class VerifiedLoad:
         corpora: an answer is right if it is what one of these says; see `expect`.
         threads: how many ask at a time.
         pause_s: of each after an answer, so that the load leaves processors to the servers.
+        most_texts: of a request; how many is drawn.
 
     Attributes:
         count: what has become of the requests so far.
         slowest_s: the longest that a request took to be answered.
     """
 
-    def __init__(self, ask: Ask, *corpora: Corpus, threads: int = 6, pause_s: float = 0.02) -> None:
+    def __init__(
+        self, ask: Ask, *corpora: Corpus, threads: int = 6, pause_s: float = 0.02, most_texts: int = 4
+    ) -> None:
         self.count = Count()
         self.slowest_s = 0.0
         self._ask = ask
         self._corpora = corpora
         self._pause_s = pause_s
+        self._most_texts = most_texts
         self._leaving = threading.Event()
         self._threads = [threading.Thread(target=self._run, args=(number,), daemon=True) for number in range(threads)]
 
@@ -77,7 +80,7 @@ class VerifiedLoad:
     def _once(self, draw: random.Random) -> None:
         before = self._corpora
         texts = before[0].texts
-        positions = [draw.randrange(len(texts)) for _ in range(draw.randint(1, MOST_TEXTS))]
+        positions = [draw.randrange(len(texts)) for _ in range(draw.randint(1, self._most_texts))]
         began = time.monotonic()
         try:
             answered = self._ask([texts[position] for position in positions])

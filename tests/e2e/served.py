@@ -101,10 +101,14 @@ class Served:
     def wait_until_ready(self, times: int) -> None:
         """Waits for the line ``ready …`` to have been printed so many times."""
         deadline = time.monotonic() + READY_TIMEOUT_S
-        while sum(line.startswith("ready ") for line in self.lines) < times:
+        while self.lines_with("ready ") < times:
             assert self.process.poll() is None, f"it ended with {self.process.returncode}:\n{''.join(self.lines)}"
             assert time.monotonic() < deadline, f"not ready in {READY_TIMEOUT_S} s:\n{''.join(self.lines)}"
             time.sleep(0.05)
+
+    def lines_with(self, start: str) -> int:
+        """How many lines started so, so far."""
+        return sum(line.startswith(start) for line in self.lines)
 
     def end(self, number: signal.Signals) -> int:
         """Sends the signal and gives the exit code; kills it if it does not end."""
