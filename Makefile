@@ -61,6 +61,14 @@ loadtest: .venv/.ready ## Load-test a running server, every answer verified: USE
 	$(PY) -m locust -f loadtest/locustfile.py --headless --host $(HOST) -u $(USERS) -r $(USERS) -t $(DURATION) \
 	  --golden $(CHECKPOINT)/golden.jsonl
 
+.PHONY: chaos
+chaos: setup ## Inject every fault beside a verified load; exit code 0 only if nothing was lost or wrong: 15 minutes
+	$(PY) -m tests.chaos
+
+.PHONY: soak
+soak: setup ## A verified load for 20 minutes, the memory of every process flat: SOAK_MINUTES=
+	$(PY) -m tests.chaos.soak
+
 .PHONY: bench-training
 bench-training: data/debian/train.jsonl ## Training speed beside transformers' Trainer: 10 minutes on 2 cores
 	$(PY) -m benchmarks.training

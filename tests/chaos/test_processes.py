@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from tests.chaos.conftest import Record
 from tests.chaos.corpus import Corpus
 from tests.chaos.harm import serve, server_pid, survive
+from tests.chaos.load import VerifiedLoad, through_client
 from tests.chaos.plain import ask
 
 pytestmark = pytest.mark.chaos
@@ -63,3 +65,19 @@ def test_server_killed(repository: Path, sound: Path, corpus: Corpus, record: Re
         victim = server_pid(harmed)
         load, recovery_s = survive(harmed, healthy, corpus, lambda: os.kill(victim, signal.SIGKILL))
         record("tritonserver killed", load.count, recovery_s, slowest_answer_s=round(load.slowest_s, 1))
+
+
+def test_sigterm_under_load(repository: Path, sound: Path, corpus: Corpus, record: Record) -> None:
+    """A replica that is told to end answers what it has accepted; the client goes to the other one for the rest."""
+    with serve(repository) as ending, serve(sound) as staying:
+        with (
+            through_client(ending.url("http"), staying.url("http")) as client,
+            VerifiedLoad(client.scores, corpus, threads=12, pause_s=0.0) as load,
+        ):
+            load.wait_for(200)
+            began = time.monotonic()
+            code = ending.end(signal.SIGTERM)
+            took_s = time.monotonic() - began
+            load.wait_for(200)
+        assert code == 0
+        record("SIGTERM under load, two replicas", load.count, exit_s=round(took_s, 1))

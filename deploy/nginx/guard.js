@@ -1,0 +1,164 @@
+// Lets a request through to Triton only if Triton's HTTP front end can read it.
+//
+// Triton 2.51 answers JSON that it cannot read with 500, as if it had failed itself, and dies of JSON nested deeply and of
+// some framings. What is refused here is refused with a 4xx that names what is wrong; what passes is a request by KServe's
+// v2 protocol, byte for byte as it was sent. The texts themselves are the model's business.
+
+const LARGEST_LENGTH = 2147483647;
+const MOST_OUTPUTS = 16;
+const CLOSED_PARAMETER = /^(shared_memory_|sequence_)/;
+
+export default { check };
+
+function check(r) {
+    const wrong = problem(r);
+    if (wrong === null) {
+        r.internalRedirect('@triton');
+        return;
+    }
+    r.headersOut['Content-Type'] = 'application/json';
+    r.return(wrong.status, JSON.stringify({ error: wrong.message }) + '\n');
+}
+
+function problem(r) {
+    const encoding = r.headersIn['Content-Encoding'];
+    if (encoding !== undefined && encoding !== 'identity') {
+        return refusal(415, 'Content-Encoding: send the body as it is; compressed bodies are not accepted');
+    }
+    const body = r.requestBuffer;
+    if (body === undefined) {
+        return refusal(400, 'the body is empty; it must be an inference request');
+    }
+    const said = r.headersIn['Inference-Header-Content-Length'];
+    let length = body.length;
+    if (said !== undefined) {
+        if (!/^[0-9]{1,10}$/.test(said) || Number(said) > body.length) {
+            return refusal(400, 'Inference-Header-Content-Length: must be a whole number, at most the body\'s length');
+        }
+        length = Number(said);
+    }
+    const text = body.toString('utf8', 0, length);
+    let request;
+    try {
+        request = JSON.parse(text); // refuses more than 32 levels of nesting
+    } catch (error) {
+        return refusal(400, 'the body must be JSON: ' + error.message);
+    }
+    if (hasLoneSurrogate(text)) {
+        return refusal(400, 'the body has half of a surrogate pair, which is no character');
+    }
+    const message = findWrong(request, body.length - length);
+    return message === null ? null : refusal(400, message);
+}
+
+function refusal(status, message) {
+    return { status: status, message: message };
+}
+
+function hasLoneSurrogate(text) {
+    if (!/\\u[dD][89a-fA-F]/.test(text)) {
+        return false;
+    }
+    const escapes = text.replace(/\\\\/g, '').replace(/\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}/g, '');
+    return /\\u[dD][89a-fA-F]/.test(escapes);
+}
+
+// What is wrong with a request by the protocol, or null; `binary` bytes follow its JSON.
+function findWrong(request, binary) {
+    if (!isObject(request)) {
+        return 'the request must be an object';
+    }
+    if (request.id !== undefined && typeof request.id !== 'string') {
+        return 'id: must be a string';
+    }
+    if (!Array.isArray(request.inputs) || request.inputs.length !== 1) {
+        return 'inputs: must be a list of one input, TEXT';
+    }
+    const outputs = request.outputs === undefined ? [] : request.outputs;
+    if (!Array.isArray(outputs) || outputs.length > MOST_OUTPUTS || !outputs.every(isNamed)) {
+        return 'outputs: must be a list of at most ' + MOST_OUTPUTS + ' objects, each with the name of an output';
+    }
+    const all = [request, request.inputs[0]].concat(outputs);
+    for (let i = 0; i < all.length; i++) {
+        const wrong = isObject(all[i]) ? wrongParameters(all[i].parameters) : null;
+        if (wrong !== null) {
+            return wrong;
+        }
+    }
+    return wrongInput(request.inputs[0], binary);
+}
+
+function wrongParameters(parameters) {
+    if (parameters === undefined) {
+        return null;
+    }
+    if (!isObject(parameters)) {
+        return 'parameters: must be an object';
+    }
+    const names = Object.keys(parameters);
+    for (let i = 0; i < names.length; i++) {
+        const value = parameters[names[i]];
+        const whole = typeof value === 'number' && Math.abs(value) <= Number.MAX_SAFE_INTEGER;
+        if (CLOSED_PARAMETER.test(names[i])) {
+            return 'parameters.' + names[i] + ': is not offered here';
+        }
+        if (typeof value !== 'string' && typeof value !== 'boolean' && !whole) {
+            return 'parameters.' + names[i] + ': must be a string, a number or a truth value';
+        }
+    }
+    return null;
+}
+
+function wrongInput(input, binary) {
+    if (!isNamed(input) || typeof input.datatype !== 'string') {
+        return 'inputs[0]: must be an object with name and datatype';
+    }
+    if (input.datatype !== 'BYTES') {
+        return 'inputs[0].datatype: must be BYTES';
+    }
+    if (!Array.isArray(input.shape) || input.shape.length !== 2 || !input.shape.every(isLength)) {
+        return 'inputs[0].shape: must be [n, 1]';
+    }
+    const elements = input.shape[0] * input.shape[1];
+    if (elements > LARGEST_LENGTH) {
+        return 'inputs[0].shape: is too large';
+    }
+    const size = input.parameters === undefined ? undefined : input.parameters.binary_data_size;
+    if (size !== undefined) {
+        return size === binary && input.data === undefined
+            ? null
+            : 'inputs[0].parameters.binary_data_size: must be the number of bytes after the JSON, and data be left out';
+    }
+    if (binary > 0) {
+        return 'Inference-Header-Content-Length: the bytes after the JSON belong to no input';
+    }
+    const data = Array.isArray(input.data) ? flatten(input.data) : null;
+    if (data === null || data.length !== elements || !data.every(isString)) {
+        return 'inputs[0].data: must be as many strings as the shape says';
+    }
+    return null;
+}
+
+// Triton takes [["a"], ["b"]] for ["a", "b"].
+function flatten(data) {
+    if (data.every(isString)) {
+        return data;
+    }
+    return data.reduce((all, item) => all.concat(Array.isArray(item) ? flatten(item) : [item]), []);
+}
+
+function isObject(value) {
+    return typeof value === 'object' && value !== null && !Array.isArray(value);
+}
+
+function isNamed(value) {
+    return isObject(value) && typeof value.name === 'string';
+}
+
+function isString(value) {
+    return typeof value === 'string';
+}
+
+function isLength(value) {
+    return typeof value === 'number' && value % 1 === 0 && value >= 0 && value <= LARGEST_LENGTH;
+}
