@@ -7,6 +7,10 @@
 const LARGEST_LENGTH = 2147483647;
 const MOST_OUTPUTS = 16;
 const CLOSED_PARAMETER = /^(shared_memory_|sequence_)/;
+const TRUTH_VALUES = ['binary_data', 'binary_data_output'];
+const WHOLE_NUMBERS = ['binary_data_size', 'classification', 'priority', 'timeout'];
+// 1.0 is 1 to JavaScript, but no whole number to Triton. In a string each quote has a backslash before it.
+const FRACTION = new RegExp('"shape"\\s*:\\s*\\[[^\\]]*[-.eE]|"(' + WHOLE_NUMBERS.join('|') + ')"\\s*:\\s*-?[0-9]*[.eE]');
 
 export default { check };
 
@@ -25,8 +29,8 @@ function problem(r) {
     if (encoding !== undefined && encoding !== 'identity') {
         return refusal(415, 'Content-Encoding: send the body as it is; compressed bodies are not accepted');
     }
-    const body = r.requestBuffer;
-    if (body === undefined) {
+    const body = bodyOf(r);
+    if (body === null) {
         return refusal(400, 'the body is empty; it must be an inference request');
     }
     const said = r.headersIn['Inference-Header-Content-Length'];
@@ -44,11 +48,22 @@ function problem(r) {
     } catch (error) {
         return refusal(400, 'the body must be JSON: ' + error.message);
     }
+    if (FRACTION.test(text)) {
+        return refusal(400, 'shape, ' + WHOLE_NUMBERS.join(', ') + ': must be whole numbers, written without . and e');
+    }
     if (hasLoneSurrogate(text)) {
         return refusal(400, 'the body has half of a surrogate pair, which is no character');
     }
     const message = findWrong(request, body.length - length);
     return message === null ? null : refusal(400, message);
+}
+
+function bodyOf(r) {
+    try {
+        return r.requestBuffer.length > 0 ? r.requestBuffer : null;
+    } catch (error) {
+        return null; // of no bytes njs makes a buffer that cannot be read
+    }
 }
 
 function refusal(status, message) {
@@ -101,6 +116,12 @@ function wrongParameters(parameters) {
         const whole = typeof value === 'number' && Math.abs(value) <= Number.MAX_SAFE_INTEGER;
         if (CLOSED_PARAMETER.test(names[i])) {
             return 'parameters.' + names[i] + ': is not offered here';
+        }
+        if (TRUTH_VALUES.indexOf(names[i]) >= 0 && typeof value !== 'boolean') {
+            return 'parameters.' + names[i] + ': must be true or false';
+        }
+        if (WHOLE_NUMBERS.indexOf(names[i]) >= 0 && !isLength(value)) {
+            return 'parameters.' + names[i] + ': must be a whole number from 0 to ' + LARGEST_LENGTH;
         }
         if (typeof value !== 'string' && typeof value !== 'boolean' && !whole) {
             return 'parameters.' + names[i] + ': must be a string, a number or a truth value';

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from tests.chaos.corpus import Corpus
 from tests.chaos.load import VerifiedLoad, through_client
@@ -14,9 +15,14 @@ from tests.e2e.served import ONE_THREAD, Served, command_line, descendants
 EXACT = {**ONE_THREAD, "POLYHEAD_PRECISION": "fp32"}  # so that each text has one right answer
 
 
-def serve(repository: Path, *options: str, wrapper: Sequence[str] = ()) -> Served:
-    """A replica, as polyhead-serve is without options, but in float32 and on one thread."""
-    return Served(repository, *options, environment=EXACT, wrapper=wrapper)
+def serve(
+    repository: Path,
+    *options: str,
+    environment: Mapping[str, str] = MappingProxyType({}),
+    wrapper: Sequence[str] = (),
+) -> Served:
+    """A replica with these options, else as polyhead-serve is by itself, but in float32 and on one thread."""
+    return Served(repository, *options, environment=EXACT | dict(environment), wrapper=wrapper)
 
 
 def server_pid(served: Served) -> int:

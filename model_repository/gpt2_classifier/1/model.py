@@ -25,6 +25,7 @@ import triton_python_backend_utils as pb_utils
 
 from polyhead.decode import DecodeOptions
 from polyhead.errors import OptionError, PolyheadError
+from polyhead.gate import check_golden
 from polyhead.machine import usable_cores
 from polyhead.metrics import BatchRecord, Metrics
 from polyhead.predictor import Predictor
@@ -33,6 +34,7 @@ CHECKPOINT = "checkpoint"
 # A response of its own costs half a millisecond: it leaves before the rest of its batch only if that takes much longer
 # (docs/decisions/0008-response-sender.md).
 LONG_REST_S = 0.1
+FP32_GOLDEN_TOKENS = 512  # half a second for GPT-2 small on two cores
 SMOKE_TEXTS = [b"A first text that proves the model.", b"short"]
 
 
@@ -100,7 +102,10 @@ class TritonPythonModel:
     """One instance of the model; Triton calls `execute` with one batch of requests at a time."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Loads the checkpoint beside this file and proves with a real inference that it answers."""
+        """Loads the checkpoint beside this file and proves on its golden rows that it answers, and rightly.
+
+        Triton replaces a version that answers by any whose `initialize` passes.
+        """
         threads = threads_of(os.environ.get("POLYHEAD_THREADS"), json.loads(args["model_config"]))
         torch.set_num_threads(threads)
         folder = Path(args["model_repository"]) / args["model_version"] / CHECKPOINT
@@ -109,6 +114,8 @@ class TritonPythonModel:
             self.predictor = Predictor.load(folder, device=device_of(args), precision=precision)
             proven = self.predictor.warm_up()
             self.smoke()
+            if self.predictor.precision == "fp32":  # the others were checked as they were loaded
+                check_golden(self.predictor, FP32_GOLDEN_TOKENS)
         except PolyheadError as error:
             raise pb_utils.TritonModelException(str(error)) from None
         self.warn_of_other_labels(Path(args["model_repository"]) / "labels.txt")
