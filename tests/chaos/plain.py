@@ -23,11 +23,16 @@ def ask(place: str, texts: Sequence[str], timeout_s: float = 5.0) -> tuple[int, 
     """
     connection = http.client.HTTPConnection(place, timeout=timeout_s)
     try:
-        connection.request("POST", INFER, json.dumps(json_body(list(texts), ["SCORES"])))
-        response = connection.getresponse()
-        data = response.read()
+        return ask_on(connection, texts)
     finally:
         connection.close()
+
+
+def ask_on(connection: http.client.HTTPConnection, texts: Sequence[str]) -> tuple[int, NDArray[np.float32] | str]:
+    """The same on a connection that may be kept."""
+    connection.request("POST", INFER, json.dumps(json_body(list(texts), ["SCORES"])))
+    response = connection.getresponse()
+    data = response.read()
     if response.status != http.client.OK:
         return response.status, data.decode("utf-8", "replace")[:300]
     (scores,) = json.loads(data)["outputs"]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import os
+import random
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -11,9 +14,10 @@ import pytest
 
 from tests.chaos.conftest import Record
 from tests.chaos.corpus import Corpus
+from tests.chaos.count import Count
 from tests.chaos.harm import serve, server_pid, survive
-from tests.chaos.load import VerifiedLoad, through_client
-from tests.chaos.plain import ask
+from tests.chaos.load import TIMEOUT_S, VerifiedLoad, through_client
+from tests.chaos.plain import ask, ask_on
 
 pytestmark = pytest.mark.chaos
 
@@ -81,3 +85,72 @@ def test_sigterm_under_load(repository: Path, sound: Path, corpus: Corpus, recor
             load.wait_for(200)
         assert code == 0
         record("SIGTERM under load, two replicas", load.count, exit_s=round(took_s, 1))
+
+
+class PlainCallers:
+    """Callers without a client library: some keep a connection, some make one a request; none repeats anything.
+
+    A request is accepted once it is sent on a connection that the server took. It is not if the connection is refused,
+    or if a kept one has ended: HTTP lets a server end an idle connection, and has the caller make another.
+
+    Attributes:
+        count: of the accepted requests.
+        turned_away: how many callers found that the server takes no more.
+    """
+
+    def __init__(self, place: str, corpus: Corpus, callers: int = 16) -> None:
+        self.count = Count()
+        self.turned_away = 0
+        self._place, self._corpus = place, corpus
+        self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(callers)]
+
+    def __enter__(self) -> PlainCallers:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, number: int) -> None:
+        draw, keeps = random.Random(number), number % 2 == 0
+        connection = http.client.HTTPConnection(self._place, timeout=TIMEOUT_S)
+        kept = False
+        while True:
+            position = draw.randrange(len(self._corpus.texts))
+            try:
+                if not kept:
+                    connection.connect()
+            except OSError:
+                self.turned_away += 1
+                return
+            try:
+                status, scores = ask_on(connection, [self._corpus.texts[position]])
+            except (OSError, http.client.HTTPException) as error:
+                connection.close()
+                if kept and isinstance(error, http.client.RemoteDisconnected | ConnectionError):
+                    kept = False
+                    continue
+                self.count.add("lost", repr(error))
+                return
+            if isinstance(scores, str):
+                self.count.add("lost", f"{status} {scores}")
+            else:
+                self.count.add("answered" if self._corpus.is_right([position], scores) else "wrong", str(scores))
+            kept = keeps and connection.sock is not None
+            if not kept:
+                connection.close()
+
+
+def test_sigterm_answers_what_was_accepted(repository: Path, corpus: Corpus, record: Record) -> None:
+    """A single server that is told to end answers every request that it has accepted, and turns the rest away."""
+    with serve(repository) as served, PlainCallers(served.url("http"), corpus) as callers:
+        time.sleep(5)
+        before, began = callers.count.answered, time.monotonic()
+        code = served.end(signal.SIGTERM)
+        took_s = time.monotonic() - began
+    assert code == 0
+    assert before > 100
+    assert callers.turned_away == 16
+    record("SIGTERM, a single server", callers.count, exit_s=round(took_s, 1))
