@@ -12,6 +12,9 @@ const WHOLE_NUMBERS = ['binary_data_size', 'classification', 'priority', 'timeou
 // 1.0 is 1 to JavaScript, but no whole number to Triton. In a string each quote has a backslash before it.
 const FRACTION = new RegExp('"shape"\\s*:\\s*\\[[^\\]]*[-.eE]|"(' + WHOLE_NUMBERS.join('|') + ')"\\s*:\\s*-?[0-9]*[.eE]');
 
+// Of a name that is there twice JavaScript reads the last, Triton the first.
+const ONCE = ['inputs', 'outputs', 'id', 'datatype', 'shape', 'data'];
+
 export default { check };
 
 function check(r) {
@@ -55,7 +58,11 @@ function problem(r) {
         return refusal(400, 'the body has half of a surrogate pair, which is no character');
     }
     const message = findWrong(request, body.length - length);
-    return message === null ? null : refusal(400, message);
+    if (message !== null) {
+        return refusal(400, message);
+    }
+    const twice = findTwice(text, request);
+    return twice === null ? null : refusal(400, twice + ': occurs twice');
 }
 
 function bodyOf(r) {
@@ -101,6 +108,19 @@ function findWrong(request, binary) {
         }
     }
     return wrongInput(request.inputs[0], binary);
+}
+
+function findTwice(text, request) {
+    for (let i = 0; i < ONCE.length; i++) {
+        if (occurrences(text, ONCE[i]) > 1) {
+            return ONCE[i];
+        }
+    }
+    return occurrences(text, 'name') > 1 + (request.outputs || []).length ? 'name' : null;
+}
+
+function occurrences(text, name) {
+    return (text.match(new RegExp('"' + name + '"\\s*:', 'g')) || []).length;
 }
 
 function wrongParameters(parameters) {
