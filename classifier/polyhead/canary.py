@@ -34,7 +34,7 @@ class Canary:
         self._models = models
         # The environment's proxy is not for a server on this machine.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        self._answered: dict[str, float | None] = {}
+        self._progress: dict[str, float | None] = {}
 
     def sing(self, timeout_s: float) -> str | None:
         """None if every model answers, else what is wrong with the first that does not."""
@@ -42,8 +42,8 @@ class Canary:
             try:
                 wrong = self._ask(model, timeout_s)
             except _RejectedError as error:
-                wrong = None if self._others_are_answered(model, timeout_s) else str(error)
-            self._answered[model] = self._count_answers(model, timeout_s)
+                wrong = None if self._gets_on(model, timeout_s) else str(error)
+            self._progress[model] = self._count_progress(model, timeout_s)
             if wrong is not None:
                 return f"{model}: {wrong}"
         return None
@@ -68,16 +68,18 @@ class Canary:
         finite = all(isinstance(score, (int, float)) and math.isfinite(score) for score in scores)
         return None if finite else f"scores that are not finite: {scores}"
 
-    def _others_are_answered(self, model: str, timeout_s: float) -> bool:
+    def _gets_on(self, model: str, timeout_s: float) -> bool:
         # Restarting an overloaded server would only add to its load.
-        before, now = self._answered.get(model), self._count_answers(model, timeout_s)
+        before, now = self._progress.get(model), self._count_progress(model, timeout_s)
         return before is not None and now is not None and now > before
 
-    def _count_answers(self, model: str, timeout_s: float) -> float | None:
+    def _count_progress(self, model: str, timeout_s: float) -> float | None:
         try:
             with self._opener.open(f"http://{self._metrics}/metrics", timeout=timeout_s) as response:
                 text = response.read().decode("utf-8")
         except (OSError, HTTPException):
             return None
-        pattern = rf'^nv_inference_request_success{{[^}}]*model="{re.escape(model)}"[^}}]*}} (\S+)$'
+        # A batch that takes longer than the canary waits says of each of its parts that it is scored.
+        names = "nv_inference_request_success|polyhead_parts_total"
+        pattern = rf'^(?:{names}){{[^}}]*model="{re.escape(model)}"[^}}]*}} (\S+)$'
         return sum(float(count) for count in re.findall(pattern, text, re.MULTILINE))

@@ -8,8 +8,11 @@ PolyheadError
 ├── InputError        token ids that the model cannot read
 ├── ToleranceError    scores are further from the golden ones than the precision may be
 ├── MachineError      the machine has too little of what the model needs
-├── InstallError      tritonserver, its stub or libpython is not there (triton_install)
-└── AddressError      polyhead-serve cannot listen where it was told to (serve)
+├── InstallError      tritonserver, its stub, libpython or tritonclient is not there (triton_install)
+├── AddressError      polyhead-serve cannot listen where it was told to (serve_options)
+├── ServerError       a running server cannot be reached or refuses (live_server)
+├── RolledBackError   a new version was wrong; the previous one serves (deploy)
+└── RollbackError     and could not be brought back (deploy)
 
 Each message is one line that names the place, the value and what is allowed; command lines end with exit code 2.
 """

@@ -33,6 +33,7 @@ class BatchRecord:
         truncated_texts: of `texts`.
         error_texts: of `texts`, those without an answer.
         cancelled_requests: dropped before their texts were computed.
+        parts: of the batch that were scored, one after the other; those before the last are told as they are done.
         stages: seconds by stage: tokenize, compute, decode; a stage that did not run is not there.
     """
 
@@ -41,6 +42,7 @@ class BatchRecord:
     truncated_texts: int = 0
     error_texts: int = 0
     cancelled_requests: int = 0
+    parts: int = 0
     stages: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -114,6 +116,7 @@ class Metrics:
             "tokens": "Tokens read, after truncation",
             "truncated_texts": "Texts longer than max_length, read up to there",
             "error_texts": "Texts without an answer: blank, or not UTF-8",
+            "parts": "Parts of batches that were scored: a batch that takes long shows that it gets on",
             "cancelled_requests": "Requests that their client cancelled before they were computed",
         }
         self._counts = {

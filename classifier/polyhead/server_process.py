@@ -1,4 +1,4 @@
-"""tritonserver as a process group: started, listened to, ended with nothing left behind."""
+"""tritonserver as a process group: started, listened to, drained, ended with nothing left behind."""
 
 from __future__ import annotations
 
@@ -6,18 +6,26 @@ import contextlib
 import ctypes
 import os
 import re
+import resource
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from polyhead.connections import close_idle_connections, keep_out
+
 SHARED_MEMORY = Path("/dev/shm")
 ERRORS_KEPT = 10
-EXIT_TIMEOUT_S = 5  # Triton waits that long for idle keep-alive connections, too
+MODEL_PROCESS = "triton_python_b"  # the kernel keeps 15 characters of triton_python_backend_stub
+# A model process that Triton ends by itself is a zombie for milliseconds; one that died stays one.
+DEAD_AFTER_S = 0.4
+# Of each thread, and only what is used is real. Triton reads JSON by recursion: with 8 MiB, 64 KB of nested "[" end it;
+# with 64 MiB, what the proxy lets through (deploy/nginx) cannot.
+STACK_BYTES = 64 * 2**20
+ACCEPT_S = 0.1  # for connections that the kernel has taken and Triton not yet
 # Triton logs these on every start without a GPU, where they mean nothing.
 CPU_NOISE = ("CudaDriverHelper has not been initialized", "Unable to allocate pinned system memory")
 
@@ -29,32 +37,44 @@ class ServerProcess:
     """tritonserver in a process group of its own.
 
     Args:
-        command: with its arguments.
+        command: gives it, with its arguments, at each start.
         environment: the whole of it.
         shm_prefix: how the names of its shared-memory regions start; what is left of them is removed.
         muted: lines that contain one of these are not passed on.
+        pass_on: takes its other lines.
+        http_port: whose idle connections are closed when it drains.
+        exit_timeout_s: how long a drain may take.
     """
 
     def __init__(
         self,
-        command: Sequence[str],
+        command: Callable[[], Sequence[str]],
         environment: Mapping[str, str],
         shm_prefix: str,
         muted: Sequence[str] = (),
+        *,
+        pass_on: Callable[[str], None],
+        http_port: int,
+        exit_timeout_s: float,
     ) -> None:
         self._command = command
         self._environment = environment
         self._shm_prefix = shm_prefix
         self._muted = muted
+        self._pass_on = pass_on
+        self._http_port = http_port
+        self._exit_timeout_s = exit_timeout_s
+        self._zombies: dict[int, float] = {}  # since when
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
         self._errors: list[str] = []
 
     def start(self) -> None:
-        """Starts the process; its lines are passed on to stderr."""
+        """Starts the process; its lines are passed on."""
         self._errors = []
+        self._zombies = {}
         self._process = subprocess.Popen(
-            self._command,
+            self._command(),
             env=self._environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -62,10 +82,10 @@ class ServerProcess:
             encoding="utf-8",
             errors="backslashreplace",
             start_new_session=True,
-            preexec_fn=_die_with_parent,  # one call into the kernel, which takes no lock
+            preexec_fn=_prepare,  # calls into the kernel, which take no lock
         )
         assert self._process.stdout is not None
-        self._reader = threading.Thread(target=self._pass_on, args=(self._process.stdout,), daemon=True)
+        self._reader = threading.Thread(target=self._listen, args=(self._process.stdout,), daemon=True)
         self._reader.start()
 
     @property
@@ -81,13 +101,35 @@ class ServerProcess:
             return f"tritonserver ended with code {self.exit_code}"
         return self._errors[0].partition("\\n\\nAt:")[0].removeprefix("TritonModelException: ")
 
-    def stop(self) -> None:
-        """Lets it finish what is in flight, then removes every trace of it."""
+    def dead_model_process(self) -> str | None:
+        """What became of a model process that Triton has not reaped, or None: it would never start it again."""
+        if self._process is None:
+            return None
+        dead = {pid: code for pid, name, code in _zombies_of(self._process.pid) if name == MODEL_PROCESS}
+        now = time.monotonic()
+        self._zombies = {pid: self._zombies.get(pid, now) for pid in dead}
+        for pid, since in self._zombies.items():
+            if now - since >= DEAD_AFTER_S:
+                number = dead[pid] & 0x7F
+                how = f"of {signal.Signals(number).name}" if number else f"with code {dead[pid] >> 8}"
+                return f"model process {pid} died {how}"
+        return None
+
+    def stop(self) -> bool:
+        """Lets it finish what it has accepted, then removes every trace of it; whether it ended by itself."""
+        ended = True
         if self._process is not None and self._process.poll() is None:
+            keep_out(self._process.pid, self._http_port)
+            time.sleep(ACCEPT_S)
             self._process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(EXIT_TIMEOUT_S + 5)
+            # Triton waits for connections to end, also for those on which nothing happens.
+            deadline = time.monotonic() + self._exit_timeout_s + 5
+            while (ended := self._process.poll() is not None) is False and time.monotonic() < deadline:
+                close_idle_connections(self._process.pid, self._http_port)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(0.1)
         self.kill()
+        return ended
 
     def kill(self) -> None:
         """Ends the whole group at once and removes its shared memory."""
@@ -102,17 +144,34 @@ class ServerProcess:
         for region in SHARED_MEMORY.glob(f"{self._shm_prefix}*"):
             region.unlink(missing_ok=True)
 
-    def _pass_on(self, lines: IO[str]) -> None:
+    def _listen(self, lines: IO[str]) -> None:
         for line in lines:
             if any(part in line for part in self._muted):
                 continue
-            sys.stderr.write(line)
+            self._pass_on(line)
             # The first few name the cause; a server that logs errors for months must not grow this list.
             if len(self._errors) < ERRORS_KEPT and (error := _ERROR_LINE.match(line)):
                 self._errors.append(error[1])
 
 
-def _die_with_parent() -> None:
+def _zombies_of(parent: int) -> list[tuple[int, str, int]]:
+    """Pid, name and wait status of a process's children that have ended."""
+    found = []
+    for children in Path(f"/proc/{parent}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in children.read_text().split():
+                with contextlib.suppress(OSError):
+                    before, _, after = Path(f"/proc/{child}/stat").read_text().rpartition(") ")
+                    fields = after.split()
+                    if fields[0] == "Z":
+                        found.append((int(child), before.partition("(")[2], int(fields[-1])))
+    return found
+
+
+def _prepare() -> None:
+    hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
+    stack = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
     # If the supervisor is killed, the server must not stay behind and hold the ports.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -123,8 +182,16 @@ def _wait_for_group(group: int, timeout_s: float) -> None:
         with contextlib.suppress(ChildProcessError):
             # As a container's first process we inherit its orphans and must reap them.
             os.waitpid(-group, os.WNOHANG)
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
+        if not _has_living(group):
             return
         time.sleep(0.05)
+
+
+def _has_living(group: int) -> bool:
+    """Whether a process of the group still runs; zombies, which only their parent can remove, do not."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, process_group = stat.read_text().rpartition(") ")[2].split()[:3]
+            if int(process_group) == group and state != "Z":
+                return True
+    return False

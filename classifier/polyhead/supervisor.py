@@ -6,16 +6,21 @@ Triton itself never restarts a dead or hung model process and stays "ready" with
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+from polyhead.errors import RepositoryError
+from polyhead.health import Health, RestartReason
 
 log = logging.getLogger("polyhead.serve")
 
-CANARY_TIMEOUT_S = 10.0
-FAILURES_ALLOWED = 3
 LONGEST_PAUSE_S = 60.0
+GLANCE_S = 0.25  # between two looks at the processes, while a canary is under way too
+RETRY_S = 1.0  # between a failed canary and the next
 
 
 class StartError(Exception):
@@ -31,11 +36,15 @@ class Process(Protocol):
         ...
 
     def start(self) -> None:
-        """Starts it anew."""
+        """Starts it anew; raises RepositoryError where there is nothing that it could serve."""
         ...
 
     def explain_exit(self) -> str:
         """Why it ended."""
+        ...
+
+    def dead_model_process(self) -> str | None:
+        """What became of a model process that has ended under a server that runs on, or None."""
         ...
 
     def kill(self) -> None:
@@ -53,65 +62,121 @@ class Bird(Protocol):
 
 @dataclass(frozen=True)
 class Timing:
-    """How long a start may take, how often the canary sings, the first pause before a restart (it doubles)."""
+    """When the supervisor acts.
+
+    Attributes:
+        startup_timeout_s: how long a start may take.
+        probe_interval_s: pause between an answered canary and the next.
+        canary_timeout_s: how long a canary is waited for.
+        canary_failures: how many in a row lead to a restart.
+        first_pause_s: before a restart; it doubles.
+    """
 
     startup_timeout_s: float
     probe_interval_s: float
+    canary_timeout_s: float = 5.0
+    canary_failures: int = 3
     first_pause_s: float = 1.0
 
 
-def supervise(server: Process, canary: Bird, timing: Timing, on_ready: Callable[[], None]) -> None:
+class Failure(NamedTuple):
+    """Why the server must be restarted."""
+
+    reason: RestartReason
+    wrong: str
+
+
+def supervise(
+    server: Process, canary: Bird, timing: Timing, on_ready: Callable[[], None], health: Health | None = None
+) -> None:
     """Serves until interrupted (KeyboardInterrupt leaves through here; the caller stops the server).
 
     Raises:
         StartError: the first start failed.
     """
+    health = health or Health()
     pause_s = timing.first_pause_s
     served = False
     while True:
-        server.start()
-        wrong = _wait_until_ready(server, canary, timing)
-        if wrong is None:
+        try:
+            server.start()
+            failure = _wait_until_ready(server, canary, timing, health)
+        except RepositoryError as error:  # a half-copied version, say: it may be whole the next time
+            failure = Failure("exit", str(error))
+        if failure is None:
             served = True
             on_ready()
             since = time.monotonic()
-            wrong = _watch(server, canary, timing)
+            failure = _watch(server, canary, timing, health)
             if time.monotonic() - since > LONGEST_PAUSE_S:
                 pause_s = timing.first_pause_s
         elif not served:
-            raise StartError(wrong)
-        log.error("restarting in %g s: %s", pause_s, wrong)
+            raise StartError(failure.wrong)
+        health.restarting(*failure)
+        log.error("restarting in %g s: %s", pause_s, failure.wrong)
         server.kill()
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
-def _wait_until_ready(server: Process, canary: Bird, timing: Timing) -> str | None:
+def _wait_until_ready(server: Process, canary: Bird, timing: Timing, health: Health) -> Failure | None:
     deadline = time.monotonic() + timing.startup_timeout_s
     while True:
-        wrong = canary.sing(CANARY_TIMEOUT_S)
+        began = time.monotonic()
+        wrong = canary.sing(timing.canary_timeout_s)
         # Asked after the canary: another server on our port must not pass for one that has ended.
         if server.exit_code is not None:
-            return server.explain_exit()
+            return Failure("exit", server.explain_exit())
         if wrong is None:
+            health.canary(None, time.monotonic() - began)
             return None
         if time.monotonic() > deadline:
-            return f"not ready after {timing.startup_timeout_s:g} s: {wrong}"
+            return Failure("canary", f"not ready after {timing.startup_timeout_s:g} s: {wrong}")
         time.sleep(0.2)
 
 
-def _watch(server: Process, canary: Bird, timing: Timing) -> str:
+def _watch(server: Process, canary: Bird, timing: Timing, health: Health) -> Failure:
     failures = 0
+    pause_s = timing.probe_interval_s
     while True:
-        # Short naps notice an exit at once; the canary alone would take several intervals.
-        wake = time.monotonic() + timing.probe_interval_s
-        while time.monotonic() < wake:
-            if server.exit_code is not None:
-                return server.explain_exit()
-            time.sleep(min(0.5, timing.probe_interval_s))
-        wrong = canary.sing(CANARY_TIMEOUT_S)
+        wake = time.monotonic() + pause_s
+        while (left_s := wake - time.monotonic()) > 0:
+            if failure := _look(server):
+                return failure
+            time.sleep(min(GLANCE_S, left_s))
+        began = time.monotonic()
+        song = _start_singing(canary, timing.canary_timeout_s)
+        while wait([song], GLANCE_S).not_done:
+            if failure := _look(server):
+                return failure
+        wrong = song.result()
+        health.canary(wrong, time.monotonic() - began)
         failures = 0 if wrong is None else failures + 1
         if wrong is not None:
-            log.warning("canary failed (%d of %d): %s", failures, FAILURES_ALLOWED, wrong)
-            if failures >= FAILURES_ALLOWED:
-                return wrong
+            log.warning("canary failed (%d of %d): %s", failures, timing.canary_failures, wrong)
+            if failures >= timing.canary_failures:
+                return _look(server) or Failure("canary", wrong)
+        pause_s = timing.probe_interval_s if wrong is None else min(RETRY_S, timing.probe_interval_s)
+
+
+def _look(server: Process) -> Failure | None:
+    # What the processes show is noticed at once; the canary alone would take several intervals.
+    if server.exit_code is not None:
+        return Failure("exit", server.explain_exit())
+    if dead := server.dead_model_process():
+        return Failure("model_process", dead)
+    return None
+
+
+def _start_singing(canary: Bird, timeout_s: float) -> Future[str | None]:
+    """In a thread of its own, which ends with the canary's timeout: a hung server must not hold up the looks."""
+    song: Future[str | None] = Future()
+
+    def sing() -> None:
+        try:
+            song.set_result(canary.sing(timeout_s))
+        except BaseException as error:
+            song.set_exception(error)
+
+    threading.Thread(target=sing, daemon=True).start()
+    return song

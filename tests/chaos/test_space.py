@@ -37,7 +37,7 @@ def test_full_shared_memory(sound: Path, checkpoint: Path, corpus: Corpus, recor
             filler = fill(seen_by(harmed.process.pid, SHARED_MEMORY))
             with VerifiedLoad(client.scores, long, threads=2, most_texts=40) as heavy:
                 time.sleep(FULL_S)
-                restarts = harmed.lines_with("ready ") - 1
+                restarts = harmed.times_ready() - 1
                 filler.unlink()
                 began = time.monotonic()
                 wait_until_healed(harmed, long, victims=())

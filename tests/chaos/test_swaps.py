@@ -186,7 +186,7 @@ def test_half_copied_version(repository: Path, sound: Path, checkpoint: Path, co
             assert done.returncode == 2, done
             assert str(model / "2") in done.stderr
             time.sleep(3)
-            assert harmed.lines_with("ready ") == 1, "a half-copied version alone restarted the server"
+            assert harmed.times_ready() == 1, "a half-copied version alone restarted the server"
             os.kill(harmed.model_processes()[0], signal.SIGKILL)
             time.sleep(15)
             shutil.rmtree(model / "2")

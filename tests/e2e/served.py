@@ -33,12 +33,12 @@ def serve_command() -> list[str]:
 
 
 def free_ports() -> dict[str, int]:
-    """Three ports that nobody listens on."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+    """Four ports that nobody listens on."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(4)]
     ports = [one.getsockname()[1] for one in sockets]
     for one in sockets:
         one.close()
-    return dict(zip(("http", "grpc", "metrics"), ports, strict=True))
+    return dict(zip(("http", "grpc", "metrics", "probe"), ports, strict=True))
 
 
 def port_options(ports: dict[str, int]) -> list[str]:
@@ -54,6 +54,7 @@ class Served:
         wrapper: a command that replaces itself by the one that follows it, such as ``unshare``.
 
     Attributes:
+        repository: what it serves.
         ports: by protocol.
         lines: what it has printed so far, stdout and stderr.
     """
@@ -65,6 +66,7 @@ class Served:
         environment: Mapping[str, str] = ONE_THREAD,
         wrapper: Sequence[str] = (),
     ) -> None:
+        self.repository = repository
         self.ports = free_ports()
         arguments = ["--repository", str(repository), *port_options(self.ports), *options]
         self.lines: list[str] = []
@@ -101,14 +103,14 @@ class Served:
     def wait_until_ready(self, times: int) -> None:
         """Waits for the line ``ready …`` to have been printed so many times."""
         deadline = time.monotonic() + READY_TIMEOUT_S
-        while self.lines_with("ready ") < times:
+        while self.times_ready() < times:
             assert self.process.poll() is None, f"it ended with {self.process.returncode}:\n{''.join(self.lines)}"
             assert time.monotonic() < deadline, f"not ready in {READY_TIMEOUT_S} s:\n{''.join(self.lines)}"
             time.sleep(0.05)
 
-    def lines_with(self, start: str) -> int:
-        """How many lines started so, so far."""
-        return sum(line.startswith(start) for line in self.lines)
+    def times_ready(self) -> int:
+        """How often it has become ready so far."""
+        return sum("ready http=" in line for line in self.lines)
 
     def end(self, number: signal.Signals) -> int:
         """Sends the signal and gives the exit code; kills it if it does not end."""

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -351,7 +352,7 @@ def test_metrics_count_what_was_answered(model: Any) -> None:
     rows = [b"Rain", b"word " * 200, b" ", b"Sport"]
     response = only(model, Request(texts(*rows)))
     only(model, Request(texts(b"schema only"), outputs=("SCHEMA",)))
-    assert value("polyhead_instances", precision="fp32", device="cpu", version="1") == [1]
+    assert value("polyhead_instances", precision=model.predictor.precision, device="cpu", version="1") == [1]
     model.finalize()
     tokens = int(response["TOKEN_COUNT"].sum())
     assert value("polyhead_texts_total", model="gpt2_classifier", version="1") == [4]
@@ -363,6 +364,26 @@ def test_metrics_count_what_was_answered(model: Any) -> None:
     assert len(value("polyhead_stage_seconds", stage="compute")) == 1
     assert min(value("polyhead_stage_seconds")) > 0
     assert sum(value("polyhead_instances")) == 0
+
+
+def test_a_long_batch_says_that_it_gets_on(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part of a batch is counted when it is scored, those before the last without waiting for the end."""
+    counted: list[list[float]] = []
+    score = model.predictor.score
+
+    def slow_score(encoded: Any) -> Any:
+        deadline = time.monotonic() + 5
+        while len(value := pb_utils.MetricFamily.value("polyhead_parts_total")) < len(counted):
+            assert time.monotonic() < deadline
+        counted.append(value)
+        return score(encoded)
+
+    monkeypatch.setattr(model.predictor, "score", slow_score)
+    monkeypatch.setattr(model.predictor, "parts", lambda encoded: [[place] for place in range(len(encoded))])
+    assert only(model, Request(texts(b"Rain", b"Sport", b"Snow"))).error is None
+    model.finalize()
+    assert [len(value) for value in counted] == [0, 1, 2]
+    assert pb_utils.MetricFamily.value("polyhead_parts_total") == [1, 1, 1]
 
 
 def test_other_families_of_the_name_harm_nothing(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from pathlib import Path
 
@@ -19,6 +20,8 @@ def repository(tmp_path: Path) -> Path:
     checkpoint = tmp_path / "repository" / "gpt2_classifier" / "1" / "checkpoint"
     checkpoint.mkdir(parents=True)
     (checkpoint / "config.json").write_text("{}", encoding="utf-8")
+    for name in ("model.safetensors", "tokenizer.json", "../model.py"):
+        (checkpoint / name).touch()
     return tmp_path / "repository"
 
 
@@ -146,18 +149,52 @@ def test_admin_key_must_fit_the_flag(
     assert key not in error
 
 
-@pytest.mark.parametrize("arguments", [["--log-level", "loud"], ["--startup-timeout-s", "0"], ["--http-port", "x"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--log-level", "loud"],
+        ["--log-format", "xml"],
+        ["--control", "poll"],
+        ["--startup-timeout-s", "0"],
+        ["--canary-failures", "0"],
+        ["--drain-s", "-1"],
+        ["--http-port", "x"],
+    ],
+)
 def test_bad_option(arguments: list[str]) -> None:
     """A value that an option does not take ends with code 2."""
     with pytest.raises(SystemExit, match="2"):
         serve.parse(arguments)
 
 
+@pytest.mark.parametrize("lacking", ["model.py", "checkpoint/model.safetensors"])
+def test_a_half_copied_version_is_named(repository: Path, capsys: pytest.CaptureFixture[str], lacking: str) -> None:
+    """A version that Triton would hang on is refused with the file that it lacks; a lower number does no harm."""
+    model = repository / "gpt2_classifier"
+    (model / "0").mkdir()
+    assert serve.main(["--repository", str(repository), "--dry-run"]) == 0
+    capsys.readouterr()
+    shutil.copytree(model / "1", model / "2")
+    (model / "2" / lacking).unlink()
+    error = refuse(capsys, "--repository", str(repository))
+    assert f"{model}/2: {lacking} is missing" in error
+
+
+def test_explicit_control_loads_each_model_and_needs_a_key(
+    repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Swaps need a key that polyhead-deploy can know; the models of the repository are loaded at the start."""
+    arguments = ["--repository", str(repository), "--control", "explicit"]
+    monkeypatch.delenv("POLYHEAD_ADMIN_KEY", raising=False)
+    assert "POLYHEAD_ADMIN_KEY: must be set" in refuse(capsys, *arguments)
+    assert {"--model-control-mode=explicit", "--load-model=gpt2_classifier"} <= set(command(*arguments))
+
+
 def test_dry_run_prints_a_script(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The script makes the backend folder, sets the environment and runs the server; nothing is started."""
     assert serve.main(["--repository", str(repository), "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["mkdir", "ln", "export", "export", "exec"]
+    assert [line.split()[0] for line in lines] == ["mkdir", "ln", "export", "export", "ulimit", "exec"]
     assert f"--model-repository={repository}" in lines[-1]
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
+from polyhead.errors import RepositoryError
+from polyhead.health import Health
 from polyhead.supervisor import StartError, Timing, supervise
 
 QUICK = Timing(startup_timeout_s=5, probe_interval_s=0.01, first_pause_s=0.01)
@@ -16,11 +20,20 @@ class ScriptedServer:
         self.starts = 0
         self.kills = 0
         self.exit_code: int | None = None
+        self.dead: str | None = None
+        self.refusals: list[str] = []
 
     def start(self) -> None:
-        """Counts, and runs again."""
+        """Counts, and runs again; refuses as often as it was told to."""
+        if self.starts and self.refusals:
+            raise RepositoryError(self.refusals.pop())
         self.starts += 1
         self.exit_code = None
+        self.dead = None
+
+    def dead_model_process(self) -> str | None:
+        """What the script said of a model process."""
+        return self.dead
 
     def explain_exit(self) -> str:
         """A fixed reason."""
@@ -32,7 +45,10 @@ class ScriptedServer:
 
 
 class ScriptedCanary:
-    """Gives the next answer of a script at each call: None, a reason, "exit" for a dead server; at its end, Ctrl-C."""
+    """Gives the next answer of a script at each call: None or a reason; at its end, Ctrl-C.
+
+    With "exit" the server ends, with "dead" a model process does, with "hang" one does while the canary waits for it.
+    """
 
     def __init__(self, server: ScriptedServer, *script: str | None) -> None:
         self.server = server
@@ -45,14 +61,19 @@ class ScriptedCanary:
         answer = self.script.pop(0)
         if answer == "exit":
             self.server.exit_code = -11
-        return answer
+        if answer in ("dead", "hang"):
+            self.server.dead = "model process 7 died of SIGSEGV"
+        if answer == "hang":
+            time.sleep(5)
+        return None if answer == "dead" else answer
 
 
-def run(*script: str | None) -> tuple[ScriptedServer, int]:
+def run(*script: str | None, health: Health | None = None, refusals: int = 0) -> tuple[ScriptedServer, int]:
     """Supervises through a script; gives the server and how often it became ready."""
     server, ready = ScriptedServer(), []
+    server.refusals = ["half a version"] * refusals
     with pytest.raises(KeyboardInterrupt):
-        supervise(server, ScriptedCanary(server, *script), QUICK, lambda: ready.append(1))
+        supervise(server, ScriptedCanary(server, *script), QUICK, lambda: ready.append(1), health)
     return server, len(ready)
 
 
@@ -88,3 +109,28 @@ def test_later_start_that_fails_is_tried_again() -> None:
     """Once it has served, a start that fails leads to the next one."""
     server, ready = run(None, "exit", "exit", None)
     assert (server.starts, ready) == (3, 2)
+
+
+@pytest.mark.parametrize("how", ["dead", "hang"])
+def test_dead_model_process_restarts_at_once(how: str) -> None:
+    """A model process that died is not left to the canary, nor is a canary waited for that hangs with it."""
+    began = time.monotonic()
+    server, ready = run(None, how, None)
+    assert (server.starts, server.kills, ready) == (2, 1, 2)
+    assert time.monotonic() - began < 3
+
+
+def test_health_counts_what_led_to_restarts() -> None:
+    """Each restart is counted under what was noticed; failed canaries of a server that was ready are counted too."""
+    health = Health()
+    run(None, "exit", None, "dead", None, "bad", "bad", "bad", None, health=health)
+    metrics = health.metrics()
+    for reason in ("exit", "canary", "model_process"):
+        assert f'polyhead_restarts_total{{reason="{reason}"}} 1' in metrics
+    assert health.not_ready is None
+
+
+def test_a_repository_that_cannot_be_served_is_tried_again() -> None:
+    """A version that is half copied when the server must restart holds it up until the copy is whole, no longer."""
+    server, ready = run(None, "exit", None, refusals=2)
+    assert (server.starts, ready, server.refusals) == (2, 2, [])

@@ -1,0 +1,94 @@
+"""Ending another process's idle connections: idle ones end, busy ones are answered first."""
+
+from __future__ import annotations
+
+import http.client
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from polyhead.connections import close_idle_connections, keep_out
+
+SERVER = """
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        time.sleep(float(self.path[1:]))
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"ok")
+    def log_message(self, *_): pass
+server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+print(server.server_address[1], flush=True)
+server.serve_forever()
+"""
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[int, int]]:
+    """Pid and port of a server that answers after the seconds in the path."""
+    process = subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    yield process.pid, int(process.stdout.readline())
+    process.kill()
+    process.stdout.close()
+    process.wait()
+
+
+def test_idle_connections_end_and_busy_ones_are_answered(server: tuple[int, int]) -> None:
+    """A connection that waits for its next request is closed; one with a request under way is after its answer."""
+    pid, port = server
+    idle, unused, first, second = (http.client.HTTPConnection("127.0.0.1", port, timeout=10) for _ in range(4))
+    for connection in (idle, second):
+        connection.request("GET", "/0")
+        assert connection.getresponse().read() == b"ok"
+    unused.connect()
+    time.sleep(0.1)
+    for connection in (first, second):
+        connection.request("GET", "/1.5")
+    time.sleep(0.6)
+    assert close_idle_connections(pid, port) == 2
+    for connection in (idle, unused):
+        assert connection.sock.recv(1) == b""
+    for connection in (first, second):
+        assert connection.getresponse().read() == b"ok"
+    time.sleep(0.6)
+    close_idle_connections(pid, port)
+    for connection in (first, second):
+        assert connection.sock.recv(1) == b""
+        connection.close()
+    idle.close()
+    unused.close()
+
+
+def test_other_ports_and_gone_processes_are_left_alone(server: tuple[int, int]) -> None:
+    """Nothing happens to connections of another port, nor for a process that has ended."""
+    pid, port = server
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    for _ in range(2):
+        connection.request("GET", "/0")
+        assert connection.getresponse().read() == b"ok"
+        assert close_idle_connections(pid, port + 1) == 0
+    connection.close()
+    assert close_idle_connections(2**22 + 1, port) == 0
+
+
+def test_new_clients_are_kept_out(server: tuple[int, int]) -> None:
+    """A new client does not get through; one that is connected is answered still."""
+    pid, port = server
+    old = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    new = http.client.HTTPConnection("127.0.0.1", port, timeout=0.3)
+    old.request("GET", "/0")
+    assert old.getresponse().read() == b"ok"
+    assert keep_out(pid, port) == 1
+    with pytest.raises(TimeoutError):
+        new.request("GET", "/0")
+    old.request("GET", "/0")
+    assert old.getresponse().read() == b"ok"
+    old.close()

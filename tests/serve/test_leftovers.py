@@ -1,0 +1,52 @@
+"""What a killed supervisor leaves behind is removed; what a living one uses is not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from polyhead.leftovers import LOCK, backends_of, remove_leftovers, run_of_ones_own
+
+HELD = """
+import sys, time
+from pathlib import Path
+from polyhead.leftovers import run_of_ones_own
+with run_of_ones_own(Path(sys.argv[1])) as run:
+    print(run, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_only_what_the_dead_left_is_removed(tmp_path: Path) -> None:
+    """Regions, backends and orphans of a killed run go; those of a living run and of others stay."""
+    holder = subprocess.Popen([sys.executable, "-c", HELD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    run = holder.stdout.readline().strip()
+    orphan = subprocess.Popen(["bash", "-c", 'exec -a "$0" sleep 60', f"triton_python_backend_stub {run}_region_1"])
+    try:
+        region = tmp_path / f"{run}_region_1"
+        region.write_bytes(b"x")
+        other = tmp_path / "polyhead_1_abcdef_region_1"
+        other.write_bytes(b"x")
+        backends_of(run).mkdir()
+        with run_of_ones_own(tmp_path) as mine:
+            (tmp_path / f"{mine}_region").touch()
+            assert remove_leftovers(tmp_path) == []
+            assert region.exists()
+            holder.kill()
+            holder.wait()
+            assert remove_leftovers(tmp_path) == [run]
+            assert (tmp_path / f"{mine}_region").exists()
+            assert (tmp_path / f"{LOCK}{mine}").exists()
+        assert not region.exists()
+        assert not backends_of(run).exists()
+        assert other.exists()
+        assert orphan.wait(5) == -9
+    finally:
+        holder.kill()
+        orphan.kill()
+        holder.stdout.close()
+        orphan.wait()
+        holder.wait()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([other.name, f"{mine}_region"])
