@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,10 +11,8 @@ import pytest
 from polyhead.export import export_checkpoint
 from tests.chaos.corpus import Corpus, make_texts
 from tests.chaos.count import Count
-from tests.chaos.report import Fault, write_record
+from tests.chaos.report import RECORDS, Fault, write_record
 from tests.tiny import write_tiny_checkpoint
-
-RECORDS = "POLYHEAD_CHAOS_RECORDS"
 
 
 class Record(Protocol):
@@ -67,6 +64,3 @@ def sound(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sound") / "repository"
     export_checkpoint(checkpoint, folder)
     return folder
-
-
-MakeCheckpoint = Callable[[str], Path]

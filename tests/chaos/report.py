@@ -10,6 +10,7 @@ from typing import Any
 
 from tests.chaos.count import Count
 
+RECORDS = "POLYHEAD_CHAOS_RECORDS"  # environment variable: the folder of the records
 COLUMNS = ("fault", "requests", "answered", "shed", "lost", "wrong", "recovery s")
 
 

@@ -1,5 +1,6 @@
 """``python -m tests.chaos.soak``: a verified load for 20 minutes; no mismatch, and the memory of every process flat.
 
+HTTP goes through the proxy, gRPC straight to the server; each second brings two bad requests and a new client.
 Exit code 0 only if so. SOAK_MINUTES or ``--minutes`` sets the time; the result is written from 20 minutes on.
 """
 
@@ -13,6 +14,7 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,9 @@ from tests.chaos.corpus import Corpus, make_texts
 from tests.chaos.harm import serve, server_pid
 from tests.chaos.load import VerifiedLoad
 from tests.chaos.memory import Flatness, MemoryLog, flatness
-from tests.chaos.plain import ask
-from tests.e2e.served import infer_json, json_body
+from tests.chaos.plain import INFER
+from tests.chaos.proxy import client_of, through_proxy
+from tests.e2e.served import descendants, json_body
 from tests.tiny import write_tiny_checkpoint
 
 FULL_MINUTES = 20.0
@@ -41,14 +44,17 @@ def soak(minutes: float, folder: Path) -> dict[str, Any]:
     corpus = Corpus.of(checkpoint, make_texts(2000, longest=40))
     with ExitStack() as stack:
         served = stack.enter_context(serve(repository))
+        proxied = stack.enter_context(through_proxy(served))
         (model,) = served.model_processes()
         processes = {
             "supervisor": served.process.pid,
             "tritonserver": server_pid(served),
             "model process": model,
+            "nginx": proxied.process.pid,
+            **{f"nginx worker {number}": pid for number, pid in enumerate(descendants(proxied.process.pid), start=1)},
             "clients": os.getpid(),
         }
-        over_http = stack.enter_context(Client(served.url("http")))
+        over_http = stack.enter_context(client_of(proxied))
         over_grpc = stack.enter_context(Client(served.url("grpc"), protocol="grpc"))
         loads = [
             stack.enter_context(VerifiedLoad(client.scores, corpus, threads=3)) for client in (over_http, over_grpc)
@@ -59,8 +65,10 @@ def soak(minutes: float, folder: Path) -> dict[str, Any]:
         def disturb() -> None:
             # Errors and new connections have code of their own that could leak.
             nonlocal rejected
-            rejected += infer_json(served.url("http"), json_body(["", secrets.token_hex(8)], ["SCORES"], x=1))[0] == 400
-            ask(served.url("http"), [secrets.token_hex(16)])
+            for body in (json_body(["", secrets.token_hex(8)], ["SCORES"], x=1), {"inputs": secrets.token_hex(8)}):
+                rejected += proxied.ask(INFER, json.dumps(body).encode())[0] == HTTPStatus.BAD_REQUEST
+            with client_of(proxied) as fresh:
+                fresh.classify([secrets.token_hex(16), ""])
 
         log.wait(60 * minutes, disturb)
         still = {"tritonserver": server_pid(served), "model process": served.model_processes()[0]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ import numpy as np
 import pytest
 
 from polyhead.predictor import Predictor
-from tests.chaos.attack import Attack, Door
+from tests.chaos.attack import Attack
 from tests.chaos.conftest import Record
 from tests.chaos.corpus import Corpus
 from tests.chaos.harm import serve, server_pid
 from tests.chaos.hostile import hostile_inputs
-from tests.chaos.load import VerifiedLoad, through_client
+from tests.chaos.load import VerifiedLoad
+from tests.chaos.proxy import client_of, door_of, through_proxy
 
 pytestmark = pytest.mark.chaos
 
@@ -42,18 +44,23 @@ def by_kind(statuses: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:
 
 def test_hostile_inputs(sound: Path, checkpoint: Path, corpus: Corpus, record: Record) -> None:
     """No crash, no 500 that the caller caused, no answer that belongs to someone else, good requests go on."""
-    with serve(sound) as served:
-        host, port = served.url("http").split(":")
-        door = Door(host, int(port), headers=(("Host", served.url("http")),))
-        before = server_pid(served), served.model_processes()
+    expected = expected_scores(checkpoint, INPUTS)
+    with serve(sound) as served, through_proxy(served) as proxied:
+        before = server_pid(served), served.model_processes(), proxied.process.pid
         with (
-            through_client(served.url("http")) as client,
+            client_of(proxied) as client,
             VerifiedLoad(client.scores, corpus, threads=2) as load,
         ):
-            attack = Attack(door, expected_scores(checkpoint, INPUTS))
+            load.wait_for(20)
+            attack = Attack(door_of(proxied), expected)
             attack.send_all(hostile_inputs(INPUTS))
-        after = server_pid(served), served.model_processes()
+            load.wait_for(20)
+        print(json.dumps(by_kind(attack.statuses), indent=1))
+        after = server_pid(served), served.model_processes(), proxied.process.pid
         record(
-            "hostile inputs", attack.count + load.count, statuses=by_kind(attack.statuses), good=load.count.numbers()
-        )
+            f"{INPUTS:,} hostile inputs", attack.count + load.count,
+            good_requests=load.count.numbers(), statuses=by_kind(attack.statuses),
+        )  # fmt: skip
         assert after == before, "a process fell"
+        assert served.times_ready() == 1
+        assert attack.count.shed == 0, "the proxy says 503 where it fails itself"
