@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
+
+FIRST_CHARACTERS = 8  # a token, at the first try: English has 4 to 5, German 3
 
 
 @dataclass(frozen=True)
@@ -35,18 +37,60 @@ class UnreadableTextError(Exception):
 def encode(texts: Sequence[str | bytes], tokenizer: Tokenizer, max_length: int) -> list[EncodedText]:
     """Tokenizes and keeps the first `max_length` tokens of each text.
 
-    Never raises for a bad text: blank texts and invalid UTF-8 come back with their ``error``.
+    Of a long text no more is tokenized than those tokens take; they are the same as if all of it were.
+
+    Never raises for a bad text: blank texts, invalid UTF-8, and texts of more than `most_characters` whose beginning
+    has too few words to be cut in come back with their ``error``.
     """
-    readable: list[str] = []
     encoded: list[EncodedText | None] = []
-    for text in texts:
+    readable: list[tuple[int, str]] = []
+    for position, text in enumerate(texts):
         try:
-            readable.append(read_text(text))
+            readable.append((position, read_text(text)))
             encoded.append(None)
         except UnreadableTextError as error:
             encoded.append(EncodedText((), error=str(error)))
-    tokens = iter(tokenizer.encode_batch(readable))
-    return [_cut(next(tokens).ids, max_length) if text is None else text for text in encoded]
+    size, most = FIRST_CHARACTERS * max_length, most_characters(max_length)
+    is_long = any(len(text) > size for _, text in readable)
+    # Of a marker such as <|endoftext|>, half may stand at the end: it is not a marker then.
+    marker = (
+        max((len(one.content) for one in tokenizer.get_added_tokens_decoder().values()), default=0) if is_long else 0
+    )
+    while readable:
+        tokenized = tokenizer.encode_batch([text[:size] for _, text in readable])
+        again = []
+        for (position, text), found in zip(readable, tokenized, strict=True):
+            if len(text) <= size:
+                encoded[position] = _cut(found.ids, max_length)
+            elif len(ids := _whole_words(found, size - marker)) > max_length:
+                encoded[position] = _cut(ids, max_length)
+            elif size < most:
+                again.append((position, text))
+            else:
+                encoded[position] = EncodedText((), error=f"the text's first {most} characters have too few words")
+        readable, size = again, min(size * 4, most)
+    return [text for text in encoded if text is not None]
+
+
+def most_characters(max_length: int) -> int:
+    """Of a text longer than this, no more than this is looked at."""
+    return max(65_536, 64 * max_length)
+
+
+def _whole_words(encoding: Encoding, safe: int) -> list[int]:
+    """The ids that a text has however it goes on after the end of what was tokenized.
+
+    Tokenizers split into words first. What follows can change the last word, those behind the character `safe`, and,
+    where they begin with blanks, the one before.
+    """
+    words = encoding.word_ids  # None for what a template puts around the text
+    unsure = max((word for word in words if word is not None), default=0)
+    for word, (_, end) in zip(words, encoding.offsets, strict=True):
+        if word is not None and end > safe:
+            unsure = min(unsure, word)
+            break
+    first = next((place for place, word in enumerate(words) if word is not None and word >= unsure - 1), 0)
+    return encoding.ids[:first]
 
 
 def read_text(text: str | bytes) -> str:

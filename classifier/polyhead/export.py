@@ -18,6 +18,8 @@ from polyhead.errors import PolyheadError, RepositoryError
 from polyhead.gate import check_golden
 from polyhead.predictor import Predictor
 
+STAGING = ".staging-"
+
 
 def export_checkpoint(
     checkpoint: Path | str,
@@ -44,33 +46,50 @@ def export_checkpoint(
         RepositoryError: that version holds a checkpoint and `replace` is off.
     """
     checkpoint, repository = Path(checkpoint), Path(repository)
-    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or name.startswith("."):
-        raise RepositoryError(f"name {name!r}: a model name is letters, digits, '_', '-' and '.'")
+    check_name(name)
     if version < 1:
         raise RepositoryError(f"version {version}: must be 1 or more")
     model = repository / name
     target = model / str(version)
     if (target / "checkpoint").exists() and not replace:
         raise RepositoryError(f"{target}: holds a checkpoint already; take another --version, or --replace it")
+    predictor = prove(checkpoint, precision)
+    install_version(checkpoint, predictor.schema.column_names(), model, version)
+    return target
+
+
+def check_name(name: str) -> None:
+    """Raises RepositoryError if a model cannot be called so."""
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or name.startswith("."):
+        raise RepositoryError(f"name {name!r}: a model name is letters, digits, '_', '-' and '.'")
+
+
+def prove(checkpoint: Path, precision: str) -> Predictor:
+    """The checkpoint at that precision, once all golden answers were right there and in fp32.
+
+    Raises:
+        CheckpointError: it is damaged.
+        ToleranceError: its engine scores leave the tolerance.
+    """
     predictor = Predictor.load(checkpoint, precision=precision)
     check_golden(predictor)
     if predictor.precision != "fp32":
         check_golden(Predictor.load(checkpoint, precision="fp32"))
-    try:
-        _install(checkpoint, predictor.schema.column_names(), model, target)
-    except OSError as error:
-        raise RepositoryError(f"{model}: cannot be written ({error}); nothing was exported") from error
-    return target
+    return predictor
 
 
-def _install(checkpoint: Path, columns: list[str], model: Path, target: Path) -> None:
-    """Copies everything beside its place, then renames: the version first, then what all versions share."""
-    template = _template()
+def install_version(checkpoint: Path, columns: list[str], model: Path, version: int) -> None:
+    """Copies everything beside its place, then renames: the version first, then what all versions share.
+
+    Raises:
+        RepositoryError: it could not be written; nothing has changed.
+    """
+    template, target = _template(), model / str(version)
     is_new = not model.exists()
-    model.mkdir(parents=True, exist_ok=True)
     try:
+        model.mkdir(parents=True, exist_ok=True)
         # In the model folder, so that a rename never crosses file systems; Triton reads numbered folders only.
-        with tempfile.TemporaryDirectory(prefix=".staging-", dir=model) as folder:
+        with tempfile.TemporaryDirectory(prefix=STAGING, dir=model) as folder:
             staging = Path(folder)
             staged = staging / "version"
             staged.mkdir()
@@ -84,10 +103,10 @@ def _install(checkpoint: Path, columns: list[str], model: Path, target: Path) ->
             swap(staged, target, staging / "old")
             for name in shared:
                 os.replace(staging / name, model / name)
-    except OSError:
+    except OSError as error:
         if is_new:
             shutil.rmtree(model, ignore_errors=True)
-        raise
+        raise RepositoryError(f"{model}: cannot be written ({error}); nothing was exported") from error
 
 
 def _template() -> Path:

@@ -36,28 +36,47 @@ def check_golden(predictor: Predictor, most_tokens: int | None = None) -> float:
             from its boundary, or tokens or truncation differ: this must not be served.
     """
     golden = _first_rows(predictor.checkpoint.golden(), most_tokens)
-    path = predictor.checkpoint.path / "golden.jsonl"
     encoded = predictor.encode([row.text for row in golden])
-    for number, (row, text) in enumerate(zip(golden, encoded, strict=True), start=1):
-        if (text.token_count, text.truncated) != (row.token_count, row.truncated):
-            raise ToleranceError(f"{path}:{number}: {text.token_count} tokens here, {row.token_count} there")
+    tokens = [(text.token_count, text.truncated) for text in encoded]
+    place = str(predictor.checkpoint.path / "golden.jsonl")
+    return check_answers(golden, tokens, predictor.score(encoded), predictor.precision, predictor.schema, place)
+
+
+def check_answers(
+    golden: Sequence[Golden],
+    tokens: Sequence[tuple[int, bool]],
+    scores: Scores,
+    precision: Precision,
+    schema: Schema,
+    place: str,
+) -> float:
+    """The same for answers from wherever they come, a server among others.
+
+    Args:
+        tokens: how many were read of each row's text, and whether it was truncated.
+        scores: ``(n, schema.width)``.
+        precision: whose tolerance counts.
+        place: where the rows stand, for the message.
+    """
+    for number, (row, (count, truncated)) in enumerate(zip(golden, tokens, strict=True), start=1):
+        if (count, truncated) != (row.token_count, row.truncated):
+            raise ToleranceError(f"{place}:{number}: {count} tokens here, {row.token_count} there")
     expected = np.array([row.scores for row in golden], dtype=np.float32)
-    scores = predictor.score(encoded)
-    tolerance = TOLERANCE[predictor.precision]
+    tolerance = TOLERANCE[precision]
     distance = np.abs(scores - expected) / np.maximum(1, np.abs(expected))
     worst = float(distance.max())
-    names = predictor.schema.column_names()
+    names = schema.column_names()
     if not worst <= tolerance:
-        place, column = divmod(int(distance.argmax()), distance.shape[1])
+        row_number, column = divmod(int(distance.argmax()), distance.shape[1])
         raise ToleranceError(
-            f"{path}:{place + 1}: the engine's {predictor.precision} score of {names[column]!r} is off by {worst:.2g}, "
+            f"{place}:{row_number + 1}: the engine's {precision} score of {names[column]!r} is off by {worst:.2g}, "
             f"allowed is {tolerance:g}"
         )
-    flips = flipped(scores, expected, predictor.schema, tolerance)
+    flips = flipped(scores, expected, schema, tolerance)
     if flips.any():
-        place, column = np.argwhere(flips)[0]
+        row_number, column = np.argwhere(flips)[0]
         raise ToleranceError(
-            f"{path}:{place + 1}: in {predictor.precision} the engine answers otherwise on {names[column]!r}, "
+            f"{place}:{row_number + 1}: in {precision} the engine answers otherwise on {names[column]!r}, "
             f"which was further than {tolerance:g} from its boundary"
         )
     return worst

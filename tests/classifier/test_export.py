@@ -120,3 +120,27 @@ def test_a_failing_disk_leaves_the_served_version(
             export_checkpoint(base_checkpoint, repository, name=name, replace=True)
     assert listing(repository) == before
     assert [path.name for path in repository.iterdir()] == ["gpt2_classifier"]
+
+
+FULL_DISK = """
+import resource, sys
+from polyhead.export import main
+for limit in (64, 20_000):  # bytes of a file: of the first one, and of the weights
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    for more in (["--replace"], ["--version", "2"], ["--name", "other"]):
+        assert main([*sys.argv[1:], *more]) == 2
+"""
+
+
+def test_a_disk_that_fills_up_leaves_nothing(base_checkpoint: Path, tmp_path: Path) -> None:
+    """Where a file cannot be written to its end, one line says so, and the repository is as it was."""
+    repository = tmp_path / "repo"
+    export_checkpoint(base_checkpoint, repository)
+    before = {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()}
+    command = [sys.executable, "-c", FULL_DISK, str(base_checkpoint), "--repository", str(repository)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert ["nothing was exported" in line for line in lines] == [True] * 6
+    assert {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()} == before
+    assert sorted(path.name for path in repository.glob("*/*")) == ["1", "config.pbtxt", "labels.txt"]

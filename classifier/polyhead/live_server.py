@@ -1,0 +1,135 @@
+"""A running tritonserver over gRPC: which version answers, what it answers, and how to make it load another.
+
+Over HTTP a load would freeze every connection of the thread that carries it. Needs ``polyhead[deploy]``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+
+from polyhead.decode import Scores
+from polyhead.errors import PolyheadError
+from polyhead.serve_options import ADMIN_HEADER
+from polyhead.triton_install import InstallError
+
+TEXTS_A_REQUEST = 16
+REQUEST_TIMEOUT_S = 30.0
+RETRY_S = 0.5
+
+
+class ServerError(PolyheadError):
+    """A running server cannot be reached, refuses, or answers with an error."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a version said of some texts: ``scores`` (n, width), and tokens read and truncation of each."""
+
+    version: int
+    scores: Scores
+    tokens: list[tuple[int, bool]]
+
+
+class LiveServer:
+    """One model of a server.
+
+    Args:
+        address: ``host:port`` of gRPC.
+        model: its name.
+        key: the server's POLYHEAD_ADMIN_KEY.
+    """
+
+    def __init__(self, address: str, model: str, key: str) -> None:
+        try:
+            import tritonclient.grpc as module
+        except ImportError as error:
+            raise InstallError(f"tritonclient[grpc]: cannot be imported ({error}); install polyhead[deploy]") from error
+        self._module = module
+        self._address = address
+        self._model = model
+        self._headers = {f"triton-grpc-protocol-{ADMIN_HEADER}": key}
+        self._client = module.InferenceServerClient(address)
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._client.close()
+
+    def check_key(self) -> None:
+        """Raises ServerError if the server cannot be reached or does not take the key."""
+        self._call(self._client.get_model_repository_index, headers=self._headers)
+
+    def version(self) -> int:
+        """The version that answers now."""
+        return int(self._infer(["version"], ["SCHEMA"]).get_response().model_version)
+
+    def load(self, timeout_s: float) -> None:
+        """Loads the latest version in the repository; the one that serves goes on until that has come up.
+
+        Raises:
+            ServerError: it did not come up, and why; after the timeout it may still be loading.
+        """
+        self._call(self._client.load_model, self._model, headers=self._headers, client_timeout=timeout_s)
+
+    def answers(self, texts: Sequence[str], within_s: float) -> Answers:
+        """Asks for all texts; a server that is too busy is asked again for as long as it may take.
+
+        Raises:
+            ServerError: the answers did not come, or from more than one version.
+        """
+        deadline = time.monotonic() + within_s
+        results = []
+        for start in range(0, len(texts), TEXTS_A_REQUEST):
+            part = texts[start : start + TEXTS_A_REQUEST]
+            results.append(self._infer(part, ["SCORES", "PREDICTION"], deadline))
+        versions = {int(result.get_response().model_version) for result in results}
+        if len(versions) != 1:
+            raise ServerError(f"{self._model}: versions {sorted(versions)} answer side by side")
+        rows = [orjson.loads(row) for result in results for row in result.as_numpy("PREDICTION")[:, 0]]
+        if wrong := next((row["error"] for row in rows if "error" in row), None):
+            raise ServerError(f"{self._model}: a golden text is refused: {wrong}")
+        return Answers(
+            version=versions.pop(),
+            scores=np.concatenate([result.as_numpy("SCORES") for result in results]),
+            tokens=[(row["token_count"], row["truncated"]) for row in rows],
+        )
+
+    def _infer(self, texts: Sequence[str], outputs: Sequence[str], deadline: float | None = None) -> Any:
+        tensor = self._module.InferInput("TEXT", [len(texts), 1], "BYTES")
+        tensor.set_data_from_numpy(np.array([[text.encode()] for text in texts], dtype=np.object_))
+        wanted = [self._module.InferRequestedOutput(name) for name in outputs]
+        while True:
+            try:
+                return self._call(
+                    self._client.infer, self._model, [tensor], outputs=wanted, client_timeout=REQUEST_TIMEOUT_S
+                )
+            except _BusyError:
+                if deadline is None or time.monotonic() > deadline:
+                    raise
+                time.sleep(RETRY_S)
+
+    def _call(self, method: Any, *arguments: Any, **options: Any) -> Any:
+        from tritonclient.utils import InferenceServerException
+
+        options.setdefault("client_timeout", REQUEST_TIMEOUT_S)
+        try:
+            return method(*arguments, **options)
+        except InferenceServerException as error:
+            message, status = " ".join(str(error.message()).split()), str(error.status())
+            if "restricted" in message:
+                message = "it does not take this POLYHEAD_ADMIN_KEY"
+            elif "explicit model load" in message:
+                message = "it takes no versions while it runs; start polyhead-serve with --control explicit"
+            elif "DEADLINE" in status or "Deadline" in message:
+                message = f"no answer within {options['client_timeout']:g} s"
+            kind = _BusyError if "UNAVAILABLE" in status and "connect" not in message else ServerError
+            raise kind(f"server {self._address}: {message}") from error
+
+
+class _BusyError(ServerError):
+    """It cannot answer now, but may later."""

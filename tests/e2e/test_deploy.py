@@ -1,0 +1,268 @@
+"""polyhead-deploy against a real server under load: good versions take over, all others change nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from polyhead import deploy, export
+from polyhead.predictor import Predictor
+from polyhead.repository import versions_of
+from tests.e2e.served import ONE_THREAD, Served, infer_json, json_body
+from tests.tiny import TEXTS, write_tiny_checkpoint
+
+KEY = "a-key-of-the-tests"
+TEMPLATE = Path(__file__).resolve().parents[2] / "model_repository" / "gpt2_classifier"
+BODY = json_body(TEXTS[:4], ["SCORES"])
+WRONG = """
+
+class TritonPythonModel(TritonPythonModel):
+    def initialize(self, args):
+        super().initialize(args)
+        score = self.predictor.score
+        self.predictor.score = lambda encoded: score(encoded) * 0.5
+"""
+SLOW = """
+
+class TritonPythonModel(TritonPythonModel):
+    def initialize(self, args):
+        import time
+
+        time.sleep(4)
+        super().initialize(args)
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two checkpoints that answer differently."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for seed in (0, 1):
+        write_tiny_checkpoint(folder / str(seed), seed=seed)
+    return [folder / "0", folder / "1"]
+
+
+@pytest.fixture(scope="module")
+def swapping(checkpoints: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server that takes versions while it runs."""
+    repository = tmp_path_factory.mktemp("swapping") / "repository"
+    export.export_checkpoint(checkpoints[0], repository)
+    environment = {**ONE_THREAD, "POLYHEAD_ADMIN_KEY": KEY}
+    with Served(repository, "--control", "explicit", environment=environment) as served:
+        yield served
+
+
+@pytest.fixture
+def model(swapping: Served) -> Path:
+    """The folder of its model."""
+    return swapping.repository / "gpt2_classifier"
+
+
+@pytest.fixture
+def run(
+    swapping: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """Runs the command; gives its exit code and the last line it wrote."""
+    monkeypatch.setenv("POLYHEAD_ADMIN_KEY", KEY)
+
+    def call(checkpoint: Path, *options: str) -> tuple[int, str]:
+        place = ("--repository", str(swapping.repository), "--grpc", swapping.url("grpc"))
+        code = deploy.main([str(checkpoint), *place, *options])
+        captured = capsys.readouterr()
+        return code, (captured.err or captured.out).splitlines()[-1]
+
+    return call
+
+
+def live(swapping: Served) -> int:
+    """The version that answers."""
+    status, answer = infer_json(swapping.url("http"), BODY)
+    assert status == 200
+    return int(answer["model_version"])
+
+
+@contextmanager
+def load(swapping: Served, expected: dict[int, Path]) -> Iterator[list[int]]:
+    """Asks all the time; each answer must come, and be that of the version that it names."""
+    scores = {}
+    for version, checkpoint in expected.items():
+        predictor = Predictor.load(checkpoint)
+        scores[version] = predictor.score(predictor.encode(TEXTS[:4]))
+    stop, seen, wrong = threading.Event(), [], []
+
+    def ask() -> None:
+        while not stop.is_set():
+            status, answer = infer_json(swapping.url("http"), BODY)
+            if status != 200:
+                wrong.append(f"{status} {answer}")
+                continue
+            version = int(answer["model_version"])
+            seen.append(version)
+            found = np.array(answer["outputs"][0]["data"]).reshape(4, -1)
+            if version not in scores or not np.allclose(found, scores[version], atol=0.03):
+                wrong.append(f"version {version}: {found[0]}")
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        time.sleep(0.3)
+        yield seen
+        time.sleep(0.3)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(30)
+    assert wrong == []
+    assert len(seen) > 20
+
+
+def template_with(folder: Path, addition: str) -> Path:
+    """The model template with something added to its model.py."""
+    shutil.copytree(TEMPLATE, folder, ignore=shutil.ignore_patterns("checkpoint"))
+    with (folder / "1" / "model.py").open("a", encoding="utf-8") as file:
+        file.write(addition)
+    return folder
+
+
+def test_a_good_version_takes_over(
+    swapping: Served, model: Path, checkpoints: list[Path], run: Callable[..., tuple[int, str]]
+) -> None:
+    """Under load, no request is lost and each answer is that of the version it names; old versions are removed."""
+    for turn in range(3):
+        before = live(swapping)
+        old, new = checkpoints[turn % 2], checkpoints[(turn + 1) % 2]
+        with load(swapping, {before: old, before + 1: new}) as seen:
+            assert run(new, "--keep", "2") == (0, f"gpt2_classifier: version {before + 1} serves")
+        assert seen[-1] == live(swapping) == before + 1
+        assert versions_of(model) == [before, before + 1]
+    run(checkpoints[0])
+    assert [path.name for path in model.glob(".*")] == [".deploy.lock"]
+
+
+@pytest.fixture
+def tampered(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path], Any]], None]:
+    """Changes a version after it was proved and put in place, before the server loads it."""
+
+    def tamper(change: Callable[[Path], Any]) -> None:
+        install = export.install_version
+
+        def install_and_change(checkpoint: Path, columns: list[str], model: Path, version: int) -> None:
+            install(checkpoint, columns, model, version)
+            change(model / str(version) / "checkpoint" / "model.safetensors")
+
+        monkeypatch.setattr(deploy, "install_version", install_and_change)
+
+    return tamper
+
+
+def flip_weights(file: Path) -> None:
+    """Makes other weights of them, of the same shapes."""
+    save_file({name: -tensor for name, tensor in load_file(file).items()}, file)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda file: os.truncate(file, 1000), "model.safetensors"),
+        (flip_weights, "golden.jsonl"),
+    ],
+    ids=["corrupt", "other weights"],
+)
+def test_a_version_that_the_server_refuses(
+    swapping: Served,
+    model: Path,
+    checkpoints: list[Path],
+    run: Callable[..., tuple[int, str]],
+    tampered: Callable[..., None],
+    change: Callable[[Path], Any],
+    reason: str,
+) -> None:
+    """What was damaged after its proof never answers: the server refuses it, it is removed, the old version serves."""
+    before, labels = live(swapping), (model / "labels.txt").read_bytes()
+    tampered(change)
+    with load(swapping, {before: checkpoints[0]}):
+        code, line = run(checkpoints[1])
+        assert code == 1
+        assert reason in line
+        assert f"version {before} serves, version {before + 1} was removed" in line
+    assert versions_of(model)[-1] == before == live(swapping)
+    assert (model / "labels.txt").read_bytes() == labels
+
+
+def test_wrong_live_answers_are_taken_back(
+    swapping: Served,
+    model: Path,
+    checkpoints: list[Path],
+    run: Callable[..., tuple[int, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A version that loads but answers otherwise than it was proved to is replaced by the one before."""
+    before = live(swapping)
+    monkeypatch.setattr(export, "_template", lambda: template_with(tmp_path / "wrong", WRONG))
+    code, line = run(checkpoints[1])
+    assert code == 1
+    assert "live answers to golden.jsonl:" in line
+    assert versions_of(model)[-1] == before
+    with load(swapping, {before: checkpoints[0]}):
+        pass
+
+
+def test_a_slow_version(
+    swapping: Served,
+    model: Path,
+    checkpoints: list[Path],
+    run: Callable[..., tuple[int, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While it loads the old one serves; beyond the time that it is given it is taken back, and stays so."""
+    before = live(swapping)
+    slow = template_with(tmp_path / "slow", SLOW)
+    monkeypatch.setattr(export, "_template", lambda: slow)
+    with load(swapping, {before: checkpoints[0], before + 1: checkpoints[1]}):
+        code, line = run(checkpoints[1], "--load-timeout-s", "2")
+        assert (code, "no answer within 2 s" in line) == (1, True)
+        assert live(swapping) == before
+        time.sleep(4)
+    assert live(swapping) == before == versions_of(model)[-1]
+    with load(swapping, {before: checkpoints[0], before + 1: checkpoints[1]}):
+        assert run(checkpoints[1])[0] == 0
+    monkeypatch.undo()
+
+
+def test_what_is_refused_beforehand(
+    swapping: Served,
+    model: Path,
+    checkpoints: list[Path],
+    run: Callable[..., tuple[int, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A half-copied version in the way, golden answers of others, a wrong key, no server: nothing changes."""
+    before, versions = live(swapping), versions_of(model)
+    half = model / str(before + 1)
+    half.mkdir()
+    assert run(checkpoints[0])[0] == 2
+    assert f"{half}: lacks model.py" in run(checkpoints[0])[1]
+    half.rmdir()
+    mixed = shutil.copytree(checkpoints[0], tmp_path / "mixed")
+    shutil.copyfile(checkpoints[1] / "golden.jsonl", mixed / "golden.jsonl")
+    code, line = run(mixed)
+    assert (code, "golden.jsonl" in line) == (2, True)
+    assert run(checkpoints[0], "--version", str(before))[0] == 2
+    assert "Connection refused" in run(checkpoints[0], "--grpc", "127.0.0.1:9")[1]
+    monkeypatch.setenv("POLYHEAD_ADMIN_KEY", "some-other-key-than-its")
+    assert "does not take this POLYHEAD_ADMIN_KEY" in run(checkpoints[0])[1]
+    assert (live(swapping), versions_of(model)) == (before, versions)
