@@ -173,7 +173,7 @@ function wrongInput(input, binary) {
     if (binary > 0) {
         return 'Inference-Header-Content-Length: the bytes after the JSON belong to no input';
     }
-    const data = Array.isArray(input.data) ? flatten(input.data) : null;
+    const data = Array.isArray(input.data) ? flatten(input.data, []) : null;
     if (data === null || data.length !== elements || !data.every(isString)) {
         return 'inputs[0].data: must be as many strings as the shape says';
     }
@@ -181,11 +181,15 @@ function wrongInput(input, binary) {
 }
 
 // Triton takes [["a"], ["b"]] for ["a", "b"].
-function flatten(data) {
-    if (data.every(isString)) {
-        return data;
+function flatten(data, all) {
+    for (let i = 0; i < data.length; i++) {
+        if (Array.isArray(data[i])) {
+            flatten(data[i], all);
+        } else {
+            all.push(data[i]);
+        }
     }
-    return data.reduce((all, item) => all.concat(Array.isArray(item) ? flatten(item) : [item]), []);
+    return all;
 }
 
 function isObject(value) {
