@@ -22,6 +22,7 @@ demo: ## Data, training, export, server, answers and a verified load test: the w
 .PHONY: test
 test: ## All tests, with a real tritonserver in tests/e2e
 	@$(MAKE) --no-print-directory setup
+	@$(MAKE) --no-print-directory .nginx/.ready
 	$(PY) -m pytest
 
 .PHONY: lint
@@ -62,11 +63,11 @@ loadtest: .venv/.ready ## Load-test a running server, every answer verified: USE
 	  --golden $(CHECKPOINT)/golden.jsonl
 
 .PHONY: chaos
-chaos: setup ## Inject every fault beside a verified load; exit code 0 only if nothing was lost or wrong: 15 minutes
+chaos: setup .nginx/.ready ## Inject every fault beside a verified load; exit code 0 only if nothing was lost or wrong: 15 minutes
 	$(PY) -m tests.chaos
 
 .PHONY: soak
-soak: setup ## A verified load for 20 minutes, the memory of every process flat: SOAK_MINUTES=
+soak: setup .nginx/.ready ## A verified load for 20 minutes, the memory of every process flat: SOAK_MINUTES=
 	$(PY) -m tests.chaos.soak
 
 .PHONY: bench-training
@@ -96,7 +97,7 @@ bench-client: $(CHECKPOINT)/config.json .venv-triton/.ready .venv-peers/perf_ana
 
 .PHONY: clean
 clean: ## Remove environments, data, checkpoints and caches
-	rm -rf .venv .venv-triton .venv-peers .venv-infinity data runs $(REPOSITORY)/*/*/checkpoint $(REPOSITORY)/*/labels.txt
+	rm -rf .nginx .venv .venv-triton .venv-peers .venv-infinity data runs $(REPOSITORY)/*/*/checkpoint $(REPOSITORY)/*/labels.txt
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/.ready: constraints.txt setup/requirements.txt setup/venv.sh */pyproject.toml
@@ -106,6 +107,10 @@ clean: ## Remove environments, data, checkpoints and caches
 .venv-triton/.ready: constraints.txt setup/requirements-triton.txt setup/venv.sh setup/libpython.sh classifier/pyproject.toml
 	setup/venv.sh .venv-triton setup/requirements-triton.txt
 	setup/libpython.sh .venv-triton
+	@touch $@
+
+.nginx/.ready: setup/nginx.sh setup/apt.sh
+	setup/nginx.sh .nginx
 	@touch $@
 
 .venv-peers/.ready: constraints.txt setup/requirements-peers.txt setup/requirements.txt setup/venv.sh */pyproject.toml

@@ -20,6 +20,7 @@ from rich.table import Table
 from polyhead_client import Client, MultiLabel, Prediction, SingleLabel
 
 ROOT = Path(__file__).resolve().parents[1]
+PORTS = ("http", "grpc", "metrics", "probe")
 CHECKPOINT = ROOT / "runs" / "debian"
 SERVER_PYTHON = ROOT / ".venv-triton" / "bin" / "python"
 LOAD_SECONDS = 20
@@ -62,7 +63,7 @@ def _server(ports: list[int]) -> Iterator[None]:
     console.print("\nStarting tritonserver on loopback ...")
     log = tempfile.NamedTemporaryFile("w+", prefix="polyhead-serve-", suffix=".log", delete=False)  # noqa: SIM115 -- kept if it fails
     command = [SERVER_PYTHON, "-m", "polyhead.serve", "--repository", ROOT / "model_repository"]
-    command += [f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), ports, strict=True)]
+    command += [f"--{name}-port={port}" for name, port in zip(PORTS, ports, strict=True)]
     server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
     try:
         with Client(f"localhost:{ports[0]}") as client:  # an open connection would hold up the server's end
@@ -88,11 +89,11 @@ def _wait(server: subprocess.Popen[bytes], client: Client, log: Path) -> None:
 
 
 def _ports() -> list[int]:
-    """8000 to 8002 if they are free, else three others."""
+    """8000 to 8003 if they are free, else four others."""
     try:
-        return [_bind(port) for port in (8000, 8001, 8002)]
+        return [_bind(port) for port in range(8000, 8000 + len(PORTS))]
     except OSError:
-        return [_bind(0) for _ in range(3)]
+        return [_bind(0) for _ in PORTS]
 
 
 def _bind(port: int) -> int:

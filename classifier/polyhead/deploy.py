@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polyhead.errors import PolyheadError, RepositoryError, ToleranceError
-from polyhead.export import check_name, install_version, prove
+from polyhead.export import check_name, install_version, prove, retire_version
 from polyhead.gate import check_answers
 from polyhead.live_server import LiveServer, ServerError
 from polyhead.predictor import Predictor
@@ -102,8 +102,8 @@ def deploy(wanted: Deployment, server: LiveServer) -> int:
             raise
         wanted.say(f"{wanted.name}: its live scores are within {worst:.2g} of the golden ones")
         for old in versions_of(model)[: -wanted.keep]:
-            remove_version(model, old)
-            wanted.say(f"{wanted.name}: removed version {old}, as --keep is {wanted.keep}")
+            if retire_version(model, old):
+                wanted.say(f"{wanted.name}: removed version {old}, as --keep is {wanted.keep}")
     return version
 
 
@@ -149,19 +149,30 @@ def _roll_back(
     server: LiveServer, model: Path, version: int, live: int, labels: bytes | None, wanted: Deployment
 ) -> None:
     """Removes the version; where the server has it already, or may get it yet, has it load the previous one."""
+    was_installed = (model / str(version)).exists()
     try:
-        if (model / str(version)).exists():
+        if was_installed:
             wanted.say(f"{wanted.name}: taking version {version} back")
             remove_version(model, version)
             _put_back(model / "labels.txt", labels)
-            # Also after a load that failed or is still going on: this one is carried out after it.
-            with contextlib.suppress(ServerError):
-                server.load(wanted.load_timeout_s)
-        serving = server.answers(["a text"], wanted.verify_timeout_s).version
-    except (OSError, ServerError) as error:
-        raise RollbackError(f"version {live} could not be brought back: {error}") from error
-    if serving != live:
-        raise RollbackError(f"version {serving} serves, version {live} could not be brought back; restart the server")
+    except OSError as error:
+        raise RollbackError(f"{model}: version {version} could not be removed: {error}") from error
+    deadline = time.monotonic() + wanted.verify_timeout_s
+    while True:  # a server that has just died is being restarted by its supervisor
+        try:
+            if was_installed:
+                # Also after a load that failed or is still going on: this one is carried out after it.
+                with contextlib.suppress(ServerError):
+                    server.load(wanted.load_timeout_s)
+            serving = server.answers(["a text"], wanted.verify_timeout_s).version
+            if serving == live:
+                return
+            wrong = f"version {serving} serves"
+        except ServerError as error:
+            wrong = str(error)
+        if time.monotonic() > deadline:
+            raise RollbackError(f"version {live} could not be brought back: {wrong}; restart the server")
+        time.sleep(1)
 
 
 def _put_back(file: Path, content: bytes | None) -> None:
@@ -205,6 +216,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     settings = vars(parse(argv))
+    if argv is None:
+        os.nice(10)  # the proof must not take the cores from what is served beside it
     address = settings.pop("grpc")
     key = os.environ.get("POLYHEAD_ADMIN_KEY", "")
     if not key:

@@ -17,6 +17,7 @@ from polyhead.checkpoint import swap
 from polyhead.errors import PolyheadError, RepositoryError
 from polyhead.gate import check_golden
 from polyhead.predictor import Predictor
+from polyhead.repository import remove_version
 
 STAGING = ".staging-"
 
@@ -64,14 +65,14 @@ def check_name(name: str) -> None:
         raise RepositoryError(f"name {name!r}: a model name is letters, digits, '_', '-' and '.'")
 
 
-def prove(checkpoint: Path, precision: str) -> Predictor:
-    """The checkpoint at that precision, once all golden answers were right there and in fp32.
+def prove(checkpoint: Path, precision: str | None) -> Predictor:
+    """The checkpoint at that precision, or the environment's, once all golden answers were right there and in fp32.
 
     Raises:
         CheckpointError: it is damaged.
         ToleranceError: its engine scores leave the tolerance.
     """
-    predictor = Predictor.load(checkpoint, precision=precision)
+    predictor = Predictor.load(checkpoint, precision=precision or os.environ.get("POLYHEAD_PRECISION", "auto"))
     check_golden(predictor)
     if predictor.precision != "fp32":
         check_golden(Predictor.load(checkpoint, precision="fp32"))
@@ -107,6 +108,17 @@ def install_version(checkpoint: Path, columns: list[str], model: Path, version: 
         if is_new:
             shutil.rmtree(model, ignore_errors=True)
         raise RepositoryError(f"{model}: cannot be written ({error}); nothing was exported") from error
+
+
+def retire_version(model: Path, version: int) -> bool:
+    """Removes an old version; of the one that new repositories are made from, its checkpoint alone. False: was gone."""
+    folder = model / str(version)
+    if folder.resolve() != _template() / "1":
+        remove_version(model, version)
+        return True
+    if was_there := (folder / "checkpoint").exists():
+        shutil.rmtree(folder / "checkpoint")
+    return was_there
 
 
 def _template() -> Path:

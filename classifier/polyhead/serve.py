@@ -77,7 +77,7 @@ def print_by_hand(command: list[str], install: TritonInstall, backends: Path) ->
         print(shlex.join(["ln", "-sf", *map(str, install.backend_files), str(backends / "python")]))
     for name, value in install.environment(os.environ).items():
         print(f"export {name}={shlex.quote(value)}")
-    print(f"ulimit -S -s {STACK_BYTES // 1024}")
+    print(f"ulimit -S -s {STACK_BYTES // 1024} || true")
     print(shlex.join(["exec", *command]))
 
 
@@ -164,7 +164,9 @@ def run_server(settings: argparse.Namespace, install: TritonInstall, run: str, k
                 if server.exit_code is None:
                     stop.hurry.wait(settings.drain_s)
                 if not server.stop():
-                    log.error("gave up requests that took longer than --exit-timeout-s %g", settings.exit_timeout_s)
+                    log.error(
+                        "accepted requests may be lost: --exit-timeout-s %g ended under them", settings.exit_timeout_s
+                    )
                     return 1
             except StartError as error:
                 log.error("the server did not start: %s", error)

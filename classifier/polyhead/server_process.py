@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import re
 import resource
@@ -13,9 +14,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from polyhead.connections import close_idle_connections, keep_out
+
+log = logging.getLogger("polyhead.serve")
 
 SHARED_MEMORY = Path("/dev/shm")
 ERRORS_KEPT = 10
@@ -25,6 +28,7 @@ DEAD_AFTER_S = 0.4
 # Of each thread, and only what is used is real. Triton reads JSON by recursion: with 8 MiB, 64 KB of nested "[" end it;
 # with 64 MiB, what the proxy lets through (deploy/nginx) cannot.
 STACK_BYTES = 64 * 2**20
+UNLOADED_LOOKS = 3  # a tenth of a second apart, for the last answers to leave
 ACCEPT_S = 0.1  # for connections that the kernel has taken and Triton not yet
 # Triton logs these on every start without a GPU, where they mean nothing.
 CPU_NOISE = ("CudaDriverHelper has not been initialized", "Unable to allocate pinned system memory")
@@ -105,7 +109,7 @@ class ServerProcess:
         """What became of a model process that Triton has not reaped, or None: it would never start it again."""
         if self._process is None:
             return None
-        dead = {pid: code for pid, name, code in _zombies_of(self._process.pid) if name == MODEL_PROCESS}
+        dead = {process.pid: process.status for process in _model_processes(self._process.pid) if process.state == "Z"}
         now = time.monotonic()
         self._zombies = {pid: self._zombies.get(pid, now) for pid in dead}
         for pid, since in self._zombies.items():
@@ -116,20 +120,29 @@ class ServerProcess:
         return None
 
     def stop(self) -> bool:
-        """Lets it finish what it has accepted, then removes every trace of it; whether it ended by itself."""
-        ended = True
+        """Lets it finish what it has accepted, then removes every trace of it; False if it did not finish."""
+        code: int | None = 0
         if self._process is not None and self._process.poll() is None:
-            keep_out(self._process.pid, self._http_port)
+            if not keep_out(self._process.pid, self._http_port):
+                log.warning("the kernel lets nobody reach into the server: connections that stay open hold up its end")
             time.sleep(ACCEPT_S)
             self._process.terminate()
             # Triton waits for connections to end, also for those on which nothing happens.
             deadline = time.monotonic() + self._exit_timeout_s + 5
-            while (ended := self._process.poll() is not None) is False and time.monotonic() < deadline:
+            unloaded = 0
+            while (code := self._process.poll()) is None and time.monotonic() < deadline:
                 close_idle_connections(self._process.pid, self._http_port)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(0.1)
+                # Models go when all is answered. Over gRPC it says for seconds more that it has none, which no client
+                # takes for a server that is about to leave.
+                unloaded = 0 if _model_processes(self._process.pid) else unloaded + 1
+                if unloaded > UNLOADED_LOOKS:
+                    code = 0
+                    break
         self.kill()
-        return ended
+        # Below 0 is a signal: it breaks under requests when its patience with connections ends. Above, they were idle.
+        return code is not None and code >= 0
 
     def kill(self) -> None:
         """Ends the whole group at once and removes its shared memory."""
@@ -154,17 +167,25 @@ class ServerProcess:
                 self._errors.append(error[1])
 
 
-def _zombies_of(parent: int) -> list[tuple[int, str, int]]:
-    """Pid, name and wait status of a process's children that have ended."""
+class _ModelProcess(NamedTuple):
+    """A child of Triton: its state as the kernel names it (Z: it has ended), and its wait status."""
+
+    pid: int
+    state: str
+    status: int
+
+
+def _model_processes(server: int) -> list[_ModelProcess]:
+    """Those that Triton has started and not reaped."""
     found = []
-    for children in Path(f"/proc/{parent}/task").glob("*/children"):
+    for children in Path(f"/proc/{server}/task").glob("*/children"):
         with contextlib.suppress(OSError):
             for child in children.read_text().split():
                 with contextlib.suppress(OSError):
                     before, _, after = Path(f"/proc/{child}/stat").read_text().rpartition(") ")
                     fields = after.split()
-                    if fields[0] == "Z":
-                        found.append((int(child), before.partition("(")[2], int(fields[-1])))
+                    if before.partition("(")[2] == MODEL_PROCESS:
+                        found.append(_ModelProcess(int(child), fields[0], int(fields[-1])))
     return found
 
 

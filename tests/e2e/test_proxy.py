@@ -1,0 +1,267 @@
+"""The nginx of deploy/nginx before a real server: what it lets through, and what it keeps from Triton."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import http.client
+import json
+import os
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from polyhead_client import Client, Tls
+from tests.e2e.proxied import KEY, Proxied
+from tests.e2e.served import ROOT, Served, infer_json, json_body
+from tests.tiny import TEXTS
+
+INFER = "/v2/models/gpt2_classifier/infer"
+BODY = json.dumps(json_body(TEXTS[:3], ["SCORES"])).encode()
+
+
+@pytest.fixture(scope="module")
+def proxied(served: Served) -> Iterator[Proxied]:
+    """A proxy before the server."""
+    places = {"INFERENCE": served.url("http"), "METRICS": served.url("metrics"), "PROBE": served.url("probe")}
+    with Proxied(**places, CLIENT_TIMEOUT="1s") as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _server_lives(served: Served) -> Iterator[None]:
+    yield
+    assert infer_json(served.url("http"), BODY)[0] == 200
+    assert sum("ready http=" in line for line in served.lines) == 1, "the server was restarted"
+
+
+def test_the_client_gets_the_same_answers(served: Served, proxied: Proxied) -> None:
+    """The SDK with TLS and key, and bare JSON, are answered through the proxy as they are without."""
+    with (
+        Client(served.url("http")) as direct,
+        Client(f"https://localhost:{proxied.port}", api_key=KEY, tls=Tls(ca_file=proxied.certificate)) as client,
+    ):
+        assert client.classify(TEXTS) == direct.classify(TEXTS)
+        assert client.is_ready()
+        assert client.is_ready(canary=False)
+    status, headers, body = proxied.ask(INFER, BODY)
+    assert (status, json.loads(body)) == infer_json(served.url("http"), BODY)
+    assert headers["Retry-After"] is None
+    lines = (proxied.folder / "access.log").read_text(encoding="utf-8").splitlines()
+    assert {json.loads(line)["client"] for line in lines if INFER in line} == {"tests"}
+
+
+@pytest.mark.parametrize("key", [None, "another.key~of_tests", KEY.upper(), f"{KEY}x", ""])
+def test_inference_needs_a_key(proxied: Proxied, key: str | None) -> None:
+    """Without the very key there is no answer; health needs none."""
+    status, headers, body = proxied.ask(INFER, BODY, key=key)
+    assert (status, headers["WWW-Authenticate"]) == (401, 'Bearer realm="polyhead"')
+    assert "error" in json.loads(body)
+    assert proxied.ask("/ready", key=key)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/ready", "/v2/health/live", "/v2/health/ready", "/v2/models/gpt2_classifier/ready", "/metrics"]
+)
+def test_health_and_metrics_are_open(proxied: Proxied, path: str) -> None:
+    """Probes and Prometheus get through, with GET alone."""
+    assert proxied.ask(path)[0] == 200
+    assert proxied.ask(path, b"{}")[0] == 403
+
+
+def test_both_metrics(proxied: Proxied, served: Served) -> None:
+    """Triton's and the supervisor's are told apart by their path; to other networks both are closed."""
+    assert b"nv_inference_request_success" in proxied.ask("/metrics")[2]
+    assert b"polyhead_ready 1" in proxied.ask("/metrics/supervisor")[2]
+    with Proxied(METRICS=served.url("metrics"), METRICS_FROM="10.0.0.0/8 192.168.0.1") as elsewhere:
+        assert elsewhere.ask("/metrics")[0] == 403
+        assert elsewhere.ask("/metrics/supervisor")[0] == 403
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v2",
+        "/v2/models/gpt2_classifier",
+        "/v2/models/gpt2_classifier/config",
+        "/v2/models/gpt2_classifier/stats",
+        "/v2/models/gpt2_classifier/generate",
+        "/v2/models/gpt2_classifier/infer/../config",
+        "/v2/repository/index",
+        "/v2/repository/models/gpt2_classifier/load",
+        "/v2/models/x/infer/../../../repository/models/gpt2_classifier/unload",
+        "/v2/systemsharedmemory/region/x/register",
+        "/v2/logging",
+        "/v2/trace/setting",
+        "/json/v2/repository/index",
+        "/binary/v2/repository/index",
+        "/json" + INFER,
+    ],
+)
+def test_nothing_else_is_reachable(proxied: Proxied, path: str) -> None:
+    """Administration, metadata, and the proxy's own inner paths are not there, whatever key is sent."""
+    for body in (None, b"{}"):
+        status, _, answer = proxied.ask(path, body, polyhead_admin_key="x")
+        assert (status, "nothing here" in json.loads(answer)["error"]) == (404, True)
+
+
+def binary(text: bytes, parameters: str = "") -> tuple[bytes, str]:
+    """A request with one binary text, and the length of its JSON."""
+    size = len(text) + 4
+    tensor = {"name": "TEXT", "datatype": "BYTES", "shape": [1, 1], "parameters": {"binary_data_size": size}}
+    header = json.dumps({"inputs": [tensor], "outputs": [{"name": "TOKEN_COUNT"}]}).encode()
+    header = header[:-1] + parameters.encode() + b"}"
+    return header + len(text).to_bytes(4, "little") + text, str(len(header))
+
+
+def test_bodies_are_capped_by_their_kind(proxied: Proxied) -> None:
+    """JSON has a small cap, binary tensors a large one; a header length beyond four digits is no way around."""
+    status, _, answer = proxied.ask(INFER, json.dumps(json_body(["x" * 300_000], ["SCORES"])).encode())
+    assert status == 413
+    assert "256k" in json.loads(answer)["error"]
+    assert proxied.ask(INFER, json.dumps(json_body(["x" * 200_000], ["SCORES"])).encode())[0] == 200
+    body, length = binary(b"word " * 200_000)
+    assert proxied.ask(INFER, body, Inference_Header_Content_Length=length)[0] == 200
+    for wrong in ("10000", "-1", "abc", "12 34", "0x10", f"{length}, 99999"):
+        assert proxied.ask(INFER, body, Inference_Header_Content_Length=wrong)[0] == 400
+    assert proxied.ask(INFER, b"x" * 18_000_000, Inference_Header_Content_Length=length)[0] == 413
+
+
+def test_compressed_bodies_are_refused(proxied: Proxied) -> None:
+    """What would be unpacked behind the caps does not get there."""
+    bomb = gzip.compress(b"[" * 3_000_000)
+    for encoding in ("gzip", "deflate", "identity, gzip"):
+        assert proxied.ask(INFER, bomb, Content_Encoding=encoding)[0] == 415
+    assert proxied.ask(INFER, BODY, Content_Encoding="identity")[0] == 200
+
+
+def test_nested_json_ends_nothing(proxied: Proxied) -> None:
+    """The deepest nesting that the caps let through is answered, in JSON bodies and in the JSON of binary ones."""
+    half = 127_000
+    frame = b'{"inputs": [{"name": "TEXT", "datatype": "BYTES", "shape": [1, 1], "data": %s}], "parameters": {"a": %s}}'
+    nest = b"[" * half + b"]" * half
+    for bomb in (b"[" * 2 * half, b'{"a":' * (2 * half // 5), frame % (nest, b"1"), frame % (b'["a"]', nest)):
+        assert len(bomb) < 256 * 1024
+        assert proxied.ask(INFER, bomb)[0] in (200, 400, 500)
+    body, length = binary(b"text", ', "parameters": {"a": %s}' % ("[" * 4900 + "]" * 4900))
+    assert len(length) == 4
+    assert proxied.ask(INFER, body, Inference_Header_Content_Length=length)[0] == 400
+    too_deep = b"[" * 2_000_000
+    assert proxied.ask(INFER, too_deep)[0] == 413
+    assert proxied.ask(INFER, too_deep, Inference_Header_Content_Length="9999")[0] in (400, 500)
+
+
+def chunks(proxied: Proxied, body: bytes, count: int) -> int:
+    """Sends a body over and over in chunks of one byte each; gives the status."""
+    connection = proxied.connect()
+    head = (
+        f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    connection.connect()
+    one_by_one = b"".join(b"1\r\n%c\r\n" % byte for byte in body)
+    with contextlib.suppress(OSError):  # the proxy may answer and leave before the end
+        connection.sock.sendall(head.encode() + one_by_one * count + b"0\r\n\r\n")
+    response = http.client.HTTPResponse(connection.sock)
+    try:
+        response.begin()
+        return response.status
+    finally:
+        response.close()
+        connection.close()
+
+
+def test_chunks_are_put_together(proxied: Proxied) -> None:
+    """A body in chunks of one byte is answered like any other; with 300,000 of them it is too large."""
+    assert chunks(proxied, BODY, 1) == 200
+    assert chunks(proxied, b" " * 1000, 300) == 413
+
+
+def test_a_slow_client_never_reaches_the_server(proxied: Proxied, served: Served) -> None:
+    """Who stops in the middle of a body is cut off after the time-out, and others are answered meanwhile."""
+    connection = proxied.connect()
+    connection.putrequest("POST", INFER)
+    connection.putheader("Authorization", f"Bearer {KEY}")
+    connection.putheader("Content-Length", str(len(BODY)))
+    connection.endheaders(BODY[:10])
+    assert proxied.ask(INFER, BODY)[0] == 200
+    began = time.monotonic()
+    with pytest.raises(ConnectionError):
+        connection.getresponse()
+    assert time.monotonic() - began < 5
+    connection.close()
+
+
+def test_rate_is_limited_by_key(served: Served) -> None:
+    """Beyond rate and burst there is 429, with a pause to make."""
+    with Proxied(INFERENCE=served.url("http"), RATE="1r/s", BURST="2") as limited:
+        found = [limited.ask(INFER, BODY)[:2] for _ in range(5)]
+    assert [status for status, _ in found] == [200, 200, 200, 429, 429]
+    assert found[-1][1]["Retry-After"] in {"1", "2", "3"}
+
+
+class Overloaded(BaseHTTPRequestHandler):
+    """Answers 503 after half a second, as Triton does when a request has waited too long."""
+
+    def do_POST(self) -> None:
+        """One request."""
+        self.rfile.read(int(self.headers["Content-Length"]))
+        time.sleep(0.5)
+        self.send_response(503)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_: object) -> None:
+        """Keeps quiet."""
+
+
+def test_who_comes_at_a_bad_time_is_told_when_to_come_again() -> None:
+    """503 of an overloaded server, 503 for one that is gone, 429 beyond the connections: all with Retry-After."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Overloaded) as fake:
+        thread = threading.Thread(target=fake.serve_forever, args=(0.01,))
+        thread.start()
+        with Proxied(INFERENCE=f"127.0.0.1:{fake.server_address[1]}", CONNECTIONS="2") as proxied:
+            found: list[tuple[int, str | None]] = []
+
+            def ask() -> None:
+                status, headers, _ = proxied.ask(INFER, BODY)
+                found.append((status, headers["Retry-After"]))
+
+            callers = [threading.Thread(target=ask) for _ in range(4)]
+            for caller in callers:
+                caller.start()
+            for caller in callers:
+                caller.join()
+            fake.shutdown()
+            thread.join()
+            fake.server_close()
+            ask()
+    assert sorted(status for status, _ in found) == [429, 429, 503, 503, 503]
+    assert {after for _, after in found} <= {"1", "2", "3"}
+
+
+def test_plain_http_is_refused(proxied: Proxied) -> None:
+    """Nothing is answered without TLS."""
+    with socket.create_connection(("127.0.0.1", proxied.port)) as plain:
+        plain.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert plain.recv(100).startswith(b"HTTP/1.1 400")
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"), [("short\n", "line 1"), ("# x\nname tooshort\n", "line 2"), ("# nobody\n", "holds no key")]
+)
+def test_a_bad_key_file_is_refused(tmp_path: Path, keys: str, reason: str) -> None:
+    """A file of keys that would let nobody in, or anybody, renders nothing."""
+    (tmp_path / "keys").write_text(keys, encoding="utf-8")
+    names = ("CERTIFICATE", "CERTIFICATE_KEY", "KEYS_FILE", "RUN")
+    variables = {name: str(tmp_path / name.partition("_")[0].lower()) for name in names}
+    render = [str(ROOT / "deploy" / "nginx" / "render")]
+    done = subprocess.run(render, env={**os.environ, **variables}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert reason in done.stderr
