@@ -25,7 +25,7 @@ from polyhead.leftovers import backends_of, remove_leftovers, run_of_ones_own
 from polyhead.log_lines import pass_on, set_up_logging, to_json
 from polyhead.repository import models_with_checkpoint
 from polyhead.serve_options import ADMIN_HEADER, LOG_FLAGS, RESTRICTED, admin_key, check_ports, parse
-from polyhead.server_process import CPU_NOISE, STACK_BYTES, ServerProcess
+from polyhead.server_process import CPU_NOISE, STACK_BYTES, ServerProcess, stack_bytes
 from polyhead.supervisor import StartError, Timing, log, supervise
 from polyhead.triton_install import TritonInstall, find_triton
 
@@ -134,6 +134,8 @@ def run_server(settings: argparse.Namespace, install: TritonInstall, run: str, k
     host = f"[{host}]" if ":" in host else host
     places = {name: f"{host}:{getattr(settings, name + '_port')}" for name in ("http", "grpc", "metrics", "probe")}
     ready = f"ready {' '.join(f'{name}={place}' for name, place in places.items())} models={','.join(models)}"
+    if stack_bytes() < STACK_BYTES:
+        log.warning("the hard limit of the stack, %d KiB, lets nested JSON end the server", stack_bytes() // 1024)
     server = ServerProcess(
         lambda: checked_command(settings, install, backends_of(run), run, key),
         {**os.environ, **install.environment(os.environ)},

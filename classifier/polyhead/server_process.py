@@ -23,8 +23,8 @@ log = logging.getLogger("polyhead.serve")
 SHARED_MEMORY = Path("/dev/shm")
 ERRORS_KEPT = 10
 MODEL_PROCESS = "triton_python_b"  # the kernel keeps 15 characters of triton_python_backend_stub
-# A model process that Triton ends by itself is a zombie for milliseconds; one that died stays one.
-DEAD_AFTER_S = 0.4
+# A model process that Triton ends by itself is a zombie, of exit code 0, for milliseconds; one that died stays one.
+DEAD_AFTER_S, ENDED_AFTER_S = 0.2, 2.0
 # Of each thread, and only what is used is real. Triton reads JSON by recursion: with 8 MiB, 64 KB of nested "[" end it;
 # with 64 MiB, what the proxy lets through (deploy/nginx) cannot.
 STACK_BYTES = 64 * 2**20
@@ -113,7 +113,7 @@ class ServerProcess:
         now = time.monotonic()
         self._zombies = {pid: self._zombies.get(pid, now) for pid in dead}
         for pid, since in self._zombies.items():
-            if now - since >= DEAD_AFTER_S:
+            if now - since >= (DEAD_AFTER_S if dead[pid] else ENDED_AFTER_S):
                 number = dead[pid] & 0x7F
                 how = f"of {signal.Signals(number).name}" if number else f"with code {dead[pid] >> 8}"
                 return f"model process {pid} died {how}"
@@ -189,10 +189,14 @@ def _model_processes(server: int) -> list[_ModelProcess]:
     return found
 
 
-def _prepare() -> None:
+def stack_bytes() -> int:
+    """What each of the server's threads may use, within this machine's hard limit."""
     hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
-    stack = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
-    resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
+    return STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
+
+
+def _prepare() -> None:
+    resource.setrlimit(resource.RLIMIT_STACK, (stack_bytes(), resource.getrlimit(resource.RLIMIT_STACK)[1]))
     # If the supervisor is killed, the server must not stay behind and hold the ports.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 

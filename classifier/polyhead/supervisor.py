@@ -19,7 +19,7 @@ from polyhead.health import Health, RestartReason
 log = logging.getLogger("polyhead.serve")
 
 LONGEST_PAUSE_S = 60.0
-GLANCE_S = 0.25  # between two looks at the processes, while a canary is under way too
+GLANCE_S = 0.1  # between two looks at the processes, while a canary is under way too
 RETRY_S = 1.0  # between a failed canary and the next
 
 
