@@ -51,8 +51,9 @@ def survive(
         VerifiedLoad(client.scores, corpus) as load,
     ):
         load.wait_for(100)
-        victims, began = harmed.model_processes(), time.monotonic()
+        victims = harmed.model_processes()
         inject()
+        began = time.monotonic()
         wait_until_healed(harmed, corpus, victims)
         recovery_s = time.monotonic() - began
         load.wait_for(100)
