@@ -89,10 +89,12 @@ class Attack:
     def _judge(self, hostile: Hostile, status: int | str, body: bytes) -> None:
         about = f"{hostile.kind}: {hostile.wire(())[:300]!r} got {status} {body[:200]!r}"
         match status:
-            case 200 if hostile.texts is not None:
-                self.count.add("answered" if self._is_right(hostile.texts, body) else "wrong", about)
             case 429 | 503:
                 self.count.add("shed")
+            case 200 if hostile.texts is not None:
+                self.count.add("answered" if self._is_right(hostile.texts, body) else "wrong", about)
+            case int() if hostile.texts is not None:
+                self.count.add("lost", about)  # it is only its texts that are hostile
             case int() if status < 500 or status in NOT_OFFERED:
                 self.count.add("answered")
             case "closed" | "silent" if not hostile.finished:

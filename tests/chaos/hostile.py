@@ -32,7 +32,7 @@ class Hostile:
         kind: what is wrong with it.
         body: after the head.
         method, path, headers: the head; a Content-Length is added unless `framed`.
-        texts: where the request is well-formed and asks for SCORES: its texts.
+        texts: where the request is well-formed and asks for SCORES, so that it must be answered: its texts.
         framed: the headers say themselves where the body ends, or lie about it.
         finished: whether the server can tell that the request is complete; if not, a closed connection is an answer.
     """
@@ -278,7 +278,7 @@ def chunks(draw: Draw) -> Hostile:
             )
             return Hostile("chunked bodies", size + b"\r\n" + good, headers=headers, framed=True, finished=False)
         case 3:
-            body = body[:-2] + b"X-Trailer: 1\r\nContent-Length: 3\r\n\r\n"
+            body, texts = body[:-2] + b"X-Trailer: 1\r\nContent-Length: 3\r\n\r\n", None
         case 4:
             headers, finished = (*headers, ("Content-Length", str(draw.choice((0, 5, len(good), 10**9))))), False
         case 5:

@@ -143,14 +143,27 @@ def impostor() -> Iterator[Door]:
 @pytest.mark.parametrize(
     ("text", "outcome"),
     [
-        ("one", "answered"), ("mix up", "wrong"), ("400", "answered"), ("413", "answered"), ("500", "lost"),
-        ("502", "lost"), ("504", "lost"), ("503", "shed"), ("429", "shed"), ("501", "answered"), ("hang up", "lost"),
+        ("one", "answered"), ("mix up", "wrong"), ("400", "lost"), ("500", "lost"), ("503", "shed"), ("hang up", "lost"),
     ],
 )  # fmt: skip
-def test_attack_judges(impostor: Door, text: str, outcome: str) -> None:
-    """A mix-up, a 500 that the caller caused and a connection without an answer are found; a refusal is an answer."""
+def test_attack_judges_what_is_well_formed(impostor: Door, text: str, outcome: str) -> None:
+    """A request whose texts alone are hostile must be answered, with their scores."""
     attack = Attack(impostor, {text.encode(): CORPUS.scores[0]}, threads=1)
     attack.send_all([as_json("planted", infer([text]), (text.encode(),))])
+    assert attack.count.numbers()[outcome] == attack.count.requests == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome"),
+    [
+        ("400", "answered"), ("413", "answered"), ("500", "lost"), ("502", "lost"), ("504", "lost"), ("503", "shed"),
+        ("429", "shed"), ("501", "answered"), ("hang up", "lost"),
+    ],
+)  # fmt: skip
+def test_attack_judges_what_is_malformed(impostor: Door, text: str, outcome: str) -> None:
+    """A 500 that the caller caused and a connection without an answer are found; a refusal is an answer."""
+    attack = Attack(impostor, {}, threads=1)
+    attack.send_all([as_json("planted", infer([text]))])
     assert attack.count.numbers()[outcome] == attack.count.requests == 1
 
 

@@ -58,7 +58,7 @@ def test_hostile_inputs(sound: Path, checkpoint: Path, corpus: Corpus, record: R
         print(json.dumps(by_kind(attack.statuses), indent=1))
         after = server_pid(served), served.model_processes(), proxied.process.pid
         record(
-            f"{INPUTS:,} hostile inputs", attack.count + load.count,
+            f"{INPUTS:,} hostile inputs", load.count + attack.count,
             good_requests=load.count.numbers(), statuses=by_kind(attack.statuses),
         )  # fmt: skip
         assert after == before, "a process fell"
