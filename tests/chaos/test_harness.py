@@ -143,7 +143,8 @@ def impostor() -> Iterator[Door]:
 @pytest.mark.parametrize(
     ("text", "outcome"),
     [
-        ("one", "answered"), ("mix up", "wrong"), ("400", "lost"), ("500", "lost"), ("503", "shed"), ("hang up", "lost"),
+        ("one", "answered"), ("mix up", "wrong"), ("400", "lost"), ("500", "lost"), ("503", "shed"),
+        ("hang up", "lost"),
     ],
 )  # fmt: skip
 def test_attack_judges_what_is_well_formed(impostor: Door, text: str, outcome: str) -> None:
