@@ -157,12 +157,13 @@ function wrongInput(input, binary) {
     if (input.datatype !== 'BYTES') {
         return 'inputs[0].datatype: must be BYTES';
     }
-    if (!Array.isArray(input.shape) || input.shape.length !== 2 || !input.shape.every(isLength)) {
+    if (!Array.isArray(input.shape) || input.shape.length !== 2 || !isLength(input.shape[0]) || input.shape[1] !== 1) {
         return 'inputs[0].shape: must be [n, 1]';
     }
-    const elements = input.shape[0] * input.shape[1];
-    if (elements > LARGEST_LENGTH) {
-        return 'inputs[0].shape: is too large';
+    const elements = input.shape[0];
+    if (elements < 1) {
+        // Triton's Python backend would answer the others of its batch with an error, too.
+        return 'inputs[0].shape: must be of one text or more';
     }
     const size = input.parameters === undefined ? undefined : input.parameters.binary_data_size;
     if (size !== undefined) {

@@ -59,6 +59,8 @@ REFUSED = {
     "another type": (with_input(datatype="INT32"), 400, "BYTES"),
     "a wrapping shape": (with_input(shape=[2**32, 1]), 400, "shape"),
     "a negative shape": (with_input(shape=[-1, 1]), 400, "shape"),
+    "no texts": (with_input(shape=[0, 1], data=[]), 400, "one text or more"),
+    "texts of no length": (with_input(shape=[2, 0], data=[]), 400, "shape"),
     "a fraction in a shape": (with_input(shape=[2.0, 1]), 400, "whole numbers"),
     "a shape that does not match": (with_input(shape=[3, 1]), 400, "as many strings"),
     "numbers for texts": (with_input(data=[1, 2]), 400, "as many strings"),
