@@ -41,7 +41,7 @@ def soak(minutes: float, folder: Path) -> dict[str, Any]:
     checkpoint, repository = folder / "checkpoint", folder / "repository"
     write_tiny_checkpoint(checkpoint, architecture="hidden_state_concat")
     export_checkpoint(checkpoint, repository)
-    corpus = Corpus.of(checkpoint, make_texts(2000, longest=40))
+    corpus = Corpus.of(checkpoint, make_texts(500, longest=40))
     with ExitStack() as stack:
         served = stack.enter_context(serve(repository))
         proxied = stack.enter_context(through_proxy(served))
