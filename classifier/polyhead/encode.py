@@ -51,11 +51,9 @@ def encode(texts: Sequence[str | bytes], tokenizer: Tokenizer, max_length: int) 
         except UnreadableTextError as error:
             encoded.append(EncodedText((), error=str(error)))
     size, most = FIRST_CHARACTERS * max_length, most_characters(max_length)
-    is_long = any(len(text) > size for _, text in readable)
-    # Of a marker such as <|endoftext|>, half may stand at the end: it is not a marker then.
-    marker = (
-        max((len(one.content) for one in tokenizer.get_added_tokens_decoder().values()), default=0) if is_long else 0
-    )
+    marker = 0  # characters of the longest one: of <|endoftext|>, half may stand at the cut, and be none then
+    if any(len(text) > size for _, text in readable):
+        marker = max((len(token.content) for token in tokenizer.get_added_tokens_decoder().values()), default=0)
     while readable:
         tokenized = tokenizer.encode_batch([text[:size] for _, text in readable])
         again = []

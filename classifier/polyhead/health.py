@@ -1,18 +1,10 @@
-"""What the supervisor knows of its server, and the port at which probes and Prometheus ask for it.
-
-Triton's own health endpoints stay good over a dead model process, and say nothing of a drain.
-"""
+"""What the supervisor knows of its server: Triton's own health stays good over a dead model process or in a drain."""
 
 from __future__ import annotations
 
-import socket
-import socketserver
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from typing import Literal
 
 RestartReason = Literal["exit", "canary", "model_process"]
@@ -20,9 +12,14 @@ REASONS: tuple[RestartReason, ...] = ("exit", "canary", "model_process")
 
 
 class Health:
-    """The supervisor's state; written by the supervisor, read by probes in threads of their own."""
+    """The supervisor's state; written by the supervisor, read by probes in threads of their own.
 
-    def __init__(self) -> None:
+    Args:
+        is_broken: whether the server is known, right now, to have lost a process.
+    """
+
+    def __init__(self, is_broken: Callable[[], bool] = lambda: False) -> None:
+        self._is_broken = is_broken
         self._lock = threading.Lock()
         self._wrong: str | None = "starting"
         self._draining = False
@@ -35,6 +32,10 @@ class Health:
         """Why no traffic should come, or None."""
         with self._lock:
             return "draining" if self._draining else self._wrong
+
+    def may_come_again(self) -> bool:
+        """Whether a request that failed just now failed because the server must be, or is being, restarted."""
+        return self.not_ready is not None or self._is_broken()
 
     def canary(self, wrong: str | None, seconds: float) -> None:
         """Takes what a canary of the running server said, and how long it took."""
@@ -72,69 +73,3 @@ class Health:
                 *(f'polyhead_restarts_total{{reason="{reason}"}} {self._restarts[reason]}' for reason in REASONS),
             ]
         return "".join(f"{line}\n" for line in lines)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    timeout = 5  # seconds in which a request must have come
-
-    server: _Server
-
-    def do_GET(self) -> None:
-        """Answers one probe."""
-        match self.path.partition("?")[0]:
-            case "/live":
-                self._send(HTTPStatus.OK, "live\n")
-            case "/ready":
-                wrong = self.server.health.not_ready
-                self._send(HTTPStatus.OK if wrong is None else HTTPStatus.SERVICE_UNAVAILABLE, f"{wrong or 'ready'}\n")
-            case "/metrics":
-                self._send(HTTPStatus.OK, self.server.health.metrics(), "text/plain; version=0.0.4; charset=utf-8")
-            case _:
-                self._send(HTTPStatus.NOT_FOUND, "there are /live, /ready and /metrics\n")
-
-    do_HEAD = do_GET  # noqa: N815 # the name that http.server looks for
-
-    def _send(self, status: HTTPStatus, text: str, kind: str = "text/plain; charset=utf-8") -> None:
-        body = text.encode("utf-8", "backslashreplace")
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        if status == HTTPStatus.SERVICE_UNAVAILABLE:
-            self.send_header("Retry-After", "1")
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Probes come every second: nothing is logged."""
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self, place: tuple[str, int], health: Health) -> None:
-        self.address_family = socket.AF_INET6 if ":" in place[0] else socket.AF_INET
-        self.health = health
-        super().__init__(place, _Handler)
-
-    def server_bind(self) -> None:
-        """Without the parent's look-up of its own name, which may ask a name server."""
-        socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
-
-    def handle_error(self, *_: object) -> None:
-        """A probe that hung up is no event."""
-
-
-@contextmanager
-def probe_port(health: Health, address: str, port: int) -> Iterator[None]:
-    """Answers /live, /ready and /metrics there for as long as the block runs."""
-
-    with _Server((address, port), health) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            server.shutdown()
-            thread.join()

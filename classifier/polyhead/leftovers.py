@@ -31,8 +31,10 @@ def run_of_ones_own(shared_memory: Path = SHARED_MEMORY) -> Iterator[str]:
     """A name that those of the run's shared memory and folder start with; they are in use while the block runs."""
     run = f"polyhead_{os.getpid()}_{secrets.token_hex(3)}"
     lock = shared_memory / (LOCK + run)
-    with lock.open("w") as file:
+    unlocked = shared_memory / f".{run}"  # no other must find it before it is locked
+    with unlocked.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        unlocked.rename(lock)
         try:
             yield run
         finally:

@@ -20,9 +20,10 @@ from types import FrameType
 
 from polyhead.canary import Canary
 from polyhead.errors import PolyheadError
-from polyhead.health import Health, probe_port
+from polyhead.health import Health
 from polyhead.leftovers import backends_of, remove_leftovers, run_of_ones_own
 from polyhead.log_lines import pass_on, set_up_logging, to_json
+from polyhead.probe_port import probe_port
 from polyhead.repository import models_with_checkpoint
 from polyhead.serve_options import ADMIN_HEADER, LOG_FLAGS, RESTRICTED, admin_key, check_ports, parse
 from polyhead.server_process import CPU_NOISE, STACK_BYTES, ServerProcess, stack_bytes
@@ -145,7 +146,7 @@ def run_server(settings: argparse.Namespace, install: TritonInstall, run: str, k
         http_port=settings.http_port,
         exit_timeout_s=settings.exit_timeout_s,
     )
-    health, stop = Health(), Stop()
+    health, stop = Health(server.is_broken), Stop()
     timing = Timing(
         settings.startup_timeout_s, settings.probe_interval_s, settings.canary_timeout_s, settings.canary_failures
     )

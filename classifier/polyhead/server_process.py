@@ -105,6 +105,13 @@ class ServerProcess:
             return f"tritonserver ended with code {self.exit_code}"
         return self._errors[0].partition("\\n\\nAt:")[0].removeprefix("TritonModelException: ")
 
+    def is_broken(self) -> bool:
+        """Whether it, or a model process, has ended; safe to ask from any thread."""
+        process = self._process
+        if process is None or process.poll() is not None:
+            return True
+        return any(model.state == "Z" for model in _model_processes(process.pid))
+
     def dead_model_process(self) -> str | None:
         """What became of a model process that Triton has not reaped, or None: it would never start it again."""
         if self._process is None:

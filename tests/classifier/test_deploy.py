@@ -1,0 +1,168 @@
+"""Deployments against a server that follows a script: what is undone, and what is said when it cannot be."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from polyhead import deploy as module
+from polyhead.deploy import Deployment, RollbackError, RolledBackError, deploy
+from polyhead.errors import RepositoryError
+from polyhead.export import export_checkpoint
+from polyhead.live_server import Answers, ServerError
+from polyhead.predictor import Predictor
+from polyhead.repository import locked, versions_of
+
+
+class ScriptedServer:
+    """Serves the highest version of a repository once it is told to load; fails as it is told.
+
+    Attributes:
+        wrong: what the next loads and answers raise, one after the other; None passes.
+        shift: is added to all scores.
+    """
+
+    def __init__(self, repository: Path) -> None:
+        self.model = repository / "gpt2_classifier"
+        self.serving = versions_of(self.model)[-1]
+        self.wrong: list[BaseException | None] = []
+        self.shift = 0.0
+
+    def check_key(self) -> None:
+        """Takes any."""
+
+    def version(self) -> int:
+        """What it serves."""
+        return self.serving
+
+    def load(self, timeout_s: float) -> None:
+        """Takes the highest version there is."""
+        self._fail()
+        self.serving = versions_of(self.model)[-1]
+
+    def answers(self, texts: list[str], within_s: float) -> Answers:
+        """The answers of the version that it serves."""
+        self._fail()
+        predictor = Predictor.load(self.model / str(self.serving) / "checkpoint", precision="fp32")
+        encoded = predictor.encode(texts)
+        scores = predictor.score(encoded) + np.float32(self.shift)
+        return Answers(self.serving, scores, [(text.token_count, text.truncated) for text in encoded])
+
+    def _fail(self) -> None:
+        if self.wrong and (wrong := self.wrong.pop(0)) is not None:
+            raise wrong
+
+
+@pytest.fixture
+def repository(base_checkpoint: Path, tmp_path: Path) -> Path:
+    """One version of a checkpoint."""
+    export_checkpoint(base_checkpoint, tmp_path / "repository", precision="fp32")
+    return tmp_path / "repository"
+
+
+@pytest.fixture
+def server(repository: Path) -> ScriptedServer:
+    """Serves it."""
+    return ScriptedServer(repository)
+
+
+@pytest.fixture
+def wanted(repository: Path, base_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Deployment:
+    """The same checkpoint once more; pauses take no time."""
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
+    return Deployment(base_checkpoint, repository, precision="fp32", verify_timeout_s=0.2, say=lambda line: None)
+
+
+def test_what_fails_is_taken_back(server: ScriptedServer, wanted: Deployment) -> None:
+    """A load that fails, and answers that are wrong, leave the version that served, and its files, as they were."""
+    before = {path: path.read_bytes() for path in server.model.rglob("[a-z]*") if path.is_file()}
+    server.wrong = [ServerError("corrupt")]
+    with pytest.raises(RolledBackError, match="corrupt; version 1 serves, version 2 was removed"):
+        deploy(wanted, server)  # type: ignore[arg-type]
+    server.shift = 0.01
+    with pytest.raises(RolledBackError, match=r"live answers to golden.jsonl:\d+: .* is off by"):
+        deploy(wanted, server)  # type: ignore[arg-type]
+    assert server.serving == 1
+    assert {path: path.read_bytes() for path in server.model.rglob("[a-z]*") if path.is_file()} == before
+
+
+def test_a_rollback_waits_for_a_server_that_comes_back(server: ScriptedServer, wanted: Deployment) -> None:
+    """A server that dies under the load is being restarted: the rollback asks again until it answers."""
+    gone = ServerError("connection refused")
+    server.wrong = [gone, gone, gone, gone, None]
+    with pytest.raises(RolledBackError, match="version 1 serves"):
+        deploy(wanted, server)  # type: ignore[arg-type]
+    assert versions_of(server.model) == [1]
+
+
+def test_what_cannot_be_brought_back_is_said(server: ScriptedServer, wanted: Deployment) -> None:
+    """A server that stays away, or with the new version, needs a person; the version's files are gone all the same."""
+    server.wrong = [ServerError("gone")] * 1_000_000
+    with pytest.raises(RollbackError, match="version 1 could not be brought back: gone"):
+        deploy(wanted, server)  # type: ignore[arg-type]
+    assert versions_of(server.model) == [1]
+
+
+def test_ctrl_c_takes_back(server: ScriptedServer, wanted: Deployment) -> None:
+    """A deployment that is stopped while the server loads leaves nothing behind."""
+    server.wrong = [KeyboardInterrupt()]
+    with pytest.raises(KeyboardInterrupt):
+        deploy(wanted, server)  # type: ignore[arg-type]
+    assert (server.serving, versions_of(server.model)) == (1, [1])
+
+
+def test_what_a_killed_deployment_left_is_removed(server: ScriptedServer, wanted: Deployment) -> None:
+    """Half a copy beside the versions goes with the next deployment; two at a time are refused."""
+    (server.model / ".staging-x" / "version").mkdir(parents=True)
+    with locked(server.model), pytest.raises(RepositoryError, match="another deployment"):
+        deploy(wanted, server)  # type: ignore[arg-type]
+    assert deploy(wanted, server) == 2  # type: ignore[arg-type]
+    assert sorted(path.name for path in server.model.glob(".*")) == [".deploy.lock"]
+
+
+def test_the_template_is_never_removed(
+    server: ScriptedServer, wanted: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the version that new repositories are made from, only the checkpoint goes."""
+    template = shutil.copytree(server.model, tmp_path / "template")
+    monkeypatch.setattr("polyhead.export._template", lambda: template)
+    for version in (2, 3, 4, 5):
+        assert deploy(wanted, server) == version  # type: ignore[arg-type]
+    assert versions_of(server.model) == [3, 4, 5]
+    shutil.rmtree(template)
+    (server.model / "1").mkdir()
+    shutil.copyfile(server.model / "5" / "model.py", server.model / "1" / "model.py")
+    shutil.copytree(server.model / "5" / "checkpoint", server.model / "1" / "checkpoint")
+    monkeypatch.setattr("polyhead.export._template", lambda: server.model)
+    deploy(wanted, server)  # type: ignore[arg-type]
+    assert [path.name for path in (server.model / "1").iterdir()] == ["model.py"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(RepositoryError("x"), 2), (RolledBackError("x"), 1), (RollbackError("x"), 3), (None, 0)]
+)
+def test_exit_codes(
+    error: Exception | None, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each end has its code, and one line."""
+
+    def end(*_: object) -> int:
+        if error is not None:
+            raise error
+        return 7
+
+    monkeypatch.setattr(module, "deploy", end)
+    monkeypatch.setenv("POLYHEAD_ADMIN_KEY", "0123456789abcdef")
+    assert module.main(["checkpoint"]) == code
+    captured = capsys.readouterr()
+    assert (captured.out + captured.err).count("\n") == 1
+
+
+def test_the_key_must_be_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without the server's key nothing is tried."""
+    monkeypatch.delenv("POLYHEAD_ADMIN_KEY", raising=False)
+    assert module.main(["checkpoint"]) == 2
+    assert "POLYHEAD_ADMIN_KEY" in capsys.readouterr().err
