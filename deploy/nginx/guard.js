@@ -5,6 +5,7 @@
 // v2 protocol, byte for byte as it was sent. The texts themselves are the model's business.
 
 const LARGEST_LENGTH = 2147483647;
+const MOST_TEXTS = 65536;
 const MOST_OUTPUTS = 16;
 const CLOSED_PARAMETER = /^(shared_memory_|sequence_)/;
 const TRUTH_VALUES = ['binary_data', 'binary_data_output'];
@@ -57,7 +58,7 @@ function problem(r) {
     if (hasLoneSurrogate(text)) {
         return refusal(400, 'the body has half of a surrogate pair, which is no character');
     }
-    const message = findWrong(request, body.length - length);
+    const message = findWrong(request, body, length);
     if (message !== null) {
         return refusal(400, message);
     }
@@ -85,8 +86,8 @@ function hasLoneSurrogate(text) {
     return /\\u[dD][89a-fA-F]/.test(escapes);
 }
 
-// What is wrong with a request by the protocol, or null; `binary` bytes follow its JSON.
-function findWrong(request, binary) {
+// What is wrong with a request by the protocol, or null; in `body`, binary tensors begin at `start`.
+function findWrong(request, body, start) {
     if (!isObject(request)) {
         return 'the request must be an object';
     }
@@ -107,7 +108,7 @@ function findWrong(request, binary) {
             return wrong;
         }
     }
-    return wrongInput(request.inputs[0], binary);
+    return wrongInput(request.inputs[0], body, start);
 }
 
 function findTwice(text, request) {
@@ -150,7 +151,7 @@ function wrongParameters(parameters) {
     return null;
 }
 
-function wrongInput(input, binary) {
+function wrongInput(input, body, start) {
     if (!isNamed(input) || typeof input.datatype !== 'string') {
         return 'inputs[0]: must be an object with name and datatype';
     }
@@ -161,15 +162,16 @@ function wrongInput(input, binary) {
         return 'inputs[0].shape: must be [n, 1]';
     }
     const elements = input.shape[0];
-    if (elements < 1) {
-        // Triton's Python backend would answer the others of its batch with an error, too.
-        return 'inputs[0].shape: must be of one text or more';
+    if (elements < 1 || elements > MOST_TEXTS) {
+        return 'inputs[0].shape: must be of one text or more, ' + MOST_TEXTS + ' at most';
     }
+    const binary = body.length - start;
     const size = input.parameters === undefined ? undefined : input.parameters.binary_data_size;
     if (size !== undefined) {
-        return size === binary && input.data === undefined
-            ? null
-            : 'inputs[0].parameters.binary_data_size: must be the number of bytes after the JSON, and data be left out';
+        if (size !== binary || input.data !== undefined) {
+            return 'inputs[0].parameters.binary_data_size: must be the number of bytes after the JSON, and data be left out';
+        }
+        return wrongElements(body, start, elements);
     }
     if (binary > 0) {
         return 'Inference-Header-Content-Length: the bytes after the JSON belong to no input';
@@ -179,6 +181,22 @@ function wrongInput(input, binary) {
         return 'inputs[0].data: must be as many strings as the shape says';
     }
     return null;
+}
+
+// Each text has its length before it. Where one lies, Triton's Python backend answers the whole batch with that error, other
+// callers' requests too, and never gets rid of them.
+function wrongElements(body, start, elements) {
+    let offset = start;
+    for (let i = 0; i < elements; i++) {
+        if (offset + 4 > body.length) {
+            return 'inputs[0]: has fewer binary texts than its shape says';
+        }
+        offset += 4 + body.readUInt32LE(offset);
+        if (offset > body.length) {
+            return 'inputs[0]: binary text ' + i + ' is shorter than its length says';
+        }
+    }
+    return offset === body.length ? null : 'inputs[0]: has more binary data than its shape says';
 }
 
 // Triton takes [["a"], ["b"]] for ["a", "b"].

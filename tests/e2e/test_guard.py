@@ -91,6 +91,18 @@ def test_lying_binary_tensors_are_refused(proxied: Proxied, length: str | None, 
     assert answered == (200 if (length, size) == (None, 18) else 400)
 
 
+@pytest.mark.parametrize(
+    "data", [b"\x06\0\0\0Rain.", b"\x05\0\0\0Rain.\0\0\0", b"\x02\0\0\0Rain.", b"\xff\xff\xff\xffRain.", b"", b"\0\0\0"]
+)
+def test_lying_binary_texts_are_refused(proxied: Proxied, data: bytes) -> None:
+    """A text that says another length than it has would cost the others of its batch their answers."""
+    described = {"name": "TEXT", "datatype": "BYTES", "shape": [1, 1], "parameters": {"binary_data_size": len(data)}}
+    head = json.dumps({"inputs": [described], "outputs": [{"name": "SCORES"}]}).encode()
+    status, _, said = proxied.ask(INFER, head + data, Inference_Header_Content_Length=str(len(head)))
+    assert status == 400
+    assert "inputs[0]" in json.loads(said)["error"]
+
+
 def test_compressed_bodies_are_refused(proxied: Proxied) -> None:
     """Triton would unpack them behind every cap."""
     status, _, _ = proxied.ask(INFER, gzip.compress(json.dumps(GOOD).encode()), Content_Encoding="gzip")
