@@ -114,7 +114,8 @@ class Impostor(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Reads the request and does as its text says."""
-        (text,) = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["inputs"][0]["data"]
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        text = body["inputs"][0]["data"][0] if body else "hang up"
         if text == "hang up":
             self.close_connection = True
             return

@@ -314,7 +314,10 @@ def test_a_bad_key_file_is_refused(tmp_path: Path, keys: str, reason: str) -> No
 
 def test_a_dead_model_process_costs_a_patient_client_nothing(repository: Path) -> None:
     """Until the server is restarted, requests get 503 and when to come again, never 500: the SDK is answered."""
-    with Served(repository) as served, Proxied(INFERENCE=served.url("http"), PROBE=served.url("probe")) as proxied:
+    with (
+        Served(repository) as served,
+        Proxied(INFERENCE=served.url("http"), PROBE=served.url("probe"), RATE="10000r/s") as proxied,
+    ):
         stop, found = threading.Event(), set()
 
         def ask() -> None:
