@@ -78,6 +78,14 @@ capacity: $(CHECKPOINT)/config.json data/debian/train.jsonl .venv-triton/.ready 
 image-check: ## Build the CPU image without a registry and ask it, serving REPOSITORY=: 5 minutes; root, buildah, debootstrap
 	deploy/containers/check.sh $(REPOSITORY) $(BUILDAH)
 
+.PHONY: chaos
+chaos: setup .nginx/.ready ## Inject every fault beside a verified load; exit code 0 only if nothing was lost or wrong: 15 minutes
+	$(PY) -m tests.chaos
+
+.PHONY: soak
+soak: setup .nginx/.ready ## A verified load for 20 minutes, the memory of every process flat: SOAK_MINUTES=
+	$(PY) -m tests.chaos.soak
+
 .PHONY: bench-training
 bench-training: data/debian/train.jsonl ## Training speed beside transformers' Trainer: 10 minutes on 2 cores
 	$(PY) -m benchmarks.training

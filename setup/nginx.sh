@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# setup/nginx.sh FOLDER: Debian's nginx for the tests of deploy/nginx, without root: the binary alone, run from FOLDER.
+# setup/nginx.sh FOLDER: Debian's nginx and njs for the tests of deploy/nginx, without root, run from FOLDER.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 # shellcheck source=setup/apt.sh
@@ -10,7 +10,8 @@ folder=$(realpath -m "$1")
 rm -rf "$folder"
 mkdir -p "$folder"
 apt_unpack nginx "$folder"
-missing=$(ldd "$folder/usr/sbin/nginx" | awk '/not found/ {print $1}')
+apt_unpack libnginx-mod-http-js "$folder"
+missing=$(ldd "$folder/usr/sbin/nginx" "$folder/usr/lib/nginx/modules/ngx_http_js_module.so" | awk '/not found/ {print $1}')
 [ -z "$missing" ] || fail "nginx needs $missing, which this system lacks; install Debian's nginx, or its libraries"
 "$folder/usr/sbin/nginx" -v
 echo "nginx.sh: $folder/usr/sbin/nginx is ready"

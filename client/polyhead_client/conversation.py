@@ -15,11 +15,11 @@ from polyhead_client.errors import (
     BadResponseError,
     PolyheadClientError,
     RequestTimeoutError,
-    ServerUnreachableError,
+    ServerOverloadedError,
 )
 from polyhead_client.replicas import Replica, Replicas
 from polyhead_client.request import Call
-from polyhead_client.retry import RetryBudget, RetryPolicy, is_repeatable, pause_s
+from polyhead_client.retry import RetryBudget, RetryPolicy, is_fallen, is_repeatable, pause_s
 
 T = TypeVar("T")
 
@@ -70,14 +70,13 @@ class Conversation:
             tried.add(replica.address)
             if not is_repeatable(failure) or deadline.cancelled:
                 raise failure
-            if isinstance(failure, ServerUnreachableError):
-                if failure.request_sent:
-                    # It may have been computed, or have killed the server: once more is enough.
-                    if sent_again or self._retry.max_attempts == 1:
-                        raise failure
-                    sent_again = True
-                if self.replicas.has_other(tried):
-                    continue  # costs no server anything, and waiting would help nobody
+            if is_fallen(failure):
+                # It may have been computed, or have killed the server: once more is enough.
+                if sent_again or self._retry.max_attempts == 1:
+                    raise failure
+                sent_again = True
+            if not isinstance(failure, ServerOverloadedError) and self.replicas.has_other(tried):
+                continue  # costs no server anything, and waiting would help nobody
             repeats += 1
             wait_s = pause_s(self._retry, repeats, failure)
             if repeats >= self._retry.max_attempts or wait_s >= deadline.remaining_s() or not self._budget.withdraw():

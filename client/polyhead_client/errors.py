@@ -112,9 +112,15 @@ class RequestRejectedError(PolyheadClientError):
 
 
 class ServerFailedError(PolyheadClientError):
-    """The server failed on a good request."""
+    """The server failed on a good request.
+
+    Attributes:
+        model_process_died: Triton lives but the process that computes does not; until that is restarted, every request
+            to this replica fails, and none is computed.
+    """
 
     advice = "see the server's log"
+    model_process_died = False
 
 
 class BadResponseError(PolyheadClientError):
@@ -154,6 +160,8 @@ NOBODY_LISTENS = (
     "goaway",
 )
 BROKE = ("connection reset", "socket closed", "broken pipe", "stream removed", "goaway")
+# How Triton answers once a Python model's process is dead, and how the requests that were in it.
+MODEL_PROCESS_DIED = ("stub process",)
 CLOSED = ("this protocol is restricted", "this api is restricted")
 REJECTING = (
     "INVALID_ARGUMENT",
@@ -232,7 +240,9 @@ def from_transport(
             return RequestRejectedError(message, model=model, replica=replica, status=status)
         case str():
             message = f"{replica} failed on the request ({detail}); see the server's log"
-            return ServerFailedError(message, model=model, replica=replica, status=status)
+            failed = ServerFailedError(message, model=model, replica=replica, status=status)
+            failed.model_process_died = any(words in lowered for words in MODEL_PROCESS_DIED)
+            return failed
         case _:
             return BadResponseError(foreign, model=model, replica=replica, status=status)
 

@@ -17,11 +17,12 @@ from polyhead_client.errors import (
     UsageError,
 )
 from polyhead_client.locks import brief_lock
+from polyhead_client.retry import is_fallen
 
 FIRST_ASIDE_S = 0.5
 LONGEST_ASIDE_S = 30.0
 FAILING = (ServerUnreachableError, ServerFailedError, RequestTimeoutError, BadResponseError)
-FAILURES_ASIDE = 3  # failures in a row that set a replica aside; a lost connection does at once
+FAILURES_ASIDE = 3  # failures in a row that set a replica aside; a lost connection or model process does at once
 
 
 @dataclass(slots=True)
@@ -111,7 +112,7 @@ class Replicas:
 
 
 def _is_lost(error: PolyheadClientError) -> bool:
-    return isinstance(error, ServerUnreachableError)
+    return isinstance(error, ServerUnreachableError) or is_fallen(error)
 
 
 def parse_address(address: str) -> Replica:

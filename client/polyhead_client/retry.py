@@ -10,7 +10,13 @@ import math
 import random
 from dataclasses import dataclass
 
-from polyhead_client.errors import PolyheadClientError, ServerOverloadedError, ServerUnreachableError, UsageError
+from polyhead_client.errors import (
+    PolyheadClientError,
+    ServerFailedError,
+    ServerOverloadedError,
+    ServerUnreachableError,
+    UsageError,
+)
 from polyhead_client.locks import brief_lock
 
 
@@ -64,8 +70,15 @@ class RetryBudget:
 
 
 def is_repeatable(error: PolyheadClientError) -> bool:
-    """Whether nothing was computed for the caller: load was shed, or the connection was not made or broke."""
-    return isinstance(error, ServerOverloadedError | ServerUnreachableError)
+    """Whether nothing was computed for the caller: load was shed, or the connection or the model's process was lost."""
+    return isinstance(error, ServerOverloadedError | ServerUnreachableError) or is_fallen(error)
+
+
+def is_fallen(error: PolyheadClientError) -> bool:
+    """Whether something fell that may have held the request, and so may have fallen because of it."""
+    if isinstance(error, ServerUnreachableError):
+        return error.request_sent
+    return isinstance(error, ServerFailedError) and error.model_process_died
 
 
 def pause_s(policy: RetryPolicy, attempt: int, error: PolyheadClientError) -> float:

@@ -36,7 +36,7 @@ def test_what_was_not_computed_is_asked_again(ask: Ask, server: FakeServer, fail
 @pytest.mark.parametrize(
     ("failure", "kind"),
     [
-        (Failure(500, "Stub process is not healthy"), ServerFailedError),
+        (Failure(500, "out of memory"), ServerFailedError),
         (Failure(502, "bad gateway"), ServerFailedError),
         (Failure(400, "parameter"), RequestRejectedError),
         (Failure(body=b"garbage"), BadResponseError),
@@ -65,6 +65,21 @@ def test_broken_connections_are_asked_once_more(ask: Ask, server: FakeServer) ->
     """A request that may be what kills servers is not carried from one to the next."""
     server.failures = [Failure(broken=True)] * 100
     with ask(server, ["a:1", "b:1", "c:1"], retry=QUICK) as client, pytest.raises(ServerUnreachableError):
+        client.classify("text")
+    assert len(server.failures) == 98
+
+
+def test_dead_model_process_is_passed_over(ask: Ask, server: FakeServer) -> None:
+    """A replica whose model process died computes nothing until it is restarted: another one answers."""
+    server.failures = [Failure(500, "Stub process 'gpt2_classifier_0_0' is not healthy.")]
+    with ask(server, ["a:1", "b:1"], retry=RetryPolicy(base_s=60, cap_s=60)) as client:
+        assert client.classify("text").error is None
+
+
+def test_dead_model_processes_are_asked_once_more(ask: Ask, server: FakeServer) -> None:
+    """A request that may be what kills model processes is not carried from one replica to the next."""
+    server.failures = [Failure(500, "Stub process is not healthy")] * 100
+    with ask(server, ["a:1", "b:1", "c:1"], retry=QUICK) as client, pytest.raises(ServerFailedError):
         client.classify("text")
     assert len(server.failures) == 98
 

@@ -49,6 +49,7 @@ class Proxied:
             "KEYS_FILE": str(self.folder / "keys"),
             "RUN": str(self.folder / "run"),
             "LISTEN": f"127.0.0.1:{self.port}",
+            "MODULES": str(NGINX.parents[1] / "lib" / "nginx" / "modules"),
             "ACCESS_LOG": str(self.folder / "access.log"),
             **settings,
         }

@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -51,6 +51,7 @@ class Served:
 
     Args:
         environment: what it has beside this process's.
+        wrapper: a command that replaces itself by the one that follows it, such as ``unshare``.
 
     Attributes:
         repository: what it serves.
@@ -58,13 +59,19 @@ class Served:
         lines: what it has printed so far, stdout and stderr.
     """
 
-    def __init__(self, repository: Path, *options: str, environment: Mapping[str, str] = ONE_THREAD) -> None:
+    def __init__(
+        self,
+        repository: Path,
+        *options: str,
+        environment: Mapping[str, str] = ONE_THREAD,
+        wrapper: Sequence[str] = (),
+    ) -> None:
         self.repository = repository
         self.ports = free_ports()
         arguments = ["--repository", str(repository), *port_options(self.ports), *options]
         self.lines: list[str] = []
         self.process = subprocess.Popen(
-            [*serve_command(), *arguments],
+            [*wrapper, *serve_command(), *arguments],
             env={**os.environ, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -96,10 +103,14 @@ class Served:
     def wait_until_ready(self, times: int) -> None:
         """Waits for the line ``ready …`` to have been printed so many times."""
         deadline = time.monotonic() + READY_TIMEOUT_S
-        while sum("ready http=" in line for line in self.lines) < times:
+        while self.times_ready() < times:
             assert self.process.poll() is None, f"it ended with {self.process.returncode}:\n{''.join(self.lines)}"
             assert time.monotonic() < deadline, f"not ready in {READY_TIMEOUT_S} s:\n{''.join(self.lines)}"
             time.sleep(0.05)
+
+    def times_ready(self) -> int:
+        """How often it has become ready so far."""
+        return sum("ready http=" in line for line in self.lines)
 
     def end(self, number: signal.Signals) -> int:
         """Sends the signal and gives the exit code; kills it if it does not end."""

@@ -190,6 +190,18 @@ def test_damaged_checkpoint_fails_the_load(repository: Path, tmp_path: Path, mon
         start(repository, monkeypatch)
 
 
+def test_other_weights_fail_the_load(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that are whole but not those of golden.jsonl never get past initialize, at any precision."""
+    other = tmp_path / "repository"
+    shutil.copytree(repository, other)
+    write_tiny_checkpoint(tmp_path / "other", seed=7)
+    shutil.copyfile(tmp_path / "other" / "model.safetensors", other / "gpt2_classifier/1/checkpoint/model.safetensors")
+    for precision in ("auto", "fp32"):
+        monkeypatch.setenv("POLYHEAD_PRECISION", precision)
+        with pytest.raises(pb_utils.TritonModelException, match=r"golden\.jsonl"):
+            start(other, monkeypatch)
+
+
 def test_threads_must_be_a_number(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """POLYHEAD_THREADS is checked at start, with an error that names it."""
     monkeypatch.setenv("POLYHEAD_THREADS", "many")

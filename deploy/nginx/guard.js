@@ -1,0 +1,228 @@
+// Lets a request through to Triton only if Triton's HTTP front end can read it.
+//
+// Triton 2.51 answers JSON that it cannot read with 500, as if it had failed itself, and dies of JSON nested deeply and of
+// some framings. What is refused here is refused with a 4xx that names what is wrong; what passes is a request by KServe's
+// v2 protocol, byte for byte as it was sent. The texts themselves are the model's business.
+
+const LARGEST_LENGTH = 2147483647;
+const MOST_TEXTS = 65536;
+const MOST_OUTPUTS = 16;
+const CLOSED_PARAMETER = /^(shared_memory_|sequence_)/;
+const TRUTH_VALUES = ['binary_data', 'binary_data_output'];
+const WHOLE_NUMBERS = ['binary_data_size', 'classification', 'priority', 'timeout'];
+// 1.0 is 1 to JavaScript, but no whole number to Triton. In a string each quote has a backslash before it.
+const FRACTION = new RegExp('"shape"\\s*:\\s*\\[[^\\]]*[-.eE]|"(' + WHOLE_NUMBERS.join('|') + ')"\\s*:\\s*-?[0-9]*[.eE]');
+
+// Of a name that is there twice JavaScript reads the last, Triton the first.
+const ONCE = ['inputs', 'outputs', 'id', 'datatype', 'shape', 'data'];
+
+export default { check };
+
+function check(r) {
+    const wrong = problem(r);
+    if (wrong === null) {
+        r.internalRedirect('@triton');
+        return;
+    }
+    r.headersOut['Content-Type'] = 'application/json';
+    r.return(wrong.status, JSON.stringify({ error: wrong.message }) + '\n');
+}
+
+function problem(r) {
+    const encoding = r.headersIn['Content-Encoding'];
+    if (encoding !== undefined && encoding !== 'identity') {
+        return refusal(415, 'Content-Encoding: send the body as it is; compressed bodies are not accepted');
+    }
+    const body = bodyOf(r);
+    if (body === null) {
+        return refusal(400, 'the body is empty; it must be an inference request');
+    }
+    const said = r.headersIn['Inference-Header-Content-Length'];
+    let length = body.length;
+    if (said !== undefined) {
+        if (!/^[0-9]{1,10}$/.test(said) || Number(said) > body.length) {
+            return refusal(400, 'Inference-Header-Content-Length: must be a whole number, at most the body\'s length');
+        }
+        length = Number(said);
+    }
+    const text = body.toString('utf8', 0, length);
+    let request;
+    try {
+        request = JSON.parse(text); // refuses more than 32 levels of nesting
+    } catch (error) {
+        return refusal(400, 'the body must be JSON: ' + error.message);
+    }
+    if (FRACTION.test(text)) {
+        return refusal(400, 'shape, ' + WHOLE_NUMBERS.join(', ') + ': must be whole numbers, written without . and e');
+    }
+    if (hasLoneSurrogate(text)) {
+        return refusal(400, 'the body has half of a surrogate pair, which is no character');
+    }
+    const message = findWrong(request, body, length);
+    if (message !== null) {
+        return refusal(400, message);
+    }
+    const twice = findTwice(text, request);
+    return twice === null ? null : refusal(400, twice + ': occurs twice');
+}
+
+function bodyOf(r) {
+    try {
+        return r.requestBuffer.length > 0 ? r.requestBuffer : null;
+    } catch (error) {
+        return null; // of no bytes njs makes a buffer that cannot be read
+    }
+}
+
+function refusal(status, message) {
+    return { status: status, message: message };
+}
+
+function hasLoneSurrogate(text) {
+    if (!/\\u[dD][89a-fA-F]/.test(text)) {
+        return false;
+    }
+    const escapes = text.replace(/\\\\/g, '').replace(/\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}/g, '');
+    return /\\u[dD][89a-fA-F]/.test(escapes);
+}
+
+// What is wrong with a request by the protocol, or null; in `body`, binary tensors begin at `start`.
+function findWrong(request, body, start) {
+    if (!isObject(request)) {
+        return 'the request must be an object';
+    }
+    if (request.id !== undefined && typeof request.id !== 'string') {
+        return 'id: must be a string';
+    }
+    if (!Array.isArray(request.inputs) || request.inputs.length !== 1) {
+        return 'inputs: must be a list of one input, TEXT';
+    }
+    const outputs = request.outputs === undefined ? [] : request.outputs;
+    if (!Array.isArray(outputs) || outputs.length > MOST_OUTPUTS || !outputs.every(isNamed)) {
+        return 'outputs: must be a list of at most ' + MOST_OUTPUTS + ' objects, each with the name of an output';
+    }
+    const all = [request, request.inputs[0]].concat(outputs);
+    for (let i = 0; i < all.length; i++) {
+        const wrong = isObject(all[i]) ? wrongParameters(all[i].parameters) : null;
+        if (wrong !== null) {
+            return wrong;
+        }
+    }
+    return wrongInput(request.inputs[0], body, start);
+}
+
+function findTwice(text, request) {
+    for (let i = 0; i < ONCE.length; i++) {
+        if (occurrences(text, ONCE[i]) > 1) {
+            return ONCE[i];
+        }
+    }
+    return occurrences(text, 'name') > 1 + (request.outputs || []).length ? 'name' : null;
+}
+
+function occurrences(text, name) {
+    return (text.match(new RegExp('"' + name + '"\\s*:', 'g')) || []).length;
+}
+
+function wrongParameters(parameters) {
+    if (parameters === undefined) {
+        return null;
+    }
+    if (!isObject(parameters)) {
+        return 'parameters: must be an object';
+    }
+    const names = Object.keys(parameters);
+    for (let i = 0; i < names.length; i++) {
+        const value = parameters[names[i]];
+        const whole = typeof value === 'number' && Math.abs(value) <= Number.MAX_SAFE_INTEGER;
+        if (CLOSED_PARAMETER.test(names[i])) {
+            return 'parameters.' + names[i] + ': is not offered here';
+        }
+        if (TRUTH_VALUES.indexOf(names[i]) >= 0 && typeof value !== 'boolean') {
+            return 'parameters.' + names[i] + ': must be true or false';
+        }
+        if (WHOLE_NUMBERS.indexOf(names[i]) >= 0 && !isLength(value)) {
+            return 'parameters.' + names[i] + ': must be a whole number from 0 to ' + LARGEST_LENGTH;
+        }
+        if (typeof value !== 'string' && typeof value !== 'boolean' && !whole) {
+            return 'parameters.' + names[i] + ': must be a string, a number or a truth value';
+        }
+    }
+    return null;
+}
+
+function wrongInput(input, body, start) {
+    if (!isNamed(input) || typeof input.datatype !== 'string') {
+        return 'inputs[0]: must be an object with name and datatype';
+    }
+    if (input.datatype !== 'BYTES') {
+        return 'inputs[0].datatype: must be BYTES';
+    }
+    if (!Array.isArray(input.shape) || input.shape.length !== 2 || !isLength(input.shape[0]) || input.shape[1] !== 1) {
+        return 'inputs[0].shape: must be [n, 1]';
+    }
+    const elements = input.shape[0];
+    if (elements < 1 || elements > MOST_TEXTS) {
+        return 'inputs[0].shape: must be of one text or more, ' + MOST_TEXTS + ' at most';
+    }
+    const binary = body.length - start;
+    const size = input.parameters === undefined ? undefined : input.parameters.binary_data_size;
+    if (size !== undefined) {
+        if (size !== binary || input.data !== undefined) {
+            return 'inputs[0].parameters.binary_data_size: must be the number of bytes after the JSON, and data be left out';
+        }
+        return wrongElements(body, start, elements);
+    }
+    if (binary > 0) {
+        return 'Inference-Header-Content-Length: the bytes after the JSON belong to no input';
+    }
+    const data = Array.isArray(input.data) ? flatten(input.data, []) : null;
+    if (data === null || data.length !== elements || !data.every(isString)) {
+        return 'inputs[0].data: must be as many strings as the shape says';
+    }
+    return null;
+}
+
+// Each text has its length before it. Where one lies, Triton's Python backend answers the whole batch with that error, other
+// callers' requests too, and never gets rid of them.
+function wrongElements(body, start, elements) {
+    let offset = start;
+    for (let i = 0; i < elements; i++) {
+        if (offset + 4 > body.length) {
+            return 'inputs[0]: has fewer binary texts than its shape says';
+        }
+        offset += 4 + body.readUInt32LE(offset);
+        if (offset > body.length) {
+            return 'inputs[0]: binary text ' + i + ' is shorter than its length says';
+        }
+    }
+    return offset === body.length ? null : 'inputs[0]: has more binary data than its shape says';
+}
+
+// Triton takes [["a"], ["b"]] for ["a", "b"].
+function flatten(data, all) {
+    for (let i = 0; i < data.length; i++) {
+        if (Array.isArray(data[i])) {
+            flatten(data[i], all);
+        } else {
+            all.push(data[i]);
+        }
+    }
+    return all;
+}
+
+function isObject(value) {
+    return typeof value === 'object' && value !== null && !Array.isArray(value);
+}
+
+function isNamed(value) {
+    return isObject(value) && typeof value.name === 'string';
+}
+
+function isString(value) {
+    return typeof value === 'string';
+}
+
+function isLength(value) {
+    return typeof value === 'number' && value % 1 === 0 && value >= 0 && value <= LARGEST_LENGTH;
+}

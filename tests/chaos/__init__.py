@@ -1,0 +1,1 @@
+"""Faults, each injected while a verified load runs. `make chaos` runs them all."""

@@ -1,0 +1,62 @@
+"""One of two replicas is harmed while a client asks both."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+from tests.chaos.corpus import Corpus
+from tests.chaos.load import VerifiedLoad, through_client
+from tests.chaos.plain import is_right
+from tests.e2e.served import ONE_THREAD, Served, command_line, descendants
+
+EXACT = {**ONE_THREAD, "POLYHEAD_PRECISION": "fp32"}  # so that each text has one right answer
+
+
+def serve(
+    repository: Path,
+    *options: str,
+    environment: Mapping[str, str] = MappingProxyType({}),
+    wrapper: Sequence[str] = (),
+) -> Served:
+    """A replica with these options, else as polyhead-serve is by itself, but in float32 and on one thread."""
+    return Served(repository, *options, environment=EXACT | dict(environment), wrapper=wrapper)
+
+
+def server_pid(served: Served) -> int:
+    """tritonserver's process."""
+    (pid,) = [pid for pid in descendants(served.process.pid) if b"/tritonserver\0" in command_line(pid)]
+    return pid
+
+
+def wait_until_healed(served: Served, corpus: Corpus, victims: Collection[int], within_s: float = 90.0) -> None:
+    """Waits until a server answers rightly from a model process that is none of the victims."""
+    deadline = time.monotonic() + within_s
+    while True:
+        alive = served.model_processes()
+        if alive and not set(alive) & set(victims) and is_right(served.url("http"), corpus):
+            return
+        assert time.monotonic() < deadline, f"not healed within {within_s:g} s:\n{''.join(served.lines[-20:])}"
+        time.sleep(0.1)
+
+
+def survive(
+    harmed: Served, healthy: Served, corpus: Corpus, inject: Callable[[], object]
+) -> tuple[VerifiedLoad, float]:
+    """Injects a fault into one of two replicas under load; gives the load and the seconds until it was healed."""
+    with (
+        through_client(harmed.url("http"), healthy.url("http")) as client,
+        VerifiedLoad(client.scores, corpus) as load,
+    ):
+        load.wait_for(100)
+        victims = harmed.model_processes()
+        inject()
+        began = time.monotonic()
+        wait_until_healed(harmed, corpus, victims)
+        recovery_s = time.monotonic() - began
+        load.wait_for(100)
+    left = [pid for pid in victims if command_line(pid)]
+    assert not left, f"model processes of the fallen server are still there: {left}"
+    return load, recovery_s

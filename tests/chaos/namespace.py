@@ -1,0 +1,45 @@
+"""A file system of a few megabytes that only one server sees: a mount namespace of its own."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+
+def with_tmpfs(place: Path, size: str, filled_from: Path | None = None) -> list[str]:
+    """A command that replaces itself by the one that follows it, with a tmpfs of that size mounted at `place`.
+
+    Fails the test where this system does not let it: a fault that was not injected was not survived.
+    """
+    script = 'mount -t tmpfs -o size="$1" tmpfs "$2" && { [ -z "$3" ] || cp -a "$3/." "$2"; } && shift 3 && exec "$@"'
+    arguments = [size, str(place), str(filled_from or "")]
+    # Without root, a user namespace grants the right to mount, where the kernel allows those.
+    unshare = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
+    command = [*unshare, "sh", "-c", script, "sh", *arguments]
+    tried = subprocess.run([*command, "true"], capture_output=True, text=True, check=False)
+    if tried.returncode != 0:
+        pytest.fail(f"this fault needs a mount namespace, which is not permitted here: {tried.stderr}", pytrace=False)
+    return command
+
+
+def seen_by(pid: int, place: Path) -> Path:
+    """A folder as that process sees it."""
+    return Path(f"/proc/{pid}/root") / place.relative_to("/")
+
+
+def fill(folder: Path) -> Path:
+    """Takes all space of a file system; the file to delete to give it back."""
+    filler = folder / "filler"
+    with filler.open("wb", buffering=0) as file:
+        for size in (2**16, 2**12):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+    return filler

@@ -1,0 +1,25 @@
+"""The proxy of deploy/nginx before a server, with a rate that does not stand in the way of a test."""
+
+from __future__ import annotations
+
+from polyhead_client import Client, Tls
+from tests.chaos.attack import Door
+from tests.e2e.proxied import KEY, Proxied
+from tests.e2e.served import Served
+
+
+def through_proxy(served: Served) -> Proxied:
+    """As it is, but for its rate: 24,000 requests of one key would take two minutes at the default."""
+    places = {"INFERENCE": served.url("http"), "METRICS": served.url("metrics"), "PROBE": served.url("probe")}
+    return Proxied(**places, RATE="100000r/s", BURST="10000", CLIENT_TIMEOUT="2s")
+
+
+def client_of(proxied: Proxied) -> Client:
+    """The client, over TLS and with the key."""
+    return Client(f"https://localhost:{proxied.port}", api_key=KEY, tls=Tls(ca_file=proxied.certificate))
+
+
+def door_of(proxied: Proxied) -> Door:
+    """The same for raw requests."""
+    headers = (("Host", f"localhost:{proxied.port}"), ("Authorization", f"Bearer {KEY}"))
+    return Door("localhost", proxied.port, headers, proxied.trust)

@@ -1,0 +1,87 @@
+"""Five times what the server can do, for a minute; then again what it can do."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.workload import random_checkpoint
+from polyhead.export import export_checkpoint
+from tests.chaos.conftest import Record
+from tests.chaos.corpus import Corpus, make_texts
+from tests.chaos.harm import serve
+from tests.chaos.load import VerifiedLoad, through_client
+from tests.chaos.open_arrivals import arrive
+from tests.chaos.plain import is_right
+from tests.e2e.served import Served
+from tests.tiny import tiny_tokenizer
+
+pytestmark = pytest.mark.chaos
+
+TIMES = 5
+OVERLOAD_S = 60.0
+WINDOW_S = 10.0
+# Others may share the machine's processors, so the speed itself is bounded loosely and the work a text tightly.
+SLOWEST_AFTER = 0.6
+MOST_WORK_AFTER = 1.25
+
+
+@pytest.fixture(scope="module")
+def heavy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Corpus]:
+    """A repository whose model computes for some 30 ms a text, so that the sender is not what is overloaded."""
+    folder = tmp_path_factory.mktemp("heavy")
+    texts = make_texts(200, longest=60, seed=2)
+    random_checkpoint(
+        folder / "checkpoint", "base", layers=4, channels=512, tokenizer=tiny_tokenizer(), texts=texts,
+        vocabulary=tiny_tokenizer().get_vocab_size(), max_length=256,
+    )  # fmt: skip
+    export_checkpoint(folder / "checkpoint", folder / "repository")
+    return folder / "repository", Corpus.of(folder / "checkpoint", texts)
+
+
+def processor_s(pid: int) -> float:
+    """The processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def capacity(served: Served, corpus: Corpus) -> tuple[float, float, VerifiedLoad]:
+    """Texts a second, and the model process's processor milliseconds a text, with as many clients as keep it busy."""
+    (model,) = served.model_processes()
+    with (
+        through_client(served.url("http")) as client,
+        VerifiedLoad(client.scores, corpus, threads=16, pause_s=0.0, most_texts=1) as load,
+    ):
+        load.wait_for(16)
+        began, worked, answered = time.monotonic(), processor_s(model), load.count.answered
+        time.sleep(WINDOW_S)
+        texts = load.count.answered - answered
+        return texts / (time.monotonic() - began), 1000 * (processor_s(model) - worked) / texts, load
+
+
+def test_overload(heavy: tuple[Path, Corpus], record: Record) -> None:
+    """What is too much is shed with 503 and nothing else; a minute later the server is as fast as before."""
+    repository, corpus = heavy
+    with serve(repository) as served:
+        model = served.model_processes()
+        before, work_before, first = capacity(served, corpus)
+        overload = arrive(served.url("http"), corpus, rate=TIMES * before, seconds=OVERLOAD_S)
+        began = time.monotonic()
+        while not is_right(served.url("http"), corpus):
+            assert time.monotonic() < began + 30, "no answer after the overload"
+        recovery_s = time.monotonic() - began
+        after, work_after, last = capacity(served, corpus)
+        assert served.model_processes() == model, "the overloaded server was restarted"
+        record(
+            f"overload, {TIMES} times capacity for {OVERLOAD_S:g} s", first.count + overload + last.count, recovery_s,
+            texts_s={"before": round(before, 1), "asked": round(TIMES * before, 1),
+                     "answered": round(overload.answered / OVERLOAD_S, 1), "after": round(after, 1)},
+            model_process_ms_a_text={"before": round(work_before, 1), "after": round(work_after, 1)},
+        )  # fmt: skip
+    assert overload.shed > 0, "five times the capacity, and nothing was shed"
+    assert overload.answered / OVERLOAD_S > 0.3 * before, "overload kept the server from its work"
+    assert after > SLOWEST_AFTER * before
+    assert work_after < MOST_WORK_AFTER * work_before

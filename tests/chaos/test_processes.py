@@ -1,0 +1,163 @@
+"""Processes that die, hang or are told to end. Two replicas, one client: the other one answers meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import random
+import signal
+import threading
+import time
+from http import HTTPStatus
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.conftest import Record
+from tests.chaos.corpus import Corpus
+from tests.chaos.count import Count
+from tests.chaos.harm import serve, server_pid, survive
+from tests.chaos.load import TIMEOUT_S, VerifiedLoad, through_client
+from tests.chaos.plain import ask, ask_on
+
+pytestmark = pytest.mark.chaos
+
+SEGFAULT = """
+
+import ctypes as _ctypes
+
+_execute = TritonPythonModel.execute
+
+
+def _execute_or_crash(self, requests):
+    if any(b"crash" in text for request in requests for text in read(request).texts):
+        _ctypes.string_at(0)
+    return _execute(self, requests)
+
+
+TritonPythonModel.execute = _execute_or_crash
+"""
+
+
+def test_model_process_killed(repository: Path, sound: Path, corpus: Corpus, record: Record) -> None:
+    """A SIGKILL of the model process, as the kernel's when memory is out, loses no request and heals by itself."""
+    with serve(repository) as harmed, serve(sound) as healthy:
+        (victim,) = harmed.model_processes()
+        load, recovery_s = survive(harmed, healthy, corpus, lambda: os.kill(victim, signal.SIGKILL))
+        record("model process killed", load.count, recovery_s, slowest_answer_s=round(load.slowest_s, 1))
+
+
+def test_model_process_stopped(repository: Path, sound: Path, corpus: Corpus, record: Record) -> None:
+    """A model process that hangs is replaced before the client's deadline ends a request that waits for it."""
+    with serve(repository) as harmed, serve(sound) as healthy:
+        (victim,) = harmed.model_processes()
+        load, recovery_s = survive(harmed, healthy, corpus, lambda: os.kill(victim, signal.SIGSTOP))
+        record("model process stopped", load.count, recovery_s, slowest_answer_s=round(load.slowest_s, 1))
+
+
+def test_model_process_segfaults(repository: Path, sound: Path, corpus: Corpus, record: Record) -> None:
+    """A model process that dies of a segmentation fault in the midst of a batch loses none of the batch's requests."""
+    model = repository / "gpt2_classifier" / "1" / "model.py"
+    model.write_text(model.read_text(encoding="utf-8") + SEGFAULT, encoding="utf-8")
+    with serve(repository) as harmed, serve(sound) as healthy:
+
+        def crash() -> None:
+            with contextlib.suppress(OSError, http.client.HTTPException):  # its own sender gets a 500, or no answer
+                assert ask(harmed.url("http"), ["crash"])[0] == HTTPStatus.INTERNAL_SERVER_ERROR
+
+        load, recovery_s = survive(harmed, healthy, corpus, crash)
+        record("model process segfaults", load.count, recovery_s, slowest_answer_s=round(load.slowest_s, 1))
+
+
+def test_server_killed(repository: Path, sound: Path, corpus: Corpus, record: Record) -> None:
+    """A tritonserver that dies loses no request; it comes back, and its orphans go with it."""
+    with serve(repository) as harmed, serve(sound) as healthy:
+        victim = server_pid(harmed)
+        load, recovery_s = survive(harmed, healthy, corpus, lambda: os.kill(victim, signal.SIGKILL))
+        record("tritonserver killed", load.count, recovery_s, slowest_answer_s=round(load.slowest_s, 1))
+
+
+def test_sigterm_under_load(repository: Path, sound: Path, corpus: Corpus, record: Record) -> None:
+    """A replica that is told to end answers what it has accepted; the client goes to the other one for the rest."""
+    with serve(repository) as ending, serve(sound) as staying:
+        with (
+            through_client(ending.url("http"), staying.url("http")) as client,
+            VerifiedLoad(client.scores, corpus, threads=12, pause_s=0.0) as load,
+        ):
+            load.wait_for(200)
+            began = time.monotonic()
+            code = ending.end(signal.SIGTERM)
+            took_s = time.monotonic() - began
+            load.wait_for(200)
+        assert code == 0
+        record("SIGTERM under load, two replicas", load.count, exit_s=round(took_s, 1))
+
+
+class PlainCallers:
+    """Callers without a client library: some keep a connection, some make one a request; none repeats anything.
+
+    A request is accepted once it is sent on a connection that the server took. It is not if the connection is refused,
+    or if a kept one has ended: HTTP lets a server end an idle connection, and has the caller make another.
+
+    Attributes:
+        count: of the accepted requests.
+        turned_away: how many callers found that the server takes no more.
+    """
+
+    def __init__(self, place: str, corpus: Corpus, callers: int = 16) -> None:
+        self.count = Count()
+        self.turned_away = 0
+        self._place, self._corpus = place, corpus
+        self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(callers)]
+
+    def __enter__(self) -> PlainCallers:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, number: int) -> None:
+        draw, keeps = random.Random(number), number % 2 == 0
+        connection = http.client.HTTPConnection(self._place, timeout=TIMEOUT_S)
+        kept = False
+        while True:
+            position = draw.randrange(len(self._corpus.texts))
+            try:
+                if not kept:
+                    connection.connect()
+            except OSError:
+                self.turned_away += 1
+                return
+            try:
+                status, scores = ask_on(connection, [self._corpus.texts[position]])
+            except (OSError, http.client.HTTPException) as error:
+                connection.close()
+                if kept and isinstance(error, http.client.RemoteDisconnected | ConnectionError):
+                    kept = False
+                    continue
+                self.count.add("lost", repr(error))
+                return
+            if isinstance(scores, str):
+                self.count.add("lost", f"{status} {scores}")
+            else:
+                self.count.add("answered" if self._corpus.is_right([position], scores) else "wrong", str(scores))
+            kept = keeps and connection.sock is not None
+            if not kept:
+                connection.close()
+
+
+def test_sigterm_answers_what_was_accepted(repository: Path, corpus: Corpus, record: Record) -> None:
+    """A single server that is told to end answers every request that it has accepted, and turns the rest away."""
+    with serve(repository) as served, PlainCallers(served.url("http"), corpus) as callers:
+        time.sleep(5)
+        before, began = callers.count.answered, time.monotonic()
+        code = served.end(signal.SIGTERM)
+        took_s = time.monotonic() - began
+    assert code == 0
+    assert before > 100
+    assert callers.turned_away == 16
+    record("SIGTERM, a single server", callers.count, exit_s=round(took_s, 1))

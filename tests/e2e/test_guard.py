@@ -1,0 +1,136 @@
+"""deploy/nginx/guard.js before a real server: what Triton answers with 500, or dies of, is refused with the reason."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import socket
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from polyhead_client import Client, Tls
+from tests.e2e.proxied import KEY, Proxied
+from tests.e2e.served import Served, infer_json, json_body
+
+INFER = "/v2/models/gpt2_classifier/infer"
+GOOD = json_body(["Rain.", "Snow."], ["SCORES"])
+
+
+@pytest.fixture(scope="module")
+def proxied(served: Served) -> Iterator[Proxied]:
+    """A proxy before the server."""
+    places = {"INFERENCE": served.url("http"), "METRICS": served.url("metrics"), "PROBE": served.url("probe")}
+    with Proxied(**places) as running:
+        yield running
+
+
+def with_input(**fields: Any) -> bytes:
+    """GOOD, with other fields in its input."""
+    return json.dumps(GOOD | {"inputs": [GOOD["inputs"][0] | fields]}).encode()
+
+
+def with_fields(**fields: Any) -> bytes:
+    """GOOD, with other fields."""
+    return json.dumps(GOOD | fields).encode()
+
+
+REFUSED = {
+    "nothing": (b"", 400, "empty"),
+    "no JSON": (b"{", 400, "must be JSON"),
+    "NaN": (b"NaN", 400, "must be JSON"),
+    "nested JSON": (b"[" * 200_000, 400, "must be JSON"),
+    "a list": (b"[]", 400, "must be an object"),
+    "a number for an id": (with_fields(id=1), 400, "id"),
+    "no input": (with_fields(inputs=[]), 400, "inputs"),
+    "two inputs": (with_fields(inputs=GOOD["inputs"] * 2), 400, "inputs"),
+    "an output without a name": (with_fields(outputs=[{}]), 400, "outputs"),
+    "parameters in a list": (with_fields(parameters=[]), 400, "parameters"),
+    "a parameter in an object": (with_fields(parameters={"top_k": {}}), 400, "top_k"),
+    "shared memory": (with_input(parameters={"shared_memory_region": "x"}), 400, "shared_memory_region"),
+    "a text for a truth value": (
+        with_fields(outputs=[{"name": "SCORES", "parameters": {"binary_data": 1}}]),
+        400,
+        "true",
+    ),
+    "another type": (with_input(datatype="INT32"), 400, "BYTES"),
+    "a wrapping shape": (with_input(shape=[2**32, 1]), 400, "shape"),
+    "a negative shape": (with_input(shape=[-1, 1]), 400, "shape"),
+    "no texts": (with_input(shape=[0, 1], data=[]), 400, "one text or more"),
+    "texts of no length": (with_input(shape=[2, 0], data=[]), 400, "shape"),
+    "a fraction in a shape": (with_input(shape=[2.0, 1]), 400, "whole numbers"),
+    "a shape that does not match": (with_input(shape=[3, 1]), 400, "as many strings"),
+    "numbers for texts": (with_input(data=[1, 2]), 400, "as many strings"),
+    "half a surrogate pair": (with_input(data=["\ud83d", "Snow."]), 400, "surrogate"),
+    "a name twice": (json.dumps(GOOD).encode()[:-1] + b', "outputs": [{}]}', 400, "outputs"),
+}
+
+
+@pytest.mark.parametrize(("body", "status", "message"), REFUSED.values(), ids=REFUSED)
+def test_refused(proxied: Proxied, body: bytes, status: int, message: str) -> None:
+    """The caller learns what is wrong; nothing of it reaches Triton."""
+    answered, headers, said = proxied.ask(INFER, body)
+    assert answered == status, said
+    assert headers["Content-Type"].startswith("application/json")
+    assert message in json.loads(said)["error"]
+
+
+@pytest.mark.parametrize(
+    ("length", "size"), [("9999", 18), ("x", 18), ("-1", 18), ("0", 18), (None, 17), (None, 18), (None, 19), (None, -1)]
+)
+def test_lying_binary_tensors_are_refused(proxied: Proxied, length: str | None, size: int) -> None:
+    """A length or size that is not the body's is the caller's mistake."""
+    data = b"".join(struct.pack("<I", len(text)) + text for text in (b"Rain.", b"Snow."))
+    described = {"name": "TEXT", "datatype": "BYTES", "shape": [2, 1], "parameters": {"binary_data_size": size}}
+    head = json.dumps({"inputs": [described], "outputs": [{"name": "SCORES"}]}).encode()
+    said = str(len(head)) if length is None else length
+    answered, _, _ = proxied.ask(INFER, head + data, Inference_Header_Content_Length=said)
+    assert answered == (200 if (length, size) == (None, 18) else 400)
+
+
+@pytest.mark.parametrize(
+    "data", [b"\x06\0\0\0Rain.", b"\x05\0\0\0Rain.\0\0\0", b"\x02\0\0\0Rain.", b"\xff\xff\xff\xffRain.", b"", b"\0\0\0"]
+)
+def test_lying_binary_texts_are_refused(proxied: Proxied, data: bytes) -> None:
+    """A text that says another length than it has would cost the others of its batch their answers."""
+    described = {"name": "TEXT", "datatype": "BYTES", "shape": [1, 1], "parameters": {"binary_data_size": len(data)}}
+    head = json.dumps({"inputs": [described], "outputs": [{"name": "SCORES"}]}).encode()
+    status, _, said = proxied.ask(INFER, head + data, Inference_Header_Content_Length=str(len(head)))
+    assert status == 400
+    assert "inputs[0]" in json.loads(said)["error"]
+
+
+def test_compressed_bodies_are_refused(proxied: Proxied) -> None:
+    """Triton would unpack them behind every cap."""
+    status, _, _ = proxied.ask(INFER, gzip.compress(json.dumps(GOOD).encode()), Content_Encoding="gzip")
+    assert status == 415
+
+
+@pytest.mark.parametrize("path", ["/%", "/v2/models/%00/infer", "*", "no path"])
+def test_unreadable_first_line_is_no_failure(proxied: Proxied, path: str) -> None:
+    """A request line that nginx itself cannot read is the caller's mistake, too, not a 500."""
+    plain = socket.create_connection(("localhost", proxied.port), timeout=10)
+    with proxied.trust.wrap_socket(plain, server_hostname="localhost") as connection:
+        connection.sendall(f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".encode())
+        assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
+
+
+def test_what_is_right_passes_unchanged(served: Served, proxied: Proxied) -> None:
+    """Nested data, escapes, NUL, pairs of surrogates and texts like JSON are answered as without the proxy."""
+    texts = ['{"inputs": [], "shape": [1.5]}', "\\ud800", "NUL \0 here", "🙂 \U0010ffff", '"id": 1, "id": 2', "[" * 500]
+    for data in (texts, [[text] for text in texts]):
+        body = json.dumps(json_body(texts, ["SCORES", "PREDICTION"], top_k=2) | {"id": "7"})
+        body = json.dumps(json.loads(body) | {"inputs": [json.loads(body)["inputs"][0] | {"data": data}]})
+        status, _, said = proxied.ask(INFER, body.encode())
+        assert (status, json.loads(said)) == infer_json(served.url("http"), body.encode())
+        assert status == 200
+    with (
+        Client(served.url("http")) as direct,
+        Client(f"https://localhost:{proxied.port}", api_key=KEY, tls=Tls(ca_file=proxied.certificate)) as client,
+    ):
+        np.testing.assert_array_equal(client.scores(texts), direct.scores(texts))
+        assert client.classify(texts) == direct.classify(texts)
+        assert client.schema() == direct.schema()
