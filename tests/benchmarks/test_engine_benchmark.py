@@ -48,7 +48,8 @@ def test_engine_measures_all_in_one_run(debian: Path, tmp_path: Path, capsys: py
     assert summary["gemm_fraction"] == pytest.approx(summary["gemm_gflops"] / summary["gemm_peak_gflops"], abs=0.01)
     assert summary.keys() >= {"ratio_hf", "single_text_ms"}
     written = json.loads(out.read_text(encoding="utf-8"))
-    assert written["table"]["hidden_state_concat"]["16"][PRODUCT]["max_score_error"] < 1e-3
+    ours = written["table"]["hidden_state_concat"]["16"][PRODUCT]
+    assert ours["max_score_error"] < {"fp32": 1e-3, "bf16": 0.05}[ours["precision"]]
     assert written["table"]["base"]["debian"]["transformers_fp32_batch8"]["flips"] == 0
     assert written["left_out"]["base"]["openvino"] == "not asked for"
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")

@@ -15,6 +15,7 @@ from transformers import GPT2Model
 
 from polyhead.checkpoint import Golden, read_checkpoint, write_checkpoint
 from polyhead.engine import Engine
+from polyhead.engine.cpu.kernels import KERNELS
 from polyhead.errors import CheckpointError, InputError
 from polyhead.predictor import Predictor
 from tests.tiny import MAX_LENGTH, SCHEMA, TEXTS, tiny_config, tiny_spec, tiny_tokenizer, write_tiny_checkpoint
@@ -65,6 +66,35 @@ def test_any_batch_equals_transformers(pair: tuple[Predictor, Any], data: st.Dat
     logits = predictor._engine.logits(batch)
     expected = np.stack([reference_logits(model, ids) for ids in batch])
     np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+@pytest.fixture(scope="module", params=["fp32", "bf16", "int8"])
+def wide_engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """An engine whose heads are 64 wide, as GPT-2's are; it works with two threads."""
+    path = tmp_path_factory.mktemp("wide") / "checkpoint"
+    write_tiny_checkpoint(path, "hidden_state_concat", n_embd=128, n_head=2)
+    torch.set_num_threads(2)
+    engine = Engine(read_checkpoint(path), precision=request.param)
+    torch.set_num_threads(1)
+    return engine
+
+
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_a_text_alone_has_the_same_bits_in_any_batch(wide_engine: Engine, data: st.DataObject) -> None:
+    """No neighbour changes one bit of a text's logits, at any precision, so no label either.
+
+    AMX has not been tried; without the kernels PyTorch's attention pads, so there only rounding is promised.
+    """
+    lengths = data.draw(st.lists(st.integers(1, MAX_LENGTH), min_size=2, max_size=40))
+    batch = [[(7 * row + place) % 60 for place in range(length)] for row, length in enumerate(lengths)]
+    torch.set_num_threads(2)
+    together = wide_engine.logits(batch)
+    alone = np.concatenate([wide_engine.logits([ids]) for ids in batch])
+    torch.set_num_threads(1)
+    if KERNELS and not torch.cpu._is_amx_tile_supported():
+        np.testing.assert_array_equal(alone, together)
+    np.testing.assert_allclose(alone, together, atol=ROUNDING[wide_engine.precision])
 
 
 def test_micro_batches_change_nothing(pair: tuple[Predictor, Any]) -> None:

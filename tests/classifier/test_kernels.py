@@ -66,6 +66,18 @@ def test_attention_is_pytorchs(compiled: Kernels, dtype: torch.dtype, lengths: l
     torch.testing.assert_close(out.double(), attended(qkv, lengths), atol=atol, rtol=ROUNDING[dtype])
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+def test_attention_of_last_tokens_is_the_same(compiled: Kernels, dtype: torch.dtype) -> None:
+    """Computed for them alone, it is what all tokens' attention has in their rows."""
+    lengths, channels = [1, 2, 17, 130], HEADS * kernels.HEAD_WIDTH
+    starts = torch.tensor([0, *lengths]).cumsum(0)
+    qkv = torch.randn(sum(lengths), 3 * channels).to(dtype)
+    last = starts[1:] - 1
+    query, kv = qkv[last, :channels].contiguous(), qkv[:, channels:].contiguous()
+    found = compiled.attend_last(query, kv, starts, HEADS, 0.125)
+    torch.testing.assert_close(found.double(), attended(qkv, lengths)[last], atol=ROUNDING[dtype], rtol=ROUNDING[dtype])
+
+
 @pytest.mark.usefixtures("two_threads")
 def test_long_texts_and_several_threads(compiled: Kernels) -> None:
     """1,024 tokens, the heads shared out among threads."""

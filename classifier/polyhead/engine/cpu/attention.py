@@ -62,6 +62,8 @@ class PackedTexts:
         Returns:
             ``(texts, n_embd)``.
         """
+        if KERNELS and query.shape[1] == heads * HEAD_WIDTH:
+            return KERNELS.attend_last(query, kv, self.starts, heads, scale)
         contexts = []
         text = 0
         for group in self.groups:

@@ -18,8 +18,9 @@ from polyhead.engine.cpu.mlp import mlp
 from polyhead.engine.cpu.shares import Workers
 from polyhead.engine.micro_batch import MicroBatch
 from polyhead.engine.precision import Precision
+from polyhead.engine.rows import at_least
 
-CHUNK_ROWS = 512  # rows that pass through a block's MLP at once
+CHUNK_ROWS = 512  # rows that pass through a block's MLP at once, at most
 
 LINEARS: dict[Precision, Callable[[torch.Tensor, torch.Tensor], Linear]] = {
     "fp32": Float32Linear,
@@ -59,7 +60,8 @@ class CPUForward:
     def _pooled(self, batch: MicroBatch) -> torch.Tensor:
         packed = PackedTexts(batch.lengths)
         ids = torch.tensor([token for text in batch.token_ids for token in text])  # (tokens,)
-        hidden = (self.tokens[ids] + self.positions[packed.positions]).to(self.dtype)  # (tokens, n_embd)
+        embedded = self.tokens[ids] + self.positions[packed.positions]  # (tokens, n_embd)
+        hidden = at_least(embedded.to(self.dtype))
         states: list[torch.Tensor] = []  # each (texts, n_embd)
         for layer, block in enumerate(self.blocks[:-1]):
             block.forward(hidden, packed)
@@ -98,7 +100,7 @@ class _Block:
         qkv = hidden.new_empty(len(hidden), 3 * hidden.shape[1])
         for rows in _chunks(hidden):
             self.c_attn(self.ln_1(hidden[rows]), out=qkv[rows])
-        attended = packed.attend(qkv, self.heads, self.scale, out=torch.empty_like(hidden))
+        attended = packed.attend(qkv, self.heads, self.scale, out=torch.zeros_like(hidden))
         for rows in _chunks(hidden):
             self._finish(hidden[rows], attended[rows])
 
@@ -107,9 +109,11 @@ class _Block:
         kv = hidden.new_empty(len(hidden), 2 * hidden.shape[1])
         for rows in _chunks(hidden):
             self.c_key_value(self.ln_1(hidden[rows]), out=kv[rows])
-        last = hidden[packed.last]
-        self._finish(last, packed.attend_last(self.c_query(self.ln_1(last)), kv, self.heads, self.scale))
-        return last
+        last = at_least(hidden[packed.last])
+        texts = len(packed.last)
+        query = self.c_query(self.ln_1(last))[:texts]
+        self._finish(last, at_least(packed.attend_last(query, kv, self.heads, self.scale)))
+        return last[:texts]
 
     def _finish(self, hidden: torch.Tensor, attended: torch.Tensor) -> None:
         self.attn_proj.add_to(hidden, attended)
@@ -117,7 +121,9 @@ class _Block:
 
 
 def _chunks(hidden: torch.Tensor) -> Iterator[slice]:
-    return (slice(start, start + CHUNK_ROWS) for start in range(0, len(hidden), CHUNK_ROWS))
+    """Chunks of even size, so that none is small where there is more than one."""
+    chunks = -(-len(hidden) // CHUNK_ROWS)
+    return (slice(len(hidden) * chunk // chunks, len(hidden) * (chunk + 1) // chunks) for chunk in range(chunks))
 
 
 def _dtype(precision: Precision) -> torch.dtype:

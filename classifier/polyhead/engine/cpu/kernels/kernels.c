@@ -243,3 +243,32 @@ int32_t polyhead_attention(const void *qkv, void *out, const int64_t *starts, in
     free(keys);
     return 0;
 }
+
+/* The same for each text's last token alone. query, out: rows of heads * WIDTH, one a text; kv: rows of twice that. */
+int32_t polyhead_attention_last(const void *query, const void *kv, void *out, const int64_t *starts, int64_t texts,
+                                int64_t heads, float scale, int32_t is_bf16) {
+    int64_t longest = 1, channels = heads * WIDTH;
+    for (int64_t t = 0; t < texts; t++) longest = starts[t + 1] - starts[t] > longest ? starts[t + 1] - starts[t] : longest;
+    float *scores = malloc(4 * (size_t)longest), row[WIDTH], other[WIDTH];
+    if (scores == NULL) return 1;
+    for (int64_t t = 0; t < texts; t++) {
+        int64_t start = starts[t], length = starts[t + 1] - start;
+        for (int64_t at = 0; at < channels; at += WIDTH) {
+            read_row(query, t * channels + at, is_bf16, scale, row);
+            for (int64_t j = 0; j < length; j++) {
+                read_row(kv, (start + j) * 2 * channels + at, is_bf16, 1.0f, other);
+                scores[j] = 0.0f;
+                for (int c = 0; c < WIDTH; c++) scores[j] += row[c] * other[c];
+            }
+            float sum = soften(scores, length, length);
+            for (int c = 0; c < WIDTH; c++) row[c] = 0.0f;
+            for (int64_t j = 0; j < length; j++) {
+                read_row(kv, (start + j) * 2 * channels + channels + at, is_bf16, scores[j], other);
+                for (int c = 0; c < WIDTH; c++) row[c] += other[c];
+            }
+            write_row(out, t * channels + at, is_bf16, 1.0f / sum, row);
+        }
+    }
+    free(scores);
+    return 0;
+}

@@ -27,6 +27,7 @@ _SIGNATURES = {
     "gelu_quantise": (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _COUNT, _COUNT, _INT),
     "rescale": (_POINTER, _POINTER, _POINTER, _POINTER, _COUNT, _COUNT, _INT),
     "attention": (_POINTER, _POINTER, _POINTER, _COUNT, _COUNT, _COUNT, _COUNT, _FLOAT, _INT),
+    "attention_last": (_POINTER, _POINTER, _POINTER, _POINTER, _COUNT, _COUNT, _FLOAT, _INT),
 }
 
 
@@ -41,7 +42,7 @@ class Kernels:
         self._calls = {name: getattr(library, f"polyhead_{name}") for name in _SIGNATURES}
         for name, call in self._calls.items():
             call.argtypes = _SIGNATURES[name]
-            call.restype = _INT if name == "attention" else None
+            call.restype = _INT if name.startswith("attention") else None
 
     def gelu(self, x: torch.Tensor) -> torch.Tensor:
         """The tanh form of GELU in place, of float32 or bfloat16."""
@@ -128,6 +129,28 @@ class Kernels:
                 raise MemoryError("no memory for attention's keys and values")
 
         _in_parts(heads, int((lengths * lengths).sum()) * 4, run)  # a score costs several values' time
+        return out
+
+    def attend_last(
+        self, query: torch.Tensor, kv: torch.Tensor, starts: torch.Tensor, heads: int, scale: float
+    ) -> torch.Tensor:
+        """Attention of each text's last token to its whole text.
+
+        Args:
+            query: ``(texts, heads * HEAD_WIDTH)``, float32 or bfloat16.
+            kv: ``(tokens, 2 * heads * HEAD_WIDTH)`` of the same type.
+            starts: as for `attend`.
+
+        Returns:
+            Like `query`.
+        """
+        _check(starts, torch.int64)
+        for tensor in (query, kv):
+            _check(tensor, torch.bfloat16 if query.dtype == torch.bfloat16 else torch.float32)
+        out, is_bf16 = torch.empty_like(query), query.dtype == torch.bfloat16
+        call = self._calls["attention_last"]
+        if call(_at(query, 0), _at(kv, 0), _at(out, 0), _at(starts, 0), len(starts) - 1, heads, scale, is_bf16):
+            raise MemoryError("no memory for attention's scores")
         return out
 
 
