@@ -148,6 +148,10 @@ def test_a_good_version_takes_over(
         before, new = live(swapping), checkpoints[(turn + 1) % 2]
         with load(swapping, {before: served(model, before), before + 1: new}) as seen:
             assert run(new, "--keep", "2") == (0, f"gpt2_classifier: version {before + 1} serves")
+            deadline = time.monotonic() + 10
+            while before + 1 not in seen:  # requests that were on their way to the old version come first
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
         assert live(swapping) == before + 1
         assert set(seen) == {before, before + 1}
         assert versions_of(model) == [before, before + 1]
