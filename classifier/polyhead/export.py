@@ -72,7 +72,7 @@ def prove(checkpoint: Path, precision: str | None) -> Predictor:
         CheckpointError: it is damaged.
         ToleranceError: its engine scores leave the tolerance.
     """
-    predictor = Predictor.load(checkpoint, precision=precision or os.environ.get("POLYHEAD_PRECISION", "auto"))
+    predictor = Predictor.load(checkpoint, precision=precision)
     check_golden(predictor)
     if predictor.precision != "fp32":
         check_golden(Predictor.load(checkpoint, precision="fp32"))
