@@ -63,7 +63,7 @@ loadtest: .venv/.ready ## Load-test a running server, every answer verified: USE
 	  --golden $(CHECKPOINT)/golden.jsonl
 
 .PHONY: chaos
-chaos: setup .nginx/.ready ## Inject every fault beside a verified load; exit code 0 only if nothing was lost or wrong: 15 minutes
+chaos: setup .nginx/.ready ## Inject every fault beside a verified load; exit code 0 only if nothing was lost or wrong: 10 minutes
 	$(PY) -m tests.chaos
 
 .PHONY: soak
