@@ -79,7 +79,7 @@ image-check: ## Build the CPU image without a registry and ask it, serving REPOS
 	deploy/containers/check.sh $(REPOSITORY) $(BUILDAH)
 
 .PHONY: chaos
-chaos: setup .nginx/.ready ## Inject every fault beside a verified load; exit code 0 only if nothing was lost or wrong: 15 minutes
+chaos: setup .nginx/.ready ## Inject every fault beside a verified load; exit code 0 only if nothing was lost or wrong: 10 minutes
 	$(PY) -m tests.chaos
 
 .PHONY: soak

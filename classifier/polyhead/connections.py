@@ -20,7 +20,7 @@ from pathlib import Path
 _PIDFD_GETFD = 438  # the same on all architectures
 _SO_ATTACH_FILTER = 26
 _DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)  # BPF's "return 0"
-_ESTABLISHED, _LISTEN = "01", "0A"
+_ESTABLISHED, _TIME_WAIT, _LISTEN = "01", "06", "0A"
 # Where struct tcp_info has when data was last sent and received, in milliseconds ago, and how many segments of it.
 _TCP_INFO_BYTES, _LAST_SENT, _LAST_RECEIVED, _SEGMENTS_IN, _SEGMENTS_OUT = 160, 44, 52, 152, 156
 _CLOCK_MS = 500  # the kernel's clock ticks in milliseconds: what came in one tick is taken for idle after that long
@@ -41,6 +41,11 @@ def keep_out(pid: int, port: int) -> int:
             listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, header)
             closed += 1
     return closed
+
+
+def has_clients(pid: int, *ports: int) -> bool:
+    """Whether anybody is, or is just being, connected to one of these local ports; needs no permission."""
+    return any(port in ports and state not in (_LISTEN, _TIME_WAIT) for _, state, port in _entries(pid))
 
 
 def close_idle_connections(pid: int, port: int) -> int:
@@ -98,11 +103,13 @@ def _name(link: Path) -> str:
 
 def _names(pid: int, port: int, state: str) -> set[str]:
     """The sockets in that state, as /proc/PID/fd names them."""
-    found = set()
+    return {f"socket:[{inode}]" for inode, its, local in _entries(pid) if (its, local) == (state, port)}
+
+
+def _entries(pid: int) -> Iterator[tuple[str, str, int]]:
+    """Inode, state and local port of each TCP socket of the process's network."""
     for table in ("tcp", "tcp6"):
         with contextlib.suppress(OSError):
             for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
                 fields = line.split()
-                if fields[3] == state and int(fields[1].rpartition(":")[2], 16) == port:
-                    found.add(f"socket:[{fields[9]}]")
-    return found
+                yield fields[9], fields[3], int(fields[1].rpartition(":")[2], 16)

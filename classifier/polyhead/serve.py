@@ -144,6 +144,7 @@ def run_server(settings: argparse.Namespace, install: TritonInstall, run: str, k
         muted=() if has_gpu() else CPU_NOISE,
         pass_on=partial(pass_on, kind=settings.log_format),
         http_port=settings.http_port,
+        grpc_port=settings.grpc_port,
         exit_timeout_s=settings.exit_timeout_s,
     )
     health, stop = Health(server.is_broken), Stop()

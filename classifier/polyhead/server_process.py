@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from polyhead.connections import close_idle_connections, keep_out
+from polyhead.connections import close_idle_connections, has_clients, keep_out
 
 log = logging.getLogger("polyhead.serve")
 
@@ -28,7 +28,7 @@ DEAD_AFTER_S, ENDED_AFTER_S = 0.2, 2.0
 # Of each thread, and only what is used is real. Triton reads JSON by recursion: with 8 MiB, 64 KB of nested "[" end it;
 # with 64 MiB, what the proxy lets through (deploy/nginx) cannot.
 STACK_BYTES = 64 * 2**20
-UNLOADED_LOOKS = 3  # a tenth of a second apart, for the last answers to leave
+DONE_LOOKS = 3  # a tenth of a second apart, for the last answers to leave
 ACCEPT_S = 0.1  # for connections that the kernel has taken and Triton not yet
 # Triton logs these on every start without a GPU, where they mean nothing.
 CPU_NOISE = ("CudaDriverHelper has not been initialized", "Unable to allocate pinned system memory")
@@ -47,6 +47,7 @@ class ServerProcess:
         muted: lines that contain one of these are not passed on.
         pass_on: takes its other lines.
         http_port: whose idle connections are closed when it drains.
+        grpc_port: the drain also ends when nobody is connected to either.
         exit_timeout_s: how long a drain may take.
     """
 
@@ -59,6 +60,7 @@ class ServerProcess:
         *,
         pass_on: Callable[[str], None],
         http_port: int,
+        grpc_port: int,
         exit_timeout_s: float,
     ) -> None:
         self._command = command
@@ -67,6 +69,7 @@ class ServerProcess:
         self._muted = muted
         self._pass_on = pass_on
         self._http_port = http_port
+        self._grpc_port = grpc_port
         self._exit_timeout_s = exit_timeout_s
         self._zombies: dict[int, float] = {}  # since when
         self._process: subprocess.Popen[str] | None = None
@@ -136,15 +139,19 @@ class ServerProcess:
             self._process.terminate()
             # Triton waits for connections to end, also for those on which nothing happens.
             deadline = time.monotonic() + self._exit_timeout_s + 5
-            unloaded = 0
+            done = 0
             while (code := self._process.poll()) is None and time.monotonic() < deadline:
                 close_idle_connections(self._process.pid, self._http_port)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(0.1)
                 # Models go when all is answered. Over gRPC it says for seconds more that it has none, which no client
-                # takes for a server that is about to leave.
-                unloaded = 0 if _model_processes(self._process.pid) else unloaded + 1
-                if unloaded > UNLOADED_LOOKS:
+                # takes for a server that is about to leave. And requests whose batch failed as a whole, for want of
+                # shared memory, say, it waits for in vain: when all clients have left, nobody else does.
+                is_done = not _model_processes(self._process.pid) or not has_clients(
+                    self._process.pid, self._http_port, self._grpc_port
+                )
+                done = done + 1 if is_done else 0
+                if done > DONE_LOOKS:
                     code = 0
                     break
         self.kill()

@@ -115,12 +115,12 @@ class ServerFailedError(PolyheadClientError):
     """The server failed on a good request.
 
     Attributes:
-        model_process_died: Triton lives but the process that computes does not; until that is restarted, every request
-            to this replica fails, and none is computed.
+        not_computed: Triton could not hand the request to the process that computes: that one is dead, or the shared
+            memory between the two is full. Another replica may answer.
     """
 
     advice = "see the server's log"
-    model_process_died = False
+    not_computed = False
 
 
 class BadResponseError(PolyheadClientError):
@@ -160,8 +160,8 @@ NOBODY_LISTENS = (
     "goaway",
 )
 BROKE = ("connection reset", "socket closed", "broken pipe", "stream removed", "goaway")
-# How Triton answers once a Python model's process is dead, and how the requests that were in it.
-MODEL_PROCESS_DIED = ("stub process",)
+# What Triton says once a Python model's process is dead, also of the requests that were in it, or has no more memory.
+NOT_COMPUTED = ("stub process", "shared memory pool")
 CLOSED = ("this protocol is restricted", "this api is restricted")
 REJECTING = (
     "INVALID_ARGUMENT",
@@ -241,7 +241,7 @@ def from_transport(
         case str():
             message = f"{replica} failed on the request ({detail}); see the server's log"
             failed = ServerFailedError(message, model=model, replica=replica, status=status)
-            failed.model_process_died = any(words in lowered for words in MODEL_PROCESS_DIED)
+            failed.not_computed = any(words in lowered for words in NOT_COMPUTED)
             return failed
         case _:
             return BadResponseError(foreign, model=model, replica=replica, status=status)

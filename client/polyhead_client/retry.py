@@ -70,7 +70,7 @@ class RetryBudget:
 
 
 def is_repeatable(error: PolyheadClientError) -> bool:
-    """Whether nothing was computed for the caller: load was shed, or the connection or the model's process was lost."""
+    """Whether nothing was computed for the caller: load was shed, or connection or model process were out of reach."""
     return isinstance(error, ServerOverloadedError | ServerUnreachableError) or is_fallen(error)
 
 
@@ -78,7 +78,7 @@ def is_fallen(error: PolyheadClientError) -> bool:
     """Whether something fell that may have held the request, and so may have fallen because of it."""
     if isinstance(error, ServerUnreachableError):
         return error.request_sent
-    return isinstance(error, ServerFailedError) and error.model_process_died
+    return isinstance(error, ServerFailedError) and error.not_computed
 
 
 def pause_s(policy: RetryPolicy, attempt: int, error: PolyheadClientError) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +31,15 @@ def server_pid(served: Served) -> int:
     """tritonserver's process."""
     (pid,) = [pid for pid in descendants(served.process.pid) if b"/tritonserver\0" in command_line(pid)]
     return pid
+
+
+def failed_requests(served: Served) -> int:
+    """How many requests have failed there since it started, by Triton's own count."""
+    connection = http.client.HTTPConnection(served.url("metrics"), timeout=5)
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    connection.close()
+    return sum(int(number) for number in re.findall(r"^nv_inference_request_failure\{.*\} (\d+)$", text, re.MULTILINE))
 
 
 def wait_until_healed(served: Served, corpus: Corpus, victims: Collection[int], within_s: float = 90.0) -> None:

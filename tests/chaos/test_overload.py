@@ -23,7 +23,7 @@ pytestmark = pytest.mark.chaos
 
 TIMES = 5
 OVERLOAD_S = 60.0
-WINDOW_S = 10.0
+WINDOW_S, WINDOWS = 6.0, 3
 # Others may share the machine's processors, so the speed itself is bounded loosely and the work a text tightly.
 SLOWEST_AFTER = 0.6
 MOST_WORK_AFTER = 1.25
@@ -49,17 +49,24 @@ def processor_s(pid: int) -> float:
 
 
 def capacity(served: Served, corpus: Corpus) -> tuple[float, float, VerifiedLoad]:
-    """Texts a second, and the model process's processor milliseconds a text, with as many clients as keep it busy."""
+    """Texts a second, and the model process's processor milliseconds a text, with as many clients as keep it busy.
+
+    The best of a few windows: whoever else is busy on the machine can only slow it down.
+    """
     (model,) = served.model_processes()
+    rates, work = [], []
     with (
         through_client(served.url("http")) as client,
         VerifiedLoad(client.scores, corpus, threads=16, pause_s=0.0, most_texts=1) as load,
     ):
         load.wait_for(16)
-        began, worked, answered = time.monotonic(), processor_s(model), load.count.answered
-        time.sleep(WINDOW_S)
-        texts = load.count.answered - answered
-        return texts / (time.monotonic() - began), 1000 * (processor_s(model) - worked) / texts, load
+        for _ in range(WINDOWS):
+            began, worked, answered = time.monotonic(), processor_s(model), load.count.answered
+            time.sleep(WINDOW_S)
+            texts = load.count.answered - answered
+            rates.append(texts / (time.monotonic() - began))
+            work.append(1000 * (processor_s(model) - worked) / texts)
+    return max(rates), min(work), load
 
 
 def test_overload(heavy: tuple[Path, Corpus], record: Record) -> None:

@@ -108,6 +108,7 @@ class PlainCallers:
     def __init__(self, place: str, corpus: Corpus, callers: int = 16) -> None:
         self.count = Count()
         self.turned_away = 0
+        self._lock = threading.Lock()
         self._place, self._corpus = place, corpus
         self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(callers)]
 
@@ -130,7 +131,8 @@ class PlainCallers:
                 if not kept:
                     connection.connect()
             except OSError:
-                self.turned_away += 1
+                with self._lock:
+                    self.turned_away += 1
                 return
             try:
                 status, scores = ask_on(connection, [self._corpus.texts[position]])

@@ -12,7 +12,7 @@ import pytest
 
 from tests.chaos.conftest import Record
 from tests.chaos.corpus import Corpus, make_texts
-from tests.chaos.harm import serve, survive, wait_until_healed
+from tests.chaos.harm import failed_requests, serve, survive, wait_until_healed
 from tests.chaos.load import VerifiedLoad, through_client
 from tests.chaos.namespace import fill, seen_by, with_tmpfs
 from tests.e2e.served import ROOT
@@ -37,16 +37,17 @@ def test_full_shared_memory(sound: Path, checkpoint: Path, corpus: Corpus, recor
             filler = fill(seen_by(harmed.process.pid, SHARED_MEMORY))
             with VerifiedLoad(client.scores, long, threads=2, most_texts=40) as heavy:
                 time.sleep(FULL_S)
-                restarts = harmed.times_ready() - 1
+                restarts, failed = harmed.times_ready() - 1, failed_requests(harmed)
                 filler.unlink()
                 began = time.monotonic()
                 wait_until_healed(harmed, long, victims=())
                 recovery_s = time.monotonic() - began
                 load.wait_for(100)
                 heavy.wait_for(20)
+        assert failed + restarts > 0, "a full /dev/shm harmed nothing: it was not full"
         record(
             "/dev/shm full for 15 s", load.count + heavy.count, recovery_s,
-            recovery="from when there was room again", restarts=restarts,
+            recovery="from when there was room again", restarts=restarts, failed_at_the_full_replica=failed,
         )  # fmt: skip
 
 

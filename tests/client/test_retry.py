@@ -69,9 +69,16 @@ def test_broken_connections_are_asked_once_more(ask: Ask, server: FakeServer) ->
     assert len(server.failures) == 98
 
 
-def test_dead_model_process_is_passed_over(ask: Ask, server: FakeServer) -> None:
-    """A replica whose model process died computes nothing until it is restarted: another one answers."""
-    server.failures = [Failure(500, "Stub process 'gpt2_classifier_0_0' is not healthy.")]
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Stub process 'gpt2_classifier_0_0' is not healthy.",
+        "Failed to increase the shared memory pool size for key 'x' to 1048576 bytes.",
+    ],
+)
+def test_replica_that_cannot_compute_is_passed_over(ask: Ask, server: FakeServer, message: str) -> None:
+    """A replica whose model process died, or whose shared memory is full, computes nothing: another one answers."""
+    server.failures = [Failure(500, message)]
     with ask(server, ["a:1", "b:1"], retry=RetryPolicy(base_s=60, cap_s=60)) as client:
         assert client.classify("text").error is None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -137,8 +138,9 @@ def descendants(pid: int) -> list[int]:
     """All processes below one."""
     found: list[int] = []
     for file in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, file.read_text().split()):
-            found += [child, *descendants(child)]
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # that thread has just ended
+            for child in map(int, file.read_text().split()):
+                found += [child, *descendants(child)]
     return found
 
 

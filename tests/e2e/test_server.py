@@ -208,7 +208,7 @@ def test_no_accepted_request_is_lost_on_sigterm(repository: Path) -> None:
 
     Neither an idle connection nor busy ones that never pause hold up the end, and a second signal spoils nothing.
     """
-    with Served(repository, "--drain-s", "1", "--exit-timeout-s", "8") as served:
+    with Served(repository, "--drain-s", "2", "--exit-timeout-s", "8") as served:
         idle = http.client.HTTPConnection(served.url("http"), timeout=10)
         idle.request("GET", "/v2/health/live")
         idle.getresponse().read()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from polyhead.connections import close_idle_connections, keep_out
+from polyhead.connections import close_idle_connections, has_clients, keep_out
 from tests.kernel import lets_reach_into_processes
 
 SERVER = """
@@ -81,6 +81,22 @@ def test_other_ports_and_gone_processes_are_left_alone(server: tuple[int, int]) 
         assert close_idle_connections(pid, port + 1) == 0
     connection.close()
     assert close_idle_connections(2**22 + 1, port) == 0
+
+
+def test_clients_are_seen_until_they_leave(server: tuple[int, int]) -> None:
+    """A connection counts from its beginning to its end, and only on the ports in question."""
+    pid, port = server
+    assert not has_clients(pid, port)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.connect()
+    assert has_clients(pid, port + 1, port)
+    assert not has_clients(pid, port + 1)
+    connection.close()
+    deadline = time.monotonic() + 5
+    while has_clients(pid, port):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert not has_clients(2**22 + 1, port)
 
 
 def test_new_clients_are_kept_out(server: tuple[int, int]) -> None:
