@@ -170,7 +170,7 @@ def test_a_stale_library_is_not_loaded(tmp_path: Path) -> None:
     Kernels(tmp_path / f"kernels_{here()[-1]}.so")
     with (tmp_path / "kernels.c").open("a") as source:
         source.write("/* changed */")
-    with pytest.raises(OSError, match="compiled from another kernels.c"):
+    with pytest.raises(OSError, match=r"compiled from another kernels.c"):
         Kernels(tmp_path / f"kernels_{here()[-1]}.so")
 
 
