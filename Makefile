@@ -108,7 +108,7 @@ bench-serving: data/debian/train.jsonl .venv-triton/.ready .venv-peers/.ready .v
 
 .PHONY: bench-client
 bench-client: $(CHECKPOINT)/config.json .venv-triton/.ready .venv-peers/perf_analyzer/perf_analyzer ## The client beside perf_analyzer, tritonclient and requests, and bulk scoring beside the engine: 12 minutes on 2 cores
-	$(PY) -m benchmarks.scoring --checkpoint $(CHECKPOINT)
+	$(PY) -m benchmarks.scoring
 	$(PY) -m benchmarks.client --checkpoint $(CHECKPOINT) --scoring benchmarks/results/scoring.json
 
 .PHONY: clean

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -28,20 +30,30 @@ class KernelsHook(BuildHookInterface):
         compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
         if self.target_name != "wheel" or platform.machine() != "x86_64" or platform.system() != "Linux":
             return
-        if compiler is None:
-            print("polyhead: no C compiler found; the CPU engine will do without its own kernels", file=sys.stderr)
-            return
         source = Path(self.root) / SOURCE
+        digest = hashlib.sha256(source.read_bytes()).hexdigest()
         for target, flags in TARGETS.items():
             library = source.with_name(f"kernels_{target}.so")
             # Under another name first: two environments may be installing from one checkout.
             part = library.with_name(f"{library.name}.{os.getpid()}")
-            command = [compiler, *FLAGS, *flags, "-o", str(part), str(source), "-lm"]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode != 0:
-                print(f"polyhead: kernels for {target} do not compile:\n{done.stderr}", file=sys.stderr)
+            command = [*FLAGS, *flags, f'-DSOURCE="{digest}"', "-o", str(part), str(source), "-lm"]
+            if wrong := _fails(compiler, command):
+                print(f"polyhead: the CPU engine does without its kernels for {target}: {wrong}", file=sys.stderr)
+                library.unlink(missing_ok=True)
                 continue
             part.replace(library)
             build_data["artifacts"].append(str(SOURCE.parent / "*.so"))
             build_data["pure_python"] = False
             build_data["tag"] = "py3-none-linux_x86_64"
+
+
+def _fails(compiler: str | None, arguments: list[str]) -> str:
+    """Compiles; what went wrong, or nothing."""
+    if compiler is None:
+        return "no C compiler found"
+    try:
+        # CC may hold options, too.
+        done = subprocess.run([*shlex.split(compiler), *arguments], capture_output=True, text=True, check=False)
+    except (OSError, ValueError) as error:
+        return f"{compiler} cannot be run ({error})"
+    return f"{compiler} ended with {done.returncode}\n{done.stderr}" if done.returncode else ""

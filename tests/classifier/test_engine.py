@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from polyhead.engine import Engine
 from polyhead.engine.cpu.kernels import KERNELS
 from polyhead.errors import CheckpointError, InputError
 from polyhead.predictor import Predictor
+from polyhead.schema import Schema
 from tests.tiny import MAX_LENGTH, SCHEMA, TEXTS, tiny_config, tiny_spec, tiny_tokenizer, write_tiny_checkpoint
 
+ONE_OUTPUT = Schema([head for head in SCHEMA if head.kind == "regression"])  # its product is one by a vector
 ROUNDING = {"fp32": 1e-5, "bf16": 0.02, "int8": 0.02}  # of logits: kernels differ with the number of rows
 
 HEADS: list[tuple[str, str | None, dict[str, Any]]] = [
@@ -68,13 +71,18 @@ def test_any_batch_equals_transformers(pair: tuple[Predictor, Any], data: st.Dat
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
-@pytest.fixture(scope="module", params=["fp32", "bf16", "int8"])
+@pytest.fixture(
+    scope="module",
+    params=product(["fp32", "bf16", "int8"], [SCHEMA, ONE_OUTPUT]),
+    ids=["fp32", "fp32-one", "bf16", "bf16-one", "int8", "int8-one"],
+)
 def wide_engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
     """An engine whose heads are 64 wide, as GPT-2's are; it works with two threads."""
+    precision, schema = request.param
     path = tmp_path_factory.mktemp("wide") / "checkpoint"
-    write_tiny_checkpoint(path, "hidden_state_concat", n_embd=128, n_head=2)
+    write_tiny_checkpoint(path, "hidden_state_concat", schema, n_embd=128, n_head=2, n_inner=500)
     torch.set_num_threads(2)
-    engine = Engine(read_checkpoint(path), precision=request.param)
+    engine = Engine(read_checkpoint(path), precision=precision)
     torch.set_num_threads(1)
     return engine
 

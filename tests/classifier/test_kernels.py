@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,8 +28,8 @@ HEADS = 2
 
 def here() -> list[str]:
     """The compiled targets that this CPU can run."""
-    able = CAPABILITIES[: CAPABILITIES.index(torch.backends.cpu.get_cpu_capability()) + 1]
-    return [name for name in able if name != "DEFAULT"]
+    own = torch.backends.cpu.get_cpu_capability()
+    return list(CAPABILITIES[1 : CAPABILITIES.index(own) + 1]) if own in CAPABILITIES else []
 
 
 @pytest.fixture(scope="module", params=here())
@@ -93,7 +95,9 @@ def test_gelu_is_pytorchs(compiled: Kernels, dtype: torch.dtype, threads: str, r
     """Values of every size, infinities too, in place; a NaN stays one."""
     if threads == "two":
         request.getfixturevalue("two_threads")
-    x = torch.cat([torch.linspace(-12, 12, 300_001), torch.tensor([-1e30, 1e30, torch.inf, -3e4, 0.0])])[None].to(dtype)
+    x = torch.cat([torch.linspace(-12, 12, 300_001), torch.tensor([-1e30, -3e38, 1e30, torch.inf, -3e4, 0.0])])[
+        None
+    ].to(dtype)
     wanted = F.gelu(x.double(), approximate="tanh")
     found = compiled.gelu(x.clone())
     torch.testing.assert_close(found, wanted.to(dtype), atol=5e-7, rtol=2e-6 if dtype == torch.float32 else 0.008)
@@ -148,8 +152,50 @@ def test_what_c_would_misread_is_refused(compiled: Kernels) -> None:
     """Strided tensors and other types are errors, not wrong answers."""
     with pytest.raises(TypeError, match=r"dense torch.float32"):
         compiled.quantise(torch.ones(4, 6)[:, ::2], 127)
-    with pytest.raises(TypeError, match=r"dense torch.float32, got torch.float64"):
-        compiled.gelu(torch.ones(3, dtype=torch.float64))
+    with pytest.raises(TypeError, match=r"dense torch.float32 of \(1, 3\), got torch.float64"):
+        compiled.gelu(torch.ones(1, 3, dtype=torch.float64))
+    with pytest.raises(TypeError, match=r"of \(4, 6\), got torch.float32 of \(2, 6\)"):
+        compiled.rescale(torch.ones(4, 6), torch.ones(4), torch.ones(6), torch.ones(2, 6), adds=False)
+    qkv, out = torch.ones(4, 3 * HEADS * kernels.HEAD_WIDTH), torch.ones(4, HEADS * kernels.HEAD_WIDTH)
+    for starts in ([0, 5], [1, 4], [0, 3, 3, 4]):
+        with pytest.raises(TypeError, match="ascending rows from 0 to at most 4"):
+            compiled.attend(qkv, torch.tensor(starts), HEADS, 0.125, out)
+
+
+def test_a_stale_library_is_not_loaded(tmp_path: Path) -> None:
+    """One compiled from another source than the one beside it might misread its arguments."""
+    folder = Path(kernels.__file__).parent
+    for name in ("kernels.c", f"kernels_{here()[-1]}.so"):
+        shutil.copy(folder / name, tmp_path)
+    Kernels(tmp_path / f"kernels_{here()[-1]}.so")
+    with (tmp_path / "kernels.c").open("a") as source:
+        source.write("/* changed */")
+    with pytest.raises(OSError, match=r"compiled from another kernels.c"):
+        Kernels(tmp_path / f"kernels_{here()[-1]}.so")
+
+
+@pytest.mark.parametrize("compiler", ["false", "/no/such/cc -m64", "'"])
+def test_an_installation_goes_on_without_a_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], compiler: str
+) -> None:
+    """It says so and leaves no library behind, an older one least of all."""
+    root = Path(kernels.__file__).parents[4]
+    spec = importlib.util.spec_from_file_location("hatch_build", root / "hatch_build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    hatch_build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hatch_build)
+    folder = tmp_path / hatch_build.SOURCE.parent
+    folder.mkdir(parents=True)
+    shutil.copy(root / hatch_build.SOURCE, folder)
+    (folder / "kernels_AVX2.so").write_text("stale", encoding="utf-8")
+    monkeypatch.setenv("CC", compiler)
+    data = {"artifacts": []}
+    hook = hatch_build.KernelsHook(str(tmp_path), {}, None, None, str(tmp_path), "wheel")
+    hook.initialize("editable", data)
+    assert data == {"artifacts": []}
+    assert "does without its kernels for AVX2" in capsys.readouterr().err
+    assert [path.name for path in folder.iterdir()] == ["kernels.c"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])

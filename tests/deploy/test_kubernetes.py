@@ -213,7 +213,7 @@ def test_the_proxy_outlives_the_server(pod: dict[str, Any]) -> None:
 def test_the_proxys_options_are_renders(pod: dict[str, Any], resources: Resources) -> None:
     """Each of its variables is one that deploy/nginx/render documents."""
     scripts = only(resources, "ConfigMap")["data"]
-    assert scripts.keys() == {"render", "nginx.conf.template"}
+    assert scripts.keys() == {"render", "nginx.conf.template", "guard.js"}
     for name in environment(nginx(pod)):
         assert name in scripts["render"]
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.deploy.manifests import DEPLOY, containers, environment, kustomized, only
-from tests.e2e.proxied import KEY, NGINX, Proxied
+from tests.e2e.proxied import KEY, MODULES, NGINX, Proxied
 from tests.e2e.served import Served, free_ports, infer_json, json_body
 
 NO_PROXY = urllib.request.ProxyHandler({})
@@ -68,7 +68,7 @@ def proxy(kind: str, served: Served) -> Iterator[str]:
             "/etc/polyhead-keys/keys": str(another.folder / "keys"),
         }
         variables = {name: places.get(value, value) for name, value in environment(described).items()}
-        variables |= {"LISTEN": f"127.0.0.1:{port}", "RUN": f"{folder}/run"}
+        variables |= {"LISTEN": f"127.0.0.1:{port}", "RUN": f"{folder}/run", "MODULES": str(MODULES)}
         variables |= {"INFERENCE": served.url("http"), "METRICS": served.url("metrics"), "PROBE": served.url("probe")}
         path = f"{NGINX.parent}:{os.environ['PATH']}"
         with (folder / "log").open("w") as log:

@@ -18,6 +18,7 @@ import pytest
 from tests.e2e.served import ROOT
 
 NGINX = ROOT / ".nginx" / "usr" / "sbin" / "nginx"
+MODULES = NGINX.parents[1] / "lib" / "nginx" / "modules"
 KEY = "a.key-of~the_tests"
 
 
@@ -49,7 +50,7 @@ class Proxied:
             "KEYS_FILE": str(self.folder / "keys"),
             "RUN": str(self.folder / "run"),
             "LISTEN": f"127.0.0.1:{self.port}",
-            "MODULES": str(NGINX.parents[1] / "lib" / "nginx" / "modules"),
+            "MODULES": str(MODULES),
             "ACCESS_LOG": str(self.folder / "access.log"),
             **settings,
         }

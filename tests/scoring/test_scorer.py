@@ -28,7 +28,9 @@ from tests.tiny import write_tiny_checkpoint
 
 def scorer_of(checkpoint: Path, file: Path, output: Path, **fields: Any) -> tuple[Scorer, list[Partition]]:
     """A scorer, and the partitions of a file."""
-    job, _, folder = prepare(Request(checkpoint=checkpoint, data=(str(file),), output=str(output), **fields))
+    job, _, folder = prepare(
+        Request(checkpoint=checkpoint, data=(str(file),), output=str(output), precision="fp32", **fields)
+    )
     limits = Limits(tokens=job.partition_tokens, max_length=48, bytes_per_token=3.0)
     cut, found = FORMATS[job.format].survey(str(file), "text", limits)
     kept = FORMATS[job.format].schema_of([found]).serialize().to_pybytes()

@@ -14,7 +14,7 @@ from polyhead.checkpoint import Checkpoint
 from polyhead.engine.cpu.forward import CPUForward
 from polyhead.engine.micro_batch import micro_batches
 from polyhead.engine.precision import Precision, check_precision
-from polyhead.engine.rows import at_least
+from polyhead.engine.rows import filled_up
 from polyhead.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Engine:
         with self._turn, torch.inference_mode():
             # A GPU works through the queue while the next micro-batch is packed; only reading waits for it.
             parts = [
-                (batch, self._head(at_least(self.forward.pooled(batch)))[: len(batch.rows)])
+                (batch, self._head(filled_up(self.forward.pooled(batch)))[: len(batch.rows)])
                 for batch in micro_batches(list(rows_of), self.token_budget, self.forward.enough_tokens)
             ]
             texts = list(rows_of.values())

@@ -1,6 +1,7 @@
-"""How many rows a matrix product has at least, so that no row's result depends on how many others there are.
+"""How many rows matrix products have, so that no row's result depends on how many others there are.
 
-Libraries take other kernels for a few rows, which sum in another order (docs/decisions/0017-batch-invariance.md).
+Libraries take other kernels for a few rows, and for what is left over when rows are dealt out to threads; these sum in
+another order (docs/decisions/0017-batch-invariance.md).
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ import torch
 import torch.nn.functional as F
 
 LEAST_ROWS = 16
+MULTIPLE = 8
 
 
-def at_least(matrix: torch.Tensor) -> torch.Tensor:
-    """The matrix, with rows of zeros below it if it has fewer than `LEAST_ROWS`."""
-    missing = LEAST_ROWS - len(matrix)
-    return F.pad(matrix, (0, 0, 0, missing)) if missing > 0 else matrix
+def filled_up(matrix: torch.Tensor) -> torch.Tensor:
+    """The matrix, with rows of zeros below it up to a multiple of `MULTIPLE` and at least to `LEAST_ROWS`."""
+    rows = max(LEAST_ROWS, -(-len(matrix) // MULTIPLE) * MULTIPLE)
+    return F.pad(matrix, (0, 0, 0, rows - len(matrix))) if rows > len(matrix) else matrix

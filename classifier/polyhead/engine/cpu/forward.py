@@ -7,6 +7,7 @@ Model: Radford et al. 2019; names and layout as in transformers' ``GPT2Model``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -18,7 +19,7 @@ from polyhead.engine.cpu.mlp import mlp
 from polyhead.engine.cpu.shares import Workers
 from polyhead.engine.micro_batch import MicroBatch
 from polyhead.engine.precision import Precision
-from polyhead.engine.rows import at_least
+from polyhead.engine.rows import MULTIPLE, filled_up
 
 CHUNK_ROWS = 512  # rows that pass through a block's MLP at once, at most
 
@@ -61,7 +62,7 @@ class CPUForward:
         packed = PackedTexts(batch.lengths)
         ids = torch.tensor([token for text in batch.token_ids for token in text])  # (tokens,)
         embedded = self.tokens[ids] + self.positions[packed.positions]  # (tokens, n_embd)
-        hidden = at_least(embedded.to(self.dtype))
+        hidden = filled_up(embedded.to(self.dtype))
         states: list[torch.Tensor] = []  # each (texts, n_embd)
         for layer, block in enumerate(self.blocks[:-1]):
             block.forward(hidden, packed)
@@ -109,10 +110,10 @@ class _Block:
         kv = hidden.new_empty(len(hidden), 2 * hidden.shape[1])
         for rows in _chunks(hidden):
             self.c_key_value(self.ln_1(hidden[rows]), out=kv[rows])
-        last = at_least(hidden[packed.last])
+        last = filled_up(hidden[packed.last])
         texts = len(packed.last)
         query = self.c_query(self.ln_1(last))[:texts]
-        self._finish(last, at_least(packed.attend_last(query, kv, self.heads, self.scale)))
+        self._finish(last, filled_up(packed.attend_last(query, kv, self.heads, self.scale)))
         return last[:texts]
 
     def _finish(self, hidden: torch.Tensor, attended: torch.Tensor) -> None:
@@ -123,7 +124,8 @@ class _Block:
 def _chunks(hidden: torch.Tensor) -> Iterator[slice]:
     """Chunks of even size, so that none is small where there is more than one."""
     chunks = -(-len(hidden) // CHUNK_ROWS)
-    return (slice(len(hidden) * chunk // chunks, len(hidden) * (chunk + 1) // chunks) for chunk in range(chunks))
+    ends = [len(hidden) // MULTIPLE * chunk // chunks * MULTIPLE for chunk in range(chunks + 1)]
+    return (slice(first, end) for first, end in pairwise(ends))
 
 
 def _dtype(precision: Precision) -> torch.dtype:

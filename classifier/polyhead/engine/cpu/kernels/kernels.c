@@ -1,7 +1,8 @@
 /* What stands between the matrix products of a GPT-2 block, each in one pass over data that is in the cache.
  *
  * Plain C without dependencies, compiled once for AVX-512 and once for AVX2 (hatch_build.py) and called through ctypes
- * (library.py), which checks shapes and types: nothing here does. Every function runs on the calling thread alone.
+ * (library.py), which checks shapes and types: nothing here does. Every function runs on the calling thread alone, and
+ * computes a row alike whatever stands around it.
  * bf16 values are uint16_t; sums are float32 throughout.
  */
 #include <math.h>
@@ -19,7 +20,12 @@
 #define ROWS 6       /* queries that pass over the keys together */
 #define WIDTH 64     /* channels of a head, as in every size of GPT-2 */
 #define ALIGNMENT 64
+#ifndef SOURCE
+#define SOURCE ""
+#endif
 #define GELU_FLOOR 0.1701f /* gelu(y) > -0.1701 */
+
+const char *polyhead_source(void) { return SOURCE; } /* this file's hash, by which a stale library is told */
 
 typedef float vector __attribute__((vector_size(4 * LANES)));
 typedef float unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -57,7 +63,7 @@ static inline uint16_t to_bf16(float value) { /* to the nearest, ties to even; N
     return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
 }
 
-/* exp for -87 <= x <= 88 and clamped beyond; Cody and Waite's reduction, Taylor's polynomial: relative error below 2e-7. */
+/* exp for -87 <= x <= 88 and clamped beyond; Cody and Waite's reduction, Taylor's polynomial: relative error below 5e-7. */
 static inline float exponential(float x) {
     x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
     float n = rintf(x * 1.44269504f);
@@ -74,16 +80,20 @@ static inline float exponential(float x) {
 
 /* gelu_new: y * (1 + tanh(z)) / 2 == y / (1 + exp(-2 z)) with z = sqrt(2 / pi) * (y + 0.044715 y^3). */
 static inline float gelu(float y) {
+    y = y < -100.0f ? -100.0f : y; /* where it is zero; beyond, the clamped exponential would not outgrow y */
     float doubled = y * (1.59576912f + 0.0713548163f * y * y);
     return y / (1.0f + exponential(-doubled));
 }
 
-void polyhead_gelu_float32(float *x, int64_t values) {
-    for (int64_t i = 0; i < values; i++) x[i] = gelu(x[i]);
+/* A row at a time: vectors and what is left over behind them round differently, so each row is cut alike. */
+void polyhead_gelu_float32(float *x, int64_t rows, int64_t columns) {
+    for (int64_t row = 0; row < rows; row++, x += columns)
+        for (int64_t i = 0; i < columns; i++) x[i] = gelu(x[i]);
 }
 
-void polyhead_gelu_bfloat16(uint16_t *x, int64_t values) {
-    for (int64_t i = 0; i < values; i++) x[i] = to_bf16(gelu(from_bf16(x[i])));
+void polyhead_gelu_bfloat16(uint16_t *x, int64_t rows, int64_t columns) {
+    for (int64_t row = 0; row < rows; row++, x += columns)
+        for (int64_t i = 0; i < columns; i++) x[i] = to_bf16(gelu(from_bf16(x[i])));
 }
 
 static inline void to_levels(const float *restrict x, uint8_t *restrict q, int64_t values, float factor, float shift) {
@@ -111,14 +121,16 @@ void polyhead_gelu_quantise(float *product, const float *row_scales, const float
     }
 }
 
-/* out = product * scale + bias, a scale a row; or added to what `out` holds. */
-void polyhead_rescale(const float *restrict product, const float *row_scales, const float *restrict bias, float *restrict out, int64_t rows,
+/* out = product * scale + bias, a scale a row; or added to what `out` holds. `out` may be `product`. */
+void polyhead_rescale(const float *product, const float *row_scales, const float *bias, float *out, int64_t rows,
                       int64_t columns, int32_t adds) {
     for (int64_t row = 0; row < rows; row++, product += columns, out += columns) {
         float scale = row_scales[row];
         if (adds)
+#pragma GCC ivdep
             for (int64_t i = 0; i < columns; i++) out[i] += product[i] * scale + bias[i];
         else
+#pragma GCC ivdep
             for (int64_t i = 0; i < columns; i++) out[i] = product[i] * scale + bias[i];
     }
 }

@@ -7,13 +7,18 @@ engine computes the same with PyTorch's operations, more slowly.
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import torch
+
+logger = logging.getLogger(__name__)
 
 HEAD_WIDTH = 64  # channels of a head that `Kernels.attend` can do, as in every size of GPT-2
 GELU_FLOOR = 0.1701  # kernels.c's
@@ -21,8 +26,8 @@ PART_VALUES = 2**16  # a thread of its own is worth that many values, some 20 mi
 
 _POINTER, _COUNT, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
 _SIGNATURES = {
-    "gelu_float32": (_POINTER, _COUNT),
-    "gelu_bfloat16": (_POINTER, _COUNT),
+    "gelu_float32": (_POINTER, _COUNT, _COUNT),
+    "gelu_bfloat16": (_POINTER, _COUNT, _COUNT),
     "quantise": (_POINTER, _POINTER, _POINTER, _COUNT, _COUNT, _INT),
     "gelu_quantise": (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _COUNT, _COUNT, _INT),
     "rescale": (_POINTER, _POINTER, _POINTER, _POINTER, _COUNT, _COUNT, _INT),
@@ -38,17 +43,23 @@ class Kernels:
     """
 
     def __init__(self, path: Path) -> None:
+        """Loads a library; raises OSError if it cannot be, or was compiled from another kernels.c."""
         library = ctypes.CDLL(str(path))
+        source = library.polyhead_source
+        source.restype = ctypes.c_char_p
+        if source() != hashlib.sha256(path.with_name("kernels.c").read_bytes()).hexdigest().encode():
+            raise OSError(f"{path}: compiled from another kernels.c; install polyhead again")
         self._calls = {name: getattr(library, f"polyhead_{name}") for name in _SIGNATURES}
         for name, call in self._calls.items():
             call.argtypes = _SIGNATURES[name]
             call.restype = _INT if name.startswith("attention") else None
 
     def gelu(self, x: torch.Tensor) -> torch.Tensor:
-        """The tanh form of GELU in place, of float32 or bfloat16."""
-        _check(x, x.dtype if x.dtype == torch.bfloat16 else torch.float32)
+        """The tanh form of GELU in place, of float32 or bfloat16 ``(rows, columns)``."""
+        rows, columns = x.shape
+        _check(x, _float_or_bf16(x), rows, columns)
         call = self._calls["gelu_bfloat16" if x.dtype == torch.bfloat16 else "gelu_float32"]
-        _in_parts(x.numel(), 1, lambda first, end: call(_at(x.view(-1), first), end - first))
+        _in_parts(rows, columns, lambda first, end: call(_at(x, first), end - first, columns))
         return x
 
     def quantise(self, x: torch.Tensor, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -56,8 +67,8 @@ class Kernels:
 
         A value is about ``(q - (steps + 1)) * scale``.
         """
-        _check(x, torch.float32)
         rows, columns = x.shape
+        _check(x, torch.float32, rows, columns)
         q, scales = torch.empty_like(x, dtype=torch.uint8), x.new_empty(rows)
         call = self._calls["quantise"]
         _in_parts(
@@ -76,9 +87,9 @@ class Kernels:
             uint8 like `product` ``(rows, columns)``, at most `levels`, and scales ``(rows,)``: a value is about
             ``q * scale - GELU_FLOOR``.
         """
-        for tensor in (product, scales, bias):
-            _check(tensor, torch.float32)
         rows, columns = product.shape
+        for tensor, shape in ((product, (rows, columns)), (scales, (rows,)), (bias, (columns,))):
+            _check(tensor, torch.float32, *shape)
         q, new = torch.empty_like(product, dtype=torch.uint8), torch.empty_like(scales)
         call = self._calls["gelu_quantise"]
         _in_parts(
@@ -95,9 +106,14 @@ class Kernels:
         self, product: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor, out: torch.Tensor, adds: bool
     ) -> torch.Tensor:
         """``product * scales[:, None] + bias`` into `out`, or added to it."""
-        for tensor in (product, scales, bias, out):
-            _check(tensor, torch.float32)
         rows, columns = product.shape
+        for tensor, shape in (
+            (product, (rows, columns)),
+            (scales, (rows,)),
+            (bias, (columns,)),
+            (out, (rows, columns)),
+        ):
+            _check(tensor, torch.float32, *shape)
         call = self._calls["rescale"]
         _in_parts(
             rows,
@@ -118,9 +134,9 @@ class Kernels:
             starts: int64 ``(texts + 1,)``, the row where each text starts, and `tokens`.
             out: ``(tokens, heads * HEAD_WIDTH)`` of the same type, written to.
         """
-        _check(starts, torch.int64)
-        for tensor in (qkv, out):
-            _check(tensor, torch.bfloat16 if out.dtype == torch.bfloat16 else torch.float32)
+        for tensor, times in ((qkv, 3), (out, 1)):
+            _check(tensor, _float_or_bf16(out), len(qkv), times * heads * HEAD_WIDTH)
+        _check_starts(starts, len(qkv))
         call, is_bf16 = self._calls["attention"], qkv.dtype == torch.bfloat16
         lengths = starts.diff()
 
@@ -144,9 +160,9 @@ class Kernels:
         Returns:
             Like `query`.
         """
-        _check(starts, torch.int64)
-        for tensor in (query, kv):
-            _check(tensor, torch.bfloat16 if query.dtype == torch.bfloat16 else torch.float32)
+        _check(query, _float_or_bf16(query), len(starts) - 1, heads * HEAD_WIDTH)
+        _check(kv, query.dtype, len(kv), 2 * heads * HEAD_WIDTH)
+        _check_starts(starts, len(kv))
         out, is_bf16 = torch.empty_like(query), query.dtype == torch.bfloat16
         call = self._calls["attention_last"]
         if call(_at(query, 0), _at(kv, 0), _at(out, 0), _at(starts, 0), len(starts) - 1, heads, scale, is_bf16):
@@ -154,9 +170,27 @@ class Kernels:
         return out
 
 
-def _check(tensor: torch.Tensor, dtype: torch.dtype) -> None:
-    if not tensor.is_contiguous() or tensor.dtype != dtype:
-        raise TypeError(f"kernels take dense {dtype}, got {tensor.dtype} of strides {tensor.stride()}")
+def _check(tensor: torch.Tensor, dtype: torch.dtype, *shape: int) -> None:
+    is_right = (
+        tensor.is_contiguous() and tensor.dtype == dtype and tensor.shape == shape and tensor.device.type == "cpu"
+    )
+    if not is_right:
+        raise TypeError(
+            f"kernels take dense {dtype} of {shape}, got {tensor.dtype} of {tuple(tensor.shape)}, strides "
+            f"{tensor.stride()}, on {tensor.device}"
+        )
+
+
+def _check_starts(starts: torch.Tensor, rows: int) -> None:
+    """Rows of texts that have a token each; there may be rows behind the last text's."""
+    _check(starts, torch.int64, len(starts))
+    places = starts.tolist()
+    if places[0] != 0 or places[-1] > rows or any(end <= first for first, end in pairwise(places)):
+        raise TypeError(f"texts must start at ascending rows from 0 to at most {rows}, got {places}")
+
+
+def _float_or_bf16(tensor: torch.Tensor) -> torch.dtype:
+    return torch.bfloat16 if tensor.dtype == torch.bfloat16 else torch.float32
 
 
 def _at(tensor: torch.Tensor, row: int) -> int:
@@ -179,9 +213,13 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def load_kernels() -> Kernels | None:
-    """The library for this CPU, if it was compiled."""
+    """The library for this CPU, if it was compiled; else a line in the log says that there is none."""
     path = Path(__file__).with_name(f"kernels_{torch.backends.cpu.get_cpu_capability()}.so")
-    return Kernels(path) if path.is_file() else None
+    try:
+        return Kernels(path)
+    except OSError as error:
+        logger.warning("the CPU engine does without its kernels: %s", error)
+        return None
 
 
 KERNELS = load_kernels()
