@@ -122,7 +122,7 @@ KERNELS := classifier/hatch_build.py classifier/polyhead/engine/cpu/kernels/kern
 	setup/venv.sh .venv setup/requirements.txt
 	@touch $@
 
-.venv-triton/.ready: constraints.txt setup/requirements-triton.txt setup/venv.sh setup/libpython.sh classifier/pyproject.toml $(KERNELS)
+.venv-triton/.ready: constraints.txt setup/requirements-triton.txt setup/venv.sh setup/libpython.sh classifier/pyproject.toml serving/pyproject.toml $(KERNELS)
 	setup/venv.sh .venv-triton setup/requirements-triton.txt
 	setup/libpython.sh .venv-triton
 	@touch $@

@@ -62,7 +62,7 @@ def main() -> int:
 def _server(ports: list[int]) -> Iterator[None]:
     console.print("\nStarting tritonserver on loopback ...")
     log = tempfile.NamedTemporaryFile("w+", prefix="polyhead-serve-", suffix=".log", delete=False)  # noqa: SIM115 -- kept if it fails
-    command = [SERVER_PYTHON, "-m", "polyhead.serve", "--repository", ROOT / "model_repository"]
+    command = [SERVER_PYTHON, "-m", "polyhead_serving.serve", "--repository", ROOT / "model_repository"]
     command += [f"--{name}-port={port}" for name, port in zip(PORTS, ports, strict=True)]
     server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
     try:

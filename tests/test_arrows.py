@@ -10,20 +10,24 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 OURS = {
-    "polyhead", "polyhead_training", "polyhead_client", "polyhead_scoring", "loadtest", "demo", "benchmarks", "tests",
+    "polyhead", "polyhead_serving", "polyhead_rows", "polyhead_training", "polyhead_client", "polyhead_scoring",
+    "loadtest",
+    "demo", "benchmarks", "tests",
 }  # fmt: skip
 HEAVY = {"torch", "transformers", "datasets", "tritonclient", "locust", "sklearn", "matplotlib", "ray"}
 
 # Folder: what of OURS and HEAVY its files may import.
 ALLOWED = {
-    "classifier/polyhead": {"polyhead", "torch", "tritonclient"},
+    "classifier/polyhead": {"polyhead", "torch"},
+    "serving/polyhead_serving": {"polyhead", "polyhead_serving", "tritonclient"},
+    "rows/polyhead_rows": {"polyhead_rows"},
     "training/polyhead_training": {
-        "polyhead", "polyhead_training", "torch", "transformers", "datasets", "sklearn", "matplotlib",
+        "polyhead", "polyhead_rows", "polyhead_training", "torch", "transformers", "datasets", "sklearn", "matplotlib",
     },
     "client/polyhead_client": {"polyhead_client", "tritonclient"},
-    "scoring/polyhead_scoring": {"polyhead", "polyhead_scoring", "torch", "ray"},
-    "loadtest": {"loadtest", "polyhead_client", "locust"},
-    "model_repository": {"polyhead", "torch"},
+    "scoring/polyhead_scoring": {"polyhead", "polyhead_rows", "polyhead_client", "polyhead_scoring", "torch", "ray"},
+    "loadtest": {"loadtest", "polyhead_client", "polyhead_rows", "locust"},
+    "model_repository": {"polyhead", "polyhead_serving", "torch"},
     "demo": {"polyhead_client"},
 }  # fmt: skip
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from polyhead.errors import CheckpointError, SchemaError, describe
+from polyhead.files import swap_folder
 from polyhead.heads import build_head
 from polyhead.schema import Schema
 
@@ -198,21 +198,9 @@ def staged_folder(target: Path) -> Iterator[Path]:
         fresh = staging / "new"
         fresh.mkdir()
         yield fresh
-        swap(fresh, target, staging / "old")
+        swap_folder(fresh, target, staging / "old")
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def swap(fresh: Path, target: Path, old: Path) -> None:
-    """Renames `fresh` to `target` and what stood there to `old`; if that fails, `target` stays as it was."""
-    if target.exists():
-        os.rename(target, old)
-    try:
-        os.rename(fresh, target)
-    except OSError:
-        if old.exists():
-            os.rename(old, target)
-        raise
 
 
 def check_output(path: Path | str) -> None:

@@ -13,8 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from polyhead.checkpoint import swap
 from polyhead.errors import PolyheadError, RepositoryError
+from polyhead.files import swap_folder
 from polyhead.gate import check_golden
 from polyhead.predictor import Predictor
 from polyhead.repository import remove_version
@@ -101,7 +101,7 @@ def install_version(checkpoint: Path, columns: list[str], model: Path, version: 
             if not (model / "config.pbtxt").exists():
                 shutil.copyfile(template / "config.pbtxt", staging / "config.pbtxt")
                 shared.append("config.pbtxt")
-            swap(staged, target, staging / "old")
+            swap_folder(staged, target, staging / "old")
             for name in shared:
                 os.replace(staging / name, model / name)
     except OSError as error:

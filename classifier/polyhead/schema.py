@@ -5,14 +5,21 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from enum import StrEnum
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from polyhead.errors import SchemaError, describe
 
-HeadKind = Literal["single_label", "multi_label", "regression"]
+
+class HeadKind(StrEnum):
+    """What a head answers: one of n labels, any of n labels, or a number. Checkpoints and answers spell it so."""
+
+    SINGLE_LABEL = "single_label"
+    MULTI_LABEL = "multi_label"
+    REGRESSION = "regression"
 
 
 class Head(BaseModel):
@@ -44,8 +51,8 @@ class Head(BaseModel):
 
     @model_validator(mode="after")
     def _agree(self) -> Head:
-        least = {"single_label": 2, "multi_label": 1, "regression": 0}[self.kind]
-        if self.kind == "regression" and self.labels:
+        least = {HeadKind.SINGLE_LABEL: 2, HeadKind.MULTI_LABEL: 1, HeadKind.REGRESSION: 0}[self.kind]
+        if self.kind == HeadKind.REGRESSION and self.labels:
             raise ValueError(f"head {self.name!r}: a regression has no labels, got {len(self.labels)}")
         if len(self.labels) < least:
             raise ValueError(
@@ -57,7 +64,7 @@ class Head(BaseModel):
         broken = [label for label in self.labels if not label or "\n" in label or "\r" in label]
         if broken:
             raise ValueError(f"head {self.name!r}: labels must be non-empty single lines, got {broken}")
-        if self.kind == "multi_label":
+        if self.kind == HeadKind.MULTI_LABEL:
             if self.thresholds is None:
                 object.__setattr__(self, "thresholds", (0.5,) * len(self.labels))
             elif len(self.thresholds) != len(self.labels):
@@ -69,7 +76,7 @@ class Head(BaseModel):
         elif self.thresholds is not None:
             raise ValueError(f"head {self.name!r}: only multi_label heads have thresholds")
         if self.y_range is not None:
-            if self.kind != "regression":
+            if self.kind != HeadKind.REGRESSION:
                 raise ValueError(f"head {self.name!r}: only regression heads have a y_range")
             lowest, highest = self.y_range
             if not (math.isfinite(lowest) and math.isfinite(highest) and lowest < highest):
@@ -78,19 +85,19 @@ class Head(BaseModel):
                 )
         if (self.parent is None) != (self.parent_of is None):
             raise ValueError(f"head {self.name!r}: parent and parent_of are given together or not at all")
-        if self.parent is not None and self.kind != "single_label":
+        if self.parent is not None and self.kind != HeadKind.SINGLE_LABEL:
             raise ValueError(f"head {self.name!r}: only single_label heads are levels of a taxonomy, not {self.kind}")
         return self
 
     @property
     def width(self) -> int:
         """How many logits, and so scores, belong to this head."""
-        return 1 if self.kind == "regression" else len(self.labels)
+        return 1 if self.kind == HeadKind.REGRESSION else len(self.labels)
 
     @property
     def label_width(self) -> int:
         """How many columns this head has in a matrix of labels: 0/1 a label if any of n are right, else one."""
-        return len(self.labels) if self.kind == "multi_label" else 1
+        return len(self.labels) if self.kind == HeadKind.MULTI_LABEL else 1
 
     @cached_property
     def index_of(self) -> dict[str, int]:
@@ -184,7 +191,9 @@ class Schema:
     def _check_parent(self, head: Head) -> None:
         if head.parent is None:
             return
-        parents = {other.name: other for other in self.heads if other.kind == "single_label" and other is not head}
+        parents = {
+            other.name: other for other in self.heads if other.kind == HeadKind.SINGLE_LABEL and other is not head
+        }
         if head.parent not in parents:
             raise SchemaError(
                 f"head {head.name!r}: parent {head.parent!r} is none of the single_label heads {sorted(parents)}"

@@ -17,7 +17,7 @@ import pytest
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
-from polyhead.serve_options import ADMIN_HEADER
+from polyhead_serving.serve_options import ADMIN_HEADER
 from tests.chaos.conftest import Record
 from tests.chaos.corpus import Corpus
 from tests.chaos.harm import serve, survive
@@ -70,7 +70,7 @@ def next_corpus(next_checkpoint: Path, corpus: Corpus) -> Corpus:
 
 def deploy(served: Served, checkpoint: Path, repository: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """polyhead-deploy as a process."""
-    command = [sys.executable, "-m", "polyhead.deploy", str(checkpoint), "--repository", str(repository)]
+    command = [sys.executable, "-m", "polyhead_serving.deploy", str(checkpoint), "--repository", str(repository)]
     command += ["--grpc", served.url("grpc"), "--precision", "fp32", *options]
     environment = {**os.environ, **ENVIRONMENT}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)

@@ -14,8 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from polyhead.checkpoint import read_checkpoint, swap, write_checkpoint
+from polyhead.checkpoint import read_checkpoint, write_checkpoint
 from polyhead.errors import CheckpointError
+from polyhead.files import swap_folder
 from tests.tiny import SCHEMA, tiny_spec
 
 Damaged = Callable[[], Path]
@@ -226,5 +227,5 @@ def test_a_failed_rename_puts_the_old_folder_back(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(os, "rename", fail_for_new)
     with pytest.raises(OSError, match="no space"):
-        swap(tmp_path / "new", tmp_path / "target", tmp_path / "old")
+        swap_folder(tmp_path / "new", tmp_path / "target", tmp_path / "old")
     assert (tmp_path / "target" / "target").exists()

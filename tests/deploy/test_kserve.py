@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 import yaml
 
-from polyhead.serve_options import parse
+from polyhead_serving.serve_options import parse
 from tests.deploy.manifests import DEPLOY, containers, environment, kustomized, only
 from tests.deploy.schemas import check_kserve
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from polyhead.serve_options import parse
+from polyhead_serving.serve_options import parse
 from tests.deploy.manifests import DEPLOY, containers, environment, kustomized, only
 from tests.deploy.prometheus import rules
 

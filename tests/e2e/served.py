@@ -30,7 +30,7 @@ def serve_command() -> list[str]:
     python = VENV / "bin" / "python"
     if not python.exists():
         pytest.fail(f"{VENV}: the server's environment is missing; run `make test`, which makes it", pytrace=False)
-    return [str(python), "-m", "polyhead.serve"]
+    return [str(python), "-m", "polyhead_serving.serve"]
 
 
 def free_ports() -> dict[str, int]:

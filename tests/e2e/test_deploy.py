@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from polyhead import deploy, export
+from polyhead import export
 from polyhead.predictor import Predictor
 from polyhead.repository import versions_of
+from polyhead_serving import deploy
 from tests.e2e.served import ONE_THREAD, Served, infer_json, json_body
 from tests.tiny import TEXTS, write_tiny_checkpoint
 

@@ -27,8 +27,8 @@ from polyhead.decode import DecodeOptions
 from polyhead.errors import OptionError, PolyheadError
 from polyhead.gate import check_golden
 from polyhead.machine import usable_cores
-from polyhead.metrics import BatchRecord, Metrics
 from polyhead.predictor import Predictor
+from polyhead_serving.model_metrics import BatchRecord, Metrics
 
 CHECKPOINT = "checkpoint"
 # A response of its own costs half a millisecond: it leaves before the rest of its batch only if that takes much longer

@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from polyhead.connections import close_idle_connections, has_clients, keep_out
+from polyhead_serving.connections import close_idle_connections, has_clients, keep_out
 
-log = logging.getLogger("polyhead.serve")
+log = logging.getLogger("polyhead_serving.serve")
 
 SHARED_MEMORY = Path("/dev/shm")
 ERRORS_KEPT = 10

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from polyhead.blame import find_fault
-from polyhead.health import Health
+from polyhead_serving.caller_fault import find_fault
+from polyhead_serving.health import Health
 
 LARGEST_JSON = 2**20  # bytes of a body that are looked at; the proxy lets less JSON through
 

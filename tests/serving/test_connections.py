@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from polyhead.connections import close_idle_connections, has_clients, keep_out
+from polyhead_serving.connections import close_idle_connections, has_clients, keep_out
 from tests.kernel import lets_reach_into_processes
 
 SERVER = """

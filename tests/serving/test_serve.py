@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from polyhead import serve, triton_install
-from polyhead.triton_install import InstallError, TritonInstall, find_in_wheel, find_triton
+from polyhead_serving import serve, triton_install
+from polyhead_serving.triton_install import InstallError, TritonInstall, find_in_wheel, find_triton
 
 WHEEL = TritonInstall(Path("/wheel/bin/tritonserver"), (Path("/wheel/libtriton_python.so"),), (Path("/wheel.libs"),))
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from polyhead.log_lines import JsonFormatter, pass_on
+from polyhead_serving.log_lines import JsonFormatter, pass_on
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,15 @@ def test_a_record_is_one_line() -> None:
 
 def test_errors_of_usage_are_json_too(tmp_path: object) -> None:
     """What ends the command before anything starts is an object as well."""
-    command = [sys.executable, "-m", "polyhead.serve", "--log-format", "json", "--repository", f"{tmp_path}/none"]
+    command = [
+        sys.executable,
+        "-m",
+        "polyhead_serving.serve",
+        "--log-format",
+        "json",
+        "--repository",
+        f"{tmp_path}/none",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "no such folder" in json.loads(done.stderr)["message"]

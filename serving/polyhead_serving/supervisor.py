@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from polyhead.errors import RepositoryError
-from polyhead.health import Health, RestartReason
+from polyhead_serving.health import Health, RestartReason
 
-log = logging.getLogger("polyhead.serve")
+log = logging.getLogger("polyhead_serving.serve")
 
 LONGEST_PAUSE_S = 60.0
 GLANCE_S = 0.1  # between two looks at the processes, while a canary is under way too

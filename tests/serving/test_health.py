@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from polyhead.health import Health
-from polyhead.probe_port import probe_port
+from polyhead_serving.health import Health
+from polyhead_serving.probe_port import probe_port
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from polyhead.errors import PolyheadError
-from polyhead.log_lines import FORMATS
+from polyhead_serving.log_lines import FORMATS
 
 # With any of these open, whoever reaches the port can run code, read memory or silence the server.
 RESTRICTED = ("model-repository", "model-config", "shared-memory", "logging", "trace", "statistics")

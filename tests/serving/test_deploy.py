@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from polyhead import deploy as module
-from polyhead.deploy import Deployment, RollbackError, RolledBackError, deploy
 from polyhead.errors import RepositoryError
 from polyhead.export import export_checkpoint
-from polyhead.live_server import Answers, ServerError
 from polyhead.predictor import Predictor
 from polyhead.repository import locked, versions_of
+from polyhead_serving import deploy as module
+from polyhead_serving.deploy import Deployment, RollbackError, RolledBackError, deploy
+from polyhead_serving.live_server import Answers, ServerError
 
 
 class ScriptedServer:

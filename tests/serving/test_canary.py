@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from polyhead.canary import Canary
+from polyhead_serving.canary import Canary
 
 GOOD = (200, b'{"outputs": [{"name": "SCORES", "data": [0.25, 0.75]}]}')
 

@@ -7,8 +7,8 @@ import time
 import pytest
 
 from polyhead.errors import RepositoryError
-from polyhead.health import Health
-from polyhead.supervisor import StartError, Timing, supervise
+from polyhead_serving.health import Health
+from polyhead_serving.supervisor import StartError, Timing, supervise
 
 QUICK = Timing(startup_timeout_s=5, probe_interval_s=0.01, first_pause_s=0.01)
 

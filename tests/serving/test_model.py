@@ -15,8 +15,8 @@ import pytest
 
 from polyhead.export import export_checkpoint
 from polyhead.predictor import Predictor
-from tests.serve import fake_triton_python_backend_utils as pb_utils
-from tests.serve.fake_triton_python_backend_utils import Request, texts
+from tests.serving import fake_triton_python_backend_utils as pb_utils
+from tests.serving.fake_triton_python_backend_utils import Request, texts
 from tests.tiny import write_tiny_checkpoint
 
 WIDTH = 8

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from polyhead.blame import find_fault
+from polyhead_serving.caller_fault import find_fault
 
 TENSOR = {"name": "TEXT", "datatype": "BYTES", "shape": [1, 1], "data": ["text"]}
 GOOD = {"id": "1", "inputs": [TENSOR], "outputs": [{"name": "SCORES", "parameters": {}}], "parameters": {"top_k": 3}}

@@ -19,9 +19,9 @@ from pathlib import Path
 from polyhead.errors import PolyheadError, RepositoryError, ToleranceError
 from polyhead.export import check_name, install_version, prove, retire_version
 from polyhead.gate import check_answers
-from polyhead.live_server import LiveServer, ServerError
 from polyhead.predictor import Predictor
 from polyhead.repository import locked, missing_file, remove_version, versions_of
+from polyhead_serving.live_server import LiveServer, ServerError
 
 EPILOG = """\
 The server must run with --control explicit and the same POLYHEAD_ADMIN_KEY, on a machine that sees the repository:

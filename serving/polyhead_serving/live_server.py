@@ -15,8 +15,8 @@ import orjson
 
 from polyhead.decode import Scores
 from polyhead.errors import PolyheadError
-from polyhead.serve_options import ADMIN_HEADER
-from polyhead.triton_install import InstallError
+from polyhead_serving.serve_options import ADMIN_HEADER
+from polyhead_serving.triton_install import InstallError
 
 TEXTS_A_REQUEST = 16
 REQUEST_TIMEOUT_S = 30.0

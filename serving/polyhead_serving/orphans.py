@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-log = logging.getLogger("polyhead.serve")
+log = logging.getLogger("polyhead_serving.serve")
 
 SHARED_MEMORY = Path("/dev/shm")
 LOCK = "polyhead_lock_"  # followed by the run

@@ -6,12 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from polyhead.leftovers import LOCK, backends_of, remove_leftovers, run_of_ones_own
+from polyhead_serving.orphans import LOCK, backends_of, remove_leftovers, run_of_ones_own
 
 HELD = """
 import sys, time
 from pathlib import Path
-from polyhead.leftovers import run_of_ones_own
+from polyhead_serving.orphans import run_of_ones_own
 with run_of_ones_own(Path(sys.argv[1])) as run:
     print(run, flush=True)
     time.sleep(60)

@@ -18,17 +18,17 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from polyhead.canary import Canary
 from polyhead.errors import PolyheadError
-from polyhead.health import Health
-from polyhead.leftovers import backends_of, remove_leftovers, run_of_ones_own
-from polyhead.log_lines import pass_on, set_up_logging, to_json
-from polyhead.probe_port import probe_port
 from polyhead.repository import models_with_checkpoint
-from polyhead.serve_options import ADMIN_HEADER, LOG_FLAGS, RESTRICTED, admin_key, check_ports, parse
-from polyhead.server_process import CPU_NOISE, STACK_BYTES, ServerProcess, stack_bytes
-from polyhead.supervisor import StartError, Timing, log, supervise
-from polyhead.triton_install import TritonInstall, find_triton
+from polyhead_serving.canary import Canary
+from polyhead_serving.health import Health
+from polyhead_serving.log_lines import pass_on, set_up_logging, to_json
+from polyhead_serving.orphans import backends_of, remove_leftovers, run_of_ones_own
+from polyhead_serving.probe_port import probe_port
+from polyhead_serving.serve_options import ADMIN_HEADER, LOG_FLAGS, RESTRICTED, admin_key, check_ports, parse
+from polyhead_serving.server_process import CPU_NOISE, STACK_BYTES, ServerProcess, stack_bytes
+from polyhead_serving.supervisor import StartError, Timing, log, supervise
+from polyhead_serving.triton_install import TritonInstall, find_triton
 
 
 def has_gpu() -> bool:

@@ -1,0 +1,59 @@
+"""Files and folders that appear whole or not at all, and locks that the kernel frees when a process dies."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class LockedError(OSError):
+    """Another process holds the lock."""
+
+
+@contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock on a file, which is created if it is missing and stays there.
+
+    Raises:
+        LockedError: another process holds it.
+        OSError: the file cannot be opened, or its file system has no locks.
+    """
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LockedError(f"{path}: another process holds this lock") from error
+        yield
+
+
+@contextmanager
+def replaced_file(path: Path) -> Iterator[Path]:
+    """Gives a path to write to; when the block ends without an error, that file is synced and renamed to `path`."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+        part = Path(folder) / path.name
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+
+
+def write_file(path: Path, content: bytes | str) -> None:
+    """Writes a file in one step: after a crash it holds its old content or `content`, never a part of it."""
+    with replaced_file(path) as part:
+        part.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+
+
+def swap_folder(fresh: Path, target: Path, old: Path) -> None:
+    """Renames `fresh` to `target` and what stood there to `old`; if that fails, `target` stays as it was."""
+    if target.exists():
+        os.rename(target, old)
+    try:
+        os.rename(fresh, target)
+    except OSError:
+        if old.exists():
+            os.rename(old, target)
+        raise
