@@ -1,0 +1,1 @@
+"""Polyhead's server side: what starts, watches, updates and drains a tritonserver."""
