@@ -16,7 +16,6 @@ from polyhead_client import (
     MultiLabel,
     NotReadyError,
     Regression,
-    RequestRejectedError,
     SingleLabel,
     TextError,
     Tls,
@@ -65,22 +64,10 @@ def test_lists_are_split_by_bytes(ask: Ask, server: FakeServer) -> None:
     assert [len(asked.texts) for asked in server.requests] == [3, 3, 1]
 
 
-def test_batch_size_is_asked_once(ask: Ask, server: FakeServer) -> None:
-    """With batch_size=None the server's max_batch_size is used."""
-    server.max_batch_size = 5
-    with ask(server, batch_size=None) as client:
-        client.classify(["a"] * 12)
-        client.classify(["a"] * 6)
-    assert [len(asked.texts) for asked in server.requests] == [5, 5, 2, 5, 1]
-
-
-@pytest.mark.parametrize("batch_size", [64, None])
-def test_refused_batches_are_split(ask: Ask, server: FakeServer, batch_size: int | None) -> None:
-    """A server that refuses a batch as too long, and closes its config, still answers all texts in order."""
+def test_refused_batches_are_split(ask: Ask, server: FakeServer) -> None:
+    """If the server refuses a batch as too long, all texts are still answered in order."""
     server.answer, server.max_batch_size = numbered, 10
-    if batch_size is None:
-        server.failures = [Failure(403, "This API is restricted")]
-    with ask(server, batch_size=batch_size) as client:
+    with ask(server) as client:
         predictions = client.classify([str(number) for number in range(100)])
         assert len(list(client.stream(["1"] * 30))) == 30
     assert [prediction.token_count for prediction in predictions] == list(range(100))
@@ -176,17 +163,6 @@ def test_schema(ask: Ask, server: FakeServer) -> None:
     assert schema.column_names()[2:] == ["topic/science", "mood/happy", "mood/sad", "stars/value"]
     assert schema.columns["mood"] == slice(3, 5)
     assert schema["mood"].thresholds == (0.5, 0.4)
-
-
-def test_statistics(ask: Ask, server: FakeServer) -> None:
-    """statistics() counts per replica; a server that keeps them closed says so."""
-    with ask(server, ["a:1", "b:1"]) as client:
-        client.classify("text")
-        counted = client.statistics()
-        server.failure = Failure(403, "This API is restricted, expecting header 'admin-key'")
-        with pytest.raises(RequestRejectedError, match="admin-key"):
-            client.statistics()
-    assert [(one.replica, one.version, one.inferences) for one in counted] == [("a:1", "1", 1), ("b:1", "1", 1)]
 
 
 @pytest.mark.parametrize(
@@ -318,7 +294,6 @@ def test_other_servers_are_recognised(ask: Ask, server: FakeServer, body: bytes)
     with ask(server) as client:
         for call in (
             client.schema,
-            client.statistics,
             lambda: client.classify("text"),
             lambda: client.scores(["text"]),
         ):

@@ -9,14 +9,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from polyhead_client import PolyheadClientError, RetryPolicy
-from polyhead_client.deadline import Deadline
-from polyhead_client.http_wire import HEADER_LENGTH, HttpReply, HttpRequest
 from polyhead_client.replicas import Replica
+from polyhead_client.request import HEADER_LENGTH, Deadline, HttpReply, HttpRequest
 from polyhead_client.testing import Failure, FakeServer
 from tests.client.fake_triton import fake_server
 
 FAKE = fake_server()
-ASKS = ("classify", "scores", "schema", "statistics", "is_ready")
+ASKS = ("classify", "scores", "schema", "is_ready")
 
 
 class Wire:

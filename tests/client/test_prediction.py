@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from polyhead_client import (
     BadResponseError,
     LabelScore,
+    ModelSchema,
     MultiLabel,
     Prediction,
     Regression,
-    Schema,
     SingleLabel,
 )
 from tests.client.fake_triton import ANSWER, SCHEMA
@@ -111,18 +111,18 @@ def test_no_json(data: bytes) -> None:
     with pytest.raises(BadResponseError):
         Prediction.from_json(data)
     with pytest.raises(BadResponseError):
-        Schema.from_json(data)
+        ModelSchema.from_json(data)
 
 
 def test_schema_with_a_taxonomy() -> None:
     """Parents and the map to their labels are kept; unknown kinds and missing thresholds are refused."""
     fields: Any = copy.deepcopy(SCHEMA)
     fields["heads"][0] |= {"parent": "area", "parent_of": {"news": "a", "sport": "b", "science": "a"}}
-    head = Schema.from_json(json.dumps(fields)).heads[0]
+    head = ModelSchema.from_json(json.dumps(fields)).heads[0]
     assert head.parent == "area"
     assert head.parent_of == {"news": "a", "sport": "b", "science": "a"}
     for name, value in (("kind", "ordinal"), ("thresholds", [0.5])):
         broken = copy.deepcopy(fields)
         broken["heads"][1][name] = value
         with pytest.raises(BadResponseError, match=name):
-            Schema.from_json(json.dumps(broken))
+            ModelSchema.from_json(json.dumps(broken))
