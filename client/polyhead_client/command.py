@@ -216,7 +216,9 @@ def ready(
     wait_s: Annotated[float, typer.Option(help="Seconds to wait until a server is ready.", min=0)] = 0.0,
     canary: Annotated[
         bool,
-        typer.Option(help="Ask for the answer to a text. Without, ask Triton's endpoint, which may be wrong."),
+        typer.Option(
+            help="Have a text answered. --no-canary asks Triton's endpoint, which stays good over a dead model process."
+        ),
     ] = True,
 ) -> None:
     """Says whether a server answers: exit code 0 if one does, otherwise 2.
