@@ -16,7 +16,7 @@ TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
 
 @given(TEXTS, st.integers(1, 8), st.integers(170, 400))
 def test_batches_are_the_texts_within_their_limits(texts: list[str], most_texts: int, room: int) -> None:
-    """No batch exceeds a limit, none could have taken the next text, and together they are the texts in order."""
+    """No batch exceeds a limit, no batch has room for the next text, and together they are the texts in order."""
     batches = list(cut(texts, most_texts, room + HEADER_BYTES))
     assert [row.decode() for batch in batches for row in batch] == texts
     sizes = [sum(len(row) + ROW_BYTES for row in batch) for batch in batches]
@@ -29,7 +29,7 @@ def test_batches_are_the_texts_within_their_limits(texts: list[str], most_texts:
 
 
 def test_batches_read_no_further_than_they_must() -> None:
-    """A batch is given as soon as it is full: a live source is not held back by one text."""
+    """A batch is yielded as soon as it is full, without waiting for the next text of a live source."""
     read = []
 
     def texts() -> Iterator[str]:
@@ -44,7 +44,7 @@ def test_batches_read_no_further_than_they_must() -> None:
 
 @pytest.mark.parametrize("error", [OSError("disk"), None])
 def test_what_came_before_a_fault_is_given_first(error: OSError | None) -> None:
-    """A text that cannot be sent, or an iterable that fails, does not swallow the texts before it."""
+    """The texts before a text that cannot be sent, or before an iterable fails, are not lost."""
 
     def texts() -> Iterator[object]:
         yield from ("a", "b", "c")

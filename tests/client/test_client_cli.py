@@ -28,7 +28,7 @@ def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_table(fake: FakeTriton) -> None:
-    """Texts given as arguments come back as a table with a column a head, and exit code 0."""
+    """Texts as arguments give a table with one column per head, and exit code 0."""
     result = runner.invoke(app, ["classify", "--server", fake.url, "a goal", "[bold]an \x1b[31mescape"])
     assert result.exit_code == 0, result.stderr
     for word in (
@@ -58,7 +58,7 @@ def test_json_from_stdin(fake: FakeTriton) -> None:
 
 
 def test_text_error_is_exit_code_1(fake: FakeTriton) -> None:
-    """A text without an answer is visible in the table, beside its neighbours, and gives exit code 1."""
+    """The table shows a text without an answer among the others, and the exit code is 1."""
     result = runner.invoke(app, ["classify", "--server", fake.url], input="good\n\n")
     assert result.exit_code == 1
     assert "empty or blank" in result.stdout
@@ -84,7 +84,7 @@ def test_text_error_is_exit_code_1(fake: FakeTriton) -> None:
     ],
 )
 def test_bad_usage_is_exit_code_2(arguments: list[str], words: str) -> None:
-    """Bad usage and a missing server give exit code 2 and say why on stderr alone."""
+    """Bad usage and a missing server give exit code 2 and a message, on stderr only."""
     result = runner.invoke(app, arguments)
     assert result.exit_code == 2
     assert words in result.stderr
@@ -101,7 +101,7 @@ def test_server_error_is_one_line(fake: FakeTriton) -> None:
 
 
 def test_stdin_that_is_not_utf8(fake: FakeTriton) -> None:
-    """A line that is not UTF-8 has an error in its place; its neighbours are answered."""
+    """A line that is not UTF-8 has an error in its place; the lines around it are answered."""
     result = runner.invoke(app, ["classify", "--server", fake.url, "--json"], input=b"good\n\xff\nfine\n")
     assert result.exit_code == 1
     first, second, third = (json.loads(line) for line in result.stdout.splitlines())
@@ -119,7 +119,7 @@ def test_stdin_is_streamed(fake: FakeTriton) -> None:
 
 
 def test_bad_lines_have_their_reason_in_place(fake: FakeTriton) -> None:
-    """Bad lines stand in order among answered ones, also in thousands, and streams go on after them."""
+    """Bad lines keep their place, also if there are many, and the lines after them are answered."""
     fake.answer = lambda text: {"heads": {}, "token_count": int(text), "truncated": False}
     texts = [str(number) if number % 40 == 0 else None for number in range(200)]
     lines = b"".join(b"\xff\n" if text is None else text.encode() + b"\n" for text in texts)
@@ -138,7 +138,7 @@ def test_bad_lines_have_their_reason_in_place(fake: FakeTriton) -> None:
 
 
 def test_lines_longer_than_the_limit() -> None:
-    """Of a line that is too long only the limit is read at a time, and the next line is read."""
+    """A line that is too long is read in pieces of the limit, and the next line is read too."""
     reads = []
 
     class File(io.BytesIO):
@@ -211,7 +211,7 @@ def test_schema_shows_heads(fake: FakeTriton) -> None:
 
 
 def test_ready_says_so_by_exit_code(fake: FakeTriton) -> None:
-    """0 once the canary is answered; 2 with a sentence where it is not, at once or after the wait."""
+    """The exit code is 0 if the canary is answered, otherwise 2 with a reason, at once or after the wait."""
     assert runner.invoke(app, ["ready", "--server", fake.url]).stdout == "ready\n"
     fake.failure = (500, "stub process is not healthy")
     result = runner.invoke(app, ["ready", "--server", fake.url])
@@ -235,7 +235,7 @@ def test_connection_options_reach_the_server(fake: FakeTriton) -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_shell_completion(shell: str) -> None:
-    """A shell gets a script, and with it the commands and options that begin so."""
+    """A shell gets a script, and the script completes commands and options."""
     environment = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     command = [
         sys.executable,

@@ -1,4 +1,4 @@
-"""Both clients over gRPC against a tiny gRPC server."""
+"""Both clients over gRPC, with a small gRPC server."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def ask(request: pytest.FixtureRequest) -> Ask:
 
 @pytest.fixture
 def grpc_server() -> Iterator[dict[str, Any]]:
-    """A tiny gRPC Triton that answers PREDICTION; what it was asked last; statuses that it answers with instead."""
+    """A small gRPC Triton that answers PREDICTION: its last request, and statuses to answer with instead."""
     from tritonclient.grpc import service_pb2, service_pb2_grpc
 
     seen: dict[str, Any] = {"abort": []}
@@ -118,20 +118,20 @@ def test_grpc_errors(ask: Ask, grpc_server: dict[str, Any]) -> None:
 
 
 def test_other_protocol(grpc_server: dict[str, Any]) -> None:
-    """An HTTP client on the gRPC port is told so."""
+    """An HTTP client on the gRPC port gets an error that says so."""
     with Client(grpc_server["url"]) as client, pytest.raises(BadResponseError, match="http port"):
         client.classify("a client of the other protocol")
 
 
 def test_shed_load_is_asked_again_over_grpc(ask: Ask, grpc_server: dict[str, Any]) -> None:
-    """UNAVAILABLE of a live server is repeated, and so is a replica that is not there passed over."""
+    """UNAVAILABLE from a running server is retried, and a replica that is not there is skipped."""
     grpc_server["abort"] = [(grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")]
     with ask(["127.0.0.1:1", grpc_server["url"]]) as client:
         assert [client.classify(str(number)).token_count for number in range(6)] == list(range(6))
 
 
 def test_threads_share_a_grpc_client(grpc_server: dict[str, Any]) -> None:
-    """Many threads on one client: every answer is its own text's."""
+    """With many threads on one client, every text gets its own answer."""
     wrong: list[object] = []
 
     def work(client: Client, first: int) -> None:

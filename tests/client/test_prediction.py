@@ -22,7 +22,7 @@ from polyhead_client import (
 )
 from tests.client.fake_triton import ANSWER, SCHEMA
 
-# A busy machine is no failure.
+# A busy machine must not fail these tests.
 relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 share = st.floats(0, 1)
@@ -39,7 +39,7 @@ predictions = st.one_of(
 @relaxed
 @given(predictions)
 def test_round_trip(prediction: Prediction) -> None:
-    """Writing a prediction and reading it again gives the same prediction, whatever the labels and scores."""
+    """A prediction that is written and read again is the same, for any labels and scores."""
     assert Prediction.from_json(json.dumps(prediction.to_json())) == prediction
 
 
@@ -95,19 +95,19 @@ def edited(path: str, value: Any) -> str:
     ],
 )
 def test_broken_answers_name_the_place(path: str, value: Any, words: str) -> None:
-    """An answer against the contract is refused with the place in the message."""
+    """An answer that breaks the contract is refused, and the message names the place."""
     with pytest.raises(BadResponseError, match=words):
         Prediction.from_json(edited(path, value))
 
 
 def test_fields_of_a_newer_server_are_ignored() -> None:
-    """A field that this client does not know does not stop it."""
+    """Unknown fields are ignored."""
     assert Prediction.from_json(edited("latency_ms", 3)) == Prediction.from_json(json.dumps(ANSWER))
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff", b"{", b"3"])
 def test_no_json(data: bytes) -> None:
-    """What is no JSON object is refused."""
+    """Data that is not a JSON object is refused."""
     with pytest.raises(BadResponseError):
         Prediction.from_json(data)
     with pytest.raises(BadResponseError):

@@ -51,7 +51,7 @@ def test_pandas(server: FakeServer) -> None:
 
 
 def test_schema_keeps_columns_without_answers(server: FakeServer) -> None:
-    """With a schema the columns and their types do not depend on which texts had an answer, or on there being any."""
+    """With a schema, columns and types are the same whichever texts have an answer, and without any text."""
     with server.client() as client:
         schema = client.schema()
     blank = to_arrow([Prediction(error="blank")], schema)

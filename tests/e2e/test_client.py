@@ -277,7 +277,7 @@ def test_a_replica_is_killed_under_load(
                 thread.start()
             time.sleep(1.5)
             before = answered
-            # All processes at once, as when a machine dies. Otherwise the model process fails requests before it is gone.
+            # All processes at once, as when a machine dies. Otherwise the model process first fails requests.
             for pid in [doomed.process.pid, *descendants(doomed.process.pid)]:
                 os.kill(pid, signal.SIGSTOP)
             for pid in [doomed.process.pid, *descendants(doomed.process.pid)]:
