@@ -26,7 +26,8 @@ def run(*arguments: str, input: str = "", **environment: str) -> subprocess.Comp
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_lines_have_the_predictors_answers(protocol: str, served: Served, predictor: Predictor) -> None:
     """Every line of standard input has the predictor's answer; a blank line has the server's reason as its error."""
-    texts = [*TEXTS, " ", *TEXTS]
+    lines = [" ".join(text.splitlines()) for text in TEXTS]
+    texts = [*lines, " ", *lines]
     done = run(
         "classify", "--json", "--batch-size", "4",
         input="".join(f"{text}\n" for text in texts),
@@ -36,7 +37,7 @@ def test_lines_have_the_predictors_answers(protocol: str, served: Served, predic
     assert done.returncode == 1, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["text"] for row in rows] == texts
-    blank = rows.pop(len(TEXTS))
+    blank = rows.pop(len(lines))
     assert "empty or blank" in blank["error"]
     for row, answer in zip(rows, predictor.predict([row["text"] for row in rows]), strict=True):
         assert (row["token_count"], row["truncated"]) == (answer["token_count"], answer["truncated"])
