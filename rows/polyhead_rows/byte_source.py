@@ -62,7 +62,8 @@ class ByteSource:
         found = next((known for bom, known in BOMS.items() if self.head.startswith(bom)), None)
         named = codecs.lookup(encoding).name if encoding is not None else found
         self.encoding = None if named in (None, "utf-8", "utf-8-sig") else named
-        text = self._decoded_head()
+        with reading(name, self.encoding):
+            text = self._decoded_head()
         self.has_carriage_returns = b"\r" in text and b"\n" not in text
         self.exact = compression is None and self.encoding is None and not self.once
 
@@ -127,13 +128,13 @@ class ByteSource:
 
 
 @contextmanager
-def reading(name: str, compression: str | None = None) -> Iterator[None]:
+def reading(name: str, form: str | None = None) -> Iterator[None]:
     """Turns what libraries raise while a file is read into a TableError."""
     try:
         yield
     except READ_ERRORS as error:
-        kind = f" as {compression}" if compression else ""
-        raise TableError(f"{name}: cannot be read{kind} to its end ({one_line(error)})") from error
+        kind = f" as {form}" if form else ""
+        raise TableError(f"{name}: cannot be read{kind} ({one_line(error)})") from error
 
 
 ESCAPE = "polyhead_rows.escape"

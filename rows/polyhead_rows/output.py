@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import base64
 import bz2
-import csv
 import gzip
 import io
 import json
 import lzma
 import math
+import re
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +26,7 @@ from polyhead_rows.place import file_system, is_uri, known_names, split_name, wh
 
 GROUP_ROWS, GROUP_BYTES = 65_536, 64 * 2**20  # of a row group of Parquet, whichever comes first
 CHUNK_ROWS = 1024
+QUOTE = '"'
 PLAIN = (str, int, bool, type(None))
 
 
@@ -129,8 +131,10 @@ class _TextOutput(Output):
         self._names = schema.names
         self._any = False
         if kind in ("csv", "tsv"):
-            self._csv = csv.writer(self._file, delimiter="\t" if kind == "tsv" else ",", lineterminator="\n")
-            self._csv.writerow(self._names)
+            self._delimiter = "\t" if kind == "tsv" else ","
+            # Also what would be a byte order mark. The csv module of Python 3.11 leaves carriage returns unquoted.
+            self._to_quote = re.compile(f'[{self._delimiter}"\r\n]|^\ufeff')
+            self._write_cells(self._names)
         elif kind == "json":
             self._file.write("[")
 
@@ -138,7 +142,8 @@ class _TextOutput(Output):
         for batch in table.to_batches(CHUNK_ROWS):
             columns = [column.to_pylist() for column in batch.columns]
             if self._kind in ("csv", "tsv"):
-                self._csv.writerows(zip(*(map(_csv_cell, column) for column in columns), strict=True))
+                for values in zip(*columns, strict=True):
+                    self._write_cells(values)
                 continue
             for values in zip(*columns, strict=True):
                 row = json.dumps(dict(zip(self._names, map(_json_value, values), strict=True)), ensure_ascii=False)
@@ -147,6 +152,12 @@ class _TextOutput(Output):
                 else:
                     self._file.write(f"{',' if self._any else ''}\n{row}")
                     self._any = True
+
+    def _write_cells(self, values: Iterable[Any]) -> None:
+        cells = [_csv_cell(value) for value in values]
+        if self._to_quote.search("".join(cells)):
+            cells = [f'"{cell.replace(QUOTE, 2 * QUOTE)}"' if self._to_quote.search(cell) else cell for cell in cells]
+        self._file.write((self._delimiter.join(cells) or 2 * QUOTE) + "\n")  # an empty line would be no row
 
     def _finish(self) -> None:
         if self._kind == "json":
@@ -185,12 +196,13 @@ def _json_value(value: Any) -> Any:
     return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
-def _csv_cell(value: Any) -> Any:
+def _csv_cell(value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, bool | list | dict):
         return json.dumps(_json_value(value), ensure_ascii=False)
-    return _json_value(value)
+    value = _json_value(value)
+    return "" if value is None else str(value)
 
 
 def _why(error: Exception) -> str:

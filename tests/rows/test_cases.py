@@ -76,10 +76,9 @@ def test_every_reader_gives_the_same_rows(reader: str, name: str, tmp_path: Path
     """A row that cannot be read has a reason and its line, and costs no other row."""
     path, gives = write_case(tmp_path, name), CASES[name]["gives"]
     if isinstance(gives, dict):
-        with pytest.raises(Exception, match=".") as caught:
+        with pytest.raises(Exception, match=name.replace(".", r"\.")) as caught:
             READERS[reader](path)
         assert gives["error"] in str(caught.value)
-        assert name in str(caught.value)
         return
     found = READERS[reader](path)
     assert len(found) == len(gives)
