@@ -132,6 +132,15 @@ class ArrowFile(ArrowTableFile):
                 first += batch.num_rows
 
 
+def python_values(column: pyarrow.Array) -> list[Any]:
+    """Plain Python values; times that Python does not have, such as nanoseconds, are text."""
+    try:
+        values: list[Any] = column.to_pylist()
+    except (ValueError, OverflowError, pyarrow.ArrowException):
+        values = column.cast(pyarrow.string()).to_pylist()
+    return values
+
+
 def _batches(reader: Any, skipped: int = 0) -> Iterator[pyarrow.RecordBatch]:
     if isinstance(reader, ipc.RecordBatchFileReader):
         for place in range(skipped, reader.num_record_batches):
@@ -177,5 +186,5 @@ def _record(batch: pyarrow.RecordBatch, at: int) -> tuple[dict[str, Any] | None,
         except UnicodeDecodeError as error:
             return None, f"column {name!r} is not UTF-8: byte 0x{error.object[error.start]:02x} at {error.start}"
         except (*READ_ERRORS, OverflowError):
-            fields[name] = str(column.slice(at, 1).cast(pyarrow.string())[0].as_py())
+            fields[name] = python_values(column.slice(at, 1))[0]
     return fields, None

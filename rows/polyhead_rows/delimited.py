@@ -7,6 +7,7 @@ one row so that they can be read again; each line is read at most three times, w
 from __future__ import annotations
 
 import csv
+import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 
@@ -17,7 +18,8 @@ from polyhead_rows.table import ReadOptions, Row, Start, TableFile
 
 LINE_COST = 64  # bytes that a short line takes in memory besides its characters
 CARRIAGE_RETURN = "has a carriage return in a cell without quotes"
-OTHERS = {";": 'delimiter = ";"', "\t": 'format = "tsv"', "|": 'delimiter = "|"', ",": 'format = "csv"'}
+EXCEL_DELIMITER = re.compile("sep=(.)")  # a first line that Excel understands
+OTHERS = {";": 'delimiter = ";"', "\t": 'format = "tsv"', "|": 'delimiter = "|"', ",": 'delimiter = ","'}
 
 
 class DelimitedFile(TableFile):
@@ -45,7 +47,7 @@ class DelimitedFile(TableFile):
         begin = start if start is not None and self.can_seek and start.number > 1 else self._first
         with reading(self.name), self._source.open(begin.offset if self.can_seek else 0) as stream:
             feed = _Feed(Lines(stream, begin if self.can_seek else Start()), self._delimiter, begin.single_until)
-            if not self.can_seek and self._first.line > 1:
+            while not self.can_seek and feed.line < self._first.line:
                 feed.record()  # the header
             number = begin.number
             for row in self._rows(feed, number):
@@ -83,11 +85,15 @@ class DelimitedFile(TableFile):
             record = feed.record()
             if record is None:
                 raise TableError(f"{self.name}: is empty; the first line must name the columns")
+            if (said := EXCEL_DELIMITER.fullmatch(self._delimiter.join(record[0]))) is not None:
+                self._delimiter = said[1]
+                feed = _Feed(feed.lines, self._delimiter, 0)
+                record = feed.record() or ([], "is missing", 0, b"")
             names, reason, _, _ = record
             if reason is None and feed.stray:
-                reason = self._encoding_reason(names)
+                raise TableError(f"{self.name}: the first line: {self._encoding_reason(names)}")
             if reason is not None:
-                raise TableError(f"{self.name}: the first line must name the columns, but {reason}")
+                raise TableError(f"{self.name}: the first line must name the columns, but it {reason}")
             self._first = Start(1, feed.line, feed.offset)
         while names and not names[-1].strip():
             names.pop()
@@ -96,6 +102,9 @@ class DelimitedFile(TableFile):
         if len(names) == 1:
             if names[0].startswith("{"):
                 self.hint = '; the file looks like JSON lines: set format = "jsonl"'
+                return names
+            if self.format == "tsv":
+                self.hint = "; the first line has one column only: is it tabs that stand between its cells?"
                 return names
             found = [do for other, do in OTHERS.items() if other != self._delimiter and other in names[0]]
             self.hint = f"; the first line has one column only, {names[0]!r}: set {found[0]}" if found else ""
@@ -121,6 +130,7 @@ class _Feed:
     """Records of a file, and the lines that each has.
 
     Attributes:
+        lines: of the file.
         line: the number of the line that comes next.
         offset: bytes before it.
         stray: whether the last record holds bytes that are not UTF-8, as lone surrogates.
@@ -128,11 +138,11 @@ class _Feed:
     """
 
     def __init__(self, lines: Lines, delimiter: str, single_until: int) -> None:
+        self.lines = lines
         self.line = lines.line
         self.offset = lines.offset
         self.stray = False
         self.single_until = single_until
-        self._lines = lines
         self._delimiter = delimiter
         self._again: deque[bytes] = deque()  # lines that were read and given back
         self._behind = 0  # bytes of those
@@ -192,9 +202,9 @@ class _Feed:
             line = self._again.popleft()
             self._behind -= _size(line)
         else:
-            line = next(self._lines)
+            line = next(self.lines)
         self.line += 1
-        self.offset = self._lines.offset - self._behind
+        self.offset = self.lines.offset - self._behind
         return line
 
     def _decode(self, line: bytes) -> str:
@@ -221,7 +231,7 @@ class _Feed:
         self._again.extendleft(reversed(rest))
         self._behind += sum(map(_size, rest))
         self.line -= len(rest)
-        self.offset = self._lines.offset - self._behind
+        self.offset = self.lines.offset - self._behind
         return (
             f'opens a quote that does not close properly up to line {last}; close it, or write it twice ("") inside a '
             f"quoted cell; the lines from {at + 1} on are read as rows"
