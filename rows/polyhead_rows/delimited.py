@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from polyhead_rows.byte_source import ByteSource, reading
 from polyhead_rows.errors import TableError, one_line
@@ -45,18 +45,16 @@ class DelimitedFile(TableFile):
         """All rows from `start` on."""
         wanted = start.number if start is not None else 1
         begin = start if start is not None and self.can_seek and start.number > 1 else self._first
-        with reading(self.name), self._source.open(begin.offset if self.can_seek else 0) as stream:
+        with reading(self.name), self._source.open(begin.offset if self.can_seek else 0) as (stream, position):
             feed = _Feed(Lines(stream, begin if self.can_seek else Start()), self._delimiter, begin.single_until)
             while not self.can_seek and feed.line < self._first.line:
                 feed.record()  # the header
-            number = begin.number
-            for row in self._rows(feed, number):
+            for row in self._rows(feed, begin.number, position):
                 if row.number >= wanted:
                     yield row
 
-    def _rows(self, feed: _Feed, number: int) -> Iterator[Row]:
+    def _rows(self, feed: _Feed, number: int, position: Callable[[int], int]) -> Iterator[Row]:
         names, width = self._names, len(self._names)
-        exact, position, doubled = self.can_seek, self._source.position, self.doubled
         while (record := feed.record()) is not None:
             values, reason, line, raw = record
             if reason is None:
@@ -69,10 +67,10 @@ class DelimitedFile(TableFile):
                         values = values[:width]  # Excel's empty columns
                 if feed.stray and reason is None:
                     reason = self._encoding_reason(values)
-            end = feed.offset if exact else position(feed.offset)
+            end = position(feed.offset)
             if reason is None:
                 fields = dict(zip(names, values, strict=True))
-                for name in doubled:
+                for name in self.doubled:
                     del fields[name]
                 yield Row(number, line, fields, None, end, None, feed.line, feed.single_until)
             else:
@@ -80,7 +78,7 @@ class DelimitedFile(TableFile):
             number += 1
 
     def _read_header(self) -> list[str]:
-        with reading(self.name), self._source.open(head_only=True) as stream:
+        with reading(self.name), self._source.open_head() as stream:
             feed = _Feed(Lines(stream, Start()), self._delimiter, 0)
             record = feed.record()
             if record is None:

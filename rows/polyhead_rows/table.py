@@ -128,7 +128,7 @@ def text_of(row: Row, column: str) -> str | BadText:
             return BadText(f"column {column!r} is not UTF-8: byte 0x{value[error.start]:02x} at {error.start}")
     if value is None:
         return BadText(f"column {column!r} is null; a text is needed")
-    return BadText(f"column {column!r} must be a string, got {_JSON_NAMES.get(type(value), type(value).__name__)}")
+    return BadText(f"column {column!r} must be a string, got {kind_of(value)}")
 
 
 class TableFile:
@@ -194,8 +194,14 @@ class TableFile:
         return f"{self.name}:{row.line}" if row.line is not None else f"{self.name}: row {row.number}"
 
 
-_JSON_NAMES = {
-    int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object"
+def kind_of(value: object) -> str:
+    """What a value is, for messages."""
+    return _KINDS.get(type(value), type(value).__name__)
+
+
+_KINDS: dict[type, str] = {
+    str: "a string", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object",
+    type(None): "null",
 }  # fmt: skip
 
 

@@ -146,6 +146,13 @@ def test_options_that_do_not_suit_the_format_are_refused(
         open_table(str(tmp_path / name), ReadOptions.model_validate(options))
 
 
+def test_a_header_may_be_very_long(tmp_path: Path) -> None:
+    """Of tables with many columns."""
+    names = [f"column {n}" for n in range(20_000)]
+    path = write(tmp_path, "a.csv", ",".join([*names, "text"]) + "\n" + 20_000 * "," + "a\n")
+    assert texts(path) == ["a"]
+
+
 def test_broken_rows_of_an_array_are_set_aside(tmp_path: Path) -> None:
     """A row that is no object, or not UTF-8, costs no other row; positions are lines."""
     content = b'[{"text": "a"},\n {"n": [1,\n 2], "text": "\xff"},\n 7, {"text": "\xc3\xa9"}]'
