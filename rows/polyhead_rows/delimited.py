@@ -36,10 +36,8 @@ class DelimitedFile(TableFile):
         self._names: list[str] = []
         if csv.field_size_limit() < 2 * LONGEST_LINE:
             csv.field_size_limit(2 * LONGEST_LINE)  # of the process; texts are longer than the default of 128 KiB
-        names = list(options.columns) if options.columns is not None else self._read_header()
-        self.doubled = frozenset(name for name in names if names.count(name) > 1)
-        self.columns = [name for name in names if name not in self.doubled]
-        self._names = names
+        self._names = list(options.columns) if options.columns is not None else self._read_header()
+        self.set_columns(self._names)
 
     def rows(self, start: Start | None = None, columns: Sequence[str] | None = None) -> Iterator[Row]:
         """All rows from `start` on."""
@@ -110,7 +108,7 @@ class DelimitedFile(TableFile):
 
     def _width_reason(self, cells: int) -> str:
         width = len(self._names)
-        what = f"has {cells} {'cell' if cells == 1 else 'cells'}, the header names {width}"
+        what = f"has {cells} cell{'s' * (cells != 1)}, but the table has {width} column{'s' * (width != 1)}"
         if cells > width:
             what += f"; put double quotes around a cell that holds {self._delimiter!r}"
         return what

@@ -224,6 +224,8 @@ def test_arrow_files_and_streams(stream: bool, packed: bool, tmp_path: Path) -> 
     batches = list(table.batches(3, 5, ["n"]))
     assert pyarrow.Table.from_batches(batches).to_pydict() == {"n": [2, 3, 4, 5, 6]}
     assert batches[0].schema.field("n").type == pyarrow.int16()
+    assert [batch.num_rows for batch in table.batches(2, 3, [])] == [2, 1]
+    assert [row.fields for row in table.rows(Start(8), ["none"])] == [{}, {}]
 
 
 def test_parquet_keeps_types_and_sets_aside_texts_that_are_not_utf8(tmp_path: Path) -> None:
@@ -241,6 +243,8 @@ def test_parquet_keeps_types_and_sets_aside_texts_that_are_not_utf8(tmp_path: Pa
     assert list(read.rows(Start(3))) == rows[2:]
     assert [row.fields for row in read.rows(columns=["text"])] == [{"text": "a"}, None, {"text": "c"}]
     assert list(read.rows(Start(4))) == []
+    assert [(batch.num_rows, batch.num_columns) for batch in read.batches(2, 2, [])] == [(2, 0)]
+    assert [row.fields for row in read.rows(columns=["none"])] == 3 * [{}]
     with pytest.raises(TableError, match="several columns are named 'x'"):
         read.check_columns(["x"])
 
