@@ -13,6 +13,7 @@ import json
 import lzma
 import math
 import re
+import struct
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -29,6 +30,7 @@ GROUP_ROWS, GROUP_BYTES = 65_536, 64 * 2**20  # of a row group of Parquet, which
 CHUNK_ROWS = 1024
 QUOTE = '"'
 WRITE_ERRORS = (OSError, ValueError, pyarrow.ArrowException)
+FLOAT32 = struct.Struct("f")
 PLAIN = (str, int, bool, type(None))
 
 
@@ -145,7 +147,7 @@ class _TextOutput(Output):
 
     def _write(self, table: pyarrow.Table) -> None:
         for batch in table.to_batches(CHUNK_ROWS):
-            columns = [python_values(column) for column in batch.columns]
+            columns = [_plain_values(column) for column in batch.columns]
             if self._kind in ("csv", "tsv"):
                 for values in zip(*columns, strict=True):
                     self._write_cells(values)
@@ -186,6 +188,24 @@ def _compress(raw: Any, compression: str) -> Any:
             return lzma.LZMAFile(raw, "wb")
         case _:
             return pyarrow.CompressedOutputStream(pyarrow.PythonFile(raw, mode="w"), "zstd")
+
+
+def _plain_values(column: pyarrow.Array) -> list[Any]:
+    values = python_values(column)
+    if pyarrow.types.is_float32(column.type):
+        return [value if value is None else _shortest(value) for value in values]
+    if pyarrow.types.is_list(column.type) and pyarrow.types.is_float32(column.type.value_type):
+        return [some and [one if one is None else _shortest(one) for one in some] for some in values]
+    return values
+
+
+def _shortest(value: float) -> float:
+    """The shortest decimal that is the same float32: 0.9 and not 0.8999999761581421."""
+    for digits in (6, 7, 8):
+        short = float(f"{value:.{digits}g}")
+        if FLOAT32.pack(short) == FLOAT32.pack(value):
+            return short
+    return float(f"{value:.9g}")
 
 
 def _json_value(value: Any) -> Any:

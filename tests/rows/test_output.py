@@ -7,11 +7,15 @@ import datetime
 import decimal
 import gzip
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pyarrow
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pyarrow import parquet
 
 from polyhead_rows.answers import answer_fields, answer_table
@@ -134,6 +138,22 @@ def test_json_is_always_valid(name: str, tmp_path: Path) -> None:
         "raw": base64.b64encode(b"\xff").decode(), "ns": "1970-01-01 00:00:00.000000001",
     }  # fmt: skip
     assert rows[1] == dict.fromkeys(ROW)
+
+
+@given(value=st.floats(width=32, allow_nan=False))
+@settings(deadline=None)
+def test_text_formats_have_the_shortest_decimal_of_a_float32(
+    value: float, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A score of 0.9 is 0.9, and every number is read back as the same float32."""
+    folder = tmp_path_factory.mktemp("floats")
+    table = pyarrow.table({"x": pyarrow.array([value, 0.9], pyarrow.float32())})
+    with open_output(folder / "a.csv", table.schema) as output:
+        output.write(table)
+    _, written, short = (folder / "a.csv").read_text().split("\n")[:3]
+    assert short == "0.9"
+    if math.isfinite(value):
+        assert numpy.float32(written) == numpy.float32(value)
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.json", "a.parquet", "a.arrow", "a.csv.zst"])
