@@ -14,7 +14,6 @@ from transformers import GPT2LMHeadModel, GPT2Model
 from typer.testing import CliRunner
 
 from polyhead.checkpoint import read_checkpoint
-from polyhead.gate import check_golden
 from polyhead.predictor import Predictor
 from polyhead_training.model.modeling import GPT2BaseForSequenceClassification
 from polyhead_training.train import app
@@ -73,7 +72,7 @@ def test_eight_rows_are_learnt(tmp_path: Path, architecture: str) -> None:
     ]  # fmt: skip
     assert {"index.html", "history.json", "training.json"} <= {path.name for path in (checkpoint / "report").iterdir()}
     predictor = Predictor.load(checkpoint)
-    assert check_golden(predictor) < 1e-5
+    assert predictor.check_golden() < 1e-5
     for row, answer in zip(ROWS, predictor.predict([row["text"] for row in ROWS]), strict=True):
         heads = answer["heads"]
         assert heads["topic"]["labels"] == [row["topic"]]
