@@ -10,7 +10,7 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -79,11 +79,11 @@ class Checkpoint:
     """The folder's content, validated: every tensor is present, float32 and of the right shape."""
 
     path: Path
-    config: dict[str, Any]
+    config: dict[str, Any] = field(repr=False)
     body: Body
     spec: Spec
     schema: Schema
-    tensors: dict[str, torch.Tensor]
+    tensors: dict[str, torch.Tensor] = field(repr=False)
     tokenizer: Tokenizer
 
     def build_head(self) -> nn.Module:

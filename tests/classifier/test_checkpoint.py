@@ -39,7 +39,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
 
 
 def test_save_then_load_is_exact(base_checkpoint: Path, tmp_path: Path) -> None:
-    """A checkpoint that is read and stored again has the same tensors to the bit, schema, spec, golden rows, tokenizer."""
+    """A checkpoint that is read and stored again has the same bits in its tensors, and all other parts are equal."""
     first = read_checkpoint(base_checkpoint)
     write_checkpoint(
         tmp_path / "again",

@@ -43,7 +43,7 @@ def logits_of(schema: Schema) -> st.SearchStrategy[np.ndarray]:
 
 
 def test_scores_are_calibrated_softmax_and_sigmoid() -> None:
-    """Softmax and sigmoid of logits over temperature; a regression's logit unchanged. Expected values are calculated by hand."""
+    """Softmax and sigmoid of logits over temperature, and a regression's logit unchanged; expected values by hand."""
     schema = Schema(
         [
             Head(name="s", kind="single_label", labels=("x", "y"), temperature=2.0),

@@ -20,16 +20,12 @@ from polyhead.engine.cpu.kernels import KERNELS
 from polyhead.engine.cpu.layers import LINEARS, Bfloat16Linear
 from polyhead.errors import CheckpointError, TokenIdsError
 from polyhead.gate import changed_answers
-from polyhead.precision import PRECISIONS, TOLERANCE, Precision, has_stable_products
+from polyhead.precision import PRECISIONS, Precision, has_stable_products
 from polyhead.predictor import Predictor
 from polyhead.schema import Schema
 from tests.tiny import MAX_LENGTH, SCHEMA, TEXTS, tiny_config, tiny_spec, tiny_tokenizer, write_tiny_checkpoint
 
 ONE_OUTPUT = Schema([head for head in SCHEMA if head.kind == "regression"])  # its head is a product by a vector
-# How far a text's logits may differ between batches if bits are not the same. In bf16 every layer rounds again, so there
-# the scores must keep the gate's tolerance instead.
-ROUNDING = {"fp32": 1e-5, "int8": 0.02}
-
 HEADS: list[tuple[str, str | None, dict[str, Any]]] = [
     ("base", None, {}),
     ("base", "ConcatHeadSimple", {"layer2concat": 1}),
@@ -108,14 +104,20 @@ def alone_and_together(engine: Engine, lengths: list[int]) -> tuple[np.ndarray, 
     return alone, together
 
 
-def assert_same_answers(alone: np.ndarray, together: np.ndarray, schema: Schema, precision: Precision) -> None:
-    """Scores keep the precision's tolerance and no clear answer changes; in fp32 and int8 logits are nearer still."""
-    expected, scores = to_scores(alone, schema), to_scores(together, schema)
-    tolerance = TOLERANCE[precision]
-    assert (np.abs(scores - expected) / np.maximum(1, np.abs(expected))).max() <= tolerance
-    assert not changed_answers(scores, expected, schema, tolerance).any()
-    if precision in ROUNDING:
-        np.testing.assert_allclose(alone, together, atol=ROUNDING[precision])
+def rounding(precision: Precision) -> float:
+    """How far a text's logits may differ between batches if their bits do.
+
+    In bf16 each layer rounds again. If products depend on the number of rows, as on AMX, logits of these random models,
+    whose standard deviation is 2 to 4, differ by up to 0.04 with `UnstableLinear`.
+    """
+    bf16 = 0.02 if has_stable_products("bf16", torch.device("cpu")) else 0.15
+    return {"fp32": 1e-5, "bf16": bf16, "int8": 0.02}[precision]
+
+
+def assert_same_answers(alone: np.ndarray, together: np.ndarray, schema: Schema, atol: float) -> None:
+    """Logits differ by rounding at most, so no answer changes that is further from its boundary."""
+    np.testing.assert_allclose(alone, together, atol=atol)
+    assert not changed_answers(to_scores(together, schema), to_scores(alone, schema), schema, atol).any()
 
 
 @settings(max_examples=15, deadline=None)
@@ -127,33 +129,35 @@ def test_a_text_alone_has_the_same_bits_in_any_batch(
     alone, together = alone_and_together(wide_engine, lengths)
     if wide_engine.is_batch_invariant:
         np.testing.assert_array_equal(alone, together)
-    assert_same_answers(alone, together, wide_checkpoint.schema, wide_engine.precision)
+    assert_same_answers(alone, together, wide_checkpoint.schema, rounding(wide_engine.precision))
 
 
 class UnstableLinear(Bfloat16Linear):
-    """Sums in another order for few rows, as oneDNN's product on AMX does; run on any CPU."""
+    """Sums in another order for few rows, as oneDNN's product does on AMX; runs on any CPU."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        super().__init__(weight, bias)
+        self.plain = weight.bfloat16().float()
 
     def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """The products of both halves of the columns, added in float32; or the product as it is."""
-        result = super().__call__(x)
-        if len(x) < 64:
-            half = x.shape[1] // 2
-            left, right = (torch.zeros_like(x) for _ in range(2))
-            left[:, :half], right[:, half:] = x[:, :half], x[:, half:]
-            result = (super().__call__(left).float() + super().__call__(right).float() - self.bias.float()).bfloat16()
+        """``(rows, out)`` bfloat16."""
+        if len(x) >= 64:
+            return super().__call__(x, out)
+        result = torch.addmm(self.bias.float(), x.float(), self.plain).bfloat16()
         return result if out is None else out.copy_(result)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(lengths=st.lists(st.integers(1, MAX_LENGTH), min_size=20, max_size=40))
-def test_answers_are_the_same_although_bits_differ(wide_checkpoint: Checkpoint, lengths: list[int]) -> None:
-    """If products depend on the number of rows, as on AMX, scores keep the tolerance and clear answers stay."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setitem(LINEARS, "bf16", UnstableLinear)
-        engine = two_threaded(wide_checkpoint, "bf16")
-    alone, together = alone_and_together(engine, lengths)
+def test_answers_are_the_same_although_bits_differ(
+    wide_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If products depend on the number of rows, as on AMX, logits differ by rounding and clear answers stay."""
+    monkeypatch.setitem(LINEARS, "bf16", UnstableLinear)
+    monkeypatch.setattr("polyhead.precision.cpu_vendor", lambda: "GenuineIntel")
+    engine = two_threaded(wide_checkpoint, "bf16")
+    assert not engine.is_batch_invariant
+    alone, together = alone_and_together(engine, [*range(1, MAX_LENGTH), 3, 7])
     assert (alone != together).any()
-    assert_same_answers(alone, together, wide_checkpoint.schema, "bf16")
+    assert_same_answers(alone, together, wide_checkpoint.schema, rounding("bf16"))
 
 
 @pytest.mark.parametrize(
@@ -259,9 +263,8 @@ def test_a_label_is_the_same_in_any_batch(base_checkpoint: Path, precision: Prec
     assert not engine.is_batch_invariant
     sequence = st.lists(st.integers(0, checkpoint.body.vocab_size - 1), min_size=1, max_size=MAX_LENGTH)
     batch = data.draw(st.lists(sequence, min_size=1, max_size=12))
-    assert_same_answers(
-        np.concatenate([engine.logits([ids]) for ids in batch]), engine.logits(batch), checkpoint.schema, precision
-    )
+    alone = np.concatenate([engine.logits([ids]) for ids in batch])
+    assert_same_answers(alone, engine.logits(batch), checkpoint.schema, rounding(precision))
 
 
 @pytest.mark.parametrize(
@@ -304,7 +307,7 @@ def test_cuda_equals_cpu(base_checkpoint: Path) -> None:
 
 
 def test_a_state_dict_of_that_nlp_library_is_served(tmp_path: Path) -> None:
-    """The engine gives the logits of a GPT2Model and a linear head that are stored under that_nlp_library's key names."""
+    """The engine gives the logits of a GPT2Model and a linear head, stored under that_nlp_library's key names."""
     torch.manual_seed(5)
     body = GPT2Model(tiny_config()).eval()
     head = torch.nn.Linear(32, SCHEMA.width, bias=False)

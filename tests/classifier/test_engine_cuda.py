@@ -138,7 +138,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def forwards(pair: Pair) -> list[CUDAForward]:
-    """Forward passes on the CPU in fp32: plain, with flash's stand-in, and with flash's stand-in and recorded passes."""
+    """Forward passes on the CPU in fp32: plain, with flash's stand-in, and with flash's stand-in and recordings."""
     return [
         CUDAForward(pair.checkpoint, "cpu", "fp32"),
         CUDAForward(pair.checkpoint, "cpu", "fp32", attention=flash_stand_in),

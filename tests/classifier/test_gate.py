@@ -88,7 +88,7 @@ def with_moved_scores(path: Path, amount: float) -> Path:
 
 
 def test_a_named_precision_that_fails_is_refused(tmp_path: Path) -> None:
-    """Loading at a named precision that leaves the tolerance is an error with the row, the label and what is allowed."""
+    """A named precision that leaves the tolerance is an error with the row, the label and what is allowed."""
     path = with_moved_scores(tmp_path / "c", 0.2)
     with pytest.raises(ToleranceError, match=r"golden.jsonl:\d+: the engine's bf16 score of 'topic/news' .* 0.03"):
         Predictor.load(path, precision="bf16")
