@@ -161,9 +161,9 @@ def write_pretrained(folder: Path, model: Any) -> None:
             "layer2concat = 2\nhead_args = { num_labels = 5 }",
             "model: scores must be 9 numbers, got 5",
         ),
-        ("layer2concat = 2", 'layer2concat = 2\nhead_class = "Linear"', "Linear goes with architecture base"),
+        ("layer2concat = 2", 'layer2concat = 2\nhead_class = "Linear"', "Linear is for architecture base"),
         ('"hidden_state_concat"', '"base"\nhead_class = "ConcatHeadSimple"', "model: mat1 and mat2"),
-        ("/out", "/rows.jsonl", "rows.jsonl: holds something that is no checkpoint"),
+        ("/out", "/rows.jsonl", "rows.jsonl: holds files that are no checkpoint"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path: Path, old: str, new: str, message: str) -> None:
