@@ -17,7 +17,7 @@ import pytest
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
-from polyhead_serving.serve_options import ADMIN_HEADER
+from polyhead_serving.triton import ADMIN_HEADER
 from tests.chaos.conftest import Record
 from tests.chaos.corpus import Corpus
 from tests.chaos.harm import serve, survive

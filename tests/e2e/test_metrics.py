@@ -38,7 +38,7 @@ def quiet(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     copy = Path(shutil.copytree(repository, tmp_path_factory.mktemp("quiet") / "repository"))
     file = copy / MODEL / "1" / "model.py"
     patient = file.read_text(encoding="utf-8")
-    eager = patient.replace("LONG_REST_S = 0.1\n", "LONG_REST_S = 0.0\n")
+    eager = patient.replace("EARLY_RESPONSE_S = 0.1\n", "EARLY_RESPONSE_S = 0.0\n")
     assert eager.count("0.0\n") == 1
     file.write_text(eager, encoding="utf-8")
     with Served(copy, "--probe-interval-s", "3600") as running:
