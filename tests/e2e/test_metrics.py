@@ -34,7 +34,7 @@ ADMIN = {"triton-grpc-protocol-polyhead-admin-key": KEY}
 
 @pytest.fixture(scope="module")
 def quiet(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server of its own: its canary sings once, at the start, and no rest of a batch is waited for, however short."""
+    """A server of its own: one canary only, at the start, and responses are always sent early."""
     copy = Path(shutil.copytree(repository, tmp_path_factory.mktemp("quiet") / "repository"))
     file = copy / MODEL / "1" / "model.py"
     patient = file.read_text(encoding="utf-8")
