@@ -1,4 +1,4 @@
-"""What became of requests. Every request that is sent ends in exactly one of these:
+"""Counts of requests. Every request that is sent ends in exactly one of these:
 
 - ``answered``: with the scores of exactly its texts, in their order;
 - ``shed``: the caller was told in so many words that the server has too much to do (503), after the client's retries;
@@ -24,7 +24,7 @@ EXAMPLES_KEPT = 10
 
 @dataclass
 class Count:
-    """How many requests ended how; safe from threads. `examples` tells of the first few that were lost or wrong."""
+    """How many requests ended how; safe to use from threads. `examples` describes the first lost or wrong ones."""
 
     requests: int = 0
     answered: int = 0

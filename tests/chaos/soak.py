@@ -37,7 +37,7 @@ INTERVAL_S = 5.0
 
 
 def soak(minutes: float, folder: Path) -> dict[str, Any]:
-    """Serves, asks and samples; what came of it."""
+    """Serves, asks and samples; returns the result."""
     checkpoint, repository = folder / "checkpoint", folder / "repository"
     write_tiny_checkpoint(checkpoint, architecture="hidden_state_concat")
     export_checkpoint(checkpoint, repository)
@@ -63,7 +63,7 @@ def soak(minutes: float, folder: Path) -> dict[str, Any]:
         rejected = 0
 
         def disturb() -> None:
-            # Errors and new connections have code of their own that could leak.
+            # Errors and new connections use other code, which could leak too.
             nonlocal rejected
             for body in (json_body(["", secrets.token_hex(8)], ["SCORES"], x=1), {"inputs": secrets.token_hex(8)}):
                 rejected += proxied.ask(INFER, json.dumps(body).encode())[0] == HTTPStatus.BAD_REQUEST
@@ -89,7 +89,7 @@ def soak(minutes: float, folder: Path) -> dict[str, Any]:
 
 
 def plot(result: dict[str, Any]) -> Figure:
-    """Each process's memory over time, as the distance from its median after the warm-up."""
+    """Plots each process's memory over time, as the distance from its median after the warm-up."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for name, values in result["samples"]["mib"].items():

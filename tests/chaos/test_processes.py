@@ -1,4 +1,4 @@
-"""Processes that die, hang or are told to end. Two replicas, one client: the other one answers meanwhile."""
+"""Processes that die, hang or are told to end. With two replicas, the other one answers meanwhile."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ TritonPythonModel.execute = _execute_or_crash
 
 
 def test_model_process_killed(repository: Path, sound: Path, corpus: Corpus, record: Record) -> None:
-    """A SIGKILL of the model process, as the kernel's when memory is out, loses no request and heals by itself."""
+    """A SIGKILL of the model process, as the kernel sends when memory is out, loses no request; the server recovers."""
     with serve(repository) as harmed, serve(sound) as healthy:
         (victim,) = harmed.model_processes()
         load, recovery_s = survive(harmed, healthy, corpus, lambda: os.kill(victim, signal.SIGKILL))
@@ -57,7 +57,7 @@ def test_model_process_stopped(repository: Path, sound: Path, corpus: Corpus, re
 
 
 def test_model_process_segfaults(repository: Path, sound: Path, corpus: Corpus, record: Record) -> None:
-    """A model process that dies of a segmentation fault in the midst of a batch loses none of the batch's requests."""
+    """If a model process segfaults in the middle of a batch, none of the batch's other requests is lost."""
     model = repository / "gpt2_classifier" / "1" / "model.py"
     model.write_text(model.read_text(encoding="utf-8") + SEGFAULT, encoding="utf-8")
     with serve(repository) as harmed, serve(sound) as healthy:
@@ -71,7 +71,7 @@ def test_model_process_segfaults(repository: Path, sound: Path, corpus: Corpus, 
 
 
 def test_server_killed(repository: Path, sound: Path, corpus: Corpus, record: Record) -> None:
-    """A tritonserver that dies loses no request; it comes back, and its orphans go with it."""
+    """If tritonserver dies, no request is lost; it is restarted, and its orphans are removed."""
     with serve(repository) as harmed, serve(sound) as healthy:
         victim = server_pid(harmed)
         load, recovery_s = survive(harmed, healthy, corpus, lambda: os.kill(victim, signal.SIGKILL))
@@ -79,7 +79,7 @@ def test_server_killed(repository: Path, sound: Path, corpus: Corpus, record: Re
 
 
 def test_sigterm_under_load(repository: Path, sound: Path, corpus: Corpus, record: Record) -> None:
-    """A replica that is told to end answers what it has accepted; the client goes to the other one for the rest."""
+    """A replica that is told to end answers what it has accepted; the client sends the rest to the other replica."""
     with serve(repository) as ending, serve(sound) as staying:
         with (
             through_client(ending.url("http"), staying.url("http")) as client,
@@ -95,7 +95,7 @@ def test_sigterm_under_load(repository: Path, sound: Path, corpus: Corpus, recor
 
 
 class PlainCallers:
-    """Callers without a client library: some keep a connection, some make one a request; none repeats anything.
+    """Callers without a client library: some keep a connection, some make one per request; none retries.
 
     A request is accepted once it is sent on a connection that the server took. It is not if the connection is refused,
     or if a kept one has ended: HTTP lets a server end an idle connection, and has the caller make another.
@@ -153,7 +153,7 @@ class PlainCallers:
 
 
 def test_sigterm_answers_what_was_accepted(repository: Path, corpus: Corpus, record: Record) -> None:
-    """A single server that is told to end answers every request that it has accepted, and turns the rest away."""
+    """A single server that is told to end answers every request that it has accepted and refuses the rest."""
     with serve(repository) as served, PlainCallers(served.url("http"), corpus) as callers:
         time.sleep(5)
         before, began = callers.count.answered, time.monotonic()
