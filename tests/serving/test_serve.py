@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,13 @@ def test_help_names_every_variable(capsys: pytest.CaptureFixture[str], monkeypat
     shown = capsys.readouterr().out
     for name in vars(parse()):
         assert f"POLYHEAD_SERVE_{name.upper()}" in shown
+
+
+def test_the_supervisor_is_light() -> None:
+    """Neither the supervisor nor its command line imports torch, NumPy or rich, which would delay each start."""
+    program = "import sys, polyhead_serving.serve; print([name for name in sys.argv[1:] if name in sys.modules])"
+    command = [sys.executable, "-c", program, "torch", "numpy", "rich", "tritonclient"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
 def test_own_server_keeps_its_backends(repository: Path) -> None:
