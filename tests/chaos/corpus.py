@@ -31,7 +31,7 @@ class Corpus:
         """The checkpoint's scores of `texts`, computed here in float32.
 
         Raises:
-            ValueError: two texts are answered so much alike that one could pass for the other.
+            ValueError: two texts have so similar answers that one could be taken for the other.
         """
         predictor = Predictor.load(checkpoint, precision="fp32")
         scores = predictor.score(predictor.encode(texts))

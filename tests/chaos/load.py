@@ -23,14 +23,14 @@ class VerifiedLoad:
 
     Args:
         ask: gives the scores of texts; raises the client's errors.
-        corpora: an answer is right if it is what one of these says; see `expect`.
-        threads: how many ask at a time.
-        pause_s: of each after an answer, so that the load leaves processors to the servers.
-        most_texts: of a request; how many is drawn.
+        corpora: an answer is right if one of these gives it; see `expect`.
+        threads: how many ask at the same time.
+        pause_s: pause of a thread after each answer, so that the load leaves processors to the servers.
+        most_texts: the most texts of a request; the number is drawn.
 
     Attributes:
-        count: what has become of the requests so far.
-        slowest_s: the longest that a request took to be answered.
+        count: how the requests so far have ended.
+        slowest_s: the longest time to an answer.
     """
 
     def __init__(

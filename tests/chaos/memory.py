@@ -53,12 +53,12 @@ class MemoryLog:
     """Samples processes until the block ends.
 
     Args:
-        processes: by name; one that ends is an error, since its successor would start from nothing.
-        interval_s: between samples.
+        processes: process ids by name; a process that ends is an error, because its successor would start from nothing.
+        interval_s: time between samples.
 
     Attributes:
         minutes: when the samples were taken.
-        mib: by process.
+        mib: memory by process.
     """
 
     def __init__(self, processes: Mapping[str, int], interval_s: float) -> None:

@@ -13,7 +13,7 @@ import pytest
 def with_tmpfs(place: Path, size: str, filled_from: Path | None = None) -> list[str]:
     """A command that replaces itself by the one that follows it, with a tmpfs of that size mounted at `place`.
 
-    Fails the test where this system does not let it: a fault that was not injected was not survived.
+    Fails the test if this system does not allow it: a fault that was not injected proves nothing.
     """
     script = 'mount -t tmpfs -o size="$1" tmpfs "$2" && { [ -z "$3" ] || cp -a "$3/." "$2"; } && shift 3 && exec "$@"'
     arguments = [size, str(place), str(filled_from or "")]

@@ -16,7 +16,7 @@ INFER = "/v2/models/gpt2_classifier/infer"
 
 
 def ask(place: str, texts: Sequence[str], timeout_s: float = 5.0) -> tuple[int, NDArray[np.float32] | str]:
-    """Status, and the scores or what was said in their place.
+    """Status, and the scores or the error message.
 
     Raises:
         OSError, http.client.HTTPException: no answer.

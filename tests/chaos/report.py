@@ -19,10 +19,10 @@ class Fault:
     """One fault that was injected.
 
     Attributes:
-        name: which.
-        numbers: of the requests meanwhile, see `tests.chaos.count`.
-        recovery_s: from the fault until what was harmed answered rightly again; None where nothing was to recover.
-        notes: what else was measured.
+        name: its name in the table.
+        numbers: counts of the requests meanwhile, see `tests.chaos.count`.
+        recovery_s: seconds from the fault until all answers were right again; None if nothing had to recover.
+        notes: other measurements.
         examples: the first few requests that were lost or wrong.
     """
 

@@ -1,7 +1,7 @@
-"""``python -m tests.chaos.soak``: a verified load for 20 minutes; no mismatch, and the memory of every process flat.
+"""``python -m tests.chaos.soak``: a verified load for 20 minutes; no wrong answer, and every process keeps its memory.
 
-HTTP goes through the proxy, gRPC straight to the server; each second brings two bad requests and a new client.
-Exit code 0 only if so. SOAK_MINUTES or ``--minutes`` sets the time; the result is written from 20 minutes on.
+HTTP goes through the proxy, gRPC straight to the server; each second adds two bad requests and a new client.
+Exit code 0 only if so. SOAK_MINUTES or ``--minutes`` sets the time; a soak of 20 minutes or more saves its result.
 """
 
 from __future__ import annotations

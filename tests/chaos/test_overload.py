@@ -51,7 +51,7 @@ def processor_s(pid: int) -> float:
 def capacity(served: Served, corpus: Corpus) -> tuple[float, float, VerifiedLoad]:
     """Texts per second, and processor milliseconds of the model process per text, with enough clients to keep it busy.
 
-    The best of a few windows: whoever else is busy on the machine can only slow it down.
+    The best of a few windows, because other work on the machine can only slow it down.
     """
     (model,) = served.model_processes()
     rates, work = [], []

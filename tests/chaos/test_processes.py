@@ -97,17 +97,17 @@ def test_sigterm_under_load(repository: Path, sound: Path, corpus: Corpus, recor
 class PlainCallers:
     """Callers without a client library: some keep a connection, some make one per request; none retries.
 
-    A request is accepted once it is sent on a connection that the server took. It is not if the connection is refused,
-    or if a kept one has ended: HTTP lets a server end an idle connection, and has the caller make another.
+    A request counts as accepted when it is sent on a connection that the server accepted. It does not count if the
+    connection is refused, or if a kept connection has ended, because HTTP lets a server end an idle connection.
 
     Attributes:
-        count: of the accepted requests.
-        turned_away: how many callers found that the server takes no more.
+        count: how the accepted requests ended.
+        refused: how many callers were refused at the end.
     """
 
     def __init__(self, place: str, corpus: Corpus, callers: int = 16) -> None:
         self.count = Count()
-        self.turned_away = 0
+        self.refused = 0
         self._lock = threading.Lock()
         self._place, self._corpus = place, corpus
         self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(callers)]
@@ -132,7 +132,7 @@ class PlainCallers:
                     connection.connect()
             except OSError:
                 with self._lock:
-                    self.turned_away += 1
+                    self.refused += 1
                 return
             try:
                 status, scores = ask_on(connection, [self._corpus.texts[position]])
@@ -161,5 +161,5 @@ def test_sigterm_answers_what_was_accepted(repository: Path, corpus: Corpus, rec
         took_s = time.monotonic() - began
     assert code == 0
     assert before > 100
-    assert callers.turned_away == 16
+    assert callers.refused == 16
     record("SIGTERM, a single server", callers.count, exit_s=round(took_s, 1))

@@ -1,6 +1,6 @@
 """Versions that are swapped under load: a good one answers afterwards; a bad one never answers.
 
-One server throughout: a swap takes nothing away, so nothing may be lost.
+There is one server: a swap takes nothing away, so no request may be lost.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Checks resources against the published schemas; unknown fields are errors.
 
-Kubernetes' come from kubernetes-validate. KServe publishes its schema in no package, but the Python models that it
-generates from it: their tables of fields become a JSON schema here, without importing kserve and its server.
+Kubernetes' schemas come from kubernetes-validate. KServe publishes no schema, but Python models that are generated from
+one. Their tables of fields become a JSON schema again here, without importing kserve and its server.
 """
 
 from __future__ import annotations

@@ -54,13 +54,13 @@ def text_for_number(_: dict[str, Any], service: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "spoil", [misspell_runtime, misspell_container, misspell_service, forget_format, text_for_number]
+    "break_field", [misspell_runtime, misspell_container, misspell_service, forget_format, text_for_number]
 )
 def test_a_wrong_field_is_noticed(
-    resources: list[dict[str, Any]], spoil: Callable[[dict[str, Any], dict[str, Any]], None]
+    resources: list[dict[str, Any]], break_field: Callable[[dict[str, Any], dict[str, Any]], None]
 ) -> None:
     """The types are strict."""
-    spoil(only(resources, "ServingRuntime"), only(resources, "InferenceService"))
+    break_field(only(resources, "ServingRuntime"), only(resources, "InferenceService"))
     with pytest.raises(jsonschema.ValidationError):
         check_kserve(resources)
 

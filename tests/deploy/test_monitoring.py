@@ -24,8 +24,8 @@ GIVE_UP_S = 60
 def config_in_a_pod(proxied: Proxied) -> dict[str, Any]:
     """deploy/prometheus/kubernetes.yml as if discovery had found one pod, behind its proxy.
 
-    Debian's Prometheus is built without Kubernetes' discovery: what that would find is written down here, as labels of
-    a static target. Paths, TLS and relabelling are the file's own.
+    Debian's Prometheus is built without Kubernetes' discovery, so the labels that it would find are set on a static
+    target. Paths, TLS and relabelling are the file's own.
     """
     config: dict[str, Any] = yaml.safe_load((FOLDER / "kubernetes.yml").read_text(encoding="utf-8"))
     config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}

@@ -147,7 +147,7 @@ BAD_REQUESTS: dict[str, tuple[dict[str, Any] | bytes, str]] = {
 }
 
 
-def test_bad_request_spoils_itself(served: Served, predictor: Predictor) -> None:
+def test_a_bad_request_affects_only_itself(served: Served, predictor: Predictor) -> None:
     """Wrong requests get 400 with a reason and without a place in the code; good ones among them are answered."""
     expected = predictor.predict(["Rain."])
 

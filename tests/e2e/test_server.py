@@ -207,7 +207,7 @@ class Caller(threading.Thread):
 def test_no_accepted_request_is_lost_on_sigterm(repository: Path) -> None:
     """Under load from busy connections, SIGTERM takes /ready down first, and then every request is answered.
 
-    Neither an idle connection nor busy ones that never pause hold up the end, and a second signal spoils nothing.
+    Neither an idle connection nor busy ones that never pause delay the end, and a second signal does no harm.
     """
     with Served(repository, "--drain-s", "2", "--exit-timeout-s", "8") as served:
         idle = http.client.HTTPConnection(served.url("http"), timeout=10)

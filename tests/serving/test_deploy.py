@@ -21,8 +21,8 @@ class ScriptedServer:
     """Serves the highest version of a repository when it is told to load; fails as the script says.
 
     Attributes:
-        wrong: what the next loads and answers raise, one after the other; None passes.
-        shift: is added to all scores.
+        wrong: errors that the next loads and answers raise, in this order; None raises nothing.
+        shift: added to all scores.
     """
 
     def __init__(self, repository: Path) -> None:

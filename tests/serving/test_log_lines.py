@@ -27,8 +27,8 @@ from polyhead_serving.log_lines import JsonFormatter, pass_on
 def test_tritons_lines_become_objects(line: str, expected: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     """Level, place and message are the line's; a line in another format is a message, unchanged."""
     pass_on(line, "json")
-    (written,) = capsys.readouterr().err.splitlines()
-    found = json.loads(written)
+    (line,) = capsys.readouterr().err.splitlines()
+    found = json.loads(line)
     assert found["source"] == "triton"
     assert found["time"].endswith("+00:00")
     assert expected.items() <= found.items()
