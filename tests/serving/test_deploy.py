@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -186,3 +188,16 @@ def test_options_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
     assert run("checkpoint", "--repository", "here") == 0
     assert (seen[0].keep, seen[0].repository, seen[0].precision) == (5, Path("here"), None)
     assert run("checkpoint", "--keep", "0") == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_stop_a_deployment(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the parent process ignores them, as a script does with SIGINT; afterwards they are ignored again."""
+    monkeypatch.setattr(module, "deploy", lambda wanted, server: os.kill(os.getpid(), number))
+    monkeypatch.setenv("POLYHEAD_ADMIN_KEY", "0123456789abcdef")
+    previous = signal.signal(number, signal.SIG_IGN)
+    try:
+        assert run("checkpoint") == 130
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, previous)
