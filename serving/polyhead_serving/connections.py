@@ -81,7 +81,8 @@ def _is_idle(connection: socket.socket) -> bool:
 
 def _sockets(pid: int, port: int, state: str) -> Iterator[socket.socket]:
     """Duplicates of the process's sockets in that state. A change to a duplicate changes the original."""
-    names = _names(pid, port, state)
+    # As /proc/PID/fd names them.
+    names = {f"socket:[{inode}]" for inode, its, local in _entries(pid) if (its, local) == (state, port)}
     with contextlib.suppress(OSError):
         process = os.pidfd_open(pid)
         try:
@@ -100,11 +101,6 @@ def _name(link: Path) -> str:
         return str(link.readlink())
     except OSError:  # it has just been closed
         return ""
-
-
-def _names(pid: int, port: int, state: str) -> set[str]:
-    """The sockets in that state, as /proc/PID/fd names them."""
-    return {f"socket:[{inode}]" for inode, its, local in _entries(pid) if (its, local) == (state, port)}
 
 
 def _entries(pid: int) -> Iterator[tuple[str, str, int]]:

@@ -23,7 +23,7 @@ from polyhead_serving.health import Health, probe_port
 from polyhead_serving.log_lines import log, pass_on, set_up_logging, to_json
 from polyhead_serving.orphans import backends_folder, remove_orphans, run_lock
 from polyhead_serving.server_process import CPU_NOISE, STACK_BYTES, ServerProcess, stack_bytes
-from polyhead_serving.supervisor import StartError, Timing, supervise
+from polyhead_serving.supervisor import StartError, supervise
 from polyhead_serving.triton import (
     ADMIN_APIS,
     ADMIN_HEADER,
@@ -191,9 +191,6 @@ def run_server(options: ServeOptions, install: TritonInstall, run: str, key: str
         exit_timeout_s=options.exit_timeout_s,
     )
     health, stop = Health(server.is_broken), StopSignal()
-    timing = Timing(
-        options.startup_timeout_s, options.probe_interval_s, options.canary_timeout_s, options.canary_failures
-    )
     canary = Canary(urls["http"], urls["metrics"], models)
 
     def announce() -> None:
@@ -205,7 +202,7 @@ def run_server(options: ServeOptions, install: TritonInstall, run: str, key: str
         with probe_port(health, options.address, options.probe_port):
             try:
                 stop.listen()
-                supervise(server, canary.check, timing, announce, health)
+                supervise(server, canary.check, options, announce, health)
             except KeyboardInterrupt:
                 health.drain()
                 log.info("stopping: /ready says 503 for %g s, then accepted requests are answered", options.drain_s)

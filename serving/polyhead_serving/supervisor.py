@@ -10,16 +10,16 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from polyhead.errors import RepositoryError
 from polyhead_serving.health import Health, RestartReason
 from polyhead_serving.server_process import ServerProcess
+from polyhead_serving.triton import ServeOptions
 
 log = logging.getLogger("polyhead_serving")
 
-MAX_RESTART_DELAY_S = 60.0
+RESTART_DELAY_S, MAX_RESTART_DELAY_S = 1.0, 60.0  # pause before a restart; it doubles with each restart in a row
 PROCESS_CHECK_INTERVAL_S = 0.1  # also while a canary is waited for
 CANARY_RETRY_S = 1.0  # between a failed canary and the next
 
@@ -30,25 +30,6 @@ class StartError(Exception):
     """The first start failed. Nothing was served yet, so there is no point in a restart."""
 
 
-@dataclass(frozen=True)
-class Timing:
-    """When the supervisor acts.
-
-    Attributes:
-        startup_timeout_s: how long a start may take.
-        probe_interval_s: pause after an answered canary.
-        canary_timeout_s: how long to wait for a canary's answer.
-        canary_failures: how many failures in a row lead to a restart.
-        restart_delay_s: pause before the first restart; it doubles with each restart in a row.
-    """
-
-    startup_timeout_s: float
-    probe_interval_s: float
-    canary_timeout_s: float = 5.0
-    canary_failures: int = 3
-    restart_delay_s: float = 1.0
-
-
 class ServerFailure(NamedTuple):
     """Why the server must be restarted."""
 
@@ -57,29 +38,28 @@ class ServerFailure(NamedTuple):
 
 
 def supervise(
-    server: ServerProcess, check: Check, timing: Timing, on_ready: Callable[[], None], health: Health | None = None
+    server: ServerProcess, check: Check, options: ServeOptions, on_ready: Callable[[], None], health: Health
 ) -> None:
     """Keeps the server running until KeyboardInterrupt, which leaves through here; the caller then stops the server.
 
     Raises:
         StartError: the first start failed.
     """
-    health = health or Health()
-    delay_s = timing.restart_delay_s
+    delay_s = RESTART_DELAY_S
     served = False
     while True:
         try:
             server.start()
-            failure = _wait_until_ready(server, check, timing, health)
+            failure = _wait_until_ready(server, check, options, health)
         except RepositoryError as error:  # for example a half-copied version, which may be whole the next time
             failure = ServerFailure("exit", str(error))
         if failure is None:
             served = True
             on_ready()
             since = time.monotonic()
-            failure = _watch(server, check, timing, health)
+            failure = _watch(server, check, options, health)
             if time.monotonic() - since > MAX_RESTART_DELAY_S:
-                delay_s = timing.restart_delay_s
+                delay_s = RESTART_DELAY_S
         elif not served:
             raise StartError(failure.wrong)
         health.restarting(*failure)
@@ -89,11 +69,13 @@ def supervise(
         delay_s = min(2 * delay_s, MAX_RESTART_DELAY_S)
 
 
-def _wait_until_ready(server: ServerProcess, check: Check, timing: Timing, health: Health) -> ServerFailure | None:
-    deadline = time.monotonic() + timing.startup_timeout_s
+def _wait_until_ready(
+    server: ServerProcess, check: Check, options: ServeOptions, health: Health
+) -> ServerFailure | None:
+    deadline = time.monotonic() + options.startup_timeout_s
     while True:
         began = time.monotonic()
-        wrong = check(timing.canary_timeout_s)
+        wrong = check(options.canary_timeout_s)
         # Checked after the canary: if our server has ended, another one on its port may have answered.
         if server.exit_code is not None:
             return ServerFailure("exit", server.explain_exit())
@@ -101,13 +83,13 @@ def _wait_until_ready(server: ServerProcess, check: Check, timing: Timing, healt
             health.canary(None, time.monotonic() - began)
             return None
         if time.monotonic() > deadline:
-            return ServerFailure("canary", f"not ready after {timing.startup_timeout_s:g} s: {wrong}")
+            return ServerFailure("canary", f"not ready after {options.startup_timeout_s:g} s: {wrong}")
         time.sleep(0.2)
 
 
-def _watch(server: ServerProcess, check: Check, timing: Timing, health: Health) -> ServerFailure:
+def _watch(server: ServerProcess, check: Check, options: ServeOptions, health: Health) -> ServerFailure:
     failures = 0
-    pause_s = timing.probe_interval_s
+    pause_s = options.probe_interval_s
     while True:
         wake = time.monotonic() + pause_s
         while (left_s := wake - time.monotonic()) > 0:
@@ -115,7 +97,7 @@ def _watch(server: ServerProcess, check: Check, timing: Timing, health: Health) 
                 return failure
             time.sleep(min(PROCESS_CHECK_INTERVAL_S, left_s))
         began = time.monotonic()
-        answer = _check_in_thread(check, timing.canary_timeout_s)
+        answer = _check_in_thread(check, options.canary_timeout_s)
         while wait([answer], PROCESS_CHECK_INTERVAL_S).not_done:
             if failure := _dead_process(server):
                 return failure
@@ -123,10 +105,10 @@ def _watch(server: ServerProcess, check: Check, timing: Timing, health: Health) 
         health.canary(wrong, time.monotonic() - began)
         failures = 0 if wrong is None else failures + 1
         if wrong is not None:
-            log.warning("canary failed (%d of %d): %s", failures, timing.canary_failures, wrong)
-            if failures >= timing.canary_failures:
+            log.warning("canary failed (%d of %d): %s", failures, options.canary_failures, wrong)
+            if failures >= options.canary_failures:
                 return _dead_process(server) or ServerFailure("canary", wrong)
-        pause_s = timing.probe_interval_s if wrong is None else min(CANARY_RETRY_S, timing.probe_interval_s)
+        pause_s = options.probe_interval_s if wrong is None else min(CANARY_RETRY_S, options.probe_interval_s)
 
 
 def _dead_process(server: ServerProcess) -> ServerFailure | None:

@@ -7,10 +7,17 @@ import time
 import pytest
 
 from polyhead.errors import RepositoryError
+from polyhead_serving import supervisor
 from polyhead_serving.health import Health
-from polyhead_serving.supervisor import StartError, Timing, supervise
+from polyhead_serving.supervisor import StartError, supervise
+from tests.serving.options import parse
 
-QUICK = Timing(startup_timeout_s=5, probe_interval_s=0.01, restart_delay_s=0.01)
+QUICK = parse("--startup-timeout-s", "5", "--probe-interval-s", "0.01")
+
+
+@pytest.fixture(autouse=True)
+def _restart_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "RESTART_DELAY_S", 0.01)
 
 
 class ScriptedServer:
@@ -73,7 +80,7 @@ def run(*script: str | None, health: Health | None = None, refusals: int = 0) ->
     server, ready = ScriptedServer(), []
     server.refusals = ["half a version"] * refusals
     with pytest.raises(KeyboardInterrupt):
-        supervise(server, ScriptedCanary(server, *script).check, QUICK, lambda: ready.append(1), health)
+        supervise(server, ScriptedCanary(server, *script).check, QUICK, lambda: ready.append(1), health or Health())
     return server, len(ready)
 
 
@@ -93,16 +100,16 @@ def test_first_start_that_fails_is_final() -> None:
     """A server that ends before it was ready is not restarted; the error is its own reason."""
     server = ScriptedServer()
     with pytest.raises(StartError, match="it ended"):
-        supervise(server, ScriptedCanary(server, "refused", "exit").check, QUICK, lambda: None)
+        supervise(server, ScriptedCanary(server, "refused", "exit").check, QUICK, lambda: None, Health())
     assert server.starts == 1
 
 
 def test_start_has_a_time_limit() -> None:
     """A server that never answers fails with the last canary's reason."""
     server = ScriptedServer()
-    timing = Timing(startup_timeout_s=0.1, probe_interval_s=0.01)
+    options = parse("--startup-timeout-s", "0.1", "--probe-interval-s", "0.01")
     with pytest.raises(StartError, match=r"not ready after 0.1 s: refused"):
-        supervise(server, ScriptedCanary(server, *["refused"] * 100).check, timing, lambda: None)
+        supervise(server, ScriptedCanary(server, *["refused"] * 100).check, options, lambda: None, Health())
 
 
 def test_later_start_that_fails_is_tried_again() -> None:
