@@ -209,7 +209,7 @@ def test_no_accepted_request_is_lost_on_sigterm(repository: Path) -> None:
 
     Neither an idle connection nor busy ones that never pause delay the end, and a second signal does no harm.
     """
-    with Served(repository, "--drain-s", "2", "--exit-timeout-s", "8") as served:
+    with Served(repository, "--drain-s", "4", "--exit-timeout-s", "8") as served:
         idle = http.client.HTTPConnection(served.url("http"), timeout=10)
         idle.request("GET", "/v2/health/live")
         idle.getresponse().read()
@@ -221,8 +221,9 @@ def test_no_accepted_request_is_lost_on_sigterm(repository: Path) -> None:
         served.process.send_signal(signal.SIGTERM)
         assert wait_for_ready(served, 503, within_s=0.9) == "draining\n"
         at_drain = sum(caller.answered for caller in callers)
-        time.sleep(0.3)
-        assert sum(caller.answered for caller in callers) > at_drain
+        while sum(caller.answered for caller in callers) == at_drain:
+            assert time.monotonic() - began < 3, "no request was answered during the drain"
+            time.sleep(0.05)  # Triton's batcher sometimes sleeps for half a second (decision 18)
         code = served.end(signal.SIGTERM)
         took_s = time.monotonic() - began
         for caller in callers:
