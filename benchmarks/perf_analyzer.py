@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.load import Load, summarize
-from polyhead_serving.serve import ADMIN_HEADER
+from polyhead_serving.triton import ADMIN_HEADER
 
 
 def analyze(

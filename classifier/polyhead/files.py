@@ -16,14 +16,14 @@ class LockedError(OSError):
 
 
 @contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock on a file, which is created if it is missing and stays there.
+def file_lock(path: Path, create: bool = True) -> Iterator[None]:
+    """Holds an exclusive lock on a file. The file stays there; `create` says whether it is made if it is missing.
 
     Raises:
         LockedError: another process holds it.
         OSError: the file cannot be opened, or its file system has no locks.
     """
-    with path.open("a") as file:
+    with path.open("a" if create else "r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -1,4 +1,4 @@
-"""polyhead-deploy against a real server under load: good versions take over, all others change nothing."""
+"""polyhead-deploy against a real server under load: good versions take over, bad ones change nothing."""
 
 from __future__ import annotations
 
@@ -78,9 +78,11 @@ def run(
 
     def call(checkpoint: Path, *options: str) -> tuple[int, str]:
         place = ("--repository", str(swapping.repository), "--grpc", swapping.url("grpc"))
-        code = deploy.main([str(checkpoint), *place, *options])
+        with pytest.raises(SystemExit) as ended:
+            deploy.main([str(checkpoint), *place, *options])
+        assert isinstance(ended.value.code, int)
         captured = capsys.readouterr()
-        return code, (captured.err or captured.out).splitlines()[-1]
+        return ended.value.code, (captured.err or captured.out).splitlines()[-1]
 
     return call
 
@@ -99,7 +101,7 @@ def served(model: Path, version: int) -> Path:
 
 @contextmanager
 def load(swapping: Served, expected: dict[int, Path]) -> Iterator[list[int]]:
-    """Asks all the time; each answer must come, and be that of the version that it names."""
+    """Asks all the time; each answer must be that of the version that it names."""
     scores = {}
     for version, checkpoint in expected.items():
         predictor = Predictor.load(checkpoint)
@@ -177,7 +179,7 @@ def tampered(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path], Any]
 
 
 def flip_weights(file: Path) -> None:
-    """Makes other weights of them, of the same shapes."""
+    """Replaces the weights by others of the same shapes."""
     save_file({name: -tensor for name, tensor in load_file(file).items()}, file)
 
 
@@ -198,7 +200,7 @@ def test_a_version_that_the_server_refuses(
     change: Callable[[Path], Any],
     reason: str,
 ) -> None:
-    """What was damaged after its proof never answers: the server refuses it, it is removed, the old version serves."""
+    """A version damaged after its proof never answers: the server refuses it, it is removed, the old version serves."""
     before, labels = live(swapping), (model / "labels.txt").read_bytes()
     tampered(change)
     with load(swapping, {before: served(model, before)}):
@@ -218,7 +220,7 @@ def test_wrong_live_answers_are_taken_back(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A version that loads but answers otherwise than it was proved to is replaced by the one before."""
+    """A version that loads, but gives other answers than its proof, is rolled back."""
     before = live(swapping)
     monkeypatch.setattr(export, "_template", lambda: template_with(tmp_path / "wrong", WRONG))
     code, line = run(checkpoints[1])
@@ -237,7 +239,7 @@ def test_a_slow_version(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """While it loads the old one serves; beyond the time that it is given it is taken back, and stays so."""
+    """While a version loads, the old one serves; a version that is too slow is rolled back for good."""
     before = live(swapping)
     slow = template_with(tmp_path / "slow", SLOW)
     monkeypatch.setattr(export, "_template", lambda: slow)
@@ -260,7 +262,7 @@ def test_what_is_refused_beforehand(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A half-copied version in the way, golden answers of others, a wrong key, no server: nothing changes."""
+    """A half-copied version, wrong golden answers, a wrong key or no server: nothing changes."""
     before, versions = live(swapping), versions_of(model)
     half = model / str(before + 1)
     half.mkdir()
@@ -274,5 +276,5 @@ def test_what_is_refused_beforehand(
     assert run(checkpoints[0], "--version", str(before))[0] == 2
     assert "Connection refused" in run(checkpoints[0], "--grpc", "127.0.0.1:9")[1]
     monkeypatch.setenv("POLYHEAD_ADMIN_KEY", "some-other-key-than-its")
-    assert "does not take this POLYHEAD_ADMIN_KEY" in run(checkpoints[0])[1]
+    assert "does not accept this POLYHEAD_ADMIN_KEY" in run(checkpoints[0])[1]
     assert (live(swapping), versions_of(model)) == (before, versions)

@@ -30,7 +30,7 @@ def load(
 
 @pytest.fixture
 def checkpoint(repository: Path) -> Path:
-    """What is served."""
+    """The checkpoint that is served."""
     return repository / "gpt2_classifier" / "1" / "checkpoint"
 
 
@@ -61,7 +61,7 @@ def test_right_answers(protocol: str, shape: list[str], served: Served, golden: 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_wrong_answers(protocol: str, served: Served, golden: Path, checkpoint: Path) -> None:
-    """One text of a hundred whose expected score is another fails the run, over either protocol."""
+    """One wrong expected score in a hundred texts fails the run, over either protocol."""
     lines = golden.read_text(encoding="utf-8").splitlines()
     row = json.loads(lines[7])
     row["scores"][-1] += 0.1  # the number, which every answer names

@@ -1,4 +1,4 @@
-"""polyhead-serve with a real tritonserver: what it lets through, how it ends, and that it heals."""
+"""polyhead-serve with a real tritonserver: what it lets through, how it ends, and how it recovers."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def status(place: str, path: str, method: str = "GET", headers: dict[str, str] |
     ],
 )
 def test_admin_apis_are_closed(served: Served, method: str, path: str) -> None:
-    """What could run code, read memory or silence the server is forbidden without the key."""
+    """APIs that could run code, read memory or silence the server are forbidden without the key."""
     assert status(served.url("http"), path, method) == 403
 
 
@@ -79,12 +79,12 @@ def test_admin_apis_are_closed_over_grpc(served: Served) -> None:
 
 @pytest.mark.parametrize("path", ["/v2/health/ready", "/v2/models/gpt2_classifier", "/v2/models/gpt2_classifier/ready"])
 def test_health_and_metadata_are_open(served: Served, path: str) -> None:
-    """A client can look before it asks."""
+    """Clients can read health and metadata."""
     assert status(served.url("http"), path) == 200
 
 
 def test_metrics_are_there(served: Served) -> None:
-    """Prometheus finds its numbers."""
+    """Prometheus can read the metrics."""
     assert status(served.url("metrics"), "/metrics") == 200
 
 
@@ -109,7 +109,7 @@ def wait_for_ready(served: Served, status: int, within_s: float) -> str:
 
 
 def test_killed_model_process_is_healed_then_sigterm_ends_all(repository: Path) -> None:
-    """A killed model process is noticed within seconds, though no canary sings, and leads to a restart that serves.
+    """A killed model process is noticed within seconds, without a canary, and leads to a restart that serves.
 
     SIGTERM then ends with 0 and leaves no trace. Every line that was logged is a JSON object.
     """
@@ -131,7 +131,7 @@ def test_killed_model_process_is_healed_then_sigterm_ends_all(repository: Path) 
 
 
 def test_killed_server_is_healed_then_sigint_ends_all(repository: Path) -> None:
-    """A tritonserver that dies takes its orphans with it and comes back; Ctrl-C ends it like SIGTERM."""
+    """If tritonserver dies, its orphans are removed and it is restarted; Ctrl-C ends it like SIGTERM."""
     with Served(repository) as served:
         (server,) = [pid for pid in descendants(served.process.pid) if b"/tritonserver\0" in command_line(pid)]
         orphans = served.model_processes()
@@ -143,7 +143,7 @@ def test_killed_server_is_healed_then_sigint_ends_all(repository: Path) -> None:
 
 
 def test_stopped_model_process_is_healed(repository: Path) -> None:
-    """A model process that hangs is found by the canary: not ready after one, restarted after as many as were told."""
+    """The canary finds a model process that hangs: not ready after one failure, restarted after --canary-failures."""
     timing = ("--probe-interval-s", "0.2", "--canary-timeout-s", "1", "--canary-failures", "2")
     with Served(repository, *timing) as served:
         (victim,) = served.model_processes()
@@ -156,8 +156,8 @@ def test_stopped_model_process_is_healed(repository: Path) -> None:
         assert 'polyhead_restarts_total{reason="canary"} 1' in probe(served, "/metrics")[1]
 
 
-def test_leftovers_of_a_killed_supervisor_are_removed(repository: Path) -> None:
-    """A supervisor that was killed with all it ran leaves memory behind, which the next one on the machine removes."""
+def test_orphans_of_a_killed_supervisor_are_removed(repository: Path) -> None:
+    """A killed supervisor leaves shared memory behind, and the next one on the machine removes it."""
     with Served(repository) as first:
         below = descendants(first.process.pid)
         for pid in [first.process.pid, *below]:
@@ -167,11 +167,11 @@ def test_leftovers_of_a_killed_supervisor_are_removed(repository: Path) -> None:
         with Served(repository) as second:
             assert first.shared_memory() == []
             assert len(second.shared_memory()) == 1
-            assert any("removed what a killed run left behind" in line for line in second.lines)
+            assert any("removed the orphans of polyhead_" in line for line in second.lines)
 
 
 class Caller(threading.Thread):
-    """Asks over one keep-alive connection until it is refused; counts what it gets."""
+    """Asks over one keep-alive connection until it is refused; counts the answers."""
 
     def __init__(self, place: str) -> None:
         super().__init__(daemon=True)
@@ -180,7 +180,7 @@ class Caller(threading.Thread):
         self.lost: list[str] = []
 
     def run(self) -> None:
-        """Opens a new connection where the old one has ended between two requests, as all HTTP clients do."""
+        """Opens a new connection if the old one has ended between two requests, as all HTTP clients do."""
         body = json.dumps(BODY).encode()
         connection, is_fresh = http.client.HTTPConnection(self.place, timeout=20), True
         while True:
@@ -207,9 +207,9 @@ class Caller(threading.Thread):
 def test_no_accepted_request_is_lost_on_sigterm(repository: Path) -> None:
     """Under load from busy connections, SIGTERM takes /ready down first, and then every request is answered.
 
-    Neither an idle connection nor busy ones that never pause hold up the end, and a second signal spoils nothing.
+    Neither an idle connection nor busy ones that never pause delay the end, and a second signal does no harm.
     """
-    with Served(repository, "--drain-s", "2", "--exit-timeout-s", "8") as served:
+    with Served(repository, "--drain-s", "4", "--exit-timeout-s", "8") as served:
         idle = http.client.HTTPConnection(served.url("http"), timeout=10)
         idle.request("GET", "/v2/health/live")
         idle.getresponse().read()
@@ -221,8 +221,9 @@ def test_no_accepted_request_is_lost_on_sigterm(repository: Path) -> None:
         served.process.send_signal(signal.SIGTERM)
         assert wait_for_ready(served, 503, within_s=0.9) == "draining\n"
         at_drain = sum(caller.answered for caller in callers)
-        time.sleep(0.3)
-        assert sum(caller.answered for caller in callers) > at_drain
+        while sum(caller.answered for caller in callers) == at_drain:
+            assert time.monotonic() - began < 3, "no request was answered during the drain"
+            time.sleep(0.05)  # Triton's batcher sometimes sleeps for half a second (decision 18)
         code = served.end(signal.SIGTERM)
         took_s = time.monotonic() - began
         for caller in callers:
@@ -234,7 +235,7 @@ def test_no_accepted_request_is_lost_on_sigterm(repository: Path) -> None:
             assert (code, lost) == (0, [])
             assert took_s < 10
         else:  # then open connections end with the exit timeout, under their requests
-            assert any("the kernel lets nobody reach" in line for line in served.lines)
+            assert any("the kernel forbids access" in line for line in served.lines)
 
 
 def assert_ends_cleanly(served: Served, number: signal.Signals) -> None:
@@ -246,7 +247,7 @@ def assert_ends_cleanly(served: Served, number: signal.Signals) -> None:
 
 
 def test_damaged_checkpoint_ends_with_the_reason(repository: Path, tmp_path: Path) -> None:
-    """A first start that fails ends with code 1, and its last line names the file that is wrong."""
+    """A failed first start ends with code 1, and its last line names the damaged file."""
     damaged = tmp_path / "repository"
     shutil.copytree(repository, damaged)
     (damaged / "gpt2_classifier" / "1" / "checkpoint" / "model.safetensors").write_bytes(b"x")
