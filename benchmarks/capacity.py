@@ -24,8 +24,8 @@ from typing import Any
 from benchmarks.capacity_plot import plot_capacity
 from benchmarks.rate_search import find_highest, highest_met
 from benchmarks.result import RESULTS, write_result
+from loadtest.local_server import ROOT, LocalServer
 from polyhead.export import export_checkpoint
-from tests.e2e.served import ROOT, Served
 
 SHOWN = ("texts_s", "p50_ms", "p95_ms", "p99_ms", "errors", "mismatches")
 SERVER_NICE = 5
@@ -172,7 +172,7 @@ def _target(settings: argparse.Namespace) -> Iterator[Target]:
             yield Target(settings.host, settings.metrics_url, golden, settings)
             return
         export_checkpoint(settings.checkpoint, Path(scratch) / "repository")
-        server = Served(Path(scratch) / "repository", environment={})
+        server = LocalServer(Path(scratch) / "repository", environment={})
         # Where both want more than the machine's cores, requests must wait in the server's queue and not in the load
         # generator's. What the server starts inherits it.
         os.setpriority(os.PRIO_PROCESS, server.process.pid, SERVER_NICE)

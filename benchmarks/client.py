@@ -31,8 +31,8 @@ from benchmarks.load import passes_of
 from benchmarks.peer_process import PEERS
 from benchmarks.perf_analyzer import analyze
 from benchmarks.result import RESULTS, write_result
+from loadtest.local_server import ROOT, LocalServer
 from polyhead.export import export_checkpoint
-from tests.e2e.served import ROOT, Served
 
 MODEL = "gpt2_classifier"
 CONFIG = ROOT / "model_repository" / MODEL / "config.pbtxt"
@@ -85,7 +85,7 @@ def _measure_served(
     key = secrets.token_hex(16)
     size, clients = settings.batch_size, settings.concurrency
     runs: dict[str, list[float]] = {"perf_analyzer": [], "stream": []}
-    with Served(repository, environment={"POLYHEAD_ADMIN_KEY": key}) as server:
+    with LocalServer(repository, environment={"POLYHEAD_ADMIN_KEY": key}) as server:
         url = server.url("http")
         rate = _run("stream", url, given, len(texts), settings)["texts_s"]
         passes = passes_of(texts, rate, settings.window_s)
@@ -110,7 +110,7 @@ def _measure_echo(
     shutil.copy(CONFIG, model)
     _keep_two_outputs(model / CONFIG.name)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in WAYS}
-    with Served(repository, environment={}) as server:
+    with LocalServer(repository, environment={}) as server:
         url = server.url("http")
         for _ in range(settings.repeats):
             for name, found in runs.items():

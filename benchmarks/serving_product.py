@@ -16,8 +16,8 @@ from typing import Any
 
 from benchmarks.load import Load, Send, drive, median_load, passes_of, requests_of, summarize
 from benchmarks.perf_analyzer import analyze
+from loadtest.local_server import ROOT, VENV, LocalServer
 from polyhead_client import Client
-from tests.e2e.served import ROOT, VENV, Served
 
 ENGINE_BATCH = 64  # config.pbtxt's max_batch_size
 PEER_CLIENTS = 16
@@ -32,7 +32,7 @@ def measure_startup(repository: Path, repeats: int) -> dict[str, Any]:
     seconds = []
     for _ in range(repeats):
         began = time.monotonic()
-        with Served(repository, environment={}):
+        with LocalServer(repository, environment={}):
             seconds.append(round(time.monotonic() - began, 2))
     print(f"start-up: {seconds} s", flush=True)
     return {"median": statistics.median(seconds), "all": seconds}
@@ -45,7 +45,7 @@ def measure_product(
     key = secrets.token_hex(16)
     with (
         _engine_alone(checkpoint, settings.device) as engine,
-        Served(repository, environment={"POLYHEAD_ADMIN_KEY": key}) as served,
+        LocalServer(repository, environment={"POLYHEAD_ADMIN_KEY": key}) as served,
     ):
         http = served.url("http")
         known: dict[str, Point] = {

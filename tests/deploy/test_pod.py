@@ -18,9 +18,10 @@ from typing import Any
 
 import pytest
 
+from loadtest.local_server import LocalServer, free_ports
 from tests.deploy.manifests import DEPLOY, containers, environment, kustomized, only
+from tests.e2e.plain_json import infer_json, json_body
 from tests.e2e.proxied import KEY, MODULES, NGINX, Proxied
-from tests.e2e.served import Served, free_ports, infer_json, json_body
 
 NO_PROXY = urllib.request.ProxyHandler({})
 
@@ -52,7 +53,7 @@ def status_of(url: str, body: bytes | None = None) -> int:
 
 
 @contextmanager
-def proxy(kind: str, served: Served) -> Iterator[str]:
+def proxy(kind: str, served: LocalServer) -> Iterator[str]:
     """nginx as the pod's command starts it, with the pod's folders in a place of its own; gives its URL."""
     described = container(pod_of(kind), "nginx")
     port = free_ports()["http"]
@@ -99,7 +100,7 @@ def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "ServingRuntime"])
-def test_requests_and_probes_come_through(kind: str, served: Served) -> None:
+def test_requests_and_probes_come_through(kind: str, served: LocalServer) -> None:
     """The command starts nginx; a probe is told that the server is ready; a key opens inference, and only a key."""
     server = pod_of(kind)["containers"][0]
     body = b'{"inputs": [{"name": "TEXT", "datatype": "BYTES", "shape": [1, 1], "data": ["Rain."]}]}'
@@ -114,7 +115,7 @@ def test_requests_and_probes_come_through(kind: str, served: Served) -> None:
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "ServingRuntime"])
-def test_liveness_is_the_supervisors(kind: str, served: Served) -> None:
+def test_liveness_is_the_supervisors(kind: str, served: LocalServer) -> None:
     """The probe's command ends well while the supervisor answers, and not where none does."""
     command = pod_of(kind)["containers"][0]["livenessProbe"]["exec"]["command"]
     assert command[0] == "python"
@@ -128,7 +129,7 @@ def test_liveness_is_the_supervisors(kind: str, served: Served) -> None:
     assert run(free_ports()["probe"]) != 0
 
 
-def test_bad_requests_are_no_backend_failures(served: Served) -> None:
+def test_bad_requests_are_no_backend_failures(served: LocalServer) -> None:
     """Callers who ask wrongly must not raise the alarm that a model is dead."""
     wrong = {"parameters": {"nonsense": 1}} | {
         k: v for k, v in json_body(["Rain."], ["SCORES"]).items() if k != "parameters"

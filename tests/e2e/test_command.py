@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from loadtest.local_server import LocalServer
 from polyhead.predictor import Predictor
-from tests.e2e.served import Served
 from tests.tiny import TEXTS
 
 
@@ -22,7 +22,9 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_a_file_has_the_predictors_answers(protocol: str, served: Served, predictor: Predictor, tmp_path: Path) -> None:
+def test_a_file_has_the_predictors_answers(
+    protocol: str, served: LocalServer, predictor: Predictor, tmp_path: Path
+) -> None:
     """Every row of a file has what the predictor says of its text; the blank one is aside, with the server's reason."""
     texts = [*TEXTS, " ", *TEXTS]
     lines = "".join(json.dumps({"id": place, "text": text}) + "\n" for place, text in enumerate(texts))
@@ -48,7 +50,7 @@ def test_a_file_has_the_predictors_answers(protocol: str, served: Served, predic
     assert json.loads(aside)["row"] == len(TEXTS) + 1
 
 
-def test_schema_ready_and_stats(served: Served) -> None:
+def test_schema_ready_and_stats(served: LocalServer) -> None:
     """The schema is the checkpoint's; readiness is an answer; statistics are refused without the key, in one line."""
     assert run("ready", "--server", served.url("http")).returncode == 0
     heads = json.loads(run("schema", "--json", "--server", served.url("http")).stdout)["heads"]
@@ -60,7 +62,7 @@ def test_schema_ready_and_stats(served: Served) -> None:
 def test_stats_with_the_key(repository: Path) -> None:
     """Who sends polyhead-serve's key reads the counts."""
     key = "0123456789abcdef"
-    with Served(repository, environment={"POLYHEAD_ADMIN_KEY": key, "POLYHEAD_THREADS": "1"}) as server:
+    with LocalServer(repository, environment={"POLYHEAD_ADMIN_KEY": key, "POLYHEAD_THREADS": "1"}) as server:
         options = ["--server", server.url("http"), "--header", f"polyhead-admin-key:{key}"]
         assert run("classify", "a text", *options).returncode == 0
         (counted,) = json.loads(run("stats", "--json", *options).stdout)

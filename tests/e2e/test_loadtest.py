@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from loadtest.local_server import ROOT, LocalServer
 from polyhead.golden import main as write_golden
-from tests.e2e.served import ROOT, Served
 from tests.tiny import TEXTS
 
 
 def load(
-    served: Served, golden: Path, checkpoint: Path, protocol: str, *arguments: str
+    served: LocalServer, golden: Path, checkpoint: Path, protocol: str, *arguments: str
 ) -> tuple[int, str, dict[str, Any]]:
     """Exit code, output and summary of a short run."""
     summary = golden.parent / f"{protocol}.json"
@@ -47,7 +47,7 @@ def golden(checkpoint: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "shape", [["-u", "4"], ["--shape", "open", "--rate", "100", "-u", "2"]], ids=["closed", "open"]
 )
-def test_right_answers(protocol: str, shape: list[str], served: Served, golden: Path, checkpoint: Path) -> None:
+def test_right_answers(protocol: str, shape: list[str], served: LocalServer, golden: Path, checkpoint: Path) -> None:
     """Every answer is right, the server's stages are known, and as many texts and tokens were computed as answered."""
     code, output, summary = load(served, golden, checkpoint, protocol, *shape, "-t", "3s", "--texts-per-request", "1,8")
     assert code == 0, output
@@ -60,7 +60,7 @@ def test_right_answers(protocol: str, shape: list[str], served: Served, golden: 
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_wrong_answers(protocol: str, served: Served, golden: Path, checkpoint: Path) -> None:
+def test_wrong_answers(protocol: str, served: LocalServer, golden: Path, checkpoint: Path) -> None:
     """One text of a hundred whose expected score is another fails the run, over either protocol."""
     lines = golden.read_text(encoding="utf-8").splitlines()
     row = json.loads(lines[7])
