@@ -9,7 +9,7 @@ from threading import Thread
 
 import pytest
 
-from loadtest.server_metrics import MetricsError, Stage, parse, precision, scrape, stages, subtract, texts_a_batch
+from loadtest.server_metrics import MetricsError, Stage, parse, scrape, stages, subtract, texts_per_batch
 
 PAGE = """\
 # HELP nv_inference_request_success Number of successful inference requests, all batch sizes
@@ -41,7 +41,7 @@ def test_difference_of_a_run() -> None:
     assert found["compute"].p50_ms == pytest.approx(10.0)
     assert found["compute"].p95_ms == pytest.approx(91.0)
     assert found["tokenize"] == Stage(None, None, None, None)
-    assert texts_a_batch(added, "m") == 11.0
+    assert texts_per_batch(added, "m") == 11.0
     assert stages(added, "nobody's")["queue"] == Stage(None)
 
 
@@ -49,12 +49,6 @@ def test_a_restart_begins_at_0() -> None:
     """After a restart of the server its counters are lower than before: all that they say then was added."""
     added = subtract(parse(AFTER), parse(BEFORE))
     assert stages(added, "m")["queue"] == Stage(0.5)
-
-
-def test_precision_of_what_serves() -> None:
-    """The precision is that of instances which serve now, whatever their labels hold."""
-    assert precision(parse(AFTER), "m") == "bf16"
-    assert precision(parse(AFTER), "other") is None
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Reading golden files."""
+"""Reading files of expected answers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from loadtest.golden import GoldenError, GoldenRow, read_golden
+from loadtest.expected import ExpectedAnswer, ExpectedAnswersError, read_expected
 
 ROW: dict[str, Any] = {"text": "a goal", "scores": [0.25, 1], "token_count": 2, "truncated": False}
 
@@ -21,10 +21,10 @@ def write(path: Path, *rows: Any) -> Path:
 
 def test_reads_rows(tmp_path: Path) -> None:
     """Each line becomes a row that knows its line; characters that only look like line ends are text."""
-    rows = read_golden(
+    rows = read_expected(
         write(tmp_path / "golden.jsonl", ROW, json.dumps({**ROW, "text": "a\u2028b"}, ensure_ascii=False))
     )
-    assert rows[0] == GoldenRow(1, "a goal", (0.25, 1.0), 2, False)
+    assert rows[0] == ExpectedAnswer(1, "a goal", (0.25, 1.0), 2, False)
     assert rows[1].line == 2
     assert rows[1].text == "a\u2028b"
 
@@ -49,8 +49,8 @@ def test_reads_rows(tmp_path: Path) -> None:
 )
 def test_bad_line_is_named(tmp_path: Path, row: Any, words: str) -> None:
     """A line against the contract is refused with file, line and field."""
-    with pytest.raises(GoldenError, match=words):
-        read_golden(write(tmp_path / "golden.jsonl", ROW, row))
+    with pytest.raises(ExpectedAnswersError, match=words):
+        read_expected(write(tmp_path / "golden.jsonl", ROW, row))
 
 
 def test_bad_file_is_named(tmp_path: Path) -> None:
@@ -64,6 +64,6 @@ def test_bad_file_is_named(tmp_path: Path) -> None:
         (empty, "is empty"),
         (binary, "must be UTF-8"),
     ):
-        with pytest.raises(GoldenError, match=words) as caught:
-            read_golden(path)
+        with pytest.raises(ExpectedAnswersError, match=words) as caught:
+            read_expected(path)
         assert str(path) in str(caught.value)
