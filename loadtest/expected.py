@@ -9,9 +9,10 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from polyhead_client import BadResponseError, HeadSchema, Schema
+from polyhead_rows.errors import TableError
+from polyhead_rows.table_file import ReadOptions, Row, open_table
 
 FIELDS = {"text": str, "scores": list, "token_count": int, "truncated": bool}
 
@@ -35,25 +36,20 @@ def read_expected(path: Path) -> list[ExpectedAnswer]:
     """Reads a file of expected answers.
 
     Raises:
-        ExpectedAnswersError: the file is missing, empty or not UTF-8, or a line breaks the checkpoint's contract.
+        ExpectedAnswersError: the file cannot be read or is empty, or a line breaks the checkpoint's contract.
     """
     try:
-        lines = path.read_bytes().decode("utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise ExpectedAnswersError(f"{path}: must be UTF-8, has another byte at offset {error.start}") from error
-    except OSError as error:
-        raise ExpectedAnswersError(
-            f"{path}: cannot be read ({error.strerror}); give a checkpoint's golden.jsonl"
-        ) from error
-    if lines[-1] == "":
-        lines.pop()
-    answers = [_read_line(line, number, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+        table = open_table(str(path), ReadOptions(format="jsonl"))
+        answers = [_read_row(row, table.place_of(row)) for row in table.rows()]
+    except TableError as error:
+        raise ExpectedAnswersError(f"{error}; expected a checkpoint's golden.jsonl") from error
     if not answers:
-        raise ExpectedAnswersError(f"{path}: is empty; give a checkpoint's golden.jsonl")
+        raise ExpectedAnswersError(f"{path}: is empty; expected a checkpoint's golden.jsonl")
+    wanted = len(answers[0].scores)
     for answer in answers:
-        if len(answer.scores) != len(answers[0].scores):
+        if len(answer.scores) != wanted:
             raise ExpectedAnswersError(
-                f"{path}:{answer.line}: scores must be as many as in line 1 ({len(answers[0].scores)}), "
+                f"{path}:{answer.line}: scores must be as many as in the first line ({wanted}), "
                 f"got {len(answer.scores)}"
             )
     return answers
@@ -77,13 +73,10 @@ def read_heads(path: Path) -> tuple[HeadSchema, ...] | None:
         raise ExpectedAnswersError(f"{path}: has no heads of a checkpoint ({error})") from error
 
 
-def _read_line(line: str, number: int, place: str) -> ExpectedAnswer:
-    try:
-        fields: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ExpectedAnswersError(f"{place}: is not JSON ({error})") from error
-    if not isinstance(fields, dict):
-        raise ExpectedAnswersError(f"{place}: must be an object, got {type(fields).__name__}")
+def _read_row(row: Row, place: str) -> ExpectedAnswer:
+    fields = row.fields
+    if fields is None:
+        raise ExpectedAnswersError(f"{place}: {row.reason}")
     if missing := [name for name in FIELDS if name not in fields]:
         raise ExpectedAnswersError(f"{place}: missing field {missing[0]!r}")
     if unknown := sorted(set(fields) - set(FIELDS)):
@@ -101,4 +94,4 @@ def _read_line(line: str, number: int, place: str) -> ExpectedAnswer:
         if type(score) not in (int, float) or not math.isfinite(score):
             raise ExpectedAnswersError(f"{place}: scores must be finite numbers, got {score!r}")
     scores = tuple(float(score) for score in fields["scores"])
-    return ExpectedAnswer(number, fields["text"], scores, fields["token_count"], fields["truncated"])
+    return ExpectedAnswer(row.line or row.number, fields["text"], scores, fields["token_count"], fields["truncated"])
