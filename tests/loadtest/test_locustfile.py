@@ -110,7 +110,7 @@ def test_bad_golden_is_exit_code_2(fake: FakeTriton, golden: Path) -> None:
     golden.write_text(json.dumps(row) + "\n")
     code, output, _ = run_locust(fake.url, golden)
     assert code == 2
-    assert "has 1 scores a text, the served model 6" in output
+    assert "has 1 scores per text, the served model 6" in output
     code, output, _ = run_locust(fake.url, None)
     assert code == 2
     assert "--golden PATH is required" in output
