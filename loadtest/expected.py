@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from polyhead_client import BadResponseError, HeadSchema, Schema
+from polyhead_client import BadResponseError, HeadSchema, ModelSchema
 from polyhead_rows.errors import TableError
 from polyhead_rows.table_file import ReadOptions, Row, open_table
 
@@ -68,7 +68,7 @@ def read_heads(path: Path) -> tuple[HeadSchema, ...] | None:
         return None
     try:
         section = json.loads(path.read_text(encoding="utf-8"))["polyhead"]
-        return Schema.from_json(json.dumps({"max_length": section["max_length"], "heads": section["heads"]})).heads
+        return ModelSchema.from_json(json.dumps({"max_length": section["max_length"], "heads": section["heads"]})).heads
     except (OSError, ValueError, LookupError, TypeError, BadResponseError) as error:
         raise ExpectedAnswersError(f"{path}: has no heads of a checkpoint ({error})") from error
 

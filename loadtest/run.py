@@ -16,7 +16,7 @@ from loadtest.phases import SHAPES, Phase, find_saturation, phases_of
 from loadtest.server_metrics import Samples, scrape
 from loadtest.tally import Counts, Tally
 from loadtest.verify import TOLERANCE
-from polyhead_client import Client, RetryPolicy, Schema
+from polyhead_client import Client, ModelSchema, RetryPolicy
 
 
 class MismatchedModelError(Exception):
@@ -40,7 +40,7 @@ class LoadRun:
 
     options: Any
     expected: list[ExpectedAnswer]
-    schema: Schema
+    schema: ModelSchema
     objectives: dict[str, float]
     tally: Tally = field(default_factory=Tally)
     started: float = 0.0
@@ -109,7 +109,7 @@ def prepare_run(host: str, options: Any) -> LoadRun:
     return LoadRun(options, expected, schema, objectives, before=before)
 
 
-def choose_tolerance(asked: float | None, schema: Schema) -> tuple[float, str]:
+def choose_tolerance(asked: float | None, schema: ModelSchema) -> tuple[float, str]:
     """The allowed difference of a score, and where it comes from: the option, the server's schema, or the default."""
     if asked is not None:
         return asked, "--tolerance"

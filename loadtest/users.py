@@ -23,8 +23,8 @@ from loadtest.tally import RequestOutcome
 from loadtest.verify import find_mismatches, find_owner
 from polyhead_client import PolyheadClientError, Prediction, RequestTimeoutError
 from polyhead_client.errors import mapped
-from polyhead_client.http_wire import HttpReply, decode, encode, infer_call
 from polyhead_client.operations import take_output
+from polyhead_client.request import HttpReply, decode, encode, infer_call
 
 CONNECTIONS = 256  # of one open user; further requests wait for a connection, and their latency includes that wait
 MOST_NAMED = 3  # mismatches in one message

@@ -11,13 +11,27 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from loadtest.expected import ExpectedAnswer
-from polyhead_client import HeadSchema, LabelScore, MultiLabel, Prediction, Regression, Schema, SingleLabel
+from polyhead_client import (
+    HeadKind,
+    HeadSchema,
+    LabelScore,
+    ModelSchema,
+    MultiLabel,
+    Prediction,
+    Regression,
+    SingleLabel,
+)
 
+ANSWER_TYPES: dict[HeadKind, type[SingleLabel | MultiLabel | Regression]] = {
+    HeadKind.SINGLE_LABEL: SingleLabel,
+    HeadKind.MULTI_LABEL: MultiLabel,
+    HeadKind.REGRESSION: Regression,
+}
 TOLERANCE = 1e-3  # what fp32 scores of two machines and batch sizes may differ by
 
 
 def find_mismatches(
-    prediction: Prediction, expected: ExpectedAnswer, schema: Schema, tolerance: float = TOLERANCE
+    prediction: Prediction, expected: ExpectedAnswer, schema: ModelSchema, tolerance: float = TOLERANCE
 ) -> list[str]:
     """Compares an answer to a request without options.
 
@@ -40,7 +54,7 @@ def find_mismatches(
         scores = expected.scores[schema.columns[head.name]]
         by_label = dict(zip(head.labels, scores, strict=False))
         answer = prediction.heads[head.name]
-        if type(answer) is not _answer_type(head):
+        if type(answer) is not ANSWER_TYPES[head.kind]:
             found.append(f"{head.name}: a {type(answer).__name__}, expected a {head.kind}")
             continue
         match answer:
@@ -65,7 +79,7 @@ def find_owner(
     prediction: Prediction,
     asked: ExpectedAnswer,
     answers: Sequence[ExpectedAnswer],
-    schema: Schema,
+    schema: ModelSchema,
     tolerance: float,
 ) -> ExpectedAnswer | None:
     """Another text for which the answer would be right, so that it was given to the wrong caller; None if none is."""
@@ -78,12 +92,6 @@ def find_owner(
         if near and not find_mismatches(prediction, other, schema, tolerance):
             return other
     return None
-
-
-def _answer_type(head: HeadSchema) -> type[SingleLabel | MultiLabel | Regression]:
-    if not head.labels:
-        return Regression
-    return SingleLabel if head.thresholds is None else MultiLabel
 
 
 def _compare_scores(
@@ -127,7 +135,9 @@ def _compare_chosen(
     return found
 
 
-def _compare_paths(prediction: Prediction, expected: ExpectedAnswer, schema: Schema, tolerance: float) -> list[str]:
+def _compare_paths(
+    prediction: Prediction, expected: ExpectedAnswer, schema: ModelSchema, tolerance: float
+) -> list[str]:
     """Checks each taxonomy: its labels form a path, and no path is more probable by the expected scores."""
     found: list[str] = []
     children: dict[str, list[HeadSchema]] = {}
@@ -165,7 +175,7 @@ def _compare_paths(prediction: Prediction, expected: ExpectedAnswer, schema: Sch
     return found
 
 
-def _scores_by_column(prediction: Prediction, schema: Schema) -> list[tuple[int, float]]:
+def _scores_by_column(prediction: Prediction, schema: ModelSchema) -> list[tuple[int, float]]:
     found = []
     for head in schema.heads:
         first = schema.columns[head.name].start

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow
@@ -14,14 +14,11 @@ from pyarrow.parquet import ParquetFile as Parquet
 
 from polyhead_rows.byte_source import READ_ERRORS, ByteSource, reading
 from polyhead_rows.errors import TableError, one_line
-from polyhead_rows.place import STDIN, file_system, is_uri
+from polyhead_rows.place import file_system, is_uri
 from polyhead_rows.table import Row, Start, TableFile
 
 BATCH_ROWS = 1024
 COPY_BYTES = 2**20
-
-# Opens the file and yields (number of the batch's first row, batch); begins at the batch that holds a row, or before.
-Reader = Callable[[int, "list[str] | None"], Iterator[tuple[int, pyarrow.RecordBatch]]]
 
 
 class ArrowTableFile(TableFile):
@@ -55,9 +52,7 @@ class ArrowTableFile(TableFile):
                 for at in range(max(wanted - first, 0), batch.num_rows, BATCH_ROWS):
                     yield from _rows_of(batch.slice(at, BATCH_ROWS), first + at)
 
-    def batches(
-        self, first_row: int, rows: int, columns: Sequence[str] | None = None
-    ) -> Iterator[pyarrow.RecordBatch]:
+    def batches(self, first_row: int, rows: int, columns: Sequence[str] | None = None) -> Iterator[pyarrow.RecordBatch]:
         """Rows with their Arrow types; `first_row` counts from 1."""
         with reading(self.name, self.format):
             for first, batch in self._from(first_row, self._names(columns)):
@@ -70,7 +65,7 @@ class ArrowTableFile(TableFile):
     def _names(self, columns: Sequence[str] | None) -> list[str] | None:
         if columns is None:
             return self.columns if self.doubled else None
-        return [name for name in columns if name in (self.columns or ())]
+        return [name for name in dict.fromkeys(columns) if name in (self.columns or ())] or None
 
 
 class ParquetFile(ArrowTableFile):
@@ -89,9 +84,15 @@ class ParquetFile(ArrowTableFile):
             raise TableError(f"{self.name}: cannot be read as Parquet ({one_line(error)})") from error
 
     def _from(self, first_row: int, columns: list[str] | None) -> Iterator[tuple[int, pyarrow.RecordBatch]]:
-        first, groups = 1, list(range(len(self._groups)))
-        while groups and first + self._groups[groups[0]] <= first_row:
-            first += self._groups[groups.pop(0)]
+        first = 1
+        groups = []  # those that end behind first_row
+        passed = 0
+        for group, rows in enumerate(self._groups):
+            passed += rows
+            if passed >= first_row:
+                groups.append(group)
+            else:
+                first += rows
         if not groups:
             return
         with self._open() as file, Parquet(file) as parquet:
@@ -145,7 +146,7 @@ def _batches(reader: Any, skipped: int = 0) -> Iterator[pyarrow.RecordBatch]:
 
 def _whole_file(owner: object, source: ByteSource, compression: str | None) -> str:
     """A path that can be sought: the file's own, or of a copy that lives as long as its owner."""
-    if compression is None and source.name != STDIN:
+    if compression is None and not source.once:
         return source.name
     handle, path = tempfile.mkstemp(prefix="polyhead-rows-")
     weakref.finalize(owner, os.unlink, path)
@@ -158,7 +159,7 @@ def _whole_file(owner: object, source: ByteSource, compression: str | None) -> s
 def _rows_of(batch: pyarrow.RecordBatch, number: int) -> Iterator[Row]:
     try:
         records = batch.to_pylist()
-    except READ_ERRORS + (OverflowError,):
+    except (*READ_ERRORS, OverflowError):
         for at in range(batch.num_rows):
             fields, reason = _record(batch, at)
             yield Row(number + at, None, fields, reason, number + at)
@@ -175,6 +176,6 @@ def _record(batch: pyarrow.RecordBatch, at: int) -> tuple[dict[str, Any] | None,
             fields[name] = column[at].as_py()
         except UnicodeDecodeError as error:
             return None, f"column {name!r} is not UTF-8: byte 0x{error.object[error.start]:02x} at {error.start}"
-        except READ_ERRORS + (OverflowError,):
+        except (*READ_ERRORS, OverflowError):
             fields[name] = str(column.slice(at, 1).cast(pyarrow.string())[0].as_py())
     return fields, None

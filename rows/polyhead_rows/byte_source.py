@@ -11,15 +11,17 @@ import gzip
 import io
 import lzma
 import sys
+import weakref
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import pyarrow
 
 from polyhead_rows.errors import TableError, one_line
-from polyhead_rows.place import STDIN, open_bytes, size_of
+from polyhead_rows.place import STDIN, is_pipe, open_bytes, size_of
 
 HEAD_BYTES = 64 * 2**10
 BUFFER_BYTES = 2**18
@@ -36,6 +38,7 @@ class ByteSource:
         name: path, URI or ``-``.
         head: the first bytes, decompressed but not yet converted to UTF-8.
         encoding: a codec's name; None for UTF-8.
+        once: whether it is a pipe, whose bytes come once.
         size: of the file in bytes, as it lies there; 0 if unknown.
         exact: whether the bytes are read as they lie there, so that offsets can be sought.
     """
@@ -45,11 +48,14 @@ class ByteSource:
         self.size = 0 if name == STDIN else size_of(name)
         self._compression = compression
         self._counted: _Counted | None = None
-        self._stdin: io.BufferedReader | None = None
-        if name == STDIN:
-            self._counted = _Counted(cast(Any, getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)))
-            self._stdin = io.BufferedReader(self._counted, HEAD_BYTES)
-            self.head = self._stdin.peek(HEAD_BYTES)[:HEAD_BYTES]
+        self._pipe: io.BufferedReader | None = None
+        self.once = name == STDIN or is_pipe(name)
+        if self.once:
+            self._counted = _Counted(cast(Any, _stdin() if name == STDIN else self._open_pipe()))
+            raw = _decompress(self._counted, compression)
+            self._pipe = io.BufferedReader(cast(Any, raw), HEAD_BYTES)
+            with reading(name, compression):
+                self.head = self._pipe.peek(HEAD_BYTES)[:HEAD_BYTES]
         else:
             with reading(name, compression), self.open_undecoded() as stream:
                 self.head = stream.read(HEAD_BYTES)
@@ -58,15 +64,15 @@ class ByteSource:
         self.encoding = None if named in (None, "utf-8", "utf-8-sig") else named
         text = self._decoded_head()
         self.has_carriage_returns = b"\r" in text and b"\n" not in text
-        self.exact = compression is None and self.encoding is None and name != STDIN
+        self.exact = compression is None and self.encoding is None and not self.once
 
     @contextmanager
     def open_undecoded(self, offset: int = 0) -> Iterator[io.BufferedReader]:
         """The decompressed bytes, as they are."""
-        if self.name == STDIN:
-            if self._stdin is None:
-                raise TableError("-: standard input can be read once only; write it to a file first")
-            stream, self._stdin = self._stdin, None
+        if self.once:
+            if self._pipe is None:
+                raise TableError(f"{self.name}: can be read once only; write it to a file first")
+            stream, self._pipe = self._pipe, None
             yield stream
             return
         with ExitStack() as opened:
@@ -81,10 +87,18 @@ class ByteSource:
             yield opened.enter_context(closing(io.BufferedReader(cast(Any, raw), BUFFER_BYTES)))
 
     @contextmanager
-    def open(self, offset: int = 0) -> Iterator[io.BufferedReader]:
-        """The text as UTF-8; `offset` is for exact sources."""
+    def open(self, offset: int = 0, head_only: bool = False) -> Iterator[io.BufferedReader]:
+        """The text as UTF-8.
+
+        Args:
+            offset: where to begin; for exact sources.
+            head_only: of a pipe, the first bytes without taking them.
+        """
         with ExitStack() as opened:
-            stream = opened.enter_context(self.open_undecoded(offset))
+            if head_only and self.once:
+                stream = io.BufferedReader(cast(Any, io.BytesIO(self.head)))
+            else:
+                stream = opened.enter_context(self.open_undecoded(offset))
             if self.encoding is not None:
                 raw = opened.enter_context(closing(_Transcoded(stream, self.encoding)))
                 stream = opened.enter_context(closing(io.BufferedReader(raw, BUFFER_BYTES)))
@@ -101,8 +115,15 @@ class ByteSource:
         """The first characters; what cannot be decoded is replaced."""
         return self._decoded_head().removeprefix(UTF8_BOM).decode("utf-8", "replace")
 
+    def _open_pipe(self) -> Any:
+        pipe = Path(self.name).open("rb", buffering=0)  # noqa: SIM115 - read until this source is gone
+        weakref.finalize(self, pipe.close)
+        return pipe
+
     def _decoded_head(self) -> bytes:
-        return _to_utf8(codecs.getincrementaldecoder(self.encoding)(ESCAPE).decode(self.head)) if self.encoding else self.head
+        if self.encoding is None:
+            return self.head
+        return _to_utf8(codecs.getincrementaldecoder(self.encoding)(ESCAPE).decode(self.head))
 
 
 @contextmanager
@@ -129,6 +150,10 @@ codecs.register_error(ESCAPE, _escape)
 
 def _to_utf8(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
+
+
+def _stdin() -> Any:
+    return getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
 
 
 def _decompress(raw: Any, compression: str | None) -> Any:

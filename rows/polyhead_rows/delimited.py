@@ -78,12 +78,12 @@ class DelimitedFile(TableFile):
             number += 1
 
     def _read_header(self) -> list[str]:
-        with reading(self.name), self._source.open() as stream:
+        with reading(self.name), self._source.open(head_only=True) as stream:
             feed = _Feed(Lines(stream, Start()), self._delimiter, 0)
             record = feed.record()
             if record is None:
                 raise TableError(f"{self.name}: is empty; the first line must name the columns")
-            names, reason, _, raw = record
+            names, reason, _, _ = record
             if reason is None and feed.stray:
                 reason = self._encoding_reason(names)
             if reason is not None:
@@ -94,6 +94,9 @@ class DelimitedFile(TableFile):
         if not names:
             raise TableError(f"{self.name}: the first line names no column")
         if len(names) == 1:
+            if names[0].startswith("{"):
+                self.hint = '; the file looks like JSON lines: set format = "jsonl"'
+                return names
             found = [do for other, do in OTHERS.items() if other != self._delimiter and other in names[0]]
             self.hint = f"; the first line has one column only, {names[0]!r}: set {found[0]}" if found else ""
         return names

@@ -48,6 +48,8 @@ class JsonLinesFile(TableFile):
                         yield Row(number, at - 1, None, self._reason(line, error), end, shown(line), at)
                     else:
                         reason = reason_against(fields, line.count(b"[") + line.count(b"{"))
+                        if reason is None and (b"\\ud" in line or b"\\uD" in line):
+                            reason = _name_reason(fields)
                         if reason is None:
                             yield Row(number, at - 1, fields, None, end, None, at)
                         else:
@@ -59,7 +61,7 @@ class JsonLinesFile(TableFile):
             return line.reason
         if isinstance(error, UnicodeDecodeError):
             return encoding_reason(_broken_column(line), line[error.start], self._source.encoding)
-        return json_reason(error)
+        return json_reason(error) + "; one object per line is wanted"
 
 
 class JsonArrayFile(TableFile):
@@ -86,11 +88,13 @@ class JsonArrayFile(TableFile):
             while text.next_element(number):
                 number += 1
                 line = text.line
-                source, value = text.take()
+                source, value = text.take(number)
                 if number < first:
                     continue
                 end = self._source.position(text.offset)
                 reason = reason_against(value, source.count("[") + source.count("{"))
+                if reason is None and ("\\ud" in source or "\\uD" in source):
+                    reason = _name_reason(value)
                 if reason is None and not source.isascii():
                     reason = self._encoding_reason(source)
                 if reason is None:
@@ -133,7 +137,8 @@ class _JsonText:
         """
         found = self._peek()
         if found != character:
-            raise TableError(f"{self._name}:{self.line}: {character!r} is expected, got {found!r}; the file must hold one array of objects")
+            what = f"{found!r}" if found else "the end of the file"
+            raise TableError(f"{self._name}:{self.line}: {character!r} is expected, got {what}; the array is broken")
         self._at += 1
 
     def next_element(self, number: int) -> bool:
@@ -142,14 +147,17 @@ class _JsonText:
         if found == "]":
             self._at += 1
             if self._peek():
-                raise TableError(f'{self._name}:{self.line}: text behind the end of the array; for one object per line set format = "jsonl"')
+                raise TableError(
+                    f"{self._name}:{self.line}: text behind the end of the array; "
+                    'for one object per line set format = "jsonl"'
+                )
             return False
         if number:
             self.expect(",")
             self._peek()
         return True
 
-    def take(self) -> tuple[str, Any]:
+    def take(self, number: int) -> tuple[str, Any]:
         """The source and the value of the element that begins here.
 
         Raises:
@@ -169,7 +177,9 @@ class _JsonText:
             size = len(self._window) - self._at
             if error is not None and (self._ended or isinstance(error, RecursionError) or size > LONGEST_LINE):
                 reason = json_reason(error) if size <= LONGEST_LINE else f"over {LONGEST_LINE:,} characters"
-                raise TableError(f"{self._name}:{self.line}: this row cannot be read, nor those behind it: {reason}") from error
+                raise TableError(
+                    f"{self._name}:{self.line}: row {number} and those behind it cannot be read: {reason}"
+                ) from error
             self._read(max(size, 2**18))
 
     def _peek(self) -> str:
@@ -202,7 +212,7 @@ def reason_against(value: Any, brackets: int) -> str | None:
     """Why a JSON value is no row; None if it is one."""
     if not isinstance(value, dict):
         if isinstance(value, list):
-            return 'must be an object, got an array: one object per line is wanted; for a file that is an array set format = "json" or name it .json'
+            return 'must be an object, got an array; for a file that is one array name it .json or set format = "json"'
         return f"must be an object, got {_NAMES.get(type(value), 'null')}"
     if brackets > DEEPEST and _depth(value) > DEEPEST:
         return f"is nested deeper than {DEEPEST} levels"
@@ -213,7 +223,8 @@ def json_reason(error: Exception) -> str:
     """Why a text is no JSON."""
     if isinstance(error, RecursionError):
         return f"is nested deeper than {DEEPEST} levels"
-    return f"is not JSON: {one_line(error)}"
+    what = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else one_line(error)
+    return f"is not JSON ({what})"
 
 
 def _broken_column(line: bytes) -> str:
@@ -226,6 +237,12 @@ def _broken_column(line: bytes) -> str:
         if isinstance(value, str) and any("\udc80" <= one <= "\udcff" for one in value):
             return f"column {name!r}"
     return "the line"
+
+
+def _name_reason(fields: dict[str, Any]) -> str | None:
+    """Files of answers cannot name such a column."""
+    broken = [name for name in fields if not name.isascii() and any("\ud800" <= one <= "\udfff" for one in name)]
+    return f"the column name {broken[0]!r} has half of a surrogate pair" if broken else None
 
 
 def _depth(value: Any) -> int:

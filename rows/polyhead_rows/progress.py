@@ -73,7 +73,9 @@ class _Bar(ProgressMeter):
     bar: RichProgress
 
     def start(self) -> None:
-        self._task = self.bar.add_task(self.title, total=self.total or None, completed=self.done, said=self.describe())
+        self._task = self.bar.add_task(
+            self.title, total=self.total or None, completed=int(self.done), said=self.describe()
+        )
 
     def show(self) -> None:
         self.bar.update(self._task, completed=self.done, said=self.describe())

@@ -43,7 +43,8 @@ class ReadOptions(BaseModel):
             try:
                 "".encode(self.encoding)
             except (LookupError, ValueError) as error:
-                raise ValueError(f"encoding {self.encoding!r} is unknown; utf-8, utf-16 and cp1252 are examples") from error
+                what = f"encoding {self.encoding!r} is unknown; utf-8, utf-16 and cp1252 are examples"
+                raise ValueError(what) from error
         if not self.header and not self.columns:
             raise ValueError('header = false needs the names of the columns: columns = ["id", "text"]')
         if self.header and self.columns is not None:
@@ -166,9 +167,7 @@ class TableFile:
         """
         raise NotImplementedError
 
-    def batches(
-        self, first_row: int, rows: int, columns: Sequence[str] | None = None
-    ) -> Iterator[pyarrow.RecordBatch]:
+    def batches(self, first_row: int, rows: int, columns: Sequence[str] | None = None) -> Iterator[pyarrow.RecordBatch]:
         """Rows with their Arrow types; of Parquet and Arrow files only.
 
         Args:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from benchmarks import engine, scaling
-from benchmarks.speed import GemmPeak, linear_flops
 from benchmarks.peers.line_up import PRODUCT, builders, line_up
 from benchmarks.peers.peer import PaddedPeer, compare, reference_logits
+from benchmarks.speed import GemmPeak, linear_flops
 from benchmarks.workload import SCHEMA, debian_texts, debian_tokenizer, of_length, random_checkpoint, tokenized
 from polyhead.checkpoint import Architecture, Body, Checkpoint, read_checkpoint
 from tests.tiny import TEXTS, tiny_tokenizer
