@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from polyhead_serving.serve_options import ADMIN_HEADER
+from polyhead_serving.triton import ADMIN_HEADER
 
 Send = Callable[[list[str]], object]
 Connect = Callable[[], AbstractContextManager[Send]]

@@ -15,14 +15,14 @@ class LockedError(OSError):
 
 
 @contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock on a file, which is created if it is missing and stays there.
+def file_lock(path: Path, create: bool = True) -> Iterator[None]:
+    """Holds an exclusive lock on a file. The file stays there; if it is missing, it is created, unless `create` is False.
 
     Raises:
         LockedError: another process holds it.
         OSError: the file cannot be opened, or its file system has no locks.
     """
-    with path.open("a") as file:
+    with path.open("a" if create else "r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

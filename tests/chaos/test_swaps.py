@@ -18,7 +18,7 @@ import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
 from loadtest.local_server import LocalServer
-from polyhead_serving.serve_options import ADMIN_HEADER
+from polyhead_serving.triton import ADMIN_HEADER
 from tests.chaos.conftest import Record
 from tests.chaos.corpus import Corpus
 from tests.chaos.harm import serve, survive

@@ -19,6 +19,8 @@ from loadtest.local_server import ROOT
 
 NGINX = ROOT / ".nginx" / "usr" / "sbin" / "nginx"
 MODULES = NGINX.parents[1] / "lib" / "nginx" / "modules"
+# Root's nginx runs its workers as another user, who may not be allowed into the temporary folder.
+DIRECTIVES = "daemon off;" + (" user root;" if os.geteuid() == 0 else "")
 KEY = "a.key-of~the_tests"
 
 
@@ -36,9 +38,7 @@ class Proxied:
     def __init__(self, **settings: str) -> None:
         if not NGINX.exists():
             pytest.fail(f"{NGINX}: is missing; run `make test`, which brings it", pytrace=False)
-        # Not in pytest's folder, which only its owner may enter: nginx's workers are somebody else if it runs as root.
         self.folder = Path(tempfile.mkdtemp(prefix="polyhead-proxy-"))
-        self.folder.chmod(0o755)
         self.certificate = self.folder / "certificate.pem"
         self._make_certificate()
         (self.folder / "keys").write_text(f"# comment\n\ntests {KEY}\n", encoding="utf-8")
@@ -57,7 +57,7 @@ class Proxied:
         render = ROOT / "deploy" / "nginx" / "render"
         config = subprocess.run([str(render)], env={**os.environ, **variables}, capture_output=True, check=True).stdout
         (self.folder / "nginx.conf").write_bytes(config)
-        command = [str(NGINX), "-e", "stderr", "-c", str(self.folder / "nginx.conf"), "-g", "daemon off;"]
+        command = [str(NGINX), "-e", "stderr", "-c", str(self.folder / "nginx.conf"), "-g", DIRECTIVES]
         self.errors = (self.folder / "errors").open("w+", encoding="utf-8")
         self.process = subprocess.Popen(command, stderr=self.errors)
 

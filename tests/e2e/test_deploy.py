@@ -80,9 +80,11 @@ def run(
 
     def call(checkpoint: Path, *options: str) -> tuple[int, str]:
         place = ("--repository", str(swapping.repository), "--grpc", swapping.url("grpc"))
-        code = deploy.main([str(checkpoint), *place, *options])
+        with pytest.raises(SystemExit) as ended:
+            deploy.main([str(checkpoint), *place, *options])
+        assert isinstance(ended.value.code, int)
         captured = capsys.readouterr()
-        return code, (captured.err or captured.out).splitlines()[-1]
+        return ended.value.code, (captured.err or captured.out).splitlines()[-1]
 
     return call
 
@@ -276,5 +278,5 @@ def test_what_is_refused_beforehand(
     assert run(checkpoints[0], "--version", str(before))[0] == 2
     assert "Connection refused" in run(checkpoints[0], "--grpc", "127.0.0.1:9")[1]
     monkeypatch.setenv("POLYHEAD_ADMIN_KEY", "some-other-key-than-its")
-    assert "does not take this POLYHEAD_ADMIN_KEY" in run(checkpoints[0])[1]
+    assert "does not accept this POLYHEAD_ADMIN_KEY" in run(checkpoints[0])[1]
     assert (live(swapping), versions_of(model)) == (before, versions)

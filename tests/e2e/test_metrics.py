@@ -36,11 +36,11 @@ ADMIN = {"triton-grpc-protocol-polyhead-admin-key": KEY}
 
 @pytest.fixture(scope="module")
 def quiet(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
-    """A server of its own: its canary sings once, at the start, and no rest of a batch is waited for, however short."""
+    """A server of its own: one canary only, at the start, and responses are always sent early."""
     copy = Path(shutil.copytree(repository, tmp_path_factory.mktemp("quiet") / "repository"))
     file = copy / MODEL / "1" / "model.py"
     patient = file.read_text(encoding="utf-8")
-    eager = patient.replace("LONG_REST_S = 0.1\n", "LONG_REST_S = 0.0\n")
+    eager = patient.replace("EARLY_RESPONSE_S = 0.1\n", "EARLY_RESPONSE_S = 0.0\n")
     assert eager.count("0.0\n") == 1
     file.write_text(eager, encoding="utf-8")
     with LocalServer(copy, "--probe-interval-s", "3600", environment=ONE_THREAD) as running:

@@ -177,14 +177,14 @@ def test_nested_json_ends_nothing(proxied: Proxied) -> None:
      b'{"inputs": [{"name": "TEXT", "datatype": "BYTES", "shape": [1, 1], "data": ["a"]}], "outputs": [5]}',
      b'{"inputs": [{"name": "TEXT", "datatype": "BYTES", "shape": [1, 1], "data": ["a"]}], "parameters": {"a": NaN}}'],
 )  # fmt: skip
-def test_malformed_requests_are_their_callers_fault(proxied: Proxied, body: bytes) -> None:
+def test_malformed_requests_get_400(proxied: Proxied, body: bytes) -> None:
     """Where Triton would say 500, the proxy says 400, in JSON."""
     status, _, answer = proxied.ask(INFER, body)
     assert (status, "error" in json.loads(answer)) == (400, True)
 
 
 def test_failures_of_the_server_stay_500(served: LocalServer) -> None:
-    """A good request that a broken server answers with 500 is not blamed, nor is any where nobody can tell."""
+    """A good request that a broken server answers with 500 gets 500, also if the supervisor cannot be asked."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Broken) as fake:
         thread = threading.Thread(target=fake.serve_forever, args=(0.01,))
         thread.start()
@@ -318,7 +318,7 @@ def test_a_bad_key_file_is_refused(tmp_path: Path, keys: str, reason: str) -> No
 
 
 def test_a_dead_model_process_costs_a_patient_client_nothing(repository: Path) -> None:
-    """Until the server is restarted, requests get 503 and when to come again, never 500: the SDK is answered."""
+    """Until the server is restarted, requests get 503 with Retry-After, never 500, so the SDK gets its answer."""
     with (
         LocalServer(repository, environment=ONE_THREAD) as served,
         Proxied(INFERENCE=served.url("http"), PROBE=served.url("probe"), RATE="1000r/s") as proxied,

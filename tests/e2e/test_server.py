@@ -101,7 +101,7 @@ def wait_for_ready(served: LocalServer, status: int, within_s: float) -> str:
 
 
 def test_killed_model_process_is_healed_then_sigterm_ends_all(repository: Path) -> None:
-    """A killed model process is noticed within seconds, though no canary sings, and leads to a restart that serves.
+    """A killed model process is noticed within seconds, without a canary, and leads to a restart that serves.
 
     SIGTERM then ends with 0 and leaves no trace. Every line that was logged is a JSON object.
     """
@@ -148,7 +148,7 @@ def test_stopped_model_process_is_healed(repository: Path) -> None:
         assert 'polyhead_restarts_total{reason="canary"} 1' in probe(served, "/metrics")[1]
 
 
-def test_leftovers_of_a_killed_supervisor_are_removed(repository: Path) -> None:
+def test_orphans_of_a_killed_supervisor_are_removed(repository: Path) -> None:
     """A supervisor that was killed with all it ran leaves memory behind, which the next one on the machine removes."""
     with LocalServer(repository, environment=ONE_THREAD) as first:
         below = descendants(first.process.pid)
@@ -159,7 +159,7 @@ def test_leftovers_of_a_killed_supervisor_are_removed(repository: Path) -> None:
         with LocalServer(repository, environment=ONE_THREAD) as second:
             assert shared_memory(first) == []
             assert len(shared_memory(second)) == 1
-            assert any("removed what a killed run left behind" in line for line in second.lines)
+            assert any("removed the orphans of polyhead_" in line for line in second.lines)
 
 
 class Caller(threading.Thread):
@@ -226,7 +226,7 @@ def test_no_accepted_request_is_lost_on_sigterm(repository: Path) -> None:
             assert (code, lost) == (0, [])
             assert took_s < 10
         else:  # then open connections end with the exit timeout, under their requests
-            assert any("the kernel lets nobody reach" in line for line in served.lines)
+            assert any("the kernel forbids access" in line for line in served.lines)
 
 
 def assert_ends_cleanly(served: LocalServer, number: signal.Signals) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from polyhead_serving.connections import close_idle_connections, has_clients, keep_out
+from polyhead_serving.connections import block_new_connections, close_idle_connections, has_clients
 from tests.kernel import lets_reach_into_processes
 
 SERVER = """
@@ -103,13 +103,13 @@ def test_new_clients_are_kept_out(server: tuple[int, int]) -> None:
     """A new client does not get through; one that is connected is answered still."""
     pid, port = server
     if not lets_reach_into_processes():
-        assert keep_out(pid, port) == 0
+        assert block_new_connections(pid, port) == 0
         return
     old = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     new = http.client.HTTPConnection("127.0.0.1", port, timeout=0.3)
     old.request("GET", "/0")
     assert old.getresponse().read() == b"ok"
-    assert keep_out(pid, port) == 1
+    assert block_new_connections(pid, port) == 1
     with pytest.raises(TimeoutError):
         new.request("GET", "/0")
     old.request("GET", "/0")

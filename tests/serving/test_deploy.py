@@ -14,7 +14,7 @@ from polyhead.predictor import Predictor
 from polyhead.repository import locked, versions_of
 from polyhead_serving import deploy as module
 from polyhead_serving.deploy import Deployment, RollbackError, RolledBackError, deploy
-from polyhead_serving.live_server import Answers, ServerError
+from polyhead_serving.live_server import LiveAnswers, ServerError
 
 
 class ScriptedServer:
@@ -43,13 +43,13 @@ class ScriptedServer:
         self._fail()
         self.serving = versions_of(self.model)[-1]
 
-    def answers(self, texts: list[str], within_s: float) -> Answers:
+    def answers(self, texts: list[str], within_s: float) -> LiveAnswers:
         """The answers of the version that it serves."""
         self._fail()
         predictor = Predictor.load(self.model / str(self.serving) / "checkpoint", precision="fp32")
         encoded = predictor.encode(texts)
         scores = predictor.score(encoded) + np.float32(self.shift)
-        return Answers(self.serving, scores, [(text.token_count, text.truncated) for text in encoded])
+        return LiveAnswers(self.serving, scores, [(text.token_count, text.truncated) for text in encoded])
 
     def _fail(self) -> None:
         if self.wrong and (wrong := self.wrong.pop(0)) is not None:
@@ -141,6 +141,14 @@ def test_the_template_is_never_removed(
     assert [path.name for path in (server.model / "1").iterdir()] == ["model.py"]
 
 
+def run(*arguments: str) -> int:
+    """Runs the command line; gives its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        module.main([*arguments])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
 @pytest.mark.parametrize(
     ("error", "code"), [(RepositoryError("x"), 2), (RolledBackError("x"), 1), (RollbackError("x"), 3), (None, 0)]
 )
@@ -156,7 +164,7 @@ def test_exit_codes(
 
     monkeypatch.setattr(module, "deploy", end)
     monkeypatch.setenv("POLYHEAD_ADMIN_KEY", "0123456789abcdef")
-    assert module.main(["checkpoint"]) == code
+    assert run("checkpoint") == code
     captured = capsys.readouterr()
     assert (captured.out + captured.err).count("\n") == 1
 
@@ -164,5 +172,17 @@ def test_exit_codes(
 def test_the_key_must_be_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Without the server's key nothing is tried."""
     monkeypatch.delenv("POLYHEAD_ADMIN_KEY", raising=False)
-    assert module.main(["checkpoint"]) == 2
+    assert run("checkpoint") == 2
     assert "POLYHEAD_ADMIN_KEY" in capsys.readouterr().err
+
+
+def test_options_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """POLYHEAD_DEPLOY_ and an option's name sets its default; POLYHEAD_ADMIN_KEY is the server's own variable."""
+    seen: list[Deployment] = []
+    monkeypatch.setattr(module, "deploy", lambda wanted, server: seen.append(wanted) or 7)
+    monkeypatch.setenv("POLYHEAD_ADMIN_KEY", "0123456789abcdef")
+    monkeypatch.setenv("POLYHEAD_DEPLOY_KEEP", "5")
+    monkeypatch.setenv("POLYHEAD_DEPLOY_REPOSITORY", "elsewhere")
+    assert run("checkpoint", "--repository", "here") == 0
+    assert (seen[0].keep, seen[0].repository, seen[0].precision) == (5, Path("here"), None)
+    assert run("checkpoint", "--keep", "0") == 2

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from polyhead_serving.health import Health
-from polyhead_serving.probe_port import probe_port
+from polyhead_serving.health import Health, probe_port
 
 
 @pytest.fixture
@@ -27,11 +26,11 @@ def place(health: Health) -> Iterator[tuple[str, int]]:
         yield "127.0.0.1", port
 
 
-def get(place: tuple[str, int], path: str, method: str = "GET", body: bytes | None = None) -> tuple[int, str]:
+def get(place: tuple[str, int], path: str, method: str = "GET") -> tuple[int, str]:
     """Status and text."""
     connection = http.client.HTTPConnection(*place, timeout=5)
     try:
-        connection.request(method, path, body)
+        connection.request(method, path)
         response = connection.getresponse()
         return response.status, response.read().decode()
     finally:
@@ -80,17 +79,13 @@ def test_a_silent_client_holds_nobody_up(health: Health, place: tuple[str, int])
         assert get(place, "/live")[0] == 200
 
 
-def test_blame_tells_a_proxy_who_is_at_fault(health: Health, place: tuple[str, int]) -> None:
-    """400 for what nobody could read; for the rest 503 while the server is broken or not ready, else 500."""
-    tensor = b'{"name": "TEXT", "datatype": "BYTES", "shape": [1, 1], "data": ["x"]}'
-    good = b'{"inputs": [' + tensor + b"]}"
-    assert get(place, "/blame", "POST", b"{")[0] == 400
-    assert get(place, "/blame", "POST", good)[0] == 503
+def test_failure_tells_the_proxy_what_a_failed_request_gets(health: Health, place: tuple[str, int]) -> None:
+    """503 while the server is not ready or has lost a process, so that the client repeats the request; else 500."""
+    assert get(place, "/failure")[0] == 503
     health.canary(None, 0.1)
-    assert get(place, "/blame", "POST", good) == (500, '{"error": "the server failed to answer; see its log"}')
-    assert get(place, "/blame", "POST", b"{")[0] == 400
-    assert get(place, "/ready", "POST", b"{}")[0] == 404
-    assert get(place, "/blame", "POST", b"{" + b"x" * 5_000_000)[0] == 400
+    assert get(place, "/failure") == (500, '{"error": "the server failed to answer; see its log"}')
+    health.restarting("model_process", "died")
+    assert get(place, "/failure") == (503, '{"error": "the server is restarting; try again later"}')
     broken = Health(lambda: True)
     broken.canary(None, 0.1)
-    assert broken.may_come_again()
+    assert broken.is_restarting()

@@ -55,7 +55,7 @@ def test_a_record_is_one_line() -> None:
 
 
 def test_errors_of_usage_are_json_too(tmp_path: object) -> None:
-    """What ends the command before anything starts is an object as well."""
+    """An error that ends the command before anything starts is a JSON object too."""
     command = [
         sys.executable,
         "-m",

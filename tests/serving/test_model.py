@@ -260,7 +260,7 @@ def test_too_little_memory_fails_the_load(repository: Path, monkeypatch: pytest.
 def test_short_requests_do_not_wait_for_long_ones(model: Any) -> None:
     """Each request has one response: those whose texts are in an early part are sent before the next is computed."""
     model.predictor._engine.token_budget = 20
-    model.long_rest_s = 0
+    model.early_response_s = 0
     requests = [
         Request(texts(b"word " * 200), outputs=("PREDICTION",)),
         Request(texts(b"Rain")),
@@ -293,7 +293,7 @@ def test_short_requests_do_not_wait_for_long_ones(model: Any) -> None:
 def test_on_a_gpu_all_leave_together(model: Any) -> None:
     """Where a message to the server costs more than a text, none is sent, and no one is asked for cancels."""
     model.asks_for_cancels = False
-    model.long_rest_s = float("inf")
+    model.early_response_s = float("inf")
     model.predictor._engine.token_budget = 20
     requests = [Request(texts(b"word " * 200)), Request(texts(b"Rain"), cancelled=True)]
     assert [response.error for response in model.execute(requests)] == [None, None]
@@ -303,7 +303,7 @@ def test_on_a_gpu_all_leave_together(model: Any) -> None:
 def test_failure_between_parts_answers_the_rest(model: Any) -> None:
     """An exception after some responses were sent is the answer of the others alone: none has two, none has none."""
     model.predictor._engine.token_budget = 20
-    model.long_rest_s = 0
+    model.early_response_s = 0
     score, calls = model.predictor.score, []
 
     def explode_later(encoded: Any) -> Any:
@@ -324,7 +324,7 @@ def test_failure_between_parts_answers_the_rest(model: Any) -> None:
 def test_a_sender_that_fails_is_logged(model: Any) -> None:
     """A response that cannot be sent takes no other response with it and is not sent twice."""
     model.predictor._engine.token_budget = 20
-    model.long_rest_s = 0
+    model.early_response_s = 0
     requests = [Request(texts(b"word " * 200)), Request(texts(b"Rain"))]
     requests[1].sender.error = RuntimeError("no shared memory: \xe9")
     long, short = model.execute(requests)
