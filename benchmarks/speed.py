@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from polyhead.checkpoint import Body, read_checkpoint
+from polyhead.body import Body
+from polyhead.checkpoint import read_checkpoint
 from polyhead.engine import Engine, fastest_precision
 
 # On CPU: GPT-2 small's widest linear layer on 4,096 tokens. On CUDA: a shape that reaches the card's highest rate.

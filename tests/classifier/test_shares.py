@@ -1,4 +1,4 @@
-"""A micro-batch is shared out among threads where that is even, and computes the same."""
+"""A micro-batch is divided among threads if the shares are even; the result is the same."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ import torch
 
 from polyhead.checkpoint import read_checkpoint
 from polyhead.engine import Engine
-from polyhead.engine.cpu.shares import even_shares
-from polyhead.engine.micro_batch import MicroBatch
+from polyhead.engine.micro_batch import MicroBatch, even_shares
 
 
 @pytest.fixture
 def three_threads() -> Iterator[None]:
-    """Tests have one thread otherwise."""
+    """Other tests use one thread."""
     torch.set_num_threads(3)
     yield
     torch.set_num_threads(1)
 
 
 def of_lengths(*lengths: int) -> MicroBatch:
-    """A micro-batch of distinct texts of ascending lengths."""
+    """A micro-batch of distinct texts with these ascending lengths."""
     return MicroBatch(range(len(lengths)), [[row] * length for row, length in enumerate(lengths)])
 
 
 def test_texts_are_dealt_out_evenly() -> None:
-    """Every text is in one share, and no share has much more than its part."""
+    """Every text is in one share, and no share is much larger than the others."""
     batch = of_lengths(*range(20, 60))
     shares = even_shares(batch, 3)
     assert sorted(row for share in shares for row in share.rows) == list(range(40))
@@ -41,8 +40,8 @@ def test_texts_are_dealt_out_evenly() -> None:
     ("lengths", "workers"),
     [((1000,), 2), ((10, 1000), 2), ((40,) * 6, 2), ((100,) * 9, 1), ((300,) * 4, 3)],
 )
-def test_what_is_small_or_uneven_stays_whole(lengths: tuple[int, ...], workers: int) -> None:
-    """One long text, few tokens or fewer texts than workers: all threads work on the batch together."""
+def test_a_small_or_uneven_batch_stays_whole(lengths: tuple[int, ...], workers: int) -> None:
+    """One long text, few tokens, or fewer texts than workers: the batch is not divided."""
     batch = of_lengths(*lengths)
     assert even_shares(batch, workers) == [batch]
 
@@ -50,7 +49,7 @@ def test_what_is_small_or_uneven_stays_whole(lengths: tuple[int, ...], workers: 
 @pytest.mark.usefixtures("three_threads")
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_shares_change_nothing(base_checkpoint: Path, precision: str) -> None:
-    """Logits of a batch that is shared out are those of each text alone, in order; torch keeps its threads."""
+    """A divided batch has the logits of each text alone, in order; torch keeps its number of threads."""
     checkpoint = read_checkpoint(base_checkpoint)
     engine = Engine(checkpoint, precision=precision)
     generator = np.random.default_rng(0)
