@@ -181,7 +181,7 @@ def main(options: Sequence[str] | None = None) -> None:
     """Searches, confirms, writes the result, and prints one JSON object as the last line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=Path("runs/debian"))
-    parser.add_argument("--data", type=Path, default=Path("data/debian/test.jsonl"), help="texts to send, in a file that polyhead-golden reads")
+    parser.add_argument("--data", type=Path, default=Path("data/debian/test.jsonl"), help="the texts to send")
     parser.add_argument("--texts", type=int, default=3000, help="number of texts to take from --data")
     parser.add_argument("--objectives", type=Path, default=Path("loadtest/objectives.toml"))
     parser.add_argument("--protocol", choices=("http", "grpc"), default="http")

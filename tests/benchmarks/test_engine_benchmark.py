@@ -66,7 +66,7 @@ def test_the_summary_compares_with_the_fastest_peers() -> None:
 
 
 def test_scaling_measures_both_curves(debian: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each point comes from a process of its own, and a larger batch takes more memory."""
+    """Each point comes from a new process, and a larger batch takes more memory."""
     out = tmp_path / "scaling.json"
     scaling.main(
         ["--data", str(debian), "--out", str(out), "--batch-tokens", "16", "1200", "--model", "2x64",

@@ -130,7 +130,7 @@ def test_a_failing_perf_analyzer_shows_its_words(tmp_path: Path) -> None:
 
 
 def test_a_peer_that_ends_says_why(tmp_path: Path) -> None:
-    """A peer's failure shows its own words."""
+    """The error shows the peer's own output."""
     script = tmp_path / "peer.py"
     script.write_text("raise SystemExit('no such model')", encoding="utf-8")
     python = Path(".venv/bin/python").resolve()
@@ -140,7 +140,7 @@ def test_a_peer_that_ends_says_why(tmp_path: Path) -> None:
 
 
 def test_queue_timeout_must_be_there_to_be_lifted(tmp_path: Path) -> None:
-    """A config whose timeout is written otherwise would shed load unseen."""
+    """A config without the expected timeout is refused, because its server would shed load unnoticed."""
     config = tmp_path / "config.pbtxt"
     config.write_text("default_timeout_microseconds: 10000000\nallow", encoding="utf-8")
     serving._raise_queue_timeout(config)

@@ -31,7 +31,7 @@ def test_finds_the_limit(limit: float) -> None:
 
 
 def test_ends_in_bounded_runs() -> None:
-    """A server without a limit, or that meets no rate, ends the search all the same."""
+    """The search also ends if the server meets every rate, or none."""
     assert highest_met(find_highest(lambda rate: True, 10.0, 1.05, 6)) == 320.0
     points = find_highest(lambda rate: False, 10.0, 1.05, 6)
     assert len(points) == 6
@@ -39,13 +39,13 @@ def test_ends_in_bounded_runs() -> None:
 
 
 def test_a_rate_above_a_missed_one_is_not_believed() -> None:
-    """Luck above a rate that was missed is not capacity."""
+    """A rate above a missed one does not count, even if it met the objectives."""
     points = {10.0: True, 20.0: False, 25.0: True}
     assert highest_met(points) == 10.0
 
 
 def test_benchmark_to_its_last_line(base_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Against a server that is there, rates are searched and one confirmed, and result and plot are written."""
+    """Against a running server, the search ends with a confirmed rate, a result file and a plot."""
     texts = tmp_path / "texts.jsonl"
     texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS), encoding="utf-8")
     predictor = Predictor.load(base_checkpoint, precision="fp32")

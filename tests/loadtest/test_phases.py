@@ -90,7 +90,7 @@ def test_users_within_a_phase() -> None:
 
 
 def test_gaps_are_exponential() -> None:
-    """Arrivals come at the rate, and their gaps vary as a Poisson process's do: as much as they last."""
+    """Arrivals come at the rate, and the standard deviation of their gaps equals the mean, as in a Poisson process."""
     arrivals = PoissonArrivals(50.0, 0.0, random.Random(3))
     due = arrivals.take(200.0)
     gaps = [later - earlier for earlier, later in pairwise(due)]
@@ -98,8 +98,8 @@ def test_gaps_are_exponential() -> None:
     assert statistics.stdev(gaps) == pytest.approx(statistics.mean(gaps), rel=0.05)
 
 
-def test_nobody_waits_for_anybody() -> None:
-    """Who looks late gets all that became due meanwhile, with the times at which they were due, and each once."""
+def test_arrivals_do_not_wait() -> None:
+    """A late call returns everything that became due meanwhile, each with its due time, and each once."""
     prompt, late = (PoissonArrivals(20.0, 5.0, random.Random(4)) for _ in range(2))
     times = [one for second in range(5, 15) for one in prompt.take(second + 0.5)]
     assert late.take(14.5) == times

@@ -32,7 +32,7 @@ AFTER = PAGE.format(requests=300, queue_us=450_000, fast=20, batches=30, seconds
 
 
 def test_difference_of_a_run() -> None:
-    """Only what was added counts: the queue a request, a stage a batch, quantiles within its buckets."""
+    """Only the difference counts: queue time per request, stage time per batch, quantiles within buckets."""
     added = subtract(parse(BEFORE), parse(AFTER))
     found = stages(added, "m")
     assert found["queue"] == Stage(2.0)
@@ -46,7 +46,7 @@ def test_difference_of_a_run() -> None:
 
 
 def test_a_restart_begins_at_0() -> None:
-    """After a restart of the server its counters are lower than before: all that they say then was added."""
+    """After a restart the server's counters are lower than before, and count in full."""
     added = subtract(parse(AFTER), parse(BEFORE))
     assert stages(added, "m")["queue"] == Stage(0.5)
 
@@ -81,12 +81,12 @@ def test_reads_over_http() -> None:
 
 @pytest.mark.parametrize("body", [b"<html>hello</html>", b"\xff", b"up 1\n", b"up nothing\n"])
 def test_another_page_is_refused(body: bytes) -> None:
-    """What is no page of a Triton server is refused with its address."""
+    """A page that is not a Triton server's is refused with its address."""
     with page(body) as url, pytest.raises(MetricsError, match="no metrics"):
         scrape(url)
 
 
 def test_no_server_is_refused() -> None:
-    """An address where nobody listens is named."""
+    """The error names the address if no server answers there."""
     with pytest.raises(MetricsError, match=r"no metrics at http://127\.0\.0\.1:1/metrics"):
         scrape("http://127.0.0.1:1/metrics")

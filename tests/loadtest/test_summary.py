@@ -59,14 +59,14 @@ def test_one_failure_fails_the_run(outcome: RequestOutcome, rate: str) -> None:
 
 
 def test_a_broken_user_is_an_error() -> None:
-    """What users raise outside requests is not passed over."""
+    """An exception that a user raises outside requests counts as an error."""
     summary = summarize(finished(), broken_users=2)
     assert (summary.errors, summary.exit_code) == (2, 1)
     assert summary.error_rate == pytest.approx(2 / 102)
 
 
 def test_nothing_answered_is_no_success() -> None:
-    """Objectives that allow everything are not met by a run that answered nothing."""
+    """A run that answered nothing right fails, even if its objectives allow everything."""
     run = finished(objectives={"error_rate": 1.0, "mismatch_rate": 1.0})
     run.tally.seconds.clear()
     assert summarize(run).exit_code == 1
@@ -75,7 +75,7 @@ def test_nothing_answered_is_no_success() -> None:
 
 
 def test_missed_objectives() -> None:
-    """Each objective is judged by its own figure."""
+    """Each objective is compared with its own figure."""
     summary = summarize(finished(objectives={"p95_ms": 10.0, "min_texts_s": 10.0}))
     assert {verdict.objective: verdict.met for verdict in summary.verdicts} == {
         "error_rate": True, "mismatch_rate": True, "p95_ms": False, "min_texts_s": True,
@@ -116,7 +116,7 @@ def test_write_replaces_whole(tmp_path: Path) -> None:
 
 
 def printed(summary: LoadSummary, capsys: pytest.CaptureFixture[str]) -> str:
-    """What people see."""
+    """The printed tables."""
     print_summary(summary)
     return capsys.readouterr().out
 
@@ -138,7 +138,7 @@ def test_tables(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_tables_of_a_failed_run(capsys: pytest.CaptureFixture[str]) -> None:
-    """What was missed is named, and what is not known says why."""
+    """Missed objectives are named, and missing figures have a reason."""
     run = finished(objectives={"p95_ms": 5.0})
     run.tally.lateness.add(250.0)
     shown = printed(summarize(run), capsys)

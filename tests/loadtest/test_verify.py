@@ -63,7 +63,7 @@ def test_right_answer() -> None:
     ],
 )
 def test_wrong_answer(prediction: Prediction, words: str) -> None:
-    """Every way of being wrong is found and said."""
+    """Every kind of wrong answer is found and described."""
     found = find_mismatches(prediction, EXPECTED, SERVED)
     assert any(words in mismatch for mismatch in found), found
 
@@ -89,7 +89,7 @@ def test_flip_near_a_threshold() -> None:
 
 
 def test_taxonomy_is_judged_as_a_path() -> None:
-    """In a taxonomy the best consistent path is right, though a level's own best label may lie elsewhere."""
+    """In a taxonomy the best path is right, even if a level's best label is not on it; each level has one label."""
     parent_of = {"cat": "animal", "dog": "animal", "oak": "plant"}
     schema = ModelSchema(
         8,
@@ -114,12 +114,12 @@ def test_taxonomy_is_judged_as_a_path() -> None:
 
 
 def test_the_answer_to_another_text_is_found() -> None:
-    """The row whose answer it is in full is its owner, also where others share its scores but not its tokens."""
+    """The owner is the text for which the whole answer is right; equal scores with other tokens are not enough."""
     assert find_owner(RIGHT, ASKED, [ASKED, LONGER, OWNER], SERVED, 1e-3) == OWNER
 
 
 def test_a_wrong_answer_may_be_nobodys() -> None:
-    """An answer that fits no other text, or that is an error, has no owner; nor is a text its own other."""
+    """An answer that is right for no other text, or that is an error, has no owner; the text itself is not an owner."""
     assert find_owner(RIGHT, ASKED, [ASKED, LONGER], SERVED, 1e-3) is None
     assert find_owner(RIGHT, OWNER, [OWNER], SERVED, 1e-3) is None
     odd = replace(RIGHT, heads={**RIGHT.heads, "topic": SingleLabel((LabelScore("opera", 0.7),))})
