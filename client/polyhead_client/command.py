@@ -51,7 +51,7 @@ To score whole files (CSV, JSON lines, Parquet) with a running server, use `poly
 """
 
 
-class Protocol(StrEnum):
+class WireProtocol(StrEnum):
     """The protocols of `Client`."""
 
     HTTP = "http"
@@ -78,8 +78,8 @@ def connect(
         str, typer.Option(help="The model's version; the newest if empty.", rich_help_panel=SERVER)
     ] = "",
     protocol: Annotated[
-        Protocol, typer.Option(help="Triton's HTTP port is 8000, its gRPC port 8001.", rich_help_panel=SERVER)
-    ] = Protocol.HTTP,
+        WireProtocol, typer.Option(help="Triton's HTTP port is 8000, its gRPC port 8001.", rich_help_panel=SERVER)
+    ] = WireProtocol.HTTP,
     timeout_s: Annotated[
         float, typer.Option(help="Seconds that a request may take, including retries.", rich_help_panel=SERVER)
     ] = 30.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from polyhead_client import (
+    AsyncClient,
     BadResponseError,
     Client,
     MultiLabel,
@@ -299,6 +301,19 @@ def test_other_servers_are_recognised(ask: Ask, server: FakeServer, body: bytes)
         ):
             with pytest.raises(BadResponseError):
                 call()
+
+
+def test_both_clients_have_the_same_surface() -> None:
+    """Public methods of both clients have the same names, parameters and defaults."""
+
+    def surface(kind: type) -> dict[str, list[tuple[str, object]]]:
+        methods = {name: method for name, method in vars(kind).items() if not name.startswith("_")}
+        return {
+            name: [(one.name, one.default) for one in inspect.signature(method).parameters.values()]
+            for name, method in methods.items()
+        }
+
+    assert surface(Client) == surface(AsyncClient)
 
 
 def test_closed_client_refuses(server: FakeServer) -> None:

@@ -112,7 +112,7 @@ class FakeServer:
     @contextmanager
     def serve(self) -> Iterator[str]:
         """Runs it on a free port of the loopback interface and yields ``host:port``."""
-        server = _Server(("127.0.0.1", 0), _handler(self))
+        server = _QuietServer(("127.0.0.1", 0), _handler(self))
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
         try:
@@ -227,7 +227,7 @@ def _raise_failure(failure: Failure, deadline: Deadline) -> None:
         raise ConnectionResetError("connection broken by the fake")
 
 
-class _Server(ThreadingHTTPServer):
+class _QuietServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
