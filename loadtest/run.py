@@ -113,10 +113,8 @@ def choose_tolerance(asked: float | None, schema: ModelSchema) -> tuple[float, s
     """The allowed difference of a score, and where it comes from: the option, the server's schema, or the default."""
     if asked is not None:
         return asked, "--tolerance"
-    # A server or a client of an older version does not know these two.
-    stated, precision = getattr(schema, "tolerance", None), getattr(schema, "precision", None)
-    if stated is not None:
-        return float(stated), f"the server's schema states it for {precision}"
+    if schema.tolerance is not None:
+        return schema.tolerance, f"the server's schema states it for {schema.precision}"
     return TOLERANCE, "the default for fp32; the server's schema states none"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import json
 from typing import Any
 
 import configargparse
@@ -10,6 +10,8 @@ import pytest
 
 from loadtest.options import add_options
 from loadtest.run import choose_tolerance
+from polyhead_client import ModelSchema
+from tests.client.fake_triton import SCHEMA
 
 
 def test_variables_have_their_own_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,8 +30,8 @@ def test_variables_have_their_own_prefix(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_tolerance_is_the_servers_unless_asked_for() -> None:
     """The option wins; else the server's schema states it; else it is the default. The reason says which."""
-    schema: Any = SimpleNamespace(precision="bf16", tolerance=0.03)
+    schema = ModelSchema.from_json(json.dumps({**SCHEMA, "precision": "bf16", "tolerance": 0.03}))
     assert choose_tolerance(0.5, schema) == (0.5, "--tolerance")
     assert choose_tolerance(None, schema) == (0.03, "the server's schema states it for bf16")
-    silent: Any = SimpleNamespace()
+    silent = ModelSchema.from_json(json.dumps(SCHEMA))
     assert choose_tolerance(None, silent) == (0.001, "the default for fp32; the server's schema states none")
