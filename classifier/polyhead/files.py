@@ -17,7 +17,7 @@ class LockedError(OSError):
 
 @contextmanager
 def file_lock(path: Path, create: bool = True) -> Iterator[None]:
-    """Holds an exclusive lock on a file. The file stays there; if it is missing, it is created, unless `create` is False.
+    """Holds an exclusive lock on a file. The file stays there; `create` says whether it is made if it is missing.
 
     Raises:
         LockedError: another process holds it.

@@ -57,7 +57,7 @@ function problem(r) {
         return refusal(400, 'the body must be JSON: ' + error.message);
     }
     if (FRACTION.test(text)) {
-        return refusal(400, 'shape, ' + WHOLE_NUMBERS.join(', ') + ': must be whole numbers, written without . and e');
+        return refusal(400, 'shape, ' + WHOLE_NUMBERS.join(', ') + ': must be whole numbers, without a point and without e');
     }
     if (hasLoneSurrogate(text)) {
         return refusal(400, 'the body contains half of a surrogate pair, which is no character');

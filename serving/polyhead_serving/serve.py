@@ -162,7 +162,7 @@ class StopSignal:
         raise KeyboardInterrupt
 
     def listen(self) -> None:
-        """Installs the handler, also if the parent process ignores SIGINT, as `nohup` and `&` do."""
+        """Installs the handler, even if the parent process ignores SIGINT, as a script does for `command &`."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self)
 

@@ -1,4 +1,4 @@
-"""One of two replicas is harmed while a client asks both."""
+"""Harms one of two replicas while a client asks both."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def serve(
     environment: Mapping[str, str] = MappingProxyType({}),
     wrapper: Sequence[str] = (),
 ) -> LocalServer:
-    """A replica with these options, else as polyhead-serve is by itself, but in float32 and on one thread."""
+    """A replica with these options, in float32 and on one thread, and otherwise with polyhead-serve's defaults."""
     return LocalServer(repository, *options, environment=EXACT | dict(environment), wrapper=wrapper)
 
 
@@ -35,7 +35,7 @@ def server_pid(served: LocalServer) -> int:
 
 
 def failed_requests(served: LocalServer) -> int:
-    """How many requests have failed there since it started, by Triton's own count."""
+    """Failed requests since the server started, by Triton's own count."""
     connection = http.client.HTTPConnection(served.url("metrics"), timeout=5)
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
@@ -44,7 +44,7 @@ def failed_requests(served: LocalServer) -> int:
 
 
 def wait_until_healed(served: LocalServer, corpus: Corpus, victims: Collection[int], within_s: float = 90.0) -> None:
-    """Waits until a server answers rightly from a model process that is none of the victims."""
+    """Waits until a server gives right answers from a model process that is none of the victims."""
     deadline = time.monotonic() + within_s
     while True:
         alive = model_processes(served)

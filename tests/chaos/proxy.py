@@ -1,4 +1,4 @@
-"""The proxy of deploy/nginx before a server, with a rate that does not stand in the way of a test."""
+"""The proxy of deploy/nginx in front of a server, with a rate limit that no test reaches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.e2e.proxied import KEY, Proxied
 
 
 def through_proxy(served: LocalServer) -> Proxied:
-    """As it is, but for its rate: 24,000 requests of one key would take two minutes at the default."""
+    """The proxy with a higher rate: at the default, 24,000 requests of one key would take two minutes."""
     places = {"INFERENCE": served.url("http"), "METRICS": served.url("metrics"), "PROBE": served.url("probe")}
     return Proxied(**places, RATE="100000r/s", BURST="10000", CLIENT_TIMEOUT="2s")
 

@@ -1,4 +1,4 @@
-"""Five times what the server can do, for a minute; then again what it can do."""
+"""Five times the server's capacity for a minute, then its capacity again."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ pytestmark = pytest.mark.chaos
 TIMES = 5
 OVERLOAD_S = 60.0
 WINDOW_S, WINDOWS = 6.0, 3
-# Others may share the machine's processors, so the speed itself is bounded loosely and the work a text tightly.
+# Others may share the machine's processors: the bound on the speed is loose, the bound on the work per text is tight.
 SLOWEST_AFTER = 0.6
 MOST_WORK_AFTER = 1.25
 
 
 @pytest.fixture(scope="module")
 def heavy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Corpus]:
-    """A repository whose model computes for some 30 ms a text, so that the sender is not what is overloaded."""
+    """A repository whose model takes about 30 ms per text, so that the server is overloaded and not the sender."""
     folder = tmp_path_factory.mktemp("heavy")
     texts = make_texts(200, longest=60, seed=2)
     random_checkpoint(
@@ -50,9 +50,9 @@ def processor_s(pid: int) -> float:
 
 
 def capacity(served: LocalServer, corpus: Corpus) -> tuple[float, float, VerifiedLoad]:
-    """Texts a second, and the model process's processor milliseconds a text, with as many clients as keep it busy.
+    """Texts per second, and processor milliseconds of the model process per text, with enough clients to keep it busy.
 
-    The best of a few windows: whoever else is busy on the machine can only slow it down.
+    The best of a few windows, because other work on the machine can only slow it down.
     """
     (model,) = model_processes(served)
     rates, work = [], []
@@ -71,7 +71,7 @@ def capacity(served: LocalServer, corpus: Corpus) -> tuple[float, float, Verifie
 
 
 def test_overload(heavy: tuple[Path, Corpus], record: Record) -> None:
-    """What is too much is shed with 503 and nothing else; a minute later the server is as fast as before."""
+    """The excess is shed with 503 only; a minute later the server is as fast as before."""
     repository, corpus = heavy
     with serve(repository) as served:
         model = model_processes(served)

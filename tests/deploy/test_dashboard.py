@@ -71,7 +71,7 @@ def test_panels_have_ids_and_units() -> None:
 
 
 def test_panels_do_not_overlap() -> None:
-    """Each stands on the grid by itself."""
+    """No panel overlaps another on the grid."""
     for panel in [*panels(), *rows()]:
         grid = panel["gridPos"]
         assert grid["x"] >= 0

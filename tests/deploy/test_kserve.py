@@ -17,14 +17,14 @@ FOLDER = DEPLOY / "kserve"
 
 @pytest.fixture
 def resources() -> list[dict[str, Any]]:
-    """KServe's, without what is generated beside them."""
+    """KServe's resources, without the generated ones."""
     found = [one for one in kustomized(FOLDER) if one["apiVersion"].startswith("serving.kserve.io/")]
     assert {one["kind"] for one in found} == {"ServingRuntime", "InferenceService"}
     return found
 
 
 def test_kserve_takes_every_resource(resources: list[dict[str, Any]]) -> None:
-    """By its own types, and Kubernetes' within them."""
+    """Every resource is valid by KServe's types and Kubernetes' types within them."""
     check_kserve(resources)
 
 
@@ -54,19 +54,19 @@ def text_for_number(_: dict[str, Any], service: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "spoil", [misspell_runtime, misspell_container, misspell_service, forget_format, text_for_number]
+    "break_field", [misspell_runtime, misspell_container, misspell_service, forget_format, text_for_number]
 )
 def test_a_wrong_field_is_noticed(
-    resources: list[dict[str, Any]], spoil: Callable[[dict[str, Any], dict[str, Any]], None]
+    resources: list[dict[str, Any]], break_field: Callable[[dict[str, Any], dict[str, Any]], None]
 ) -> None:
     """The types are strict."""
-    spoil(only(resources, "ServingRuntime"), only(resources, "InferenceService"))
+    break_field(only(resources, "ServingRuntime"), only(resources, "InferenceService"))
     with pytest.raises(jsonschema.ValidationError):
         check_kserve(resources)
 
 
 def test_the_service_asks_for_the_runtime(resources: list[dict[str, Any]]) -> None:
-    """By its name and by the format that it supports."""
+    """The service names the runtime and a format that the runtime supports."""
     runtime, service = only(resources, "ServingRuntime"), only(resources, "InferenceService")
     model = service["spec"]["predictor"]["model"]
     assert model["runtime"] == runtime["metadata"]["name"]

@@ -76,10 +76,10 @@ def forget_selector(resources: Resources) -> None:
     del only(resources, "Deployment")["spec"]["selector"]
 
 
-@pytest.mark.parametrize("spoil", [misspell_probe, misspell_metric, number_for_text, forget_selector])
-def test_a_wrong_field_is_noticed(resources: Resources, spoil: Callable[[Resources], None]) -> None:
+@pytest.mark.parametrize("break_field", [misspell_probe, misspell_metric, number_for_text, forget_selector])
+def test_a_wrong_field_is_noticed(resources: Resources, break_field: Callable[[Resources], None]) -> None:
     """The schemas are strict."""
-    spoil(resources)
+    break_field(resources)
     with pytest.raises(jsonschema.ValidationError):
         check_kubernetes(resources, KUBERNETES[0])
 

@@ -1,4 +1,4 @@
-"""A tiny checkpoint in a repository of its own, and one server over it for all tests that leave it as it is."""
+"""A tiny checkpoint in its own repository, and one server for all tests that do not change it."""
 
 from __future__ import annotations
 

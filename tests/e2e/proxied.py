@@ -25,14 +25,14 @@ KEY = "a.key-of~the_tests"
 
 
 class Proxied:
-    """nginx with a certificate of its own and one key.
+    """nginx with its own certificate and one key.
 
     Args:
         settings: variables of deploy/nginx/render.
 
     Attributes:
-        port: of HTTPS, on loopback.
-        certificate: what clients must trust.
+        port: HTTPS port on loopback.
+        certificate: the certificate that clients must trust.
     """
 
     def __init__(self, **settings: str) -> None:
@@ -101,7 +101,7 @@ class Proxied:
         key: str | None = KEY,
         **headers: str,
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
-        """Status, headers and body of one request; underscores in header names are hyphens."""
+        """Status, headers and body of one request; underscores in header names become hyphens."""
         connection = self.connect()
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         if key is not None:

@@ -1,4 +1,4 @@
-"""The wire contract on a real tritonserver: each protocol gives the same answers, bad input spoils only itself."""
+"""The wire contract on a real tritonserver: each protocol gives the same answers, and bad input affects only itself."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def predictions(result: Any) -> list[dict[str, Any]]:
 
 
 def assert_same_answers(got: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
-    """Equal but for the last digits of a score, which depend on NumPy's and torch's build."""
+    """Equal except for the last digits of scores, which depend on the builds of NumPy and torch."""
     assert len(got) == len(expected)
     for one, other in zip(got, expected, strict=True):
         assert one.keys() == other.keys()
@@ -85,7 +85,7 @@ def test_all_protocols_agree_with_the_predictor(served: LocalServer, predictor: 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("bad", ["", " \t\n", b"\xff\xfe"])
 def test_bad_text_spoils_itself(served: LocalServer, predictor: Predictor, protocol: str, bad: str | bytes) -> None:
-    """A text without an answer is an error of its own row; its neighbours' answers are as without it."""
+    """A bad text gets its own error; the other texts' answers stay the same."""
     result = infer(served, protocol, ["Rain.", bad, "The striker scored."])
     first, error, last = predictions(result)
     assert list(error) == ["error"]
@@ -95,14 +95,14 @@ def test_bad_text_spoils_itself(served: LocalServer, predictor: Predictor, proto
 
 
 def test_long_text_is_truncated_and_says_so(served: LocalServer, predictor: Predictor) -> None:
-    """A text longer than max_length is read up to it; one of a few words is not truncated."""
+    """A text longer than max_length is cut there; a text of a few words is not truncated."""
     long, short = predictions(infer(served, "http", ["word " * 500, "word"]))
     assert (long["truncated"], long["token_count"]) == (True, predictor.max_length)
     assert short["truncated"] is False
 
 
 def test_literal_end_of_text_is_text(served: LocalServer, predictor: Predictor) -> None:
-    """The characters <|endoftext|> inside a text are read as what they are, and what follows them counts."""
+    """The characters <|endoftext|> inside a text are read as plain text, and so is what follows."""
     texts = ["Literal <|endoftext|> in the middle", "Literal <|endoftext|> somewhere else", "<|endoftext|>"]
     result = infer(served, "grpc", list(texts))
     assert_same_answers(predictions(result), predictor.predict(texts))
@@ -148,8 +148,8 @@ BAD_REQUESTS: dict[str, tuple[dict[str, Any] | bytes, str]] = {
 }
 
 
-def test_bad_request_spoils_itself(served: LocalServer, predictor: Predictor) -> None:
-    """Wrong requests get 400 with a reason and no place in the code; good ones among them are answered."""
+def test_a_bad_request_affects_only_itself(served: LocalServer, predictor: Predictor) -> None:
+    """Wrong requests get 400 with a reason and without a place in the code; good ones among them are answered."""
     expected = predictor.predict(["Rain."])
 
     def good() -> None:
@@ -192,7 +192,7 @@ def test_only_asked_outputs_come_back(served: LocalServer) -> None:
 
 
 def test_malformed_json_is_refused(served: LocalServer) -> None:
-    """A body that is no JSON gets Triton's own error, which is a 500 in its older versions, and harms nobody."""
+    """A body that is no JSON gets Triton's own error, 500 in this version, and affects no other request."""
     status, answer = infer_json(served.url("http"), b"{")
     assert status in {400, 500}
     assert "JSON" in answer["error"]

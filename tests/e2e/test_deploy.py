@@ -1,4 +1,4 @@
-"""polyhead-deploy against a real server under load: good versions take over, all others change nothing."""
+"""polyhead-deploy against a real server under load: good versions take over, bad ones change nothing."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def served(model: Path, version: int) -> Path:
 
 @contextmanager
 def load(swapping: LocalServer, expected: dict[int, Path]) -> Iterator[list[int]]:
-    """Asks all the time; each answer must come, and be that of the version that it names."""
+    """Asks all the time; each answer must be that of the version that it names."""
     scores = {}
     for version, checkpoint in expected.items():
         predictor = Predictor.load(checkpoint)
@@ -181,7 +181,7 @@ def tampered(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path], Any]
 
 
 def flip_weights(file: Path) -> None:
-    """Makes other weights of them, of the same shapes."""
+    """Replaces the weights by others of the same shapes."""
     save_file({name: -tensor for name, tensor in load_file(file).items()}, file)
 
 
@@ -202,7 +202,7 @@ def test_a_version_that_the_server_refuses(
     change: Callable[[Path], Any],
     reason: str,
 ) -> None:
-    """What was damaged after its proof never answers: the server refuses it, it is removed, the old version serves."""
+    """A version damaged after its proof never answers: the server refuses it, it is removed, the old version serves."""
     before, labels = live(swapping), (model / "labels.txt").read_bytes()
     tampered(change)
     with load(swapping, {before: served(model, before)}):
@@ -222,7 +222,7 @@ def test_wrong_live_answers_are_taken_back(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A version that loads but answers otherwise than it was proved to is replaced by the one before."""
+    """A version that loads, but gives other answers than its proof, is rolled back."""
     before = live(swapping)
     monkeypatch.setattr(export, "_template", lambda: template_with(tmp_path / "wrong", WRONG))
     code, line = run(checkpoints[1])
@@ -241,7 +241,7 @@ def test_a_slow_version(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """While it loads the old one serves; beyond the time that it is given it is taken back, and stays so."""
+    """While a version loads, the old one serves; a version that is too slow is rolled back for good."""
     before = live(swapping)
     slow = template_with(tmp_path / "slow", SLOW)
     monkeypatch.setattr(export, "_template", lambda: slow)
@@ -264,7 +264,7 @@ def test_what_is_refused_beforehand(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A half-copied version in the way, golden answers of others, a wrong key, no server: nothing changes."""
+    """A half-copied version, wrong golden answers, a wrong key or no server: nothing changes."""
     before, versions = live(swapping), versions_of(model)
     half = model / str(before + 1)
     half.mkdir()

@@ -62,7 +62,7 @@ def test_right_answers(protocol: str, shape: list[str], served: LocalServer, gol
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_wrong_answers(protocol: str, served: LocalServer, golden: Path, checkpoint: Path) -> None:
-    """One text of a hundred whose expected score is another fails the run, over either protocol."""
+    """One wrong expected score in a hundred texts fails the run, over either protocol."""
     lines = golden.read_text(encoding="utf-8").splitlines()
     row = json.loads(lines[7])
     row["scores"][-1] += 0.1  # the number, which every answer names

@@ -1,4 +1,4 @@
-"""What polyhead tells Prometheus, and requests that leave early, on a real tritonserver."""
+"""The model's metrics, early responses and cancelled requests, on a real tritonserver."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def value(place: str, name: str, **labels: str) -> float:
 
 
 def wait_until(is_so: Callable[[], bool]) -> None:
-    """Metrics arrive a moment after the answers."""
+    """Waits until it is so: metrics arrive a moment after the answers."""
     deadline = time.monotonic() + 10
     while not is_so():
         assert time.monotonic() < deadline
@@ -66,7 +66,7 @@ def wait_until(is_so: Callable[[], bool]) -> None:
 
 @contextmanager
 def stopped(served: LocalServer) -> Iterator[None]:
-    """The model process sleeps meanwhile: what is sent to it piles up."""
+    """Stops the model process meanwhile, so that requests pile up."""
     (process,) = model_processes(served)
     os.kill(process, signal.SIGSTOP)
     try:
@@ -83,7 +83,7 @@ def text_input(*texts: str) -> list[Any]:
 
 
 def test_counts_are_exact(quiet: LocalServer, predictor: Predictor) -> None:
-    """Texts, tokens, truncations and errors count what was sent; histograms move once a batch."""
+    """Texts, tokens, truncations and errors count what was sent; histograms change once per batch."""
     place = quiet.url("metrics")
     names = ["texts_total", "tokens_total", "truncated_texts_total", "error_texts_total"]
     names += ["batch_texts_count", "batch_tokens_sum", "stage_seconds_count"]
@@ -104,7 +104,7 @@ def test_counts_are_exact(quiet: LocalServer, predictor: Predictor) -> None:
 
 
 def test_requests_of_one_batch_leave_in_parts(quiet: LocalServer, predictor: Predictor) -> None:
-    """Forty requests that stand in one batch of several parts get each their own answer, counted by Triton."""
+    """Forty requests in one batch of several parts each get their own answer, and Triton counts them."""
     place = quiet.url("metrics")
     done: queue.Queue[tuple[int, Any, Any]] = queue.Queue()
     sizes = [1 + number % 3 for number in range(40)]
@@ -133,7 +133,7 @@ def test_requests_of_one_batch_leave_in_parts(quiet: LocalServer, predictor: Pre
 
 
 def test_cancelled_request_is_dropped(quiet: LocalServer) -> None:
-    """A gRPC cancel that reaches the server before the texts are computed spares the computing."""
+    """A request that is cancelled over gRPC before it is computed is not computed."""
     place = quiet.url("metrics")
     errors: queue.Queue[Any] = queue.Queue()
     with tritonclient.grpc.InferenceServerClient(quiet.url("grpc")) as client:
@@ -149,7 +149,7 @@ def test_cancelled_request_is_dropped(quiet: LocalServer) -> None:
 
 @contextmanager
 def explicit(repository: Path) -> Iterator[dict[str, int]]:
-    """tritonserver as polyhead-serve prints it, but with models that are loaded by name."""
+    """tritonserver with the flags of --dry-run, but with models that are loaded by name."""
     ports = free_ports()
     command = [*serve_command(), "--repository", str(repository), "--dry-run", *port_options(ports)]
     environment = {**os.environ, "POLYHEAD_ADMIN_KEY": KEY}
@@ -201,7 +201,7 @@ def test_models_share_families_and_versions_reload(repository: Path, tmp_path: P
 
 
 def wait_for_server(client: tritonclient.grpc.InferenceServerClient) -> None:
-    """Until all its models are loaded."""
+    """Waits until all models are loaded."""
     deadline = time.monotonic() + READY_TIMEOUT_S
     while True:
         try:

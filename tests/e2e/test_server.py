@@ -1,4 +1,4 @@
-"""polyhead-serve with a real tritonserver: what it lets through, how it ends, and that it heals."""
+"""polyhead-serve with a real tritonserver: what it lets through, how it ends, and how it recovers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def status(place: str, path: str, method: str = "GET", headers: dict[str, str] |
     ],
 )
 def test_admin_apis_are_closed(served: LocalServer, method: str, path: str) -> None:
-    """What could run code, read memory or silence the server is forbidden without the key."""
+    """APIs that could run code, read memory or silence the server are forbidden without the key."""
     assert status(served.url("http"), path, method) == 403
 
 
@@ -71,12 +71,12 @@ def test_admin_apis_are_closed_over_grpc(served: LocalServer) -> None:
 
 @pytest.mark.parametrize("path", ["/v2/health/ready", "/v2/models/gpt2_classifier", "/v2/models/gpt2_classifier/ready"])
 def test_health_and_metadata_are_open(served: LocalServer, path: str) -> None:
-    """A client can look before it asks."""
+    """Clients can read health and metadata."""
     assert status(served.url("http"), path) == 200
 
 
 def test_metrics_are_there(served: LocalServer) -> None:
-    """Prometheus finds its numbers."""
+    """Prometheus can read the metrics."""
     assert status(served.url("metrics"), "/metrics") == 200
 
 
@@ -123,7 +123,7 @@ def test_killed_model_process_is_healed_then_sigterm_ends_all(repository: Path) 
 
 
 def test_killed_server_is_healed_then_sigint_ends_all(repository: Path) -> None:
-    """A tritonserver that dies takes its orphans with it and comes back; Ctrl-C ends it like SIGTERM."""
+    """If tritonserver dies, its orphans are removed and it is restarted; Ctrl-C ends it like SIGTERM."""
     with LocalServer(repository, environment=ONE_THREAD) as served:
         (server,) = [pid for pid in descendants(served.process.pid) if b"/tritonserver\0" in command_line(pid)]
         orphans = model_processes(served)
@@ -135,7 +135,7 @@ def test_killed_server_is_healed_then_sigint_ends_all(repository: Path) -> None:
 
 
 def test_stopped_model_process_is_healed(repository: Path) -> None:
-    """A model process that hangs is found by the canary: not ready after one, restarted after as many as were told."""
+    """The canary finds a model process that hangs: not ready after one failure, restarted after --canary-failures."""
     timing = ("--probe-interval-s", "0.2", "--canary-timeout-s", "1", "--canary-failures", "2")
     with LocalServer(repository, *timing, environment=ONE_THREAD) as served:
         (victim,) = model_processes(served)
@@ -149,7 +149,7 @@ def test_stopped_model_process_is_healed(repository: Path) -> None:
 
 
 def test_orphans_of_a_killed_supervisor_are_removed(repository: Path) -> None:
-    """A supervisor that was killed with all it ran leaves memory behind, which the next one on the machine removes."""
+    """A killed supervisor leaves shared memory behind, and the next one on the machine removes it."""
     with LocalServer(repository, environment=ONE_THREAD) as first:
         below = descendants(first.process.pid)
         for pid in [first.process.pid, *below]:
@@ -163,7 +163,7 @@ def test_orphans_of_a_killed_supervisor_are_removed(repository: Path) -> None:
 
 
 class Caller(threading.Thread):
-    """Asks over one keep-alive connection until it is refused; counts what it gets."""
+    """Asks over one keep-alive connection until it is refused; counts the answers."""
 
     def __init__(self, place: str) -> None:
         super().__init__(daemon=True)
@@ -172,7 +172,7 @@ class Caller(threading.Thread):
         self.lost: list[str] = []
 
     def run(self) -> None:
-        """Opens a new connection where the old one has ended between two requests, as all HTTP clients do."""
+        """Opens a new connection if the old one has ended between two requests, as all HTTP clients do."""
         body = json.dumps(BODY).encode()
         connection, is_fresh = http.client.HTTPConnection(self.place, timeout=20), True
         while True:
@@ -199,7 +199,7 @@ class Caller(threading.Thread):
 def test_no_accepted_request_is_lost_on_sigterm(repository: Path) -> None:
     """Under load from busy connections, SIGTERM takes /ready down first, and then every request is answered.
 
-    Neither an idle connection nor busy ones that never pause hold up the end, and a second signal spoils nothing.
+    Neither an idle connection nor busy ones that never pause delay the end, and a second signal does no harm.
     """
     with LocalServer(repository, "--drain-s", "2", "--exit-timeout-s", "8", environment=ONE_THREAD) as served:
         idle = http.client.HTTPConnection(served.url("http"), timeout=10)
@@ -238,7 +238,7 @@ def assert_ends_cleanly(served: LocalServer, number: signal.Signals) -> None:
 
 
 def test_damaged_checkpoint_ends_with_the_reason(repository: Path, tmp_path: Path) -> None:
-    """A first start that fails ends with code 1, and its last line names the file that is wrong."""
+    """A failed first start ends with code 1, and its last line names the damaged file."""
     damaged = tmp_path / "repository"
     shutil.copytree(repository, damaged)
     (damaged / "gpt2_classifier" / "1" / "checkpoint" / "model.safetensors").write_bytes(b"x")

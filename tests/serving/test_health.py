@@ -1,4 +1,4 @@
-"""The probe port: what probes and Prometheus read off the supervisor."""
+"""The probe port: what probes, Prometheus and the proxy learn from the supervisor."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def get(place: tuple[str, int], path: str, method: str = "GET") -> tuple[int, st
 
 
 def test_ready_follows_the_canary_and_the_drain(health: Health, place: tuple[str, int]) -> None:
-    """503 with the reason until a canary is answered, 200 then, 503 for good once a drain is on; live all the time."""
+    """503 with the reason until a canary is answered, then 200; 503 for good once it drains; always live."""
     assert get(place, "/ready") == (503, "starting\n")
     health.canary(None, 0.01)
     assert get(place, "/ready") == (200, "ready\n")
@@ -74,7 +74,7 @@ def test_metrics_count(health: Health, place: tuple[str, int]) -> None:
 
 
 def test_a_silent_client_holds_nobody_up(health: Health, place: tuple[str, int]) -> None:
-    """A connection on which nothing is sent keeps neither other probes nor the end waiting."""
+    """A connection on which nothing is sent delays neither other probes nor the end."""
     with socket.create_connection(place):
         assert get(place, "/live")[0] == 200
 

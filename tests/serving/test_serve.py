@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,7 +64,7 @@ def test_flags_are_safe(repository: Path) -> None:
 
 @pytest.mark.parametrize("flag", ["--http-restricted-api", "--grpc-restricted-protocol"])
 def test_admin_apis_need_the_key(repository: Path, flag: str) -> None:
-    """Each API that could harm is behind the key, over both protocols; inference, metadata and health are not."""
+    """Each dangerous API needs the key, over both protocols; inference, metadata and health do not."""
     (value,) = [argument.partition("=")[2] for argument in flags_of(repository) if argument.startswith(flag)]
     apis, _, key = value.partition(":")
     assert set(apis.split(",")) == {
@@ -85,12 +87,20 @@ def test_options_come_from_the_environment(repository: Path, monkeypatch: pytest
     assert "--grpc-port=28001" in flags
 
 
-def test_help_names_every_variable(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_every_variable(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each option's variable is in the help."""
+    monkeypatch.setenv("COLUMNS", "120")  # a narrower terminal would break the names
     assert run("--help") == 0
     shown = capsys.readouterr().out
     for name in vars(parse()):
         assert f"POLYHEAD_SERVE_{name.upper()}" in shown
+
+
+def test_the_supervisor_is_light() -> None:
+    """Neither the supervisor nor its command line imports torch, NumPy or rich, which would delay each start."""
+    program = "import sys, polyhead_serving.serve; print([name for name in sys.argv[1:] if name in sys.modules])"
+    command = [sys.executable, "-c", program, "torch", "numpy", "rich", "tritonclient"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
 def test_own_server_keeps_its_backends(repository: Path) -> None:
@@ -109,12 +119,12 @@ def refuse(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_missing_repository(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A repository that is not there is named."""
+    """A missing repository is named."""
     assert f"{tmp_path}/none: no such folder" in refuse(capsys, "--repository", f"{tmp_path}/none")
 
 
 def test_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A repository without a checkpoint leads to polyhead-export."""
+    """For a repository without a checkpoint, the error names polyhead-export."""
     (tmp_path / "gpt2_classifier" / "1").mkdir(parents=True)
     assert "polyhead-export" in refuse(capsys, "--repository", str(tmp_path))
 
@@ -130,7 +140,7 @@ def test_a_model_without_checkpoint_is_named(repository: Path, capsys: pytest.Ca
 
 
 def test_busy_port(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A port that somebody listens on is named with its option."""
+    """A port in use is named with its option."""
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = str(busy.getsockname()[1])
         error = refuse(capsys, "--repository", str(repository), "--http-port", port)
@@ -147,7 +157,7 @@ def test_busy_port(repository: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_bad_address(
     repository: Path, capsys: pytest.CaptureFixture[str], option: str, value: str, reason: str
 ) -> None:
-    """A port or address that cannot be is refused before anything starts."""
+    """A wrong port or address is refused before anything starts."""
     free = {"--http-port": "8000", option: value}
     arguments = [word for pair in free.items() for word in pair]
     assert reason in refuse(capsys, "--repository", str(repository), *arguments)
@@ -157,7 +167,7 @@ def test_bad_address(
 def test_admin_key_must_fit_the_flag(
     repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
-    """A key that Triton would cut apart is refused, and not shown."""
+    """A key that Triton could not parse is refused, and not shown."""
     monkeypatch.setenv("POLYHEAD_ADMIN_KEY", key)
     error = refuse(capsys, "--repository", str(repository))
     assert "POLYHEAD_ADMIN_KEY" in error
@@ -192,7 +202,7 @@ def test_bad_variable(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize("lacking", ["model.py", "checkpoint/config.json"])
 def test_a_half_copied_version_is_named(repository: Path, capsys: pytest.CaptureFixture[str], lacking: str) -> None:
-    """A version that Triton would hang on is refused with the file that it lacks; a lower number does no harm."""
+    """A version on which Triton would hang is refused, with the missing file; a lower version does no harm."""
     model = repository / "gpt2_classifier"
     (model / "0").mkdir()
     assert run("--repository", str(repository), "--dry-run") == 0
@@ -224,7 +234,7 @@ def test_dry_run_prints_a_script(repository: Path, capsys: pytest.CaptureFixture
 
 
 def make_wheel(folder: Path, python: str) -> Path:
-    """The files of pytriton that matter, empty."""
+    """The relevant files of pytriton, empty."""
     root = folder / "pytriton" / "tritonserver"
     for name in (
         "bin/tritonserver",
@@ -238,7 +248,7 @@ def make_wheel(folder: Path, python: str) -> Path:
 
 
 def test_wheel_gets_a_backend_of_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stub of this Python stands beside the backend, in a folder of its own; the wheel stays as it is."""
+    """The stub of this Python is linked beside the backend, in a new folder; the wheel stays unchanged."""
     monkeypatch.setattr(triton, "can_load", lambda library, changed: True)
     wheel = make_wheel(tmp_path, triton.PYTHON)
     before = sorted(wheel.rglob("*"))
@@ -253,13 +263,13 @@ def test_wheel_gets_a_backend_of_links(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_missing_stub(tmp_path: Path) -> None:
-    """A wheel without a stub for this Python says which it has."""
+    """If the wheel has no stub for this Python, the error says which it has."""
     with pytest.raises(InstallError, match=r"no stub for Python .*, only for 3\.8$"):
         find_in_wheel(make_wheel(tmp_path, "3.8"))
 
 
 def test_missing_libpython(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A libpython that the loader cannot find leads to the package to install."""
+    """If libpython cannot be loaded, the error names the package to install."""
     monkeypatch.setattr(triton, "LIBPYTHON", "libpython0.0.so.1.0")
     with pytest.raises(InstallError, match=r"libpython0\.0\.so\.1\.0: cannot be loaded.*Debian's package"):
         find_in_wheel(make_wheel(tmp_path, triton.PYTHON))
@@ -278,7 +288,7 @@ def test_libpython_of_the_environment_comes_first(tmp_path: Path, monkeypatch: p
 
 
 def test_server_on_path_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tritonserver on PATH, as in Triton's containers, stands above the wheel's."""
+    """A tritonserver on PATH, as in Triton's containers, is preferred to the wheel's."""
     (tmp_path / "tritonserver").touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert find_triton() == TritonInstall(tmp_path / "tritonserver")

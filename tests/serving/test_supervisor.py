@@ -45,9 +45,9 @@ class ScriptedServer:
 
 
 class ScriptedCanary:
-    """Gives the next answer of a script at each call: None or a reason; at its end, Ctrl-C.
+    """Gives the script's next answer at each call: None or a reason; after the last one, Ctrl-C.
 
-    With "exit" the server ends, with "dead" a model process does, with "hang" one does while the canary waits for it.
+    "exit" ends the server, "dead" ends a model process, and "hang" ends one while the canary waits for it.
     """
 
     def __init__(self, server: ScriptedServer, *script: str | None) -> None:
