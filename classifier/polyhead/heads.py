@@ -93,14 +93,6 @@ def head_class_named(name: str) -> type[nn.Module]:
     return found
 
 
-def head_class_name(head_class: type[nn.Module]) -> str:
-    """The inverse of `head_class_named`."""
-    for name, built_in in BUILT_IN.items():
-        if head_class is built_in:
-            return name
-    return f"{head_class.__module__}:{head_class.__qualname__}"
-
-
 def build_head(name: str, config: Any, layer2concat: int | None, arguments: Mapping[str, Any]) -> nn.Module:
     """Makes a head as that_nlp_library does: ``Linear`` without bias, other classes from config and arguments."""
     head_class = head_class_named(name)

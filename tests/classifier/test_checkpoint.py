@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -16,7 +15,6 @@ from safetensors.torch import load_file, save_file
 
 from polyhead.checkpoint import read_checkpoint, write_checkpoint
 from polyhead.errors import CheckpointError
-from polyhead.files import swap_folder
 from tests.tiny import SCHEMA, tiny_spec
 
 Damaged = Callable[[], Path]
@@ -214,21 +212,3 @@ def test_golden_texts_may_hold_any_line_separator(base_checkpoint: Path, tmp_pat
     ]
     rewrite(tmp_path / "c", base_checkpoint, golden=rows)
     assert read_checkpoint(tmp_path / "c").golden() == rows
-
-
-def test_a_failed_rename_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the new folder cannot be renamed into place, the old one is renamed back."""
-    for name in ("new", "target"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / name).touch()
-    rename = os.rename
-
-    def fail_for_new(source: Any, target: Any) -> None:
-        if Path(source).name == "new":
-            raise OSError("no space")
-        rename(source, target)
-
-    monkeypatch.setattr(os, "rename", fail_for_new)
-    with pytest.raises(OSError, match="no space"):
-        swap_folder(tmp_path / "new", tmp_path / "target", tmp_path / "old")
-    assert (tmp_path / "target" / "target").exists()
