@@ -33,7 +33,7 @@ def test_reads_rows(tmp_path: Path) -> None:
     ("row", "words"),
     [
         ("{", ":2: is not JSON"),
-        ([], ":2: must be an object, got an array"),
+        ([], ":2: must be an object"),
         ({**ROW, "extra": 1}, "unknown field 'extra'; allowed are text, scores, token_count, truncated"),
         ({"text": "a"}, "missing field 'scores'"),
         ({**ROW, "text": 3}, "text must be str, got int"),
