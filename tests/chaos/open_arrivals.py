@@ -14,7 +14,7 @@ import numpy as np
 from tests.chaos.corpus import Corpus
 from tests.chaos.count import Count
 from tests.chaos.plain import INFER
-from tests.e2e.served import json_body
+from tests.e2e.plain_json import json_body
 
 DEADLINE_S = 60.0
 

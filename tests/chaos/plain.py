@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.chaos.corpus import Corpus
-from tests.e2e.served import json_body
+from tests.e2e.plain_json import json_body
 
 INFER = "/v2/models/gpt2_classifier/infer"
 

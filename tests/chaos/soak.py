@@ -29,7 +29,8 @@ from tests.chaos.load import VerifiedLoad
 from tests.chaos.memory import Flatness, MemoryLog, flatness
 from tests.chaos.plain import INFER
 from tests.chaos.proxy import client_of, through_proxy
-from tests.e2e.served import descendants, json_body
+from tests.e2e.plain_json import json_body
+from tests.e2e.processes import descendants, model_processes
 from tests.tiny import write_tiny_checkpoint
 
 FULL_MINUTES = 20.0
@@ -45,7 +46,7 @@ def soak(minutes: float, folder: Path) -> dict[str, Any]:
     with ExitStack() as stack:
         served = stack.enter_context(serve(repository))
         proxied = stack.enter_context(through_proxy(served))
-        (model,) = served.model_processes()
+        (model,) = model_processes(served)
         processes = {
             "supervisor": served.process.pid,
             "tritonserver": server_pid(served),
@@ -71,7 +72,7 @@ def soak(minutes: float, folder: Path) -> dict[str, Any]:
                 fresh.classify([secrets.token_hex(16), ""])
 
         log.wait(60 * minutes, disturb)
-        still = {"tritonserver": server_pid(served), "model process": served.model_processes()[0]}
+        still = {"tritonserver": server_pid(served), "model process": model_processes(served)[0]}
         assert still == {name: processes[name] for name in still}, "a process was restarted"
     count = loads[0].count + loads[1].count
     return {

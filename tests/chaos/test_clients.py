@@ -15,12 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from loadtest.local_server import LocalServer
 from tests.chaos.conftest import Record
 from tests.chaos.corpus import Corpus
 from tests.chaos.harm import serve, server_pid
 from tests.chaos.load import VerifiedLoad, through_client
 from tests.chaos.plain import INFER
-from tests.e2e.served import Served, json_body
+from tests.e2e.plain_json import json_body
+from tests.e2e.processes import model_processes
 
 pytestmark = pytest.mark.chaos
 
@@ -119,6 +121,6 @@ def test_bad_clients_harm_nobody_else(
         )
 
 
-def processes(served: Served) -> tuple[int, list[int]]:
+def processes(served: LocalServer) -> tuple[int, list[int]]:
     """The processes of tritonserver and of the model."""
-    return server_pid(served), served.model_processes()
+    return server_pid(served), model_processes(served)

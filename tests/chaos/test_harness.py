@@ -24,6 +24,7 @@ from tests.chaos.harm import serve, survive
 from tests.chaos.hostile import Hostile, as_json, hostile_inputs, infer
 from tests.chaos.load import VerifiedLoad
 from tests.chaos.report import Fault, read_records, table, totals, write_record
+from tests.e2e.processes import model_processes
 
 CORPUS = Corpus(("one", "two"), np.array([[0.1, 0.9], [0.8, 0.2]], dtype=np.float32))
 
@@ -216,7 +217,7 @@ def test_table_and_totals(tmp_path: Path) -> None:
 def test_smoke(repository: Path, sound: Path, corpus: Corpus) -> None:
     """One real fault: a killed model process, with two replicas and one client."""
     with serve(repository) as harmed, serve(sound) as healthy:
-        (victim,) = harmed.model_processes()
+        (victim,) = model_processes(harmed)
         load, recovery_s = survive(harmed, healthy, corpus, lambda: os.kill(victim, signal.SIGKILL))
     assert load.count.answered == load.count.requests > 200, load.count
     assert recovery_s > 0

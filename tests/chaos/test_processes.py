@@ -20,6 +20,7 @@ from tests.chaos.count import Count
 from tests.chaos.harm import serve, server_pid, survive
 from tests.chaos.load import TIMEOUT_S, VerifiedLoad, through_client
 from tests.chaos.plain import ask, ask_on
+from tests.e2e.processes import model_processes
 
 pytestmark = pytest.mark.chaos
 
@@ -43,7 +44,7 @@ TritonPythonModel.execute = _execute_or_crash
 def test_model_process_killed(repository: Path, sound: Path, corpus: Corpus, record: Record) -> None:
     """A SIGKILL of the model process, as the kernel sends when memory is out, loses no request; the server recovers."""
     with serve(repository) as harmed, serve(sound) as healthy:
-        (victim,) = harmed.model_processes()
+        (victim,) = model_processes(harmed)
         load, recovery_s = survive(harmed, healthy, corpus, lambda: os.kill(victim, signal.SIGKILL))
         record("model process killed", load.count, recovery_s, slowest_answer_s=round(load.slowest_s, 1))
 
@@ -51,7 +52,7 @@ def test_model_process_killed(repository: Path, sound: Path, corpus: Corpus, rec
 def test_model_process_stopped(repository: Path, sound: Path, corpus: Corpus, record: Record) -> None:
     """A model process that hangs is replaced before the client's deadline ends a request that waits for it."""
     with serve(repository) as harmed, serve(sound) as healthy:
-        (victim,) = harmed.model_processes()
+        (victim,) = model_processes(harmed)
         load, recovery_s = survive(harmed, healthy, corpus, lambda: os.kill(victim, signal.SIGSTOP))
         record("model process stopped", load.count, recovery_s, slowest_answer_s=round(load.slowest_s, 1))
 

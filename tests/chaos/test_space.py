@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from loadtest.local_server import ROOT
 from tests.chaos.conftest import Record
 from tests.chaos.corpus import Corpus, make_texts
 from tests.chaos.harm import failed_requests, serve, survive, wait_until_healed
 from tests.chaos.load import VerifiedLoad, through_client
 from tests.chaos.namespace import fill, seen_by, with_tmpfs
-from tests.e2e.served import ROOT
+from tests.e2e.processes import model_processes
 
 pytestmark = pytest.mark.chaos
 
@@ -77,7 +78,7 @@ def test_disk_full_export(sound: Path, checkpoint: Path, tmp_path: Path, corpus:
                 assert done.returncode == 2, done
                 assert "No space left on device" in done.stderr
                 assert "Traceback" not in done.stderr
-            os.kill(harmed.model_processes()[0], signal.SIGKILL)
+            os.kill(model_processes(harmed)[0], signal.SIGKILL)
 
         load, _ = survive(harmed, healthy, corpus, fail_to_export_and_restart)
         after = sorted(path.relative_to(model) for path in model.rglob("*") if "__pycache__" not in path.parts)

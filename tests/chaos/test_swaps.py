@@ -17,12 +17,13 @@ import pytest
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
+from loadtest.local_server import LocalServer
 from polyhead_serving.triton import ADMIN_HEADER
 from tests.chaos.conftest import Record
 from tests.chaos.corpus import Corpus
 from tests.chaos.harm import serve, survive
 from tests.chaos.load import VerifiedLoad, through_client
-from tests.e2e.served import Served
+from tests.e2e.processes import model_processes
 from tests.tiny import write_tiny_checkpoint
 
 pytestmark = pytest.mark.chaos
@@ -68,7 +69,7 @@ def next_corpus(next_checkpoint: Path, corpus: Corpus) -> Corpus:
     return Corpus.of(next_checkpoint, corpus.texts)
 
 
-def deploy(served: Served, checkpoint: Path, repository: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def deploy(served: LocalServer, checkpoint: Path, repository: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """Runs polyhead-deploy as a process."""
     command = [sys.executable, "-m", "polyhead_serving.deploy", str(checkpoint), "--repository", str(repository)]
     command += ["--grpc", served.url("grpc"), "--precision", "fp32", *options]
@@ -76,7 +77,7 @@ def deploy(served: Served, checkpoint: Path, repository: Path, *options: str) ->
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
 
 
-def load_by_hand(served: Served, checkpoint: Path, code: str = "") -> None:
+def load_by_hand(served: LocalServer, checkpoint: Path, code: str = "") -> None:
     """Puts version 2 into the repository and makes Triton load it, without polyhead-deploy and its gate.
 
     Raises:
@@ -187,7 +188,7 @@ def test_half_copied_version(repository: Path, sound: Path, checkpoint: Path, co
             assert str(model / "2") in done.stderr
             time.sleep(3)
             assert harmed.times_ready() == 1, "a half-copied version alone restarted the server"
-            os.kill(harmed.model_processes()[0], signal.SIGKILL)
+            os.kill(model_processes(harmed)[0], signal.SIGKILL)
             time.sleep(15)
             shutil.rmtree(model / "2")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loadtest.golden import read_golden
+from loadtest.expected import read_expected
 from polyhead.golden import main
 from polyhead.predictor import Predictor
 from tests.tiny import TEXTS
@@ -20,7 +20,7 @@ def test_rows_are_the_engines_answers(base_checkpoint: Path, tmp_path: Path) -> 
     source, out = tmp_path / "texts.txt", tmp_path / "expected.jsonl"
     source.write_text("\n".join([texts[0], "", *texts[1:], TEXTS[-1]]) + "\n", encoding="utf-8")
     assert main([str(base_checkpoint), str(source), str(out)]) == 0
-    rows = read_golden(out)
+    rows = read_expected(out)
     assert [row.text for row in rows] == [*texts, TEXTS[-1]]
     predictor = Predictor.load(base_checkpoint, precision="fp32")
     expected = predictor.score(predictor.encode([row.text for row in rows]))
@@ -34,7 +34,7 @@ def test_reads_json_lines(base_checkpoint: Path, tmp_path: Path) -> None:
     source, out = tmp_path / "texts.jsonl", tmp_path / "expected.jsonl"
     source.write_text("".join(json.dumps({"body": f"text {place}"}) + "\n" for place in range(5)), encoding="utf-8")
     assert main([str(base_checkpoint), str(source), str(out), "--field", "body", "--most", "3"]) == 0
-    assert [row.text for row in read_golden(out)] == ["text 0", "text 1", "text 2"]
+    assert [row.text for row in read_expected(out)] == ["text 0", "text 1", "text 2"]
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
+from loadtest.local_server import VENV, LocalServer
 from tests.deploy.dashboard import queries
 from tests.deploy.prometheus import FOLDER, RULES, Prometheus, promtool, rules
+from tests.e2e.plain_json import infer_json, json_body
 from tests.e2e.proxied import Proxied
-from tests.e2e.served import VENV, Served, infer_json, json_body
 from tests.tiny import TEXTS
 
 SCRAPES = 4  # a rate needs two; the rules read each other
@@ -40,21 +41,21 @@ def config_in_a_pod(proxied: Proxied) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def traffic(served: Served) -> Served:
+def traffic(served: LocalServer) -> LocalServer:
     """A server that has answered texts of all kinds, also some that are too long and some without an answer."""
     for _ in range(5):
         ask(served)
     return served
 
 
-def ask(served: Served) -> None:
+def ask(served: LocalServer) -> None:
     """Sends one request of all kinds of texts."""
     status, _ = infer_json(served.url("http"), json_body([*TEXTS, *["many words " * 100] * 5, " "], ["PREDICTION"]))
     assert status == 200
 
 
 @pytest.fixture(scope="module")
-def prometheus(traffic: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+def prometheus(traffic: LocalServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """A Prometheus that has scraped that server several times, with requests in between."""
     folder = tmp_path_factory.mktemp("prometheus")
     quick = RULES.read_text(encoding="utf-8").replace("interval: 15s", "interval: 1s")
@@ -150,7 +151,7 @@ def test_gpu_metrics_are_tritons() -> None:
         assert name[:16].encode() in content, name  # the compiler cuts short texts into pieces of that size
 
 
-def test_the_config_beside_one_server(traffic: Served, tmp_path: Path) -> None:
+def test_the_config_beside_one_server(traffic: LocalServer, tmp_path: Path) -> None:
     """deploy/prometheus/prometheus.yml is valid, and with this server's ports it finds the server."""
     file = FOLDER / "prometheus.yml"
     result = promtool("check", "config", file)

@@ -19,9 +19,10 @@ from typing import Any
 
 import pytest
 
+from loadtest.local_server import LocalServer, free_ports
 from tests.deploy.manifests import DEPLOY, containers, environment, kustomized, only
+from tests.e2e.plain_json import infer_json, json_body
 from tests.e2e.proxied import DIRECTIVES, KEY, MODULES, NGINX, Proxied
-from tests.e2e.served import Served, free_ports, infer_json, json_body
 
 NO_PROXY = urllib.request.ProxyHandler({})
 
@@ -74,7 +75,7 @@ def test_paths_are_replaced_once(ours: str) -> None:
 
 
 @contextmanager
-def proxy(kind: str, served: Served) -> Iterator[str]:
+def proxy(kind: str, served: LocalServer) -> Iterator[str]:
     """Runs nginx with the pod's command and its folders elsewhere; gives its URL."""
     described = container(pod_of(kind), "nginx")
     port = free_ports()["http"]
@@ -121,7 +122,7 @@ def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "ServingRuntime"])
-def test_requests_and_probes_come_through(kind: str, served: Served) -> None:
+def test_requests_and_probes_come_through(kind: str, served: LocalServer) -> None:
     """The command starts nginx, the probes say ready, and only a key opens inference."""
     server = pod_of(kind)["containers"][0]
     body = b'{"inputs": [{"name": "TEXT", "datatype": "BYTES", "shape": [1, 1], "data": ["Rain."]}]}'
@@ -136,7 +137,7 @@ def test_requests_and_probes_come_through(kind: str, served: Served) -> None:
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "ServingRuntime"])
-def test_liveness_is_the_supervisors(kind: str, served: Served) -> None:
+def test_liveness_is_the_supervisors(kind: str, served: LocalServer) -> None:
     """The probe's command succeeds while the supervisor answers, and fails if there is none."""
     command = pod_of(kind)["containers"][0]["livenessProbe"]["exec"]["command"]
     assert command[0] == "python"
@@ -150,7 +151,7 @@ def test_liveness_is_the_supervisors(kind: str, served: Served) -> None:
     assert run(free_ports()["probe"]) != 0
 
 
-def test_bad_requests_are_no_backend_failures(served: Served) -> None:
+def test_bad_requests_are_no_backend_failures(served: LocalServer) -> None:
     """Bad requests do not count as failures of the backend, on which an alert pages."""
     wrong = {"parameters": {"nonsense": 1}} | {
         k: v for k, v in json_body(["Rain."], ["SCORES"]).items() if k != "parameters"

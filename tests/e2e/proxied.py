@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.served import ROOT
+from loadtest.local_server import ROOT
 
 NGINX = ROOT / ".nginx" / "usr" / "sbin" / "nginx"
 MODULES = NGINX.parents[1] / "lib" / "nginx" / "modules"

@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from loadtest.local_server import LocalServer
 from polyhead import export
 from polyhead.predictor import Predictor
 from polyhead.repository import versions_of
 from polyhead_serving import deploy
-from tests.e2e.served import ONE_THREAD, Served, infer_json, json_body
+from tests.e2e.plain_json import infer_json, json_body
+from tests.e2e.processes import ONE_THREAD
 from tests.tiny import TEXTS, write_tiny_checkpoint
 
 KEY = "a-key-of-the-tests"
@@ -54,24 +56,24 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def swapping(checkpoints: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def swapping(checkpoints: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
     """A server that takes versions while it runs."""
     repository = tmp_path_factory.mktemp("swapping") / "repository"
     export.export_checkpoint(checkpoints[0], repository)
     environment = {**ONE_THREAD, "POLYHEAD_ADMIN_KEY": KEY}
-    with Served(repository, "--control", "explicit", environment=environment) as served:
+    with LocalServer(repository, "--control", "explicit", environment=environment) as served:
         yield served
 
 
 @pytest.fixture
-def model(swapping: Served) -> Path:
+def model(swapping: LocalServer) -> Path:
     """The folder of its model."""
     return swapping.repository / "gpt2_classifier"
 
 
 @pytest.fixture
 def run(
-    swapping: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    swapping: LocalServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str]]:
     """Runs the command; gives its exit code and the last line it wrote."""
     monkeypatch.setenv("POLYHEAD_ADMIN_KEY", KEY)
@@ -87,7 +89,7 @@ def run(
     return call
 
 
-def live(swapping: Served) -> int:
+def live(swapping: LocalServer) -> int:
     """The version that answers."""
     status, answer = infer_json(swapping.url("http"), BODY)
     assert status == 200
@@ -100,7 +102,7 @@ def served(model: Path, version: int) -> Path:
 
 
 @contextmanager
-def load(swapping: Served, expected: dict[int, Path]) -> Iterator[list[int]]:
+def load(swapping: LocalServer, expected: dict[int, Path]) -> Iterator[list[int]]:
     """Asks all the time; each answer must be that of the version that it names."""
     scores = {}
     for version, checkpoint in expected.items():
@@ -144,7 +146,7 @@ def template_with(folder: Path, addition: str) -> Path:
 
 
 def test_a_good_version_takes_over(
-    swapping: Served, model: Path, checkpoints: list[Path], run: Callable[..., tuple[int, str]]
+    swapping: LocalServer, model: Path, checkpoints: list[Path], run: Callable[..., tuple[int, str]]
 ) -> None:
     """Under load, no request is lost and each answer is that of the version it names; old versions are removed."""
     for turn in range(3):
@@ -192,7 +194,7 @@ def flip_weights(file: Path) -> None:
     ids=["corrupt", "other weights"],
 )
 def test_a_version_that_the_server_refuses(
-    swapping: Served,
+    swapping: LocalServer,
     model: Path,
     checkpoints: list[Path],
     run: Callable[..., tuple[int, str]],
@@ -213,7 +215,7 @@ def test_a_version_that_the_server_refuses(
 
 
 def test_wrong_live_answers_are_taken_back(
-    swapping: Served,
+    swapping: LocalServer,
     model: Path,
     checkpoints: list[Path],
     run: Callable[..., tuple[int, str]],
@@ -232,7 +234,7 @@ def test_wrong_live_answers_are_taken_back(
 
 
 def test_a_slow_version(
-    swapping: Served,
+    swapping: LocalServer,
     model: Path,
     checkpoints: list[Path],
     run: Callable[..., tuple[int, str]],
@@ -255,7 +257,7 @@ def test_a_slow_version(
 
 
 def test_what_is_refused_beforehand(
-    swapping: Served,
+    swapping: LocalServer,
     model: Path,
     checkpoints: list[Path],
     run: Callable[..., tuple[int, str]],

@@ -13,16 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from loadtest.local_server import LocalServer
 from polyhead_client import Client, Tls
+from tests.e2e.plain_json import infer_json, json_body
 from tests.e2e.proxied import KEY, Proxied
-from tests.e2e.served import Served, infer_json, json_body
 
 INFER = "/v2/models/gpt2_classifier/infer"
 GOOD = json_body(["Rain.", "Snow."], ["SCORES"])
 
 
 @pytest.fixture(scope="module")
-def proxied(served: Served) -> Iterator[Proxied]:
+def proxied(served: LocalServer) -> Iterator[Proxied]:
     """A proxy before the server."""
     places = {"INFERENCE": served.url("http"), "METRICS": served.url("metrics"), "PROBE": served.url("probe")}
     with Proxied(**places) as running:
@@ -142,7 +143,7 @@ def test_texts_that_are_not_utf8_are_the_models_business(proxied: Proxied) -> No
     assert "UTF-8" in bad["error"]
 
 
-def test_what_is_right_passes_unchanged(served: Served, proxied: Proxied) -> None:
+def test_what_is_right_passes_unchanged(served: LocalServer, proxied: Proxied) -> None:
     """Nested data, escapes, NUL, pairs of surrogates and texts like JSON are answered as without the proxy."""
     texts = ['{"inputs": [], "shape": [1.5]}', "\\ud800", "NUL \0 here", "🙂 \U0010ffff", '"id": 1, "id": 2', "[" * 500]
     for data in (texts, [[text] for text in texts]):

@@ -21,9 +21,11 @@ import pytest
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
+from loadtest.local_server import READY_TIMEOUT_S, LocalServer, free_ports, port_options, serve_command
 from polyhead.export import export_checkpoint
 from polyhead.predictor import Predictor
-from tests.e2e.served import READY_TIMEOUT_S, Served, free_ports, infer_json, json_body, port_options, serve_command
+from tests.e2e.plain_json import infer_json, json_body
+from tests.e2e.processes import ONE_THREAD, model_processes
 from tests.e2e.test_answers import assert_same_answers, predictions
 from tests.tiny import TEXTS
 
@@ -33,7 +35,7 @@ ADMIN = {"triton-grpc-protocol-polyhead-admin-key": KEY}
 
 
 @pytest.fixture(scope="module")
-def quiet(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def quiet(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
     """A server of its own: one canary only, at the start, and responses are always sent early."""
     copy = Path(shutil.copytree(repository, tmp_path_factory.mktemp("quiet") / "repository"))
     file = copy / MODEL / "1" / "model.py"
@@ -41,7 +43,7 @@ def quiet(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     eager = patient.replace("EARLY_RESPONSE_S = 0.1\n", "EARLY_RESPONSE_S = 0.0\n")
     assert eager.count("0.0\n") == 1
     file.write_text(eager, encoding="utf-8")
-    with Served(copy, "--probe-interval-s", "3600") as running:
+    with LocalServer(copy, "--probe-interval-s", "3600", environment=ONE_THREAD) as running:
         yield running
 
 
@@ -63,9 +65,9 @@ def wait_until(is_so: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def stopped(served: Served) -> Iterator[None]:
+def stopped(served: LocalServer) -> Iterator[None]:
     """Stops the model process meanwhile, so that requests pile up."""
-    (process,) = served.model_processes()
+    (process,) = model_processes(served)
     os.kill(process, signal.SIGSTOP)
     try:
         yield
@@ -80,7 +82,7 @@ def text_input(*texts: str) -> list[Any]:
     return [tensor]
 
 
-def test_counts_are_exact(quiet: Served, predictor: Predictor) -> None:
+def test_counts_are_exact(quiet: LocalServer, predictor: Predictor) -> None:
     """Texts, tokens, truncations and errors count what was sent; histograms change once per batch."""
     place = quiet.url("metrics")
     names = ["texts_total", "tokens_total", "truncated_texts_total", "error_texts_total"]
@@ -101,7 +103,7 @@ def test_counts_are_exact(quiet: Served, predictor: Predictor) -> None:
     assert value(place, "nv_inference_queue_summary_us", model=MODEL, quantile="0.5") > 0
 
 
-def test_requests_of_one_batch_leave_in_parts(quiet: Served, predictor: Predictor) -> None:
+def test_requests_of_one_batch_leave_in_parts(quiet: LocalServer, predictor: Predictor) -> None:
     """Forty requests in one batch of several parts each get their own answer, and Triton counts them."""
     place = quiet.url("metrics")
     done: queue.Queue[tuple[int, Any, Any]] = queue.Queue()
@@ -130,7 +132,7 @@ def test_requests_of_one_batch_leave_in_parts(quiet: Served, predictor: Predicto
     assert value(place, "nv_inference_pending_request_count") == 0
 
 
-def test_cancelled_request_is_dropped(quiet: Served) -> None:
+def test_cancelled_request_is_dropped(quiet: LocalServer) -> None:
     """A request that is cancelled over gRPC before it is computed is not computed."""
     place = quiet.url("metrics")
     errors: queue.Queue[Any] = queue.Queue()

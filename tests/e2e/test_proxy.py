@@ -18,9 +18,11 @@ from pathlib import Path
 
 import pytest
 
+from loadtest.local_server import ROOT, LocalServer
 from polyhead_client import Client, RetryPolicy, Tls
+from tests.e2e.plain_json import infer_json, json_body
+from tests.e2e.processes import ONE_THREAD, model_processes
 from tests.e2e.proxied import KEY, Proxied
-from tests.e2e.served import ROOT, Served, infer_json, json_body
 from tests.tiny import TEXTS
 
 INFER = "/v2/models/gpt2_classifier/infer"
@@ -28,7 +30,7 @@ BODY = json.dumps(json_body(TEXTS[:3], ["SCORES"])).encode()
 
 
 @pytest.fixture(scope="module")
-def proxied(served: Served) -> Iterator[Proxied]:
+def proxied(served: LocalServer) -> Iterator[Proxied]:
     """A proxy before the server."""
     places = {"INFERENCE": served.url("http"), "METRICS": served.url("metrics"), "PROBE": served.url("probe")}
     with Proxied(**places, CLIENT_TIMEOUT="1s") as running:
@@ -36,13 +38,13 @@ def proxied(served: Served) -> Iterator[Proxied]:
 
 
 @pytest.fixture(autouse=True)
-def _server_lives(served: Served) -> Iterator[None]:
+def _server_lives(served: LocalServer) -> Iterator[None]:
     yield
     assert infer_json(served.url("http"), BODY)[0] == 200
     assert sum("ready http=" in line for line in served.lines) == 1, "the server was restarted"
 
 
-def test_the_client_gets_the_same_answers(served: Served, proxied: Proxied) -> None:
+def test_the_client_gets_the_same_answers(served: LocalServer, proxied: Proxied) -> None:
     """Through the proxy, the SDK with TLS and key, and plain JSON, get the same answers as without it."""
     with (
         Client(served.url("http")) as direct,
@@ -76,7 +78,7 @@ def test_health_and_metrics_are_open(proxied: Proxied, path: str) -> None:
     assert proxied.ask(path, b"{}")[0] == 403
 
 
-def test_both_metrics(proxied: Proxied, served: Served) -> None:
+def test_both_metrics(proxied: Proxied, served: LocalServer) -> None:
     """Triton's and the supervisor's metrics have different paths; other networks may read neither."""
     assert b"nv_inference_request_success" in proxied.ask("/metrics")[2]
     assert b"polyhead_ready 1" in proxied.ask("/metrics/supervisor")[2]
@@ -181,7 +183,7 @@ def test_malformed_requests_get_400(proxied: Proxied, body: bytes) -> None:
     assert (status, "error" in json.loads(answer)) == (400, True)
 
 
-def test_failures_of_the_server_stay_500(served: Served) -> None:
+def test_failures_of_the_server_stay_500(served: LocalServer) -> None:
     """A good request that a broken server answers with 500 gets 500, also if the supervisor cannot be asked."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Broken) as fake:
         thread = threading.Thread(target=fake.serve_forever, args=(0.01,))
@@ -222,7 +224,7 @@ def test_chunks_are_put_together(proxied: Proxied) -> None:
     assert chunks(proxied, b" " * 1000, 300) == 413
 
 
-def test_a_slow_client_never_reaches_the_server(proxied: Proxied, served: Served) -> None:
+def test_a_slow_client_never_reaches_the_server(proxied: Proxied, served: LocalServer) -> None:
     """A client that stops in the middle of a body is disconnected after the timeout; others are answered meanwhile."""
     connection = proxied.connect()
     connection.putrequest("POST", INFER)
@@ -237,7 +239,7 @@ def test_a_slow_client_never_reaches_the_server(proxied: Proxied, served: Served
     connection.close()
 
 
-def test_rate_is_limited_by_key(served: Served) -> None:
+def test_rate_is_limited_by_key(served: LocalServer) -> None:
     """Requests beyond rate and burst get 429 with Retry-After."""
     with Proxied(INFERENCE=served.url("http"), RATE="1r/s", BURST="2") as limited:
         found = [limited.ask(INFER, BODY)[:2] for _ in range(5)]
@@ -318,7 +320,7 @@ def test_a_bad_key_file_is_refused(tmp_path: Path, keys: str, reason: str) -> No
 def test_a_dead_model_process_costs_a_patient_client_nothing(repository: Path) -> None:
     """Until the server is restarted, requests get 503 with Retry-After, never 500, so the SDK gets its answer."""
     with (
-        Served(repository) as served,
+        LocalServer(repository, environment=ONE_THREAD) as served,
         Proxied(INFERENCE=served.url("http"), PROBE=served.url("probe"), RATE="1000r/s") as proxied,
     ):
         stop, found = threading.Event(), set()
@@ -336,7 +338,7 @@ def test_a_dead_model_process_costs_a_patient_client_nothing(repository: Path) -
             before = client.classify(TEXTS[:3])
             asking = threading.Thread(target=ask)
             asking.start()
-            os.kill(served.model_processes()[0], signal.SIGKILL)
+            os.kill(model_processes(served)[0], signal.SIGKILL)
             assert client.classify(TEXTS[:3], timeout_s=60) == before
             stop.set()
             asking.join(30)
