@@ -15,19 +15,30 @@ class LockedError(OSError):
 
 
 @contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock on a file, which is created if it is missing and stays there.
+def file_lock(path: Path, remove: bool = False) -> Iterator[None]:
+    """Holds an exclusive lock on a file, which is created if it is missing.
+
+    Args:
+        remove: removes the file at the end; otherwise it stays.
 
     Raises:
         LockedError: another process holds it.
         OSError: the file cannot be opened, or its file system has no locks.
     """
     with path.open("a") as file:
+        refusal = LockedError(f"{path}: another process holds this lock")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise LockedError(f"{path}: another process holds this lock") from error
-        yield
+        except BlockingIOError:
+            raise refusal from None
+        # The last holder may have removed the file after it was opened here: then this lock is on no file.
+        if remove and not (path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))):
+            raise refusal
+        try:
+            yield
+        finally:
+            if remove:
+                path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -1,0 +1,65 @@
+"""What the four commands share: the typer application, printing, signals, and the ``--example`` option."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+
+WRONG_INPUT = 2
+INTERRUPTED = 130  # as shells count: 128 + SIGINT
+
+
+def command_app(name: str) -> typer.Typer:
+    """A typer application; the variable ``POLYHEAD_TRAIN_OUTPUT`` sets ``--output`` of ``polyhead-train``, and so on.
+
+    Options that destroy something must be declared with ``allow_from_autoenv=False``.
+    """
+    return typer.Typer(
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"auto_envvar_prefix": name.upper().replace("-", "_")},
+    )
+
+
+def printer(console: Console) -> Callable[[str], None]:
+    """A function that prints a line to the console as it is, without markup or wrapping."""
+    return lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise KeyboardInterrupt in this block, whatever process started this one.
+
+    A script's shell starts ``command &`` with SIGINT ignored. Python would leave it ignored.
+    """
+    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _interrupt(number: int, _: Any) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def example_option(example: str, content: str) -> Any:
+    """A typer option that prints `example` and exits before any other argument is checked.
+
+    Args:
+        content: what the example is, for the help text.
+    """
+
+    def print_example(wanted: bool) -> None:
+        if wanted:
+            print(example, end="")
+            raise typer.Exit
+
+    return typer.Option("--example", help=f"Print {content} and exit.", is_eager=True, callback=print_example)
