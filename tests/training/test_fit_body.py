@@ -14,8 +14,8 @@ from transformers import GPT2LMHeadModel
 from polyhead.predictor import Predictor
 from polyhead_training.config import LoraConfig
 from polyhead_training.errors import ConfigError
-from polyhead_training.fitting.written import Fitted, write
-from polyhead_training.model.lora import add_adapters, merge_adapters
+from polyhead_training.fitting.checkpoint_writing import Fitted, write
+from polyhead_training.model.layers import add_adapters, merge_adapters
 from tests.tiny import SCHEMA, TEXTS, tiny_config, tiny_model, tiny_spec, tiny_tokenizer
 from tests.training.tiny_run import metrics, run, trained, weights, write_run
 
@@ -161,12 +161,12 @@ def test_a_warm_start_that_diverges_leaves_nothing_to_decide(tmp_path: Path) -> 
 
 
 def test_a_run_that_diverges_leaves_its_logs(tmp_path: Path) -> None:
-    """Of all else it is said that it is removed, a finished warm start too."""
+    """The message says that the unfinished run is removed with its finished warm start."""
     config = write_run(tmp_path, 'report_to = ["tensorboard"]', more=WARM)
     config.write_text(
         config.read_text(encoding="utf-8").replace("learning_rate = 5e-3", "learning_rate = 1e30"), "utf-8"
     )
     result = run(config)
     assert result.exit_code == 2, result.output
-    assert result.stderr.endswith("lower it (is 1e+30); the unfinished run is removed, its finished warm start too\n")
+    assert result.stderr.endswith("lower it (is 1e+30); the unfinished run is removed with its finished warm start\n")
     assert [path.name for path in (tmp_path / "out.training").iterdir()] == ["logs"]

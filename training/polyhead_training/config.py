@@ -63,7 +63,7 @@ class UpsampleConfig(_Section):
     times: int = Field(ge=2, le=10_000)
 
 
-class DataConfig(ReadOptions):
+class DataConfig(_Section, ReadOptions):
     """Where the rows come from, files or a data set of the hub, and what is done to them.
 
     How a file is read is said by ``format``, ``delimiter``, ``encoding``, ``header`` and ``columns``: see ReadOptions.
@@ -88,8 +88,6 @@ class DataConfig(ReadOptions):
         augment: names of ``package.module:function``, called as ``function(text, random.Random)``. Each adds
             `augment_copies` copies of each training row, with the text that the function returns.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     bad_rows: Literal["stop", "skip"] = "stop"
     train: str | list[str] | None = None
@@ -238,7 +236,7 @@ class WarmStartConfig(_Section):
 
 
 class LoraConfig(_Section):
-    """Low-rank adapters on the body (Hu et al. 2021, arXiv:2106.09685) through peft; merged into the weights at the end."""
+    """Low-rank adapters on the body (Hu et al. 2021, arXiv:2106.09685) through peft, merged into the weights."""
 
     r: int = Field(default=8, ge=1)
     alpha: float = Field(default=16, gt=0)

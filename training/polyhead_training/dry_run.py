@@ -66,8 +66,8 @@ def estimate_memory(
 ) -> dict[str, float]:
     """Bytes by purpose, without the overhead of libraries and fragmentation.
 
-    Weights are float32. Each trained weight has a float32 gradient and AdamW's two moments. Activations are 17 values of
-    n_embd per token and block (Korthikanti et al. 2022, arXiv:2205.05198, without the attention matrix, which the
+    Weights are float32. Each trained weight has a float32 gradient and AdamW's two moments. Activations are 17 values
+    of n_embd per token and block (Korthikanti et al. 2022, arXiv:2205.05198, without the attention matrix, which the
     kernels do not keep), of 2 bytes in bf16 and fp16 and 4 in fp32. With gradient checkpointing they are one value per
     block, and 17 for one block at a time.
     """

@@ -17,6 +17,7 @@ from polyhead.checkpoint import staged_folder
 from polyhead.errors import PolyheadError, describe
 from polyhead.predictor import Predictor
 from polyhead.schema import Schema
+from polyhead_rows.place import split_name
 from polyhead_training.command_line import INTERRUPTED, WRONG_INPUT, command_app, interruptible, printer
 from polyhead_training.config import DataConfig, HeadConfig, TrainingConfig, read_config
 from polyhead_training.errors import ConfigError
@@ -150,6 +151,7 @@ def _settings(
         training = recorded_config(recorded)
     settings = {} if training is None else training.data.model_dump()
     settings |= dict.fromkeys(("hub", "hub_config", "validation", "test")) | {"train": data}
+    _drop_unsuited(settings, data)
     if "text_column" in replaced:
         settings["text_template"] = None
     try:
@@ -163,6 +165,20 @@ def _settings(
                 f"heads: {head.name!r} is {by_name[head.name].kind} in the config, {head.kind} in the checkpoint"
             )
     return columns, [by_name.get(head.name) or HeadConfig(name=head.name, kind=head.kind) for head in schema]
+
+
+def _drop_unsuited(settings: dict[str, Any], data: list[str]) -> None:
+    """Drops read options of the training files that do not suit the formats of `data`."""
+    named: set[str | None] = {split_name(name)[0] for name in data} - {None, "lines"}
+    if named:
+        settings["format"] = None  # the names say it
+    kinds = named or {settings.get("format")}
+    if kinds.isdisjoint({"csv", None}):
+        settings["delimiter"] = None
+    if kinds.isdisjoint({"csv", "tsv", None}):
+        settings |= {"header": True, "columns": None}
+    if kinds <= {"parquet", "arrow"}:
+        settings["encoding"] = None
 
 
 def _print_tables(evaluation: Evaluation, console: Console) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from polyhead.checkpoint import MASK_BUFFERS, Architecture, Spec, check_output
 from polyhead.errors import PolyheadError, describe, one_line
 from polyhead.schema import Head, HeadKind, Schema
+from polyhead_rows.table_file import ReadOptions
 from polyhead_training.command_line import WRONG_INPUT, command_app, example_option
 from polyhead_training.config import DataConfig, ModelConfig, read_toml
 from polyhead_training.errors import ConfigError
@@ -51,11 +52,11 @@ class ImportedHead(BaseModel):
     labels: list[str] = []
 
 
-class ImportConfig(BaseModel):
+class ImportConfig(ReadOptions, BaseModel):
     """The whole file; names and defaults are those of that_nlp_library's constructors.
 
     Attributes:
-        texts: files as for training. `golden_rows` of their texts are drawn at random.
+        texts: files as for training; ReadOptions says how they are read. `golden_rows` texts are drawn at random.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -109,7 +110,8 @@ def import_checkpoint(folder: Path, config: ImportConfig, output: Path) -> float
     spec = checkpoint_spec(ModelConfig.model_validate(config.model_dump(include=set(ModelConfig.model_fields))))
     model = _model(folder, weights, spec, schema)
     with tempfile.TemporaryDirectory(prefix="polyhead-import-") as scratch:
-        data = DataConfig(train=config.texts, text_column=config.text_column)
+        options = config.model_dump(include=set(ReadOptions.model_fields))
+        data = DataConfig(train=config.texts, text_column=config.text_column, **options)
         texts = read_texts(config.texts, data, Path(scratch))
         fitted = Fitted(model, spec, schema, pretrained_tokenizer(str(folder)))
         return write_unscored(output, fitted, texts, rows=config.golden_rows, seed=0)
@@ -182,7 +184,8 @@ def _model(folder: Path, weights: Path, spec: Spec, schema: Schema) -> Any:
                 f"{expected.get(name, 'that there is none')}"
             )
     model.load_state_dict(tensors)
-    return model.eval()
+    model.train(False)
+    return model
 
 
 def main() -> None:

@@ -170,9 +170,7 @@ def read_split(
     return _to_split(on_disk, staged)
 
 
-def read_texts(
-    paths: str | list[str], config: DataConfig, scratch: Path, show_progress: bool = False
-) -> Sequence[str]:
+def read_texts(paths: str | list[str], config: DataConfig, scratch: Path, show_progress: bool = False) -> Sequence[str]:
     """The texts of files, read and transformed as for training. Nothing else of a row is read.
 
     Raises:
@@ -305,7 +303,8 @@ def _clean(parts: dict[str, tuple[Staged, Indices]], config: DataConfig) -> list
     keys = {name: _text_keys(*part) for name, part in parts.items()}
     notes = []
     staged, train = parts["train"]
-    leaked = np.isin(keys["train"], np.concatenate([np.empty(0, np.int64), *(keys[name] for name in parts if name != "train")]))
+    others = [keys[name] for name in parts if name != "train"]
+    leaked = np.isin(keys["train"], np.concatenate([np.empty(0, np.int64), *others]))
     for overlap in find_overlaps(keys):
         note = f"leak: {overlap.rows} of {len(keys[overlap.split])} {overlap.split} rows have the text of a row in "
         note += overlap.other

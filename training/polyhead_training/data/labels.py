@@ -227,7 +227,9 @@ def to_vector(cells: Sequence[Cell], schema: Schema, columns: Sequence[str], row
             vector.append(cell)
         else:
             indices = {_index(label, head, f"{row}: column {column!r}") for label in cell}
-            vector += indices if head.kind == HeadKind.SINGLE_LABEL else [float(i in indices) for i in range(head.width)]
+            vector += (
+                indices if head.kind == HeadKind.SINGLE_LABEL else [float(i in indices) for i in range(head.width)]
+            )
     return vector
 
 

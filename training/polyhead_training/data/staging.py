@@ -43,8 +43,8 @@ class Staged:
     Attributes:
         source: the paths or the hub's name, for messages.
         files: the names of its files.
-        rows: ``text``; a ``cell_i`` per head; a ``metadata_i`` per metadata column; ``file``, ``row`` and ``line``: where
-            the row was; ``text_key``: equal for texts that are equal after transforms and folding; ``row_key``: equal
+        rows: ``text``; a ``cell_i`` per head; a ``metadata_i`` per metadata column; where the row was: ``file``, ``row``
+            and ``line``; ``text_key``: equal for texts that are equal after transforms and folding; ``row_key``: equal
             if all cells are equal too; ``place``: a fraction in [0, 1), a hash of what the data are split by;
             ``times``: how often the row is used in training.
         dropped: how many rows had a blank text.
@@ -96,7 +96,9 @@ class Recipe:
         ]
         self.idle_upsample = list(config.upsample)  # those for which no row was found yet
         self._normalizer = named_normalizer(config.text_transforms)
-        self._splitters = {reader.column: reader for reader in self.readers if reader.config.kind == HeadKind.MULTI_LABEL}
+        self._splitters = {
+            reader.column: reader for reader in self.readers if reader.config.kind == HeadKind.MULTI_LABEL
+        }
 
     @property
     def columns(self) -> list[str]:
@@ -250,10 +252,10 @@ def stage(
 
     staged = write_rows(path, rows(), recipe.schema)
     if first is not None and stops:
-        raise DataError(
-            f"{first}. Of {counts['rows']:,} rows, {counts['bad']:,} cannot be used: correct them, or leave them out "
-            'with bad_rows = "skip"'
-        )
+        of = f"Of {counts['rows']:,} rows, {counts['bad']:,}"
+        if counts["rows"] > until:
+            of = f"At least {counts['bad']:,} of the first {counts['rows'] - 1:,} rows"
+        raise DataError(f'{first}. {of} cannot be used: correct them, or leave them out with bad_rows = "skip"')
     return Staged(name, files, staged, counts["dropped"], counts["filtered"], counts["bad"])
 
 
@@ -287,16 +289,17 @@ def _checked(source: Source, needed: Sequence[str], show_progress: bool) -> Iter
     known = dict.fromkeys(source.columns or ())
     missing = dict.fromkeys(column for column in needed if column not in known)
     if source.columns is None or not missing:
-        number = end = 0
+        end, is_empty = 0, True
         with progress(f"reading {source.name}", source.total, unit=source.unit, shown=show_progress) as bar:
-            for number, row in enumerate(source.rows, start=1):
+            for row in source.rows:
+                is_empty = False
                 bar.advance(row.end - end)
                 end = row.end
                 if missing and row.fields is not None:
                     known |= dict.fromkeys(row.fields)
                     missing = {column: None for column in missing if column not in row.fields}
                 yield row
-        if not number:
+        if is_empty or not known:  # no row could be read
             return
     if missing:
         raise DataError(f"{source.name}: has no column {next(iter(missing))!r}, only {', '.join(known)}")

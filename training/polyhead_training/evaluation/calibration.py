@@ -102,7 +102,8 @@ def _fit_micro(scores: Scores, true: NDArray[np.bool_]) -> tuple[float, ...]:
 
     Lipton et al. 2014, arXiv:1402.1892.
     """
-    return (best_threshold(scores.ravel(), true.ravel()) if true.any() else 0.5,) * true.shape[1]
+    threshold = best_threshold(scores.ravel(), true.ravel()) if true.any() else 0.5
+    return tuple(threshold for _ in range(true.shape[1]))
 
 
 def best_threshold(scores: Scores, true: NDArray[np.bool_]) -> float:

@@ -55,7 +55,7 @@ def recorded_config(path: Path) -> TrainingConfig:
 
 
 def recorded_training(checkpoint: Path) -> dict[str, Any]:
-    """``history``, ``calibration`` and ``training`` for `write_report`; None or empty if training did not write them."""
+    """``history``, ``calibration`` and ``training`` for `write_report`; None or empty if they are malformed."""
     metrics = _read_json(checkpoint / "metrics.json")
     metrics = metrics if isinstance(metrics, dict) else {}
     training = _valid(dict[str, Any], metrics.get("training")) or {}

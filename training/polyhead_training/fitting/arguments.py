@@ -125,7 +125,7 @@ def precision_of(config: FitConfig) -> str:
     """``bf16``, ``fp16`` or ``fp32``: as the config says, or chosen by the hardware."""
     gpu = torch.cuda.is_available()
     if config.precision == "fp16" and not gpu:
-        raise ConfigError("training.precision: fp16 needs a GPU, and this machine has none; allowed are auto, fp32, bf16")
+        raise ConfigError("training.precision: fp16 needs a GPU, and there is none; allowed are auto, fp32, bf16")
     if config.precision != "auto":
         return config.precision
     if not gpu:

@@ -138,7 +138,7 @@ def _by_head(labels: torch.Tensor, terms: Sequence[LossTerm]) -> Sequence[torch.
         labels = labels[:, None]
     if labels.ndim != 2 or labels.shape[1] != sum(widths):
         raise ValueError(f"labels must have {sum(widths)} columns for these heads, got shape {tuple(labels.shape)}")
-    return labels.float().split(widths, dim=1)
+    return torch.split(labels.float(), widths, dim=1)
 
 
 def _label_weights(head: Head, config: HeadConfig, labels: NDArray[np.float32] | None) -> tuple[float, ...] | None:

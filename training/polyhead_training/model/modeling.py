@@ -1,7 +1,7 @@
 """The two model classes of that_nlp_library's GPT-2 module, with its signatures, logits, losses and state-dict keys.
 
-Three things differ on purpose. The last real token comes from the attention mask, so neither ``<|endoftext|>`` in a text
-nor the padding side changes a score. Regression works at batch 1. Multilabel works together with multihead.
+Three things differ on purpose. The last real token comes from the attention mask, so neither ``<|endoftext|>`` in a
+text nor the padding side changes a score. Regression works at batch 1. Multilabel works together with multihead.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from polyhead.checkpoint import Spec
 from polyhead.heads import head_class_named
 from polyhead.schema import Schema
-from polyhead_training.model.losses import LossTerm, classification_loss, loss_terms, constructor_loss_terms
+from polyhead_training.model.losses import LossTerm, classification_loss, constructor_loss_terms, loss_terms
 from polyhead_training.model.packing import fuse_gelu, last_hidden_states
 
 
@@ -29,6 +29,7 @@ class MultiHeadClassifier(GPT2PreTrainedModel):
     # A plain Trainer would pass the number of labels that are not -100. Ours passes `label_counts`.
     accepts_loss_kwargs: ClassVar[bool] = False
     terms: list[LossTerm]
+    head: nn.Module
     pooled_layers = 1
 
     def _build(
@@ -44,8 +45,9 @@ class MultiHeadClassifier(GPT2PreTrainedModel):
         if len(weights) != len(sizes):
             raise ValueError(f"head_weights must be one per head ({len(sizes)}), got {len(weights)}")
         self.terms = constructor_loss_terms(is_multilabel, is_multihead, sizes, weights)
-        self.config.num_labels = sum(sizes)
-        self.config.pad_token_id = self.config.eos_token_id
+        self.config.num_labels = self.num_labels = sum(sizes)
+        end = self.config.eos_token_id
+        self.config.pad_token_id = end[0] if isinstance(end, list) else end
         self.body_model = GPT2Model(self.config)
         fuse_gelu(self.body_model)
 
@@ -131,10 +133,10 @@ class GPT2BaseForSequenceClassification(MultiHeadClassifier):
         super().__init__(config)
         self._build(is_multilabel, is_multihead, head_class_sizes, head_weights)
         if head_class is None:
-            self.head: nn.Module = nn.Linear(config.n_embd, config.num_labels, bias=False)
+            self.head = nn.Linear(config.n_embd, self.num_labels, bias=False)
         else:
             self.head = head_class(config, **head_class_kwargs)
-        self.post_init()
+        GPT2PreTrainedModel.post_init(self)
 
 
 class GPT2HiddenStateConcatForSequenceClassification(MultiHeadClassifier):
@@ -166,8 +168,8 @@ class GPT2HiddenStateConcatForSequenceClassification(MultiHeadClassifier):
         self.pooled_layers = layer2concat
         self._build(is_multilabel, is_multihead, head_class_sizes, head_weights)
         head_class = head_class or head_class_named("ConcatHeadSimple")
-        self.head: nn.Module = head_class(config=config, layer2concat=layer2concat, **head_class_kwargs)
-        self.post_init()
+        self.head = head_class(config=config, layer2concat=layer2concat, **head_class_kwargs)
+        GPT2PreTrainedModel.post_init(self)
 
 
 def build_model(config: GPT2Config, spec: Spec, schema: Schema) -> MultiHeadClassifier:

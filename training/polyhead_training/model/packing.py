@@ -1,16 +1,16 @@
 """Padding-free training: a batch is the real tokens of all its texts in one row, and the body runs only on them.
 
 Rows are sorted by length, longest first. Linear layers see ``(tokens, n_embd)``. Attention runs on texts of the same
-length at a time, so nothing is padded. Of the final block, keys and values are computed for all tokens and the rest only
-for each text's last token, because nothing else is read. Gradients equal the padded model's.
+length at a time, so nothing is padded. In the final block, keys and values are computed for all tokens and the rest
+only for each text's last token, because nothing else is read. Gradients equal the padded model's.
 Model: Radford et al. 2019. The called modules are those of transformers' ``GPT2Model``, with any adapters on them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +57,7 @@ def last_hidden_states(body: GPT2Model, input_ids: torch.Tensor, lengths: torch.
     positions = torch.arange(len(input_ids), device=input_ids.device) - starts
     hidden = body.drop(body.wte(input_ids) + body.wpe(positions))  # (tokens, n_embd)
     states: list[torch.Tensor] = []
-    for place, block in enumerate(body.h, start=1):
+    for place, block in enumerate(cast(Iterable[GPT2Block], body.h), start=1):
         final = place == len(body.h)
         if body.training and block.gradient_checkpointing:
             hidden = checkpoint(_block, block, hidden, runs, last if final else None, use_reentrant=False)
