@@ -88,7 +88,9 @@ def test_a_run_goes_on_only_as_itself(described: tuple[TrainingConfig, Corpus]) 
     work = WorkingFolder(config.output)
     work.begin(config, corpus, processes=1, resume=False)
     work.begin(config, corpus, processes=1, resume=True)
-    with pytest.raises(ConfigError, match="cannot continue: number of processes was 1 and is 2; change it back or start"):
+    with pytest.raises(
+        ConfigError, match="cannot continue: number of processes was 1 and is 2; change it back or start"
+    ):
         work.begin(config, corpus, processes=2, resume=True)
     folder = config.output.parent
     for name, message in {

@@ -100,6 +100,7 @@ def _page(
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("polyhead_training.evaluation"), autoescape=True, trim_blocks=True
     )
+    environment.globals["HeadKind"] = HeadKind
     columns, rows = _calibration_table(
         {name: found for name, found in (calibration or {}).items() if _is_fitted(found)}
     )
@@ -183,6 +184,7 @@ def model_card(content: Mapping[str, Any]) -> str:
     """The card in Markdown. Names and labels are escaped, so nothing in them is markup."""
     environment = jinja2.Environment(loader=jinja2.PackageLoader("polyhead_training.evaluation"), autoescape=False)
     environment.filters |= {"code": _code, "yaml_number": _yaml_number}
+    environment.globals["HeadKind"] = HeadKind
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
     return environment.get_template("card.md").render(content) + "\n"
 

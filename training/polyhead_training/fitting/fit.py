@@ -26,10 +26,9 @@ from polyhead_training.errors import DivergenceError
 from polyhead_training.evaluation.calibration import calibrate
 from polyhead_training.evaluation.metrics import flat_scores
 from polyhead_training.fitting.arguments import precision_of, trackers, training_arguments
-from polyhead_training.fitting.callbacks import ShowProgress, StopOnSignal
 from polyhead_training.fitting.checkpoint_writing import Fitted, write_evaluated
 from polyhead_training.fitting.preparation import Prepared, parameter_counts, prepare
-from polyhead_training.fitting.trainer import ClassifierTrainer
+from polyhead_training.fitting.trainer import ClassifierTrainer, ShowProgress, StopOnSignal
 from polyhead_training.fitting.warm_start import warm_start
 from polyhead_training.fitting.working_folder import WorkingFolder
 from polyhead_training.model.layers import add_adapters, merge_adapters

@@ -25,8 +25,8 @@ from polyhead_training.config import TrainingConfig
 from polyhead_training.data.corpus import Corpus, read_texts
 from polyhead_training.errors import ConfigError, DivergenceError
 from polyhead_training.fitting.arguments import language_model_arguments
-from polyhead_training.fitting.callbacks import LossAtCheckpoints, ShowProgress, StopOnSignal
 from polyhead_training.fitting.checkpoint_writing import Fitted
+from polyhead_training.fitting.trainer import LossAtCheckpoints, ShowProgress, StopOnSignal
 from polyhead_training.fitting.working_folder import WorkingFolder
 from polyhead_training.model.packing import fuse_gelu
 from polyhead_training.model.tokenizer import END_OF_TEXT
