@@ -1,8 +1,8 @@
 """Answer quality: one model with three heads beside TF-IDF with logistic regression per head, on the Debian texts.
 
-The model is trained from scratch by ``polyhead-train`` with quality.toml. The baseline gets word 1- and 2-grams, document
-frequencies of all texts that the model's warm start reads, and the regularization strength and the threshold of tags that
-are best on validation. Both are scored on the test rows.
+The model is trained from scratch by ``polyhead-train`` with quality.toml. The baseline gets word 1- and 2-grams,
+document frequencies of all texts that the model's warm start reads, and the regularization strength and the threshold
+of tags that are best on validation. Both are scored on the test rows.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Training speed: real tokens/s of padding-free training beside transformers' Trainer with padded batches.
 
 All train the same model from the same weights on the same Debian texts, without dropout. ``trainer`` is what one writes
-without this project: a plain GPT2Model with the same heads and loss, padded by the default collator. It gets the rows in
-our order and must end at our validation loss; otherwise the run fails. ``trainer_tuned`` adds batches of similar length
-(which is another order) and GELU in one kernel.
+without this project: a plain GPT2Model with the same heads and loss, padded by the default collator. It gets the rows
+in our order and must end at our validation loss; otherwise the run fails. ``trainer_tuned`` adds batches of similar
+length (which is another order) and GELU in one kernel.
 """
 
 from __future__ import annotations

@@ -179,6 +179,36 @@ def test_what_training_writes_of_itself_is_read(tmp_path: Path) -> None:
     assert recorded_training(tmp_path) == expected
 
 
+def test_options_say_how_files_are_read(base_checkpoint: Path, tmp_path: Path) -> None:
+    """A semicolon file without a header, in an old encoding, with a row that is left out and counted."""
+    lines = [f"{TEXTS[i % len(TEXTS)]} caf\u00e9 {i};{TOPICS[i % 3]}" for i in range(12)] + ["one;two;three"]
+    (tmp_path / "rows.csv").write_bytes("\n".join(lines).encode("cp1252", "replace"))
+    output = tmp_path / "report"
+    arguments = [str(base_checkpoint), str(tmp_path / "rows.csv"), "--output", str(output), "--delimiter", ";"]
+    arguments += ["--encoding", "cp1252", "--no-header", "--columns", "text,topic"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "Of 13 rows, 1 cannot be used: correct them, or leave them out" in result.stderr
+    result = CliRunner().invoke(app, [*arguments, "--bad-rows", "skip"])
+    assert result.exit_code == 0, result.output
+    assert '1 unreadable (1 of them bad rows, left out by bad_rows = "skip")' in result.output
+    assert json.loads((output / "metrics.json").read_text(encoding="utf-8"))["rows"] == 12
+    table = pandas.read_parquet(output / "predictions.parquet")
+    expected = ["text", "topic_label", "topic_score", "mood_labels", "mood_scores", "stars_value"]
+    expected += ["token_count", "truncated", "error", "topic_true", "mood_true", "stars_true"]
+    assert list(table.columns) == expected
+
+
+def test_how_training_files_are_read_is_no_rule_for_other_formats(base_checkpoint: Path, tmp_path: Path) -> None:
+    """A checkpoint that was trained on a CSV with semicolons is evaluated on JSON lines."""
+    write_rows(tmp_path / "rows.jsonl")
+    data: dict[str, object] = {"format": "csv", "delimiter": ";", "header": False, "columns": ["text", "topic"]}
+    checkpoint = recorded_checkpoint(base_checkpoint, tmp_path / "checkpoint", data, column="topic")
+    output = tmp_path / "report"
+    result = CliRunner().invoke(app, [str(checkpoint), str(tmp_path / "rows.jsonl"), "--output", str(output)])
+    assert result.exit_code == 0, result.output
+
+
 def test_an_older_report_is_replaced_and_nothing_else(base_checkpoint: Path, tmp_path: Path) -> None:
     """A folder that is no report is left as it is."""
     write_rows(tmp_path / "rows.jsonl")

@@ -43,9 +43,9 @@ class Staged:
     Attributes:
         source: the paths or the hub's name, for messages.
         files: the names of its files.
-        rows: ``text``; a ``cell_i`` per head; a ``metadata_i`` per metadata column; where the row was: ``file``, ``row``
-            and ``line``; ``text_key``: equal for texts that are equal after transforms and folding; ``row_key``: equal
-            if all cells are equal too; ``place``: a fraction in [0, 1), a hash of what the data are split by;
+        rows: ``text``; a ``cell_i`` per head; a ``metadata_i`` per metadata column; ``file``, ``row`` and ``line``:
+            where the row was; ``text_key``: equal for texts that are equal after transforms and folding; ``row_key``:
+            equal if all cells are equal too; ``place``: a fraction in [0, 1), a hash of what the data are split by;
             ``times``: how often the row is used in training.
         dropped: how many rows had a blank text.
         filtered: how many rows were left out by ``where`` and ``filters``.

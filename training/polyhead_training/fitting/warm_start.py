@@ -54,8 +54,9 @@ def warm_start(
     finished = work.finished_warm_start
     if not finished.exists():
         lm = _language_model(model.body_model)
-        train, validation = _blocks(config, corpus, fitted.tokenizer, length, scratch)
         arguments = language_model_arguments(config, work.warm_start)
+        is_first = arguments.process_index == 0
+        train, validation = _blocks(config, corpus, fitted.tokenizer, length, scratch, is_first)
         stop = StopOnSignal(say, arguments)
         shown = ShowProgress("warm start", say, tokens_per_row=length)
         trainer = Trainer(
@@ -103,11 +104,11 @@ def _language_model(body: Any) -> GPT2LMHeadModel:
 
 
 def _blocks(
-    config: TrainingConfig, corpus: Corpus, tokenizer: Tokenizer, length: int, scratch: Path
+    config: TrainingConfig, corpus: Corpus, tokenizer: Tokenizer, length: int, scratch: Path, show_progress: bool
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
     sources = [corpus.train.texts]
     if config.warm_start is not None and config.warm_start.texts:
-        sources.append(read_texts(config.warm_start.texts, config.data, scratch))
+        sources.append(read_texts(config.warm_start.texts, config.data, scratch, show_progress))
     train = _to_blocks(sources, tokenizer, length, scratch, "training")
     validation = _to_blocks([corpus.validation.texts], tokenizer, length, scratch, "validation")
     return train, validation

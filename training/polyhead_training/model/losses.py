@@ -82,8 +82,8 @@ def classification_loss(
 
     Args:
         logits: ``(n, sum of widths)``.
-        labels: ``(n, sum of label widths)`` or, for one column, ``(n,)``: a class index, a number, or 0/1 per label. NaN
-            means that the row has no label for that head and does not count in it.
+        labels: ``(n, sum of label widths)`` or, for one column, ``(n,)``: a class index, a number, or 0/1 per label.
+            NaN means that the row has no label for that head and does not count in it.
         counts: the divisor of each head's sum, ``(heads,)``: `label_counts` of a whole step, whose rows may be spread
             over several batches or processes; by default of these labels.
     """
