@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polyhead_rows.byte_source import ByteSource
+from polyhead_rows.byte_source import UTF8_BOM, ByteSource
 from polyhead_rows.errors import TableError
 
 WORKBOOK = 'is a workbook or an archive; save its sheet as CSV ("CSV UTF-8" in Excel)'
@@ -41,7 +41,7 @@ def check_content(source: ByteSource, kind: str) -> None:
         raise TableError(f"{source.name}: {found}")
     if source.encoding is None and (order := _utf16_order(head[:SAMPLE])) is not None:
         raise TableError(f'{source.name}: looks like UTF-16 without a byte order mark; set encoding = "utf-16-{order}"')
-    text = source.text_head().lstrip(" \t\r\n")
+    text = source.head_text.removeprefix(UTF8_BOM).decode("utf-8", "replace").lstrip(" \t\r\n")
     if kind == "jsonl" and (text.startswith("[{") or text.split("\n", 1)[0].rstrip() == "["):
         raise TableError(
             f"{source.name}: holds one JSON array; one object per line is wanted; "

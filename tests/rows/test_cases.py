@@ -110,3 +110,10 @@ def test_a_folder_stands_for_all_cases(tmp_path: Path) -> None:
     for name in CASES:
         write_case(tmp_path, name)
     assert [Path(path).name for path in find_files(str(tmp_path))] == sorted(CASES)
+
+
+def test_the_documentation_says_what_each_case_means() -> None:
+    """Its table has a line per case, in the same order."""
+    page = (Path(__file__).parents[2] / "docs" / "files.md").read_text(encoding="utf-8")
+    lines = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `") and line.split("`")[1] in CASES]
+    assert lines == list(CASES)

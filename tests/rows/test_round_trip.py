@@ -125,7 +125,7 @@ def test_a_damaged_compressed_file_ends_in_an_error(packed: str, data: bytes, cu
     if isinstance(opened, str):
         assert opened.startswith(str(path))
     else:
-        assert opened[1] == []
+        assert not path.read_bytes()  # part files are often empty
 
 
 @given(data=st.lists(st.sampled_from([b"a", b'"', b'""', b",", b"\n", b" "]), max_size=30).map(b"".join))
