@@ -14,7 +14,7 @@ from transformers import GPT2LMHeadModel
 from polyhead.predictor import Predictor
 from polyhead_training.config import LoraConfig
 from polyhead_training.errors import ConfigError
-from polyhead_training.fitting.checkpoint_writing import Fitted, write
+from polyhead_training.fitting.checkpoint_writing import Fitted, write_unscored
 from polyhead_training.model.layers import add_adapters, merge_adapters
 from tests.tiny import SCHEMA, TEXTS, tiny_config, tiny_model, tiny_spec, tiny_tokenizer
 from tests.training.tiny_run import metrics, run, trained, weights, write_run
@@ -41,7 +41,7 @@ def test_merged_adapters_answer_as_the_adapted_model(tmp_path: Path, architectur
         assert (model(torch.tensor([[1, 2, 3]])).logits - plain).abs().max() > 1e-2
     merge_adapters(model, adapted)
     assert set(model.state_dict()) == keys
-    write(tmp_path / "out", Fitted(model, spec, SCHEMA, tiny_tokenizer()), TEXTS, rows=4, seed=0)
+    write_unscored(tmp_path / "out", Fitted(model, spec, SCHEMA, tiny_tokenizer()), TEXTS, rows=4, seed=0)
     logits = Predictor.load(tmp_path / "out")._engine.logits(ids)
     torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-5, rtol=0)
 

@@ -1,14 +1,17 @@
-"""What the four commands share: the typer application, printing, signals, and the ``--example`` option."""
+"""What the four commands share: the typer application, printing, errors, signals, and the ``--example`` option."""
 
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import typer
 from rich.console import Console
+
+from polyhead.errors import PolyheadError, one_line
 
 WRONG_INPUT = 2
 INTERRUPTED = 130  # as shells count: 128 + SIGINT
@@ -44,6 +47,20 @@ def interruptible() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextmanager
+def one_line_errors(command: str) -> Iterator[None]:
+    """Ends the command with one line: after wrong input with exit code 2, after Ctrl-C or SIGTERM with 130."""
+    try:
+        with interruptible():
+            yield
+    except KeyboardInterrupt:
+        print(f"{command}: interrupted; nothing is written", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    except (PolyheadError, OSError) as error:
+        print(f"{command}: {one_line(error)}", file=sys.stderr)
+        raise typer.Exit(WRONG_INPUT) from None
 
 
 def _interrupt(number: int, _: Any) -> None:

@@ -23,7 +23,7 @@ from debian.deb822 import Deb822
 
 from polyhead.checkpoint import staged_folder
 from polyhead_rows.progress import progress
-from polyhead_training.command_line import INTERRUPTED, WRONG_INPUT, command_app, interruptible
+from polyhead_training.command_line import command_app, one_line_errors
 from polyhead_training.errors import DataError
 
 SPLITS = ("train", "validation", "test")
@@ -292,15 +292,8 @@ def debian(
     output: Annotated[Path, typer.Argument(help="Folder for train.jsonl, validation.jsonl and test.jsonl.")],
 ) -> None:
     """Build Debian's package descriptions with section, role and tags. Reads them through apt; needs no root."""
-    try:
-        with interruptible():
-            summary = build_debian(output, show_progress=True)
-    except KeyboardInterrupt:
-        print("polyhead-dataset: interrupted; nothing is written", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
-    except DataError as error:
-        print(f"polyhead-dataset: {error}", file=sys.stderr)
-        raise typer.Exit(WRONG_INPUT) from None
+    with one_line_errors("polyhead-dataset"):
+        summary = build_debian(output, show_progress=True)
     rows = ", ".join(f"{count} {split}" for split, count in summary.rows.items())
     labels = f"{len(summary.sections)} sections, {len(summary.roles)} roles, {len(summary.tags)} tags"
     print(f"{output}: {rows} rows; {labels}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,11 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from polyhead.checkpoint import staged_folder
-from polyhead.errors import PolyheadError, describe
+from polyhead.errors import describe
 from polyhead.predictor import Predictor
 from polyhead.schema import Schema
 from polyhead_rows.place import split_name
-from polyhead_training.command_line import INTERRUPTED, WRONG_INPUT, command_app, interruptible, printer
+from polyhead_training.command_line import command_app, one_line_errors, printer
 from polyhead_training.config import DataConfig, HeadConfig, TrainingConfig, read_config
 from polyhead_training.errors import ConfigError
 from polyhead_training.evaluation.evaluation import Evaluation, evaluate
@@ -91,18 +90,8 @@ def evaluate_files(
         "bad_rows": bad_rows,
     }
     replaced = {name: value for name, value in given.items() if value is not None}
-    try:
-        with interruptible():
-            evaluation = _evaluate(checkpoint, data, target, list(dict.fromkeys(slice or ())), config, replaced, device)
-    except KeyboardInterrupt:
-        print("polyhead-evaluate: interrupted; nothing is written", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
-    except PolyheadError as error:
-        print(f"polyhead-evaluate: {error}", file=sys.stderr)
-        raise typer.Exit(WRONG_INPUT) from None
-    except OSError as error:
-        print(f"polyhead-evaluate: {target}: cannot be written ({error})", file=sys.stderr)
-        raise typer.Exit(WRONG_INPUT) from None
+    with one_line_errors("polyhead-evaluate"):
+        evaluation = _evaluate(checkpoint, data, target, list(dict.fromkeys(slice or ())), config, replaced, device)
     _print_tables(evaluation, console)
     printer(console)(f"report: {target / 'index.html'}")
 
@@ -133,9 +122,12 @@ def _evaluate(
     with tempfile.TemporaryDirectory(prefix="polyhead-evaluation-") as scratch:
         split = read_split(data, columns, heads, predictor.schema, Path(scratch), slices)
         evaluation = evaluate(predictor, split, slices, say, show_progress=True)
-    with staged_folder(target) as fresh:
-        name = checkpoint.resolve().name
-        write_report(fresh, evaluation, name=name, source=", ".join(data), **recorded_training(checkpoint))
+    try:
+        with staged_folder(target) as fresh:
+            name = checkpoint.resolve().name
+            write_report(fresh, evaluation, name=name, source=", ".join(data), **recorded_training(checkpoint))
+    except OSError as error:
+        raise ConfigError(f"{target}: cannot be written ({error})") from error
     return evaluation
 
 

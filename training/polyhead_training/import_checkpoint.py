@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +15,7 @@ from polyhead.checkpoint import MASK_BUFFERS, Architecture, Spec, check_output
 from polyhead.errors import PolyheadError, describe, one_line
 from polyhead.schema import Head, HeadKind, Schema
 from polyhead_rows.table_file import ReadOptions
-from polyhead_training.command_line import WRONG_INPUT, command_app, example_option
+from polyhead_training.command_line import command_app, example_option, one_line_errors
 from polyhead_training.config import DataConfig, ModelConfig, read_toml
 from polyhead_training.errors import ConfigError
 
@@ -83,11 +82,8 @@ def import_folder(
     example: Annotated[bool, example_option(EXAMPLE, "such a TOML file")] = False,
 ) -> None:
     """Import a checkpoint of that_nlp_library. The result describes itself and can be exported like any other."""
-    try:
+    with one_line_errors("polyhead-import"):
         distance = import_checkpoint(folder, read_toml(config, ImportConfig), output)
-    except PolyheadError as error:
-        print(f"polyhead-import: {error}", file=sys.stderr)
-        raise typer.Exit(WRONG_INPUT) from None
     print(f"checkpoint: {output} (engine within {distance:.1e} of transformers)")
     print(f"next: polyhead-export {output} --repository model_repository")
 

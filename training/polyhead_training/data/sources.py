@@ -41,14 +41,22 @@ class Source:
     unit: str = "rows"
 
 
+def file_names(patterns: str | list[str]) -> list[str]:
+    """The files of a path, glob, folder or list of them, each once; raises DataError if a pattern matches nothing."""
+    try:
+        return find_files(patterns)
+    except TableError as error:
+        raise DataError(str(error)) from error
+
+
 def open_files(patterns: str | list[str], options: ReadOptions) -> list[Source]:
-    """The files of a path, glob, folder or list of them; a file that two patterns match is read once.
+    """The files that `file_names` finds.
 
     Raises:
         DataError: a pattern matches nothing, or a file cannot be opened; while rows are read, a file is damaged.
     """
     try:
-        return [_open_file(name, options) for name in find_files(patterns)]
+        return [_open_file(name, options) for name in file_names(patterns)]
     except TableError as error:
         raise DataError(str(error)) from error
 

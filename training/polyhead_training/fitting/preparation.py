@@ -17,7 +17,7 @@ from polyhead.encode import encode
 from polyhead_rows.progress import progress
 from polyhead_training.config import TrainingConfig
 from polyhead_training.data.corpus import Corpus, Split
-from polyhead_training.data.sources import open_files
+from polyhead_training.data.sources import file_names
 from polyhead_training.errors import DataError
 from polyhead_training.evaluation.metrics import flat_scores
 from polyhead_training.fitting.arguments import check_best_metric
@@ -93,7 +93,7 @@ def prepare(
         ConfigError, DataError: what would fail after training fails here.
     """
     if config.warm_start is not None and config.warm_start.texts:
-        open_files(config.warm_start.texts, config.data)  # a name that matches nothing is an error at once
+        file_names(config.warm_start.texts)  # a name that matches nothing is an error at once
     check_best_metric(config.training.best_metric, _metric_names(corpus))
     if tokenizer is None:
         say("preparing the tokenizer")

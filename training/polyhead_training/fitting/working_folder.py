@@ -27,7 +27,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from polyhead.files import LockedError, file_lock, write_file
 from polyhead_training.config import TrainingConfig
 from polyhead_training.data.corpus import Corpus
-from polyhead_training.data.sources import open_files
+from polyhead_training.data.sources import file_names
 from polyhead_training.errors import ConfigError
 from polyhead_training.fitting.arguments import precision_of
 
@@ -169,7 +169,7 @@ def fingerprint(config: TrainingConfig, corpus: Corpus, processes: int) -> dict[
     """All that a run's weights depend on: the config, the machine's part, and digests of files. It can be JSON."""
     contents = {"the data": _digest_rows(corpus)}
     if config.warm_start is not None and config.warm_start.texts:
-        files = [Path(source.name) for source in open_files(config.warm_start.texts, config.data)]
+        files = [Path(name) for name in file_names(config.warm_start.texts)]
         contents["the text of warm_start.texts"] = _digest_files(file for file in files if file.is_file())
     if config.model.pretrained is not None:  # a hub name has no files here
         weights = sorted(Path(config.model.pretrained).glob("*.safetensors"))
