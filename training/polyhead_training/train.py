@@ -13,14 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from polyhead.errors import PolyheadError, one_line
-from polyhead_training.command_line import (
-    INTERRUPTED,
-    WRONG_INPUT,
-    command_app,
-    example_option,
-    interruptible,
-    printer,
-)
+from polyhead_training.command_line import INTERRUPTED, WRONG_INPUT, command_app, example_option, interruptible, printer
 from polyhead_training.config import EXAMPLE, TrainingConfig, read_config
 from polyhead_training.errors import Interrupted
 

@@ -190,10 +190,7 @@ def _score_multi(answers: HeadAnswers) -> dict[str, float]:
 
 def _score_regression(answers: HeadAnswers) -> dict[str, float]:
     true, values = answers.true[:, 0].astype(np.float64), answers.scores[:, 0].astype(np.float64)
-    result = {
-        "mae": metrics.mean_absolute_error(true, values),
-        "rmse": metrics.root_mean_squared_error(true, values),
-    }
+    result = {"mae": metrics.mean_absolute_error(true, values), "rmse": metrics.root_mean_squared_error(true, values)}
     if len(np.unique(true)) > 1:  # R2 compares with the spread of the true values
         result["r2"] = metrics.r2_score(true, values)
     return result
