@@ -7,11 +7,11 @@ from polyhead_rows.errors import TableError
 
 WORKBOOK = 'is a workbook or an archive; save its sheet as CSV ("CSV UTF-8" in Excel)'
 MAGIC = {
-    b"PAR1": 'holds Parquet; name it .parquet or set format = "parquet"',
-    b"ARROW1": 'holds Arrow; name it .arrow or set format = "arrow"',
+    b"PAR1\x15": 'holds Parquet; name it .parquet or set format = "parquet"',
+    b"ARROW1\0\0": 'holds Arrow; name it .arrow or set format = "arrow"',
     b"\x1f\x8b": "is compressed with gzip; name it with .gz at the end",
     b"\x28\xb5\x2f\xfd": "is compressed with zstd; name it with .zst at the end",
-    b"BZh": "is compressed with bzip2; name it with .bz2 at the end",
+    b"BZh91AY&SY": "is compressed with bzip2; name it with .bz2 at the end",
     b"\xfd7zXZ\0": "is compressed with xz; name it with .xz at the end",
     b"PK\x03\x04": WORKBOOK,
     b"\xd0\xcf\x11\xe0": WORKBOOK,
@@ -63,8 +63,10 @@ def _seems(head: bytes) -> str:
 
 
 def _utf16_order(head: bytes) -> str | None:
-    """Every second byte of Latin text in UTF-16 is zero."""
+    """Nearly every second byte of Latin text in UTF-16 is zero, also at the ends of lines."""
     even, odd = head[::2].count(0), head[1::2].count(0)
-    if len(head) < 8 or max(even, odd) < len(head) // 5 or min(even, odd) > max(even, odd) // 10:
+    if len(head) < 8 or min(even, odd) or max(even, odd) < 0.4 * len(head):
         return None
-    return "le" if odd > even else "be"
+    order = "le" if odd else "be"
+    lines = head.decode(f"utf-16-{order}", "ignore").count("\n")
+    return order if lines == head.count(b"\n") else None

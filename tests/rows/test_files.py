@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
 import sys
 import threading
@@ -76,7 +78,10 @@ def test_the_ways_in_which_people_write_csv(options: dict[str, object], content:
         ("a.csv", "id,text\n1,a\n".encode("utf-16-le"), 'set encoding = "utf-16-le"'),
         ("a.csv", "id,text\n1,a\n".encode("utf-16-be"), 'set encoding = "utf-16-be"'),
         ("a.csv", gzip.compress(b"id,text\n"), "is compressed with gzip; name it with .gz at the end"),
-        ("a.csv", b"PAR1....", 'set format = "parquet"'),
+        ("a.csv", b"PAR1\x15...", 'set format = "parquet"'),
+        ("a.csv", "PAR1,BZh\n1,a\n", "no column 'text'; it has 'PAR1', 'BZh'"),
+        ("a.csv", bz2.compress(b"id,text\n"), "name it with .bz2 at the end"),
+        ("a.csv", lzma.compress(b"id,text\n"), "name it with .xz at the end"),
         ("a.csv", b"PK\x03\x04....", "save its sheet as CSV"),
         ("a.xlsx", b"PK\x03\x04....", "save its sheet as CSV"),
         ("a.csv.gz", b"id,text\n1,a\n", "cannot be read as gzip"),
@@ -98,7 +103,7 @@ def test_the_ways_in_which_people_write_csv(options: dict[str, object], content:
         ("a.parquet", "id,text\n", "begins with b'id,text\\n', not Parquet"),
         ("a.parquet", b"PAR1....PAR1", "cannot be read as Parquet"),
         ("a.arrow", "id,text\n", "cannot be read as Arrow"),
-        ("a.arrow", b"PAR1....", 'set format = "parquet"'),
+        ("a.arrow", b"PAR1\x15...", 'set format = "parquet"'),
     ],
 )  # fmt: skip
 def test_a_file_that_cannot_be_read_says_what_to_do(name: str, content: str | bytes, said: str, tmp_path: Path) -> None:
