@@ -155,7 +155,7 @@ def test_a_row_without_a_label_does_not_count_in_that_head() -> None:
 
 def test_wrong_arguments_are_named() -> None:
     """Weights that do not match the heads, labels that do not match, and more layers than there are."""
-    with pytest.raises(ValueError, match=r"one a head \(2\), got 3"):
+    with pytest.raises(ValueError, match=r"one per head \(2\), got 3"):
         build(GPT2BaseForSequenceClassification, [2, 2], is_multihead=True, head_weights=[1, 1, 1])
     model = build(GPT2BaseForSequenceClassification, [2, 2], is_multihead=True)
     with pytest.raises(ValueError, match="labels must have 2 columns"):
