@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from polyhead.checkpoint import Body
+from polyhead.body import Body
 
 # On CPU, GPT-2 small's widest linear layer on 4,096 tokens; on CUDA a shape that reaches the card's best rate.
 SHAPES = {"cpu": (4096, 768, 3072), "cuda": (8192, 8192, 8192)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,8 +59,22 @@ def write_file(path: Path, content: bytes | str) -> None:
         part.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
 
 
+@contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """Gives a fresh folder to write to; when the block ends without an error, it takes the place of `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        fresh = staging / "new"
+        fresh.mkdir()
+        yield fresh
+        swap_folder(fresh, path, staging / "old")
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
 def swap_folder(fresh: Path, target: Path, old: Path) -> None:
-    """Renames `fresh` to `target` and what stood there to `old`; if that fails, `target` stays as it was."""
+    """Renames `target`, if it exists, to `old`, and `fresh` to `target`; if that fails, `target` stays as it was."""
     if target.exists():
         os.rename(target, old)
     try:

@@ -15,9 +15,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from polyhead.checkpoint import Golden
-from polyhead.errors import InputError, PolyheadError
-from polyhead.gate import check_golden
+from polyhead.checkpoint import GoldenRow
+from polyhead.errors import PolyheadError
 from polyhead.predictor import Predictor
 
 CHUNK = 256  # texts in memory at a time
@@ -38,10 +37,10 @@ def write_golden(checkpoint: Path, texts: Path, out: Path, field: str = "text", 
 
     Raises:
         CheckpointError, ToleranceError: the checkpoint is damaged, or the engine contradicts its golden rows.
-        InputError: a line has no text, or there is none at all.
+        PolyheadError: a line has no text, or there is none at all.
     """
     predictor = Predictor.load(checkpoint, precision="fp32")
-    check_golden(predictor)
+    predictor.check_golden()
     rows = 0
     try:
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".golden-") as folder:
@@ -51,10 +50,10 @@ def write_golden(checkpoint: Path, texts: Path, out: Path, field: str = "text", 
                     file.write(json.dumps(row.model_dump(mode="json"), ensure_ascii=False) + "\n")
                     rows += 1
             if not rows:
-                raise InputError(f"{texts}: has no text that the model can answer")
+                raise PolyheadError(f"{texts}: has no text that the model can answer")
             os.replace(part, out)
     except OSError as error:
-        raise InputError(f"{error.filename or out}: {error.strerror}") from error
+        raise PolyheadError(f"{error.filename or out}: {error.strerror}") from error
     return rows
 
 
@@ -62,7 +61,7 @@ def read_texts(path: Path, field: str) -> Iterator[str]:
     """The texts of a file, one at a time.
 
     Raises:
-        InputError: a line is not UTF-8 or, of JSON lines, has no text in `field`.
+        PolyheadError: a line is not UTF-8 or, of JSON lines, has no text in `field`.
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -71,19 +70,19 @@ def read_texts(path: Path, field: str) -> Iterator[str]:
                 if path.suffix == ".jsonl":
                     text = json.loads(text)[field]
             except (ValueError, LookupError, TypeError) as error:
-                raise InputError(f"{path}:{number}: has no text ({type(error).__name__}: {error})") from error
+                raise PolyheadError(f"{path}:{number}: has no text ({type(error).__name__}: {error})") from error
             if not isinstance(text, str):
-                raise InputError(f"{path}:{number}: {field} must be a string, got {type(text).__name__}")
+                raise PolyheadError(f"{path}:{number}: {field} must be a string, got {type(text).__name__}")
             yield text
 
 
-def _rows(predictor: Predictor, texts: Iterator[str]) -> Iterator[Golden]:
+def _rows(predictor: Predictor, texts: Iterator[str]) -> Iterator[GoldenRow]:
     while chunk := list(islice(texts, CHUNK)):
         encoded = predictor.encode(chunk)
         for text, tokens, scores in zip(chunk, encoded, predictor.score(encoded), strict=True):
             if tokens.error is None:
                 numbers = tuple(float(score) for score in scores)
-                yield Golden(text=text, scores=numbers, token_count=tokens.token_count, truncated=tokens.truncated)
+                yield GoldenRow(text=text, scores=numbers, token_count=tokens.token_count, truncated=tokens.truncated)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,7 +14,8 @@ from benchmarks.gemm import GemmPeak, linear_flops
 from benchmarks.peers.line_up import PRODUCT, builders, line_up
 from benchmarks.peers.peer import PaddedPeer
 from benchmarks.workload import SCHEMA, debian_texts, debian_tokenizer, of_length, random_checkpoint, tokenized
-from polyhead.checkpoint import Architecture, Body, Checkpoint, read_checkpoint
+from polyhead.body import Body
+from polyhead.checkpoint import Architecture, Checkpoint, read_checkpoint
 from tests.tiny import TEXTS, tiny_tokenizer
 
 PACKAGES = {"openvino": "openvino", "onnx_fp32": "onnxruntime", "onnx_int8": "onnxruntime"}

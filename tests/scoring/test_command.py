@@ -34,7 +34,7 @@ def test_wrong_paths_and_addresses(base_checkpoint: Path, damaged: Callable[[], 
     assert "is no place that can be reached" in said(base_checkpoint, "nowhere://bucket/rows.jsonl", *out)
     broken = damaged()
     (broken / "tokenizer.json").write_text("{", encoding="utf-8")
-    assert "is damaged or no tokenizer" in said(broken, file, *out)
+    assert "is damaged or not a tokenizer" in said(broken, file, *out)
     assert not (tmp_path / "out").exists()
     for address in ("127.0.0.1:1", "ray://127.0.0.1:1"):
         assert f"--address {address}: nothing answers" in said(base_checkpoint, file, *out, "--address", address)

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 from debian.deb822 import Deb822
 
-from polyhead.checkpoint import staged_folder
+from polyhead.files import replaced_folder
 from polyhead_rows.progress import progress
 from polyhead_training.command_line import command_app, one_line_errors
 from polyhead_training.errors import DataError
@@ -270,7 +270,7 @@ def write_dataset(
     for split, row in rows:
         lines.setdefault(split, []).append(json.dumps(row, ensure_ascii=False) + "\n")
     try:
-        with staged_folder(output) as fresh:
+        with replaced_folder(output) as fresh:
             for split in lines:
                 (fresh / f"{split}.jsonl").write_text("".join(lines[split]), encoding="utf-8")
             (fresh / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from polyhead.checkpoint import staged_folder
 from polyhead.errors import describe
+from polyhead.files import replaced_folder
 from polyhead.predictor import Predictor
 from polyhead.schema import Schema
 from polyhead_rows.place import split_name
@@ -123,7 +123,7 @@ def _evaluate(
         split = read_split(data, columns, heads, predictor.schema, Path(scratch), slices)
         evaluation = evaluate(predictor, split, slices, say, show_progress=True)
     try:
-        with staged_folder(target) as fresh:
+        with replaced_folder(target) as fresh:
             name = checkpoint.resolve().name
             write_report(fresh, evaluation, name=name, source=", ".join(data), **recorded_training(checkpoint))
     except OSError as error:

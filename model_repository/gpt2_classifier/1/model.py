@@ -25,7 +25,6 @@ import triton_python_backend_utils as pb_utils
 
 from polyhead.decode import DecodeOptions
 from polyhead.errors import OptionError, PolyheadError
-from polyhead.gate import check_golden
 from polyhead.machine import usable_cores
 from polyhead.predictor import Predictor
 from polyhead_serving.model_metrics import BatchRecord, Metrics
@@ -111,7 +110,7 @@ class TritonPythonModel:
             proven = self.predictor.warm_up()
             self.smoke()
             if self.predictor.precision == "fp32":  # below, `load` has asked more of them
-                check_golden(self.predictor, PROVEN_TOKENS)
+                self.predictor.check_golden(PROVEN_TOKENS)
         except PolyheadError as error:
             raise pb_utils.TritonModelException(str(error)) from None
         self.warn_of_other_labels(Path(args["model_repository"]) / "labels.txt")

@@ -57,7 +57,7 @@ def write_report(
 ) -> None:
     """Writes ``index.html``, ``metrics.json``, ``predictions.parquet`` and ``README.md`` into the folder.
 
-    Files are written one by one, so the folder should be a staged one.
+    Files are written one by one, so the folder should be one from `polyhead.files.replaced_folder`.
 
     Args:
         name: of the model.

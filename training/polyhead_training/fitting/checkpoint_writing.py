@@ -16,11 +16,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from polyhead.checkpoint import Golden, Spec, write_checkpoint
+from polyhead.checkpoint import GoldenRow, Spec, write_checkpoint
 from polyhead.decode import to_scores
 from polyhead.encode import encode
 from polyhead.errors import one_line
-from polyhead.gate import check_golden
 from polyhead.predictor import Predictor
 from polyhead.schema import Schema
 from polyhead_rows.progress import progress
@@ -115,14 +114,14 @@ def write_evaluated(
 @torch.inference_mode()
 def golden_rows(
     texts: Sequence[str], model: nn.Module, tokenizer: Tokenizer, schema: Schema, max_length: int, rows: int, seed: int
-) -> list[Golden]:
+) -> list[GoldenRow]:
     """Scores in float32 of at most `rows` texts, drawn at random. One text per forward, so there is no padding.
 
     Raises:
         DataError: the tokenizer's normalizer leaves nothing of any text.
     """
     model = model.to("cpu", torch.float32).eval()
-    golden: dict[str, Golden] = {}
+    golden: dict[str, GoldenRow] = {}
     with progress("computing golden rows", min(rows, len(texts)), shown=rows > 1) as bar:
         for index in np.random.default_rng(seed).permutation(len(texts)):
             if len(golden) == rows:
@@ -132,7 +131,7 @@ def golden_rows(
             if encoded.error or text in golden:
                 continue
             logits = model(torch.tensor([encoded.token_ids])).logits.numpy()
-            golden[text] = Golden(
+            golden[text] = GoldenRow(
                 text=text,
                 scores=tuple(float(score) for score in to_scores(logits, schema)[0]),
                 token_count=encoded.token_count,
@@ -158,7 +157,7 @@ def _write(
     distances: list[float] = []
 
     def prove(fresh: Path) -> None:
-        distances.append(check_golden(Predictor.load(fresh, precision="fp32")))
+        distances.append(Predictor.load(fresh, precision="fp32").check_golden())
         score(fresh)
 
     write_checkpoint(
