@@ -79,4 +79,6 @@ def example_option(example: str, content: str) -> Any:
             print(example, end="")
             raise typer.Exit
 
-    return typer.Option("--example", help=f"Print {content} and exit.", is_eager=True, callback=print_example)
+    return typer.Option(
+        "--example", help=f"Print {content} and exit.", is_eager=True, callback=print_example, allow_from_autoenv=False
+    )

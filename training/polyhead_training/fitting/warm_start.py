@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -21,6 +20,7 @@ from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel, Trainer, default_data_collator
 from transformers.trainer_callback import PrinterCallback
 
+from polyhead.files import replaced_folder
 from polyhead_training.config import TrainingConfig
 from polyhead_training.data.corpus import Corpus, read_texts
 from polyhead_training.errors import ConfigError, DivergenceError
@@ -137,15 +137,12 @@ def _to_blocks(
 
 
 def _keep(lm: GPT2LMHeadModel, summary: dict[str, Any], finished: Path) -> None:
-    staging = finished.with_name(".finished")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
     body = {
         name: tensor.detach().cpu().to(torch.float32).contiguous()
         for name, tensor in lm.transformer.state_dict().items()
     }
-    save_file(body, staging / "body.safetensors")
-    (staging / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
-    os.rename(staging, finished)
+    with replaced_folder(finished) as fresh:
+        save_file(body, fresh / "body.safetensors")
+        (fresh / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     for checkpoint in finished.parent.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)

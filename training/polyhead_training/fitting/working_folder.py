@@ -24,7 +24,7 @@ from torch import nn
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from polyhead.files import LockedError, file_lock, write_file
+from polyhead.files import LockedError, file_lock, replaced_folder, write_file
 from polyhead_training.config import TrainingConfig
 from polyhead_training.data.corpus import Corpus
 from polyhead_training.data.sources import file_names
@@ -119,12 +119,9 @@ class WorkingFolder:
 
     def keep_trained(self, trainer: Trainer) -> None:
         """Saves the trained model. From now on nothing is trained again, whatever happens to the rest of the run."""
-        staging = self.path / ".trained"
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
-        save_model(cast(nn.Module, trainer.model), str(staging / "model.safetensors"))
-        trainer.state.save_to_json(str(staging / TRAINER_STATE_NAME))
-        os.rename(staging, self._trained)
+        with replaced_folder(self._trained) as fresh:
+            save_model(cast(nn.Module, trainer.model), str(fresh / "model.safetensors"))
+            trainer.state.save_to_json(str(fresh / TRAINER_STATE_NAME))
 
     def load_trained(self, trainer: Trainer) -> bool:
         """Loads the saved trained model and its history into the trainer; false if there is none."""
