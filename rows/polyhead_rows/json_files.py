@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from polyhead_rows.table import Row, Start, TableFile, kind_of
 DEEPEST = 100  # brackets within brackets
 TOO_DEEP = f"is nested deeper than {DEEPEST} levels"
 CHUNK_BYTES = 2**18
+NO_SPACE = re.compile(r"[^ \t\r\n]")
 _CONSTANTS = {"NaN": None, "Infinity": float("inf"), "-Infinity": float("-inf")}
 _DECODER = json.JSONDecoder(parse_constant=_CONSTANTS.__getitem__)
 
@@ -177,13 +179,11 @@ class _JsonText:
 
     def _peek(self) -> str:
         while True:
-            window, at = self._window, self._at
-            while at < len(window) and window[at] in " \t\r\n":
-                self.line += window[at] == "\n"
-                at += 1
-            self._at = at
-            if at < len(window):
-                return window[at]
+            found = NO_SPACE.search(self._window, self._at)
+            begin, self._at = self._at, found.start() if found else len(self._window)
+            self.line += self._window.count("\n", begin, self._at)
+            if found:
+                return found[0]
             if self._ended:
                 return ""
             self._read(CHUNK_BYTES)

@@ -48,7 +48,7 @@ class Lines:
         if not line:
             raise StopIteration
         size = len(line)
-        if size > LONGEST_LINE:
+        if size > LONGEST_LINE and not line.endswith(b"\n"):
             line = LongLine(line[:SHOWN])
             while (rest := self._readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
                 size += len(rest)

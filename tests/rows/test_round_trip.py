@@ -173,6 +173,24 @@ def test_long_rows_are_never_held_in_memory(kind: str, folder: Path, monkeypatch
     _check_positions(table, found[:10], found)
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "lines"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_line_at_the_limit_costs_no_other_row(
+    kind: str, end: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it is just within or just over it."""
+    for module in (delimited, json_files, lines):
+        monkeypatch.setattr(module, "LONGEST_LINE", 100)
+    for size in [*range(80, 120), *range(190, 220)]:
+        rows = ["a", size * "x", "c"]
+        written = [f'{{"t":"{row}"}}' for row in rows] if kind == "jsonl" else (["t"] if kind == "csv" else []) + rows
+        path = folder / "limit"
+        path.write_text(end.join([*written, ""]), encoding="utf-8", newline="")
+        found = list(open_table(str(path), ReadOptions.model_validate({"format": kind})).rows())
+        assert [row.fields is not None for row in (found[0], found[2])] == [True, True]
+        assert len(found) == 3
+
+
 def _read(path: Path, options: ReadOptions | None = None) -> tuple[TableFile, list[Row]] | str:
     """The table and its rows, or the one error that reading may end in."""
     try:
