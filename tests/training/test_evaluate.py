@@ -188,7 +188,7 @@ def test_options_say_how_files_are_read(base_checkpoint: Path, tmp_path: Path) -
     arguments += ["--encoding", "cp1252", "--no-header", "--columns", "text,topic"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
-    assert "Of 13 rows, 1 cannot be used: correct them, or leave them out" in result.stderr
+    assert "Of 13 rows, 1 cannot be used: correct them, or leave them out with --bad-rows skip" in result.stderr
     result = CliRunner().invoke(app, [*arguments, "--bad-rows", "skip"])
     assert result.exit_code == 0, result.output
     assert '1 unreadable (1 of them bad rows, left out by bad_rows = "skip")' in result.output

@@ -120,7 +120,7 @@ def _evaluate(
     predictor = Predictor.load(checkpoint, device)
     columns, heads = _settings(checkpoint, config, data, replaced, predictor.schema)
     with tempfile.TemporaryDirectory(prefix="polyhead-evaluation-") as scratch:
-        split = read_split(data, columns, heads, predictor.schema, Path(scratch), slices)
+        split = read_split(data, columns, heads, predictor.schema, Path(scratch), slices, show_progress=True)
         evaluation = evaluate(predictor, split, slices, say, show_progress=True)
     try:
         with replaced_folder(target) as fresh:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -69,6 +69,7 @@ class ImportConfig(ReadOptions, BaseModel):
     head_args: dict[str, Any] = {}
     max_length: int = Field(ge=1)
     texts: str | list[str]
+    bad_rows: Literal["stop", "skip"] = "stop"
     text_column: str = "text"
     golden_rows: int = Field(default=256, ge=1)
     heads: list[ImportedHead] = Field(min_length=1)
@@ -106,8 +107,8 @@ def import_checkpoint(folder: Path, config: ImportConfig, output: Path) -> float
     spec = checkpoint_spec(ModelConfig.model_validate(config.model_dump(include=set(ModelConfig.model_fields))))
     model = _model(folder, weights, spec, schema)
     with tempfile.TemporaryDirectory(prefix="polyhead-import-") as scratch:
-        options = config.model_dump(include=set(ReadOptions.model_fields))
-        data = DataConfig(train=config.texts, text_column=config.text_column, **options)
+        options = config.model_dump(include={"bad_rows", "text_column", *ReadOptions.model_fields})
+        data = DataConfig(train=config.texts, **options)
         texts = read_texts(config.texts, data, Path(scratch))
         fitted = Fitted(model, spec, schema, pretrained_tokenizer(str(folder)))
         return write_unscored(output, fitted, texts, rows=config.golden_rows, seed=0)

@@ -207,7 +207,7 @@ def stage(
     Args:
         name: of all the sources together, for messages.
         also: columns that are needed besides the recipe's.
-        lenient: whether a head's column may be absent; its labels are then unknown.
+        lenient: for evaluation: a head's column may be absent; its labels are then unknown.
 
     Raises:
         DataError: a file, a column or a row is not as the config says. After a bad row the rest is read too, to say how
@@ -255,7 +255,8 @@ def stage(
         of = f"Of {counts['rows']:,} rows, {counts['bad']:,}"
         if counts["rows"] > until:
             of = f"At least {counts['bad']:,} of the first {counts['rows'] - 1:,} rows"
-        raise DataError(f'{first}. {of} cannot be used: correct them, or leave them out with bad_rows = "skip"')
+        skip = "--bad-rows skip" if lenient else 'bad_rows = "skip"'
+        raise DataError(f"{first}. {of} cannot be used: correct them, or leave them out with {skip}")
     return Staged(name, files, staged, counts["dropped"], counts["filtered"], counts["bad"])
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from cycler import cycler
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_curve
 
