@@ -28,7 +28,7 @@ ROWS = [
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
-    """A row a line."""
+    """One row per line."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
 

@@ -36,7 +36,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """A row a line."""
+    """One row per line."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 

@@ -103,7 +103,7 @@ def test_the_page_is_safe_and_stands_alone(tmp_path: Path) -> None:
 
 
 def test_numbers_stand_in_json_and_parquet(tmp_path: Path) -> None:
-    """Metrics hold no NaN, and predictions a row a text."""
+    """Metrics hold no NaN, and predictions have one row per text."""
     evaluation, _ = evaluation_of(40)
     write_report(tmp_path, evaluation)
 
@@ -128,7 +128,7 @@ def test_one_row_and_unknown_labels_make_a_report(tmp_path: Path) -> None:
 
 
 def test_the_card_has_a_header(tmp_path: Path) -> None:
-    """Its YAML is read back whole, with a result a head; labels are no markup."""
+    """Its YAML is read back whole, with one result per head; labels are no markup."""
     evaluation, _ = evaluation_of(40)
     write_report(tmp_path, evaluation, name=HOSTILE, source="rows.csv")
     card = (tmp_path / "README.md").read_text(encoding="utf-8")

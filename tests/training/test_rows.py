@@ -44,7 +44,7 @@ def write_file(path: Path, table: pyarrow.Table) -> None:
 
 
 def write_jsonl(path: Path, table: pyarrow.Table) -> None:
-    """A row a line."""
+    """One row per line."""
     path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()), encoding="utf-8")
 
 

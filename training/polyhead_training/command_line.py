@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -39,9 +40,11 @@ def printer(console: Console) -> Callable[[str], None]:
 def interruptible() -> Iterator[None]:
     """Ctrl-C and SIGTERM raise KeyboardInterrupt in this block, whatever process started this one.
 
-    A script's shell starts ``command &`` with SIGINT ignored. Python would leave it ignored.
+    A script's shell starts ``command &`` with SIGINT ignored. Python would leave it ignored. SIGTERM stays as it is
+    under torchrun: a process that waits for the others runs no handler, and torchrun ends all processes with SIGTERM.
     """
-    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT] if int(os.environ.get("WORLD_SIZE", "1")) > 1 else [signal.SIGINT, signal.SIGTERM]
+    before = {number: signal.signal(number, _interrupt) for number in numbers}
     try:
         yield
     finally:
