@@ -238,8 +238,9 @@ def stage(
                     counts["dropped"] += 1
                 except BadRowError as error:
                     counts["bad"] += 1
-                    if first is None:
-                        first, until = error, counts["rows"] + ROWS_TO_COUNT if stops else until
+                    first = first or error
+                    if stops and counts["bad"] == 1:
+                        until = counts["rows"] + ROWS_TO_COUNT
                 except DataError:
                     if first is None or not stops:
                         raise
