@@ -15,6 +15,7 @@ DEVICE ?= cpu
 HOST ?= http://localhost:$(if $(filter grpc,$(PROTOCOL)),8001,8000)
 METRICS ?= $(if $(filter http://localhost:800%,$(HOST)),http://localhost:8002/metrics)
 BUILDAH ?=
+PARALLEL ?= -n auto --dist worksteal
 
 .PHONY: help
 help: ## List the commands
@@ -24,13 +25,18 @@ help: ## List the commands
 demo: ## Data, training, export, server, answers and a verified load test: the whole job on this machine
 	@$(MAKE) --no-print-directory setup
 	@$(MAKE) --no-print-directory $(REPOSITORY)/gpt2_classifier/1/checkpoint/config.json
-	$(PY) demo/demo.py
+	$(PY) -m demo.demo
 
 .PHONY: test
 test: ## All tests, with a real tritonserver in tests/e2e
 	@$(MAKE) --no-print-directory setup
 	@$(MAKE) --no-print-directory .nginx/.ready .operations/.ready
-	$(PY) -m pytest
+	$(PY) -m pytest $(PARALLEL) -m 'not slow and not chaos'
+	$(PY) -m pytest -m 'slow and not chaos'
+
+.PHONY: test-fast
+test-fast: .venv/.ready ## The tests that start no server and train nothing: 3 minutes on 2 cores
+	$(PY) -m pytest $(PARALLEL) -m 'not slow and not chaos'
 
 .PHONY: lint
 lint: .venv/.ready ## Style, types and formatting
@@ -72,7 +78,7 @@ loadtest: .venv/.ready ## Load-test a running server, every answer verified: SHA
 
 .PHONY: capacity
 capacity: $(CHECKPOINT)/config.json data/debian/train.jsonl .venv-triton/.ready ## The highest rate at which a server of its own meets loadtest/objectives.toml: 6 minutes on 2 cores
-	$(PY) -m benchmarks.capacity --checkpoint $(CHECKPOINT)
+	$(PY) -m loadtest.capacity --checkpoint $(CHECKPOINT)
 
 .PHONY: image-check
 image-check: ## Build the CPU image without a registry and ask it, serving REPOSITORY=: 5 minutes; root, buildah, debootstrap
@@ -103,7 +109,7 @@ bench-scaling: data/debian/train.jsonl ## The engine's speed and memory as batch
 	$(PY) -m benchmarks.scaling --device $(DEVICE)
 
 .PHONY: bench-serving
-bench-serving: data/debian/train.jsonl .venv-triton/.ready .venv-peers/.ready .venv-peers/perf_analyzer/perf_analyzer .venv-infinity/.ready ## tritonserver beside the engine alone, LitServe, FastAPI and infinity_emb: 15 minutes on 2 cores
+bench-serving: data/debian/train.jsonl .venv-triton/.ready .venv-peers/.ready .venv-peers/perf_analyzer/perf_analyzer .venv-infinity/.ready ## tritonserver beside the engine alone, FastAPI and infinity_emb: 15 minutes on 2 cores
 	$(PY) -m benchmarks.serving --device $(DEVICE)
 
 .PHONY: bench-client

@@ -1,8 +1,8 @@
 """Answer quality: one model with three heads beside TF-IDF with logistic regression per head, on the Debian texts.
 
-The model is trained from scratch by ``polyhead-train`` with quality.toml. The baseline gets word 1- and 2-grams, the
-regularization strength and, for tags, the threshold that are best on validation, and document frequencies of all texts
-that the model's warm start reads. Both are scored on the test rows.
+The model is trained from scratch by ``polyhead-train`` with quality.toml. The baseline gets word 1- and 2-grams,
+document frequencies of all texts that the model's warm start reads, and the regularization strength and the threshold
+of tags that are best on validation. Both are scored on the test rows.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main(options: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--out", type=Path, default=RESULTS / "quality.json")
-    parser.add_argument("--trained", action="store_true", help="score the config's output, do not train it")
+    parser.add_argument("--trained", action="store_true", help="score the config's output without training it")
     arguments = parser.parse_args(options)
     config = read_config(arguments.config)
     splits = {
@@ -138,7 +138,7 @@ def _plot(model: dict[str, float], baseline: dict[str, float]) -> Figure:
     for place, (name, scores) in enumerate({"baseline": baseline, "polyhead": model}.items()):
         label = "TF-IDF + logistic regression per head" if name == "baseline" else "one GPT-2 with three heads"
         bars = axes.bar(
-            [x + 0.36 * (place - 0.5) for x in range(3)], scores.values(), 0.34, color=COLOURS[name], label=label
+            [x + 0.36 * (place - 0.5) for x in range(3)], list(scores.values()), 0.34, color=COLOURS[name], label=label
         )
         axes.bar_label(bars, [f"{score:.3f}" for score in scores.values()], fontsize=9)
     axes.set_xticks(range(3), list(model))

@@ -1,9 +1,9 @@
-"""Training speed: real tokens a second of padding-free training beside transformers' Trainer with padded batches.
+"""Training speed: real tokens/s of padding-free training beside transformers' Trainer with padded batches.
 
 All train the same model from the same weights on the same Debian texts, without dropout. ``trainer`` is what one writes
-without this project: a plain GPT2Model with the same heads and loss, padded by the default collator; it sees the rows
-in our order and must end at our validation loss, else the run fails. ``trainer_tuned`` is that at its best: batches of
-similar length (which is another order) and GELU in one kernel.
+without this project: a plain GPT2Model with the same heads and loss, padded by the default collator. It gets the rows
+in our order and must end at our validation loss; otherwise the run fails. ``trainer_tuned`` adds batches of similar
+length (which is another order) and GELU in one kernel.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ from transformers.trainer_callback import PrinterCallback
 from benchmarks.result import RESULTS, write_result
 from polyhead.checkpoint import Spec
 from polyhead.encode import encode
-from polyhead.schema import Schema
+from polyhead.schema import HeadKind, Schema
 from polyhead_training.config import DataConfig, HeadConfig
 from polyhead_training.data.corpus import Corpus, read_corpus
 from polyhead_training.fitting.trainer import ClassifierTrainer
 from polyhead_training.model.losses import LossTerm, classification_loss
-from polyhead_training.model.modeling import build_model
+from polyhead_training.model.modeling import MultiHeadClassifier, build_model
 from polyhead_training.model.packing import collate
 from polyhead_training.model.tokenizer import END_OF_TEXT, train_tokenizer
 
 HEADS = [
-    HeadConfig(name="section", kind="single_label"),
-    HeadConfig(name="role", kind="single_label"),
-    HeadConfig(name="tags", kind="multi_label", weight=20.0),
+    HeadConfig(name="section", kind=HeadKind.SINGLE_LABEL),
+    HeadConfig(name="role", kind=HeadKind.SINGLE_LABEL),
+    HeadConfig(name="tags", kind=HeadKind.MULTI_LABEL, weight=20.0),
 ]
 VALIDATION_ROWS = 512
 LOSS_TOLERANCE = 0.01
@@ -79,7 +79,7 @@ class PlainClassifier(nn.Module):
 
 @dataclass(frozen=True)
 class Prepared:
-    """Texts as token ids and labels, and all that a peer needs to be built."""
+    """Texts as token ids and labels, and everything that is needed to build a peer."""
 
     schema: Schema
     tokenizer: Tokenizer
@@ -95,7 +95,7 @@ def main(options: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=Path("data/debian"), help="folder of polyhead-dataset debian")
     parser.add_argument("--out", type=Path, default=RESULTS / "training.json")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rows", type=int, default=512, help="training examples of a run")
+    parser.add_argument("--rows", type=int, default=512, help="training examples per run")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--layers", type=int, default=4)
@@ -193,12 +193,12 @@ def _columns(texts: list[str], labels: Any, tokenizer: Tokenizer, length: int) -
     return datasets.Dataset.from_dict({"input_ids": ids, "labels": labels, "length": [len(row) for row in ids]})
 
 
-def _ours(prepared: Prepared) -> nn.Module:
+def _ours(prepared: Prepared) -> MultiHeadClassifier:
     set_seed(0)
     return build_model(prepared.config, prepared.spec, prepared.schema)
 
 
-def _plain(prepared: Prepared, activation: str = "gelu_new") -> nn.Module:
+def _plain(prepared: Prepared, activation: str = "gelu_new") -> PlainClassifier:
     ours = _ours(prepared)
     plain = PlainClassifier(GPT2Config(**prepared.config.to_dict() | {"activation_function": activation}), ours.terms)
     plain.load_state_dict(ours.state_dict())
@@ -206,14 +206,13 @@ def _plain(prepared: Prepared, activation: str = "gelu_new") -> nn.Module:
 
 
 def _padding(prepared: Prepared) -> Callable[[list[dict[str, Any]]], Any]:
-    end = prepared.tokenizer.id_to_token(prepared.config.pad_token_id)
-    pad = DataCollatorWithPadding(PreTrainedTokenizerFast(tokenizer_object=prepared.tokenizer, pad_token=end))
+    pad = DataCollatorWithPadding(PreTrainedTokenizerFast(tokenizer_object=prepared.tokenizer, pad_token=END_OF_TEXT))
     return lambda rows: pad([{key: row[key] for key in ("input_ids", "labels")} for row in rows])
 
 
 def _train(
     trainer_class: type[Trainer],
-    build: Callable[[], nn.Module],
+    build: Callable[[], MultiHeadClassifier | PlainClassifier],
     collator: Callable[[list[dict[str, Any]]], Any],
     *,
     prepared: Prepared,
@@ -246,7 +245,11 @@ def _train(
 
 
 @torch.inference_mode()
-def _validation_loss(model: nn.Module, prepared: Prepared, collator: Callable[[list[dict[str, Any]]], Any]) -> float:
+def _validation_loss(
+    model: MultiHeadClassifier | PlainClassifier,
+    prepared: Prepared,
+    collator: Callable[[list[dict[str, Any]]], Any],
+) -> float:
     model.eval()
     device = next(model.parameters()).device
     logits, labels = [], []

@@ -21,7 +21,7 @@ from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2Model, P
 from polyhead.checkpoint import Architecture, Checkpoint, Spec, write_checkpoint
 from polyhead.encode import encode
 from polyhead.schema import Head, HeadKind, Schema
-from polyhead_training.fitting.golden import golden_rows
+from polyhead_training.fitting.checkpoint_writing import golden_rows
 from polyhead_training.model.modeling import build_model
 from polyhead_training.model.tokenizer import END_OF_TEXT, train_tokenizer
 

@@ -50,7 +50,15 @@ ALLOWED = {
 # Package: its parts from the lowest to the highest. A part is a module or a subpackage; it may import parts that stand
 # before it, and parts of its own line.
 LAYERS = {
-    "polyhead": ["errors files machine schema", "precision heads", "body", "checkpoint", "encode decode", "engine gate", "predictor"],
+    "polyhead": [
+        "errors files machine schema",
+        "precision heads",
+        "body",
+        "checkpoint",
+        "encode decode",
+        "engine gate",
+        "predictor",
+    ],
     "polyhead_training": ["errors config", "model data", "evaluation", "fitting"],
 }
 

@@ -12,7 +12,7 @@ from transformers import GPT2Config
 
 from polyhead.checkpoint import Architecture, Spec, write_checkpoint
 from polyhead.schema import Head, Schema
-from polyhead_training.fitting.golden import golden_rows
+from polyhead_training.fitting.checkpoint_writing import golden_rows
 from polyhead_training.model.modeling import build_model
 from polyhead_training.model.tokenizer import train_tokenizer
 

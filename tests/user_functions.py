@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 from typing import Any
 
 number = 7
@@ -38,3 +40,15 @@ def drop_word(text: str, generator: random.Random) -> str:
     words = text.split()
     words.pop(generator.randrange(len(words)))
     return " ".join(words)
+
+
+def send_sigint(row: dict[str, Any]) -> bool:
+    """A filter during which Ctrl-C is pressed."""
+    os.kill(os.getpid(), signal.SIGINT)
+    return True
+
+
+def send_sigterm(row: dict[str, Any]) -> bool:
+    """A filter during which SIGTERM comes."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    return True

@@ -16,19 +16,31 @@ class LockedError(OSError):
 
 
 @contextmanager
-def file_lock(path: Path, create: bool = True) -> Iterator[None]:
-    """Holds an exclusive lock on a file. The file stays there; `create` says whether it is made if it is missing.
+def file_lock(path: Path, create: bool = True, remove: bool = False) -> Iterator[None]:
+    """Holds an exclusive lock on a file.
+
+    Args:
+        create: whether the file is made if it is missing.
+        remove: whether the file is removed at the end.
 
     Raises:
         LockedError: another process holds it.
         OSError: the file cannot be opened, or its file system has no locks.
     """
     with path.open("a" if create else "r+") as file:
+        refusal = LockedError(f"{path}: another process holds this lock")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise LockedError(f"{path}: another process holds this lock") from error
-        yield
+        except BlockingIOError:
+            raise refusal from None
+        # The last holder may have removed the file after it was opened here: then this lock is on no file.
+        if remove and not (path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))):
+            raise refusal
+        try:
+            yield
+        finally:
+            if remove:
+                path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -55,6 +55,10 @@ def test_the_example_is_a_valid_config(tmp_path: Path) -> None:
         (REGRESSION + 'label_transforms = ["strip"]\n', "heads.0: label_transforms goes with kind single_label or"),
         ('output = "o"\n[data]\ntrain = "t.csv"\n', "heads: this field is missing"),
         ("output = \n", "is not TOML"),
+        (VALID.replace('"t.csv"', '"t.csv"\nheader = false'), "data: header = false needs the names of the columns"),
+        (VALID.replace('"t.csv"', '"t.csv"\nbad_rows = "drop"'), "data.bad_rows: Input should be 'stop' or 'skip'"),
+        (VALID.replace('"t.csv"', '"t.csv"\nformat = "xls"'), "data.format: Input should be 'csv', 'tsv'"),
+        (VALID.replace('train = "t.csv"', 'hub = "a/b"\ndelimiter = ";"'), "delimiter says how files are read"),
     ],
 )  # fmt: skip
 def test_a_wrong_field_is_named(tmp_path: Path, text: str, message: str) -> None:

@@ -13,8 +13,7 @@ import pytest
 from polyhead.errors import PolyheadError
 from polyhead.schema import Head, Schema
 from polyhead_training.config import DataConfig, HeadConfig
-from polyhead_training.data.corpus import Corpus, Split, read_corpus, read_split
-from polyhead_training.data.description import describe_corpus
+from polyhead_training.data.corpus import Corpus, Split, describe_corpus, read_corpus, read_split
 from polyhead_training.errors import ConfigError, DataError
 
 TOPIC = HeadConfig(name="topic", kind="single_label")
@@ -29,7 +28,7 @@ ROWS = [
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
-    """A row a line."""
+    """One row per line."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
 
@@ -114,10 +113,10 @@ def test_rows_are_filtered(tmp_path: Path, data: dict[str, Any], texts: list[str
         ({"filters": ["tests.nowhere:f"]}, (TOPIC,), "data.filters 'tests.nowhere:f': cannot be imported"),
         ({"filters": ["tests.user_functions:number"]}, (TOPIC,), "data.filters .*: must be a function, got int"),
         ({"augment": ["tests.user_functions:shout"]}, (TOPIC,),
-         "train.jsonl: row 1: data.augment 'tests.user_functions:shout' failed .TypeError"),
-        ({"text_transforms": ["tests.user_functions:count"]}, (TOPIC,), "row 1: .*:count' must return a text, got 10"),
+         "train.jsonl:1: data.augment 'tests.user_functions:shout' failed .TypeError"),
+        ({"text_transforms": ["tests.user_functions:count"]}, (TOPIC,), ":1: .*:count' must return a text, got 10"),
         ({}, (STARS.model_copy(update={"y_range": (0, 2.5)}),),
-         "train.jsonl: row 3: column 'stars': must lie in the y_range 0 to 2.5, got 3"),
+         "train.jsonl:3: column 'stars': must lie in the y_range 0 to 2.5, got 3"),
         ({"filters": ["tests.leaving:keep"]}, (TOPIC,), "data.filters 'tests.leaving:keep': cannot be imported .Sys"),
         ({"validation": "TRAIN", "drop_leaks": True}, (TOPIC,), "none is left for train; see .*data.drop_leaks"),
         ({"validation": "TRAIN", "split": "stratified", "stratify_by": "nope"}, (TOPIC,), "stratify_by 'nope'"),
@@ -311,7 +310,7 @@ def test_rows_that_contradict_given_parents_are_counted(tmp_path: Path) -> None:
     rows = [{"text": str(i), "topic": topic, "leaf": label} for i, (topic, label) in enumerate(pairs)]
     corpus = read(tmp_path, rows, (TOPIC, leaf), validation=write(tmp_path / "v.jsonl", rows[:1]))
     path = tmp_path / "train.jsonl"
-    assert f"parent_of: 2 rows of {path} contradict that of head 'leaf', first {path}: row 2" in corpus.notes
+    assert f"parent_of: 2 rows of {path} contradict that of head 'leaf', first {path}:2" in corpus.notes
     assert len(corpus.train) == 5
 
 
@@ -327,8 +326,8 @@ def test_a_column_of_two_heads_is_split_for_where(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("topics", "message"),
     [
-        (["a", "b", "b"], "row 3: label 'x' of head 'leaf' stands below 'b' of 'topic', but below 'a' in .*row 1"),
-        (["a", "b", None], "'leaf': no row gives a parent for 'z'; name it in parent_of"),
+        (["a", "b", "b"], ":3: label 'x' of head 'leaf' is below 'b' of 'topic', but below 'a' in .*:1"),
+        (["a", "b", None], "'leaf': no row gives a parent for 'z'; add it to parent_of"),
     ],
 )
 def test_a_label_has_one_parent(tmp_path: Path, topics: list[str | None], message: str) -> None:
@@ -376,7 +375,7 @@ def test_a_head_without_a_column_is_unknown(tmp_path: Path) -> None:
     np.testing.assert_array_equal(labels, [[1, np.nan, np.nan, np.nan]])
     with pytest.raises(DataError, match="has no column 'text', only topic"):
         evaluate(tmp_path, [{"topic": "b"}])
-    with pytest.raises(DataError, match="row 1: column 'topic': label 'c' is not in the schema"):
+    with pytest.raises(DataError, match=":1: column 'topic': label 'c' is not in the schema"):
         evaluate(tmp_path, [{"text": "one", "topic": "c"}])
     with pytest.raises(DataError, match="has no column 'nope'"):
         evaluate(tmp_path, [{"text": "one", "topic": "b"}], ("nope",))
@@ -390,7 +389,7 @@ def test_a_corpus_in_words(tmp_path: Path) -> None:
     validation = write(tmp_path / "v.jsonl", [{"text": "0", "topic": None, "tags": ["x"], "stars": 1}])
     lines = describe_corpus(read(tmp_path, [*rows, {"text": ""}], (TOPIC, TAGS, STARS), validation=validation))
     assert lines == [
-        "train: 30 rows, 1 more dropped since their text is blank or unreadable",
+        "train: 30 rows, 1 more dropped because their text is blank",
         "validation: 1 rows",
         "head topic: single_label, 12 labels",
         "  validation: 1 of 1 rows have no label",
@@ -401,5 +400,5 @@ def test_a_corpus_in_words(tmp_path: Path) -> None:
         "head stars: regression",
         "  train: from 0 to 29, mean 14.5",
         "note: leak: 1 of 1 validation rows have the text of a row in train; "
-        "data.drop_leaks = true takes such rows out of train",
+        "data.drop_leaks = true removes such rows from train",
     ]

@@ -36,7 +36,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """A row a line."""
+    """One row per line."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
@@ -81,8 +81,8 @@ def test_a_tenth_is_held_out_by_text(tmp_path: Path) -> None:
 
 
 def test_blank_texts_are_dropped_and_counted(tmp_path: Path) -> None:
-    """A row without a text is left out with its labels."""
-    rows = [ROWS[0], ROWS[1] | {"text": "  "}, ROWS[2] | {"text": None}, ROWS[2]]
+    """A row with a blank text is left out with its labels."""
+    rows = [ROWS[0], ROWS[1] | {"text": "  "}, ROWS[2] | {"text": ""}, ROWS[2]]
     path = str(write_jsonl(tmp_path / "r.jsonl", rows))
     corpus = read_corpus(DataConfig(train=path, validation=path), HEADS, tmp_path / "scratch")
     assert (len(corpus.train), corpus.train.dropped) == (2, 2)
@@ -102,9 +102,9 @@ def test_missing_labels_are_unknown(tmp_path: Path) -> None:
     ("change", "heads", "message"),
     [
         ({}, [HeadConfig(name="colour", kind="single_label")], "no column 'colour', only text, topic, tags, stars"),
-        ({}, [HeadConfig(name="topic", kind="regression")], "row 1: column 'topic': a regression needs finite numbers"),
+        ({}, [HeadConfig(name="topic", kind="regression")], ":1: column 'topic': a regression needs finite numbers"),
         ({}, [HeadConfig(name="topic", kind="single_label", labels=["3", "NA"])],
-         "row 2: column 'topic': label 'null' is not in the schema of head 'topic'; allowed are 3, NA"),
+         ":2: column 'topic': label 'null' is not in the schema of head 'topic'; allowed are 3, NA"),
         ({}, [HeadConfig(name="topic", kind="single_label", labels=[])], "needs at least 2 labels"),
         ({"topic": None}, [HeadConfig(name="topic", kind="single_label")], "holds no label for head 'topic'"),
         ({"text": ""}, HEADS, "has no row with a text"),
@@ -123,12 +123,13 @@ def test_what_is_wrong_is_named(tmp_path: Path, change: dict[str, Any], heads: l
     ("name", "content", "message"),
     [
         ("none.csv", None, "no such file"),
-        ("broken.parquet", b"PAR1nonsense", "cannot be read as parquet"),
+        ("broken.parquet", b"PAR1nonsense", "cannot be read as Parquet"),
         ("broken.jsonl", b'{"text": \n', "broken.jsonl:1: is not JSON"),
-        ("empty.csv", b"", "cannot be read as csv"),
-        ("ragged.csv", b"text,topic\none,a,b\ntwo,b,c\n", "row 1: has 3 fields, the header names 2"),
-        ("list.jsonl", b"[1]\n", "list.jsonl:1: must be an object, got list"),
-        ("rows.xlsx", b"x", "one of .csv, .jsonl, .parquet"),
+        ("empty.csv", b"", "is empty; the first line must name the columns"),
+        ("ragged.csv", b"text,topic,tags,stars\none,a,b,1,2\ntwo,b,c\n", "ragged.csv:2: "),
+        ("list.jsonl", b"[1]\n", "list.jsonl:1: "),
+        ("rows.xlsx", b"x", "save its sheet as CSV"),
+        ("rows.docx", b"x", "must end in one of .csv, .tsv, .jsonl"),
     ],
 )
 def test_an_unreadable_file_is_named(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
@@ -172,7 +173,7 @@ def test_numbers_and_truth_values_are_the_same_in_every_format(tmp_path: Path, s
     upsample = [{"column": "topic", "values": ["1"], "times": 2}]
     config = DataConfig(
         train=str(path), validation=str(path), where={"year": ["1", "2", "3"], "flag": ["true", "false"]},
-        upsample=upsample, split_column="topic",
+        upsample=upsample, split_column="topic", bad_rows="skip",
     )  # fmt: skip
     corpus = read_corpus(config, heads, tmp_path / "scratch")
     assert [head.labels for head in corpus.schema] == [("1", "2", "3"), ("1", "2"), ("false", "true")]
@@ -190,8 +191,9 @@ def test_nan_is_missing(tmp_path: Path) -> None:
     ]
     path = str(write_jsonl(tmp_path / "r.jsonl", rows))
     topic = HEADS[0].model_copy(update={"labels": ["a", "b"]})
-    corpus = read_corpus(DataConfig(train=path, validation=path), [topic, *HEADS[1:]], tmp_path / "scratch")
-    assert list(corpus.train.texts) == ["one", "two"]
+    config = DataConfig(train=path, validation=path, bad_rows="skip")
+    corpus = read_corpus(config, [topic, *HEADS[1:]], tmp_path / "scratch")
+    assert (list(corpus.train.texts), corpus.train.bad) == (["one", "two"], 1)
     assert corpus.schema["tags"].labels == ("x",)
     np.testing.assert_array_equal(corpus.train.labels, [[0, 1, np.nan], [np.nan, np.nan, 1.5]])
 
@@ -229,7 +231,7 @@ def test_what_is_no_label_is_named(tmp_path: Path, column: str, value: Any) -> N
         {"text": "one", "topic": "a", "tags": ["x"]},
         {"text": "two", "topic": "b", "tags": ["y"]} | {column: value},
     ]
-    with pytest.raises(DataError, match=f"r.jsonl: row 2: column '{column}'"):
+    with pytest.raises(DataError, match=f"r.jsonl:2: column '{column}'"):
         read_corpus(*files(write_jsonl(tmp_path / "r.jsonl", rows)), tmp_path / "scratch")
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from polyhead_training.dataset import app
+from polyhead_training import dataset as debian
+from polyhead_training.dataset import app, check_dataset_folder, write_dataset
 from polyhead_training.errors import DataError
-from polyhead_training.examples import debian
-from polyhead_training.examples.folder import check_dataset_folder, write_dataset
 from tests.training.test_debian import write_lists
 
 
@@ -45,7 +44,7 @@ def test_a_folder_that_is_no_data_set_is_left_as_it_is(tmp_path: Path, monkeypat
     result = CliRunner().invoke(app, ["debian", str(tmp_path / "out")])
     assert result.exit_code == 2
     assert result.stderr == (
-        f"polyhead-dataset: {tmp_path}/out: holds something that is no data set; it is not replaced, "
+        f"polyhead-dataset: {tmp_path}/out: holds something that is no data set and is not replaced; "
         "name another folder\n"
     )
     with pytest.raises(DataError, match="no data set"):

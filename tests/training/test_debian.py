@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from rich.progress import Progress
 
+from polyhead_training import dataset as debian
+from polyhead_training.dataset import build_debian, build_from_lists, plain_text, split_of
 from polyhead_training.errors import DataError
-from polyhead_training.examples import debian
-from polyhead_training.examples.debian import build_debian, build_from_lists, plain_text, split_of
 
 TRANSLATION = """\
 Package: {name}
@@ -57,7 +56,7 @@ MANY = [(f"pkg{i}", "python", "devel::lang:python, role::program,\n role::data, 
 
 def test_a_row_holds_text_section_role_and_the_other_tags(tmp_path: Path) -> None:
     """The first role:: tag is the role, no role:: stands in tags, later lines count, and no field names the package."""
-    build_from_lists(write_lists(tmp_path / "lists", MANY), tmp_path / "out", progress=Progress(disable=True))
+    build_from_lists(write_lists(tmp_path / "lists", MANY), tmp_path / "out")
     row = read_rows(tmp_path / "out")[0]
     assert list(row) == ["text", "section", "role", "tags"]
     assert (row["section"], row["role"]) == ("python", "program")
@@ -67,7 +66,7 @@ def test_a_row_holds_text_section_role_and_the_other_tags(tmp_path: Path) -> Non
 def test_the_split_follows_the_hash_of_the_name(tmp_path: Path) -> None:
     """Each package stands in the split of its name alone, and the summary counts the rows."""
     lists = write_lists(tmp_path / "lists", MANY)
-    summary = build_from_lists(lists, tmp_path / "out", progress=Progress(disable=True))
+    summary = build_from_lists(lists, tmp_path / "out")
     for split in debian.SPLITS:
         texts = [str(row["text"]) for row in read_rows(tmp_path / "out", split)]
         names = {text.splitlines()[0].removeprefix("a tool called md5-") for text in texts}
@@ -85,7 +84,7 @@ def test_rare_sections_tags_and_roleless_packages_are_left_out(tmp_path: Path) -
         ("rare-tag", "python", "role::program, use::dancing"),
     ]
     lists = write_lists(tmp_path / "lists", MANY + odd)
-    build_from_lists(lists, tmp_path / "out", progress=Progress(disable=True))
+    build_from_lists(lists, tmp_path / "out")
     rows = read_rows(tmp_path / "out")
     assert len(rows) == len(MANY) + 1
     assert [row["tags"] for row in rows if "rare-tag" in str(row["text"])] == [[]]
@@ -96,7 +95,7 @@ def test_a_package_in_two_lists_counts_once(tmp_path: Path) -> None:
     lists = write_lists(tmp_path / "lists", MANY)
     write_lists(lists, [(name, section, None) for name, section, _ in MANY], suite="a-security")
     write_lists(lists, MANY, suite="b-updates")
-    build_from_lists(lists, tmp_path / "out", progress=Progress(disable=True))
+    build_from_lists(lists, tmp_path / "out")
     assert len(read_rows(tmp_path / "out")) == len(MANY)
 
 
@@ -110,7 +109,7 @@ def test_building_again_replaces_the_folder_and_leaves_nothing_beside_it(tmp_pat
     """A second build replaces the first as a whole, stray files included."""
     lists = write_lists(tmp_path / "lists", MANY)
     for _ in range(2):
-        build_from_lists(lists, tmp_path / "out", progress=Progress(disable=True))
+        build_from_lists(lists, tmp_path / "out")
         assert not (tmp_path / "out" / "stray").exists()
         (tmp_path / "out" / "stray").touch()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lists", "out"]
@@ -120,7 +119,7 @@ def test_lists_without_tags_are_an_error_and_write_nothing(tmp_path: Path) -> No
     """Where the sources carry no tags, as Ubuntu's, the error says how to use one's own data."""
     lists = write_lists(tmp_path / "lists", [(name, section, None) for name, section, _ in MANY])
     with pytest.raises(DataError, match=r"polyhead-train CONFIG\.toml"):
-        build_from_lists(lists, tmp_path / "out", progress=Progress(disable=True))
+        build_from_lists(lists, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -128,7 +127,7 @@ def test_without_apt_the_error_says_how_to_use_ones_own_data(tmp_path: Path, mon
     """A machine without apt-get gets one line that names apt and the way to a CSV."""
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DataError, match=r"apt.*my\.csv.*\[\[heads\]\]") as caught:
-        build_debian(tmp_path / "out", progress=Progress(disable=True))
+        build_debian(tmp_path / "out")
     assert "\n" not in str(caught.value)
 
 
@@ -145,7 +144,7 @@ def test_a_failing_source_is_tolerated_once_debians_lists_came(tmp_path: Path, m
     """apt's exit status does not matter as long as index and descriptions are there."""
     lists = write_lists(tmp_path / "prepared", MANY)
     write_fake_apt(tmp_path / "bin", f'cp {lists}/* "$state/lists/"\nexit 100\n', monkeypatch)
-    summary = build_debian(tmp_path / "data" / "debian", progress=Progress(disable=True))
+    summary = build_debian(tmp_path / "data" / "debian")
     assert sum(summary.rows.values()) == len(MANY)
 
 
@@ -153,5 +152,5 @@ def test_when_no_lists_came_the_error_quotes_apt(tmp_path: Path, monkeypatch: py
     """Without lists the one line carries what apt said."""
     write_fake_apt(tmp_path / "bin", 'echo "E: Could not resolve the mirror" >&2\nexit 100\n', monkeypatch)
     with pytest.raises(DataError, match="Could not resolve the mirror") as caught:
-        build_debian(tmp_path / "out", progress=Progress(disable=True))
+        build_debian(tmp_path / "out")
     assert "\n" not in str(caught.value)

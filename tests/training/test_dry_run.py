@@ -26,7 +26,8 @@ def test_the_dry_run_counts_as_the_run_does(tmp_path: Path) -> None:
     training = metrics(checkpoint)["training"]
     assert [int(n.replace(",", "")) for n in found.groups()] == [training["parameters"], training["trained_parameters"]]
     assert (
-        f"steps: {training['steps']} (4 an epoch), {len(history(checkpoint, 'eval_loss'))} evaluations" in result.output
+        f"steps: {training['steps']} (4 per epoch), {len(history(checkpoint, 'eval_loss'))} evaluations"
+        in result.output
     )
 
 
@@ -39,9 +40,9 @@ def test_the_dry_run_describes_config_and_texts(tmp_path: Path) -> None:
     assert resolved["training"]["warmup_ratio"] == 0.05
     assert "head topic: single_label" in output
     assert re.search(
-        r"tokens a text: p50 \d+, p90 \d+, p95 \d+, p99 \d+, max \d+; 100.0% are longer than max_length \(2\)", output
+        r"tokens per text: p50 \d+, p90 \d+, p95 \d+, p99 \d+, max \d+; 100.0% are longer than max_length \(2\)", output
     )
-    assert "memory a process, estimated: " in output
+    assert "memory per process, estimated: " in output
 
 
 def test_texts_without_a_token_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -52,11 +53,11 @@ def test_texts_without_a_token_are_left_out_and_counted(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
     outputs = [run(config, "--dry-run").output, run(config).output]
     for output in outputs:
-        assert "note: 9 of 25 train texts are left out, text_transforms leave no token" in output
+        assert "note: 9 of 25 train texts are left out: text_transforms leave no token" in output
         assert "note: 9 of 25 validation texts are left out" in output
     training = metrics(tmp_path / "out")["training"]
     assert training["rows"] == 16
-    assert f"steps: {training['steps']} (4 an epoch)" in outputs[0]
+    assert f"steps: {training['steps']} (4 per epoch)" in outputs[0]
     golden = (tmp_path / "out" / "golden.jsonl").read_text(encoding="utf-8").splitlines()
     assert len({json.loads(line)["text"] for line in golden}) == 4
 
@@ -98,9 +99,9 @@ def test_steps_are_counted(fields: dict[str, float], rows: int, processes: int, 
 def test_memory_is_estimated_from_what_is_trained() -> None:
     """gpt2 with batches of 1,024 tokens: 4 bytes a weight, 12 more if trained, less for activations if recomputed."""
     body = GPT2Config()
-    memory = estimate_memory(FitConfig(), body, parameters=124_000_000, trained=1_000_000, tokens_a_batch=1024)
+    memory = estimate_memory(FitConfig(), body, parameters=124_000_000, trained=1_000_000, tokens_per_batch=1024)
     assert memory["parameters"] == 496e6
     assert memory["gradients"] + memory["optimizer"] == 12e6
     assert memory["activations"] == 1024 * 12 * 17 * 768 * 4
-    recomputed = estimate_memory(FitConfig(gradient_checkpointing=True), body, 1, 1, tokens_a_batch=1024)
+    recomputed = estimate_memory(FitConfig(gradient_checkpointing=True), body, 1, 1, tokens_per_batch=1024)
     assert recomputed["activations"] < memory["activations"] / 7

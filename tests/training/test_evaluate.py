@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from polyhead.predictor import Predictor
 from polyhead_training.evaluate import app
-from polyhead_training.evaluation.recorded import recorded_training
+from polyhead_training.evaluation.training_record import recorded_training
 from tests.tiny import TEXTS
 
 TOPICS, MOODS = ("news", "sport", "science"), ("happy", "sad", "angry", "calm")
@@ -66,9 +66,9 @@ def test_what_is_evaluated_is_what_is_served(base_checkpoint: Path, tmp_path: Pa
     assert [found["rows"] for found in metrics["slices"]["price"].values()] == [10] * 4
     table = pandas.read_parquet(output / "predictions.parquet")
     assert table["text"].tolist() == [row["text"] for row in rows]
-    assert table["topic/label"].tolist() == named
-    assert table["topic/true"].tolist() == topics
-    assert [list(found) for found in table["mood/labels"]] == [answer["mood"]["labels"] for answer in answers]
+    assert table["topic_label"].tolist() == named
+    assert table["topic_true"].tolist() == topics
+    assert [list(found) for found in table["mood_labels"]] == [answer["mood"]["labels"] for answer in answers]
     assert table["truncated"].sum() == metrics["truncated"] > 0
 
 
@@ -82,7 +82,7 @@ def test_columns_are_those_of_training(base_checkpoint: Path, tmp_path: Path) ->
         encoding="utf-8",
     )
     output = tmp_path / "report"
-    environment = {"POLYHEAD_CONFIG": str(config), "POLYHEAD_EVALUATION_OUTPUT": str(output)}
+    environment = {"POLYHEAD_EVALUATE_CONFIG": str(config), "POLYHEAD_EVALUATE_OUTPUT": str(output)}
     result = CliRunner(env=environment).invoke(app, [str(base_checkpoint), str(tmp_path / "rows.jsonl")])
     assert result.exit_code == 0, result.output
     heads = json.loads((output / "metrics.json").read_text(encoding="utf-8"))["heads"]
@@ -141,8 +141,8 @@ def test_a_checkpoint_runs_no_code(
     result = CliRunner().invoke(app, [str(checkpoint), str(tmp_path / "rows.jsonl"), "--output", str(output)])
     assert result.exit_code == 2, result.output
     assert result.stderr == (
-        f"polyhead-evaluate: {checkpoint}/report/training.json: {field} names the function 'planted:run', and code "
-        "that a checkpoint names is not run; give your own training config with --config\n"
+        f"polyhead-evaluate: {checkpoint}/report/training.json: {field} names the function 'planted:run'; code "
+        "that a checkpoint names is not run, so give your own training config with --config\n"
     )
     assert not trace.exists()
     assert not output.exists()
@@ -177,6 +177,36 @@ def test_what_training_writes_of_itself_is_read(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     expected = {"history": history, "calibration": {"topic": fitted}, "training": {"rows": 7}}
     assert recorded_training(tmp_path) == expected
+
+
+def test_options_say_how_files_are_read(base_checkpoint: Path, tmp_path: Path) -> None:
+    """A semicolon file without a header, in an old encoding, with a row that is left out and counted."""
+    lines = [f"The striker scored {i} times in the caf\u00e9;{TOPICS[i % 3]}" for i in range(12)] + ["one;two;three"]
+    (tmp_path / "rows.csv").write_bytes("\n".join(lines).encode("cp1252"))
+    output = tmp_path / "report"
+    arguments = [str(base_checkpoint), str(tmp_path / "rows.csv"), "--output", str(output), "--delimiter", ";"]
+    arguments += ["--encoding", "cp1252", "--no-header", "--columns", "text,topic"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "Of 13 rows, 1 cannot be used: correct them, or leave them out with --bad-rows skip" in result.stderr
+    result = CliRunner().invoke(app, [*arguments, "--bad-rows", "skip"])
+    assert result.exit_code == 0, result.output
+    assert '1 unreadable (1 of them bad rows, left out by bad_rows = "skip")' in result.output
+    assert json.loads((output / "metrics.json").read_text(encoding="utf-8"))["rows"] == 12
+    table = pandas.read_parquet(output / "predictions.parquet")
+    expected = ["text", "topic_label", "topic_score", "mood_labels", "mood_scores", "stars_value"]
+    expected += ["token_count", "truncated", "error", "topic_true", "mood_true", "stars_true"]
+    assert list(table.columns) == expected
+
+
+def test_how_training_files_are_read_is_no_rule_for_other_formats(base_checkpoint: Path, tmp_path: Path) -> None:
+    """A checkpoint that was trained on a CSV with semicolons is evaluated on JSON lines."""
+    write_rows(tmp_path / "rows.jsonl")
+    data: dict[str, object] = {"format": "csv", "delimiter": ";", "header": False, "columns": ["text", "topic"]}
+    checkpoint = recorded_checkpoint(base_checkpoint, tmp_path / "checkpoint", data, column="topic")
+    output = tmp_path / "report"
+    result = CliRunner().invoke(app, [str(checkpoint), str(tmp_path / "rows.jsonl"), "--output", str(output)])
+    assert result.exit_code == 0, result.output
 
 
 def test_an_older_report_is_replaced_and_nothing_else(base_checkpoint: Path, tmp_path: Path) -> None:
@@ -220,5 +250,5 @@ def test_help_teaches() -> None:
     """With an example and the name of each option's variable."""
     shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "120"}).output
     assert "polyhead-evaluate runs/reviews reviews-2024.csv --slice country" in shown
-    for variable in ("EVALUATION_OUTPUT", "SLICE", "CONFIG", "TEXT_COLUMN", "DEVICE"):
-        assert f"POLYHEAD_{variable}" in shown
+    for variable in ("OUTPUT", "SLICE", "CONFIG", "TEXT_COLUMN", "DELIMITER", "BAD_ROWS", "DEVICE"):
+        assert f"POLYHEAD_EVALUATE_{variable}" in shown

@@ -14,8 +14,8 @@ from transformers import GPT2LMHeadModel
 from polyhead.predictor import Predictor
 from polyhead_training.config import LoraConfig
 from polyhead_training.errors import ConfigError
-from polyhead_training.fitting.written import Fitted, write
-from polyhead_training.model.lora import add_adapters, merge_adapters
+from polyhead_training.fitting.checkpoint_writing import Fitted, write_unscored
+from polyhead_training.model.layers import add_adapters, merge_adapters
 from tests.tiny import SCHEMA, TEXTS, tiny_config, tiny_model, tiny_spec, tiny_tokenizer
 from tests.training.tiny_run import metrics, run, trained, weights, write_run
 
@@ -41,7 +41,7 @@ def test_merged_adapters_answer_as_the_adapted_model(tmp_path: Path, architectur
         assert (model(torch.tensor([[1, 2, 3]])).logits - plain).abs().max() > 1e-2
     merge_adapters(model, adapted)
     assert set(model.state_dict()) == keys
-    write(tmp_path / "out", Fitted(model, spec, SCHEMA, tiny_tokenizer()), TEXTS, rows=4, seed=0)
+    write_unscored(tmp_path / "out", Fitted(model, spec, SCHEMA, tiny_tokenizer()), TEXTS, rows=4, seed=0)
     logits = Predictor.load(tmp_path / "out")._engine.logits(ids)
     torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-5, rtol=0)
 
@@ -102,7 +102,7 @@ def test_a_pickle_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "gpt2" / "model.safetensors").rename(tmp_path / "gpt2" / "pytorch_model.bin")
     result = run(write_run(tmp_path / "run", model=f'pretrained = "{tmp_path}/gpt2"'), "--dry-run")
     assert result.exit_code == 2
-    assert "pytorch_model.bin: is a pickle, which is not read; where you trust it, convert it" in result.stderr
+    assert "pytorch_model.bin: is a pickle, which is not read; if you trust it, convert it" in result.stderr
     assert result.stderr.count("\n") == 1
 
 
@@ -153,7 +153,7 @@ def test_a_warm_start_that_diverges_leaves_nothing_to_decide(tmp_path: Path) -> 
     """The message names the rate and says that the run is gone, and so it is."""
     result = run(write_run(tmp_path, more=WARM.replace("1e-2", "1e30")))
     assert result.exit_code == 2, result.output
-    assert result.stderr == (
+    assert result.stderr.endswith(
         "polyhead-train: warm_start.learning_rate: the language model diverged; lower it (is 1e+30); "
         "the unfinished run is removed\n"
     )
@@ -161,12 +161,12 @@ def test_a_warm_start_that_diverges_leaves_nothing_to_decide(tmp_path: Path) -> 
 
 
 def test_a_run_that_diverges_leaves_its_logs(tmp_path: Path) -> None:
-    """Of all else it is said that it is removed, a finished warm start too."""
+    """The message says that the unfinished run is removed with its finished warm start."""
     config = write_run(tmp_path, 'report_to = ["tensorboard"]', more=WARM)
     config.write_text(
         config.read_text(encoding="utf-8").replace("learning_rate = 5e-3", "learning_rate = 1e30"), "utf-8"
     )
     result = run(config)
     assert result.exit_code == 2, result.output
-    assert result.stderr.endswith("lower it (is 1e+30); the unfinished run is removed, its finished warm start too\n")
+    assert result.stderr.endswith("lower it (is 1e+30); the unfinished run is removed with its finished warm start\n")
     assert [path.name for path in (tmp_path / "out.training").iterdir()] == ["logs"]

@@ -1,4 +1,4 @@
-"""``polyhead-import``: a seed checkpoint and its constructor's arguments, imported once, answer as before."""
+"""``polyhead-import``: an imported checkpoint of that_nlp_library answers as before."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typer.testing import CliRunner, Result
 
 from polyhead.heads import ConcatHeadExtended
 from polyhead.predictor import Predictor
+from polyhead_training.import_checkpoint import EXAMPLE, app
 from polyhead_training.model.modeling import (
     GPT2BaseForSequenceClassification,
     GPT2HiddenStateConcatForSequenceClassification,
 )
-from polyhead_training.seed import EXAMPLE, app
 from tests.tiny import TEXTS, tiny_config, tiny_tokenizer
 
 BASE = 'architecture = "base"\nhead_class_sizes = [2, 1, 3]\nis_multihead = true'
@@ -26,8 +26,8 @@ HEADS = (
 )
 
 
-def write_seed(folder: Path, model: Any) -> None:
-    """The folder as the seed's trainer leaves it, with the causal masks that old versions saved."""
+def write_library_checkpoint(folder: Path, model: Any) -> None:
+    """The folder as that_nlp_library's trainer leaves it, with the causal masks that old versions saved."""
     folder.mkdir(parents=True)
     tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     tensors["body_model.h.0.attn.bias"] = torch.ones(1, 1, 4, 4)
@@ -36,7 +36,7 @@ def write_seed(folder: Path, model: Any) -> None:
     tiny_tokenizer().save(str(folder / "tokenizer.json"))
 
 
-def import_seed(tmp_path: Path, arguments: str, heads: str = HEADS) -> Result:
+def run_import(tmp_path: Path, arguments: str, heads: str = HEADS) -> Result:
     """``polyhead-import`` with a config of these arguments and heads."""
     (tmp_path / "texts.jsonl").write_text(
         "".join(json.dumps({"text": text, "a": "unknown"}) + "\n" for text in TEXTS), encoding="utf-8"
@@ -45,11 +45,11 @@ def import_seed(tmp_path: Path, arguments: str, heads: str = HEADS) -> Result:
         f'{arguments}\nmax_length = 48\ntexts = "{tmp_path}/texts.jsonl"\n{heads}\n', encoding="utf-8"
     )
     options = ["--config", str(tmp_path / "import.toml"), "--output", str(tmp_path / "out")]
-    return CliRunner().invoke(app, [str(tmp_path / "seed"), *options])
+    return CliRunner().invoke(app, [str(tmp_path / "folder"), *options])
 
 
-def seed_model(model_class: Any, **arguments: Any) -> Any:
-    """Constructed as the seed's users do, with weights large enough that texts differ."""
+def library_model(model_class: Any, **arguments: Any) -> Any:
+    """Constructed as that library's users do, with weights large enough that texts differ."""
     torch.manual_seed(0)
     model = model_class(tiny_config(), **arguments)
     with torch.no_grad():
@@ -60,13 +60,13 @@ def seed_model(model_class: Any, **arguments: Any) -> Any:
 
 CASES = [
     (
-        lambda: seed_model(GPT2BaseForSequenceClassification, is_multihead=True, head_class_sizes=[2, 1, 3]),
+        lambda: library_model(GPT2BaseForSequenceClassification, is_multihead=True, head_class_sizes=[2, 1, 3]),
         BASE,
         HEADS,
         ["single_label", "regression", "single_label"],
     ),
     (
-        lambda: seed_model(
+        lambda: library_model(
             GPT2HiddenStateConcatForSequenceClassification,
             layer2concat=3,
             is_multilabel=True,
@@ -83,13 +83,13 @@ CASES = [
 
 
 @pytest.mark.parametrize(("model", "arguments", "heads", "kinds"), CASES, ids=["base", "concat"])
-def test_the_engine_answers_as_the_seeds_model(
+def test_the_engine_answers_as_the_imported_model(
     tmp_path: Path, model: Any, arguments: str, heads: str, kinds: list[str]
 ) -> None:
     """Logits of texts within 1e-5, and the heads' kinds are what the constructor's arguments mean."""
     built = model()
-    write_seed(tmp_path / "seed", built)
-    result = import_seed(tmp_path, arguments, heads)
+    write_library_checkpoint(tmp_path / "folder", built)
+    result = run_import(tmp_path, arguments, heads)
     assert result.exit_code == 0, result.output
     predictor = Predictor.load(tmp_path / "out")
     assert [head.kind for head in predictor.schema] == kinds
@@ -104,7 +104,7 @@ def test_the_engine_answers_as_the_seeds_model(
     [
         (BASE, HEADS.replace(', "3"', ""), "heads: 'c' is single_label of size 3 and needs 3 labels, got 2"),
         (BASE, HEADS.partition("\n[[heads]]\nname = \"c\"")[0], "mean 3 heads, got 2"),
-        (BASE.replace("is_multihead = true", ""), HEADS, "[2, 1, 3] are several heads, and is_multihead is false"),
+        (BASE.replace("is_multihead = true", ""), HEADS, "[2, 1, 3] means several heads, but is_multihead is false"),
         (BASE.replace("base", "hidden_state_concat"), HEADS, "layer2concat must lie in 1 to n_layer (3), got 4"),
         (
             BASE.replace("base", "hidden_state_concat") + "\nlayer2concat = 2", HEADS,
@@ -115,8 +115,8 @@ def test_the_engine_answers_as_the_seeds_model(
 )  # fmt: skip
 def test_arguments_that_do_not_fit_are_one_line(tmp_path: Path, arguments: str, heads: str, message: str) -> None:
     """Exit code 2, and nothing is written."""
-    write_seed(tmp_path / "seed", CASES[0][0]())
-    result = import_seed(tmp_path, arguments, heads)
+    write_library_checkpoint(tmp_path / "folder", CASES[0][0]())
+    result = run_import(tmp_path, arguments, heads)
     assert result.exit_code == 2, result.output
     assert result.stderr.count("\n") == 1
     assert message in result.stderr
@@ -125,9 +125,9 @@ def test_arguments_that_do_not_fit_are_one_line(tmp_path: Path, arguments: str, 
 
 def test_a_pickle_is_not_read(tmp_path: Path) -> None:
     """pytorch_model.bin is refused with the command that converts it."""
-    write_seed(tmp_path / "seed", CASES[0][0]())
-    (tmp_path / "seed" / "model.safetensors").rename(tmp_path / "seed" / "pytorch_model.bin")
-    result = import_seed(tmp_path, BASE)
+    write_library_checkpoint(tmp_path / "folder", CASES[0][0]())
+    (tmp_path / "folder" / "model.safetensors").rename(tmp_path / "folder" / "pytorch_model.bin")
+    result = run_import(tmp_path, BASE)
     assert result.exit_code == 2
     assert "is a pickle, which is not read" in result.stderr
     assert "torch.load('pytorch_model.bin', weights_only=True)" in result.stderr

@@ -1,4 +1,4 @@
-"""The seed's two classes: its keys, logits and losses, and its defects mended."""
+"""that_nlp_library's two classes: the same keys, logits and losses, without its defects."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_a_row_without_a_label_does_not_count_in_that_head() -> None:
 
 def test_wrong_arguments_are_named() -> None:
     """Weights that do not match the heads, labels that do not match, and more layers than there are."""
-    with pytest.raises(ValueError, match=r"one a head \(2\), got 3"):
+    with pytest.raises(ValueError, match=r"one per head \(2\), got 3"):
         build(GPT2BaseForSequenceClassification, [2, 2], is_multihead=True, head_weights=[1, 1, 1])
     model = build(GPT2BaseForSequenceClassification, [2, 2], is_multihead=True)
     with pytest.raises(ValueError, match="labels must have 2 columns"):
@@ -210,3 +210,10 @@ def test_the_head_answers_in_float32_under_autocast(model_class: Any) -> None:
         output = model(ids, attention_mask=mask, labels=torch.tensor([0.0, 1, 2]))
     assert output.logits.dtype == output.loss.dtype == torch.float32
     assert not torch.equal(output.logits, output.logits.bfloat16().float())
+
+
+def test_several_ends_of_text_are_fine() -> None:
+    """A config may name several; the first one pads."""
+    several = config()
+    several.eos_token_id = [3, 4]
+    assert GPT2BaseForSequenceClassification(several, head_class_sizes=[2]).config.pad_token_id == 3

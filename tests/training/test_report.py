@@ -18,11 +18,9 @@ from polyhead.decode import to_scores
 from polyhead.schema import Head, Schema
 from polyhead_training.config import CalibrationConfig
 from polyhead_training.evaluation.calibration import calibrate
-from polyhead_training.evaluation.card import model_card
 from polyhead_training.evaluation.evaluation import Evaluation
 from polyhead_training.evaluation.metrics import answers_of, score_answers
-from polyhead_training.evaluation.report import write_report
-from polyhead_training.evaluation.tables import mistakes
+from polyhead_training.evaluation.report import mistakes, model_card, write_report
 
 HOSTILE = "<script>alert('x')</script><img src=http://evil.example/x> $x_{ `code` | 東京 \"quoted\""
 SCHEMA = Schema(
@@ -105,7 +103,7 @@ def test_the_page_is_safe_and_stands_alone(tmp_path: Path) -> None:
 
 
 def test_numbers_stand_in_json_and_parquet(tmp_path: Path) -> None:
-    """Metrics hold no NaN, and predictions a row a text."""
+    """Metrics hold no NaN, and predictions have one row per text."""
     evaluation, _ = evaluation_of(40)
     write_report(tmp_path, evaluation)
 
@@ -117,7 +115,7 @@ def test_numbers_stand_in_json_and_parquet(tmp_path: Path) -> None:
     assert (metrics["rows"], metrics["truncated"], metrics["dropped"]) == (40, 20, 2)
     table = pandas.read_parquet(tmp_path / "predictions.parquet")
     assert table["text"].tolist() == list(evaluation.texts)
-    np.testing.assert_allclose(table["stars/true"], evaluation.labels[:, 3])
+    np.testing.assert_allclose(table["stars_true"], evaluation.labels[:, 3])
 
 
 def test_one_row_and_unknown_labels_make_a_report(tmp_path: Path) -> None:
@@ -126,11 +124,11 @@ def test_one_row_and_unknown_labels_make_a_report(tmp_path: Path) -> None:
         write_report(tmp_path / name, evaluation_of(1, known=known)[0])
         assert "<h2" in (tmp_path / name / "index.html").read_text(encoding="utf-8")
     table = pandas.read_parquet(tmp_path / "unknown" / "predictions.parquet")
-    assert table[["kind/true", "tags/true", "stars/true"]].isna().all(axis=None)
+    assert table[["kind_true", "tags_true", "stars_true"]].isna().all(axis=None)
 
 
 def test_the_card_has_a_header(tmp_path: Path) -> None:
-    """Its YAML is read back whole, with a result a head; labels are no markup."""
+    """Its YAML is read back whole, with one result per head; labels are no markup."""
     evaluation, _ = evaluation_of(40)
     write_report(tmp_path, evaluation, name=HOSTILE, source="rows.csv")
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
@@ -155,8 +153,8 @@ def test_the_card_says_what_is_true(tmp_path: Path) -> None:
     assert "\n- `kind` gives one of its labels to any text" in card
     assert card.count("gives one of its labels") == 1
     assert "\n- `kind`: scores are not calibrated.\n" in card
-    assert "\n- `tuned`: scores are calibrated, with a temperature of 2.5; " in card
-    assert "may be too sure; its labels have thresholds of their own.\n" in card
+    assert "\n- `tuned`: scores are calibrated with a temperature of 2.5; " in card
+    assert "may be too confident; each label has its own threshold.\n" in card
     assert "`stars`:" not in card
     assert "Calibration</h2>" not in (tmp_path / "index.html").read_text(encoding="utf-8")
     write_report(tmp_path, evaluation, training={"rows": 7})

@@ -47,7 +47,7 @@ def test_a_killed_run_goes_on_as_if_unbroken(tmp_path: Path) -> None:
     assert not (tmp_path / "killed" / "out").exists()
     result = run(config, "--resume")
     assert result.exit_code == 0, result.output
-    assert "going on after step 3 of 8" in result.output
+    assert "continuing after step 3 of 8" in result.output
     assert_same(tmp_path / "killed" / "out", unbroken)
     assert not (tmp_path / "killed" / "out.training").exists()
 
@@ -71,12 +71,12 @@ def test_a_stopped_run_saves_and_says_how_to_go_on(
     result = run(config)
     monkeypatch.delenv("POLYHEAD_TEST_SIGNAL")
     assert result.exit_code == 130
-    assert result.stderr == (
-        f"polyhead-train: stopped; a checkpoint is written; go on with: polyhead-train {config} --resume\n"
+    assert result.stderr.endswith(
+        f"polyhead-train: stopped; a checkpoint is saved; to continue: polyhead-train {config} --resume\n"
     )
     assert signal.getsignal(number) == before
     assert (tmp_path / "stopped" / "out.training" / "checkpoints" / f"checkpoint-{at}").is_dir()
-    assert f"going on after step {at}" in run(config, "--resume").output
+    assert f"continuing after step {at}" in run(config, "--resume").output
     resumed = weights(tmp_path / "stopped" / "out")
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in weights(unbroken).items())
     assert history(tmp_path / "stopped" / "out", "eval_loss") == history(unbroken, "eval_loss")
@@ -96,10 +96,10 @@ def test_an_unfinished_run_is_not_lost_by_starting_again(unfinished: Path) -> No
     """Without an option one line says what there is to choose; --restart begins at the first step."""
     result = run(unfinished)
     assert result.exit_code == 2
-    assert "an unfinished run lies here; go on with --resume or throw it away with --restart" in result.stderr
+    assert "there is an unfinished run here; continue it with --resume or delete it with --restart" in result.stderr
     result = run(unfinished, "--restart")
     assert result.exit_code == 0, result.output
-    assert "going on" not in result.output
+    assert "continuing" not in result.output
 
 
 def test_a_run_does_not_go_on_with_another_config(unfinished: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_run_does_not_go_on_with_another_config(unfinished: Path) -> None:
     unfinished.write_text(unfinished.read_text(encoding="utf-8").replace("epochs = 2", "epochs = 3"), encoding="utf-8")
     result = run(unfinished, "--resume")
     assert result.exit_code == 2
-    assert "cannot go on: training.epochs was 2.0 and is 3.0" in result.stderr
+    assert "cannot continue: training.epochs was 2.0 and is 3.0" in result.stderr
 
 
 def test_a_run_does_not_go_on_with_other_data(unfinished: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_run_does_not_go_on_with_other_data(unfinished: Path) -> None:
     rows.write_text(rows.read_text(encoding="utf-8").replace("cats dig", "cats digg"), encoding="utf-8")
     result = run(unfinished, "--resume")
     assert result.exit_code == 2
-    assert "cannot go on: the data changed" in result.stderr
+    assert "cannot continue: the data changed" in result.stderr
 
 
 def test_a_checkpoint_that_was_being_written_is_passed_over(unfinished: Path) -> None:
@@ -124,14 +124,14 @@ def test_a_checkpoint_that_was_being_written_is_passed_over(unfinished: Path) ->
     (unfinished.parent / "out.training" / "checkpoints" / "checkpoint-2" / "trainer_state.json").unlink()
     result = run(unfinished, "--resume")
     assert result.exit_code == 0, result.output
-    assert "going on" not in result.output
+    assert "continuing" not in result.output
 
 
 def test_nothing_to_resume_is_an_error(tmp_path: Path) -> None:
     """--resume never starts a run by itself."""
     result = run(write_run(tmp_path), "--resume")
     assert result.exit_code == 2
-    assert "no unfinished run lies here; start without --resume" in result.stderr
+    assert "there is no unfinished run here; start without --resume" in result.stderr
 
 
 def test_a_strangers_folder_is_left_alone(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_a_trained_model_is_written_without_training_again(tmp_path: Path) -> No
         fit(read_config(config), say)
     result = run(config, "--resume")
     assert result.exit_code == 0, result.output
-    assert "step 8 of 8" not in result.output
+    assert "training, 100 %" not in result.output
     assert_same(tmp_path / "out", unbroken)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import resource
 from collections.abc import Callable, Iterator
@@ -18,10 +19,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from polyhead.schema import HeadKind
+from polyhead_rows.table_file import ReadOptions
 from polyhead_training.config import DataConfig, HeadConfig
-from polyhead_training.data import rows as rows_module
-from polyhead_training.data.corpus import read_corpus
-from polyhead_training.data.rows import open_files, open_hub, write_rows
+from polyhead_training.data import staging
+from polyhead_training.data.corpus import describe_corpus, read_corpus
+from polyhead_training.data.sources import open_files, open_hub
+from polyhead_training.data.staging import write_rows
 from polyhead_training.errors import DataError
 
 ROWS = [{"text": "one", "tags": ["x", "y"], "stars": 1.0}, {"text": "zwölf", "tags": [], "stars": None}]
@@ -40,7 +44,7 @@ def write_file(path: Path, table: pyarrow.Table) -> None:
 
 
 def write_jsonl(path: Path, table: pyarrow.Table) -> None:
-    """A row a line."""
+    """One row per line."""
     path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()), encoding="utf-8")
 
 
@@ -55,7 +59,8 @@ WRITERS: list[tuple[str, Callable[[Path, pyarrow.Table], Any]]] = [
 
 def read(*patterns: Path) -> list[dict[str, Any]]:
     """All rows of all files."""
-    return [row for table in open_files([str(pattern) for pattern in patterns]) for row in table.rows]
+    sources = open_files([str(pattern) for pattern in patterns], ReadOptions())
+    return [row.fields or {} for source in sources for row in source.rows]
 
 
 @pytest.mark.parametrize(("name", "write"), WRITERS)
@@ -96,21 +101,76 @@ def test_csv_from_a_spreadsheet(tmp_path: Path) -> None:
     assert read(tmp_path / "rows.csv") == [{"text": "one", "n": "007"}, {"text": "x" * 200_000, "n": "NA"}]
 
 
+def refused(path: Path, content: str, **data: Any) -> str:
+    """What a corpus of this file is refused with."""
+    path.write_text(content, encoding="utf-8")
+    heads = [HeadConfig(name="n", kind=HeadKind.REGRESSION)]
+    with pytest.raises(DataError) as caught:
+        read_corpus(DataConfig(train=str(path), **data), heads, path.parent / "scratch")
+    assert "\n" not in str(caught.value)
+    return str(caught.value).removeprefix(f"{path.parent}/")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("text,n\none,1\ntwo\n", "row 2: has 1 fields, the header names 2"),
-        ("text,n\none,1\ntwo,2,3\n", "row 2: has 3 fields, the header names 2"),
-        ('text,n\n"one,1\n', "cannot be read as csv"),
-        ("text,text\none,1\n", "two columns are called 'text'"),
+        ("text,n\none,1\ntwo\n", "rows.csv:3: "),
+        ("text,n\none,1\ntwo,2,3\n", "rows.csv:3: "),
+        ('text,n\n"one,1\n', "rows.csv:2: "),
+        ("text,n,text\none,1,2\n", "rows.csv: several columns are named 'text'; rename all but one"),
+        ("n\n1\n", "rows.csv: has no column 'text', only n"),
     ],
 )
 def test_a_broken_csv_is_named(tmp_path: Path, content: str, message: str) -> None:
-    """Fields too many or too few, an open quote and equal column names are errors, not guesses."""
-    (tmp_path / "rows.csv").write_text(content, encoding="utf-8")
-    with pytest.raises(DataError, match=message) as caught:
-        read(tmp_path / "rows.csv")
-    assert "rows.csv" in str(caught.value)
+    """Fields too many or too few, an open quote, and a doubled or missing column are errors, not guesses."""
+    assert refused(tmp_path / "rows.csv", content).startswith(message)
+
+
+BAD = [{"text": "one", "n": 1}, {"text": 7, "n": 2}, {"n": 3}, {"text": "two", "n": "x"}, {"text": "", "n": 1}]
+
+
+def test_training_stops_at_a_bad_row_and_counts_them_all(tmp_path: Path) -> None:
+    """A number for a text, no text, a label that is none: the first is named, with what to do; blank texts are fine."""
+    lines = "".join(json.dumps(row) + "\n" for row in BAD)
+    assert refused(tmp_path / "rows.jsonl", lines) == (
+        "rows.jsonl:2: column 'text' must be a string, got a number. Of 5 rows, 3 cannot be used: correct them, or "
+        'leave them out with bad_rows = "skip"'
+    )
+
+
+def test_counting_bad_rows_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of any size is not read to its end for it."""
+    monkeypatch.setattr(staging, "ROWS_TO_COUNT", 10)
+    message = refused(tmp_path / "rows.jsonl", '{"text": 7, "n": 1}\n' * 100)
+    assert "At least 11 of the first 11 rows cannot be used" in message
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_bad_rows_may_be_skipped(tmp_path: Path, suffix: str) -> None:
+    """They are left out, counted and said, like blank texts."""
+    path = tmp_path / f"rows.{suffix}"
+    if suffix == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in BAD) + "[\n", encoding="utf-8")
+    else:
+        rows = {"text": ["one", None, None, "two", "", b"\xff"], "n": ["1", "2", "3", "x", "1", "1"]}
+        rows["text"] = [text.encode() if isinstance(text, str) else text for text in rows["text"]]
+        pyarrow.parquet.write_table(pyarrow.table(rows), path)
+    config = DataConfig(train=str(path), validation=str(path), bad_rows="skip")
+    corpus = read_corpus(config, [HeadConfig(name="n", kind=HeadKind.REGRESSION)], tmp_path / "scratch")
+    assert (list(corpus.train.texts), corpus.train.bad, corpus.train.dropped) == (["one"], 4, 1)
+    expected = 'train: 1 rows, 1 more dropped because their text is blank, 4 bad rows left out by bad_rows = "skip"'
+    assert describe_corpus(corpus)[0] == expected
+
+
+def test_a_semicolon_file_in_an_old_encoding_is_read(tmp_path: Path) -> None:
+    """The keys of [data] say how; without them the message says which to set."""
+    path = tmp_path / "rows.csv"
+    path.write_bytes("caf\u00e9;1\n\u00fcber;2\n".encode("cp1252"))
+    config = DataConfig(
+        train=str(path), validation=str(path), delimiter=";", encoding="cp1252", header=False, columns=("text", "n")
+    )
+    corpus = read_corpus(config, [HeadConfig(name="n", kind=HeadKind.REGRESSION)], tmp_path / "scratch")
+    assert list(corpus.train.texts) == ["caf\u00e9", "\u00fcber"]
 
 
 def test_several_patterns(tmp_path: Path) -> None:
@@ -125,22 +185,21 @@ def test_globs_pass_folders_over(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").mkdir()
     (tmp_path / "b.jsonl").write_text('{"text": "b"}\n\n{"text": "c"}\n \n', encoding="utf-8")
     assert [row["text"] for row in read(tmp_path / "*.jsonl")] == ["b", "c"]  # blank lines are no rows
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="the folder has no table"):
         read(tmp_path / "a.*")
 
 
 def test_a_full_disk_is_one_line() -> None:
     """It says how to take another folder."""
-    with pytest.raises(DataError, match=r"rows cannot be written .*TMPDIR names another folder"):
+    with pytest.raises(DataError, match=r"rows cannot be written .*set TMPDIR to another folder"):
         write_rows(Path("/nowhere/n.arrow"), iter(()), pyarrow.schema([("n", pyarrow.int64())]))
 
 
-def test_kinds_are_not_mixed(tmp_path: Path) -> None:
-    """A CSV beside a JSONL is an error that names both."""
-    (tmp_path / "a.csv").touch()
-    (tmp_path / "b.jsonl").touch()
-    with pytest.raises(DataError, match=r"a\.csv.*b\.jsonl: files of one kind are needed"):
-        read(tmp_path / "*")
+def test_formats_may_be_mixed(tmp_path: Path) -> None:
+    """A CSV beside JSON lines, one of them compressed."""
+    (tmp_path / "a.csv").write_text("text\none\n", encoding="utf-8")
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "two"}\n'))
+    assert read(tmp_path / "*") == [{"text": "one"}, {"text": "two"}]
 
 
 @pytest.mark.parametrize(("config", "offline"), [(None, False), ("default", False), (None, True)])
@@ -156,7 +215,7 @@ def test_a_hub_data_set_is_streamed(
         (tmp_path / "hub").mkdir(exist_ok=True)
         pyarrow.parquet.write_table(rows.data.table, tmp_path / "hub" / f"{split}.parquet")
     tables = open_hub(str(tmp_path / "hub"), config)
-    assert {split: list(table.rows) for split, table in tables.items()} == {
+    assert {split: [row.fields for row in table.rows] for split, table in tables.items()} == {
         "train": [{"text": "train", "topic": "yes"}],
         "test": [{"text": "test", "topic": "no"}],
     }
@@ -167,7 +226,7 @@ def test_a_hub_data_set_without_a_card(tmp_path: Path, monkeypatch: pytest.Monke
     """Rows come as they are where the types of the columns are written nowhere."""
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     (tmp_path / "train.jsonl").write_text(json.dumps({"text": "one", "tags": ["x"]}) + "\n", encoding="utf-8")
-    assert list(open_hub(str(tmp_path), None)["train"].rows) == [{"text": "one", "tags": ["x"]}]
+    assert [row.fields for row in open_hub(str(tmp_path), None)["train"].rows] == [{"text": "one", "tags": ["x"]}]
 
 
 def test_a_corpus_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,17 +252,16 @@ def test_a_hub_data_set_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_rows_are_read_as_they_are_asked_for(tmp_path: Path) -> None:
-    """The first row comes although a later one is broken."""
+    """The first row comes although a later one is broken; that one says so itself."""
     (tmp_path / "rows.jsonl").write_text('{"text": "one"}\nnonsense\n', encoding="utf-8")
-    (table,) = open_files(str(tmp_path / "rows.jsonl"))
-    assert next(table.rows) == {"text": "one"}
-    with pytest.raises(DataError, match="jsonl:2"):
-        next(table.rows)
+    (source,) = open_files(str(tmp_path / "rows.jsonl"), ReadOptions())
+    assert next(source.rows).fields == {"text": "one"}
+    assert next(source.rows).fields is None
 
 
 def test_written_rows_are_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of any number of rows are one data set; writing to the same path again leaves the older one as it was."""
-    monkeypatch.setattr(rows_module, "ROWS_A_BATCH", 2)
+    monkeypatch.setattr(staging, "ROWS_PER_BATCH", 2)
     schema = pyarrow.schema([("n", pyarrow.int64())])
     older = write_rows(tmp_path / "n.arrow", ({"n": n} for n in range(5)), schema)
     newer = write_rows(tmp_path / "n.arrow", iter(()), schema)

@@ -10,7 +10,7 @@ import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from polyhead_training.errors import Interrupted
-from polyhead_training.fitting.stopping import StopOnSignal
+from polyhead_training.fitting.trainer import StopOnSignal
 
 
 class AnotherProcessIsAsked(StopOnSignal):

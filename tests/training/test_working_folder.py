@@ -49,7 +49,7 @@ def test_an_output_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, o
     monkeypatch.chdir(tmp_path)
     result = run(write_run(tmp_path), "--output", output)
     assert result.exit_code == 2
-    assert result.stderr == f"polyhead-train: output {output!r}: must name a folder of its own, as 'runs/reviews'\n"
+    assert result.stderr == f"polyhead-train: output {output!r}: must name a new folder, as 'runs/reviews'\n"
 
 
 def test_a_file_of_the_folders_name_is_left_alone(tmp_path: Path) -> None:
@@ -88,7 +88,9 @@ def test_a_run_goes_on_only_as_itself(described: tuple[TrainingConfig, Corpus]) 
     work = WorkingFolder(config.output)
     work.begin(config, corpus, processes=1, resume=False)
     work.begin(config, corpus, processes=1, resume=True)
-    with pytest.raises(ConfigError, match="cannot go on: number of processes was 1 and is 2; change it back or start"):
+    with pytest.raises(
+        ConfigError, match="cannot continue: number of processes was 1 and is 2; change it back or start"
+    ):
         work.begin(config, corpus, processes=2, resume=True)
     folder = config.output.parent
     for name, message in {
@@ -97,7 +99,7 @@ def test_a_run_goes_on_only_as_itself(described: tuple[TrainingConfig, Corpus]) 
     }.items():
         content = (folder / name).read_bytes()
         (folder / name).write_bytes(content[:-2] + b"xx")
-        with pytest.raises(ConfigError, match=f"cannot go on: {message}"):
+        with pytest.raises(ConfigError, match=f"cannot continue: {message}"):
             work.begin(config, corpus, processes=1, resume=True)
         (folder / name).write_bytes(content)
 
@@ -111,5 +113,5 @@ def test_a_run_goes_on_in_its_precision(described: tuple[TrainingConfig, Corpus]
     run = json.loads(record.read_text(encoding="utf-8"))
     run["machine"]["precision"] = "fp8"
     record.write_text(json.dumps(run), encoding="utf-8")
-    with pytest.raises(ConfigError, match="cannot go on: precision was 'fp8' and is '"):
+    with pytest.raises(ConfigError, match="cannot continue: precision was 'fp8' and is '"):
         work.begin(config, corpus, processes=1, resume=True)

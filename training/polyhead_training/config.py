@@ -1,4 +1,4 @@
-"""The training config: one TOML file, validated once. ``EXAMPLE`` is what ``polyhead-train --help`` shows."""
+"""The training config: one TOML file, validated once. ``polyhead-train --example`` prints ``EXAMPLE``."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from polyhead.checkpoint import Architecture
 from polyhead.errors import describe
 from polyhead.schema import HeadKind
+from polyhead_rows.table_file import ReadOptions
 from polyhead_training.errors import ConfigError
 
 EXAMPLE = """\
 output = "runs/reviews"              # the checkpoint folder
 
 [data]
-train = "reviews.csv"                # .csv, .jsonl, .parquet or .arrow: a path, a glob or a list of them
-# validation = "..."                 # else a tenth of train, by a hash of the text
+train = "reviews.csv"                # CSV, TSV, JSON lines, JSON, Parquet or Arrow: a path, a glob, or a list
+# delimiter = ";"                    # if a CSV does not use commas
+# validation = "..."                 # without it, a tenth of train, chosen by a hash of the text
 # test = "..."
-# hub = "owner/name"                 # instead of files: its splits train, validation and test
+# hub = "owner/name"                 # instead of files: a data set of the Hugging Face hub
 text_column = "text"                 # or text_template = "{title}. {body}"
 
-[model]                              # from scratch, with a byte-level BPE of its own;
-max_length = 256                     # pretrained = "gpt2" would take the place of the next line
+[model]                              # from scratch, with a new byte-level BPE tokenizer;
+max_length = 256                     # or pretrained = "gpt2" instead of the next line
 gpt2 = { n_layer = 2, n_embd = 192, n_head = 4, vocab_size = 8000 }
 
 [[heads]]
@@ -34,8 +36,8 @@ kind = "single_label"                # or multi_label, regression
 [[heads]]
 name = "tags"
 kind = "multi_label"
-column = "labels"                    # if it is not called as the head
-separator = ";"                      # between labels in one CSV cell
+column = "labels"                    # if its name is not the head's
+separator = ";"                      # between the labels of one CSV cell
 
 [training]
 epochs = 3
@@ -51,7 +53,7 @@ class _Section(BaseModel):
 
 
 class UpsampleConfig(_Section):
-    """Repeats the training rows whose `column` holds one of `values`, so that each stands there `times` times.
+    """Repeats the training rows whose `column` holds one of `values`, until each is there `times` times.
 
     Values are those of the file, before label_transforms.
     """
@@ -61,27 +63,33 @@ class UpsampleConfig(_Section):
     times: int = Field(ge=2, le=10_000)
 
 
-class DataConfig(_Section):
+class DataConfig(_Section, ReadOptions):
     """Where the rows come from, files or a data set of the hub, and what is done to them.
 
+    How a file is read is said by ``format``, ``delimiter``, ``encoding``, ``header`` and ``columns``: see ReadOptions.
+
     Attributes:
-        text_column: the column of the text; or `text_template`, as ``"{title}. {body}"``, from several columns.
-        text_transforms: by name, which become part of the tokenizer and so hold in serving too: ``strip``,
-            ``collapse_whitespace``, ``lowercase``, ``strip_accents``, ``nfc``, ``nfkc``; or ``package.module:function``
-            (text to text), which runs in training and evaluation only.
-        where: keeps the rows that have this value, or one of these, in that column, before label_transforms.
-        filters: ``package.module:function``s; keeps the rows for which each returns true, given the row as a dict.
-        split: how rows are held out where validation or test are not given. ``hash`` is stable as data grows;
-            ``stratified`` keeps each share of `stratify_by` (a single_label head; the first of them if not given).
-        split_column: what is hashed; the text if not given.
+        bad_rows: what to do with rows that cannot be read, have no text, or have an unusable label cell. ``stop`` ends
+            the run at the first one and says how many there are; ``skip`` leaves them out and counts them.
+        text_column: the column of the text. Alternatively `text_template`, as ``"{title}. {body}"``, joins columns.
+        text_transforms: by name: ``strip``, ``collapse_whitespace``, ``lowercase``, ``strip_accents``, ``nfc``,
+            ``nfkc``. These become part of the tokenizer, so serving applies them too. A ``package.module:function``
+            (text to text) runs only in training and evaluation.
+        where: keeps the rows that have this value, or one of these values, in that column, before label_transforms.
+        filters: names of ``package.module:function``; keeps the rows, given as dicts, for which each returns true.
+        split: how validation or test rows are held out if no files are given for them. ``hash`` never moves a row when
+            data is added; ``stratified`` keeps each label's share in head `stratify_by` (by default the first
+            single_label head).
+        split_column: the column that is hashed; by default the text.
         validation_share, test_share: of the training rows.
-        drop_leaks: removes training rows whose text is also in validation or test; they are only counted if false.
-        drop_duplicates: removes training rows of which text and labels were seen before.
+        drop_leaks: removes training rows whose text is also in validation or test. Otherwise they are only counted.
+        drop_duplicates: removes training rows whose text and labels occurred before.
         upsample: repeats training rows.
-        augment: ``package.module:function``s, called as ``function(text, random.Random)``; each adds `augment_copies`
-            copies of each training row, with the text that it returns.
+        augment: names of ``package.module:function``, called as ``function(text, random.Random)``. Each adds
+            `augment_copies` copies of each training row, with the text that the function returns.
     """
 
+    bad_rows: Literal["stop", "skip"] = "stop"
     train: str | list[str] | None = None
     validation: str | list[str] | None = None
     test: str | list[str] | None = None
@@ -114,6 +122,9 @@ class DataConfig(_Section):
     def _agree(self) -> DataConfig:
         if (self.train is None) == (self.hub is None):
             raise ValueError("give either train (files) or hub (a data set's name)")
+        for name, field in ReadOptions.model_fields.items():
+            if self.hub is not None and getattr(self, name) != field.default:
+                raise ValueError(f"{name} says how files are read and does not go with hub")
         if self.hub is not None and (self.validation is not None or self.test is not None):
             raise ValueError("validation and test are files and go with train; a hub data set brings its own splits")
         if self.hub is None and self.hub_config is not None:
@@ -133,17 +144,18 @@ class HeadConfig(_Section):
     """One head, the column that holds its labels, and its part of the loss.
 
     Attributes:
-        column: the head's name if not given.
-        labels: in index order; if not given, the sorted labels of the rows of train, held-out ones too.
+        column: by default the head's name.
+        labels: in index order; by default the sorted labels of all rows of train, including those held out.
         label_transforms: ``strip``, ``lowercase`` or ``package.module:function`` (label to label).
-        separator: between the labels of a multi_label head where a cell is text.
+        separator: between the labels of a multi_label head if a cell is text.
         weight: of the head's loss in the sum.
-        parent, parent_of: the level above in a taxonomy, as in the checkpoint; `parent_of` is learned from the same
-            rows if it is not given.
+        parent, parent_of: the level above in a taxonomy, as in the checkpoint. By default `parent_of` is learned from
+            the same rows as `labels`.
         y_range: regression only: the lowest and the highest value that the head can answer.
-        class_weights: single_label only: of each label's rows in the loss, or ``balanced``: n / (labels * rows of it).
-        positive_weights: multi_label only: of each label's positive rows, or ``balanced``: negative / positive rows.
-        label_smoothing: of single_label and multi_label heads (Szegedy et al. 2016, arXiv:1512.00567).
+        class_weights: single_label only: the weight of each label's rows, or ``balanced``: n / (labels * its rows).
+        positive_weights: multi_label only: the weight of each label's positive rows, or ``balanced``: negative /
+            positive rows.
+        label_smoothing: single_label and multi_label only (Szegedy et al. 2016, arXiv:1512.00567).
     """
 
     name: str
@@ -163,12 +175,12 @@ class HeadConfig(_Section):
     @model_validator(mode="after")
     def _agree(self) -> HeadConfig:
         for field, kinds in {
-            "y_range": ("regression",),
-            "class_weights": ("single_label",),
-            "positive_weights": ("multi_label",),
-            "label_smoothing": ("single_label", "multi_label"),
-            "label_transforms": ("single_label", "multi_label"),
-            "separator": ("single_label", "multi_label"),
+            "y_range": (HeadKind.REGRESSION,),
+            "class_weights": (HeadKind.SINGLE_LABEL,),
+            "positive_weights": (HeadKind.MULTI_LABEL,),
+            "label_smoothing": (HeadKind.SINGLE_LABEL, HeadKind.MULTI_LABEL),
+            "label_transforms": (HeadKind.SINGLE_LABEL, HeadKind.MULTI_LABEL),
+            "separator": (HeadKind.SINGLE_LABEL, HeadKind.MULTI_LABEL),
         }.items():
             if getattr(self, field) != type(self).model_fields[field].default and self.kind not in kinds:
                 raise ValueError(f"{field} goes with kind {' or '.join(kinds)}, not {self.kind}")
@@ -180,12 +192,12 @@ class HeadConfig(_Section):
 
 
 class ModelConfig(_Section):
-    """Architecture, head and where the body's weights come from.
+    """Architecture, head, and where the body's weights come from.
 
     Attributes:
-        pretrained: a local path or hub name whose GPT-2 weights and tokenizer are taken; if not given, from scratch.
-        gpt2: fields of transformers' GPT2Config: of a model from scratch (``vocab_size`` is also the tokenizer's), or
-            with `pretrained` its dropouts alone.
+        pretrained: a local path or hub name of GPT-2 weights and their tokenizer. Without it, training is from scratch.
+        gpt2: fields of transformers' GPT2Config for a model from scratch (``vocab_size`` is also the tokenizer's); with
+            `pretrained` only the dropouts.
     """
 
     architecture: Architecture = "base"
@@ -206,7 +218,7 @@ class ModelConfig(_Section):
 
     @property
     def head(self) -> str:
-        """The head class's name: ``Linear`` for base and ``ConcatHeadSimple`` for hidden_state_concat unless given."""
+        """The head class's name; by default ``Linear`` for base and ``ConcatHeadSimple`` for hidden_state_concat."""
         return self.head_class or ("Linear" if self.architecture == "base" else "ConcatHeadSimple")
 
 
@@ -214,7 +226,7 @@ class WarmStartConfig(_Section):
     """Trains the body as a causal language model on the same texts before the heads are trained.
 
     Attributes:
-        texts: more files to learn from, of which only the text is read.
+        texts: more files to learn from. Only their text is read.
     """
 
     epochs: float = Field(default=1, gt=0)
@@ -224,7 +236,7 @@ class WarmStartConfig(_Section):
 
 
 class LoraConfig(_Section):
-    """Low-rank adapters on the body (Hu et al. 2021, arXiv:2106.09685) through peft; merged when it is exported."""
+    """Low-rank adapters on the body (Hu et al. 2021, arXiv:2106.09685) through peft, merged into the weights."""
 
     r: int = Field(default=8, ge=1)
     alpha: float = Field(default=16, gt=0)
@@ -233,7 +245,7 @@ class LoraConfig(_Section):
 
 
 class EarlyStoppingConfig(_Section):
-    """Stops when `training.best_metric` has not improved by `min_delta` for `patience` evaluations."""
+    """Stops if `training.best_metric` has not improved by `min_delta` for `patience` evaluations."""
 
     patience: int = Field(default=3, ge=1)
     min_delta: float = Field(default=0.0, ge=0)
@@ -243,16 +255,16 @@ class FitConfig(_Section):
     """How transformers' Trainer fits; names and meanings are those of its TrainingArguments.
 
     Attributes:
-        max_steps: if given, takes the place of `epochs`.
+        max_steps: replaces `epochs` if given.
         lr_scheduler_type: any of transformers' schedulers, with `lr_scheduler_kwargs`, as ``cosine_with_restarts`` with
             ``{ num_cycles = 3 }``.
-        precision: ``auto`` is bf16 where the GPU has it, else fp16 on a GPU, else fp32.
-        best_metric: what the best checkpoint is chosen by and early stopping looks at: ``loss`` or ``head/metric``.
-        eval_steps: how many steps lie between evaluations; an epoch if not given.
-        freeze_layers: the embeddings and this many blocks, from below, keep their weights.
-        layer_lr_decay: each layer below learns at this fraction of the rate of the one above (Howard and Ruder 2018,
+        precision: ``auto`` is bf16 on a GPU that has it, fp16 on other GPUs, and fp32 on a CPU.
+        best_metric: chooses the best checkpoint and ends early stopping: ``loss`` or ``head/metric``.
+        eval_steps: steps between evaluations; by default one epoch.
+        freeze_layers: the embeddings and this many of the lowest blocks keep their weights.
+        layer_lr_decay: the learning rate of each layer is this fraction of the layer above's (Howard and Ruder 2018,
             arXiv:1801.06146).
-        report_to: trackers, as ``tensorboard``; it writes to ``<output>.training/logs``, and earlier runs' logs stay
+        report_to: trackers, as ``tensorboard``, which writes to ``<output>.training/logs``. Logs of earlier runs stay
             beside it.
     """
 
@@ -282,10 +294,10 @@ class CalibrationConfig(_Section):
     """What is fitted on the validation rows after training and stored in the checkpoint.
 
     Attributes:
-        temperature: one a head (Guo et al. 2017, arXiv:1706.04599), least negative log-likelihood.
-        thresholds: ``f1`` gives each label of a multi_label head the threshold with the best F1 of its own, which
-            serves macro F1, but one shared threshold to all labels with fewer than 10 positive validation rows;
-            ``micro_f1`` gives all the one that serves micro F1; ``fixed`` leaves 0.5.
+        temperature: one per head (Guo et al. 2017, arXiv:1706.04599), with the least negative log-likelihood.
+        thresholds: of multi_label heads. ``f1`` gives each label the threshold with its best F1, which is good for
+            macro F1; labels with fewer than 10 positive validation rows share one threshold. ``micro_f1`` gives all
+            labels the one threshold with the best micro F1. ``fixed`` keeps 0.5.
     """
 
     temperature: bool = True
@@ -312,7 +324,7 @@ class TrainingConfig(_Section):
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"heads: names must be unique, {twice!r} occurs twice")
         for head in self.heads:
-            others = [other.name for other in self.heads if other.kind == "single_label" and other is not head]
+            others = [other.name for other in self.heads if other.kind == HeadKind.SINGLE_LABEL and other is not head]
             if head.parent is not None and head.parent not in others:
                 raise ValueError(
                     f"heads: {head.name!r}: parent must be one of the other single_label heads {others}, "

@@ -1,10 +1,11 @@
-"""What can be wrong with a training run's config or data: one line that names the place; exit code 2.
+"""Errors of training: each is one line that names the place; the exit code is 2, or 130 for an interrupted run.
 
 TrainingError
 ├── ConfigError   the TOML file
 │   └── DivergenceError   its learning rate, as training showed
 ├── DataError     files, columns, rows and labels
-└── Interrupted   Ctrl-C or SIGTERM; exit code 130
+│   └── BadRowError   one row, which may be skipped
+└── Interrupted   Ctrl-C or SIGTERM
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from polyhead.errors import PolyheadError
 
 
 class TrainingError(PolyheadError):
-    """Base of the errors that the user of the training package can mend."""
+    """Base class for errors that the user of the training package can fix."""
 
 
 class ConfigError(TrainingError):
-    """The TOML file is unreadable, or a field in it is unknown, missing or out of range."""
+    """The TOML file is unreadable, or one of its fields is unknown, missing or out of range."""
 
 
 class DivergenceError(ConfigError):
@@ -28,5 +29,9 @@ class DataError(TrainingError):
     """A data file, a column, a row or a label is not as the config says."""
 
 
-class Interrupted(TrainingError):  # noqa: N818 -- it is asked for
-    """The run was stopped and can go on from what it saved."""
+class BadRowError(DataError):
+    """A row cannot be used: it cannot be read, has no text, or a label cell is not as its head needs it."""
+
+
+class Interrupted(TrainingError):  # noqa: N818 -- the user asked for it
+    """The run was stopped; it can continue from what it saved."""

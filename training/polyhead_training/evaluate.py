@@ -1,158 +1,155 @@
-"""``polyhead-evaluate``: a checkpoint's answers to labelled texts, by the serving engine, and how good they are."""
+"""``polyhead-evaluate``: answers labelled texts with the serving engine and measures how good the answers are."""
 
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from polyhead.errors import PolyheadError
+from polyhead.errors import describe
 from polyhead.files import replaced_folder
 from polyhead.predictor import Predictor
 from polyhead.schema import Schema
+from polyhead_rows.place import split_name
+from polyhead_training.command_line import command_app, one_line_errors, printer
 from polyhead_training.config import DataConfig, HeadConfig, TrainingConfig, read_config
 from polyhead_training.errors import ConfigError
 from polyhead_training.evaluation.evaluation import Evaluation, evaluate
 from polyhead_training.evaluation.metrics import HEADLINE
-from polyhead_training.evaluation.recorded import recorded_config, recorded_training
+from polyhead_training.evaluation.training_record import recorded_config, recorded_training
 
 EXAMPLE = """\
 polyhead-evaluate runs/reviews reviews-2024.csv --slice country --slice stars
 polyhead-evaluate runs/reviews 'more/*.jsonl' --config my.toml --output reports/more
 """
+REPLACES = "Replaces the config's."
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = command_app("polyhead-evaluate")
 
 
 @app.command(epilog="Examples:\n\n\b\n" + EXAMPLE)
 def evaluate_files(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder made by polyhead-train.")],
     data: Annotated[
-        list[str], typer.Argument(help="Labelled texts: .csv, .jsonl, .parquet or .arrow; paths or globs.")
+        list[str],
+        typer.Argument(help="Labelled texts: CSV, TSV, JSON lines, JSON, Parquet or Arrow; paths, globs or folders."),
     ],
     output: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the report; <checkpoint name>-evaluation here if not given. An older report is replaced.",
-            envvar="POLYHEAD_EVALUATION_OUTPUT",
+            help="Folder of the report. Without it, <checkpoint name>-evaluation in this folder. "
+            "An older report is replaced."
         ),
     ] = None,
-    slices: Annotated[
+    slice: Annotated[
         list[str] | None,
-        typer.Option(
-            "--slice",
-            help="A column for whose values the scores are also given; may be repeated.",
-            envvar="POLYHEAD_SLICE",
-            metavar="COLUMN",
-        ),
+        typer.Option(help="Also give the scores for each value of this column. May be repeated.", metavar="COLUMN"),
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(
-            help="TOML file of training that names text and label columns; that of the checkpoint if not given.",
-            envvar="POLYHEAD_CONFIG",
-        ),
+        typer.Option(help="Training config that names text and label columns. Without it, the checkpoint's record."),
     ] = None,
-    text_column: Annotated[
-        str | None, typer.Option(help="Takes the place of the config's.", envvar="POLYHEAD_TEXT_COLUMN")
+    text_column: Annotated[str | None, typer.Option(help=f"Column of the text. {REPLACES}")] = None,
+    format: Annotated[
+        str | None, typer.Option(help=f"csv, tsv, jsonl, json, parquet or arrow. {REPLACES}", metavar="FORMAT")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.", envvar="POLYHEAD_DEVICE")] = "cpu",
+    delimiter: Annotated[str | None, typer.Option(help=f"Between the columns of a CSV. {REPLACES}")] = None,
+    encoding: Annotated[str | None, typer.Option(help=f"Of text files, as cp1252. {REPLACES}")] = None,
+    header: Annotated[
+        bool | None,
+        typer.Option("--header/--no-header", help=f"Whether a CSV's first line names the columns. {REPLACES}"),
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(help=f"Names of the columns, with commas, for --no-header. {REPLACES}")
+    ] = None,
+    bad_rows: Annotated[
+        str | None,
+        typer.Option(help=f"stop at rows that cannot be read, or skip and count them. {REPLACES}", metavar="stop|skip"),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Answer labelled texts as the server would, and report how good the answers are.
 
     Writes index.html (one page, for a browser), metrics.json, predictions.parquet and README.md (a model card).
     """
     console = Console()
-
-    def say(line: str) -> None:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-    try:
-        name = checkpoint.resolve().name
-        target = output or Path(f"{name}-evaluation")
-        from polyhead_training.evaluation.report import check_report_folder, write_report
-
-        check_report_folder(target)
-        if device not in ("cpu", "cuda"):
-            raise ConfigError(f"--device {device!r}: allowed are cpu and cuda")
-        predictor = Predictor.load(checkpoint, device)
-        columns, heads = _settings(checkpoint, config, data, text_column, predictor.schema)
-        evaluation = _evaluate_files(predictor, data, columns, heads, list(dict.fromkeys(slices or ())), console, say)
-        with replaced_folder(target) as fresh:
-            write_report(
-                fresh,
-                evaluation,
-                name=name,
-                source=", ".join(data),
-                **recorded_training(checkpoint),
-            )
-    except PolyheadError as error:
-        print(f"polyhead-evaluate: {error}", file=sys.stderr)
-        raise typer.Exit(2) from None
-    except OSError as error:
-        print(f"polyhead-evaluate: {target}: cannot be written ({error})", file=sys.stderr)
-        raise typer.Exit(2) from None
+    target = output or Path(f"{checkpoint.resolve().name}-evaluation")
+    given = {
+        "text_column": text_column,
+        "format": format,
+        "delimiter": delimiter,
+        "encoding": encoding,
+        "header": header,
+        "columns": None if columns is None else tuple(columns.split(",")),
+        "bad_rows": bad_rows,
+    }
+    replaced = {name: value for name, value in given.items() if value is not None}
+    with one_line_errors("polyhead-evaluate"):
+        evaluation = _evaluate(checkpoint, data, target, list(dict.fromkeys(slice or ())), config, replaced, device)
     _print_tables(evaluation, console)
-    say(f"report: {target / 'index.html'}")
+    printer(console)(f"report: {target / 'index.html'}")
 
 
-def _evaluate_files(
-    predictor: Predictor,
+def _evaluate(
+    checkpoint: Path,
     data: list[str],
-    columns: DataConfig,
-    heads: list[HeadConfig],
+    target: Path,
     slices: list[str],
-    console: Console,
-    say: Callable[[str], None],
+    config: Path | None,
+    replaced: dict[str, Any],
+    device: str,
 ) -> Evaluation:
-    # Imported here, since they take seconds for which a typo need not wait.
+    """Evaluates the texts and writes the report, in one step."""
+    # Imported here because these take seconds, for which a typo need not wait.
     import datasets
 
     from polyhead_training.data.corpus import read_split
+    from polyhead_training.evaluation.report import check_report_folder, write_report
 
     datasets.disable_progress_bars()
+    say = printer(Console())
+    check_report_folder(target)
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {device!r}: allowed are cpu and cuda")
+    predictor = Predictor.load(checkpoint, device)
+    columns, heads = _settings(checkpoint, config, data, replaced, predictor.schema)
     with tempfile.TemporaryDirectory(prefix="polyhead-evaluation-") as scratch:
-        split = read_split(data, columns, heads, predictor.schema, Path(scratch), slices)
-        progress = Progress(
-            TextColumn("answering"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]} texts/s"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        with progress:
-            task = progress.add_task("answering", total=len(split), rate="")
-
-            def advance(texts: int) -> None:
-                progress.advance(task, texts)
-                progress.update(task, rate=f"{progress.tasks[0].speed or 0:.0f}")
-
-            return evaluate(predictor, split, slices, say, advance)
+        split = read_split(data, columns, heads, predictor.schema, Path(scratch), slices, show_progress=True)
+        evaluation = evaluate(predictor, split, slices, say, show_progress=True)
+    try:
+        with replaced_folder(target) as fresh:
+            name = checkpoint.resolve().name
+            write_report(fresh, evaluation, name=name, source=", ".join(data), **recorded_training(checkpoint))
+    except OSError as error:
+        raise ConfigError(f"{target}: cannot be written ({error})") from error
+    return evaluation
 
 
 def _settings(
-    checkpoint: Path, config: Path | None, data: list[str], text_column: str | None, schema: Schema
+    checkpoint: Path, config: Path | None, data: list[str], replaced: dict[str, Any], schema: Schema
 ) -> tuple[DataConfig, list[HeadConfig]]:
-    """Where texts and labels stand: as the config says, else as training had it, else ``text`` and the heads' names."""
+    """How rows are read: options first, then the config, then the checkpoint's record, then the defaults."""
     recorded = checkpoint / "report" / "training.json"
     training: TrainingConfig | None = None
     if config is not None:
         training = read_config(config)
     elif recorded.is_file():
         training = recorded_config(recorded)
-    columns = training.data if training is not None else DataConfig(train=data)
-    if text_column is not None:
-        columns = columns.model_copy(update={"text_column": text_column, "text_template": None})
+    settings = {} if training is None else training.data.model_dump()
+    settings |= dict.fromkeys(("hub", "hub_config", "validation", "test")) | {"train": data}
+    _drop_unsuited(settings, data)
+    if "text_column" in replaced:
+        settings["text_template"] = None
+    try:
+        columns = DataConfig.model_validate(settings | replaced)
+    except ValidationError as error:
+        raise ConfigError(f"options: {describe(error)}") from error
     by_name = {head.name: head for head in training.heads} if training is not None else {}
     for head in schema:
         if head.name in by_name and by_name[head.name].kind != head.kind:
@@ -160,6 +157,20 @@ def _settings(
                 f"heads: {head.name!r} is {by_name[head.name].kind} in the config, {head.kind} in the checkpoint"
             )
     return columns, [by_name.get(head.name) or HeadConfig(name=head.name, kind=head.kind) for head in schema]
+
+
+def _drop_unsuited(settings: dict[str, Any], data: list[str]) -> None:
+    """Drops read options of the training files that do not suit the formats of `data`."""
+    named: set[str | None] = {split_name(name)[0] for name in data} - {None, "lines"}
+    if named:
+        settings["format"] = None  # the names say it
+    kinds = named or {settings.get("format")}
+    if kinds.isdisjoint({"csv", None}):
+        settings["delimiter"] = None
+    if kinds.isdisjoint({"csv", "tsv", None}):
+        settings |= {"header": True, "columns": None}
+    if kinds <= {"parquet", "arrow"}:
+        settings["encoding"] = None
 
 
 def _print_tables(evaluation: Evaluation, console: Console) -> None:

@@ -13,16 +13,14 @@ from rich.console import Console
 from rich.table import Table
 
 from polyhead.errors import PolyheadError, one_line
+from polyhead_training.command_line import INTERRUPTED, WRONG_INPUT, command_app, example_option, interruptible, printer
 from polyhead_training.config import EXAMPLE, TrainingConfig, read_config
 from polyhead_training.errors import Interrupted
-from polyhead_training.example import example_option
 
 if TYPE_CHECKING:
     from polyhead_training.fitting.fit import TrainingResult
 
-INTERRUPTED = 130  # as shells count: 128 + SIGINT
-
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = command_app("polyhead-train")
 
 
 @app.command(epilog="A config to start with:\n\n\b\n" + EXAMPLE.replace("\n\n", "\n\b\n"))
@@ -30,63 +28,70 @@ def train(
     config: Annotated[
         Path, typer.Argument(help="TOML file that names data, heads, model and output.", metavar="CONFIG.toml")
     ],
-    output: Annotated[
-        Path | None, typer.Option(help="Takes the place of the config's output.", envvar="POLYHEAD_OUTPUT")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run of this output.")] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Throw an unfinished run away and start anew.")] = False,
+    output: Annotated[Path | None, typer.Option(help="The checkpoint folder, instead of the config's output.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the unfinished run of this output.")] = False,
+    restart: Annotated[
+        bool,
+        typer.Option(
+            "--restart", help="Delete the unfinished run of this output and start again.", allow_from_autoenv=False
+        ),
+    ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be trained on what, and stop; nothing is written.")
+        bool, typer.Option("--dry-run", help="Describe the data, the model and the cost, and exit; writes nothing.")
     ] = False,
     example: Annotated[bool, example_option(EXAMPLE, "a config to start with")] = False,
 ) -> None:
-    """Train a many-headed GPT-2 classifier from texts and labels, and write a checkpoint that describes itself.
+    """Train a GPT-2 classifier with many heads on texts and labels, and write a self-describing checkpoint.
 
-    Ctrl-C finishes the current step and saves; --resume goes on from there. On several GPUs:
+    Ctrl-C and SIGTERM finish the current step and save; --resume continues from there. On several GPUs:
     torchrun --nproc-per-node gpu -m polyhead_training.train CONFIG.toml
     """
     is_first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes
     console = Console(quiet=not is_first)
-
-    def say(line: str) -> None:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
     if resume and restart:
         raise typer.BadParameter("--resume and --restart contradict each other")
     try:
-        settings = read_config(config)
-        if output is not None:
-            settings = settings.model_copy(update={"output": output})
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-        _quiet_libraries()
-        if dry_run:
-            from polyhead_training.dry_run import dry_run as describe
-
-            describe(settings, say)
-            return
-        from polyhead_training.fitting.fit import fit
-
-        result = fit(settings, say, resume=resume, restart=restart)
+        with interruptible():
+            settings = read_config(config)
+            if output is not None:
+                settings = settings.model_copy(update={"output": output})
+            result = _run(settings, console, resume=resume, restart=restart, dry_run=dry_run)
     except (Interrupted, KeyboardInterrupt) as error:
         if is_first:
-            print(f"polyhead-train: {_how_to_go_on(error, config, output)}", file=sys.stderr)
+            print(f"polyhead-train: {_how_to_resume(error, config, output)}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     except (PolyheadError, OSError) as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # each machine of several may have its own trouble
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # one message per machine: each may have its own trouble
             print(f"polyhead-train: {one_line(error)}", file=sys.stderr)
-        raise typer.Exit(2) from None
+        raise typer.Exit(WRONG_INPUT) from None
     if result is not None:
-        _sum_up(result, settings, console)
+        _print_summary(result, settings, console)
 
 
-def _how_to_go_on(error: BaseException, config: Path, output: Path | None) -> str:
+def _run(
+    settings: TrainingConfig, console: Console, *, resume: bool, restart: bool, dry_run: bool
+) -> TrainingResult | None:
+    """Imports what takes seconds to import only here: a typo in the config need not wait for it."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    _quiet_libraries()
+    if dry_run:
+        from polyhead_training.dry_run import dry_run as describe
+
+        describe(settings, printer(console))
+        return None
+    from polyhead_training.fitting.fit import fit
+
+    return fit(settings, printer(console), resume=resume, restart=restart)
+
+
+def _how_to_resume(error: BaseException, config: Path, output: Path | None) -> str:
     if not isinstance(error, Interrupted):
-        return "interrupted; what is saved of an unfinished run can be gone on with by --resume"
+        return "interrupted; if an unfinished run is saved, --resume continues it"
     option = [] if output is None else ["--output", str(output)]
-    return f"{error}; go on with: {shlex.join(['polyhead-train', str(config), *option, '--resume'])}"
+    return f"{error}; to continue: {shlex.join(['polyhead-train', str(config), *option, '--resume'])}"
 
 
-def _sum_up(result: TrainingResult, settings: TrainingConfig, console: Console) -> None:
+def _print_summary(result: TrainingResult, settings: TrainingConfig, console: Console) -> None:
     from polyhead_training.evaluation.metrics import MAIN  # scikit-learn takes a second to import
 
     table = Table("split", "head", "scores", title="Reached")
@@ -95,15 +100,14 @@ def _sum_up(result: TrainingResult, settings: TrainingConfig, console: Console) 
             shown = [key for key in MAIN[result.schema[name].kind] if key in scores]
             table.add_row(split, name, "  ".join(f"{key} {scores[key]:.3f}" for key in shown))
     console.print(table)
-    console.print(
-        f"checkpoint: {settings.output} (engine within {result.engine_distance:.1e} of transformers)", highlight=False
-    )
-    console.print(f"report: {settings.output / 'report' / 'index.html'}", highlight=False, soft_wrap=True)
-    console.print(f"next: polyhead-export {settings.output} --repository model_repository", highlight=False)
+    say = printer(console)
+    say(f"checkpoint: {settings.output} (engine within {result.engine_distance:.1e} of transformers)")
+    say(f"report: {settings.output / 'report' / 'index.html'}")
+    say(f"next: polyhead-export {settings.output} --repository model_repository")
 
 
 def _quiet_libraries() -> None:
-    """Their progress bars and reports; imported here, since that takes seconds for which a typo need not wait."""
+    """Turns off the progress bars and reports of datasets and transformers."""
     import datasets
     import transformers
 

@@ -1,9 +1,9 @@
-"""The corpus: rows of text and label vectors in splits, on disk and mapped into memory, and the schema they follow."""
+"""The corpus: texts and label vectors in splits, on disk and mapped into memory, and the schema they follow."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,17 @@ import numpy as np
 import pyarrow
 from numpy.typing import NDArray
 
-from polyhead.schema import Schema
+from polyhead.schema import Head, HeadKind, Schema
 from polyhead_training.config import DataConfig, HeadConfig
-from polyhead_training.data.augmentation import Augmentation
+from polyhead_training.data.functions import Augmentation
 from polyhead_training.data.labels import count_contradictions, learn_schema, to_vector
-from polyhead_training.data.rows import Row, Table, open_files, open_hub, write_rows
+from polyhead_training.data.sources import Fields, Source, open_files, open_hub
 from polyhead_training.data.splits import find_overlaps, hold_out, is_repeat, position_to_stratify_by
-from polyhead_training.data.staging import Indices, Recipe, Staged, joined, stage
+from polyhead_training.data.staging import Indices, Recipe, Staged, joined, stage, write_rows
 from polyhead_training.errors import DataError
 
 SPLITS = ("train", "validation", "test")
+LABELS_SHOWN = 5  # from each end
 
 
 @dataclass(frozen=True)
@@ -30,26 +31,29 @@ class Split:
     """The rows of one split.
 
     Attributes:
-        rows: ``text`` (never blank), ``labels`` and the metadata columns that were asked for, as text; memory-mapped.
-        dropped: how many rows had a blank or unreadable text.
+        rows: ``text`` (never blank), ``labels``, and the requested metadata columns as text; memory-mapped.
+        dropped: how many rows had a blank text.
         filtered: how many rows were left out by ``where`` and ``filters``.
+        bad: how many rows were left out by ``bad_rows = "skip"``.
     """
 
     rows: datasets.Dataset
     dropped: int = 0
     filtered: int = 0
+    bad: int = 0
 
     @property
     def texts(self) -> Sequence[str]:
-        """All texts, read from disk as they are asked for."""
-        return self.rows["text"]
+        """All texts. They are read from disk when they are used."""
+        texts: Sequence[str] = self.rows["text"]
+        return texts
 
     @property
     def labels(self) -> NDArray[np.float32]:
-        """``(n, sum of label widths)``: a class index, a number, or 0/1 a label; NaN where unknown."""
+        """``(n, sum of label widths)``: a class index, a number, or 0/1 per label; NaN where unknown."""
         column = self.rows.select_columns(["labels"]).with_format("arrow")[:]["labels"]
-        width = self.rows.features["labels"].length
-        return column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+        numbers = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        return np.asarray(numbers, np.float32).reshape(-1, self.rows.features["labels"].length)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -60,7 +64,7 @@ class Corpus:
     """All splits and the schema that their labels follow.
 
     Attributes:
-        notes: what the user should know of the data, a line each: leaks, duplicates, what was left out or added.
+        notes: lines about the data that the user should know: leaks, duplicates, what was left out or added.
     """
 
     schema: Schema
@@ -71,32 +75,34 @@ class Corpus:
 
     @property
     def splits(self) -> dict[str, Split]:
-        """Those that there are, by name."""
+        """The existing splits, by name."""
         found = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: split for name, split in found.items() if split is not None}
 
 
-def read_corpus(config: DataConfig, heads: Sequence[HeadConfig], scratch: Path, seed: int = 0) -> Corpus:
+def read_corpus(
+    config: DataConfig, heads: Sequence[HeadConfig], scratch: Path, seed: int = 0, show_progress: bool = False
+) -> Corpus:
     """Reads all splits into files in `scratch`, which must stay as long as the corpus is used.
 
-    Labels and parents that the heads do not name are learned from all rows of ``train``, held-out ones too, lest a rare
-    label that was held out be unknown.
+    Labels and parents that the heads do not name are learned from all rows of ``train``, including those held out.
+    Otherwise a rare label could be held out and unknown.
 
     Args:
         seed: of a stratified split and of augmentation.
 
     Raises:
-        ConfigError: a function, transform, template or `stratify_by` is none.
+        ConfigError: a function, transform, template or `stratify_by` is wrong.
         DataError: a file, column, row or label is not as the config says; names it and what is allowed.
         SchemaError: the heads contradict themselves.
     """
     if config.split == "stratified":
-        position_to_stratify_by(config, heads)  # also where nothing is held out
+        position_to_stratify_by(config, heads)  # a wrong name is an error even if nothing is held out
     recipe = Recipe(config, heads)
     augmentation = Augmentation(config.augment, config.augment_copies, seed) if config.augment else None
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="staged-", dir=scratch) as staging:
-        sources = _stage_sources(config, recipe, Path(staging))
+        sources = _stage_sources(config, recipe, Path(staging), show_progress)
         whole = sources["train"]
         parts = _to_parts(sources, config, heads, seed)
         notes = [_filtered(name, staged) for name, staged in sources.items() if staged.filtered]
@@ -114,13 +120,13 @@ def read_corpus(config: DataConfig, heads: Sequence[HeadConfig], scratch: Path, 
         splits = {}
         for name, (staged, indices) in parts.items():
             rows = _finish(staged, indices, recipe, schema, augmentation if name == "train" else None, held_out)
-            written = write_rows(scratch / f"{name}.arrow", rows, _row_schema(schema))
+            on_disk = write_rows(scratch / f"{name}.arrow", rows, _row_schema(schema))
             is_source = name == "train" or staged is not whole
-            splits[name] = Split(written, *((staged.dropped, staged.filtered) if is_source else ()))
+            splits[name] = _to_split(on_disk, staged) if is_source else Split(on_disk)
     if augmentation is not None:
         notes.append(augmentation.note)
     notes += [
-        f"text_transforms: {transform.name} ran on the texts as they were read; serving does not apply it"
+        f"text_transforms: {transform.name} ran when the texts were read; serving does not apply it"
         for transform in recipe.transforms
     ]
     return Corpus(schema, splits["train"], splits["validation"], splits.get("test"), tuple(notes))
@@ -133,13 +139,14 @@ def read_split(
     schema: Schema,
     scratch: Path,
     metadata: Sequence[str] = (),
+    show_progress: bool = False,
 ) -> Split:
     """Reads files as training read them (template, transforms, filters), for evaluation, into a file in `scratch`.
 
-    A head whose column a file lacks is unknown, NaN, in all its rows.
+    If a file lacks a head's column, that head is unknown, NaN, in all its rows.
 
     Args:
-        heads: of the config; a head of the schema that is not among them has its name for a column.
+        heads: of the config. The column of other heads of the schema is their name.
         metadata: columns to keep.
 
     Raises:
@@ -149,45 +156,111 @@ def read_split(
     configs = [by_name.get(head.name) or HeadConfig(name=head.name, kind=head.kind) for head in schema]
     recipe = Recipe(config, configs, metadata)
     if reserved := sorted({"text", "labels"} & set(metadata)):
-        raise DataError(f"metadata column {reserved[0]!r}: this name is taken by the rows' own column")
+        raise DataError(f"metadata column {reserved[0]!r}: this name is reserved for the rows' own column")
     scratch.mkdir(parents=True, exist_ok=True)
     source = joined(paths)
     with tempfile.TemporaryDirectory(prefix="staged-", dir=scratch) as staging:
-        staged = stage(open_files(paths), recipe, source, Path(staging) / "rows.arrow", lenient=True)
+        files = open_files(paths, config)
+        path = Path(staging) / "rows.arrow"
+        staged = stage(files, recipe, source, path, lenient=True, show_progress=show_progress)
         if not len(staged.rows):
-            raise DataError(f"{source}: has no row with a text{_left_out(staged)}")
+            raise DataError(f"{source}: has no row with a text{_by_filters(staged)}")
         rows = _finish(staged, np.arange(len(staged.rows)), recipe, schema)
-        written = write_rows(scratch / "evaluation.arrow", rows, _row_schema(schema, metadata))
-    return Split(written, staged.dropped, staged.filtered)
+        on_disk = write_rows(scratch / "evaluation.arrow", rows, _row_schema(schema, metadata))
+    return _to_split(on_disk, staged)
 
 
-def _stage_sources(config: DataConfig, recipe: Recipe, folder: Path) -> dict[str, Staged]:
-    """What the config names: train and, where they are given, validation and test."""
-    sources: dict[str, tuple[str, Iterable[Table]]]
+def read_texts(paths: str | list[str], config: DataConfig, scratch: Path, show_progress: bool = False) -> Sequence[str]:
+    """The texts of files, read and transformed as for training. Nothing else of a row is read.
+
+    Raises:
+        ConfigError, DataError: as for `read_corpus`.
+    """
+    bare = config.model_copy(update={"where": {}, "filters": [], "upsample": [], "split_column": None})
+    scratch.mkdir(parents=True, exist_ok=True)
+    path = scratch / "texts.arrow"
+    staged = stage(open_files(paths, config), Recipe(bare, ()), joined(paths), path, show_progress=show_progress)
+    if not len(staged.rows):
+        raise DataError(f"{staged.source}: has no row with a text")
+    return _to_split(staged.rows, staged).texts
+
+
+def describe_corpus(corpus: Corpus) -> list[str]:
+    """Lines: rows of each split, labels and missing labels of each head, then notes."""
+    lines = [f"{name}: {len(split)} rows{_left_out(split)}" for name, split in corpus.splits.items()]
+    labels = {name: split.labels for name, split in corpus.splits.items()}
+    for head in corpus.schema:
+        columns = corpus.schema.label_columns[head.name]
+        lines += _describe_head(head, {name: matrix[:, columns] for name, matrix in labels.items()})
+    return lines + [f"note: {note}" for note in corpus.notes]
+
+
+def _left_out(split: Split) -> str:
+    blank = f", {split.dropped} more dropped because their text is blank" if split.dropped else ""
+    return blank + (f', {split.bad} bad rows left out by bad_rows = "skip"' if split.bad else "")
+
+
+def _describe_head(head: Head, blocks: dict[str, NDArray[np.float32]]) -> Iterator[str]:
+    yield f"head {head.name}: {head.kind}" + (f", {len(head.labels)} labels" if head.labels else "")
+    for name, block in blocks.items():
+        if missing := int(np.isnan(block[:, 0]).sum()):
+            yield f"  {name}: {missing} of {len(block)} rows have no label"
+    known = blocks["train"][~np.isnan(blocks["train"][:, 0])]
+    if head.kind == HeadKind.REGRESSION:
+        if len(known):
+            yield f"  train: from {known.min():g} to {known.max():g}, mean {known.mean():g}"
+        return
+    if head.kind == HeadKind.SINGLE_LABEL:
+        counts = np.bincount(known[:, 0].astype(int), minlength=len(head.labels))
+    else:
+        counts = known.sum(axis=0, dtype=np.float64).astype(int)
+    order = np.argsort(-counts, kind="stable")
+    shown = [f"{head.labels[i]} {counts[i]}" for i in order]
+    if len(shown) <= 2 * LABELS_SHOWN:
+        yield f"  train: {', '.join(shown)}"
+    else:
+        yield f"  train: most frequent {', '.join(shown[:LABELS_SHOWN])}; rarest {', '.join(shown[-LABELS_SHOWN:])}"
+    if bare := [label for label, count in zip(head.labels, counts, strict=True) if not count]:
+        more = ", …" if len(bare) > LABELS_SHOWN else ""
+        first = ", ".join(bare[:LABELS_SHOWN])
+        yield f"  note: no training row has {first}{more} ({len(bare)} of {len(head.labels)} labels)"
+
+
+def _stage_sources(config: DataConfig, recipe: Recipe, folder: Path, show_progress: bool) -> dict[str, Staged]:
+    """What the config names: train and, if given, validation and test."""
+    sources: dict[str, tuple[str, list[Source]]]
     if config.hub is not None:
-        sources = {name: (table.name, [table]) for name, table in open_hub(config.hub, config.hub_config).items()}
+        sources = {name: (split.name, [split]) for name, split in open_hub(config.hub, config.hub_config).items()}
     else:
         files = {"train": config.train, "validation": config.validation, "test": config.test}
-        # All are opened before any is read: a name that matches nothing is said at once.
-        sources = {name: (joined(paths), open_files(paths)) for name, paths in files.items() if paths is not None}
+        # All are opened before any is read: a name that matches nothing is an error at once.
+        found = {name: paths for name, paths in files.items() if paths is not None}
+        sources = {name: (joined(paths), open_files(paths, config)) for name, paths in found.items()}
     for_train = [up.column for up in config.upsample]
     if config.split_column is not None:
         for_train.append(config.split_column)
     return {
-        name: stage(tables, recipe, source, folder / f"{name}.arrow", for_train if name == "train" else ())
-        for name, (source, tables) in sources.items()
+        name: stage(
+            opened,
+            recipe,
+            source,
+            folder / f"{name}.arrow",
+            for_train if name == "train" else (),
+            show_progress=show_progress,
+        )
+        for name, (source, opened) in sources.items()
     }
 
 
 def _to_parts(
     sources: Mapping[str, Staged], config: DataConfig, heads: Sequence[HeadConfig], seed: int
 ) -> dict[str, tuple[Staged, Indices]]:
-    """The rows of each split; what is not given is held out of train."""
+    """The rows of each split. Splits that are not given are held out of train."""
     parts = {name: (staged, np.arange(len(staged.rows))) for name, staged in sources.items()}
     whole = sources["train"]
     shares = {"validation": config.validation_share, "test": config.test_share}
     shares = {name: share for name, share in shares.items() if name not in sources and share}
-    if shares and len(whole.rows):  # else `_check_filled` says that there are none
+    if shares and len(whole.rows):  # otherwise `_check_filled` says that there are none
         held = hold_out(whole, config, heads, shares, seed)
         parts |= {name: (whole, indices) for name, indices in held.items()}
     return {name: parts[name] for name in SPLITS if name in parts}
@@ -202,18 +275,22 @@ def _text_keys(staged: Staged, indices: Indices) -> NDArray[np.int64]:
 
 
 def _filtered(name: str, staged: Staged) -> str:
-    total = staged.filtered + staged.dropped + len(staged.rows)
+    total = staged.filtered + staged.dropped + staged.bad + len(staged.rows)
     return f"where and filters: left out {staged.filtered} of {total} rows of {name}"
 
 
-def _left_out(staged: Staged) -> str:
+def _to_split(rows: datasets.Dataset, staged: Staged) -> Split:
+    return Split(rows, staged.dropped, staged.filtered, staged.bad)
+
+
+def _by_filters(staged: Staged) -> str:
     return f" ({staged.filtered} were left out by where and filters)" if staged.filtered else ""
 
 
 def _check_filled(parts: dict[str, tuple[Staged, Indices]]) -> None:
     for name, (staged, indices) in parts.items():
         if not len(staged.rows):
-            raise DataError(f"{staged.source}: the {name} split has no row with a text{_left_out(staged)}")
+            raise DataError(f"{staged.source}: the {name} split has no row with a text{_by_filters(staged)}")
         if not len(indices):
             hint = f"data.{name}_share"
             if name == "train":
@@ -222,19 +299,20 @@ def _check_filled(parts: dict[str, tuple[Staged, Indices]]) -> None:
 
 
 def _clean(parts: dict[str, tuple[Staged, Indices]], config: DataConfig) -> list[str]:
-    """Counts leaks and duplicates, and takes from train what the config wants dropped."""
+    """Counts leaks and duplicates, and removes from train what the config says."""
     keys = {name: _text_keys(*part) for name, part in parts.items()}
     notes = []
     staged, train = parts["train"]
-    leaked = np.isin(keys["train"], np.concatenate([keys[name] for name in parts if name != "train"] or [[]]))
+    others = [keys[name] for name in parts if name != "train"]
+    leaked = np.isin(keys["train"], np.concatenate([np.empty(0, np.int64), *others]))
     for overlap in find_overlaps(keys):
         note = f"leak: {overlap.rows} of {len(keys[overlap.split])} {overlap.split} rows have the text of a row in "
         note += overlap.other
         if overlap.other == "train" and not config.drop_leaks:
-            note += "; data.drop_leaks = true takes such rows out of train"
+            note += "; data.drop_leaks = true removes such rows from train"
         notes.append(note)
     if config.drop_leaks and leaked.any():
-        notes.append(f"drop_leaks: took {leaked.sum()} of {len(train)} rows out of train")
+        notes.append(f"drop_leaks: removed {leaked.sum()} of {len(train)} rows from train")
         train = train[~leaked]
     repeats = is_repeat(_text_keys(staged, train))
     if repeats.any():
@@ -269,8 +347,8 @@ def _finish(
     schema: Schema,
     augmentation: Augmentation | None = None,
     held_out: Container[int] = (),
-) -> Iterator[Row]:
-    """Rows as a `Split` holds them; no copy of a row has a text whose key is held out."""
+) -> Iterator[Fields]:
+    """Rows as a `Split` holds them. No copy of a row has a text whose key is held out."""
     columns = [reader.column for reader in recipe.readers]
     metadata = {name: f"metadata_{i}" for i, name in enumerate(recipe.metadata)}
     for number, row in enumerate(staged.read(["text", *recipe.cells, *metadata.values()], indices)):

@@ -12,14 +12,14 @@ import numpy as np
 from pydantic import ValidationError
 
 from polyhead.errors import SchemaError, describe
-from polyhead.schema import Head, Schema
+from polyhead.schema import Head, HeadKind, Schema
 from polyhead_training.config import HeadConfig
 from polyhead_training.data.functions import UserFunction
-from polyhead_training.data.rows import as_text
-from polyhead_training.errors import DataError
+from polyhead_training.data.sources import as_text
+from polyhead_training.errors import BadRowError, DataError
 
 Cell = list[str] | float | None
-"""A head's labels of one row, at most one if it is single_label; the number of a regression; None if unknown."""
+"""A head's labels of one row (at most one if it is single_label), or the number of a regression; None if unknown."""
 
 LABEL_TRANSFORMS: dict[str, Callable[[str], str]] = {"strip": str.strip, "lowercase": str.lower}
 
@@ -45,25 +45,25 @@ class CellReader:
             row: its place, for messages.
 
         Raises:
-            DataError: the cell holds neither; it names row and column.
+            BadRowError: the cell holds neither; it names row and column.
         """
         place = f"{row}: column {self.column!r}"
         if isinstance(value, float) and math.isnan(value):
-            value = None  # as data frames have it
-        if self.config.kind == "regression":
+            value = None  # data frames write NaN for it
+        if self.config.kind == HeadKind.REGRESSION:
             return self._number(value, place)
-        if value is None or (value == "" and self.config.kind == "single_label"):
+        if value is None or (value == "" and self.config.kind == HeadKind.SINGLE_LABEL):
             return None
-        if self.config.kind == "single_label":
+        if self.config.kind == HeadKind.SINGLE_LABEL:
             return [label] if (label := self._label(value, place)) else None
         values = self.split(value)
         if not isinstance(values, list):
-            raise DataError(f"{place}: a multi_label head needs a list of labels or a text, got {value!r}")
+            raise BadRowError(f"{place}: a multi_label head needs a list of labels or a text, got {value!r}")
         labels = (self._label(tag, place) for tag in values if as_text(tag) is not None)
         return list(dict.fromkeys(label for label in labels if label))
 
     def split(self, value: Any) -> Any:
-        """The labels of a multi_label head's text cell: a list, or parts between separators; others as they are."""
+        """The labels of a multi_label head's text cell: a list, or the parts between separators. Others stay."""
         if not isinstance(value, str | bytes):
             return value
         text = (as_text(value) or "").strip()
@@ -73,14 +73,14 @@ class CellReader:
 
     def _label(self, value: Any, place: str) -> str:
         if not isinstance(value, str | bytes | int | float):  # a bool is an int
-            raise DataError(f"{place}: a label is a text or a number, got {type(value).__name__} {value!r}")
+            raise BadRowError(f"{place}: a label is a text or a number, got {type(value).__name__} {value!r}")
         label = as_text(value) or ""
         for transform in self._transforms:
             label = transform.text(label, place=place) if isinstance(transform, UserFunction) else transform(label)
         try:
             label.encode("utf-8")  # JSON can spell lone surrogates, which no file holds
         except UnicodeEncodeError:
-            raise DataError(f"{place}: a label must be valid Unicode, got {label!r}") from None
+            raise BadRowError(f"{place}: a label must be valid Unicode, got {label!r}") from None
         return label
 
     def _number(self, value: Any, place: str) -> float | None:
@@ -91,15 +91,15 @@ class CellReader:
         except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not abs(number) <= LARGEST:
-            raise DataError(f"{place}: a regression needs finite numbers in float32's range, got {value!r}")
+            raise BadRowError(f"{place}: a regression needs finite numbers in float32's range, got {value!r}")
         lowest, highest = self.config.y_range or (-math.inf, math.inf)
         if not lowest <= number <= highest:
-            raise DataError(f"{place}: must lie in the y_range {lowest:g} to {highest:g}, got {value!r}")
+            raise BadRowError(f"{place}: must lie in the y_range {lowest:g} to {highest:g}, got {value!r}")
         return number
 
 
 def _spelled_list(text: str) -> list[Any] | None:
-    """The list that a text spells in JSON or, as pandas writes it, in Python; a label may also begin with a bracket."""
+    """The list that a text spells in JSON, or in Python as pandas writes it. None if it is a label with a bracket."""
     try:
         return list(json.loads(text))
     except (ValueError, RecursionError):
@@ -110,15 +110,15 @@ def _spelled_list(text: str) -> list[Any] | None:
         return None
     if not isinstance(found, list) or not all(isinstance(part, str | int | float | None) for part in found):
         return None
-    # Python joins neighbouring texts: ['a' 'b'], as numpy writes it, is no list of one label "ab".
+    # Python joins neighbouring texts: without this check ['a' 'b'], as numpy writes it, would be one label "ab".
     return found if "".join(repr(found).split()) == "".join(text.split()) else None
 
 
 def learn_schema(configs: Sequence[HeadConfig], rows: Iterable[tuple[str, Sequence[Cell]]], source: str) -> Schema:
-    """The schema of the heads; labels and parents that the config does not give are those of the rows.
+    """The schema of the heads. Labels and parents that the config does not give are learned from the rows.
 
     Args:
-        rows: each row's place and its cells, one a head.
+        rows: each row's place and its cells, one per head.
         source: where they come from, for messages.
 
     Raises:
@@ -126,20 +126,22 @@ def learn_schema(configs: Sequence[HeadConfig], rows: Iterable[tuple[str, Sequen
         SchemaError: the heads contradict themselves.
     """
     position = {config.name: i for i, config in enumerate(configs)}
-    learn_labels = [i for i, c in enumerate(configs) if c.labels is None and c.kind != "regression"]
+    learn_labels = [i for i, c in enumerate(configs) if c.labels is None and c.kind != HeadKind.REGRESSION]
     learn_parents = [
         (i, position[c.parent])
         for i, c in enumerate(configs)
-        if c.parent in position and c.parent_of is None and c.kind == configs[position[c.parent]].kind == "single_label"
+        if c.parent in position
+        and c.parent_of is None
+        and c.kind == configs[position[c.parent]].kind == HeadKind.SINGLE_LABEL
     ]
     labels: list[set[str]] = [set() for _ in configs]
-    parents: list[dict[str, tuple[str, str]]] = [{} for _ in configs]  # a label's parent and the row that says so
+    parents: list[dict[str, tuple[str, str]]] = [{} for _ in configs]  # a label's parent, and the row that says so
     for place, cells in rows if learn_labels or learn_parents else ():
         for i in learn_labels:
-            labels[i].update(cells[i] or ())
+            labels[i].update(_labels_in(cells[i]))
         for child, parent in learn_parents:
-            if cells[child] and cells[parent]:
-                _learn_parent(parents[child], configs[child], cells[child][0], cells[parent][0], place)
+            for label, above in zip(_labels_in(cells[child]), _labels_in(cells[parent]), strict=False):
+                _learn_parent(parents[child], configs[child], label, above, place)
     for i in learn_labels:
         if not labels[i]:
             name = configs[i].name
@@ -156,7 +158,7 @@ def _learn_parent(parents: dict[str, tuple[str, str]], config: HeadConfig, label
     known, first = parents.setdefault(label, (parent, place))
     if known != parent:
         raise DataError(
-            f"{place}: label {label!r} of head {config.name!r} stands below {parent!r} of {config.parent!r}, "
+            f"{place}: label {label!r} of head {config.name!r} is below {parent!r} of {config.parent!r}, "
             f"but below {known!r} in {first}; a label has one parent"
         )
 
@@ -164,7 +166,7 @@ def _learn_parent(parents: dict[str, tuple[str, str]], config: HeadConfig, label
 def count_contradictions(
     configs: Sequence[HeadConfig], rows: Iterable[tuple[str, Sequence[Cell]]]
 ) -> dict[str, tuple[int, str]]:
-    """By head, how many rows contradict the `parent_of` that the config gives, and the first one's place.
+    """By head, how many rows contradict the config's `parent_of`, and the place of the first one.
 
     Args:
         rows: as for `learn_schema`.
@@ -176,12 +178,15 @@ def count_contradictions(
     found: dict[str, tuple[int, str]] = {}
     for place, cells in rows if given else ():
         for child, parent, parent_of in given:
-            if not cells[child] or not cells[parent]:
-                continue
-            if parent_of.get(cells[child][0], cells[parent][0]) != cells[parent][0]:
-                count, first = found.get(configs[child].name, (0, place))
-                found[configs[child].name] = count + 1, first
+            for label, above in zip(_labels_in(cells[child]), _labels_in(cells[parent]), strict=False):
+                if parent_of.get(label, above) != above:
+                    count, first = found.get(configs[child].name, (0, place))
+                    found[configs[child].name] = count + 1, first
     return found
+
+
+def _labels_in(cell: Cell) -> list[str]:
+    return cell if isinstance(cell, list) else []
 
 
 def _to_head(config: HeadConfig, labels: list[str], parents: dict[str, str]) -> Head:
@@ -191,7 +196,7 @@ def _to_head(config: HeadConfig, labels: list[str], parents: dict[str, str]) -> 
         if parents and (orphans := [label for label in labels if label not in parents]):
             raise DataError(
                 f"heads: {config.name!r}: no row gives a parent for {', '.join(map(repr, orphans[:10]))}; "
-                "name it in parent_of"
+                "add it to parent_of"
             )
         parent_of = {label: parents[label] for label in labels if label in parents}
     try:
@@ -209,7 +214,7 @@ def _to_head(config: HeadConfig, labels: list[str], parents: dict[str, str]) -> 
 
 
 def to_vector(cells: Sequence[Cell], schema: Schema, columns: Sequence[str], row: str) -> list[float]:
-    """A row of the label matrix: a class index, a number, or 0/1 a label; NaN where unknown.
+    """A row of the label matrix: a class index, a number, or 0/1 per label; NaN where unknown.
 
     Raises:
         DataError: a label is not in the schema; it names row and column.
@@ -222,7 +227,9 @@ def to_vector(cells: Sequence[Cell], schema: Schema, columns: Sequence[str], row
             vector.append(cell)
         else:
             indices = {_index(label, head, f"{row}: column {column!r}") for label in cell}
-            vector += indices if head.kind == "single_label" else [float(i in indices) for i in range(head.width)]
+            vector += (
+                indices if head.kind == HeadKind.SINGLE_LABEL else [float(i in indices) for i in range(head.width)]
+            )
     return vector
 
 

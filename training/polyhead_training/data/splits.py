@@ -1,6 +1,6 @@
-"""Splits: which rows are held out, and which texts stand on both sides.
+"""Splits: which rows are held out, and which texts are on both sides.
 
-Rows are numbers here: each split is an array of indices into staged rows.
+A split is an array of indices into staged rows.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
 from polyhead.errors import one_line
+from polyhead.schema import HeadKind
 from polyhead_training.config import DataConfig, HeadConfig
 from polyhead_training.data.staging import Indices, Staged
 from polyhead_training.errors import ConfigError, DataError
 
 
 def hold_out_by_hash(places: NDArray[np.float64], shares: Mapping[str, float]) -> dict[str, Indices]:
-    """Train, and a split a share: test from below, validation from above.
+    """Train, and one split per share: test takes the lowest hashes, validation the highest.
 
-    A row's split hangs on its own hash alone: more rows move none, nor does a change of the other split's share.
+    A row's split depends only on its own hash. Added rows move no row, and a change of one share does not change the
+    other split.
     """
     test = places < shares.get("test", 0.0)
     validation = (places >= 1 - shares.get("validation", 0.0)) & ~test
@@ -33,10 +35,10 @@ def hold_out_by_hash(places: NDArray[np.float64], shares: Mapping[str, float]) -
 def hold_out_stratified(
     keys: NDArray[np.int64], classes: NDArray[np.int64], shares: Mapping[str, float], seed: int
 ) -> dict[str, Indices]:
-    """Train, and a split a share, each with about the same share of every class.
+    """Train, and one split per share, each with about the same share of every class.
 
-    Rows of equal `keys` stay together and count as one, with the class of the first; what is alone in its class stays
-    in train.
+    Rows of equal `keys` stay together and count as one, with the class of the first. A row that is alone in its class
+    stays in train.
 
     Raises:
         DataError: a split would have fewer rows than there are classes.
@@ -44,7 +46,7 @@ def hold_out_stratified(
     _, firsts, group_of = np.unique(keys, return_index=True, return_inverse=True)
     rest, kept = np.arange(len(firsts)), 1.0
     sides = np.zeros(len(firsts), dtype=np.int64)
-    names = sorted(shares)  # test before validation, so that the latter's share does not move the former
+    names = sorted(shares)  # test before validation, so that the validation share does not move test rows
     for side, name in enumerate(names, start=1):
         of = classes[firsts[rest]]
         _, position, counts = np.unique(of, return_inverse=True, return_counts=True)
@@ -65,11 +67,11 @@ def position_to_stratify_by(config: DataConfig, heads: Sequence[HeadConfig]) -> 
     """The position of the head whose labels keep their shares.
 
     Raises:
-        ConfigError: `stratify_by` names no single_label head, or there is none.
+        ConfigError: `stratify_by` names no single_label head, or no head is single_label.
     """
-    candidates = {head.name: i for i, head in enumerate(heads) if head.kind == "single_label"}
+    candidates = {head.name: i for i, head in enumerate(heads) if head.kind == HeadKind.SINGLE_LABEL}
     name = config.stratify_by or next(iter(candidates), None)
-    if name not in candidates:
+    if name is None or name not in candidates:
         raise ConfigError(f"data.stratify_by {name!r}: must be one of the single_label heads {list(candidates)}")
     return candidates[name]
 
@@ -77,7 +79,7 @@ def position_to_stratify_by(config: DataConfig, heads: Sequence[HeadConfig]) -> 
 def hold_out(
     staged: Staged, config: DataConfig, heads: Sequence[HeadConfig], shares: Mapping[str, float], seed: int
 ) -> dict[str, Indices]:
-    """Train and a split a share, as the config says."""
+    """Train and one split per share, as the config says."""
     if config.split == "hash":
         return hold_out_by_hash(staged.numbers("place"), shares)
     column = f"cell_{position_to_stratify_by(config, heads)}"
@@ -89,7 +91,7 @@ def hold_out(
 
 @dataclass(frozen=True)
 class Overlap:
-    """Rows of one split whose text also stands in another."""
+    """How many rows of one split have a text that is also in another."""
 
     split: str
     other: str
@@ -97,7 +99,7 @@ class Overlap:
 
 
 def find_overlaps(keys: Mapping[str, NDArray[np.int64]]) -> list[Overlap]:
-    """How many rows of each later split have the text of a row in an earlier one; pairs without any are left out."""
+    """How many rows of each later split have the text of a row in an earlier one. Pairs without any are left out."""
     names = list(keys)
     overlaps = [
         Overlap(split, other, int(np.isin(keys[split], keys[other]).sum()))
@@ -108,7 +110,7 @@ def find_overlaps(keys: Mapping[str, NDArray[np.int64]]) -> list[Overlap]:
 
 
 def is_repeat(keys: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether each key stood before."""
+    """Whether each key occurred before."""
     repeats = np.ones(len(keys), dtype=bool)
     repeats[np.unique(keys, return_index=True)[1]] = False
     return repeats

@@ -1,12 +1,13 @@
-"""Staged rows: read, filtered, with text and cells as the config says, on disk and mapped into memory.
+"""Staged rows: read and filtered, with text and label cells as the config says, on disk and mapped into memory.
 
-They carry what splitting needs as numbers, so that splitting millions of rows reads no text again.
+They also hold, as numbers, what splitting needs: splitting millions of rows reads no text again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import string
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,57 +19,66 @@ import pyarrow
 from numpy.typing import NDArray
 
 from polyhead.encode import UnreadableTextError, read_text
+from polyhead.files import replaced_file
+from polyhead.schema import HeadKind
+from polyhead_rows.progress import progress
+from polyhead_rows.table_file import BadText, Row, text_of
 from polyhead_training.config import DataConfig, HeadConfig
 from polyhead_training.data.functions import UserFunction
 from polyhead_training.data.labels import CellReader
-from polyhead_training.data.rows import ROWS_A_BATCH, Row, Table, as_text, write_rows
-from polyhead_training.errors import ConfigError, DataError
+from polyhead_training.data.sources import Fields, Source, as_text, place_of
+from polyhead_training.errors import BadRowError, ConfigError, DataError
 from polyhead_training.model.tokenizer import TRANSFORMS, named_normalizer
 
 Indices = NDArray[np.int64]
 
+ROWS_PER_BATCH = 256  # held in memory at a time
+ROWS_TO_COUNT = 1_000_000  # are read after a bad row, to say how many bad ones there are
+
 
 @dataclass(frozen=True)
 class Staged:
-    """The rows of one source.
+    """The rows of one source of data: of train, say, which may be several files.
 
     Attributes:
         source: the paths or the hub's name, for messages.
-        tables: the names of its files.
-        rows: ``text``, a ``cell_i`` a head, a ``metadata_i`` a metadata column; ``table`` and ``row``, where it stood;
-            ``text_key`` and ``row_key``, equal where the texts, transformed and folded, or these and all cells, are;
-            ``place``, a fraction in [0, 1) by a hash of what it is split by; ``times``, how often it shall stand in
-            training.
-        dropped: rows whose text is blank or unreadable.
-        filtered: rows left out by ``where`` and ``filters``.
+        files: the names of its files.
+        rows: ``text``; a ``cell_i`` per head; a ``metadata_i`` per metadata column; ``file``, ``row`` and ``line``:
+            where the row was; ``text_key``: equal for texts that are equal after transforms and folding; ``row_key``:
+            equal if all cells are equal too; ``place``: a fraction in [0, 1), a hash of what the data are split by;
+            ``times``: how often the row is used in training.
+        dropped: how many rows had a blank text.
+        filtered: how many rows were left out by ``where`` and ``filters``.
+        bad: how many rows were left out by ``bad_rows = "skip"``.
     """
 
     source: str
-    tables: list[str]
+    files: list[str]
     rows: datasets.Dataset
     dropped: int
     filtered: int
+    bad: int
 
     def numbers(self, column: str) -> NDArray[Any]:
         """A column of numbers of all rows."""
-        return self.rows.data.column(column).to_numpy()
+        return np.asarray(self.rows.data.column(column).to_numpy())
 
-    def place_of(self, row: Row) -> str:
-        """Where a row stood, for messages."""
-        return f"{self.tables[row['table']]}: row {row['row']}"
+    def place_of(self, row: Fields) -> str:
+        """Where a row was, for messages."""
+        return place_of(self.files[row["file"]], row["row"], row["line"])
 
-    def read(self, columns: Sequence[str], indices: Indices | None = None) -> Iterator[Row]:
-        """These columns, ``table`` and ``row`` of all rows, or of those at `indices`."""
-        rows = self.rows.select_columns([*columns, "table", "row"]).with_format("arrow")
-        for batch in (rows if indices is None else rows.select(indices)).iter(ROWS_A_BATCH):
+    def read(self, columns: Sequence[str], indices: Indices | None = None) -> Iterator[Fields]:
+        """These columns and the places of all rows, or of the rows at `indices`."""
+        rows = self.rows.select_columns([*columns, "file", "row", "line"]).with_format("arrow")
+        for batch in (rows if indices is None else rows.select(indices)).iter(ROWS_PER_BATCH):
             yield from batch.to_pylist()
 
 
 class Recipe:
-    """How a row becomes a text and cells; the functions that the config names are imported once.
+    """How a row becomes a text and label cells. The functions that the config names are imported once.
 
     Raises:
-        ConfigError: a function, a transform or the template is none.
+        ConfigError: a function or transform is unknown, or the template is malformed.
     """
 
     def __init__(self, config: DataConfig, heads: Sequence[HeadConfig], metadata: Sequence[str] = ()) -> None:
@@ -84,13 +94,15 @@ class Recipe:
             for name in config.text_transforms
             if name not in TRANSFORMS
         ]
-        self.idle_upsample = list(config.upsample)  # without a row as yet
+        self.idle_upsample = list(config.upsample)  # those for which no row was found yet
         self._normalizer = named_normalizer(config.text_transforms)
-        self._splitters = {reader.column: reader for reader in self.readers if reader.config.kind == "multi_label"}
+        self._splitters = {
+            reader.column: reader for reader in self.readers if reader.config.kind == HeadKind.MULTI_LABEL
+        }
 
     @property
     def columns(self) -> list[str]:
-        """Those that every source must have, apart from the heads'."""
+        """Those that every source must have, without the heads' columns."""
         if self.template is None:
             text = [self.config.text_column]
         else:
@@ -100,12 +112,13 @@ class Recipe:
     @property
     def schema(self) -> pyarrow.Schema:
         """The types of staged rows."""
-        kinds = {"regression": pyarrow.float64()}
+        kinds = {HeadKind.REGRESSION: pyarrow.float64()}
         return pyarrow.schema(
             [
                 ("text", pyarrow.string()),
-                ("table", pyarrow.int32()),
+                ("file", pyarrow.int32()),
                 ("row", pyarrow.int64()),
+                ("line", pyarrow.int64()),
                 ("text_key", pyarrow.int64()),
                 ("row_key", pyarrow.int64()),
                 ("place", pyarrow.float64()),
@@ -118,28 +131,28 @@ class Recipe:
             + [(f"metadata_{i}", pyarrow.string()) for i in range(len(self.metadata))]
         )
 
-    def keeps(self, row: Row, place: str) -> bool:
-        """Whether the row passes ``where`` and ``filters``."""
-        return all(self._holds(row, column, values) for column, values in self.where.items()) and all(
-            keep.call(row, place=place) for keep in self.filters
-        )
-
-    def read(self, row: Row, place: str) -> Row:
-        """The staged row, as yet without its place.
+    def read(self, row: Row, place: str) -> Fields | None:
+        """The staged row without its place; None if ``where`` and ``filters`` leave it out.
 
         Raises:
-            UnreadableTextError: it has no text.
-            DataError: a cell is not as its head needs it.
+            BadRowError: it cannot be read, has no text, or a cell is not as its head needs it.
+            UnreadableTextError: its text is blank.
         """
-        config = self.config
-        source = text = read_text(self._text(row))
+        config, fields = self.config, row.fields
+        if fields is None:
+            raise BadRowError(f"{place}: {row.reason}")
+        if not all(self._holds(fields, column, values) for column, values in self.where.items()):
+            return None
+        if not all(keep.call(fields, place=place) for keep in self.filters):
+            return None
+        source = text = read_text(self._text(row, fields, place))
         for transform in self.transforms:
             text = transform.text(text, place=place)
         text = read_text(text)
-        cells = [reader.read(row.get(reader.column), place) for reader in self.readers]
-        split_by = as_text(row.get(config.split_column)) if config.split_column is not None else None
+        cells = [reader.read(fields.get(reader.column), place) for reader in self.readers]
+        split_by = as_text(fields.get(config.split_column)) if config.split_column is not None else None
         folded = self._folded(text)
-        upsample = [up for up in config.upsample if self._holds(row, up.column, up.values)]
+        upsample = [up for up in config.upsample if self._holds(fields, up.column, up.values)]
         self.idle_upsample = [up for up in self.idle_upsample if up not in upsample]
         return {
             "text": text,
@@ -148,65 +161,124 @@ class Recipe:
             "place": _fraction(_fold(source) if split_by is None else split_by),
             "times": max((up.times for up in upsample), default=1),
             **{f"cell_{i}": cell for i, cell in enumerate(cells)},
-            **{f"metadata_{i}": _storable(as_text(row.get(name))) for i, name in enumerate(self.metadata)},
+            **{f"metadata_{i}": _storable(as_text(fields.get(name))) for i, name in enumerate(self.metadata)},
         }
 
     def text_key(self, text: str) -> int:
-        """Equal for texts that the model reads alike, but for case and white space."""
+        """Equal for texts that the model reads alike, apart from case and white space."""
         return _key(self._folded(text))
 
     def _folded(self, text: str) -> str:
         return _fold(text if self._normalizer is None else self._normalizer.normalize_str(text))
 
-    def _text(self, row: Row) -> str:
+    def _text(self, row: Row, fields: Fields, place: str) -> str:
         if self.template is None:
-            return as_text(row.get(self.config.text_column)) or ""
-        parts = [as_text(row.get(field)) or "" if field is not None else "" for _, field in self.template]
+            text = text_of(row, self.config.text_column)
+            if isinstance(text, BadText):
+                raise BadRowError(f"{place}: {text.reason}")
+            return text
+        parts = [as_text(fields.get(field)) or "" if field is not None else "" for _, field in self.template]
         if not any(part.strip() for part in parts):
             return ""  # the template's own letters make no text
-        return "".join(literal + part for (literal, _), part in zip(self.template, parts, strict=True))
+        joined_text = "".join(literal + part for (literal, _), part in zip(self.template, parts, strict=True))
+        if _storable(joined_text) != joined_text:
+            raise BadRowError(f"{place}: the text of text_template is not valid Unicode")
+        return joined_text
 
-    def _holds(self, row: Row, column: str, values: Sequence[str]) -> bool:
-        """Whether the cell is one of the values, or holds one if it is a list."""
-        cell = row.get(column)
+    def _holds(self, fields: Fields, column: str, values: Sequence[str]) -> bool:
+        """Whether the cell is one of the values or, if it is a list, holds one."""
+        cell = fields.get(column)
         if column in self._splitters:
             cell = self._splitters[column].split(cell)
         return any(as_text(part) in values for part in (cell if isinstance(cell, list) else [cell]))
 
 
 def stage(
-    tables: Iterable[Table], recipe: Recipe, source: str, path: Path, also: Sequence[str] = (), lenient: bool = False
+    sources: Iterable[Source],
+    recipe: Recipe,
+    name: str,
+    path: Path,
+    also: Sequence[str] = (),
+    lenient: bool = False,
+    show_progress: bool = False,
 ) -> Staged:
-    """Reads the tables row by row onto disk.
+    """Reads the sources row by row onto disk.
 
     Args:
+        name: of all the sources together, for messages.
         also: columns that are needed besides the recipe's.
-        lenient: whether a head's column may be absent; its labels are then unknown.
+        lenient: for evaluation: a head's column may be absent; its labels are then unknown.
 
     Raises:
-        DataError: a file, a column or a row is not as the config says.
+        DataError: a file, a column or a row is not as the config says. After a bad row the rest is read too, to say how
+            many bad rows there are.
     """
-    needed = [*recipe.columns, *also, *(() if lenient else (reader.column for reader in recipe.readers))]
-    names: list[str] = []
-    counts = {"dropped": 0, "filtered": 0}
+    labels = [reader.column for reader in recipe.readers]
+    needed = [*recipe.columns, *also, *([] if lenient else labels)]
+    stops = recipe.config.bad_rows == "stop"
+    files: list[str] = []
+    counts: Counter[str] = Counter()
+    first: BadRowError | None = None
+    until = float("inf")
 
-    def rows() -> Iterator[Row]:
-        for table in tables:
-            names.append(table.name)
-            for number, row in _checked(table, needed):
-                place = f"{table.name}: row {number}"
-                if not recipe.keeps(row, place):
-                    counts["filtered"] += 1
-                    continue
+    def rows() -> Iterator[Fields]:
+        nonlocal first, until
+        for source in sources:
+            files.append(source.name)
+            if doubled := sorted(source.doubled.intersection([*needed, *labels])):
+                raise DataError(f"{source.name}: several columns are named {doubled[0]!r}; rename all but one")
+            for row in _checked(source, needed, show_progress):
+                counts["rows"] += 1
+                if counts["rows"] > until:
+                    return
+                place = place_of(source.name, row.number, row.line)
                 try:
                     staged = recipe.read(row, place)
                 except UnreadableTextError:
                     counts["dropped"] += 1
-                    continue
-                yield staged | {"table": len(names) - 1, "row": number}
+                except BadRowError as error:
+                    counts["bad"] += 1
+                    first = first or error
+                    if stops and counts["bad"] == 1:
+                        until = counts["rows"] + ROWS_TO_COUNT
+                except DataError:
+                    if first is None or not stops:
+                        raise
+                    return  # a function of the user's failed while bad rows were counted
+                else:
+                    if staged is None:
+                        counts["filtered"] += 1
+                    elif first is None or not stops:
+                        yield staged | {"file": len(files) - 1, "row": row.number, "line": row.line}
 
     staged = write_rows(path, rows(), recipe.schema)
-    return Staged(source, names, staged, counts["dropped"], counts["filtered"])
+    if first is not None and stops:
+        of = f"Of {counts['rows']:,} rows, {counts['bad']:,}"
+        if counts["rows"] > until:
+            of = f"At least {counts['bad']:,} of the first {counts['rows'] - 1:,} rows"
+        skip = "--bad-rows skip" if lenient else 'bad_rows = "skip"'
+        raise DataError(f"{first}. {of} cannot be used: correct them, or leave them out with {skip}")
+    return Staged(name, files, staged, counts["dropped"], counts["filtered"], counts["bad"])
+
+
+def write_rows(path: Path, rows: Iterable[Fields], schema: pyarrow.Schema) -> datasets.Dataset:
+    """Writes rows to an Arrow file as they come, and maps it into memory.
+
+    Raises:
+        DataError: there is no room for it.
+    """
+    try:  # an older file of this name that is mapped into memory stays as it was
+        with replaced_file(path) as part, pyarrow.ipc.new_stream(str(part), schema) as writer:
+            batch: list[Fields] = []
+            for row in rows:
+                batch.append(row)
+                if len(batch) == ROWS_PER_BATCH:
+                    writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
+                    batch.clear()
+            writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
+    except OSError as error:
+        raise DataError(f"{path.parent}: rows cannot be written ({error}); set TMPDIR to another folder") from error
+    return datasets.Dataset.from_file(str(path))
 
 
 def joined(paths: str | list[str]) -> str:
@@ -214,20 +286,25 @@ def joined(paths: str | list[str]) -> str:
     return paths if isinstance(paths, str) else ", ".join(paths)
 
 
-def _checked(table: Table, needed: Sequence[str]) -> Iterator[tuple[int, Row]]:
-    """Numbered rows; a column that is needed and stands in no row is an error, at the first row where that tells."""
-    missing = dict.fromkeys(needed)
-    known: dict[str, None] = {}
-    number = 0
-    for number, row in enumerate(table.rows, start=1):
-        if missing:
-            known |= dict.fromkeys(row)
-            missing = {column: None for column in missing if column not in row}
-            if missing and not table.sparse:
-                break
-        yield number, row
-    if missing and number:
-        raise DataError(f"{table.name}: has no column {next(iter(missing))!r}, only {', '.join(known)}")
+def _checked(source: Source, needed: Sequence[str], show_progress: bool) -> Iterator[Row]:
+    """The rows. A needed column that is in no row is an error, raised as soon as that is known."""
+    known = dict.fromkeys(source.columns or ())
+    missing = dict.fromkeys(column for column in needed if column not in known)
+    if source.columns is None or not missing:
+        end, is_empty = 0, True
+        with progress(f"reading {source.name}", source.total, unit=source.unit, shown=show_progress) as bar:
+            for row in source.rows:
+                is_empty = False
+                bar.advance(row.end - end)
+                end = row.end
+                if missing and row.fields is not None:
+                    known |= dict.fromkeys(row.fields)
+                    missing = {column: None for column in missing if column not in row.fields}
+                yield row
+        if is_empty or not known:  # no row could be read
+            return
+    if missing:
+        raise DataError(f"{source.name}: has no column {next(iter(missing))!r}, only {', '.join(known)}")
 
 
 def _parse(template: str) -> list[tuple[str, str | None]]:
@@ -240,17 +317,17 @@ def _parse(template: str) -> list[tuple[str, str | None]]:
         if field == "" or form or conversion:
             raise ConfigError(f"data.text_template {template!r}: braces must hold a column's name and nothing else")
     if not any(field for _, field, _, _ in parts):
-        raise ConfigError(f"data.text_template {template!r}: names no column; write it in braces, as {{title}}")
+        raise ConfigError(f"data.text_template {template!r}: names no column; write one in braces, as {{title}}")
     return [(literal, field) for literal, field, _, _ in parts]
 
 
 def _storable(text: str | None) -> str | None:
-    """Without the lone surrogates that JSON can spell."""
+    """The text without the lone surrogates that JSON can spell."""
     return None if text is None else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _fold(text: str) -> str:
-    """Equal for texts that differ in case and white space alone."""
+    """Equal for texts that differ only in case and white space."""
     return " ".join(text.split()).casefold()
 
 

@@ -1,6 +1,6 @@
-"""Calibration on validation rows: one temperature a head, and the threshold of each multi_label head's labels.
+"""Calibration on validation rows: one temperature per head, and thresholds for the labels of multi_label heads.
 
-A threshold lies midway between two scores, so that none of the rows it was found on stands on its boundary.
+A threshold lies midway between two scores, so no row that it was fitted on is exactly at the boundary.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from scipy.special import log_softmax
 from sklearn.metrics import precision_recall_curve
 
 from polyhead.decode import Scores, to_scores
-from polyhead.schema import Head, Schema
+from polyhead.schema import Head, HeadKind, Schema
 from polyhead_training.config import CalibrationConfig
 from polyhead_training.evaluation.metrics import score_heads
 
-# Below lie temperatures of heads that make no mistake at all on few rows; they would also magnify float32's errors.
+# Heads that make no mistake on few rows would get lower temperatures, which also magnify float32's errors.
 TEMPERATURES = (0.25, 20.0)
-MIN_POSITIVES = 10  # labels with fewer positive rows share one threshold: on so few the best one is chance
+MIN_POSITIVES = 10  # labels with fewer positive rows share one threshold: with so few rows the best one is chance
 SHOWN = ("ece", "nll", "micro_f1", "macro_f1", "accuracy")
 
 
 def calibrate(
     logits: NDArray[np.float32], labels: NDArray[np.float32], schema: Schema, config: CalibrationConfig
 ) -> tuple[Schema, dict[str, Any]]:
-    """Fits what `config` asks for; rows without a label for a head do not count in it.
+    """Fits what `config` asks for. Rows without a label for a head do not count in it.
 
     Args:
         logits: ``(n, schema.width)``.
         labels: ``(n, sum of label widths)``; NaN where unknown.
 
     Returns:
-        The schema with temperatures and thresholds, and by head what was fitted and some metrics ``before`` and
-        ``after``, on these same rows.
+        The schema with temperatures and thresholds; and by head what was fitted, with metrics ``before`` and ``after``
+        on the same rows.
     """
     heads = []
     for head in schema:
@@ -46,7 +46,7 @@ def calibrate(
     before, after = score_heads(logits, labels, schema), score_heads(logits, labels, calibrated)
     summary = {}
     for head in calibrated:
-        if head.kind == "regression":
+        if head.kind == HeadKind.REGRESSION:
             continue
         fitted: dict[str, Any] = {"rows": before[head.name]["rows"], "temperature": head.temperature}
         if head.thresholds is not None:
@@ -60,11 +60,11 @@ def calibrate(
 def _calibrate_head(
     head: Head, logits: NDArray[np.float32], labels: NDArray[np.float32], config: CalibrationConfig
 ) -> Head:
-    if head.kind == "regression" or not len(labels):
+    if head.kind == HeadKind.REGRESSION or not len(labels):
         return head
     if config.temperature:
         head = head.model_copy(update={"temperature": _fit_temperature(head, logits.astype(np.float64), labels)})
-    if config.thresholds != "fixed" and head.kind == "multi_label":
+    if config.thresholds != "fixed" and head.kind == HeadKind.MULTI_LABEL:
         scores, true = to_scores(logits, Schema([head])), labels.astype(bool)
         fit = _fit_micro if config.thresholds == "micro_f1" else _fit_thresholds
         head = head.model_copy(update={"thresholds": fit(scores, true)})
@@ -72,11 +72,14 @@ def _calibrate_head(
 
 
 def _fit_temperature(head: Head, logits: NDArray[np.float64], labels: NDArray[np.float32]) -> float:
-    """The least negative log-likelihood (Guo et al. 2017), which has one minimum over the temperature's logarithm."""
+    """The temperature with the least negative log-likelihood (Guo et al. 2017).
+
+    Over the temperature's logarithm the likelihood has one minimum.
+    """
 
     def loss(log_temperature: float) -> float:
         scaled = logits / np.exp(log_temperature)
-        if head.kind == "single_label":
+        if head.kind == HeadKind.SINGLE_LABEL:
             return float(-log_softmax(scaled, axis=1)[np.arange(len(labels)), labels[:, 0].astype(int)].mean())
         return float(np.logaddexp(0, np.where(labels == 1, -scaled, scaled)).mean())
 
@@ -95,15 +98,16 @@ def _fit_thresholds(scores: Scores, true: NDArray[np.bool_]) -> tuple[float, ...
 
 
 def _fit_micro(scores: Scores, true: NDArray[np.bool_]) -> tuple[float, ...]:
-    """One threshold for all: where scores are calibrated, the best micro F1 lies at a common one.
+    """One threshold for all labels: with calibrated scores, a common threshold has the best micro F1.
 
     Lipton et al. 2014, arXiv:1402.1892.
     """
-    return (best_threshold(scores.ravel(), true.ravel()) if true.any() else 0.5,) * true.shape[1]
+    threshold = best_threshold(scores.ravel(), true.ravel()) if true.any() else 0.5
+    return tuple(threshold for _ in range(true.shape[1]))
 
 
 def best_threshold(scores: Scores, true: NDArray[np.bool_]) -> float:
-    """The threshold with the best F1; of several the one farthest from any score."""
+    """The threshold with the best F1; if several have it, the one farthest from any score."""
     precision, recall, thresholds = precision_recall_curve(true, scores.astype(np.float64))
     f1 = 2 * precision[:-1] * recall[:-1] / np.maximum(precision[:-1] + recall[:-1], 1e-12)
     below = np.concatenate(([0.0], thresholds[:-1]))  # the next lower score

@@ -1,4 +1,4 @@
-"""An evaluation: the serving engine's answers to the texts of a split, and how good they are, slices included."""
+"""An evaluation: the serving engine's answers to the texts of a split, and metrics of them, also per slice."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from numpy.typing import NDArray
 
 from polyhead.predictor import Predictor
 from polyhead.schema import Schema
+from polyhead_rows.progress import progress
 from polyhead_training.errors import DataError
 from polyhead_training.evaluation.metrics import score_answers
 
 if TYPE_CHECKING:
-    from polyhead_training.data.corpus import Split  # whose libraries take seconds to import
+    from polyhead_training.data.corpus import Split  # its libraries take seconds to import
 
-TEXTS_A_CALL = 512
+TEXTS_PER_CALL = 512
 SLICE_VALUES = 20  # the most frequent ones
-SLICE_ROWS = 10  # fewer say little
+SLICE_ROWS = 10  # fewer rows say little
 QUANTILES = 4  # of a numeric column
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was asked, what the engine answered, and how good that is.
+    """The texts, what the engine answered, and how good the answers are.
 
     Attributes:
         labels: ``(n, sum of label widths)``; NaN where unknown.
@@ -34,7 +35,7 @@ class Evaluation:
         token_counts, truncated: how much of each text was read.
         metrics: by head name.
         slices: by column and value: ``rows`` and ``heads``, which is as `metrics`.
-        dropped: how many rows had no readable text.
+        dropped: how many rows had no usable text.
     """
 
     schema: Schema
@@ -54,34 +55,36 @@ def evaluate(
     split: Split,
     slices: Sequence[str] = (),
     say: Callable[[str], None] = lambda _: None,
-    advance: Callable[[int], None] = lambda _: None,
+    show_progress: bool = False,
 ) -> Evaluation:
-    """Answers all texts of a split as serving does, and scores the answers.
+    """Answers all texts of a split as serving does, and measures the answers.
 
     Args:
-        slices: metadata columns of the split, for whose values the metrics are also given.
-        say: is told in a line what was found.
-        advance: is told how many more texts have been answered.
+        slices: metadata columns of the split. The metrics are also given for each of their values.
+        say: gets one line about the texts.
     """
     texts, labels = list(split.texts), split.labels
     scores = np.empty((len(texts), predictor.schema.width), dtype=np.float32)
     counts, truncated = np.zeros(len(texts), dtype=np.int32), np.zeros(len(texts), dtype=bool)
-    for start in range(0, len(texts), TEXTS_A_CALL):
-        part = slice(start, start + TEXTS_A_CALL)
-        encoded = predictor.encode(texts[part])
-        scores[part] = predictor.score(encoded)
-        counts[part] = [text.token_count for text in encoded]
-        truncated[part] = [text.truncated for text in encoded]
-        advance(len(encoded))
+    with progress("answering", len(texts), unit="texts", shown=show_progress) as bar:
+        for start in range(0, len(texts), TEXTS_PER_CALL):
+            part = slice(start, start + TEXTS_PER_CALL)
+            encoded = predictor.encode(texts[part])
+            scores[part] = predictor.score(encoded)
+            counts[part] = [text.token_count for text in encoded]
+            truncated[part] = [text.truncated for text in encoded]
+            bar.advance(len(encoded))
     read = counts > 0
     if not read.any():
-        raise DataError("none of the rows has a text that can be read")
-    dropped = split.dropped + int((~read).sum())
+        raise DataError("no row has a text that can be read")
+    dropped = split.dropped + split.bad + int((~read).sum())
     texts = [text for text, is_read in zip(texts, read, strict=True) if is_read]
     scores, labels, counts, truncated = scores[read], labels[read], counts[read], truncated[read]
     say(
         f"{len(texts)} texts answered, {int(truncated.sum())} of them truncated to {predictor.max_length} tokens, "
-        f"{dropped} unreadable" + (f", {split.filtered} left out by where and filters" if split.filtered else "")
+        f"{dropped} unreadable"
+        + (f' ({split.bad} of them bad rows, left out by bad_rows = "skip")' if split.bad else "")
+        + (f", {split.filtered} left out by where and filters" if split.filtered else "")
     )
     by_column = {}
     for column in slices:
@@ -102,9 +105,9 @@ def evaluate(
 
 
 def _score_slices(
-    values: pandas.Series[Any], scores: NDArray[np.float32], labels: NDArray[np.float32], schema: Schema
+    values: pandas.Series, scores: NDArray[np.float32], labels: NDArray[np.float32], schema: Schema
 ) -> dict[str, Any]:
-    """Metrics a value; a number's values are cut into quantiles."""
+    """Metrics per value. A column of many numbers is cut into quantiles."""
     numbers = pandas.to_numeric(values, errors="coerce")
     if (numbers.notna() == values.notna()).all() and numbers.nunique() > SLICE_VALUES:
         values = pandas.qcut(numbers, QUANTILES, duplicates="drop")

@@ -1,6 +1,6 @@
-"""Scores a head, through scikit-learn, of the answers that serving would give. What has no meaning is left out.
+"""Metrics per head, through scikit-learn, of the answers that serving would give. Meaningless ones are left out.
 
-Single-label answers are scored as 0/1 rows, as multi-label ones are: scikit-learn then takes any number of labels and
+Single-label answers are scored as 0/1 rows, like multi-label ones: scikit-learn then takes any number of labels and
 rows without a warning.
 """
 
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from sklearn import metrics
 
 from polyhead.decode import Scores, best_paths, over_threshold, to_scores
-from polyhead.schema import Head, Schema
+from polyhead.schema import Head, HeadKind, Schema
 
-HEADLINE = {"single_label": "accuracy", "multi_label": "micro_f1", "regression": "mae"}
+HEADLINE = {HeadKind.SINGLE_LABEL: "accuracy", HeadKind.MULTI_LABEL: "micro_f1", HeadKind.REGRESSION: "mae"}
 MAIN = {  # what a table on one screen shows
-    "single_label": ("accuracy", "macro_f1", "ece"),
-    "multi_label": ("micro_f1", "macro_f1", "subset_accuracy"),
-    "regression": ("mae", "rmse", "r2"),
+    HeadKind.SINGLE_LABEL: ("accuracy", "macro_f1", "ece"),
+    HeadKind.MULTI_LABEL: ("micro_f1", "macro_f1", "subset_accuracy"),
+    HeadKind.REGRESSION: ("mae", "rmse", "r2"),
 }
 BINS = 15  # of the expected calibration error, as in Guo et al. 2017, arXiv:1706.04599
 TOP_K = (3, 5)
@@ -31,14 +31,14 @@ Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Answers:
-    """One head's part of scores, answers and true labels, in the rows whose label is known.
+class HeadAnswers:
+    """One head's scores, answers and true labels, in the rows whose label is known.
 
     Attributes:
-        known: which rows of all these are.
+        known: which of all rows these are.
         scores: ``(rows, head.width)``.
-        chosen: 0/1 ``(rows, head.width)``, of the served answer; empty columns for a regression.
-        true: of the same shape; for a regression its numbers ``(rows, 1)``.
+        chosen: the served answer, 0/1 ``(rows, head.width)``; ``(rows, 0)`` for a regression.
+        true: 0/1 ``(rows, head.width)``; for a regression its numbers ``(rows, 1)``.
     """
 
     head: Head
@@ -60,9 +60,9 @@ def flat_scores(logits: NDArray[np.floating[Any]], labels: Labels, schema: Schem
 
 
 def score_answers(scores: Scores, labels: Labels, schema: Schema) -> dict[str, dict[str, float]]:
-    """Metrics by head name; rows without a label for a head do not count in it.
+    """Metrics by head name. Rows without a label for a head do not count in its metrics.
 
-    The head on top of a taxonomy also has the taxonomy's metrics.
+    The top head of a taxonomy also has the taxonomy's metrics.
 
     Args:
         scores: calibrated ``(n, schema.width)``.
@@ -78,28 +78,30 @@ def score_answers(scores: Scores, labels: Labels, schema: Schema) -> dict[str, d
     return results
 
 
-def answers_of(scores: Scores, labels: Labels, schema: Schema) -> Iterator[Answers]:
-    """What would be served for these scores, a head at a time, beside the true labels."""
+def answers_of(scores: Scores, labels: Labels, schema: Schema) -> Iterator[HeadAnswers]:
+    """What would be served for these scores, head by head, beside the true labels."""
     paths: list[dict[str, int]] = []
     if any(head.parent for head in schema):
         paths = [best_paths(row, schema) for row in scores]
     for head in schema:
         given = labels[:, schema.label_columns[head.name]]
-        known = ~np.isnan(given).any(axis=1)
+        known: Mask = np.logical_not(np.isnan(given).any(axis=1))
         head_scores = scores[:, schema.columns[head.name]]
+        chosen: NDArray[np.int8]
+        true: NDArray[Any]
         match head.kind:
-            case "single_label":
+            case HeadKind.SINGLE_LABEL:
                 best = head_scores.argmax(axis=1)
                 if paths and head.name in paths[0]:
                     best = np.array([path[head.name] for path in paths])
                 chosen = _one_hot(best, head.width)[known]
                 true = _one_hot(given[known, 0].astype(np.intp), head.width)
-            case "multi_label":
+            case HeadKind.MULTI_LABEL:
                 chosen = over_threshold(head_scores[known], head.thresholds or ()).astype(np.int8)
                 true = given[known].astype(np.int8)
-            case "regression":
+            case HeadKind.REGRESSION:
                 chosen, true = np.empty((known.sum(), 0), np.int8), given[known]
-        yield Answers(head, known, head_scores[known], chosen, true)
+        yield HeadAnswers(head, known, head_scores[known], chosen, true)
 
 
 def levels_below(head: Head, schema: Schema) -> list[Head]:
@@ -108,7 +110,7 @@ def levels_below(head: Head, schema: Schema) -> list[Head]:
 
 
 def reliability(confidence: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]:
-    """Mean confidence, share that is right and number of decisions ``(bins, 3)``, of the bins that hold any."""
+    """Mean confidence, share of right decisions and number of decisions ``(bins, 3)``, without empty bins."""
     confidence = np.asarray(confidence, dtype=np.float64)
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
     counts = np.bincount(bins, minlength=BINS)
@@ -117,44 +119,44 @@ def reliability(confidence: NDArray[Any], right: NDArray[Any]) -> NDArray[np.flo
     return np.stack([*(total[filled] / counts[filled] for total in sums), counts[filled]], axis=1)
 
 
-def decisions(answers: Answers) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Confidence and truth of each decision: of a single_label head its answer, of a multi_label head all its labels.
+def decisions(answers: HeadAnswers) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Confidence and truth of each decision: a single_label head decides once per row, a multi_label head per label.
 
-    A row's answer of a taxonomy is a label of the best path, which need not have the head's highest score.
+    In a taxonomy the answer is a label of the best path. It need not have the head's highest score.
     """
-    if answers.head.kind == "multi_label":
+    if answers.head.kind == HeadKind.MULTI_LABEL:
         return answers.scores.ravel(), answers.true.ravel()
     best = answers.chosen.argmax(axis=1)[:, None]
     return np.take_along_axis(answers.scores, best, 1)[:, 0], np.take_along_axis(answers.true, best, 1)[:, 0]
 
 
 def _one_hot(indices: NDArray[np.intp], width: int) -> NDArray[np.int8]:
-    return (indices[:, None] == np.arange(width)).astype(np.int8)
+    return np.equal(indices[:, None], np.arange(width)).astype(np.int8)
 
 
-def _score_head(answers: Answers) -> dict[str, float]:
+def _score_head(answers: HeadAnswers) -> dict[str, float]:
     rows = len(answers.true)
     result: dict[str, float] = {"rows": rows}
     if rows:
         match answers.head.kind:
-            case "single_label":
+            case HeadKind.SINGLE_LABEL:
                 result |= _score_single(answers)
-            case "multi_label":
+            case HeadKind.MULTI_LABEL:
                 result |= _score_multi(answers)
-            case "regression":
+            case HeadKind.REGRESSION:
                 result |= _score_regression(answers)
     return {name: value if name == "rows" else float(value) for name, value in result.items()}
 
 
-def _score_single(answers: Answers) -> dict[str, float]:
+def _score_single(answers: HeadAnswers) -> dict[str, float]:
     true, chosen, scores = answers.true, answers.chosen, answers.scores
     seen = true.any(axis=0)
     right = (true & chosen).any(axis=1)
-    # The answer first, then the other labels by score, as a client that asks for top_k gets them.
+    # The answer first, then the other labels by score: the order that a client gets for top_k.
     order = np.argsort(-np.where(chosen, np.inf, scores), axis=1, kind="stable")
     ranks = np.take_along_axis(true, order, axis=1).argmax(axis=1)
     both = _both_classes(true)
-    # As scikit-learn takes them from a list of labels; of multi_label heads it takes all labels.
+    # scikit-learn counts these labels if it is given lists of labels; of multi_label heads it counts all labels.
     named = seen | chosen.any(axis=0)
     return {
         "accuracy": right.mean(),
@@ -168,7 +170,7 @@ def _score_single(answers: Answers) -> dict[str, float]:
     }
 
 
-def _score_multi(answers: Answers) -> dict[str, float]:
+def _score_multi(answers: HeadAnswers) -> dict[str, float]:
     true, chosen, scores = answers.true, answers.chosen, answers.scores
     both = _both_classes(true)
     rankings = {
@@ -186,21 +188,18 @@ def _score_multi(answers: Answers) -> dict[str, float]:
     }
 
 
-def _score_regression(answers: Answers) -> dict[str, float]:
+def _score_regression(answers: HeadAnswers) -> dict[str, float]:
     true, values = answers.true[:, 0].astype(np.float64), answers.scores[:, 0].astype(np.float64)
-    result = {
-        "mae": metrics.mean_absolute_error(true, values),
-        "rmse": metrics.root_mean_squared_error(true, values),
-    }
+    result = {"mae": metrics.mean_absolute_error(true, values), "rmse": metrics.root_mean_squared_error(true, values)}
     if len(np.unique(true)) > 1:  # R2 compares with the spread of the true values
         result["r2"] = metrics.r2_score(true, values)
     return result
 
 
-def _score_taxonomy(levels: list[Answers], schema: Schema) -> dict[str, float]:
+def _score_taxonomy(levels: list[HeadAnswers], schema: Schema) -> dict[str, float]:
     """Hierarchical precision, recall and F1 (Kiritchenko et al. 2005): of labels and all labels above them.
 
-    Only rows count whose label is known on every level.
+    Only rows with a known label on every level count.
     """
     known = np.logical_and.reduce([level.known for level in levels])
     if not known.any():
@@ -219,13 +218,13 @@ def _score_taxonomy(levels: list[Answers], schema: Schema) -> dict[str, float]:
         "hierarchical_recall": float(recall),
         "hierarchical_f1": float(f1),
         "path_accuracy": float((true == chosen).all(axis=1).mean()),
-        # One label a level: labels that contradict each other bring ancestors of their own.
+        # One label per level: labels that contradict each other have different ancestors.
         "consistency": float((chosen_set.sum(axis=1) == len(levels)).mean()),
     }
 
 
 def _with_ancestors(levels: list[Head], schema: Schema) -> NDArray[np.int64]:
-    """0/1 ``(labels, labels)`` over all levels: each label's row marks itself and all labels above it."""
+    """0/1 ``(labels, labels)`` over all levels: each label's row marks the label and all labels above it."""
     names = [(head.name, label) for head in levels for label in head.labels]
     place = {name: index for index, name in enumerate(names)}
     above = np.eye(len(names), dtype=np.int64)
@@ -244,7 +243,7 @@ def _f1(true: NDArray[np.int8], chosen: NDArray[np.int8]) -> dict[str, float]:
 
 
 def _rankings(true: NDArray[np.int8], scores: Scores, average: str) -> dict[str, float]:
-    """Of labels ``(rows, labels)`` that all have both classes."""
+    """Metrics of labels ``(rows, labels)`` that all have positive and negative rows."""
     if not true.shape[1]:
         return {}
     return {
@@ -254,8 +253,7 @@ def _rankings(true: NDArray[np.int8], scores: Scores, average: str) -> dict[str,
 
 
 def _both_classes(true: NDArray[np.int8]) -> Mask:
-    both: Mask = true.any(axis=0) & ~true.all(axis=0)
-    return both
+    return np.logical_and(true.any(axis=0), ~true.all(axis=0))
 
 
 def _normal(scores: Scores) -> NDArray[np.float64]:
@@ -265,6 +263,6 @@ def _normal(scores: Scores) -> NDArray[np.float64]:
 
 
 def expected_calibration_error(confidence: NDArray[Any], right: NDArray[Any]) -> float:
-    """Distance of confidence from the share that is right, over bins of equal width, weighted by their decisions."""
+    """Distance between confidence and the share of right decisions, over bins of equal width, weighted by decisions."""
     mean_confidence, share_right, counts = reliability(confidence, right).T
     return float((np.abs(mean_confidence - share_right) * counts).sum() / counts.sum())

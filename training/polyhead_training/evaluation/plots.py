@@ -1,4 +1,4 @@
-"""The report's plots as matplotlib figures, and figures as SVG that takes the page's own text colour."""
+"""The report's plots as matplotlib figures, and their SVG, which takes the text colour of the page."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_curve
 
 from polyhead.schema import Schema
-from polyhead_training.evaluation.metrics import HEADLINE, Answers, decisions, reliability
+from polyhead_training.evaluation.metrics import HEADLINE, HeadAnswers, decisions, reliability
 
-INK = "#7a7b7c"  # readable on light and dark; in SVG it becomes the page's colour
+INK = "#7a7b7c"  # readable on light and dark; replaced in the SVG by the page's colour
 PALETTE = ("#3b82c4", "#e08a2e", "#3a9e75", "#c4566b", "#8a6fc0", "#8c8c46")
 HEAT = LinearSegmentedColormap.from_list("heat", [(0.23, 0.51, 0.77, 0.0), (0.23, 0.51, 0.77, 1.0)])
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "polyhead",
     "text.parse_math": False,  # a label may hold dollar signs
-    "axes.prop_cycle": matplotlib.cycler(color=PALETTE),
+    "axes.prop_cycle": cycler(color=PALETTE),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -44,7 +45,7 @@ MOST_POINTS = 2000  # of a scatter plot
 
 
 def to_svg(figure: Figure) -> Markup:
-    """One ``<svg>`` element without links out, to stand in a page."""
+    """One ``<svg>`` element without external links, to embed in a page."""
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         # The browser has glyphs that matplotlib's own font lacks.
@@ -76,8 +77,8 @@ def training_curves(history: Sequence[Mapping[str, Any]], schema: Schema) -> Fig
 
 
 @matplotlib.rc_context(STYLE)
-def confusion(answers: Answers) -> Figure:
-    """Shares of each true label's rows by what was answered; of many labels those that are most often confused."""
+def confusion(answers: HeadAnswers) -> Figure:
+    """Shares of each true label's rows by answered label. If there are many labels, the most confused ones."""
     counts = answers.true.T.astype(np.int64) @ answers.chosen
     shown = np.arange(len(counts))
     wrong = counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal()
@@ -93,7 +94,7 @@ def confusion(answers: Answers) -> Figure:
     axes.grid(False)
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set_yticks(range(len(names)), names)
-    axes.set(title=title, xlabel="answered", ylabel="true, 100 % a row")
+    axes.set(title=title, xlabel="answered", ylabel="true, each row sums to 100 %")
     for (row, column), share in np.ndenumerate(shares):
         if share >= 0.01:
             ink = "white" if share > 0.6 else INK
@@ -102,13 +103,13 @@ def confusion(answers: Answers) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
-def reliability_diagram(answers: Answers) -> Figure:
-    """Confidence against the share that is right, and how many decisions have that confidence."""
+def reliability_diagram(answers: HeadAnswers) -> Figure:
+    """Confidence against the share of right decisions, and how many decisions have that confidence."""
     confidence, right, counts = reliability(*decisions(answers)).T
     figure, (axes, below) = _figure(4.2, 4.6, rows=2, height_ratios=(3, 1), sharex=True)
     axes.plot((0, 1), (0, 1), color=INK, linestyle=":", linewidth=1)
     axes.plot(confidence, right, marker="o", markersize=4)
-    axes.set(title="Reliability", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
+    axes.set(title="Reliability", ylabel="share of right decisions", xlim=(0, 1), ylim=(0, 1))
     below.bar(confidence, counts, width=0.04)
     below.set(xlabel="score", ylabel="decisions", yscale="log" if counts.max() > 100 * counts.min() else "linear")
     below.yaxis.set_major_formatter(lambda count, _: f"{count:,.0f}")
@@ -116,8 +117,8 @@ def reliability_diagram(answers: Answers) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
-def precision_recall(answers: Answers) -> Figure:
-    """Over all labels together, and of the labels with most rows."""
+def precision_recall(answers: HeadAnswers) -> Figure:
+    """Of all labels together, and of the labels with most rows."""
     figure, (axes,) = _figure(4.8, 4.2)
     if answers.true.any():
         precision, recall, _ = precision_recall_curve(answers.true.ravel(), answers.scores.ravel())
@@ -134,8 +135,8 @@ def precision_recall(answers: Answers) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
-def threshold_curve(answers: Answers, micro_f1: float) -> Figure:
-    """F1 over all labels for one threshold for all, beside what the fitted thresholds reach."""
+def threshold_curve(answers: HeadAnswers, micro_f1: float) -> Figure:
+    """F1 over all labels for one common threshold, beside what the fitted thresholds reach."""
     grid = np.linspace(0.02, 0.98, 49)
     true = answers.true.astype(bool)
     chosen = [answers.scores.astype(np.float64) >= threshold for threshold in grid]
@@ -151,8 +152,8 @@ def threshold_curve(answers: Answers, micro_f1: float) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
-def predicted_and_true(answers: Answers) -> Figure:
-    """A regression's numbers, and what they are off by."""
+def predicted_and_true(answers: HeadAnswers) -> Figure:
+    """A regression's predicted and true numbers, and their difference."""
     true, value = answers.true[:, 0].astype(np.float64), answers.scores[:, 0].astype(np.float64)
     figure, (axes, residuals) = _figure(9, 3.8, columns=2)
     some = np.linspace(0, len(true) - 1, min(len(true), MOST_POINTS)).astype(int)

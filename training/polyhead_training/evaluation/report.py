@@ -1,4 +1,7 @@
-"""The report's folder: one self-contained page, ``metrics.json``, ``predictions.parquet`` and a model card."""
+"""The report's folder: one self-contained page, ``metrics.json``, ``predictions.parquet`` and a model card.
+
+The model card is ``README.md`` with the header that the Hugging Face hub reads.
+"""
 
 from __future__ import annotations
 
@@ -9,30 +12,37 @@ from typing import Any
 
 import jinja2
 import numpy as np
+import pyarrow
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from sklearn.metrics import precision_recall_fscore_support
 
+from polyhead.decode import DecodeOptions, decode
+from polyhead.schema import Head, HeadKind
+from polyhead_rows.answers import answer_table
+from polyhead_rows.output import open_output
 from polyhead_training.errors import ConfigError
 from polyhead_training.evaluation import plots
 from polyhead_training.evaluation.calibration import SHOWN
-from polyhead_training.evaluation.card import model_card
 from polyhead_training.evaluation.evaluation import Evaluation
-from polyhead_training.evaluation.metrics import HEADLINE, Answers, answers_of
-from polyhead_training.evaluation.predictions import write_predictions
-from polyhead_training.evaluation.tables import label_table, mistakes
+from polyhead_training.evaluation.metrics import HEADLINE, HeadAnswers, answers_of
 
-MOST_ROWS = 100  # of a table of labels
+MOST_LABELS = 100  # of a table
+MOST_MISTAKES = 12
+MISTAKE_LENGTH = 600  # characters of the text
 
 
 def check_report_folder(path: Path) -> None:
-    """Makes sure that a report can be written to `path` without harm to anything else.
+    """Makes sure that writing a report to `path` replaces nothing but a report.
 
     Raises:
-        ConfigError: something that is no report stands there.
+        ConfigError: something else is there.
     """
     if not path.exists():
         return
     names = {entry.name for entry in path.iterdir()} if path.is_dir() else None
     if names is None or (names and not {"index.html", "metrics.json", "predictions.parquet"} <= names):
-        raise ConfigError(f"{path}: holds something that is no report; it is not replaced, name another --output")
+        raise ConfigError(f"{path}: holds something that is no report and is not replaced; name another --output")
 
 
 def write_report(
@@ -47,14 +57,14 @@ def write_report(
 ) -> None:
     """Writes ``index.html``, ``metrics.json``, ``predictions.parquet`` and ``README.md`` into the folder.
 
-    The folder should be a staged one: files are written one by one.
+    Files are written one by one, so the folder should be one from `polyhead.files.replaced_folder`.
 
     Args:
         name: of the model.
-        source: what was evaluated on.
+        source: the evaluated rows.
         history: the Trainer's ``log_history``.
         calibration: the summary of `polyhead_training.evaluation.calibration.calibrate`.
-        training: of the fit: ``rows``, ``seconds`` and other numbers.
+        training: numbers of the fit: ``rows``, ``seconds`` and others.
     """
     folder.mkdir(parents=True, exist_ok=True)
     answers = {part.head.name: part for part in answers_of(evaluation.scores, evaluation.labels, evaluation.schema)}
@@ -90,6 +100,7 @@ def _page(
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("polyhead_training.evaluation"), autoescape=True, trim_blocks=True
     )
+    environment.globals["HeadKind"] = HeadKind
     columns, rows = _calibration_table(
         {name: found for name, found in (calibration or {}).items() if _is_fitted(found)}
     )
@@ -102,7 +113,7 @@ def _page(
     )
 
 
-def _head(answers: Answers, evaluation: Evaluation) -> dict[str, Any]:
+def _head(answers: HeadAnswers, evaluation: Evaluation) -> dict[str, Any]:
     head, metrics = answers.head, evaluation.metrics[answers.head.name]
     columns, labels = label_table(answers)
     return {
@@ -118,25 +129,25 @@ def _head(answers: Answers, evaluation: Evaluation) -> dict[str, Any]:
         "headline": metrics.get(HEADLINE[head.kind]),
         "plots": [plots.to_svg(figure) for figure in _figures(answers, metrics)],
         "label_columns": columns,
-        "labels": labels[:MOST_ROWS],
-        "more_labels": max(len(labels) - MOST_ROWS, 0),
+        "labels": labels[:MOST_LABELS],
+        "more_labels": max(len(labels) - MOST_LABELS, 0),
         "mistakes": mistakes(answers, evaluation.texts),
     }
 
 
-def _figures(answers: Answers, metrics: Mapping[str, float]) -> list[Any]:
+def _figures(answers: HeadAnswers, metrics: Mapping[str, float]) -> list[Figure]:
     if not len(answers.true):
         return []
     match answers.head.kind:
-        case "single_label":
+        case HeadKind.SINGLE_LABEL:
             return [plots.confusion(answers), plots.reliability_diagram(answers)]
-        case "multi_label":
+        case HeadKind.MULTI_LABEL:
             return [
                 plots.precision_recall(answers),
                 plots.threshold_curve(answers, metrics["micro_f1"]),
                 plots.reliability_diagram(answers),
             ]
-        case "regression":
+        case HeadKind.REGRESSION:
             return [plots.predicted_and_true(answers)]
 
 
@@ -167,3 +178,116 @@ def _slice_table(column: str, values: Mapping[str, Any], evaluation: Evaluation)
             for value, found in values.items()
         ],
     }
+
+
+def model_card(content: Mapping[str, Any]) -> str:
+    """The card in Markdown. Names and labels are escaped, so nothing in them is markup."""
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("polyhead_training.evaluation"), autoescape=False)
+    environment.filters |= {"code": _code, "yaml_number": _yaml_number}
+    environment.globals["HeadKind"] = HeadKind
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
+    return environment.get_template("card.md").render(content) + "\n"
+
+
+def _code(text: str) -> str:
+    """A code span or, if the text cannot be in one within a table, text with all special characters as entities."""
+    if not set("`|\n\r") & set(text):
+        return f"`{text}`"
+    return "".join(char if char.isalnum() or char == " " else f"&#{ord(char)};" for char in text)
+
+
+def _yaml_number(value: float) -> str:
+    """The number with a dot: YAML 1.1 reads ``1e-05`` as a text."""
+    text = repr(float(value))
+    return text if "." in text else text.replace("e", ".0e")
+
+
+def write_predictions(path: Path, evaluation: Evaluation) -> None:
+    """Writes one row per text: ``text``, the columns of `polyhead_rows.answers`, and ``HEAD_true`` per head.
+
+    ``HEAD_true`` is the label, labels or number in the data, and null if it is unknown.
+    """
+    schema = evaluation.schema
+    answers = [
+        {"heads": decode(scores, schema, DecodeOptions()), "token_count": int(count), "truncated": bool(truncated)}
+        for scores, count, truncated in zip(
+            evaluation.scores, evaluation.token_counts, evaluation.truncated, strict=True
+        )
+    ]
+    table = answer_table(answers, schema.to_json(), None)
+    table = table.add_column(0, "text", pyarrow.array(evaluation.texts, pyarrow.string()))
+    for head in schema:
+        given = evaluation.labels[:, schema.label_columns[head.name]]
+        column = pyarrow.array([_true_answer(head, row) for row in given], _TRUE_TYPES[head.kind])
+        table = table.append_column(f"{head.name}_true", column)
+    output = open_output(path, table.schema)
+    output.write(table)
+    output.close()
+
+
+_TRUE_TYPES = {
+    HeadKind.SINGLE_LABEL: pyarrow.string(),
+    HeadKind.MULTI_LABEL: pyarrow.list_(pyarrow.string()),
+    HeadKind.REGRESSION: pyarrow.float32(),
+}
+
+
+def _true_answer(head: Head, row: NDArray[np.float32]) -> str | list[str] | float | None:
+    if np.isnan(row).any():
+        return None
+    match head.kind:
+        case HeadKind.SINGLE_LABEL:
+            return head.labels[int(row[0])]
+        case HeadKind.MULTI_LABEL:
+            return [label for label, is_true in zip(head.labels, row, strict=True) if is_true]
+        case HeadKind.REGRESSION:
+            return float(row[0])
+
+
+def label_table(answers: HeadAnswers) -> tuple[list[str], list[list[Any]]]:
+    """Column names and one row per label, the most frequent first. Empty for a regression."""
+    head = answers.head
+    if head.kind == HeadKind.REGRESSION or not len(answers.true):
+        return [], []
+    scores = precision_recall_fscore_support(answers.true, answers.chosen, average=None, zero_division=0)
+    precision, recall, f1, rows = (values.tolist() for values in scores)
+    named = answers.chosen.sum(axis=0).tolist()
+    columns = ["label", "rows", "answered", "precision", "recall", "F1"]
+    table = [list(row) for row in zip(head.labels, rows, named, precision, recall, f1, strict=True)]
+    if head.thresholds is not None:
+        columns.append("threshold")
+        table = [[*row, threshold] for row, threshold in zip(table, head.thresholds, strict=True)]
+    return columns, sorted(table, key=lambda row: -row[1])
+
+
+def mistakes(answers: HeadAnswers, texts: Sequence[str]) -> list[dict[str, str]]:
+    """Wrong answers with their texts, the most confident first. Of a regression, the largest errors."""
+    rows = np.flatnonzero(answers.known)
+    return [
+        {"answer": answer, "true": true, "text": plots.shorten(texts[rows[row]], MISTAKE_LENGTH)}
+        for row, answer, true in _wrong(answers)
+    ]
+
+
+def _wrong(answers: HeadAnswers) -> list[tuple[int, str, str]]:
+    head, true, scores = answers.head, answers.true, answers.scores.astype(np.float64)
+    if not len(true):
+        return []
+    if head.kind == HeadKind.REGRESSION:
+        order = np.argsort(-np.abs(scores - true)[:, 0], kind="stable")[:MOST_MISTAKES]
+        order = order[scores[order, 0] != true[order, 0]]
+        return [(int(row), f"{scores[row, 0]:.4g}", f"{true[row, 0]:.4g}") for row in order]
+    wrong = answers.chosen & ~true.astype(bool) if head.kind == HeadKind.SINGLE_LABEL else answers.chosen != true
+    found_rows, found_labels = np.nonzero(wrong)
+    found = scores[found_rows, found_labels]
+    certainty = np.where(answers.chosen[found_rows, found_labels], found, 1 - found)
+    result = []
+    for i in np.argsort(-certainty, kind="stable")[:MOST_MISTAKES]:
+        row, label = int(found_rows[i]), int(found_labels[i])
+        if head.kind == HeadKind.SINGLE_LABEL:
+            result.append((row, f"{head.labels[label]} ({found[i]:.3f})", head.labels[int(true[row].argmax())]))
+        elif answers.chosen[row, label]:
+            result.append((row, f"{head.labels[label]} ({found[i]:.3f})", "not this label"))
+        else:
+            result.append((row, f"not {head.labels[label]} ({found[i]:.3f})", head.labels[label]))
+    return result

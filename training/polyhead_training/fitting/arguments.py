@@ -1,4 +1,4 @@
-"""What transformers' Trainer is told, made from the config and checked before anything is read or trained."""
+"""The arguments of transformers' Trainer, made from the config and checked before anything is read or trained."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.integrations import INTEGRATION_TO_CALLBACK
-from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, SchedulerType, get_scheduler
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, get_scheduler
+from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from polyhead.errors import one_line
@@ -19,17 +20,17 @@ from polyhead_training.config import FitConfig, TrainingConfig
 from polyhead_training.errors import ConfigError
 
 LOWER_IS_BETTER = {"loss", "mae", "rmse", "nll", "ece", "hamming_loss"}
-# Schedulers of which the Trainer hands on no arguments, and those that look at `best_metric`.
+# Schedulers that get no arguments from the Trainer, and schedulers that follow `best_metric`.
 WITHOUT_ARGUMENTS = {"constant", "constant_with_warmup"}
 BY_METRIC = {"reduce_lr_on_plateau", "greedy"}
 PACKAGES = {"comet_ml": "comet-ml", "azure_ml": "azureml-core", "dvclive": "dvclive"}
 
 
 def training_arguments(config: TrainingConfig, folder: Path) -> TrainingArguments:
-    """The Trainer's arguments; under torchrun or accelerate launch this also joins the other processes.
+    """The Trainer's arguments. Under torchrun or accelerate launch this also joins the other processes.
 
     Args:
-        folder: for its checkpoints; not made yet.
+        folder: for its checkpoints; need not exist.
 
     Raises:
         ConfigError: an unknown or unusable scheduler, optimizer or precision.
@@ -79,7 +80,7 @@ def training_arguments(config: TrainingConfig, folder: Path) -> TrainingArgument
 
 
 def language_model_arguments(config: TrainingConfig, folder: Path) -> TrainingArguments:
-    """The Trainer's arguments for the warm start: the same machine and seed, its own batches and rate."""
+    """The Trainer's arguments for the warm start: the same machine and seed, other batches and learning rate."""
     warm = config.warm_start
     assert warm is not None
     return _arguments(
@@ -116,15 +117,15 @@ def _arguments(folder: Path, *, seed: int, precision: str, **fields: Any) -> Tra
         **({"report_to": []} | fields),
     )
     if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # else the Trainer would take torch's DataParallel, slow and without a global loss
+        arguments._n_gpu = 1  # otherwise the Trainer uses torch's DataParallel, which is slow and has no global loss
     return arguments
 
 
 def precision_of(config: FitConfig) -> str:
-    """``bf16``, ``fp16`` or ``fp32``; chosen by the hardware unless the config says it."""
+    """``bf16``, ``fp16`` or ``fp32``: as the config says, or chosen by the hardware."""
     gpu = torch.cuda.is_available()
     if config.precision == "fp16" and not gpu:
-        raise ConfigError("training.precision: fp16 needs a GPU and none is here; allowed are auto, fp32, bf16")
+        raise ConfigError("training.precision: fp16 needs a GPU, and there is none; allowed are auto, fp32, bf16")
     if config.precision != "auto":
         return config.precision
     if not gpu:
@@ -148,7 +149,7 @@ def check_best_metric(metric: str, available: Iterable[str]) -> None:
 
 
 def check_scheduler(config: FitConfig) -> None:
-    """Runs the scheduler for ten steps: what it would refuse in training, it refuses here.
+    """Runs the scheduler for ten steps, so that what it would refuse in training it refuses here.
 
     Raises:
         ConfigError: an unknown name, or arguments that it does not take.
@@ -184,19 +185,19 @@ def _scheduler_class(name: str) -> Callable[..., Any]:
         from transformers.optimization import GreedyLR
 
         return GreedyLR
-    scheduler: Callable[..., Any] = TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(name)]
-    return scheduler
+    function: Any = TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(name)]
+    return cast(Callable[..., Any], function)
 
 
 def _scheduler_kwargs(config: FitConfig) -> dict[str, Any]:
-    """As given; a scheduler that looks at `best_metric` is told which way is better."""
+    """As given. A scheduler that follows `best_metric` also gets the direction that is better."""
     if config.lr_scheduler_type not in BY_METRIC:
         return config.lr_scheduler_kwargs
     return {"mode": "max" if greater_is_better(config.best_metric) else "min"} | config.lr_scheduler_kwargs
 
 
 def trackers(names: Iterable[str], logs: Path) -> list[TrainerCallback]:
-    """Checks that each tracker is installed; gives those that must be told where to write.
+    """Checks that each tracker is installed; returns callbacks of those that need the folder of logs.
 
     Raises:
         ConfigError: an unknown tracker, or one whose package is missing.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,27 +21,24 @@ from transformers import EarlyStoppingCallback, EvalPrediction, TrainerCallback,
 from polyhead.checkpoint import check_output
 from polyhead.schema import Schema
 from polyhead_training.config import TrainingConfig
-from polyhead_training.data.corpus import read_corpus
-from polyhead_training.data.description import describe_corpus
+from polyhead_training.data.corpus import describe_corpus, read_corpus
 from polyhead_training.errors import DivergenceError
 from polyhead_training.evaluation.calibration import calibrate
 from polyhead_training.evaluation.metrics import flat_scores
 from polyhead_training.fitting.arguments import precision_of, trackers, training_arguments
-from polyhead_training.fitting.prepared import Prepared, parameter_counts, prepare
-from polyhead_training.fitting.progress import ProgressLines
-from polyhead_training.fitting.stopping import StopOnSignal
-from polyhead_training.fitting.trainer import ClassifierTrainer
+from polyhead_training.fitting.checkpoint_writing import Fitted, write_evaluated
+from polyhead_training.fitting.preparation import Prepared, parameter_counts, prepare
+from polyhead_training.fitting.trainer import ClassifierTrainer, ShowProgress, StopOnSignal
 from polyhead_training.fitting.warm_start import warm_start
 from polyhead_training.fitting.working_folder import WorkingFolder
-from polyhead_training.fitting.written import Fitted, write_evaluated
-from polyhead_training.model.lora import add_adapters, merge_adapters
+from polyhead_training.model.layers import add_adapters, merge_adapters
 from polyhead_training.model.losses import classification_loss
 from polyhead_training.model.packing import collate
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a run reached: the scores of ``metrics.json`` and the largest distance of the engine from transformers."""
+    """What a run reached: the content of ``metrics.json``, and the engine's largest distance from transformers."""
 
     metrics: dict[str, Any]
     schema: Schema
@@ -54,17 +51,17 @@ def fit(
     """Trains and writes the checkpoint to ``config.output``.
 
     Args:
-        say: is told what goes on, a line at a time; in the first process alone.
-        resume: goes on with the unfinished run of this output.
-        restart: throws it away.
+        say: gets a line for each thing that happens, only in the first process.
+        resume: continues the unfinished run of this output.
+        restart: deletes it.
 
     Returns:
         None in processes other than the first.
 
     Raises:
-        CheckpointError, ConfigError, DataError, SchemaError: before anything is trained; and DivergenceError when
-            training diverges. What stood at ``config.output`` then stays as it was.
-        Interrupted: by a signal; `resume` goes on.
+        CheckpointError, ConfigError, DataError, SchemaError: before anything is trained; DivergenceError: training
+            diverged. ``config.output`` then stays as it was.
+        Interrupted: a signal came; `resume` continues.
     """
     work = WorkingFolder(config.output)
     check_output(config.output)
@@ -73,20 +70,20 @@ def fit(
     is_first = arguments.process_index == 0
     say = say if is_first else lambda _: None
     if torch.cuda.device_count() > 1 and arguments.world_size == 1:
-        say(f"one of {torch.cuda.device_count()} GPUs is used; torchrun --nproc-per-node gpu uses all")
+        say(f"uses one of {torch.cuda.device_count()} GPUs; torchrun --nproc-per-node gpu uses all")
     lock = work.lock() if is_first else nullcontext()
     with lock, tempfile.TemporaryDirectory(prefix="polyhead-train-") as scratch:
         if is_first:
             work.check(resume=resume, restart=restart)
         say("reading data")
-        corpus = read_corpus(config.data, config.heads, Path(scratch), config.seed)
+        corpus = read_corpus(config.data, config.heads, Path(scratch), config.seed, show_progress=is_first)
         for line in describe_corpus(corpus):
             say(f"  {line}")
         with arguments.main_process_first():  # the others take its tokenizer
             if is_first:
                 work.begin(config, corpus, processes=arguments.world_size, resume=resume)
             kept = Tokenizer.from_file(str(work.tokenizer)) if work.tokenizer.exists() else None
-            prepared = prepare(config, corpus, Path(scratch), say, kept)
+            prepared = prepare(config, corpus, Path(scratch), say, kept, show_progress=is_first)
             for note in prepared.notes:
                 say(f"  {note}")
             if is_first:
@@ -94,9 +91,9 @@ def fit(
         try:
             result = _train(config, prepared, arguments, tracked, work, Path(scratch), say)
         except DivergenceError as error:
-            lost = ", its finished warm start too" if work.finished_warm_start.exists() else ""
+            lost = " with its finished warm start" if work.finished_warm_start.exists() else ""
             if is_first:
-                work.clear()  # there is nothing to go on from
+                work.clear()  # there is nothing to continue from
             raise DivergenceError(f"{error}; the unfinished run is removed{lost}") from None
         if is_first:
             work.clear()
@@ -122,10 +119,11 @@ def _train(
         learnt["warm_start"] = warm_start(config, fitted, corpus, work, scratch, say)
     adapted = add_adapters(model, config.lora, config.training.freeze_layers) if config.lora is not None else None
     total, trained = parameter_counts(model)
-    share = "" if trained == total else f", {trained / 1e6:.2f} M of them trained"
-    say(f"training {total / 1e6:.1f} M parameters{share}, in {precision_of(config.training)}")
+    share = "" if trained == total else f" ({trained / 1e6:.2f} M of them trained)"
+    say(f"training {total / 1e6:.1f} M parameters{share} in {precision_of(config.training)}")
     say(f"{train.truncated} of {len(train.rows)} training texts are longer than {train.max_length} tokens")
     stop = StopOnSignal(say, arguments)
+    shown = ShowProgress("training", say, train.read / len(train.rows), schema)
     trainer = ClassifierTrainer(
         model=model,
         args=arguments,
@@ -134,15 +132,15 @@ def _train(
         train_dataset=train.rows,
         eval_dataset=prepared.validation.rows,
         compute_metrics=lambda prediction: _flat_metrics(prediction, model, schema, config),
-        callbacks=[ProgressLines(say, train.read / len(train.rows), schema), *tracked, *_early(config), stop],
+        callbacks=[shown, *tracked, *_early(config), stop],
     )
-    _run(trainer, work, stop)
+    _run(trainer, work, stop, shown)
     if trainer.state.global_step < trainer.state.max_steps:
         say(f"stopped early: {config.training.best_metric} no longer improves")
     if not trainer.is_world_process_zero():
         return None
     say("calibrating, computing golden answers, evaluating with the engine")
-    # Takes back the autocast around the model's forward: calibrated and golden scores are those of float32, as served.
+    # Removes the autocast around the model's forward: calibrated and golden scores are float32, as served.
     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     logits, labels = _answer(model, prepared.validation.rows, arguments)
     calibrated, calibration = calibrate(logits, labels, schema, config.calibration)
@@ -171,11 +169,11 @@ def _train(
     return TrainingResult(metrics, calibrated, distance)
 
 
-def _run(trainer: ClassifierTrainer, work: WorkingFolder, stop: StopOnSignal) -> None:
-    """Trains, from the last checkpoint if there is one, unless that was finished before."""
+def _run(trainer: ClassifierTrainer, work: WorkingFolder, stop: StopOnSignal, shown: ShowProgress) -> None:
+    """Trains, from the last checkpoint if there is one. Does nothing if training was finished before."""
     if work.load_trained(trainer):
         return
-    with stop.listening():
+    with closing(shown), stop.listening():
         trainer.train(resume_from_checkpoint=work.last_checkpoint(work.checkpoints))
         if not stop.stopped and trainer.is_world_process_zero():
             work.keep_trained(trainer)
@@ -185,10 +183,10 @@ def _run(trainer: ClassifierTrainer, work: WorkingFolder, stop: StopOnSignal) ->
 def _answer(
     model: Any, rows: datasets.Dataset, arguments: TrainingArguments
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Logits ``(n, width)`` and labels of all rows, in an order of their own."""
+    """Logits ``(n, width)`` and labels of all rows, sorted by length within each batch."""
     model.eval()
     logits, labels = [], []
-    for batch in DataLoader(rows, arguments.per_device_eval_batch_size, collate_fn=collate):  # type: ignore[arg-type]
+    for batch in DataLoader(rows, arguments.per_device_eval_batch_size, collate_fn=collate):
         logits.append(
             model(batch["input_ids"].to(model.device), lengths=batch["lengths"].to(model.device)).logits.cpu()
         )

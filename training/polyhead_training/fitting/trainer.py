@@ -1,14 +1,18 @@
-"""transformers' Trainer for classifiers with many heads: a loss over the global batch, and runs that can go on exactly.
+"""transformers' Trainer for classifiers with many heads, and its callbacks.
 
-Resuming reads optimizer, scheduler and random states through ``torch.load(weights_only=True)``, which builds tensors
-and plain values and calls nothing; weights are safetensors, and the Trainer's ``training_args.bin`` is never read.
+The loss is over the global batch, and runs resume exactly. Resuming reads optimizer, scheduler and random states by
+``torch.load(weights_only=True)``, which runs no code. Weights are safetensors. The Trainer's ``training_args.bin`` is
+never read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader, Sampler
@@ -16,15 +20,21 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from polyhead.schema import Head
+from polyhead_rows.progress import ProgressMeter, progress
+from polyhead_training.errors import Interrupted
+from polyhead_training.evaluation.metrics import HEADLINE
 from polyhead_training.model.layers import regroup
 from polyhead_training.model.losses import label_counts
+from polyhead_training.model.modeling import MultiHeadClassifier
+from polyhead_training.model.packing import collate
 
 
 class ClassifierTrainer(Trainer):
     """Fits a classifier of `polyhead_training.model.modeling`.
 
-    Each head's loss is divided by the labels it has in all batches of a step, accumulated and of all processes: loss
-    and gradient do not depend on how a step's rows are dealt out.
+    Each head's loss is divided by the number of its labels in all batches of a step, accumulated and of all processes.
+    Therefore loss and gradient do not depend on how a step's rows are distributed.
 
     Args:
         layer_lr_decay: as in FitConfig.
@@ -33,58 +43,62 @@ class ClassifierTrainer(Trainer):
     def __init__(self, *, layer_lr_decay: float = 1.0, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.layer_lr_decay = layer_lr_decay
+        self.classifier = cast(MultiHeadClassifier, self.model)
         self.model_accepts_loss_kwargs = True
         self.remove_callback(PrinterCallback)
         self.add_callback(LossAtCheckpoints())
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The Trainer's, with a learning rate a layer."""
+        """The Trainer's optimizer, with one learning rate per layer."""
         is_fresh = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if is_fresh and self.layer_lr_decay < 1:
-            regroup(optimizer, self.model, self.model.config.n_layer, self.layer_lr_decay)
+            regroup(optimizer, self.classifier, self.classifier.config.n_layer, self.layer_lr_decay)
         return optimizer
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """With rows in order where several processes evaluate: repeats that fill a last batch are cut from its end."""
+        """The Trainer's, with rows in their order if several processes evaluate.
+
+        The last batch is filled with repeated rows, which are cut from its end.
+        """
         collator = self.data_collator
         if self.args.world_size > 1:
-            self.data_collator = partial(collator, longest_first=False)
+            self.data_collator = partial(collate, longest_first=False)
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
             self.data_collator = collator
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
-        """As for evaluation."""
+        """The same as for evaluation."""
         return self.get_eval_dataloader(test_dataset)
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, *rest: Any, **more: Any
     ) -> Any:
-        """Logits and labels; the loss is a metric of all rows at once, as a mean over batches depends on them."""
+        """Logits and labels. The loss is computed later from all rows, because a mean over batches depends on them."""
         _, logits, labels = super().prediction_step(model, inputs, False, *rest, **more)
         return None, logits, labels
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor | None:
         if not batch_samples:
             return None
-        counts = torch.stack([label_counts(batch["labels"], self.model.terms) for batch in batch_samples]).sum(0)
-        return self.accelerator.reduce(counts.to(device), "sum")  # (heads,)
+        counts = torch.stack([label_counts(batch["labels"], self.classifier.terms) for batch in batch_samples]).sum(0)
+        return cast(torch.Tensor, self.accelerator.reduce(counts.to(device), "sum"))  # (heads,)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        rows = self.train_dataset if train_dataset is None else train_dataset
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
         lengths = rows["length"][:] if self.args.train_sampling_strategy == "group_by_length" else None
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return EpochOrder(len(rows), self.args.seed, lambda: int(self.state.epoch or 0), lengths, batch)
 
 
 class EpochOrder(Sampler[int]):
-    """An order of the rows that depends on seed and epoch alone: a resumed run and every process draw the same.
+    """An order of the rows that depends only on seed and epoch: a resumed run and every process draw the same.
 
     Args:
-        epoch: is asked when an epoch begins.
-        lengths: if given, rows of similar length stand together, in groups of 50 batches of `batch` rows.
+        epoch: is called when an epoch begins.
+        lengths: if given, rows of similar length are neighbours, in groups of 50 batches of `batch` rows.
     """
 
     def __init__(
@@ -102,11 +116,149 @@ class EpochOrder(Sampler[int]):
         return iter(torch.randperm(self.rows, generator=generator).tolist())
 
 
-class LossAtCheckpoints(TrainerCallback):
-    """Logs the training loss wherever a checkpoint is written, so that a resumed run logs what an unbroken one does."""
+class ShowProgress(TrainerCallback):
+    """Shows how far and how fast training is and how long the rest takes, and says each evaluation's scores.
+
+    Args:
+        title: of the progress.
+        tokens_per_row: on average, for tokens/s.
+        heads: whose main scores are said.
+    """
+
+    def __init__(
+        self, title: str, say: Callable[[str], None], tokens_per_row: float, heads: Iterable[Head] = ()
+    ) -> None:
+        self.title = title
+        self.say = say
+        self.tokens_per_row = tokens_per_row
+        self.heads = tuple(heads)
+        self.started = 0.0
+        self.first_step = 0
+        self.loss: dict[str, object] = {}
+        self._open = ExitStack()
+        self._meter: ProgressMeter | None = None
+
+    def close(self) -> None:
+        """Ends the display; also after an error."""
+        self._open.close()
+        self._meter = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Starts the clock."""
+        self.started = time.monotonic()
+        self.first_step = state.global_step
+        if state.global_step:
+            self.say(f"continuing after step {state.global_step} of {state.max_steps}")
+        shown = state.is_world_process_zero
+        self._meter = self._open.enter_context(
+            progress(self.title, state.max_steps, unit="steps", done=state.global_step, shown=shown)
+        )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Steps that end with a checkpoint."""
+        """Shows how far it is."""
+        if self._meter is None:
+            return
+        steps_per_s = (state.global_step - self.first_step) / max(time.monotonic() - self.started, 1e-9)
+        rows_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        tokens_per_s = round(steps_per_s * rows_per_step * self.tokens_per_row)
+        self._meter.advance(1, **self.loss, **{"tokens/s": tokens_per_s})
+        if state.global_step == state.max_steps:
+            self._meter.show()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """Keeps the latest training loss."""
+        if logs and "loss" in logs:
+            self.loss = {"loss": float(logs["loss"])}
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Says the validation loss and each head's main score."""
+        if metrics:
+            found = [
+                (f"{head.name} {HEADLINE[head.kind]}", f"eval_{head.name}/{HEADLINE[head.kind]}") for head in self.heads
+            ]
+            scores = [f"{name} {metrics[key]:.3f}" for name, key in found if key in metrics]
+            self.say(f"  epoch {state.epoch:g}: " + ", ".join([f"validation loss {metrics['eval_loss']:.3f}", *scores]))
+
+
+class StopOnSignal(TrainerCallback):
+    """Asks the Trainer to save and stop at the end of the step in which any of the processes gets a signal."""
+
+    def __init__(self, say: Callable[[str], None], arguments: TrainingArguments) -> None:
+        self.say = say
+        self.arguments = arguments
+        self.wanted = self.stopped = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handles the signals in this block, even if the process was started with SIGINT ignored.
+
+        Raises:
+            Interrupted: at the end, if a signal came.
+        """
+        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+            self.wanted = self.is_wanted_anywhere()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if self.wanted:
+            raise Interrupted("stopped; a checkpoint is saved")
+
+    def is_wanted_anywhere(self) -> bool:
+        """Whether a signal came to any process. All processes must call this at the same time."""
+        if self.arguments.world_size == 1:
+            return self.wanted
+        flag = torch.tensor(float(self.wanted), device=self.arguments.device)
+        torch.distributed.all_reduce(flag)
+        return bool(flag.item())
+
+    def _on_signal(self, number: int, _: Any) -> None:
+        # Launchers repeat a terminal's signal, so a second one means impatience only if there is one process.
+        if self.wanted and not torch.distributed.is_initialized():
+            raise KeyboardInterrupt
+        self.wanted = True
+        self.say("stopping at the end of this step")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Saves and stops, all processes at the same step."""
+        self.wanted = self.is_wanted_anywhere()
+        if not self.wanted or state.global_step == state.max_steps:
+            return
+        self.stopped = control.should_training_stop = True
+        # The end of an epoch is evaluated, then saved. Saved before, a run killed in between would miss the evaluation.
+        if args.eval_strategy != "epoch" or not _ends_epoch(state):
+            control.should_save = control.should_log = True
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The Trainer treats a stop as the end of an epoch. In the middle of one, everything is saved already."""
+        if self.stopped and not _ends_epoch(state):
+            control.should_evaluate = control.should_save = control.should_log = False
+
+
+class LossAtCheckpoints(TrainerCallback):
+    """Logs the training loss at each checkpoint, so that a resumed run logs the same as an unbroken one."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Logs at steps that end with a checkpoint."""
         control.should_log |= control.should_save
 
     on_epoch_end = on_step_end
+
+
+def _ends_epoch(state: TrainerState) -> bool:
+    return state.epoch == int(state.epoch or 0)

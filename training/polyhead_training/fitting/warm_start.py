@@ -1,14 +1,14 @@
-"""Warm start: the body learns the texts as a causal language model before the heads are trained."""
+"""Warm start: the body is trained as a causal language model on the texts before the heads are trained."""
 
 from __future__ import annotations
 
 import copy
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,14 @@ from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel, Trainer, default_data_collator
 from transformers.trainer_callback import PrinterCallback
 
+from polyhead.files import replaced_folder
 from polyhead_training.config import TrainingConfig
-from polyhead_training.data.corpus import Corpus
-from polyhead_training.data.texts import read_texts
+from polyhead_training.data.corpus import Corpus, read_texts
 from polyhead_training.errors import ConfigError, DivergenceError
 from polyhead_training.fitting.arguments import language_model_arguments
-from polyhead_training.fitting.progress import ProgressLines
-from polyhead_training.fitting.stopping import StopOnSignal
-from polyhead_training.fitting.trainer import LossAtCheckpoints
+from polyhead_training.fitting.checkpoint_writing import Fitted
+from polyhead_training.fitting.trainer import LossAtCheckpoints, ShowProgress, StopOnSignal
 from polyhead_training.fitting.working_folder import WorkingFolder
-from polyhead_training.fitting.written import Fitted
 from polyhead_training.model.packing import fuse_gelu
 from polyhead_training.model.tokenizer import END_OF_TEXT
 
@@ -42,35 +40,37 @@ def warm_start(
     scratch: Path,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Trains the body and keeps it in the working folder; a body that is there already is taken.
+    """Trains the body and saves it in the working folder. If a body is there already, that one is used.
 
     Returns:
-        What ``metrics.json`` holds of it: seconds, tokens, steps, and loss and perplexity on the validation texts.
+        What ``metrics.json`` says about it: seconds, tokens, steps, and loss and perplexity on the validation texts.
 
     Raises:
         ConfigError: too few texts.
         DivergenceError: the rate is too high.
-        Interrupted: it was stopped and can go on.
+        Interrupted: it was stopped and can continue.
     """
     model, length = fitted.model, fitted.spec.max_length
     finished = work.finished_warm_start
     if not finished.exists():
         lm = _language_model(model.body_model)
-        train, validation = _blocks(config, corpus, fitted.tokenizer, length, scratch)
         arguments = language_model_arguments(config, work.warm_start)
+        is_first = arguments.process_index == 0
+        train, validation = _blocks(config, corpus, fitted.tokenizer, length, scratch, is_first)
         stop = StopOnSignal(say, arguments)
+        shown = ShowProgress("warm start", say, tokens_per_row=length)
         trainer = Trainer(
             lm,
             args=arguments,
             data_collator=default_data_collator,
             train_dataset=train,
             eval_dataset=validation,
-            callbacks=[LossAtCheckpoints(), ProgressLines(say, tokens_a_row=length), stop],
+            callbacks=[LossAtCheckpoints(), shown, stop],
         )
         trainer.remove_callback(PrinterCallback)
         say(f"warm start: {len(train)} blocks of {length} tokens for {trainer.args.num_train_epochs:g} epochs")
         started = time.monotonic()
-        with stop.listening():
+        with closing(shown), stop.listening():
             trainer.train(resume_from_checkpoint=work.last_checkpoint(work.warm_start))
         loss = float(trainer.evaluate()["eval_loss"])
         if not math.isfinite(loss):
@@ -93,7 +93,7 @@ def warm_start(
 
 
 def _language_model(body: Any) -> GPT2LMHeadModel:
-    """A language model of its own with the body's weights: the classifier may run its attention in another way."""
+    """A language model with a copy of the body's weights. The classifier may run its attention in another way."""
     config = copy.deepcopy(body.config)
     config._attn_implementation = "sdpa"
     lm = GPT2LMHeadModel(config)
@@ -104,11 +104,11 @@ def _language_model(body: Any) -> GPT2LMHeadModel:
 
 
 def _blocks(
-    config: TrainingConfig, corpus: Corpus, tokenizer: Tokenizer, length: int, scratch: Path
+    config: TrainingConfig, corpus: Corpus, tokenizer: Tokenizer, length: int, scratch: Path, show_progress: bool
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
     sources = [corpus.train.texts]
     if config.warm_start is not None and config.warm_start.texts:
-        sources.append(read_texts(config.warm_start.texts, config.data, scratch))
+        sources.append(read_texts(config.warm_start.texts, config.data, scratch, show_progress))
     train = _to_blocks(sources, tokenizer, length, scratch, "training")
     validation = _to_blocks([corpus.validation.texts], tokenizer, length, scratch, "validation")
     return train, validation
@@ -117,7 +117,7 @@ def _blocks(
 def _to_blocks(
     sources: Sequence[Sequence[str]], tokenizer: Tokenizer, length: int, scratch: Path, name: str
 ) -> datasets.Dataset:
-    """All texts, each ended by ``<|endoftext|>``, cut into blocks of `length` tokens; the rest is dropped."""
+    """All texts, each followed by ``<|endoftext|>``, cut into blocks of `length` tokens. The rest is dropped."""
     end = tokenizer.token_to_id(END_OF_TEXT)
 
     def blocks() -> Iterable[dict[str, Any]]:
@@ -125,7 +125,7 @@ def _to_blocks(
         remaining = chain.from_iterable(sources)
         while batch := list(islice(remaining, 1000)):
             for encoded in tokenizer.encode_batch(batch):
-                if encoded.ids:  # the tokenizer's normalizer may leave nothing
+                if encoded.ids:  # the tokenizer's normalizer may leave none
                     held += encoded.ids if end is None else [*encoded.ids, end]
             while len(held) >= length:
                 block, held = held[:length], held[length:]
@@ -137,15 +137,12 @@ def _to_blocks(
 
 
 def _keep(lm: GPT2LMHeadModel, summary: dict[str, Any], finished: Path) -> None:
-    staging = finished.with_name(".finished")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
     body = {
         name: tensor.detach().cpu().to(torch.float32).contiguous()
         for name, tensor in lm.transformer.state_dict().items()
     }
-    save_file(body, staging / "body.safetensors")
-    (staging / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
-    os.rename(staging, finished)
+    with replaced_folder(finished) as fresh:
+        save_file(body, fresh / "body.safetensors")
+        (fresh / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     for checkpoint in finished.parent.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)

@@ -1,44 +1,50 @@
-"""The working folder of a run that is not finished: ``<output>.training/``.
+"""The working folder of an unfinished run, ``<output>.training/``, and the fingerprint that a resumed run must match.
 
-``run.json`` (the fingerprint), ``checkpoints/`` and ``warm_start/`` of the Trainer, ``tokenizer.json``, ``trained/``
-once nothing but writing is left, ``logs/`` of trackers. Logs are never removed; earlier runs' are ``logs-1/`` and on.
+It holds ``run.json`` (the fingerprint), ``checkpoints/`` and ``warm_start/`` of the Trainer, ``tokenizer.json``,
+``trained/`` once only writing is left, and ``logs/`` of trackers. Logs are never removed: those of earlier runs become
+``logs-1/`` and so on.
 """
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
 from safetensors.torch import load_model, save_model
 from tokenizers import Tokenizer
+from torch import nn
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
+from polyhead.files import LockedError, file_lock, replaced_folder, write_file
 from polyhead_training.config import TrainingConfig
 from polyhead_training.data.corpus import Corpus
+from polyhead_training.data.sources import file_names
 from polyhead_training.errors import ConfigError
-from polyhead_training.fitting.fingerprint import check_unchanged, fingerprint
+from polyhead_training.fitting.arguments import precision_of
 
 
 class WorkingFolder:
-    """Where a run keeps what it would need to go on.
+    """Where a run keeps what it needs to continue.
 
     Args:
-        output: the checkpoint that the run is to write.
+        output: the checkpoint that the run will write.
 
     Raises:
-        ConfigError: `output` is no name of a folder.
+        ConfigError: `output` does not name a folder.
     """
 
     def __init__(self, output: Path) -> None:
         if output.name in ("", ".."):
-            raise ConfigError(f"output {str(output)!r}: must name a folder of its own, as 'runs/reviews'")
+            raise ConfigError(f"output {str(output)!r}: must name a new folder, as 'runs/reviews'")
         self.path = output.with_name(f"{output.name}.training")
         self.checkpoints = self.path / "checkpoints"
         self.warm_start = self.path / "warm_start"
@@ -50,32 +56,26 @@ class WorkingFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps other runs away while this one lasts; the lock of a killed run is free.
+        """Keeps other runs out in this block. The lock of a killed run is free.
 
-        Its file lies beside the folder, which is removed and made anew within a run.
+        Its file is beside the folder, because the folder is removed and created again within a run.
 
         Raises:
             ConfigError: another run has it.
         """
-        path = self.path.with_name(f".{self.path.name}.lock")
-        refusal = ConfigError(f"{self.path}: another run is writing here; wait for its end or name another output")
-        with path.open("w") as file:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise refusal from None
+                stack.enter_context(file_lock(self.path.with_name(f".{self.path.name}.lock"), remove=True))
+            except LockedError:
+                raise ConfigError(
+                    f"{self.path}: another run is writing here; wait for its end or name another output"
+                ) from None
             except OSError:
-                pass  # a file system that has no locks
-            # Whoever held it may have removed the file after it was opened here: then this lock is nobody's.
-            if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
-                raise refusal
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
+                pass  # a file system without locks
+            yield
 
     def check(self, *, resume: bool, restart: bool) -> None:
-        """Makes sure that no unfinished run is lost, and that there is one to go on with.
+        """Makes sure that no unfinished run is lost, and that --resume has one to continue.
 
         Raises:
             ConfigError: says which option is needed.
@@ -83,14 +83,14 @@ class WorkingFolder:
         if self.path.exists() and not self._run.exists() and (not self.path.is_dir() or self._parts()):
             raise ConfigError(f"{self.path}: holds something that is no training run; name another output")
         if resume and not self._run.exists():
-            raise ConfigError(f"{self.path}: no unfinished run lies here; start without --resume")
+            raise ConfigError(f"{self.path}: there is no unfinished run here; start without --resume")
         if self._has_progress() and not resume and not restart:
             raise ConfigError(
-                f"{self.path}: an unfinished run lies here; go on with --resume or throw it away with --restart"
+                f"{self.path}: there is an unfinished run here; continue it with --resume or delete it with --restart"
             )
 
     def begin(self, config: TrainingConfig, corpus: Corpus, *, processes: int, resume: bool) -> None:
-        """Notes what this run is; when it goes on, makes sure that it still is that.
+        """Saves the fingerprint of a new run; makes sure that a resumed run still has the saved one.
 
         Raises:
             ConfigError: the config, the data or the machine changed; says what.
@@ -104,49 +104,46 @@ class WorkingFolder:
         if self.logs.exists():
             names = (self.path / f"logs-{number}" for number in count(1))
             os.rename(self.logs, next(path for path in names if not path.exists()))
-        _write_whole(self._run, json.dumps(run, indent=2))
+        write_file(self._run, json.dumps(run, indent=2))
 
     def keep_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Keeps the tokenizer, which other processes and a resumed run take."""
-        _write_whole(self.tokenizer, tokenizer.to_str())
+        """Saves the tokenizer for other processes and for a resumed run."""
+        write_file(self.tokenizer, tokenizer.to_str())
 
     def last_checkpoint(self, folder: Path) -> str | None:
-        """The newest of the Trainer's checkpoints that is whole; those that are not are removed."""
+        """The newest complete checkpoint of the Trainer. Newer incomplete ones are removed."""
         found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-        while found and not _is_whole(found[-1]):
+        while found and not _is_complete(found[-1]):
             shutil.rmtree(found.pop(), ignore_errors=True)
         return str(found[-1]) if found else None
 
     def keep_trained(self, trainer: Trainer) -> None:
-        """Keeps the trained model: from here on nothing is trained again, whatever happens to the rest of the run."""
-        staging = self.path / ".trained"
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
-        save_model(trainer.model, str(staging / "model.safetensors"))
-        trainer.state.save_to_json(str(staging / TRAINER_STATE_NAME))
-        os.rename(staging, self._trained)
+        """Saves the trained model. From now on nothing is trained again, whatever happens to the rest of the run."""
+        with replaced_folder(self._trained) as fresh:
+            save_model(cast(nn.Module, trainer.model), str(fresh / "model.safetensors"))
+            trainer.state.save_to_json(str(fresh / TRAINER_STATE_NAME))
 
     def load_trained(self, trainer: Trainer) -> bool:
-        """Gives the trainer the trained model and its history, if there is one."""
+        """Loads the saved trained model and its history into the trainer; false if there is none."""
         if not self._trained.exists():
             return False
-        load_model(trainer.model, self._trained / "model.safetensors")
+        load_model(cast(nn.Module, trainer.model), self._trained / "model.safetensors")
         trainer.state = TrainerState.load_from_json(str(self._trained / TRAINER_STATE_NAME))
         return True
 
     def clear(self) -> None:
-        """Removes the folder, or all of it but logs."""
+        """Removes the folder, or everything in it except logs."""
         if not self.path.exists():
             return
         for path in self._parts():
             if path != self._run:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        self._run.unlink(missing_ok=True)  # last: until then the folder is known as a run's
+        self._run.unlink(missing_ok=True)  # last, because it marks the folder as a training run
         if not any(self.path.iterdir()):
             self.path.rmdir()
 
     def _parts(self) -> list[Path]:
-        """What lies in the folder but logs."""
+        """Everything in the folder except logs."""
         return [path for path in self.path.iterdir() if path.name.partition("-")[0] != "logs"]
 
     def _has_progress(self) -> bool:
@@ -156,7 +153,7 @@ class WorkingFolder:
         )
 
 
-def _is_whole(checkpoint: Path) -> bool:
+def _is_complete(checkpoint: Path) -> bool:
     """The Trainer writes its state last."""
     try:
         json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
@@ -165,7 +162,63 @@ def _is_whole(checkpoint: Path) -> bool:
     return True
 
 
-def _write_whole(path: Path, text: str) -> None:
-    staging = path.with_name(f".{path.name}")
-    staging.write_text(text, encoding="utf-8")
-    os.replace(staging, path)
+def fingerprint(config: TrainingConfig, corpus: Corpus, processes: int) -> dict[str, Any]:
+    """All that a run's weights depend on: the config, the machine's part, and digests of files. It can be JSON."""
+    contents = {"the data": _digest_rows(corpus)}
+    if config.warm_start is not None and config.warm_start.texts:
+        files = [Path(name) for name in file_names(config.warm_start.texts)]
+        contents["the text of warm_start.texts"] = _digest_files(file for file in files if file.is_file())
+    if config.model.pretrained is not None:  # a hub name has no files here
+        weights = sorted(Path(config.model.pretrained).glob("*.safetensors"))
+        contents["the weights of model.pretrained"] = _digest_files(weights)
+    return {
+        "config": config.model_dump(mode="json", exclude={"output"}),
+        "machine": {"number of processes": processes, "precision": precision_of(config.training)},
+        "contents": contents,
+    }
+
+
+def check_unchanged(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
+    """Compares the fingerprint of the run in `path` with the current one.
+
+    Raises:
+        ConfigError: names what changed.
+    """
+    old, new = (dict(_leaves(run["config"] | run["machine"])) for run in (before, now))
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            raise ConfigError(
+                f"{path}: cannot continue: {name} was {old.get(name)!r} and is {new.get(name)!r}; "
+                "change it back or start again with --restart"
+            )
+    for name, digest in now["contents"].items():
+        if before["contents"].get(name) != digest:
+            raise ConfigError(f"{path}: cannot continue: {name} changed; change it back or start again with --restart")
+
+
+def _digest_rows(corpus: Corpus) -> str:
+    """A digest of the schema and of all training and validation rows."""
+    digest = hashlib.sha256(json.dumps(corpus.schema.to_json()).encode())
+    for split in (corpus.train, corpus.validation):
+        for batch in split.rows.iter(1000):
+            digest.update(json.dumps(batch["text"]).encode())
+            digest.update(np.asarray(batch["labels"], dtype=np.float32).tobytes())
+    return digest.hexdigest()
+
+
+def _digest_files(paths: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """A nested config as pairs of a name, such as ``training.epochs``, and a value."""
+    if isinstance(value, dict | list) and value:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, inner in items:
+            yield from _leaves(inner, f"{place}.{name}" if place else str(name))
+    else:
+        yield place, value

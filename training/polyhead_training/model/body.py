@@ -1,4 +1,7 @@
-"""The untrained model that a config describes: its spec, its tokenizer, its body from scratch or pretrained."""
+"""The untrained model that a config describes: its spec, its tokenizer, its body from scratch or pretrained.
+
+Weights in a pickle are never loaded, because a pickle can run code.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,14 @@ from polyhead_training.config import ModelConfig
 from polyhead_training.errors import ConfigError
 from polyhead_training.model.modeling import build_model
 from polyhead_training.model.packing import fuse_gelu
-from polyhead_training.model.pickled import refuse_pickle
 from polyhead_training.model.tokenizer import END_OF_TEXT, pretrained_tokenizer, train_tokenizer, with_transforms
 
 MIN_VOCAB_SIZE = 257  # all bytes and the end of text
+TO_SAFETENSORS = (
+    'python -c "import torch; from safetensors.torch import save_file; '
+    "save_file({k: v.clone() for k, v in torch.load('pytorch_model.bin', weights_only=True).items()}, "
+    "'model.safetensors')\""
+)
 
 
 def checkpoint_spec(config: ModelConfig) -> Spec:
@@ -41,7 +48,7 @@ def checkpoint_spec(config: ModelConfig) -> Spec:
 
 
 def model_tokenizer(config: ModelConfig, texts: Iterable[str], transforms: Sequence[str]) -> Tokenizer:
-    """The pretrained model's tokenizer, or one trained on the texts; it does what `transforms` name, in serving too."""
+    """The pretrained model's tokenizer, or one trained on the texts. It applies `transforms`, in serving too."""
     if config.pretrained is not None:
         return with_transforms(pretrained_tokenizer(config.pretrained), transforms)
     vocab_size = config.gpt2.get("vocab_size", 8000)
@@ -73,11 +80,13 @@ def untrained_model(config: ModelConfig, spec: Spec, schema: Schema, tokenizer: 
 def _pretrained_body(name: str, dropouts: dict[str, Any]) -> GPT2Model:
     """A GPT-2 body in float32: of a plain GPT-2, a language model, or a classifier saved with ``body_model.*`` keys."""
     refuse_pickle(Path(name))
-    # transformers fills what it does not find with random weights, and only says so.
-    body, found = GPT2Model.from_pretrained(
+    # transformers gives missing tensors random weights, and only says so.
+    loaded: Any = GPT2Model.from_pretrained(
         name, key_mapping={r"^body_model\.": ""}, output_loading_info=True, dtype=torch.float32,
         use_safetensors=True, **dropouts,
     )  # fmt: skip
+    body: GPT2Model
+    body, found = loaded
     if found["missing_keys"]:
         raise ConfigError(
             f"model.pretrained {name!r}: lacks weights of a GPT-2, {sorted(found['missing_keys'])[0]!r} first"
@@ -92,10 +101,19 @@ def _fresh_config(config: ModelConfig, tokenizer: Tokenizer) -> GPT2Config:
         raise ConfigError(f"model.gpt2.{unknown[0]}: unknown field; allowed are the fields of transformers' GPT2Config")
     end = tokenizer.token_to_id(END_OF_TEXT)
     defaults = {"n_positions": config.max_length, "bos_token_id": end, "eos_token_id": end}
-    # A small corpus can end with fewer merges than were asked for.
+    # A small corpus can have fewer merges than the config asks for.
     settings = defaults | fields | {"vocab_size": tokenizer.get_vocab_size()}
     try:
         Body.model_validate(GPT2Config().to_dict() | settings)
     except ValidationError as error:
         raise ConfigError(f"model.gpt2: {describe(error)}") from error
     return GPT2Config(**settings)
+
+
+def refuse_pickle(folder: Path) -> None:
+    """Raises ConfigError, with the command that converts it, if the folder has weights only as a pickle."""
+    if (folder / "pytorch_model.bin").is_file() and not next(folder.glob("model*.safetensors"), None):
+        raise ConfigError(
+            f"{folder / 'pytorch_model.bin'}: is a pickle, which is not read; if you trust it, convert it to "
+            f"model.safetensors in that folder: {TO_SAFETENSORS}"
+        )

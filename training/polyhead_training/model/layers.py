@@ -1,4 +1,4 @@
-"""A model's layers, from the embeddings up to the head: which keep their weights, and how fast the others learn."""
+"""A model's layers: which keep their weights, how fast the others learn, and low-rank adapters on them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import re
 from typing import Any
 
 import torch
+from peft import LoraConfig as PeftConfig
+from peft import LoraModel
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
+from polyhead_training.config import LoraConfig
 from polyhead_training.errors import ConfigError
 
 
 def freeze(model: Any, layers: int) -> None:
-    """Embeddings and the lowest `layers` blocks keep their weights; nothing happens for 0.
+    """Freezes the embeddings and the lowest `layers` blocks; nothing for 0.
 
     Raises:
         ConfigError: the model has fewer blocks.
@@ -27,7 +31,7 @@ def freeze(model: Any, layers: int) -> None:
 
 
 def lr_multiplier(name: str, n_layer: int, decay: float) -> float:
-    """What a parameter's learning rate is multiplied with: 1 for the head, less the deeper below it.
+    """The factor of a parameter's learning rate: 1 for the head, and less for each layer below it.
 
     Args:
         name: in the classifier, as ``body_model.h.0.ln_1.weight``.
@@ -36,13 +40,13 @@ def lr_multiplier(name: str, n_layer: int, decay: float) -> float:
         return 1.0
     block = re.match(r"body_model\.h\.(\d+)\.", name)
     if block:
-        return decay ** (n_layer - int(block[1]))
+        return float(decay ** (n_layer - int(block[1])))
     is_embedding = re.match(r"body_model\.w[tp]e\.", name)
-    return decay ** (n_layer + 1) if is_embedding else decay  # ln_f learns as the topmost block
+    return float(decay ** (n_layer + 1)) if is_embedding else decay  # ln_f learns like the topmost block
 
 
 def regroup(optimizer: torch.optim.Optimizer, model: nn.Module, n_layer: int, decay: float) -> None:
-    """Splits each of a fresh optimizer's parameter groups by layer and gives each part its learning rate."""
+    """Splits each parameter group of a fresh optimizer by layer and gives each part its learning rate."""
     multiplier = {parameter: lr_multiplier(name, n_layer, decay) for name, parameter in model.named_parameters()}
     groups = []
     for group in optimizer.param_groups:
@@ -50,3 +54,52 @@ def regroup(optimizer: torch.optim.Optimizer, model: nn.Module, n_layer: int, de
             parameters = [parameter for parameter in group["params"] if multiplier[parameter] == factor]
             groups.append(group | {"params": parameters, "lr": group["lr"] * factor})
     optimizer.param_groups[:] = groups
+
+
+def check_adapters(model: Any, config: LoraConfig, freeze_layers: int = 0) -> None:
+    """Makes sure that each of `target_modules` names modules that can have adapters, and that a block gets some.
+
+    Raises:
+        ConfigError: names the field and what is allowed.
+    """
+    layers = model.config.n_layer
+    if freeze_layers >= layers:
+        raise ConfigError(
+            f"training.freeze_layers: must be below n_layer ({layers}) with [lora], got {freeze_layers}; "
+            "frozen blocks get no adapters"
+        )
+    modules = [name for name, module in model.body_model.h[0].named_modules() if isinstance(module, Conv1D)]
+    allowed = sorted({".".join(name.split(".")[-parts:]) for name in modules for parts in (1, 2)})
+    if not config.target_modules or not set(config.target_modules) <= set(allowed):
+        raise ConfigError(f"lora.target_modules: must be among {', '.join(allowed)}, got {config.target_modules}")
+
+
+def add_adapters(model: Any, config: LoraConfig, freeze_layers: int = 0) -> LoraModel:
+    """Adds adapters to ``model.body_model`` and freezes its own weights. The head is trained as before.
+
+    Args:
+        freeze_layers: this many blocks, from below, get none.
+
+    Returns:
+        What `merge_adapters` takes.
+
+    Raises:
+        ConfigError: as `check_adapters`.
+    """
+    check_adapters(model, config, freeze_layers)
+    peft_config = PeftConfig(
+        r=config.r,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft divides it by r; a fraction is as good as an int
+        lora_dropout=config.dropout,
+        target_modules=config.target_modules,
+        layers_to_transform=list(range(freeze_layers, model.config.n_layer)),
+        layers_pattern="h",
+        fan_in_fan_out=True,  # GPT-2's Conv1D keeps its weights as (in, out)
+    )
+    # Modules are replaced inside the body, so the classifier keeps using the same body.
+    return LoraModel(model.body_model, peft_config, "default")
+
+
+def merge_adapters(model: Any, adapted: LoraModel) -> None:
+    """Adds the adapters to the weights and removes them: the keys are those of a plain GPT-2 again."""
+    model.body_model = adapted.merge_and_unload(safe_merge=True)

@@ -1,4 +1,4 @@
-"""The loss: one term a head, each a mean over the rows that have a label for it, and their weighted sum."""
+"""The loss: a weighted sum of one term per head, each a mean over the rows that have a label for it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class LossTerm:
     """One head's part of the loss.
 
     Attributes:
-        kind: cross-entropy, binary cross-entropy with logits or squared error.
-        width: how many logits it has.
-        weight: what its mean is multiplied with.
-        label_weights: of each label's rows (single_label), or of each label's positive rows (multi_label).
-        label_smoothing: how much of a target is spread over all labels (Szegedy et al. 2016).
-        y_range: the ends between which a regression's value is a sigmoid of its logit.
+        kind: decides between cross-entropy, binary cross-entropy with logits and squared error.
+        width: the number of logits.
+        weight: factor of its mean.
+        label_weights: weights of each label's rows (single_label) or of each label's positive rows (multi_label).
+        label_smoothing: the share of a target that is spread over all labels (Szegedy et al. 2016).
+        y_range: a regression's lowest and highest value; its value is a sigmoid of the logit between them.
     """
 
     kind: HeadKind
@@ -37,8 +37,8 @@ class LossTerm:
 
     @property
     def label_width(self) -> int:
-        """How many columns of the label matrix belong to it."""
-        return self.width if self.kind == "multi_label" else 1
+        """The number of its columns in the label matrix."""
+        return self.width if self.kind == HeadKind.MULTI_LABEL else 1
 
 
 def loss_terms(
@@ -47,11 +47,11 @@ def loss_terms(
     """The loss of a schema's heads.
 
     Args:
-        heads: what the config says of each; plain terms if not given.
-        labels: of the training rows, ``(n, sum of label widths)``; what ``balanced`` weights are counted from.
+        heads: the config of each head; without it, plain terms.
+        labels: of the training rows, ``(n, sum of label widths)``; ``balanced`` weights are counted from them.
 
     Raises:
-        ConfigError: weights that name an unknown label or none of some label's, or are not positive.
+        ConfigError: weights name an unknown label, lack a label, or are not positive.
     """
     if not heads:
         return [LossTerm(head.kind, head.width, head.weight, y_range=head.y_range) for head in schema]
@@ -62,15 +62,14 @@ def loss_terms(
     return terms
 
 
-def seed_loss_terms(
+def constructor_loss_terms(
     is_multilabel: bool, is_multihead: bool, head_class_sizes: Sequence[int], head_weights: Sequence[float]
 ) -> list[LossTerm]:
-    """What the seed's constructor arguments mean: the one place where heads are modes."""
+    """What the constructor arguments of that_nlp_library mean. Only here, heads are modes."""
     if is_multilabel and not is_multihead:
-        return [LossTerm("multi_label", sum(head_class_sizes))]
-    kinds: list[HeadKind] = [
-        "multi_label" if is_multilabel else "regression" if size == 1 else "single_label" for size in head_class_sizes
-    ]
+        return [LossTerm(HeadKind.MULTI_LABEL, sum(head_class_sizes))]
+    one_of_n = [HeadKind.REGRESSION if size == 1 else HeadKind.SINGLE_LABEL for size in head_class_sizes]
+    kinds = [HeadKind.MULTI_LABEL] * len(head_class_sizes) if is_multilabel else one_of_n
     return [LossTerm(*term) for term in zip(kinds, head_class_sizes, head_weights, strict=True)]
 
 
@@ -79,14 +78,14 @@ def classification_loss(
 ) -> torch.Tensor:
     """The weighted sum of the heads' mean losses: cross-entropy, binary cross-entropy with logits, squared error.
 
-    It is computed in float32 whatever the logits are: half precision knows no 1999 and no weight of 100,000.
+    It is computed in float32 whatever the logits are: half precision cannot hold numbers such as 1999 or 100,000.
 
     Args:
         logits: ``(n, sum of widths)``.
-        labels: ``(n, sum of label widths)`` or, for one column, ``(n,)``: a class index, a number, or 0/1 a label; NaN
-            where a row has no label for that head, which then does not count in it.
-        counts: what each head's sum is divided by, ``(heads,)``: `label_counts` of a whole step whose rows are spread
-            over several batches or processes; of these labels if not given.
+        labels: ``(n, sum of label widths)`` or, for one column, ``(n,)``: a class index, a number, or 0/1 per label.
+            NaN means that the row has no label for that head and does not count in it.
+        counts: the divisor of each head's sum, ``(heads,)``: `label_counts` of a whole step, whose rows may be spread
+            over several batches or processes; by default of these labels.
     """
     counts = label_counts(labels, terms) if counts is None else counts
     logits_by_head = logits.float().split([term.width for term in terms], dim=1)  # each (n, width)
@@ -96,17 +95,17 @@ def classification_loss(
     ):
         known = ~head_labels.isnan().any(dim=1)
         losses = _row_losses(term, head_logits[known], head_labels[known])
-        # A head that no row has a label for adds an exact zero, and gradients that are zero rather than missing.
+        # A head without any label adds an exact zero, and its gradients are zero rather than missing.
         total = total + term.weight * losses.sum() / count.clamp(1e-9)
     return total
 
 
 def label_counts(labels: torch.Tensor, terms: Sequence[LossTerm]) -> torch.Tensor:
-    """What each head's sum is divided by, ``(heads,)``: its rows that have a label, or the sum of class weights."""
+    """The divisor of each head's sum, ``(heads,)``: the number of its labelled rows, or their sum of class weights."""
     counts = []
     for term, head_labels in zip(terms, _by_head(labels, terms), strict=True):
         head_labels = head_labels[~head_labels.isnan().any(dim=1)]
-        if term.kind == "single_label" and term.label_weights is not None:
+        if term.kind == HeadKind.SINGLE_LABEL and term.label_weights is not None:
             counts.append(head_labels.new_tensor(term.label_weights)[head_labels[:, 0].long()].sum())
         else:
             counts.append(head_labels.new_tensor(float(len(head_labels))))
@@ -117,14 +116,14 @@ def _row_losses(term: LossTerm, logits: torch.Tensor, labels: torch.Tensor) -> t
     """``(n,)``."""
     weights = None if term.label_weights is None else logits.new_tensor(term.label_weights)
     match term.kind:
-        case "single_label":
+        case HeadKind.SINGLE_LABEL:
             return F.cross_entropy(
                 logits, labels[:, 0].long(), weight=weights, label_smoothing=term.label_smoothing, reduction="none"
             )
-        case "multi_label":
+        case HeadKind.MULTI_LABEL:
             targets = labels * (1 - term.label_smoothing) + term.label_smoothing / 2
             return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="none").mean(dim=1)
-        case "regression":
+        case HeadKind.REGRESSION:
             values = logits[:, 0]
             if term.y_range is not None:
                 lowest, highest = term.y_range
@@ -133,17 +132,17 @@ def _row_losses(term: LossTerm, logits: torch.Tensor, labels: torch.Tensor) -> t
 
 
 def _by_head(labels: torch.Tensor, terms: Sequence[LossTerm]) -> Sequence[torch.Tensor]:
-    """A matrix ``(n, label_width)`` a head."""
+    """One matrix ``(n, label_width)`` per head."""
     widths = [term.label_width for term in terms]
     if labels.ndim == 1 and sum(widths) == 1:
         labels = labels[:, None]
     if labels.ndim != 2 or labels.shape[1] != sum(widths):
         raise ValueError(f"labels must have {sum(widths)} columns for these heads, got shape {tuple(labels.shape)}")
-    return labels.float().split(widths, dim=1)
+    return torch.split(labels.float(), widths, dim=1)
 
 
 def _label_weights(head: Head, config: HeadConfig, labels: NDArray[np.float32] | None) -> tuple[float, ...] | None:
-    field = "class_weights" if head.kind == "single_label" else "positive_weights"
+    field = "class_weights" if head.kind == HeadKind.SINGLE_LABEL else "positive_weights"
     given = config.class_weights if config.class_weights is not None else config.positive_weights
     if given is None:
         return None
@@ -154,15 +153,15 @@ def _label_weights(head: Head, config: HeadConfig, labels: NDArray[np.float32] |
     assert isinstance(given, Mapping)
     off = sorted(set(given) ^ set(head.labels))
     if off:
-        raise ConfigError(f"heads: {head.name!r}: {field} needs a weight for each label and nothing else, off: {off}")
+        raise ConfigError(f"heads: {head.name!r}: {field} needs a weight for each label and nothing else; check {off}")
     if bad := {label: weight for label, weight in given.items() if not 0 < weight < np.inf}:
         raise ConfigError(f"heads: {head.name!r}: {field} must be positive numbers, got {bad}")
     return tuple(given[label] for label in head.labels)
 
 
 def _balanced(head: Head, labels: NDArray[np.float32]) -> tuple[float, ...]:
-    """As scikit-learn's ``balanced`` for classes, negative over positive rows for labels; none seen counts as one."""
-    if head.kind == "single_label":
+    """scikit-learn's ``balanced`` for classes; negative over positive rows for labels. No row counts as one."""
+    if head.kind == HeadKind.SINGLE_LABEL:
         counts = np.bincount(labels[:, 0].astype(int), minlength=head.width).clip(min=1)
         return tuple((len(labels) / (head.width * counts)).tolist())
     positive = labels.sum(axis=0).clip(min=1)

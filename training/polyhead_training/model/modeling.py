@@ -1,7 +1,7 @@
 """The two model classes of that_nlp_library's GPT-2 module, with its signatures, logits, losses and state-dict keys.
 
-Different on purpose: the last real token comes from the attention mask, so neither a literal ``<|endoftext|>`` in a
-text nor the padding side changes a score; regression works at batch 1; multilabel together with multihead works.
+Three things differ on purpose. The last real token comes from the attention mask, so neither ``<|endoftext|>`` in a
+text nor the padding side changes a score. Regression works at batch 1. Multilabel works together with multihead.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from polyhead.checkpoint import Spec
 from polyhead.heads import head_class_named
 from polyhead.schema import Schema
-from polyhead_training.model.losses import LossTerm, classification_loss, loss_terms, seed_loss_terms
+from polyhead_training.model.losses import LossTerm, classification_loss, constructor_loss_terms, loss_terms
 from polyhead_training.model.packing import fuse_gelu, last_hidden_states
 
 
-class _GPT2Classifier(GPT2PreTrainedModel):
-    """What both architectures share: the body, the pooling at the last real token, head and loss."""
+class MultiHeadClassifier(GPT2PreTrainedModel):
+    """What both architectures share: the body, pooling at the last real token, head and loss."""
 
     config_class = GPT2Config
     base_model_prefix = "body_model"
-    # A plain Trainer would pass a count of labels that are not -100; ours passes `label_counts`.
+    # A plain Trainer would pass the number of labels that are not -100. Ours passes `label_counts`.
     accepts_loss_kwargs: ClassVar[bool] = False
     terms: list[LossTerm]
+    head: nn.Module
     pooled_layers = 1
 
     def _build(
@@ -42,10 +43,11 @@ class _GPT2Classifier(GPT2PreTrainedModel):
         weights = [head_weights] * len(sizes) if isinstance(head_weights, int | float) else list(head_weights)
         weights = weights or [1.0] * len(sizes)
         if len(weights) != len(sizes):
-            raise ValueError(f"head_weights must be one a head ({len(sizes)}), got {len(weights)}")
-        self.terms = seed_loss_terms(is_multilabel, is_multihead, sizes, weights)
-        self.config.num_labels = sum(sizes)
-        self.config.pad_token_id = self.config.eos_token_id
+            raise ValueError(f"head_weights must be one per head ({len(sizes)}), got {len(weights)}")
+        self.terms = constructor_loss_terms(is_multilabel, is_multihead, sizes, weights)
+        self.config.num_labels = self.num_labels = sum(sizes)
+        end = self.config.eos_token_id
+        self.config.pad_token_id = end[0] if isinstance(end, list) else end
         self.body_model = GPT2Model(self.config)
         fuse_gelu(self.body_model)
 
@@ -63,14 +65,14 @@ class _GPT2Classifier(GPT2PreTrainedModel):
         """Logits ``(n, num_labels)`` and, with `labels` as in `classification_loss`, the loss.
 
         Args:
-            input_ids: ``(n, length)``, padded on either side; or with `lengths` the packed ``(tokens,)``.
-            attention_mask: ``(n, length)``, 1 for real tokens; without it, all are real.
-            position_ids: if not given, counted from each text's first real token.
+            input_ids: ``(n, length)``, padded on either side; or, with `lengths`, packed ``(tokens,)``.
+            attention_mask: ``(n, length)``, 1 for real tokens; by default all are real.
+            position_ids: by default counted from each text's first real token.
             lengths: ``(n,)``, of a packed batch as `polyhead_training.model.packing.collate` makes it.
-            num_items_in_batch: `label_counts` ``(heads,)`` over all batches that make one optimizer step; this one's
-                own if not given.
+            num_items_in_batch: `label_counts` ``(heads,)`` over all batches of one optimizer step; by default of this
+                batch.
         """
-        if lengths is not None:
+        if lengths is not None and input_ids is not None:
             states = last_hidden_states(self.body_model, input_ids, lengths, self.pooled_layers)
         else:
             states = self._padded_states(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
@@ -106,16 +108,16 @@ class _GPT2Classifier(GPT2PreTrainedModel):
         return torch.stack([hidden_states[-place][rows, last] for place in range(1, self.pooled_layers + 1)])
 
 
-class GPT2BaseForSequenceClassification(_GPT2Classifier):
+class GPT2BaseForSequenceClassification(MultiHeadClassifier):
     """Logits = head(last hidden state at the last real token).
 
     Args:
         config: a GPT2Config.
-        is_multilabel: whether any number of labels is right.
-        is_multihead: whether several questions are asked at once.
-        head_class_sizes: labels a head; 1 is a regression.
-        head_weights: the weight of each head's loss; 1 if not given.
-        head_class: called as ``head_class(config, **head_class_kwargs)``; a linear layer without bias if not given.
+        is_multilabel: whether a text may have any number of labels.
+        is_multihead: whether there are several heads.
+        head_class_sizes: labels per head; 1 is a regression.
+        head_weights: the weight of each head's loss; by default 1.
+        head_class: called as ``head_class(config, **head_class_kwargs)``; by default a linear layer without bias.
     """
 
     def __init__(
@@ -131,21 +133,22 @@ class GPT2BaseForSequenceClassification(_GPT2Classifier):
         super().__init__(config)
         self._build(is_multilabel, is_multihead, head_class_sizes, head_weights)
         if head_class is None:
-            self.head: nn.Module = nn.Linear(config.n_embd, config.num_labels, bias=False)
+            self.head = nn.Linear(config.n_embd, self.num_labels, bias=False)
         else:
             self.head = head_class(config, **head_class_kwargs)
-        self.post_init()
+        GPT2PreTrainedModel.post_init(self)
 
 
-class GPT2HiddenStateConcatForSequenceClassification(_GPT2Classifier):
+class GPT2HiddenStateConcatForSequenceClassification(MultiHeadClassifier):
     """Logits = head(the last `layer2concat` hidden states at the last real token, topmost first).
 
-    The topmost state is after ``ln_f``, the others are raw block outputs. Arguments as above, and:
+    The topmost state is after ``ln_f``; the others are raw block outputs. Other arguments are those of
+    GPT2BaseForSequenceClassification.
 
     Args:
         layer2concat: how many hidden states, counted from the top.
-        head_class: called as ``head_class(config=config, layer2concat=…, **head_class_kwargs)``: ConcatHeadSimple (if
-            not given), ConcatHeadExtended or one of your own.
+        head_class: called as ``head_class(config=config, layer2concat=…, **head_class_kwargs)``: by default
+            ConcatHeadSimple; or ConcatHeadExtended, or your own class.
     """
 
     def __init__(
@@ -165,15 +168,15 @@ class GPT2HiddenStateConcatForSequenceClassification(_GPT2Classifier):
         self.pooled_layers = layer2concat
         self._build(is_multilabel, is_multihead, head_class_sizes, head_weights)
         head_class = head_class or head_class_named("ConcatHeadSimple")
-        self.head: nn.Module = head_class(config=config, layer2concat=layer2concat, **head_class_kwargs)
-        self.post_init()
+        self.head = head_class(config=config, layer2concat=layer2concat, **head_class_kwargs)
+        GPT2PreTrainedModel.post_init(self)
 
 
-def build_model(config: GPT2Config, spec: Spec, schema: Schema) -> _GPT2Classifier:
+def build_model(config: GPT2Config, spec: Spec, schema: Schema) -> MultiHeadClassifier:
     """The model that a checkpoint's sections describe, with fresh weights and the plain loss of the schema's heads."""
     head_class = None if spec.head_class == "Linear" else head_class_named(spec.head_class)
     sizes = [head.width for head in schema]
-    model: _GPT2Classifier
+    model: MultiHeadClassifier
     if spec.architecture == "base":
         model = GPT2BaseForSequenceClassification(
             config, is_multihead=True, head_class_sizes=sizes, head_class=head_class, **spec.head_args

@@ -1,16 +1,16 @@
-"""Padding-free training: a batch is the real tokens of all its texts in one row, and the body runs on these alone.
+"""Padding-free training: a batch is the real tokens of all its texts in one row, and the body runs only on them.
 
-Rows are sorted by length, longest first. Linear layers see ``(tokens, n_embd)``; attention runs on texts of exactly the
-same length at a time, so nothing is ever padded. The final block is computed for keys and values of all tokens and for
-each text's last token alone, since nothing else of it is read. Gradients equal the padded model's.
-Model: Radford et al. 2019; the modules called are those of transformers' ``GPT2Model``, adapters on them included.
+Rows are sorted by length, longest first. Linear layers see ``(tokens, n_embd)``. Attention runs on texts of the same
+length at a time, so nothing is padded. In the final block, keys and values are computed for all tokens and the rest
+only for each text's last token, because nothing else is read. Gradients equal the padded model's.
+Model: Radford et al. 2019. The called modules are those of transformers' ``GPT2Model``, with any adapters on them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +24,10 @@ Runs = list[tuple[int, int]]  # (texts, length) of neighbours of one length
 
 
 def collate(rows: Sequence[dict[str, Any]], longest_first: bool = True) -> dict[str, torch.Tensor]:
-    """A packed batch of rows with ``input_ids`` and ``labels``, longest first unless their order matters.
+    """A packed batch of rows with ``input_ids`` and ``labels``.
 
     Returns:
-        ``lengths`` int64 (n,), first since its size is the batch's; ``input_ids`` int64 (tokens,); ``labels`` float32
+        ``lengths`` int64 (n,), first because its size is the batch's; ``input_ids`` int64 (tokens,); ``labels`` float32
         (n, sum of label widths).
     """
     if longest_first:
@@ -44,11 +44,11 @@ def last_hidden_states(body: GPT2Model, input_ids: torch.Tensor, lengths: torch.
 
     Args:
         input_ids: ``(tokens,)``, the texts one after the other.
-        lengths: ``(n,)``, whose sum is the number of tokens; texts of one length are best neighbours.
-        layers: how many of the topmost states are read.
+        lengths: ``(n,)``; their sum is the number of tokens. Texts of the same length should be neighbours.
+        layers: how many of the topmost states to read.
 
     Returns:
-        ``(layers, n, n_embd)``, topmost first; that one is after ``ln_f``, the others are raw block outputs.
+        ``(layers, n, n_embd)``, topmost first. The topmost one is after ``ln_f``; the others are raw block outputs.
     """
     sizes = lengths.tolist()
     runs = [(len(list(run)), size) for size, run in groupby(sizes)]
@@ -57,7 +57,7 @@ def last_hidden_states(body: GPT2Model, input_ids: torch.Tensor, lengths: torch.
     positions = torch.arange(len(input_ids), device=input_ids.device) - starts
     hidden = body.drop(body.wte(input_ids) + body.wpe(positions))  # (tokens, n_embd)
     states: list[torch.Tensor] = []
-    for place, block in enumerate(body.h, start=1):
+    for place, block in enumerate(cast(Iterable[GPT2Block], body.h), start=1):
         final = place == len(body.h)
         if body.training and block.gradient_checkpointing:
             hidden = checkpoint(_block, block, hidden, runs, last if final else None, use_reentrant=False)
@@ -70,10 +70,11 @@ def last_hidden_states(body: GPT2Model, input_ids: torch.Tensor, lengths: torch.
 
 
 def fuse_gelu(body: GPT2Model) -> None:
-    """Puts torch's one-kernel tanh-GELU in the place of transformers' ``gelu_new``: the same function, less memory."""
+    """Replaces transformers' ``gelu_new`` by torch's tanh-GELU, the same function in one kernel with less memory."""
     for block in body.h:
-        if isinstance(block.mlp.act, NewGELUActivation):
-            block.mlp.act = nn.GELU(approximate="tanh")
+        mlp: Any = block.mlp
+        if isinstance(mlp.act, NewGELUActivation):
+            mlp.act = nn.GELU(approximate="tanh")
 
 
 def _block(block: GPT2Block, hidden: torch.Tensor, runs: Runs, last: torch.Tensor | None) -> torch.Tensor:
@@ -89,7 +90,7 @@ def _block(block: GPT2Block, hidden: torch.Tensor, runs: Runs, last: torch.Tenso
 def _attend(attention: GPT2Attention, qkv: torch.Tensor, runs: Runs, only_last: bool) -> torch.Tensor:
     dropout = attention.attn_dropout.p if attention.training else 0.0
     parts = []
-    for (texts, length), rows in zip(runs, qkv.split([texts * length for texts, length in runs]), strict=True):
+    for (texts, length), rows in zip(runs, torch.split(qkv, [texts * length for texts, length in runs]), strict=True):
         query, key, value = rows.view(texts, length, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
         if only_last:
             query = query[:, :, -1:]  # (texts, heads, 1, width): the last token sees all others

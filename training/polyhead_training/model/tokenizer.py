@@ -1,4 +1,4 @@
-"""The tokenizer: a byte-level BPE trained on the corpus, or the one that comes with pretrained weights."""
+"""The tokenizer: a byte-level BPE trained on the corpus, or that of pretrained weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, transforms: Sequence[
     """GPT-2's kind of byte-level BPE (Radford et al. 2019), trained on `texts`; every text has an encoding.
 
     Args:
-        transforms: as for `with_transforms`; set before training, so that no token is learned that they never leave.
+        transforms: as for `with_transforms`. They are set before training, so that no useless token is learned.
     """
     tokenizer = with_transforms(Tokenizer(models.BPE()), transforms)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -43,7 +43,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, transforms: Sequence[
 
 
 def pretrained_tokenizer(name: str) -> Tokenizer:
-    """The fast tokenizer of a local path or hub name, without its padding and truncation."""
+    """The fast tokenizer of a local path or hub name, without padding and truncation."""
     path = Path(name) / "tokenizer.json"
     try:
         if path.is_file():
@@ -58,11 +58,11 @@ def pretrained_tokenizer(name: str) -> Tokenizer:
 
 
 def with_transforms(tokenizer: Tokenizer, names: Sequence[str]) -> Tokenizer:
-    """Makes the named transforms, in this order, what the tokenizer does first with a text, in serving too.
+    """Makes the tokenizer apply the named transforms first, in this order; then serving applies them too.
 
     Args:
-        names: as in ``data.text_transforms``; functions, ``package.module:function``, are passed over, since they ran
-            when the rows were read.
+        names: as in ``data.text_transforms``. Functions, ``package.module:function``, are skipped: they ran when the
+            rows were read.
 
     Raises:
         ConfigError: a name is neither.
@@ -78,6 +78,6 @@ def with_transforms(tokenizer: Tokenizer, names: Sequence[str]) -> Tokenizer:
 
 
 def named_normalizer(names: Sequence[str]) -> normalizers.Normalizer | None:
-    """What the named transforms do to a text, in this order; None if there are none."""
+    """The named transforms in this order; None if there are none."""
     steps = [step for name in names for step in TRANSFORMS.get(name, ())]
     return normalizers.Sequence(steps) if steps else None

@@ -1,4 +1,4 @@
-"""Writing the checkpoint: golden rows from transformers, then proof and evaluation by the engine."""
+"""Writing a checkpoint: golden rows computed by transformers, then the engine's proof, scores and report."""
 
 from __future__ import annotations
 
@@ -6,29 +6,33 @@ import copy
 import json
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
+from torch import nn
 
-from polyhead.checkpoint import Spec, write_checkpoint
+from polyhead.checkpoint import GoldenRow, Spec, write_checkpoint
+from polyhead.decode import to_scores
+from polyhead.encode import encode
 from polyhead.errors import one_line
 from polyhead.predictor import Predictor
 from polyhead.schema import Schema
+from polyhead_rows.progress import progress
 from polyhead_training.config import TrainingConfig
 from polyhead_training.data.corpus import Corpus
 from polyhead_training.errors import ConfigError, DataError
 from polyhead_training.evaluation.evaluation import evaluate
 from polyhead_training.evaluation.report import write_report
-from polyhead_training.fitting.golden import golden_rows
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A model and what describes it: everything of a checkpoint but its golden rows and scores."""
+    """A model and what describes it: all of a checkpoint without its golden rows and scores."""
 
     model: Any
     spec: Spec
@@ -37,25 +41,25 @@ class Fitted:
 
 
 def rehearse(config: TrainingConfig, fitted: Fitted, texts: Sequence[str]) -> None:
-    """Writes and serves the untrained model once: what would be refused after training is refused before it.
+    """Writes and serves the untrained model once, so that what would fail after training fails before it.
 
     Raises:
-        ConfigError: with the cause.
+        ConfigError: says the cause.
         DataError: no text has a token.
     """
     untrained = Fitted(copy.deepcopy(fitted.model), fitted.spec, fitted.schema, fitted.tokenizer)
     with tempfile.TemporaryDirectory(prefix="polyhead-rehearsal-") as scratch:
         try:
-            write(Path(scratch) / "checkpoint", untrained, texts, rows=1, seed=config.seed)
+            write_unscored(Path(scratch) / "checkpoint", untrained, texts, rows=1, seed=config.seed)
         except DataError:
             raise
-        except Exception as error:  # a head class or torch may refuse with anything
-            # Without the places of scratch files, which mean nothing to the user.
+        except Exception as error:  # a head class or torch may raise anything
+            # Without the names of scratch files, which mean nothing to the user.
             raise ConfigError("model: " + re.sub(rf"{re.escape(scratch)}\S*: ", "", one_line(error))) from error
 
 
-def write(output: Path, fitted: Fitted, texts: Sequence[str], *, rows: int, seed: int) -> float:
-    """Writes a checkpoint without scores; returns the engine's distance from transformers."""
+def write_unscored(output: Path, fitted: Fitted, texts: Sequence[str], *, rows: int, seed: int) -> float:
+    """Writes a checkpoint without scores; returns the engine's largest distance from transformers."""
     return _write(output, fitted, texts, rows, seed, {}, lambda _: None)
 
 
@@ -68,14 +72,14 @@ def write_evaluated(
     history: Sequence[Mapping[str, Any]],
     calibration: Mapping[str, Any] | None,
 ) -> tuple[dict[str, Any], float]:
-    """Writes the checkpoint with the engine's scores on validation and test, and the report on the latter.
+    """Writes the checkpoint with the engine's scores on validation and test, and the report on the last of them.
 
     Args:
         training: what ``metrics.json`` holds of the fit.
         history: the Trainer's ``log_history``.
 
     Returns:
-        What ``metrics.json`` holds, and the engine's distance from transformers.
+        The content of ``metrics.json``, and the engine's largest distance from transformers.
     """
     metrics: dict[str, Any] = {}
 
@@ -83,7 +87,7 @@ def write_evaluated(
         predictor = Predictor.load(fresh, "cuda" if torch.cuda.is_available() else "cpu", precision="fp32")
         for name, split in (("validation", corpus.validation), ("test", corpus.test)):
             if split is not None:
-                evaluation = evaluate(predictor, split)
+                evaluation = evaluate(predictor, split, show_progress=True)
                 metrics[name] = evaluation.metrics
         metrics["training"] = dict(training)
         metrics["calibration"] = calibration
@@ -107,8 +111,46 @@ def write_evaluated(
     return metrics, distance
 
 
+@torch.inference_mode()
+def golden_rows(
+    texts: Sequence[str], model: nn.Module, tokenizer: Tokenizer, schema: Schema, max_length: int, rows: int, seed: int
+) -> list[GoldenRow]:
+    """Scores in float32 of at most `rows` texts, drawn at random. One text per forward, so there is no padding.
+
+    Raises:
+        DataError: the tokenizer's normalizer leaves nothing of any text.
+    """
+    model = model.to("cpu", torch.float32).eval()
+    golden: dict[str, GoldenRow] = {}
+    with progress("computing golden rows", min(rows, len(texts)), shown=rows > 1) as bar:
+        for index in np.random.default_rng(seed).permutation(len(texts)):
+            if len(golden) == rows:
+                break
+            text = texts[int(index)]
+            (encoded,) = encode([text], tokenizer, max_length)
+            if encoded.error or text in golden:
+                continue
+            logits = model(torch.tensor([encoded.token_ids])).logits.numpy()
+            golden[text] = GoldenRow(
+                text=text,
+                scores=tuple(float(score) for score in to_scores(logits, schema)[0]),
+                token_count=encoded.token_count,
+                truncated=encoded.truncated,
+            )
+            bar.advance(1)
+    if not golden:
+        raise DataError("golden rows: the tokenizer leaves no token of any text")
+    return list(golden.values())
+
+
 def _write(
-    output: Path, fitted: Fitted, texts: Sequence[str], rows: int, seed: int, report: dict[str, bytes], score: Any
+    output: Path,
+    fitted: Fitted,
+    texts: Sequence[str],
+    rows: int,
+    seed: int,
+    report: dict[str, bytes],
+    score: Callable[[Path], None],
 ) -> float:
     model, spec, schema = fitted.model, fitted.spec, fitted.schema
     golden = golden_rows(texts, model, fitted.tokenizer, schema, spec.max_length, rows, seed)

@@ -1,4 +1,4 @@
-"""What a checkpoint says of its own training; it may be imported, older or a stranger's, so nothing is trusted."""
+"""What a checkpoint records about its training. The checkpoint may come from anyone, so nothing in it is trusted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Logged(BaseModel, extra="allow"):
 
 
 class _Calibrated(BaseModel):
-    """What ``metrics.json`` says of a head's calibration."""
+    """A head's calibration in ``metrics.json``."""
 
     rows: int = 0
     temperature: FiniteFloat
@@ -31,10 +31,10 @@ class _Calibrated(BaseModel):
 
 
 def recorded_config(path: Path) -> TrainingConfig:
-    """The config of the checkpoint's training; nothing that it names is imported or called.
+    """The config of the checkpoint's training. Nothing that it names is imported or called.
 
     Raises:
-        ConfigError: it names a function that evaluation would call.
+        ConfigError: it is damaged, or names a function that evaluation would call.
     """
     try:
         training = TrainingConfig.model_validate_json(path.read_text(encoding="utf-8"))
@@ -48,14 +48,14 @@ def recorded_config(path: Path) -> TrainingConfig:
     for field, names in named.items():
         if functions := [name for name in names if ":" in name]:
             raise ConfigError(
-                f"{path}: {field} names the function {functions[0]!r}, and code that a checkpoint names is not run; "
-                "give your own training config with --config"
+                f"{path}: {field} names the function {functions[0]!r}; code that a checkpoint names is not run, "
+                "so give your own training config with --config"
             )
     return training.model_copy(update={"data": training.data.model_copy(update={"augment": []})})
 
 
 def recorded_training(checkpoint: Path) -> dict[str, Any]:
-    """``history``, ``calibration`` and ``training`` for `write_report`; None or empty if not as training writes it."""
+    """``history``, ``calibration`` and ``training`` for `write_report`; None or empty if they are malformed."""
     metrics = _read_json(checkpoint / "metrics.json")
     metrics = metrics if isinstance(metrics, dict) else {}
     training = _valid(dict[str, Any], metrics.get("training")) or {}

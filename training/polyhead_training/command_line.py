@@ -1,0 +1,87 @@
+"""What the four commands share: the typer application, printing, errors, signals, and the ``--example`` option."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from polyhead.errors import PolyheadError, one_line
+
+WRONG_INPUT = 2
+INTERRUPTED = 130  # as shells count: 128 + SIGINT
+
+
+def command_app(name: str) -> typer.Typer:
+    """A typer application; the variable ``POLYHEAD_TRAIN_OUTPUT`` sets ``--output`` of ``polyhead-train``, and so on.
+
+    Options that destroy something must be declared with ``allow_from_autoenv=False``.
+    """
+    return typer.Typer(
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"auto_envvar_prefix": name.upper().replace("-", "_")},
+    )
+
+
+def printer(console: Console) -> Callable[[str], None]:
+    """A function that prints a line to the console as it is, without markup or wrapping."""
+    return lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise KeyboardInterrupt in this block, whatever process started this one.
+
+    A script's shell starts ``command &`` with SIGINT ignored. Python would leave it ignored. SIGTERM stays as it is
+    under torchrun: a process that waits for the others runs no handler, and torchrun ends all processes with SIGTERM.
+    """
+    numbers = [signal.SIGINT] if int(os.environ.get("WORLD_SIZE", "1")) > 1 else [signal.SIGINT, signal.SIGTERM]
+    before = {number: signal.signal(number, _interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextmanager
+def one_line_errors(command: str) -> Iterator[None]:
+    """Ends the command with one line: after wrong input with exit code 2, after Ctrl-C or SIGTERM with 130."""
+    try:
+        with interruptible():
+            yield
+    except KeyboardInterrupt:
+        print(f"{command}: interrupted; nothing is written", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    except (PolyheadError, OSError) as error:
+        print(f"{command}: {one_line(error)}", file=sys.stderr)
+        raise typer.Exit(WRONG_INPUT) from None
+
+
+def _interrupt(number: int, _: Any) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def example_option(example: str, content: str) -> Any:
+    """A typer option that prints `example` and exits before any other argument is checked.
+
+    Args:
+        content: what the example is, for the help text.
+    """
+
+    def print_example(wanted: bool) -> None:
+        if wanted:
+            print(example, end="")
+            raise typer.Exit
+
+    return typer.Option(
+        "--example", help=f"Print {content} and exit.", is_eager=True, callback=print_example, allow_from_autoenv=False
+    )

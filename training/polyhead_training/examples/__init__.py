@@ -1,1 +1,0 @@
-"""Example data sets: built by ``polyhead-dataset``."""

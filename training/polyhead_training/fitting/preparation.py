@@ -1,0 +1,173 @@
+"""What a fit and its dry run start from: tokenized rows, the tokenizer and the untrained model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from transformers import set_seed
+
+from polyhead.encode import encode
+from polyhead_rows.progress import progress
+from polyhead_training.config import TrainingConfig
+from polyhead_training.data.corpus import Corpus, Split
+from polyhead_training.data.sources import file_names
+from polyhead_training.errors import DataError
+from polyhead_training.evaluation.metrics import flat_scores
+from polyhead_training.fitting.arguments import check_best_metric
+from polyhead_training.fitting.checkpoint_writing import Fitted, rehearse
+from polyhead_training.model.body import checkpoint_spec, model_tokenizer, untrained_model
+from polyhead_training.model.layers import check_adapters, freeze
+from polyhead_training.model.losses import loss_terms
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """A tokenized split.
+
+    Attributes:
+        rows: with columns ``input_ids``, ``labels`` and ``length`` (after truncation); memory-mapped.
+        lengths: of all texts before truncation, in tokens.
+        max_length: how many tokens of each text are read.
+    """
+
+    rows: datasets.Dataset
+    lengths: NDArray[np.int64]
+    max_length: int
+
+    @property
+    def left_out(self) -> int:
+        """How many texts have no token, and therefore no row."""
+        return int((self.lengths == 0).sum())
+
+    @property
+    def truncated(self) -> int:
+        """How many texts are longer than `max_length`."""
+        return int((self.lengths > self.max_length).sum())
+
+    @property
+    def read(self) -> int:
+        """How many tokens of all texts the model reads."""
+        return int(np.minimum(self.lengths, self.max_length).sum())
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A tokenized corpus, and the untrained model with what describes it."""
+
+    corpus: Corpus
+    fitted: Fitted
+    train: TokenRows
+    validation: TokenRows
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know about the tokens."""
+        return [
+            f"note: {rows.left_out} of {len(rows.lengths)} {name} texts are left out: text_transforms leave no token"
+            for name, rows in (("train", self.train), ("validation", self.validation))
+            if rows.left_out
+        ]
+
+
+def prepare(
+    config: TrainingConfig,
+    corpus: Corpus,
+    scratch: Path,
+    say: Callable[[str], None],
+    tokenizer: Tokenizer | None = None,
+    show_progress: bool = False,
+) -> Prepared:
+    """Builds and rehearses the model and tokenizes the rows.
+
+    Args:
+        tokenizer: of a run that continues; by default as the config says.
+
+    Raises:
+        ConfigError, DataError: what would fail after training fails here.
+    """
+    if config.warm_start is not None and config.warm_start.texts:
+        file_names(config.warm_start.texts)  # a name that matches nothing is an error at once
+    check_best_metric(config.training.best_metric, _metric_names(corpus))
+    if tokenizer is None:
+        say("preparing the tokenizer")
+        tokenizer = model_tokenizer(config.model, corpus.train.texts, config.data.text_transforms)
+    set_seed(config.seed)
+    spec = checkpoint_spec(config.model)
+    model = untrained_model(config.model, spec, corpus.schema, tokenizer)
+    model.terms = loss_terms(corpus.schema, config.heads, _labels_to_balance(config, corpus))
+    freeze(model, config.training.freeze_layers)
+    if config.lora is not None:
+        check_adapters(model, config.lora, config.training.freeze_layers)
+    fitted = Fitted(model, spec, corpus.schema, tokenizer)
+    for name, split in corpus.splits.items():
+        check_tokens(split, tokenizer, name)
+    rehearse(config, fitted, corpus.train.texts)
+    train = tokenize(corpus.train, tokenizer, spec.max_length, scratch, "train", show_progress)
+    validation = tokenize(corpus.validation, tokenizer, spec.max_length, scratch, "validation", show_progress)
+    return Prepared(corpus, fitted, train, validation)
+
+
+def check_tokens(split: Split, tokenizer: Tokenizer, name: str) -> None:
+    """Makes sure that at least one text of the split has a token.
+
+    Raises:
+        DataError: none has, because the tokenizer's normalizer leaves nothing of them.
+    """
+    for batch in split.rows.select_columns(["text"]).iter(1000):
+        if any(encoded.token_count for encoded in encode(batch["text"], tokenizer, max_length=1)):
+            return
+    raise DataError(f"data.text_transforms: leave no token of any text of the {name} split")
+
+
+def tokenize(
+    split: Split, tokenizer: Tokenizer, max_length: int, scratch: Path, name: str, show_progress: bool = False
+) -> TokenRows:
+    """Tokenizes a split into a file in `scratch`. Texts without a token are left out: serving cannot answer them."""
+    lengths: list[int] = []
+
+    def tokens(texts: list[str]) -> dict[str, Any]:
+        # Whole texts are encoded: the length of texts is worth knowing, and truncating them costs nothing.
+        whole = [text.token_ids for text in encode(texts, tokenizer, max_length=2**31)]
+        lengths.extend(len(ids) for ids in whole)
+        ids = [ids[:max_length] for ids in whole]
+        bar.advance(len(texts))
+        return {"input_ids": ids, "length": [len(row) for row in ids]}
+
+    with progress(f"tokenizing {name}", len(split), shown=show_progress) as bar:
+        rows = split.rows.map(
+            tokens,
+            batched=True,
+            input_columns=["text"],
+            remove_columns=[column for column in split.rows.column_names if column != "labels"],
+            cache_file_name=str(scratch / f"{name}.arrow"),
+            load_from_cache_file=False,
+            new_fingerprint=name,  # without it the library would pickle the tokenizer to name the file
+        )
+    counts = np.array(lengths)
+    if not counts.all():  # the tokenizer's normalizer may leave nothing of a text
+        rows = rows.select(np.flatnonzero(counts))
+    return TokenRows(rows, counts, max_length)
+
+
+def parameter_counts(model: Any) -> tuple[int, int]:
+    """The number of parameters, and the number of trained ones."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
+
+
+def _labels_to_balance(config: TrainingConfig, corpus: Corpus) -> NDArray[np.float32] | None:
+    """The training labels, if a head's weights are counted from them."""
+    is_counted = any("balanced" in (head.class_weights, head.positive_weights) for head in config.heads)
+    return corpus.train.labels if is_counted else None
+
+
+def _metric_names(corpus: Corpus) -> Iterable[str]:
+    labels = corpus.validation.labels
+    return flat_scores(np.zeros((len(labels), corpus.schema.width), dtype=np.float32), labels, corpus.schema)
