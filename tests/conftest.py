@@ -12,6 +12,15 @@ import torch
 
 from tests.tiny import write_tiny_checkpoint
 
+TESTS = Path(__file__).parent
+# Folders and files whose tests start a server or train.
+SLOW = [TESTS / name for name in (
+    "benchmarks", "chaos", "deploy", "docs", "e2e", "loadtest/test_capacity.py", "loadtest/test_locustfile.py",
+    "training/test_distributed.py", "training/test_evaluate.py", "training/test_fit_arguments.py",
+    "training/test_fit_body.py", "training/test_fit_layers.py", "training/test_resume.py", "training/test_train.py",
+    "scoring/test_ray.py", "client/test_client_install.py",
+)]  # fmt: skip
+
 # Hardware decides else: on CPUs with bf16 instructions answers would be rounded, and many tests compare them closely.
 os.environ["POLYHEAD_PRECISION"] = "fp32"
 torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it computes
@@ -29,3 +38,11 @@ def base_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def damaged(base_checkpoint: Path, tmp_path: Path) -> Callable[[], Path]:
     """Makes copies of the tiny checkpoint for a test to damage."""
     return lambda: Path(shutil.copytree(base_checkpoint, tmp_path / "damaged"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the slow tests by where they stand."""
+    assert all(place.exists() for place in SLOW), [place for place in SLOW if not place.exists()]
+    for item in items:
+        if any(item.path.is_relative_to(place) for place in SLOW):
+            item.add_marker(pytest.mark.slow)

@@ -60,7 +60,7 @@ LAYERS = {
         "predictor",
     ],
     "polyhead_training": ["errors config", "model data", "evaluation", "fitting"],
-}
+}  # fmt: skip
 
 
 @cache
