@@ -1,0 +1,180 @@
+"""Parquet and Arrow files (both Arrow formats, file and stream). They have types; a row's number is its position."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pyarrow
+from pyarrow import ipc
+from pyarrow.parquet import ParquetFile as Parquet
+
+from polyhead_rows.byte_source import READ_ERRORS, ByteSource, reading
+from polyhead_rows.errors import TableError, one_line
+from polyhead_rows.place import STDIN, file_system, is_uri
+from polyhead_rows.table import Row, Start, TableFile
+
+BATCH_ROWS = 1024
+COPY_BYTES = 2**20
+
+# Opens the file and yields (number of the batch's first row, batch); begins at the batch that holds a row, or before.
+Reader = Callable[[int, "list[str] | None"], Iterator[tuple[int, pyarrow.RecordBatch]]]
+
+
+class ArrowTableFile(TableFile):
+    """Base of both: rows and batches from a stream of record batches."""
+
+    def _from(self, first_row: int, columns: list[str] | None) -> Iterator[tuple[int, pyarrow.RecordBatch]]:
+        """Batches and the numbers of their first rows; begins with the batch that holds `first_row`, or before it."""
+        raise NotImplementedError
+
+    def __init__(self, source: ByteSource, compression: str | None) -> None:
+        super().__init__(source.name)
+        self._path = _whole_file(self, source, compression)
+
+    def _describe(self, schema: pyarrow.Schema, rows: int) -> None:
+        self.arrow_schema = schema
+        self.total = rows
+        self.doubled = frozenset(name for name in schema.names if schema.names.count(name) > 1)
+        self.columns = [name for name in schema.names if name not in self.doubled]
+
+    def _open(self) -> Any:
+        if is_uri(self._path):
+            files, path = file_system(self._path)
+            return files.open_input_file(path)
+        return pyarrow.OSFile(self._path)
+
+    def rows(self, start: Start | None = None, columns: Sequence[str] | None = None) -> Iterator[Row]:
+        """All rows from `start` on; with `columns`, only these are read."""
+        wanted = start.number if start is not None else 1
+        with reading(self.name, self.format):
+            for first, batch in self._from(wanted, self._names(columns)):
+                for at in range(max(wanted - first, 0), batch.num_rows, BATCH_ROWS):
+                    yield from _rows_of(batch.slice(at, BATCH_ROWS), first + at)
+
+    def batches(
+        self, first_row: int, rows: int, columns: Sequence[str] | None = None
+    ) -> Iterator[pyarrow.RecordBatch]:
+        """Rows with their Arrow types; `first_row` counts from 1."""
+        with reading(self.name, self.format):
+            for first, batch in self._from(first_row, self._names(columns)):
+                begin, end = max(first_row - first, 0), min(first_row + rows - first, batch.num_rows)
+                if begin < end:
+                    yield batch.slice(begin, end - begin)
+                if first + batch.num_rows >= first_row + rows:
+                    return
+
+    def _names(self, columns: Sequence[str] | None) -> list[str] | None:
+        if columns is None:
+            return self.columns if self.doubled else None
+        return [name for name in columns if name in (self.columns or ())]
+
+
+class ParquetFile(ArrowTableFile):
+    """A Parquet file. Row groups before the first wanted row are not read."""
+
+    format = "parquet"
+    can_seek = True
+
+    def __init__(self, source: ByteSource, compression: str | None) -> None:
+        super().__init__(source, compression)
+        try:
+            with self._open() as file, Parquet(file) as parquet:
+                self._groups = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+                self._describe(parquet.schema_arrow, parquet.metadata.num_rows)
+        except READ_ERRORS as error:
+            raise TableError(f"{self.name}: cannot be read as Parquet ({one_line(error)})") from error
+
+    def _from(self, first_row: int, columns: list[str] | None) -> Iterator[tuple[int, pyarrow.RecordBatch]]:
+        first, groups = 1, list(range(len(self._groups)))
+        while groups and first + self._groups[groups[0]] <= first_row:
+            first += self._groups[groups.pop(0)]
+        if not groups:
+            return
+        with self._open() as file, Parquet(file) as parquet:
+            # Not pre-buffered: otherwise whole row groups are held in memory.
+            for batch in parquet.iter_batches(BATCH_ROWS, row_groups=groups, columns=columns):
+                yield first, batch
+                first += batch.num_rows
+
+
+class ArrowFile(ArrowTableFile):
+    """An Arrow file (also called Feather 2) or an Arrow stream."""
+
+    format = "arrow"
+
+    def __init__(self, source: ByteSource, compression: str | None) -> None:
+        super().__init__(source, compression)
+        try:
+            with self._open() as file:
+                self.can_seek = file.read(6) == b"ARROW1"
+                file.seek(0)
+                reader = ipc.open_file(file) if self.can_seek else ipc.open_stream(file)
+                self._sizes = [batch.num_rows for batch in _batches(reader)]
+                self._describe(reader.schema, sum(self._sizes))
+        except READ_ERRORS as error:
+            raise TableError(f"{self.name}: cannot be read as Arrow ({one_line(error)})") from error
+
+    def _from(self, first_row: int, columns: list[str] | None) -> Iterator[tuple[int, pyarrow.RecordBatch]]:
+        first = 1
+        with self._open() as file:
+            reader = ipc.open_file(file) if self.can_seek else ipc.open_stream(file)
+            skipped = 0
+            while self.can_seek and skipped < len(self._sizes) and first + self._sizes[skipped] <= first_row:
+                first += self._sizes[skipped]
+                skipped += 1
+            for batch in _batches(reader, skipped):
+                yield first, batch if columns is None else batch.select(columns)
+                first += batch.num_rows
+
+
+def _batches(reader: Any, skipped: int = 0) -> Iterator[pyarrow.RecordBatch]:
+    if isinstance(reader, ipc.RecordBatchFileReader):
+        for place in range(skipped, reader.num_record_batches):
+            batch = reader.get_batch(place)
+            batch.validate()  # a damaged file must not lead outside its buffers
+            yield batch
+    else:
+        for batch in reader:
+            batch.validate()
+            yield batch
+
+
+def _whole_file(owner: object, source: ByteSource, compression: str | None) -> str:
+    """A path that can be sought: the file's own, or of a copy that lives as long as its owner."""
+    if compression is None and source.name != STDIN:
+        return source.name
+    handle, path = tempfile.mkstemp(prefix="polyhead-rows-")
+    weakref.finalize(owner, os.unlink, path)
+    with reading(source.name, compression), os.fdopen(handle, "wb") as copy, source.open_undecoded() as stream:
+        while chunk := stream.read(COPY_BYTES):
+            copy.write(chunk)
+    return path
+
+
+def _rows_of(batch: pyarrow.RecordBatch, number: int) -> Iterator[Row]:
+    try:
+        records = batch.to_pylist()
+    except READ_ERRORS + (OverflowError,):
+        for at in range(batch.num_rows):
+            fields, reason = _record(batch, at)
+            yield Row(number + at, None, fields, reason, number + at)
+        return
+    for at, fields in enumerate(records, start=number):
+        yield Row(at, None, fields, None, at)
+
+
+def _record(batch: pyarrow.RecordBatch, at: int) -> tuple[dict[str, Any] | None, str | None]:
+    """A row that has a value with no Python form: text that is not UTF-8, or a time beyond Python's."""
+    fields = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            fields[name] = column[at].as_py()
+        except UnicodeDecodeError as error:
+            return None, f"column {name!r} is not UTF-8: byte 0x{error.object[error.start]:02x} at {error.start}"
+        except READ_ERRORS + (OverflowError,):
+            fields[name] = str(column.slice(at, 1).cast(pyarrow.string())[0].as_py())
+    return fields, None

@@ -1,0 +1,107 @@
+"""Lines of a file of any size, and the reader of plain lines. A line over the limit is never held in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
+
+from polyhead_rows.byte_source import UTF8_BOM, ByteSource, reading
+from polyhead_rows.table import Row, Start, TableFile
+
+LONGEST_LINE = 16 * 2**20  # bytes; also of a CSV row that has several lines
+SHOWN = 200
+
+
+class LongLine(bytes):
+    """The beginning of a line that is over the limit.
+
+    Attributes:
+        size: of the whole line in bytes.
+    """
+
+    size: int
+
+    @property
+    def reason(self) -> str:
+        """Why it is not read."""
+        return f"the line has {self.size:,} bytes; at most {LONGEST_LINE:,} are read"
+
+
+class Lines:
+    """An iterator of lines with their ends, and how far it is.
+
+    Attributes:
+        line: the number of the next line.
+        offset: bytes before it.
+    """
+
+    def __init__(self, stream: BinaryIO, start: Start) -> None:
+        self.line = start.line
+        self.offset = start.offset
+        self._readline = stream.readline
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        line = self._readline(LONGEST_LINE + 1)
+        if not line:
+            raise StopIteration
+        size = len(line)
+        if size > LONGEST_LINE:
+            line = LongLine(line[:SHOWN])
+            while (rest := self._readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
+                size += len(rest)
+            line.size = size = size + len(rest)
+        elif self.offset == 0:
+            line = line.removeprefix(UTF8_BOM)
+        self.line += 1
+        self.offset += size
+        return line
+
+
+def encoding_reason(what: str, byte: int, encoding: str | None) -> str:
+    """Why a line or a cell could not be decoded, and what to do."""
+    if encoding is not None:
+        return f"{what} is not {encoding}"
+    return f'{what} is not UTF-8: it has byte 0x{byte:02x}; for a text of Windows or Excel set encoding = "cp1252"'
+
+
+def shown(line: bytes) -> str:
+    """A line that could not be read, shortened and printable."""
+    text = line[: 4 * SHOWN].decode("utf-8", "backslashreplace").rstrip("\r\n")
+    text = "".join(one if one.isprintable() else f"\\x{ord(one):02x}" for one in text[:SHOWN])
+    return text + ("…" if len(line) > SHOWN else "")
+
+
+class LinesFile(TableFile):
+    """Plain lines: each one is a text, in the column ``text``. A blank line is a row too."""
+
+    format = "lines"
+
+    def __init__(self, source: ByteSource) -> None:
+        super().__init__(source.name)
+        self.columns = ["text"]
+        self.total = source.size
+        self.can_seek = source.exact
+        self._source = source
+
+    def rows(self, start: Start | None = None, columns: Sequence[str] | None = None) -> Iterator[Row]:
+        """All rows from `start` on."""
+        begin = start if start is not None and self.can_seek else Start()
+        with reading(self.name), self._source.open(begin.offset) as stream:
+            lines = Lines(stream, begin)
+            for number, line in enumerate(lines, start=begin.number):
+                if start is None or number >= start.number:
+                    end = self._source.position(lines.offset)
+                    yield self._row(line, number, lines.line - 1, end)
+
+    def _row(self, line: bytes, number: int, at: int, end: int) -> Row:
+        reason = line.reason if isinstance(line, LongLine) else None
+        if reason is None:
+            try:
+                text = line.removesuffix(b"\n").removesuffix(b"\r").decode()
+                return Row(number, at, {"text": text}, None, end, None, at + 1)
+            except UnicodeDecodeError as error:
+                reason = encoding_reason("the line", line[error.start], self._source.encoding)
+        return Row(number, at, None, reason, end, shown(line), at + 1)

@@ -1,0 +1,197 @@
+"""Writes tables: CSV, TSV, JSON lines, a JSON array, Parquet and Arrow; the text formats also compressed.
+
+A file is written where it is named. Callers that need it whole or not at all write to another name and rename it.
+"""
+
+from __future__ import annotations
+
+import base64
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import math
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow
+from pyarrow import ipc, parquet
+
+from polyhead_rows.errors import TableError, one_line
+from polyhead_rows.place import file_system, is_uri, known_names, split_name, why
+
+GROUP_ROWS, GROUP_BYTES = 65_536, 64 * 2**20  # of a row group of Parquet, whichever comes first
+CHUNK_ROWS = 1024
+PLAIN = (str, int, bool, type(None))
+
+
+class Output:
+    """A file that is being written; a context manager. `open_output` makes it."""
+
+    def __init__(self, name: str, schema: pyarrow.Schema) -> None:
+        self.name = name
+        self.schema = schema
+        self._opened = ExitStack()
+
+    def write(self, table: pyarrow.Table) -> None:
+        """Adds rows; the table has the output's schema.
+
+        Raises:
+            TableError: the file cannot be written.
+        """
+        try:
+            self._write(table.cast(self.schema) if table.schema != self.schema else table)
+        except (OSError, ValueError, pyarrow.ArrowException) as error:
+            raise TableError(f"{self.name}: cannot be written ({_why(error)})") from error
+
+    def close(self) -> None:
+        """Ends the file.
+
+        Raises:
+            TableError: the file cannot be written.
+        """
+        try:
+            with self._opened:
+                self._finish()
+        except (OSError, ValueError, pyarrow.ArrowException) as error:
+            raise TableError(f"{self.name}: cannot be written ({_why(error)})") from error
+
+    def __enter__(self) -> Output:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._opened.close()
+
+    def _write(self, table: pyarrow.Table) -> None:
+        raise NotImplementedError
+
+    def _finish(self) -> None:
+        """Writes what is still held."""
+
+
+def open_output(path: str | Path, schema: pyarrow.Schema) -> Output:
+    """A new file in the format that its name says.
+
+    Raises:
+        TableError: no known format, or the file cannot be made.
+    """
+    name = str(path)
+    kind, compression = split_name(name)
+    if kind is None or kind == "lines":
+        raise TableError(f"{name}: the name must end in one of {known_names()}")
+    try:
+        if kind in ("parquet", "arrow"):
+            if compression is not None:
+                raise TableError(f"{name}: {kind} files are compressed inside; leave the last ending out")
+            return _ArrowOutput(name, schema, kind)
+        return _TextOutput(name, schema, kind, compression)
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise TableError(f"{name}: cannot be written ({_why(error)})") from error
+
+
+class _ArrowOutput(Output):
+    def __init__(self, name: str, schema: pyarrow.Schema, kind: str) -> None:
+        super().__init__(name, schema)
+        file = self._opened.enter_context(_create(name))
+        writer = parquet.ParquetWriter(file, schema) if kind == "parquet" else ipc.new_file(file, schema)
+        self._writer = self._opened.enter_context(writer)
+        self._waiting: list[pyarrow.Table] = []
+        self._rows = self._bytes = 0
+
+    def _write(self, table: pyarrow.Table) -> None:
+        self._waiting.append(table)
+        self._rows += table.num_rows
+        self._bytes += table.nbytes
+        if self._rows >= GROUP_ROWS or self._bytes >= GROUP_BYTES:
+            self._finish()
+
+    def _finish(self) -> None:
+        if self._rows:
+            self._writer.write_table(pyarrow.concat_tables(self._waiting).combine_chunks())
+        self._waiting, self._rows, self._bytes = [], 0, 0
+
+
+class _TextOutput(Output):
+    def __init__(self, name: str, schema: pyarrow.Schema, kind: str, compression: str | None) -> None:
+        super().__init__(name, schema)
+        raw = self._opened.enter_context(_create(name))
+        packed = raw if compression is None else self._opened.enter_context(_compress(raw, compression))
+        self._file = self._opened.enter_context(
+            cast(Any, io.TextIOWrapper(cast(Any, packed), "utf-8", "backslashreplace", newline=""))
+        )
+        self._kind = kind
+        self._names = schema.names
+        self._any = False
+        if kind in ("csv", "tsv"):
+            self._csv = csv.writer(self._file, delimiter="\t" if kind == "tsv" else ",", lineterminator="\n")
+            self._csv.writerow(self._names)
+        elif kind == "json":
+            self._file.write("[")
+
+    def _write(self, table: pyarrow.Table) -> None:
+        for batch in table.to_batches(CHUNK_ROWS):
+            columns = [column.to_pylist() for column in batch.columns]
+            if self._kind in ("csv", "tsv"):
+                self._csv.writerows(zip(*(map(_csv_cell, column) for column in columns), strict=True))
+                continue
+            for values in zip(*columns, strict=True):
+                row = json.dumps(dict(zip(self._names, map(_json_value, values), strict=True)), ensure_ascii=False)
+                if self._kind == "jsonl":
+                    self._file.write(row + "\n")
+                else:
+                    self._file.write(f"{',' if self._any else ''}\n{row}")
+                    self._any = True
+
+    def _finish(self) -> None:
+        if self._kind == "json":
+            self._file.write("\n]\n")
+
+
+def _create(name: str) -> Any:
+    if is_uri(name):
+        files, path = file_system(name)
+        return files.open_output_stream(path)
+    return Path(name).open("wb")
+
+
+def _compress(raw: Any, compression: str) -> Any:
+    match compression:
+        case "gzip":
+            return gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0)  # the same rows, the same bytes
+        case "bz2":
+            return bz2.BZ2File(raw, "wb")
+        case "xz":
+            return lzma.LZMAFile(raw, "wb")
+        case _:
+            return pyarrow.CompressedOutputStream(pyarrow.PythonFile(raw, mode="w"), "zstd")
+
+
+def _json_value(value: Any) -> Any:
+    """JSON has no form for dates and decimals (written as text), bytes (base64) and non-finite numbers (null)."""
+    if isinstance(value, PLAIN):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [_json_value(one) for one in value]
+    if isinstance(value, dict):
+        return {str(key): _json_value(one) for key, one in value.items()}
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+
+
+def _csv_cell(value: Any) -> Any:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool | list | dict):
+        return json.dumps(_json_value(value), ensure_ascii=False)
+    return _json_value(value)
+
+
+def _why(error: Exception) -> str:
+    return why(error) if isinstance(error, OSError) else one_line(error)

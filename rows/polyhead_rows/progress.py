@@ -1,0 +1,136 @@
+"""How far a long work is: a bar on a terminal, a plain line every ten seconds elsewhere; both on standard error."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+from rich.progress import Progress as RichProgress
+
+BAR_S = 0.2  # how often the bar moves
+LINE_S = 10.0  # how often a line is printed
+
+
+class ProgressMeter:
+    """Counts what is done, and says how fast it goes and how long the rest takes.
+
+    Attributes:
+        title: what is being done.
+        total: how much there is to do; 0 if it is unknown.
+        done: how much is done, by earlier runs too.
+    """
+
+    every_s = LINE_S
+
+    def __init__(self, title: str, total: float, unit: str, done: float) -> None:
+        self.title = title
+        self.total = total
+        self.done = done
+        self._unit = unit
+        self._before = done
+        self._figures: dict[str, object] = {}
+        self._began = self._shown = time.monotonic()
+
+    def advance(self, units: float = 1, **figures: object) -> None:
+        """So much more is done. Figures, such as ``loss=0.12``, stay on show until they change."""
+        self.done += units
+        self._figures.update(figures)
+        if time.monotonic() - self._shown >= self.every_s:
+            self._shown = time.monotonic()
+            self.show()
+
+    def describe(self) -> str:
+        """What is done, the rate of this run, the time left, and the figures."""
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        ahead = self.done - self._before
+        parts = [f"{_number(self.done)}{f' of {_number(self.total)}' if self.total else ''} {self._unit}"]
+        parts.append(f"{_number(ahead / seconds)} {self._unit}/s")
+        if self.total:
+            parts.append(f"{_clock((self.total - self.done) / ahead * seconds) if ahead > 0 else '?'} left")
+        return ", ".join(parts + [f"{name} {_figure(value)}" for name, value in self._figures.items()])
+
+    def percent(self) -> int:
+        """Of the total."""
+        return min(int(100 * self.done / self.total), 100) if self.total else 0
+
+    def show(self) -> None:
+        """Shows it now; nothing if progress is not shown."""
+
+
+class _Lines(ProgressMeter):
+    console: Console
+
+    def show(self) -> None:
+        percent = f", {self.percent()} %" if self.total else ""
+        self.console.print(f"{self.title}{percent}: {self.describe()}", markup=False, highlight=False, soft_wrap=True)
+
+
+class _Bar(ProgressMeter):
+    every_s = BAR_S
+    bar: RichProgress
+
+    def start(self) -> None:
+        self._task = self.bar.add_task(self.title, total=self.total or None, completed=self.done, said=self.describe())
+
+    def show(self) -> None:
+        self.bar.update(self._task, completed=self.done, said=self.describe())
+
+
+@contextmanager
+def progress(
+    title: str,
+    total: float,
+    *,
+    unit: str = "rows",
+    done: float = 0,
+    shown: bool = True,
+    console: Console | None = None,
+) -> Iterator[ProgressMeter]:
+    """Shows how far the block is; call ``advance`` on what it gives.
+
+    Args:
+        title: what is being done.
+        total: how much there is to do; 0 if it is unknown.
+        unit: what is counted.
+        done: by earlier runs.
+        shown: false counts without showing.
+        console: standard error if None.
+    """
+    console = console if console is not None else Console(stderr=True)
+    if not shown:
+        yield ProgressMeter(title, total, unit, done)
+    elif not console.is_terminal:
+        lines = _Lines(title, total, unit, done)
+        lines.console = console
+        yield lines
+    else:
+        said = TextColumn("{task.fields[said]}", markup=False)
+        with RichProgress(
+            TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), said, console=console
+        ) as bar:
+            meter = _Bar(title, total, unit, done)
+            meter.bar = bar
+            meter.start()
+            try:
+                yield meter
+            finally:
+                meter.show()
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
+
+
+def _figure(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
