@@ -150,7 +150,7 @@ class RayScorer:
         if self.folder.count_try(partition) > TRIES:
             raise ScoringError(
                 f"{partition.file}: {TRIES} processes died over the {partition.rows} rows from row "
-                f"{partition.first_row + 1} on; give actors more memory, or make --partition-tokens smaller with --restart"
+                f"{partition.first_row + 1} on; give actors more memory, or smaller --partition-tokens with --restart"
             )
         (done,) = self.scorer.run([partition])
         return done

@@ -1,4 +1,4 @@
-"""The request (what the command line says) and the job (what decides the output; a run continues only as the same job)."""
+"""The request is what the command line says; the job is what decides the output. A run continues only as its job."""
 
 from __future__ import annotations
 

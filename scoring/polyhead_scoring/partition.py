@@ -1,7 +1,7 @@
-"""The partition: consecutive rows of one file that are read, scored and written together; files are cut into them here.
+"""The partition: consecutive rows of one file that are read, scored and written together. Files are cut here.
 
-Cutting reads texts but does not tokenize them: a text counts its bytes over the bytes per token of a sample, at most the
-model's ``max_length``. This bounds what a partition costs, whatever the lengths of its texts.
+Cutting reads texts but does not tokenize them: a text counts its bytes over the bytes per token of a sample, at most
+the model's ``max_length``. This bounds what a partition costs, whatever the lengths of its texts.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow
 from pydantic import BaseModel, ConfigDict
@@ -29,7 +29,7 @@ UNPACKED = 4  # bytes in memory per byte of a Parquet or Arrow file, roughly
 SAMPLE_ROWS = 500  # whose tokens are counted before partitions are cut
 ENGLISH = 4.0  # bytes per token
 
-Columns = Kinds | pyarrow.Schema  # what a survey finds out about a file's columns
+Columns = Any  # what a survey finds out about a file's columns: `Kinds`, or a pyarrow.Schema
 
 
 class Partition(BaseModel):

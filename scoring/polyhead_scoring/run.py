@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow
 from rich.console import Console
 
 from polyhead.files import replaced_file
-from polyhead_rows.place import find_files
+from polyhead_rows.place import STDIN
 from polyhead_rows.progress import progress
+from polyhead_rows.table_file import find_files
 from polyhead_scoring import ScoringError
 from polyhead_scoring.job import (
     InputFile,
@@ -78,21 +79,25 @@ def run(request: Request, console: Console) -> RunResult:
     folder = RunFolder(absolute(request.output), one_file=is_one_file(request.output))
     with folder.lock():
         folder.check_free(restart=request.restart)
-        inputs = find_inputs(request.data, folder)
-        model = _server_model(request, say) if request.server is not None else checkpoint_model(request)
-        with closing(model.server.client) if model.server is not None else nullcontext():
-            job = job_of(request, inputs, model.answers_from, one_file=folder.one_file)
-            manifest = folder.begin(job, restart=request.restart)
-            if manifest is None:
-                result = _score(request, job, model, folder, console, say)
-            else:
+        inputs = find_inputs(request, folder)
+        try:
+            model = _server_model(request, say) if request.server is not None else checkpoint_model(request)
+            with closing(model.server.client) if model.server is not None else nullcontext():
+                job = job_of(request, inputs, model.answers_from, one_file=folder.one_file)
+                manifest = folder.begin(job, restart=request.restart)
+                if manifest is None:
+                    return _score(request, job, model, folder, console, say)
                 say(f"{folder.name}: is finished already")
-                result = RunResult(manifest)
-        folder.output.beside(".stdin").remove()
-    return result
+                return RunResult(manifest)
+        finally:
+            folder.discard()
+            if not folder.plan.exists():
+                for copy in inputs:
+                    if copy.sha256 is not None:
+                        Path(copy.name).unlink(missing_ok=True)
 
 
-def find_inputs(data: Sequence[str], folder: RunFolder, stdin: BinaryIO | None = None) -> tuple[InputFile, ...]:
+def find_inputs(request: Request, folder: RunFolder) -> tuple[InputFile, ...]:
     """The files to score, as they are now. Standard input is copied beside the output first.
 
     Raises:
@@ -100,18 +105,18 @@ def find_inputs(data: Sequence[str], folder: RunFolder, stdin: BinaryIO | None =
         ScoringError: standard input cannot be copied.
     """
     return tuple(
-        _copy_stdin(folder, stdin or sys.stdin.buffer) if name == "-" else describe_file(absolute(name))
-        for name in find_files(data)
+        _copy_stdin(folder, request.read.format or "jsonl") if name == STDIN else describe_file(absolute(name))
+        for name in find_files(request.data)
     )
 
 
-def _copy_stdin(folder: RunFolder, stdin: BinaryIO) -> InputFile:
+def _copy_stdin(folder: RunFolder, format_name: str) -> InputFile:
     """A run that continues needs the same bytes again, so the content is part of the job."""
     if not folder.output.is_local:
         raise ScoringError("standard input: must be saved as a file first if the output is a URI")
-    copy = Path(folder.output.beside(".stdin").path)
+    copy = Path(folder.output.beside(f".stdin.{format_name}").path)
     with replaced_file(copy) as part, part.open("wb+") as file:
-        shutil.copyfileobj(stdin, file, 1 << 20)
+        shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return InputFile(name=str(copy), size=copy.stat().st_size, changed_ns=None, sha256=digest)
@@ -136,9 +141,7 @@ def _server_model(request: Request, say: Say) -> Model:
     return Model(answers_from, server.heads, server.schema.max_length, server=server)
 
 
-def _score(
-    request: Request, job: Job, model: Model, folder: RunFolder, console: Console, say: Say
-) -> RunResult:
+def _score(request: Request, job: Job, model: Model, folder: RunFolder, console: Console, say: Say) -> RunResult:
     with _ray(request):
         partitions, kept = folder.read_plan() or make_plan(request, job, model, folder)
         schema = output_schema(kept, model.heads, job)
@@ -155,7 +158,7 @@ def _score(
             for finished in score_partitions(request, job, model, kept, folder, todo):
                 done[finished.number] = finished
                 rows, errors = rows + finished.rows, errors + finished.errors
-                shown.advance(tokens[finished.number], rows=f"{rows:,}", errors=f"{errors:,}")
+                shown.advance(tokens[finished.number], rows=rows, errors=errors)
         seconds = time.monotonic() - started
     check_unchanged(job.inputs)
     return RunResult(folder.finish(job, model.heads, schema, partitions, done), rows, seconds)
@@ -222,7 +225,7 @@ def score_partitions(
 
 def _run_inside(request: Request) -> RunResult:
     """Ray's client cannot carry Ray Data: the whole run takes place on a node, and paths mean that node's."""
-    if "-" in request.data:
+    if STDIN in request.data:
         raise ScoringError(f"standard input: cannot be read on the nodes of {request.address}; save it as a file first")
     with _ray(request):
         from polyhead_scoring.cluster import run_on_a_node

@@ -2,7 +2,8 @@
 
 A folder as the output: ``part-NNNNNN.parquet`` per partition; ``_run/`` while it is not finished; at the end
 ``_errors.jsonl`` (if rows failed) and ``_manifest.json``. A file as the output: ``OUT.partial/`` has the parts and all
-else; at the end come ``OUT.errors.jsonl``, ``OUT`` and ``OUT.manifest.json``. A part counts when its note is in ``done/``.
+else; at the end come ``OUT.errors.jsonl``, ``OUT`` and ``OUT.manifest.json``. A part counts
+if its note is in ``done/``.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from polyhead.files import LockedError, file_lock, replaced_file
 from polyhead_rows.output import open_output
-from polyhead_rows.place import known_names, split_name
+from polyhead_rows.place import split_name
 from polyhead_scoring import ScoringError
 from polyhead_scoring.job import Job, check_same
 from polyhead_scoring.partition import Partition
-from polyhead_scoring.place import Place, absolute
+from polyhead_scoring.place import Place
 
 
 class Done(BaseModel):
@@ -159,6 +160,13 @@ class RunFolder:
         for place in (self.done, self.failed_rows, self.plan, self.run):
             place.remove()
 
+    def discard(self) -> None:
+        """Leaves nothing of a run that never had a plan."""
+        if not self.plan.exists() and not self.clearing.exists():
+            self.run.remove()
+            if not self.one_file and self.output.is_local and not self.output.names():
+                self.output.remove()
+
     def _remove_parts(self, *beginnings: str) -> None:
         for name in self.parts.names():
             if name.startswith(beginnings):
@@ -222,7 +230,7 @@ class RunFolder:
         for partition in partitions:
             found = done.get(partition.number)
             if found is None or (self.parts / found.output).info().size != found.size:
-                raise ScoringError(f"{self.name}/{partition.name}.parquet: is missing or changed; run the command again")
+                raise ScoringError(f"{self.name}: {partition.name} is missing or changed; run the command again")
             parts_are_kept = {"number"} if not self.one_file else {"number", "output", "size", "sha256"}
             entries.append(
                 {"input": partition.file, "first_row": partition.first_row} | found.model_dump(exclude=parts_are_kept)
@@ -288,7 +296,10 @@ def is_one_file(output: str) -> bool:
     if kind is None or kind == "lines":
         if "://" in output or "." not in name.strip(".") or Path(output).is_dir():
             return False
-        raise ScoringError(f"{output}: must end in {known_names()}; for a folder of Parquet parts end it with a /")
+        raise ScoringError(
+            f"{output}: must end as a table does, such as .csv, .jsonl.gz or .parquet; for a folder of Parquet parts, "
+            "end it with a /"
+        )
     if "://" in output:
         raise ScoringError(f"{output}: one file can only be written on this machine's file systems; name a folder")
     return not Path(output).is_dir()

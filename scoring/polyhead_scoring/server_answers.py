@@ -259,5 +259,3 @@ def _check_key(error: RequestRejectedError) -> None:
     """A refused key is not the fault of a text."""
     if error.status in KEY_REFUSED:
         raise error
-
-
