@@ -27,7 +27,7 @@ class Request:
         data: files, globs, folders, URIs, or ``-`` for standard input.
         output: a file, or a folder or URI of Parquet parts.
         keep: columns of the input that the output has too; None for all.
-        prefix: stands before the heads' names in the answers' columns.
+        prefix: stands before the names of the answers' columns.
         partition_tokens: None for 50,000 with a file as the output, and 500,000 with a folder.
         checkpoint: None if a server answers.
         device: ``cpu`` or ``cuda``.
@@ -43,7 +43,7 @@ class Request:
     read: ReadOptions = field(default_factory=ReadOptions)
     text_column: str = "text"
     keep: tuple[str, ...] | None = None
-    prefix: str = "predicted_"
+    prefix: str = ""
     top_k: int | None = None
     threshold: float | None = None
     partition_tokens: int | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +21,6 @@ from polyhead_client import (
     Prediction,
     RequestRejectedError,
     RequestTimeoutError,
-    Schema,
     ServerFailedError,
     ServerOverloadedError,
     ServerUnreachableError,
@@ -241,12 +241,10 @@ class ServerAnswers:
             raise ScoringError(str(late)) from error
 
 
-def heads_of(schema: Schema) -> list[dict[str, Any]]:
-    """The heads as JSON."""
-    return [
-        {name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(head).items()}
-        for head in schema.heads
-    ]
+def heads_of(schema: Any) -> list[dict[str, Any]]:
+    """The heads of what `Client.schema` gives, as JSON."""
+    heads: list[dict[str, Any]] = json.loads(json.dumps([dataclasses.asdict(head) for head in schema.heads]))
+    return heads
 
 
 def _sendable(text: str | BadText) -> str | BadText:
