@@ -63,7 +63,7 @@ def test_options_are_environment_variables(fake: Served, tmp_path: Path, monkeyp
     for name, value in variables.items():
         monkeypatch.setenv(f"POLYHEAD_SCORE_{name}", value)
     assert CliRunner().invoke(app, [str(file)]).exit_code == 0
-    assert fake.server.requests[0].headers["Authorization"] == "Bearer secret"
+    assert fake.server.requests[0].headers["authorization"] == "Bearer secret"
     assert [row["stars_value"] for row in read_rows(tmp_path / "out.csv")] == ["1.0"]
     monkeypatch.setenv("POLYHEAD_SCORE_RESTART", "1")
     monkeypatch.setenv("POLYHEAD_SCORE_TOP_K", "2")

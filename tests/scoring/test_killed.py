@@ -26,6 +26,8 @@ from tests.scoring.conftest import Served
 from tests.scoring.texts import plain_rows, read_rows, write_jsonl
 from tests.tiny import write_tiny_checkpoint
 
+COMMAND = [sys.executable, "-m", "polyhead_scoring.command"]
+
 
 class Killed(BaseException):
     """What a process is that goes no further."""
@@ -125,7 +127,7 @@ def test_killed_before_each_change(
         (tmp_path / "again").mkdir()
         kills = sum(1 for _ in attempts(request(tmp_path / "again"), kill_at))
         check_end(tmp_path / "again", output, expected)
-    assert kills > 8
+    assert kills > (8 if anew else 3)
 
 
 def check_end(folder: Path, output: str, expected: list[dict[str, Any]]) -> None:
@@ -142,7 +144,7 @@ def check_end(folder: Path, output: str, expected: list[dict[str, Any]]) -> None
 
 @pytest.mark.parametrize("output", ["out.parquet", "out.csv", "out"])
 def test_killed_at_random_with_a_server(output: str, fake: Served, score: Callable[..., Any], tmp_path: Path) -> None:
-    """SIGKILL three times: the output and the file of failed rows are those of an unbroken run, and little is repeated."""
+    """SIGKILL three times: output and failed rows are those of an unbroken run, and little is asked again."""
     total = 3000
     lines = [f'{{"text": "row {n}", "id": {n}}}' if n % 7 else '{"text": null}' for n in range(total)]
     (tmp_path / "in.jsonl").write_text("\n".join(lines), encoding="utf-8")
@@ -150,14 +152,14 @@ def test_killed_at_random_with_a_server(output: str, fake: Served, score: Callab
     assert score("in.jsonl", "whole_" + output, *options).exit_code == 1
     fake.server.requests.clear()
     fake.server.failure = Failure(hang_s=0.02)
-    command = [sys.executable, "-m", "polyhead_scoring.command", str(tmp_path / "in.jsonl"), "--output",
-               str(tmp_path / output), "--server", fake.url, "--batch-size", "16", "--workers", "2", *options]  # fmt: skip
+    command = [*COMMAND, str(tmp_path / "in.jsonl"), "--output", str(tmp_path / output), "--server", fake.url,
+               "--batch-size", "16", "--workers", "2", *options]  # fmt: skip
     done = tmp_path / output / "_run" / "done" if output == "out" else tmp_path / f"{output}.partial" / "done"
     chance = random.Random(output)
     for share in (0.1, 0.4, 0.7):
         killed = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 60
-        while not done.exists() or len(list(done.glob("part-*"))) * 50 < share * total:
+        while not done.exists() or len(list(done.glob("part-*"))) < share * 28:  # partitions
             assert killed.poll() is None, killed.communicate()[1]
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -177,22 +179,22 @@ def test_killed_at_random_with_a_server(output: str, fake: Served, score: Callab
 
 
 def test_killed_at_random_with_the_engine(tmp_path: Path) -> None:
-    """SIGKILL three times at random moments, also while the model loads: the output is that of an unbroken run."""
+    """SIGKILL twice at random moments, also while the model loads: the output is that of an unbroken run."""
     checkpoint = tmp_path / "checkpoint"
-    write_tiny_checkpoint(checkpoint, n_layer=12)
-    rows = plain_rows(1500)
+    write_tiny_checkpoint(checkpoint, n_layer=4)
+    rows = plain_rows(600)
     file = write_jsonl(tmp_path / "in.jsonl", rows)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 
     def command(output: str) -> list[str]:
-        return [sys.executable, "-m", "polyhead_scoring.command", str(file), "--output", str(tmp_path / output),
-                "--checkpoint", str(checkpoint), "--partition-tokens", "500"]  # fmt: skip
+        return [*COMMAND, str(file), "--output", str(tmp_path / output), "--checkpoint", str(checkpoint),
+                "--partition-tokens", "400"]  # fmt: skip
 
     started = time.monotonic()
     subprocess.run(command("whole.csv"), env=environment, check=True, capture_output=True)
     lasts = time.monotonic() - started
     chance = random.Random(5)
-    for _ in range(3):
+    for _ in range(2):
         killed = subprocess.Popen(command("out.csv"), env=environment, stderr=subprocess.PIPE)
         try:
             killed.communicate(timeout=chance.uniform(0.3, 0.8) * lasts)
@@ -211,8 +213,8 @@ def test_interrupted(wanted: signal.Signals, fake: Served, tmp_path: Path) -> No
     """Ctrl-C and SIGTERM end a run with exit code 130, no traceback, and the way to continue."""
     (tmp_path / "in.csv").write_text("text\n" + "a\n" * 3000, encoding="utf-8")
     fake.server.failure = Failure(hang_s=0.05)
-    command = [sys.executable, "-m", "polyhead_scoring.command", str(tmp_path / "in.csv"), "--output",
-               str(tmp_path / "out.csv"), "--server", fake.url, "--batch-size", "8", "--partition-tokens", "20"]  # fmt: skip
+    command = [*COMMAND, str(tmp_path / "in.csv"), "--output", str(tmp_path / "out.csv"), "--server", fake.url,
+               "--batch-size", "8", "--partition-tokens", "20"]  # fmt: skip
 
     def heed_ctrl_c() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # whoever runs the tests may ignore it
