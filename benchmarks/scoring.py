@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from rich.console import Console
 
 from benchmarks.result import RESULTS, write_result
 from benchmarks.workload import TOKENIZER_VOCAB_SIZE, random_checkpoint
@@ -135,7 +136,7 @@ def _score(
     folder.begin(job, restart=False)
     done, times = [], []
     with connected(address or ""):
-        partitions, kept = make_plan(request, job, model, folder)
+        partitions, kept = make_plan(request, job, model, folder, Console(quiet=True))
         for finished in score_partitions(request, job, model, kept, folder, partitions):
             done.append(finished)
             times.append(time.perf_counter())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -111,8 +111,10 @@ def cut(file: str, rows: Iterable[RowSize], limits: Limits) -> Iterator[Partitio
         yield Partition(file=file, first_row=first, rows=count, start=start, tokens=tokens)
 
 
-def survey(file: InputFile, job: Job, limits: Limits) -> tuple[list[Partition], Columns]:
-    """Cuts a file into partitions and finds out its columns.
+def survey(
+    file: InputFile, job: Job, limits: Limits, advance: Callable[[int], object] = lambda rows: None
+) -> tuple[list[Partition], Columns]:
+    """Cuts a file into partitions and finds out its columns. Calls `advance` for every thousand rows.
 
     Raises:
         TableError: the file cannot be read, or lacks the text column.
@@ -131,6 +133,8 @@ def survey(file: InputFile, job: Job, limits: Limits) -> tuple[list[Partition], 
                 note_kinds(kinds, row.fields)
             yield RowSize(text_bytes, max(mean, text_bytes) if mean else _row_bytes(row), start)
             start = row.after
+            if row.number % 1000 == 0:
+                advance(1000)
 
     partitions = list(cut(file.name, sizes(), limits))
     if table.arrow_schema is None:
@@ -166,7 +170,8 @@ def bytes_per_token(job: Job, tokenizer: Tokenizer) -> float:
     """The median of the first rows of the first file that has any; that of English if they have no text."""
     texts: list[str] = []
     for file in job.inputs:
-        first = [text_of(row, job.text_column) for row in islice(open_table(file.name, job.read).rows(), SAMPLE_ROWS)]
+        rows = open_table(file.name, job.read).rows(columns=[job.text_column])
+        first = [text_of(row, job.text_column) for row in islice(rows, SAMPLE_ROWS)]
         texts = [text for text in first if isinstance(text, str)]
         if first:
             break
@@ -196,16 +201,20 @@ class PartReader:
             self._table = open_table(partition.file, self._read)
         table = self._table
         rows = list(islice(self._rows(table, partition), partition.rows))
+        changed = ScoringError(
+            f"{partition.file}: has {len(rows)} rows in a place that had {partition.rows}, or other columns: the file "
+            "changed; begin anew with --restart"
+        )
         if len(rows) != partition.rows:
-            raise ScoringError(
-                f"{partition.file}: has {len(rows)} rows in a place that had {partition.rows}: the file changed; "
-                "begin anew with --restart"
-            )
-        if table.arrow_schema is None:
-            kept = to_table([row.fields or {} for row in rows], self._kept)
-        else:
-            batches = list(table.batches(partition.start.number, partition.rows, self._kept.names))
-            kept = pyarrow.Table.from_batches(batches).select(self._kept.names).cast(self._kept)
+            raise changed
+        try:
+            if table.arrow_schema is None:
+                kept = to_table([row.fields or {} for row in rows], self._kept)
+            else:
+                batches = list(table.batches(partition.start.number, partition.rows, self._kept.names))
+                kept = pyarrow.Table.from_batches(batches).select(self._kept.names).cast(self._kept)
+        except (pyarrow.ArrowException, KeyError, TypeError, OverflowError) as error:
+            raise changed from error
         return Part(rows, [text_of(row, self._text_column) for row in rows], kept)
 
     def _rows(self, table: TableFile, partition: Partition) -> Iterator[Row]:

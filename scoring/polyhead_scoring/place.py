@@ -46,6 +46,12 @@ class Place:
         """Whether it is on this machine's file systems, which have locks and renames."""
         return isinstance(self.files, LocalFileSystem)
 
+    def is_any_of(self, *others: Place) -> bool:
+        """Whether it is the same file as one of the others, also by a link."""
+        if self.is_local:
+            return Path(self.path).resolve() in {Path(other.path).resolve() for other in others if other.is_local}
+        return self in others
+
     def info(self) -> FileInfo:
         """Kind, size and time of the last change."""
         return self.files.get_file_info(self.path)

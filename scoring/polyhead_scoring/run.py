@@ -30,7 +30,7 @@ from polyhead_scoring.job import (
     job_of,
 )
 from polyhead_scoring.partition import Columns, Limits, Partition, bytes_per_token, kept_schema, survey
-from polyhead_scoring.place import absolute
+from polyhead_scoring.place import Place, absolute
 from polyhead_scoring.run_folder import Done, RunFolder, is_one_file
 from polyhead_scoring.scorer import Answerer, Heads, Scorer, output_schema
 from polyhead_scoring.server_answers import ServerAnswers
@@ -102,12 +102,17 @@ def find_inputs(request: Request, folder: RunFolder) -> tuple[InputFile, ...]:
 
     Raises:
         TableError: a name stands for no file.
-        ScoringError: standard input cannot be copied.
+        ScoringError: standard input cannot be copied, or a file is also an output.
     """
-    return tuple(
-        _copy_stdin(folder, request.read.format or "jsonl") if name == STDIN else describe_file(absolute(name))
-        for name in find_files(request.data)
-    )
+    found: list[InputFile] = []
+    for name in find_files(request.data):
+        if name == STDIN:
+            found.append(_copy_stdin(folder, request.read.format or "jsonl"))
+        elif Place.of(name).is_any_of(folder.output, folder.errors, folder.manifest):
+            raise ScoringError(f"{name}: is the input, and the run would write to it; give the output another name")
+        else:
+            found.append(describe_file(absolute(name)))
+    return tuple(found)
 
 
 def _copy_stdin(folder: RunFolder, format_name: str) -> InputFile:
@@ -143,7 +148,7 @@ def _server_model(request: Request, say: Say) -> Model:
 
 def _score(request: Request, job: Job, model: Model, folder: RunFolder, console: Console, say: Say) -> RunResult:
     with _ray(request):
-        partitions, kept = folder.read_plan() or make_plan(request, job, model, folder)
+        partitions, kept = folder.read_plan() or make_plan(request, job, model, folder, console)
         schema = output_schema(kept, model.heads, job)
         done = folder.finished()
         if done:
@@ -176,7 +181,9 @@ def _ray(request: Request) -> AbstractContextManager[None]:
     return connected(request.address)
 
 
-def make_plan(request: Request, job: Job, model: Model, folder: RunFolder) -> tuple[list[Partition], pyarrow.Schema]:
+def make_plan(
+    request: Request, job: Job, model: Model, folder: RunFolder, console: Console
+) -> tuple[list[Partition], pyarrow.Schema]:
     """All partitions, and the columns that the output keeps; notes them in the folder.
 
     Raises:
@@ -193,7 +200,8 @@ def make_plan(request: Request, job: Job, model: Model, folder: RunFolder) -> tu
 
         found = survey_all(job, limits)
     else:
-        found = [survey(file, job, limits) for file in job.inputs if file.size]
+        with progress("reading", 0, shown=request.progress, console=console) as shown:
+            found = [survey(file, job, limits, shown.advance) for file in job.inputs if file.size]
     kept = kept_schema(job, [columns for _, columns in found])
     output_schema(kept, model.heads, job)  # before anything is scored
     cut = [partition for partitions, _ in found for partition in partitions]

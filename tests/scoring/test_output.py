@@ -201,6 +201,30 @@ def test_output_is_not_overwritten(score: Callable[..., Any], tmp_path: Path) ->
     assert read_rows(tmp_path / "out.csv")[0]["topic_label"] == "sport"
 
 
+def test_the_input_is_never_an_output(score: Callable[..., Any], tmp_path: Path) -> None:
+    """A file that the run would write to is no input, also with --restart and by a link."""
+    for name in ("in.csv", "in.csv.errors.jsonl", "in.csv.manifest.json"):
+        (tmp_path / name).write_text('{"text": "a"}\n', encoding="utf-8")
+        result = score(name, "in.csv", "--restart")
+        assert result.exit_code == 2
+        assert "give the output another name" in result.stderr
+    (tmp_path / "link.csv").symlink_to("in.csv")
+    assert "give the output another name" in score("link.csv", "in.csv", "--restart").stderr
+
+
+def test_doubled_and_empty_columns(score: Callable[..., Any], tmp_path: Path) -> None:
+    """Two columns of one name that nobody asked for do no harm; to keep them by name is refused."""
+    (tmp_path / "in.csv").write_text("text,x,x,,\na,1,2,,\n", encoding="utf-8")
+    assert score("in.csv", "out.jsonl").exit_code == 0
+    assert read_rows(tmp_path / "out.jsonl")[0]["text"] == "a"
+    result = score("in.csv", "other.jsonl", "--keep", "x")
+    assert result.exit_code == 2
+    assert "several columns are named 'x'" in result.stderr
+    (tmp_path / "rows.csv").write_text("text,id\n", encoding="utf-8")
+    assert score("rows.csv", "none.csv").exit_code == 0
+    assert (tmp_path / "none.csv").read_text(encoding="utf-8").startswith("text,id,topic_label,")
+
+
 def test_standard_input(
     fake: Served, score: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

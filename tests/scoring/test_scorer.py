@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from rich.console import Console
 
 from polyhead.decode import DecodeOptions
 from polyhead.predictor import Predictor
@@ -33,7 +34,7 @@ def scorer_of(checkpoint: Path, file: Path, output: Path, **fields: Any) -> tupl
     folder = RunFolder(str(output), one_file=False)
     job = job_of(request, (describe_file(str(file)),), model.answers_from, one_file=False)
     folder.begin(job, restart=False)
-    partitions, kept = make_plan(request, job, model, folder)
+    partitions, kept = make_plan(request, job, model, folder, Console(quiet=True))
     answers = EngineAnswers(checkpoint, "cpu", "fp32", DecodeOptions(top_k=job.top_k, threshold=job.threshold), 1)
     return Scorer(job, model.heads, kept, folder, answers), partitions
 
