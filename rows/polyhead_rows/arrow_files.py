@@ -5,41 +5,37 @@ from __future__ import annotations
 import os
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow
 from pyarrow import ipc
 from pyarrow.parquet import ParquetFile as Parquet
 
-from polyhead_rows.byte_source import READ_ERRORS, ByteSource, reading
+from polyhead_rows.byte_source import BUFFER_BYTES, READ_ERRORS, ByteSource, reading
 from polyhead_rows.errors import TableError, one_line
-from polyhead_rows.place import STDIN, file_system, is_uri
+from polyhead_rows.place import file_system, is_uri
 from polyhead_rows.table import Row, Start, TableFile
 
-BATCH_ROWS = 1024
+BATCH_ROWS, BATCH_BYTES = 1024, 16 * 2**20  # in memory at a time, whichever is less
 COPY_BYTES = 2**20
-
-# Opens the file and yields (number of the batch's first row, batch); begins at the batch that holds a row, or before.
-Reader = Callable[[int, "list[str] | None"], Iterator[tuple[int, pyarrow.RecordBatch]]]
 
 
 class ArrowTableFile(TableFile):
-    """Base of both: rows and batches from a stream of record batches."""
-
-    def _from(self, first_row: int, columns: list[str] | None) -> Iterator[tuple[int, pyarrow.RecordBatch]]:
-        """Batches and the numbers of their first rows; begins with the batch that holds `first_row`, or before it."""
-        raise NotImplementedError
+    """Base class of both: rows and batches from a stream of record batches."""
 
     def __init__(self, source: ByteSource, compression: str | None) -> None:
         super().__init__(source.name)
         self._path = _whole_file(self, source, compression)
 
+    def _from(self, first_row: int, columns: list[str] | None) -> Iterator[tuple[int, pyarrow.RecordBatch]]:
+        """Batches and the numbers of their first rows. It begins with the batch that holds `first_row`, or before."""
+        raise NotImplementedError
+
     def _describe(self, schema: pyarrow.Schema, rows: int) -> None:
         self.arrow_schema = schema
         self.total = rows
-        self.doubled = frozenset(name for name in schema.names if schema.names.count(name) > 1)
-        self.columns = [name for name in schema.names if name not in self.doubled]
+        self.set_columns(schema.names)
 
     def _open(self) -> Any:
         if is_uri(self._path):
@@ -55,9 +51,7 @@ class ArrowTableFile(TableFile):
                 for at in range(max(wanted - first, 0), batch.num_rows, BATCH_ROWS):
                     yield from _rows_of(batch.slice(at, BATCH_ROWS), first + at)
 
-    def batches(
-        self, first_row: int, rows: int, columns: Sequence[str] | None = None
-    ) -> Iterator[pyarrow.RecordBatch]:
+    def batches(self, first_row: int, rows: int, columns: Sequence[str] | None = None) -> Iterator[pyarrow.RecordBatch]:
         """Rows with their Arrow types; `first_row` counts from 1."""
         with reading(self.name, self.format):
             for first, batch in self._from(first_row, self._names(columns)):
@@ -70,7 +64,7 @@ class ArrowTableFile(TableFile):
     def _names(self, columns: Sequence[str] | None) -> list[str] | None:
         if columns is None:
             return self.columns if self.doubled else None
-        return [name for name in columns if name in (self.columns or ())]
+        return [name for name in dict.fromkeys(columns) if name in (self.columns or ())]
 
 
 class ParquetFile(ArrowTableFile):
@@ -83,20 +77,29 @@ class ParquetFile(ArrowTableFile):
         super().__init__(source, compression)
         try:
             with self._open() as file, Parquet(file) as parquet:
-                self._groups = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+                groups = [parquet.metadata.row_group(group) for group in range(parquet.num_row_groups)]
+                self._groups = [group.num_rows for group in groups]
+                row_bytes = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=1)
+                self._batch_rows = min(max(BATCH_BYTES // max(row_bytes, 1), 1), BATCH_ROWS)
                 self._describe(parquet.schema_arrow, parquet.metadata.num_rows)
         except READ_ERRORS as error:
             raise TableError(f"{self.name}: cannot be read as Parquet ({one_line(error)})") from error
 
     def _from(self, first_row: int, columns: list[str] | None) -> Iterator[tuple[int, pyarrow.RecordBatch]]:
-        first, groups = 1, list(range(len(self._groups)))
-        while groups and first + self._groups[groups[0]] <= first_row:
-            first += self._groups[groups.pop(0)]
+        first, passed = 1, 0
+        groups = []  # those that do not end before first_row
+        for group, rows in enumerate(self._groups):
+            passed += rows
+            if passed >= first_row:
+                groups.append(group)
+            else:
+                first += rows
         if not groups:
             return
-        with self._open() as file, Parquet(file) as parquet:
-            # Not pre-buffered: otherwise whole row groups are held in memory.
-            for batch in parquet.iter_batches(BATCH_ROWS, row_groups=groups, columns=columns):
+        # With buffers no column of a large row group is in memory as a whole. Far stores are read in large pieces.
+        far = is_uri(self._path)
+        with self._open() as file, Parquet(file, pre_buffer=far, buffer_size=0 if far else BUFFER_BYTES) as parquet:
+            for batch in parquet.iter_batches(self._batch_rows, row_groups=groups, columns=columns):
                 yield first, batch
                 first += batch.num_rows
 
@@ -131,6 +134,15 @@ class ArrowFile(ArrowTableFile):
                 first += batch.num_rows
 
 
+def python_values(column: pyarrow.Array) -> list[Any]:
+    """Plain Python values; times that Python does not have, such as nanoseconds, are text."""
+    try:
+        values: list[Any] = column.to_pylist()
+    except (ValueError, OverflowError, pyarrow.ArrowException):
+        values = column.cast(pyarrow.string()).to_pylist()
+    return values
+
+
 def _batches(reader: Any, skipped: int = 0) -> Iterator[pyarrow.RecordBatch]:
     if isinstance(reader, ipc.RecordBatchFileReader):
         for place in range(skipped, reader.num_record_batches):
@@ -145,7 +157,7 @@ def _batches(reader: Any, skipped: int = 0) -> Iterator[pyarrow.RecordBatch]:
 
 def _whole_file(owner: object, source: ByteSource, compression: str | None) -> str:
     """A path that can be sought: the file's own, or of a copy that lives as long as its owner."""
-    if compression is None and source.name != STDIN:
+    if compression is None and not source.once:
         return source.name
     handle, path = tempfile.mkstemp(prefix="polyhead-rows-")
     weakref.finalize(owner, os.unlink, path)
@@ -158,7 +170,7 @@ def _whole_file(owner: object, source: ByteSource, compression: str | None) -> s
 def _rows_of(batch: pyarrow.RecordBatch, number: int) -> Iterator[Row]:
     try:
         records = batch.to_pylist()
-    except READ_ERRORS + (OverflowError,):
+    except (*READ_ERRORS, OverflowError):
         for at in range(batch.num_rows):
             fields, reason = _record(batch, at)
             yield Row(number + at, None, fields, reason, number + at)
@@ -175,6 +187,6 @@ def _record(batch: pyarrow.RecordBatch, at: int) -> tuple[dict[str, Any] | None,
             fields[name] = column[at].as_py()
         except UnicodeDecodeError as error:
             return None, f"column {name!r} is not UTF-8: byte 0x{error.object[error.start]:02x} at {error.start}"
-        except READ_ERRORS + (OverflowError,):
-            fields[name] = str(column.slice(at, 1).cast(pyarrow.string())[0].as_py())
+        except (*READ_ERRORS, OverflowError):
+            fields[name] = python_values(column.slice(at, 1))[0]
     return fields, None

@@ -11,15 +11,17 @@ import gzip
 import io
 import lzma
 import sys
+import weakref
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from typing import Any, BinaryIO, cast
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import pyarrow
 
 from polyhead_rows.errors import TableError, one_line
-from polyhead_rows.place import STDIN, open_bytes, size_of
+from polyhead_rows.place import STDIN, is_pipe, open_bytes, size_of
 
 HEAD_BYTES = 64 * 2**10
 BUFFER_BYTES = 2**18
@@ -30,89 +32,102 @@ READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, pyarro
 
 
 class ByteSource:
-    """A file that can be opened again and again; standard input can be opened once.
+    """A file that can be opened again and again; a pipe, such as standard input, can be opened once.
 
     Attributes:
         name: path, URI or ``-``.
-        head: the first bytes, decompressed but not yet converted to UTF-8.
-        encoding: a codec's name; None for UTF-8.
         size: of the file in bytes, as it lies there; 0 if unknown.
-        exact: whether the bytes are read as they lie there, so that offsets can be sought.
+        once: whether it is a pipe, whose bytes come once.
+        head: the first bytes, decompressed.
+        encoding: a codec's name; None for UTF-8.
+        head_text: the first bytes in UTF-8.
+        exact: whether the text is the file's own bytes, so that offsets can be sought.
     """
 
     def __init__(self, name: str, compression: str | None, encoding: str | None) -> None:
         self.name = name
         self.size = 0 if name == STDIN else size_of(name)
+        self.once = name == STDIN or is_pipe(name)
         self._compression = compression
-        self._counted: _Counted | None = None
-        self._stdin: io.BufferedReader | None = None
-        if name == STDIN:
-            self._counted = _Counted(cast(Any, getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)))
-            self._stdin = io.BufferedReader(self._counted, HEAD_BYTES)
-            self.head = self._stdin.peek(HEAD_BYTES)[:HEAD_BYTES]
-        else:
-            with reading(name, compression), self.open_undecoded() as stream:
-                self.head = stream.read(HEAD_BYTES)
+        self._pipe: io.BufferedReader | None = None
+        with reading(name, compression):
+            if self.once:
+                self._counted = _Counted(self._open_pipe())
+                self._pipe = _buffered(_decompress(self._counted, compression))
+                self.head = self._pipe.peek(HEAD_BYTES)[:HEAD_BYTES]
+            else:
+                with self.open_undecoded() as stream:
+                    self.head = stream.read(HEAD_BYTES)
         found = next((known for bom, known in BOMS.items() if self.head.startswith(bom)), None)
         named = codecs.lookup(encoding).name if encoding is not None else found
         self.encoding = None if named in (None, "utf-8", "utf-8-sig") else named
-        text = self._decoded_head()
-        self.has_carriage_returns = b"\r" in text and b"\n" not in text
-        self.exact = compression is None and self.encoding is None and name != STDIN
+        self.head_text = self.head
+        if self.encoding is not None:
+            with reading(name, self.encoding):
+                self.head_text = _to_utf8(codecs.getincrementaldecoder(self.encoding)(ESCAPE).decode(self.head))
+        self._has_carriage_returns = b"\r" in self.head_text and b"\n" not in self.head_text
+        self.exact = compression is None and self.encoding is None and not self.once
+
+    @contextmanager
+    def open(self, offset: int = 0) -> Iterator[tuple[io.BufferedReader, Callable[[int], int]]]:
+        """The text in UTF-8 from an offset on, which only exact sources have.
+
+        Yields:
+            The stream, and a function that says how far the file is read once so many bytes of its text are.
+        """
+        with ExitStack() as opened:
+            stream = opened.enter_context(self.open_undecoded(offset))
+            counted = self._counted
+            if self.encoding is not None:
+                stream = opened.enter_context(closing(_buffered(_Transcoded(stream, self.encoding))))
+            if self._has_carriage_returns:
+                stream = opened.enter_context(closing(_buffered(_LineFeeds(stream))))
+            yield stream, (lambda read: read) if self.exact else (lambda _: counted.count)
 
     @contextmanager
     def open_undecoded(self, offset: int = 0) -> Iterator[io.BufferedReader]:
         """The decompressed bytes, as they are."""
-        if self.name == STDIN:
-            if self._stdin is None:
-                raise TableError("-: standard input can be read once only; write it to a file first")
-            stream, self._stdin = self._stdin, None
+        if self.once:
+            if self._pipe is None:
+                raise TableError(f"{self.name}: can be read once only; write it to a file first")
+            stream, self._pipe = self._pipe, None
             yield stream
             return
         with ExitStack() as opened:
             file = opened.enter_context(closing(open_bytes(self.name)))
-            if offset:
-                file.seek(offset)
+            file.seek(offset)
+            self._counted = _Counted(file)
             if self._compression is None and isinstance(file, io.BufferedReader):
                 yield file
-                return
-            self._counted = opened.enter_context(closing(_Counted(file)))
-            raw = opened.enter_context(closing(_decompress(self._counted, self._compression)))
-            yield opened.enter_context(closing(io.BufferedReader(cast(Any, raw), BUFFER_BYTES)))
+            else:
+                raw = opened.enter_context(closing(_decompress(self._counted, self._compression)))
+                yield opened.enter_context(closing(_buffered(raw)))
 
     @contextmanager
-    def open(self, offset: int = 0) -> Iterator[io.BufferedReader]:
-        """The text as UTF-8; `offset` is for exact sources."""
-        with ExitStack() as opened:
-            stream = opened.enter_context(self.open_undecoded(offset))
-            if self.encoding is not None:
-                raw = opened.enter_context(closing(_Transcoded(stream, self.encoding)))
-                stream = opened.enter_context(closing(io.BufferedReader(raw, BUFFER_BYTES)))
-            if self.has_carriage_returns:
-                lines = opened.enter_context(closing(_LineFeeds(stream)))
-                stream = opened.enter_context(closing(io.BufferedReader(lines, BUFFER_BYTES)))
-            yield stream
+    def open_head(self) -> Iterator[BinaryIO]:
+        """The text from its beginning; of a pipe the first bytes only, which stay in it."""
+        if self.once:
+            yield io.BytesIO(self.head_text.replace(b"\r", b"\n") if self._has_carriage_returns else self.head_text)
+        else:
+            with self.open() as (stream, _):
+                yield stream
 
-    def position(self, offset: int) -> int:
-        """How far the file itself is read, once `offset` bytes of its text are."""
-        return offset if self._counted is None or self.exact else self._counted.count
-
-    def text_head(self) -> str:
-        """The first characters; what cannot be decoded is replaced."""
-        return self._decoded_head().removeprefix(UTF8_BOM).decode("utf-8", "replace")
-
-    def _decoded_head(self) -> bytes:
-        return _to_utf8(codecs.getincrementaldecoder(self.encoding)(ESCAPE).decode(self.head)) if self.encoding else self.head
+    def _open_pipe(self) -> Any:
+        if self.name == STDIN:
+            return getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
+        pipe = Path(self.name).open("rb", buffering=0)  # noqa: SIM115 - read until this source is gone
+        weakref.finalize(self, pipe.close)
+        return pipe
 
 
 @contextmanager
-def reading(name: str, compression: str | None = None) -> Iterator[None]:
+def reading(name: str, form: str | None = None) -> Iterator[None]:
     """Turns what libraries raise while a file is read into a TableError."""
     try:
         yield
     except READ_ERRORS as error:
-        kind = f" as {compression}" if compression else ""
-        raise TableError(f"{name}: cannot be read{kind} to its end ({one_line(error)})") from error
+        kind = f" as {form}" if form else ""
+        raise TableError(f"{name}: cannot be read{kind} ({one_line(error)})") from error
 
 
 ESCAPE = "polyhead_rows.escape"
@@ -129,6 +144,10 @@ codecs.register_error(ESCAPE, _escape)
 
 def _to_utf8(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
+
+
+def _buffered(raw: Any) -> io.BufferedReader:
+    return io.BufferedReader(raw, BUFFER_BYTES)
 
 
 def _decompress(raw: Any, compression: str | None) -> Any:
@@ -148,7 +167,7 @@ def _decompress(raw: Any, compression: str | None) -> Any:
 class _Counted(io.RawIOBase):
     """Counts the bytes that are read. It does not close what it reads."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: Any) -> None:
         self._file = file
         self.count = 0
 
@@ -156,7 +175,7 @@ class _Counted(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        size = cast(Any, self._file).readinto(buffer) or 0
+        size = self._file.readinto(buffer) or 0
         self.count += size
         return int(size)
 

@@ -7,8 +7,9 @@ one row so that they can be read again; each line is read at most three times, w
 from __future__ import annotations
 
 import csv
+import re
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from polyhead_rows.byte_source import ByteSource, reading
 from polyhead_rows.errors import TableError, one_line
@@ -17,7 +18,8 @@ from polyhead_rows.table import ReadOptions, Row, Start, TableFile
 
 LINE_COST = 64  # bytes that a short line takes in memory besides its characters
 CARRIAGE_RETURN = "has a carriage return in a cell without quotes"
-OTHERS = {";": 'delimiter = ";"', "\t": 'format = "tsv"', "|": 'delimiter = "|"', ",": 'format = "csv"'}
+EXCEL_DELIMITER = re.compile("sep=(.)")  # a first line that Excel understands
+OTHERS = {";": 'delimiter = ";"', "\t": 'format = "tsv"', "|": 'delimiter = "|"', ",": 'delimiter = ","'}
 
 
 class DelimitedFile(TableFile):
@@ -34,27 +36,23 @@ class DelimitedFile(TableFile):
         self._names: list[str] = []
         if csv.field_size_limit() < 2 * LONGEST_LINE:
             csv.field_size_limit(2 * LONGEST_LINE)  # of the process; texts are longer than the default of 128 KiB
-        names = list(options.columns) if options.columns is not None else self._read_header()
-        self.doubled = frozenset(name for name in names if names.count(name) > 1)
-        self.columns = [name for name in names if name not in self.doubled]
-        self._names = names
+        self._names = list(options.columns) if options.columns is not None else self._read_header()
+        self.set_columns(self._names)
 
     def rows(self, start: Start | None = None, columns: Sequence[str] | None = None) -> Iterator[Row]:
         """All rows from `start` on."""
         wanted = start.number if start is not None else 1
         begin = start if start is not None and self.can_seek and start.number > 1 else self._first
-        with reading(self.name), self._source.open(begin.offset if self.can_seek else 0) as stream:
+        with reading(self.name), self._source.open(begin.offset if self.can_seek else 0) as (stream, position):
             feed = _Feed(Lines(stream, begin if self.can_seek else Start()), self._delimiter, begin.single_until)
-            if not self.can_seek and self._first.line > 1:
+            while not self.can_seek and feed.line < self._first.line:
                 feed.record()  # the header
-            number = begin.number
-            for row in self._rows(feed, number):
+            for row in self._rows(feed, begin.number, position):
                 if row.number >= wanted:
                     yield row
 
-    def _rows(self, feed: _Feed, number: int) -> Iterator[Row]:
+    def _rows(self, feed: _Feed, number: int, position: Callable[[int], int]) -> Iterator[Row]:
         names, width = self._names, len(self._names)
-        exact, position, doubled = self.can_seek, self._source.position, self.doubled
         while (record := feed.record()) is not None:
             values, reason, line, raw = record
             if reason is None:
@@ -67,10 +65,10 @@ class DelimitedFile(TableFile):
                         values = values[:width]  # Excel's empty columns
                 if feed.stray and reason is None:
                     reason = self._encoding_reason(values)
-            end = feed.offset if exact else position(feed.offset)
+            end = position(feed.offset)
             if reason is None:
                 fields = dict(zip(names, values, strict=True))
-                for name in doubled:
+                for name in self.doubled:
                     del fields[name]
                 yield Row(number, line, fields, None, end, None, feed.line, feed.single_until)
             else:
@@ -78,29 +76,39 @@ class DelimitedFile(TableFile):
             number += 1
 
     def _read_header(self) -> list[str]:
-        with reading(self.name), self._source.open() as stream:
+        with reading(self.name), self._source.open_head() as stream:
             feed = _Feed(Lines(stream, Start()), self._delimiter, 0)
             record = feed.record()
             if record is None:
                 raise TableError(f"{self.name}: is empty; the first line must name the columns")
-            names, reason, _, raw = record
+            if (said := EXCEL_DELIMITER.fullmatch(self._delimiter.join(record[0]))) is not None:
+                self._delimiter = said[1]
+                feed = _Feed(feed.lines, self._delimiter, 0)
+                record = feed.record() or ([], "is missing", 0, b"")
+            names, reason, _, _ = record
             if reason is None and feed.stray:
-                reason = self._encoding_reason(names)
+                raise TableError(f"{self.name}: the first line: {self._encoding_reason(names)}")
             if reason is not None:
-                raise TableError(f"{self.name}: the first line must name the columns, but {reason}")
+                raise TableError(f"{self.name}: the first line must name the columns, but it {reason}")
             self._first = Start(1, feed.line, feed.offset)
         while names and not names[-1].strip():
             names.pop()
         if not names:
             raise TableError(f"{self.name}: the first line names no column")
         if len(names) == 1:
+            if names[0].startswith("{"):
+                self.hint = '; the file looks like JSON lines: set format = "jsonl"'
+                return names
+            if self.format == "tsv":
+                self.hint = "; the first line has one column only: is it tabs that stand between its cells?"
+                return names
             found = [do for other, do in OTHERS.items() if other != self._delimiter and other in names[0]]
             self.hint = f"; the first line has one column only, {names[0]!r}: set {found[0]}" if found else ""
         return names
 
     def _width_reason(self, cells: int) -> str:
         width = len(self._names)
-        what = f"has {cells} {'cell' if cells == 1 else 'cells'}, the header names {width}"
+        what = f"has {cells} cell{'s' * (cells != 1)}, but the table has {width} column{'s' * (width != 1)}"
         if cells > width:
             what += f"; put double quotes around a cell that holds {self._delimiter!r}"
         return what
@@ -118,6 +126,7 @@ class _Feed:
     """Records of a file, and the lines that each has.
 
     Attributes:
+        lines: of the file.
         line: the number of the line that comes next.
         offset: bytes before it.
         stray: whether the last record holds bytes that are not UTF-8, as lone surrogates.
@@ -125,11 +134,11 @@ class _Feed:
     """
 
     def __init__(self, lines: Lines, delimiter: str, single_until: int) -> None:
+        self.lines = lines
         self.line = lines.line
         self.offset = lines.offset
         self.stray = False
         self.single_until = single_until
-        self._lines = lines
         self._delimiter = delimiter
         self._again: deque[bytes] = deque()  # lines that were read and given back
         self._behind = 0  # bytes of those
@@ -189,9 +198,9 @@ class _Feed:
             line = self._again.popleft()
             self._behind -= _size(line)
         else:
-            line = next(self._lines)
+            line = next(self.lines)
         self.line += 1
-        self.offset = self._lines.offset - self._behind
+        self.offset = self.lines.offset - self._behind
         return line
 
     def _decode(self, line: bytes) -> str:
@@ -218,7 +227,7 @@ class _Feed:
         self._again.extendleft(reversed(rest))
         self._behind += sum(map(_size, rest))
         self.line -= len(rest)
-        self.offset = self._lines.offset - self._behind
+        self.offset = self.lines.offset - self._behind
         return (
             f'opens a quote that does not close properly up to line {last}; close it, or write it twice ("") inside a '
             f"quoted cell; the lines from {at + 1} on are read as rows"

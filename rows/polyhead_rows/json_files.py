@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from polyhead_rows.byte_source import ByteSource, reading
+from polyhead_rows.byte_source import UTF8_BOM, ByteSource, reading
 from polyhead_rows.errors import TableError, one_line
 from polyhead_rows.lines import LONGEST_LINE, Lines, LongLine, encoding_reason, shown
-from polyhead_rows.table import Row, Start, TableFile
+from polyhead_rows.table import Row, Start, TableFile, kind_of
 
 DEEPEST = 100  # brackets within brackets
+TOO_DEEP = f"is nested deeper than {DEEPEST} levels"
+CHUNK_BYTES = 2**18
+NO_SPACE = re.compile(r"[^ \t\r\n]")
 _CONSTANTS = {"NaN": None, "Infinity": float("inf"), "-Infinity": float("-inf")}
 _DECODER = json.JSONDecoder(parse_constant=_CONSTANTS.__getitem__)
-_NAMES = {list: "an array", str: "a string", int: "a number", float: "a number", bool: "true or false"}
 
 
 class JsonLinesFile(TableFile):
@@ -32,34 +36,32 @@ class JsonLinesFile(TableFile):
         """All rows from `start` on."""
         begin = start if start is not None and self.can_seek else Start()
         first = start.number if start is not None else 1
-        decode, exact, position = _DECODER.decode, self._source.exact, self._source.position
         number = begin.number
-        with reading(self.name), self._source.open(begin.offset) as stream:
+        with reading(self.name), self._source.open(begin.offset) as (stream, position):
             lines = Lines(stream, begin)
             for line in lines:
                 if line.isspace() or not line:
                     continue
                 if number >= first:
-                    at = lines.line
-                    end = lines.offset if exact else position(lines.offset)
-                    try:
-                        fields = decode(line.decode())
-                    except (ValueError, RecursionError) as error:
-                        yield Row(number, at - 1, None, self._reason(line, error), end, shown(line), at)
-                    else:
-                        reason = reason_against(fields, line.count(b"[") + line.count(b"{"))
-                        if reason is None:
-                            yield Row(number, at - 1, fields, None, end, None, at)
-                        else:
-                            yield Row(number, at - 1, None, reason, end, shown(line), at)
+                    next_line, end = lines.line, position(lines.offset)
+                    fields, reason = self._fields(line)
+                    raw = None if reason is None else shown(line)
+                    yield Row(number, next_line - 1, fields, reason, end, raw, next_line)
                 number += 1
 
-    def _reason(self, line: bytes, error: Exception) -> str:
+    def _fields(self, line: bytes) -> tuple[dict[str, Any] | None, str | None]:
+        """The row, or why it is none."""
         if isinstance(line, LongLine):
-            return line.reason
-        if isinstance(error, UnicodeDecodeError):
-            return encoding_reason(_broken_column(line), line[error.start], self._source.encoding)
-        return json_reason(error)
+            return None, line.reason
+        try:
+            text = line.decode()
+            value = _DECODER.decode(text)
+        except UnicodeDecodeError as error:
+            return None, encoding_reason(_broken_column(line), line[error.start], self._source.encoding)
+        except (ValueError, RecursionError) as error:
+            return None, json_reason(error) + "; one object per line is wanted"
+        reason = reason_against(value, text)
+        return (value, None) if reason is None else (None, reason)
 
 
 class JsonArrayFile(TableFile):
@@ -79,24 +81,21 @@ class JsonArrayFile(TableFile):
             TableError: what stands there is no array, or the array is broken, so that its rest cannot be read.
         """
         first = start.number if start is not None else 1
-        with reading(self.name), self._source.open() as stream:
+        with reading(self.name), self._source.open() as (stream, position):
             text = _JsonText(self.name, stream)
             text.expect("[")
             number = 0
             while text.next_element(number):
                 number += 1
                 line = text.line
-                source, value = text.take()
+                source, value = text.take(number)
                 if number < first:
                     continue
-                end = self._source.position(text.offset)
-                reason = reason_against(value, source.count("[") + source.count("{"))
+                reason = reason_against(value, source)
                 if reason is None and not source.isascii():
                     reason = self._encoding_reason(source)
-                if reason is None:
-                    yield Row(number, line, value, None, end, None, text.line)
-                else:
-                    yield Row(number, line, None, reason, end, shown(_bytes(source)), text.line)
+                fields, raw = (value, None) if reason is None else (None, shown(_bytes(source)))
+                yield Row(number, line, fields, reason, position(text.offset), raw, text.line)
 
     def _encoding_reason(self, source: str) -> str | None:
         data = _bytes(source)
@@ -122,7 +121,7 @@ class _JsonText:
         self._stream = stream
         self._window = ""
         self._at = 0
-        self._rest = b""  # of a character that the last chunk cut
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._ended = False
 
     def expect(self, character: str) -> None:
@@ -133,7 +132,8 @@ class _JsonText:
         """
         found = self._peek()
         if found != character:
-            raise TableError(f"{self._name}:{self.line}: {character!r} is expected, got {found!r}; the file must hold one array of objects")
+            what = f"{found!r}" if found else "the end of the file"
+            raise TableError(f"{self._name}:{self.line}: {character!r} is expected, got {what}; the array is broken")
         self._at += 1
 
     def next_element(self, number: int) -> bool:
@@ -142,14 +142,17 @@ class _JsonText:
         if found == "]":
             self._at += 1
             if self._peek():
-                raise TableError(f'{self._name}:{self.line}: text behind the end of the array; for one object per line set format = "jsonl"')
+                raise TableError(
+                    f"{self._name}:{self.line}: text behind the end of the array; "
+                    'for one object per line set format = "jsonl"'
+                )
             return False
         if number:
             self.expect(",")
             self._peek()
         return True
 
-    def take(self) -> tuple[str, Any]:
+    def take(self, number: int) -> tuple[str, Any]:
         """The source and the value of the element that begins here.
 
         Raises:
@@ -168,52 +171,55 @@ class _JsonText:
                 error = caught
             size = len(self._window) - self._at
             if error is not None and (self._ended or isinstance(error, RecursionError) or size > LONGEST_LINE):
-                reason = json_reason(error) if size <= LONGEST_LINE else f"over {LONGEST_LINE:,} characters"
-                raise TableError(f"{self._name}:{self.line}: this row cannot be read, nor those behind it: {reason}") from error
+                reason = json_reason(error, self._at) if size <= LONGEST_LINE else f"over {LONGEST_LINE:,} characters"
+                raise TableError(
+                    f"{self._name}:{self.line}: row {number} and those behind it cannot be read: {reason}"
+                ) from error
             self._read(max(size, 2**18))
 
     def _peek(self) -> str:
         while True:
-            window, at = self._window, self._at
-            while at < len(window) and window[at] in " \t\r\n":
-                self.line += window[at] == "\n"
-                at += 1
-            self._at = at
-            if at < len(window):
-                return window[at]
+            found = NO_SPACE.search(self._window, self._at)
+            begin, self._at = self._at, found.start() if found else len(self._window)
+            self.line += self._window.count("\n", begin, self._at)
+            if found:
+                return found[0]
             if self._ended:
                 return ""
-            self._read(2**18)
+            self._read(CHUNK_BYTES)
 
     def _read(self, size: int) -> None:
         chunk = self._stream.read(size)
         if not self.offset:
-            chunk = chunk.removeprefix(b"\xef\xbb\xbf")
+            chunk = chunk.removeprefix(UTF8_BOM)
         self.offset += len(chunk)
         self._ended = not chunk
-        data = self._rest + chunk
-        cut = len(data) if self._ended else _whole_characters(data)
-        self._rest = data[cut:]
-        self._window = self._window[self._at :] + data[:cut].decode("utf-8", "surrogateescape")
+        self._window = self._window[self._at :] + self._decoder.decode(chunk, final=self._ended)
         self._at = 0
 
 
-def reason_against(value: Any, brackets: int) -> str | None:
+def reason_against(value: Any, source: str) -> str | None:
     """Why a JSON value is no row; None if it is one."""
     if not isinstance(value, dict):
         if isinstance(value, list):
-            return 'must be an object, got an array: one object per line is wanted; for a file that is an array set format = "json" or name it .json'
-        return f"must be an object, got {_NAMES.get(type(value), 'null')}"
-    if brackets > DEEPEST and _depth(value) > DEEPEST:
-        return f"is nested deeper than {DEEPEST} levels"
+            return 'must be an object, got a list; for a file that is one array name it .json or set format = "json"'
+        return f"must be an object, got {kind_of(value)}"
+    if source.count("[") + source.count("{") > DEEPEST and _depth(value) > DEEPEST:
+        return TOO_DEEP
+    if "\\ud" in source or "\\uD" in source:
+        for name in value:
+            if not name.isascii() and any("\ud800" <= one <= "\udfff" for one in name):  # no file can name it
+                return f"the column name {name!r} has half of a surrogate pair"
     return None
 
 
-def json_reason(error: Exception) -> str:
-    """Why a text is no JSON."""
+def json_reason(error: Exception, start: int = 0) -> str:
+    """Why the text that begins at `start` is no JSON."""
     if isinstance(error, RecursionError):
-        return f"is nested deeper than {DEEPEST} levels"
-    return f"is not JSON: {one_line(error)}"
+        return TOO_DEEP
+    if isinstance(error, json.JSONDecodeError):
+        return f"is not JSON ({error.msg} at character {max(error.pos - start, 0) + 1})"
+    return f"is not JSON ({one_line(error)})"
 
 
 def _broken_column(line: bytes) -> str:
@@ -241,15 +247,3 @@ def _depth(value: Any) -> int:
 
 def _bytes(source: str) -> bytes:
     return source.encode("utf-8", "surrogateescape")
-
-
-def _whole_characters(data: bytes) -> int:
-    """How many of the bytes do not belong to a UTF-8 character that is cut at the end."""
-    for back in range(1, min(4, len(data)) + 1):
-        byte = data[-back]
-        if byte >= 0xC0:
-            needed = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
-            return len(data) - back if needed > back else len(data)
-        if byte < 0x80:
-            break
-    return len(data)

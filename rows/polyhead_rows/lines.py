@@ -48,7 +48,7 @@ class Lines:
         if not line:
             raise StopIteration
         size = len(line)
-        if size > LONGEST_LINE:
+        if size > LONGEST_LINE and not line.endswith(b"\n"):
             line = LongLine(line[:SHOWN])
             while (rest := self._readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
                 size += len(rest)
@@ -89,12 +89,11 @@ class LinesFile(TableFile):
     def rows(self, start: Start | None = None, columns: Sequence[str] | None = None) -> Iterator[Row]:
         """All rows from `start` on."""
         begin = start if start is not None and self.can_seek else Start()
-        with reading(self.name), self._source.open(begin.offset) as stream:
+        with reading(self.name), self._source.open(begin.offset) as (stream, position):
             lines = Lines(stream, begin)
             for number, line in enumerate(lines, start=begin.number):
                 if start is None or number >= start.number:
-                    end = self._source.position(lines.offset)
-                    yield self._row(line, number, lines.line - 1, end)
+                    yield self._row(line, number, lines.line - 1, position(lines.offset))
 
     def _row(self, line: bytes, number: int, at: int, end: int) -> Row:
         reason = line.reason if isinstance(line, LongLine) else None

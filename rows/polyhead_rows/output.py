@@ -7,24 +7,30 @@ from __future__ import annotations
 
 import base64
 import bz2
-import csv
 import gzip
 import io
 import json
 import lzma
 import math
-from contextlib import ExitStack
+import re
+import struct
+from collections.abc import Iterable
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow
 from pyarrow import ipc, parquet
 
+from polyhead_rows.arrow_files import python_values
 from polyhead_rows.errors import TableError, one_line
 from polyhead_rows.place import file_system, is_uri, known_names, split_name, why
 
 GROUP_ROWS, GROUP_BYTES = 65_536, 64 * 2**20  # of a row group of Parquet, whichever comes first
 CHUNK_ROWS = 1024
+QUOTE = '"'
+WRITE_ERRORS = (OSError, ValueError, pyarrow.ArrowException)
+FLOAT32 = struct.Struct("f")
 PLAIN = (str, int, bool, type(None))
 
 
@@ -44,7 +50,7 @@ class Output:
         """
         try:
             self._write(table.cast(self.schema) if table.schema != self.schema else table)
-        except (OSError, ValueError, pyarrow.ArrowException) as error:
+        except WRITE_ERRORS as error:
             raise TableError(f"{self.name}: cannot be written ({_why(error)})") from error
 
     def close(self) -> None:
@@ -56,7 +62,7 @@ class Output:
         try:
             with self._opened:
                 self._finish()
-        except (OSError, ValueError, pyarrow.ArrowException) as error:
+        except WRITE_ERRORS as error:
             raise TableError(f"{self.name}: cannot be written ({_why(error)})") from error
 
     def __enter__(self) -> Output:
@@ -66,7 +72,8 @@ class Output:
         if kind is None:
             self.close()
         else:
-            self._opened.close()
+            with suppress(*WRITE_ERRORS):  # the first error is the one to see
+                self._opened.close()
 
     def _write(self, table: pyarrow.Table) -> None:
         raise NotImplementedError
@@ -91,16 +98,18 @@ def open_output(path: str | Path, schema: pyarrow.Schema) -> Output:
                 raise TableError(f"{name}: {kind} files are compressed inside; leave the last ending out")
             return _ArrowOutput(name, schema, kind)
         return _TextOutput(name, schema, kind, compression)
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
+    except WRITE_ERRORS as error:
         raise TableError(f"{name}: cannot be written ({_why(error)})") from error
 
 
 class _ArrowOutput(Output):
     def __init__(self, name: str, schema: pyarrow.Schema, kind: str) -> None:
         super().__init__(name, schema)
-        file = self._opened.enter_context(_create(name))
-        writer = parquet.ParquetWriter(file, schema) if kind == "parquet" else ipc.new_file(file, schema)
-        self._writer = self._opened.enter_context(writer)
+        with ExitStack() as opened:
+            file = opened.enter_context(_create(name))
+            writer = parquet.ParquetWriter(file, schema) if kind == "parquet" else ipc.new_file(file, schema)
+            self._writer = opened.enter_context(writer)
+            self._opened = opened.pop_all()
         self._waiting: list[pyarrow.Table] = []
         self._rows = self._bytes = 0
 
@@ -120,25 +129,28 @@ class _ArrowOutput(Output):
 class _TextOutput(Output):
     def __init__(self, name: str, schema: pyarrow.Schema, kind: str, compression: str | None) -> None:
         super().__init__(name, schema)
-        raw = self._opened.enter_context(_create(name))
-        packed = raw if compression is None else self._opened.enter_context(_compress(raw, compression))
-        self._file = self._opened.enter_context(
-            cast(Any, io.TextIOWrapper(cast(Any, packed), "utf-8", "backslashreplace", newline=""))
-        )
+        with ExitStack() as opened:
+            raw = opened.enter_context(_create(name))
+            packed = raw if compression is None else opened.enter_context(_compress(raw, compression))
+            self._file = opened.enter_context(io.TextIOWrapper(packed, "utf-8", "backslashreplace", newline=""))
+            self._opened = opened.pop_all()
         self._kind = kind
         self._names = schema.names
         self._any = False
         if kind in ("csv", "tsv"):
-            self._csv = csv.writer(self._file, delimiter="\t" if kind == "tsv" else ",", lineterminator="\n")
-            self._csv.writerow(self._names)
+            self._delimiter = "\t" if kind == "tsv" else ","
+            # Also what would be a byte order mark. The csv module of Python 3.11 leaves carriage returns unquoted.
+            self._to_quote = re.compile(f'[{self._delimiter}"\r\n]|^\ufeff')
+            self._write_cells(self._names)
         elif kind == "json":
             self._file.write("[")
 
     def _write(self, table: pyarrow.Table) -> None:
         for batch in table.to_batches(CHUNK_ROWS):
-            columns = [column.to_pylist() for column in batch.columns]
+            columns = [_plain_values(column) for column in batch.columns]
             if self._kind in ("csv", "tsv"):
-                self._csv.writerows(zip(*(map(_csv_cell, column) for column in columns), strict=True))
+                for values in zip(*columns, strict=True):
+                    self._write_cells(values)
                 continue
             for values in zip(*columns, strict=True):
                 row = json.dumps(dict(zip(self._names, map(_json_value, values), strict=True)), ensure_ascii=False)
@@ -148,6 +160,12 @@ class _TextOutput(Output):
                     self._file.write(f"{',' if self._any else ''}\n{row}")
                     self._any = True
 
+    def _write_cells(self, values: Iterable[Any]) -> None:
+        cells = [_csv_cell(value) for value in values]
+        if self._to_quote.search("".join(cells)):
+            cells = [f'"{cell.replace(QUOTE, 2 * QUOTE)}"' if self._to_quote.search(cell) else cell for cell in cells]
+        self._file.write((self._delimiter.join(cells) or 2 * QUOTE) + "\n")  # an empty line would be no row
+
     def _finish(self) -> None:
         if self._kind == "json":
             self._file.write("\n]\n")
@@ -156,7 +174,7 @@ class _TextOutput(Output):
 def _create(name: str) -> Any:
     if is_uri(name):
         files, path = file_system(name)
-        return files.open_output_stream(path)
+        return files.open_output_stream(path, compression=None)  # by default it goes by the name
     return Path(name).open("wb")
 
 
@@ -172,6 +190,24 @@ def _compress(raw: Any, compression: str) -> Any:
             return pyarrow.CompressedOutputStream(pyarrow.PythonFile(raw, mode="w"), "zstd")
 
 
+def _plain_values(column: pyarrow.Array) -> list[Any]:
+    values = python_values(column)
+    if pyarrow.types.is_float32(column.type):
+        return [value if value is None else _shortest(value) for value in values]
+    if pyarrow.types.is_list(column.type) and pyarrow.types.is_float32(column.type.value_type):
+        return [some and [one if one is None else _shortest(one) for one in some] for some in values]
+    return values
+
+
+def _shortest(value: float) -> float:
+    """The shortest decimal that is the same float32: 0.9 and not 0.8999999761581421."""
+    for digits in (6, 7, 8):
+        short = float(f"{value:.{digits}g}")
+        if FLOAT32.pack(short) == FLOAT32.pack(value):
+            return short
+    return float(f"{value:.9g}")
+
+
 def _json_value(value: Any) -> Any:
     """JSON has no form for dates and decimals (written as text), bytes (base64) and non-finite numbers (null)."""
     if isinstance(value, PLAIN):
@@ -185,12 +221,13 @@ def _json_value(value: Any) -> Any:
     return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
-def _csv_cell(value: Any) -> Any:
+def _csv_cell(value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, bool | list | dict):
         return json.dumps(_json_value(value), ensure_ascii=False)
-    return _json_value(value)
+    value = _json_value(value)
+    return "" if value is None else str(value)
 
 
 def _why(error: Exception) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import glob
-import os
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO, cast
 
 from polyhead_rows.errors import TableError, one_line
@@ -20,10 +19,10 @@ FORMATS = {
 
 def split_name(name: str) -> tuple[str | None, str | None]:
     """The format and the compression that a file's name says."""
-    base, compression = os.path.splitext(name.lower())
-    if compression not in COMPRESSIONS:
-        return FORMATS.get(compression), None
-    return FORMATS.get(os.path.splitext(base)[1]), COMPRESSIONS[compression]
+    path = PurePath(name.lower())
+    if path.suffix not in COMPRESSIONS:
+        return FORMATS.get(path.suffix), None
+    return FORMATS.get(path.with_suffix("").suffix), COMPRESSIONS[path.suffix]
 
 
 def known_names() -> str:
@@ -90,6 +89,11 @@ def size_of(name: str) -> int:
     return size
 
 
+def is_pipe(name: str) -> bool:
+    """Whether a path is a named pipe, or what a shell puts in place of ``<(command)``."""
+    return not is_uri(name) and Path(name).is_fifo()
+
+
 def why(error: Exception) -> str:
     """What the operating system said, without the name that stands in the message already."""
     return (error.strerror if isinstance(error, OSError) else None) or one_line(error)
@@ -106,25 +110,31 @@ def find_files(patterns: str | Sequence[str]) -> list[str]:
     """
     found: dict[str, None] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        if pattern == STDIN:
-            files = [pattern]
-        elif is_uri(pattern):
-            files = _uri_files(pattern)
-        elif Path(pattern).is_dir():
-            files = _folder_files(pattern)
-        elif Path(pattern).exists():
-            files = [pattern]
-        else:
-            matches = sorted(glob.glob(pattern, recursive=True))
-            files = [path for path in matches if not Path(path).is_dir()]
-            files = files or [file for path in matches for file in _folder_files(path)]
-            if not files:
-                relative = "" if Path(pattern).is_absolute() else f"; paths are relative to {Path.cwd()}"
-                raise TableError(f"{pattern}: no such file{relative}")
+        try:
+            files = _expand(pattern)
+        except (OSError, ValueError) as error:
+            raise TableError(f"{pattern}: {why(error)}") from error
         if not files:
             raise TableError(f"{pattern}: the folder has no table; names must end in {known_names()}")
         found |= dict.fromkeys(files)
     return list(found)
+
+
+def _expand(pattern: str) -> list[str]:
+    if pattern == STDIN:
+        return [pattern]
+    if is_uri(pattern):
+        return _uri_files(pattern)
+    if Path(pattern).is_dir():
+        return _folder_files(pattern)
+    if Path(pattern).exists():
+        return [pattern]
+    matches = sorted(glob.glob(pattern, recursive=True))
+    if not matches:
+        where = "" if Path(pattern).is_absolute() else f"; paths are relative to {Path.cwd()}"
+        raise TableError(f"{pattern}: no such file{where}")
+    files = [path for path in matches if not Path(path).is_dir()]
+    return files or [file for path in matches for file in _folder_files(path)]
 
 
 def _folder_files(folder: str) -> list[str]:

@@ -60,7 +60,7 @@ class ProgressMeter:
         """Shows it now; nothing if progress is not shown."""
 
 
-class _Lines(ProgressMeter):
+class _LineMeter(ProgressMeter):
     console: Console
 
     def show(self) -> None:
@@ -68,12 +68,14 @@ class _Lines(ProgressMeter):
         self.console.print(f"{self.title}{percent}: {self.describe()}", markup=False, highlight=False, soft_wrap=True)
 
 
-class _Bar(ProgressMeter):
+class _BarMeter(ProgressMeter):
     every_s = BAR_S
     bar: RichProgress
 
     def start(self) -> None:
-        self._task = self.bar.add_task(self.title, total=self.total or None, completed=self.done, said=self.describe())
+        self._task = self.bar.add_task(
+            self.title, total=self.total or None, completed=int(self.done), said=self.describe()
+        )
 
     def show(self) -> None:
         self.bar.update(self._task, completed=self.done, said=self.describe())
@@ -103,7 +105,7 @@ def progress(
     if not shown:
         yield ProgressMeter(title, total, unit, done)
     elif not console.is_terminal:
-        lines = _Lines(title, total, unit, done)
+        lines = _LineMeter(title, total, unit, done)
         lines.console = console
         yield lines
     else:
@@ -111,7 +113,7 @@ def progress(
         with RichProgress(
             TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), said, console=console
         ) as bar:
-            meter = _Bar(title, total, unit, done)
+            meter = _BarMeter(title, total, unit, done)
             meter.bar = bar
             meter.start()
             try:

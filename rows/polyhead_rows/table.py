@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import pyarrow
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from polyhead_rows.errors import TableError
 
@@ -33,17 +34,26 @@ class ReadOptions(BaseModel):
     header: bool = True
     columns: tuple[str, ...] | None = None
 
+    @field_validator("delimiter")
+    @classmethod
+    def _check_delimiter(cls, delimiter: str | None) -> str | None:
+        if delimiter == "\\t":  # a shell passes it so
+            return "\t"
+        if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n\0'):
+            raise ValueError(f"delimiter must be one character, got {delimiter!r}")
+        return delimiter
+
+    @field_validator("encoding")
+    @classmethod
+    def _check_encoding(cls, encoding: str | None) -> str | None:
+        try:
+            "".encode(encoding or "utf-8")
+        except (LookupError, ValueError) as error:
+            raise ValueError(f"encoding {encoding!r} is unknown; utf-8, utf-16 and cp1252 are examples") from error
+        return encoding
+
     @model_validator(mode="after")
-    def _check(self) -> ReadOptions:
-        if self.delimiter == "\\t":
-            object.__setattr__(self, "delimiter", "\t")
-        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n\0'):
-            raise ValueError(f"delimiter must be one character, got {self.delimiter!r}")
-        if self.encoding is not None:
-            try:
-                "".encode(self.encoding)
-            except (LookupError, ValueError) as error:
-                raise ValueError(f"encoding {self.encoding!r} is unknown; utf-8, utf-16 and cp1252 are examples") from error
+    def _check_header(self) -> ReadOptions:
         if not self.header and not self.columns:
             raise ValueError('header = false needs the names of the columns: columns = ["id", "text"]')
         if self.header and self.columns is not None:
@@ -79,7 +89,8 @@ class Row(NamedTuple):
         reason: one line: why it could not be read and what to do; None if it could.
         end: how far the file is read after it, in the unit of `TableFile.total`.
         raw: the source text of a row that could not be read, shortened and printable.
-        after: where the next row is read from, see `TableFile.rows`.
+        next_line: the line behind the row.
+        single_until: see `Start`.
     """
 
     number: int
@@ -93,7 +104,7 @@ class Row(NamedTuple):
 
     @property
     def after(self) -> Start:
-        """The position behind this row."""
+        """The position behind this row, from which `TableFile.rows` goes on."""
         return Start(self.number + 1, self.next_line, self.end, self.single_until)
 
 
@@ -127,7 +138,7 @@ def text_of(row: Row, column: str) -> str | BadText:
             return BadText(f"column {column!r} is not UTF-8: byte 0x{value[error.start]:02x} at {error.start}")
     if value is None:
         return BadText(f"column {column!r} is null; a text is needed")
-    return BadText(f"column {column!r} must be a string, got {_JSON_NAMES.get(type(value), type(value).__name__)}")
+    return BadText(f"column {column!r} must be a string, got {kind_of(value)}")
 
 
 class TableFile:
@@ -154,6 +165,12 @@ class TableFile:
     def __init__(self, name: str) -> None:
         self.name = name
 
+    def set_columns(self, names: Sequence[str]) -> None:
+        """Sets `columns` and `doubled`."""
+        times = Counter(names)
+        self.doubled = frozenset(name for name in times if times[name] > 1)
+        self.columns = [name for name in names if times[name] == 1]
+
     def rows(self, start: Start | None = None, columns: Sequence[str] | None = None) -> Iterator[Row]:
         """All rows from `start` on, in bounded memory.
 
@@ -166,9 +183,7 @@ class TableFile:
         """
         raise NotImplementedError
 
-    def batches(
-        self, first_row: int, rows: int, columns: Sequence[str] | None = None
-    ) -> Iterator[pyarrow.RecordBatch]:
+    def batches(self, first_row: int, rows: int, columns: Sequence[str] | None = None) -> Iterator[pyarrow.RecordBatch]:
         """Rows with their Arrow types; of Parquet and Arrow files only.
 
         Args:
@@ -195,8 +210,14 @@ class TableFile:
         return f"{self.name}:{row.line}" if row.line is not None else f"{self.name}: row {row.number}"
 
 
-_JSON_NAMES = {
-    int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object"
+def kind_of(value: object) -> str:
+    """What a value is, for messages."""
+    return _KINDS.get(type(value), type(value).__name__)
+
+
+_KINDS: dict[type, str] = {
+    str: "a string", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object",
+    type(None): "null",
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from polyhead_rows.json_files import JsonArrayFile, JsonLinesFile
 from polyhead_rows.lines import LinesFile
 from polyhead_rows.place import STDIN, find_files, known_names, split_name
 from polyhead_rows.table import BadText, ReadOptions, Row, Start, TableFile, text_of
+from polyhead_rows.wrong_file import WORKBOOK, WORKBOOK_NAMES, check_content
 
 __all__ = ["BadText", "ReadOptions", "Row", "Start", "TableFile", "find_files", "open_table", "read_texts", "text_of"]
 
@@ -27,9 +28,12 @@ def open_table(name: str, options: ReadOptions = ReadOptions()) -> TableFile:  #
     named, compression = split_name(name)
     kind = options.format or ("jsonl" if name == STDIN else named)
     if kind is None:
-        raise TableError(f"{name}: the name must end in one of {known_names()}; or name its format")
+        if name.lower().endswith(WORKBOOK_NAMES):
+            raise TableError(f"{name}: {WORKBOOK}")
+        raise TableError(f"{name}: the name must end in one of {known_names()}; or set format")
     _check_options(name, kind, options)
     source = ByteSource(name, compression, options.encoding)
+    check_content(source, kind)
     match kind:
         case "csv" | "tsv":
             return DelimitedFile(source, options, kind)
