@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyhead_client import BadResponseError, HeadSchema, Schema
+from polyhead_client import BadResponseError, HeadSchema, ModelSchema
 
 FIELDS = {"text": str, "scores": list, "token_count": int, "truncated": bool}
 
@@ -66,7 +66,7 @@ def read_heads(path: Path) -> tuple[HeadSchema, ...] | None:
         return None
     try:
         section = json.loads(path.read_text(encoding="utf-8"))["polyhead"]
-        return Schema.from_json(json.dumps({"max_length": section["max_length"], "heads": section["heads"]})).heads
+        return ModelSchema.from_json(json.dumps({"max_length": section["max_length"], "heads": section["heads"]})).heads
     except (OSError, ValueError, LookupError, TypeError, BadResponseError) as error:
         raise GoldenError(f"{path}: has no heads of a checkpoint ({error})") from error
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from loadtest.golden import GoldenRow
 from loadtest.verify import find_mismatches
-from polyhead_client import MultiLabel, Prediction, Regression, Schema, SingleLabel
+from polyhead_client import ModelSchema, MultiLabel, Prediction, Regression, SingleLabel
 
 
 def find_owner(
-    prediction: Prediction, asked: GoldenRow, rows: Sequence[GoldenRow], schema: Schema, tolerance: float
+    prediction: Prediction, asked: GoldenRow, rows: Sequence[GoldenRow], schema: ModelSchema, tolerance: float
 ) -> GoldenRow | None:
     """Another text that the answer is right for; None if there is none."""
     said = _scores_by_column(prediction, schema)
@@ -24,7 +24,7 @@ def find_owner(
     return None
 
 
-def _scores_by_column(prediction: Prediction, schema: Schema) -> list[tuple[int, float]]:
+def _scores_by_column(prediction: Prediction, schema: ModelSchema) -> list[tuple[int, float]]:
     found = []
     for head in schema.heads:
         first = schema.columns[head.name].start

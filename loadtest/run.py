@@ -15,7 +15,7 @@ from loadtest.objectives import read_objectives
 from loadtest.phases import SHAPES, Phase, find_saturation, phases_of
 from loadtest.server_metrics import Samples, precision, scrape
 from loadtest.tally import Counts, Tally
-from polyhead_client import Client, RetryPolicy, Schema
+from polyhead_client import Client, ModelSchema, RetryPolicy
 
 # Score differences by the precision that the server computes in: polyhead.gate's, and for fp32 what two machines and
 # batch sizes may differ by.
@@ -43,7 +43,7 @@ class Run:
 
     options: Any
     rows: list[GoldenRow]
-    schema: Schema
+    schema: ModelSchema
     objectives: dict[str, float]
     tally: Tally = field(default_factory=Tally)
     started: float = 0.0

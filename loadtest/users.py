@@ -24,8 +24,8 @@ from loadtest.tally import Outcome
 from loadtest.verify import find_mismatches
 from polyhead_client import PolyheadClientError, Prediction, RequestTimeoutError
 from polyhead_client.errors import mapped
-from polyhead_client.http_wire import HttpReply, decode, encode, infer_call
 from polyhead_client.operations import take_output
+from polyhead_client.request import HttpReply, decode, encode, infer_call
 
 CONNECTIONS = 256  # of an open user at a time; whoever is due beyond waits for one, and that counts
 MOST_NAMED = 3  # mismatches in one message

@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from loadtest.golden import GoldenRow
-from polyhead_client import HeadSchema, LabelScore, MultiLabel, Prediction, Regression, Schema, SingleLabel
+from polyhead_client import HeadSchema, LabelScore, ModelSchema, MultiLabel, Prediction, Regression, SingleLabel
 
 TOLERANCE = 1e-3
 
 
 def find_mismatches(
-    prediction: Prediction, golden: GoldenRow, schema: Schema, tolerance: float = TOLERANCE
+    prediction: Prediction, golden: GoldenRow, schema: ModelSchema, tolerance: float = TOLERANCE
 ) -> list[str]:
     """Compares an answer that was asked for without options.
 
@@ -102,7 +102,7 @@ def _compare_chosen(
     return found
 
 
-def _compare_paths(prediction: Prediction, golden: GoldenRow, schema: Schema, tolerance: float) -> list[str]:
+def _compare_paths(prediction: Prediction, golden: GoldenRow, schema: ModelSchema, tolerance: float) -> list[str]:
     """Checks each taxonomy: its labels form a path, and none is more probable by the golden scores."""
     found: list[str] = []
     children: dict[str, list[HeadSchema]] = {}

@@ -18,20 +18,20 @@ from polyhead_client.errors import (
     UnknownNameError,
     UsageError,
 )
-from polyhead_client.network import Tls
 from polyhead_client.prediction import LabelScore, MultiLabel, Prediction, Regression, SingleLabel
 from polyhead_client.retry import RetryPolicy
-from polyhead_client.schema import HeadSchema, Schema
-from polyhead_client.statistics import ModelStatistics
+from polyhead_client.schema import HeadKind, HeadSchema, ModelSchema
+from polyhead_client.settings import Tls
 
 __all__ = [
     "AsyncClient",
     "BadResponseError",
     "Client",
+    "HeadKind",
     "HeadSchema",
     "LabelScore",
     "ModelNotFoundError",
-    "ModelStatistics",
+    "ModelSchema",
     "MultiLabel",
     "NotReadyError",
     "PolyheadClientError",
@@ -40,7 +40,6 @@ __all__ = [
     "RequestRejectedError",
     "RequestTimeoutError",
     "RetryPolicy",
-    "Schema",
     "ServerFailedError",
     "ServerOverloadedError",
     "ServerUnreachableError",

@@ -1,44 +1,122 @@
-"""How texts are cut into requests: by number and by bytes, so that neither server nor proxy refuses one as too big."""
+"""Texts to requests: texts as callers hold them become UTF-8 rows, and rows become batches that one request can carry.
+
+Errors name the position of the text.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence, Sized
+from typing import Any, Protocol
 
 from polyhead_client.errors import UsageError
-from polyhead_client.texts import encode_text
 
-ROW_BYTES = 4  # Triton writes each text's length before it
-HEADER_BYTES = 4096  # more than a request's JSON takes
+COLUMNAR = ("pandas", "pyarrow", "numpy")  # libraries whose columns of texts are accepted as lists
+ARROW_SLICE = 4096  # rows of an Arrow column that become Python objects at a time
+ROW_BYTES = 4  # Triton writes the length of each text before it
+HEADER_BYTES = 4096  # more than the JSON of a request takes
+LONGEST_REQUEST = 16 * 2**20  # bytes; reverse proxies commonly accept this much
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Rows of one request, as UTF-8; `start` is the first one's position among all texts."""
+class ArrayOfTexts(Protocol):
+    """A pandas Series or NumPy array; neither library need be installed."""
 
-    start: int
-    rows: list[bytes]
+    def tolist(self) -> list[Any]:
+        """All values."""
 
-    def pieces(self, most: int) -> list[Batch]:
-        """The same rows in batches of at most so many."""
-        return [Batch(self.start + at, self.rows[at : at + most]) for at in range(0, len(self.rows), most)]
+
+class ArrowOfTexts(Protocol):
+    """A pyarrow Array or ChunkedArray; the library need not be installed."""
+
+    def to_pylist(self) -> list[Any]:
+        """All values."""
+
+
+Texts = list[str] | tuple[str, ...] | ArrayOfTexts | ArrowOfTexts
+Batch = list[bytes]  # the texts of one request, as UTF-8
+
+
+def as_list(texts: Any) -> Sequence[object]:
+    """A finite collection of texts as a sequence.
+
+    Raises:
+        UsageError: it is something else, such as a str, a set or a table.
+    """
+    if isinstance(texts, Sequence) and not isinstance(texts, str | bytes | bytearray):
+        return texts
+    if _is_column(texts):
+        return list(iterate(texts))
+    kind = type(texts).__name__
+    raise UsageError(f"texts must be a list of str, got {kind}; for an iterable use stream()")
+
+
+def iterate(texts: Any) -> Iterator[object]:
+    """Yields the texts one by one; an Arrow column never becomes one large list.
+
+    Raises:
+        UsageError: it cannot be iterated, or is itself a text.
+    """
+    if isinstance(texts, str | bytes | bytearray) or not isinstance(texts, Iterable):
+        raise UsageError(f"texts must be an iterable of str, got {type(texts).__name__}")
+    return _iterate_arrow(texts) if _library(texts) == "pyarrow" and _is_column(texts) else iter(texts)
+
+
+def _iterate_arrow(texts: Any) -> Iterator[object]:
+    for start in range(0, len(texts), ARROW_SLICE):
+        yield from texts.slice(start, ARROW_SLICE).to_pylist()
+
+
+def _library(texts: object) -> str:
+    return type(texts).__module__.partition(".")[0]
+
+
+def _is_column(texts: Any) -> bool:
+    if _library(texts) not in COLUMNAR or not (isinstance(texts, Iterable) and isinstance(texts, Sized)):
+        return False
+    # Iterating a table would give its column names or whole rows.
+    return getattr(texts, "ndim", 1) == 1 and not hasattr(texts, "columns")
+
+
+def encode_text(text: object, position: int = 0) -> bytes:
+    """UTF-8 bytes of a text.
+
+    Raises:
+        UsageError: it is not a str or has no UTF-8 form; the message has its position.
+    """
+    if not isinstance(text, str):
+        if _is_null(text):
+            raise UsageError(f"text {position} is missing ({text!r}); drop or fill missing values")
+        kind = type(text).__name__
+        raise UsageError(f"text {position} must be a str, got {kind}; decode bytes, drop missing values")
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        raise UsageError(
+            f"text {position} has a lone surrogate (U+{code:04X}) at character {error.start}; "
+            "it has no UTF-8 form: read the text with errors='replace'"
+        ) from error
+
+
+def _is_null(value: object) -> bool:
+    # NaN is a float. pandas' NA and NaT are recognised by the names of their classes.
+    return value is None or isinstance(value, float) or type(value).__name__ in ("NAType", "NaTType")
 
 
 class Cutter:
-    """Collects rows until a request is full; reads no further ahead than the text at hand."""
+    """Collects rows until a request is full, by number or by bytes; never reads ahead of the current text."""
 
     def __init__(self, most_texts: int, most_bytes: int) -> None:
         self._most_texts = most_texts
         self._most_bytes = most_bytes
-        self._rows: list[bytes] = []
+        self._rows: Batch = []
         self._size = 0
         self._position = 0  # of the next text
 
     def add(self, text: object) -> Batch | None:
-        """Takes a text, and gives the batch that is full by now.
+        """Adds a text; returns a batch if one is full now.
 
         Raises:
-            UsageError: the text cannot be sent, or is alone longer than a request may be.
+            UsageError: the text cannot be sent, or is longer than a whole request may be.
         """
         row = encode_text(text, self._position)
         room = self._most_bytes - HEADER_BYTES
@@ -55,13 +133,13 @@ class Cutter:
         return full or (self.rest() if len(self._rows) == self._most_texts else None)
 
     def rest(self) -> Batch | None:
-        """The rows that wait for more, if any."""
+        """The rows that are not yet in a batch, if any."""
         rows, self._rows, self._size = self._rows, [], 0
-        return Batch(self._position - len(rows), rows) if rows else None
+        return rows or None
 
 
 def cut(texts: Iterable[object], most_texts: int, most_bytes: int) -> Iterator[Batch]:
-    """Texts as batches; what is wrong with a text, or raised by the iterable, comes after the batches before it."""
+    """Yields texts as batches. An error of a text or of the iterable is raised after the batches before it."""
     cutter = Cutter(most_texts, most_bytes)
     try:
         for text in texts:
@@ -75,8 +153,14 @@ def cut(texts: Iterable[object], most_texts: int, most_bytes: int) -> Iterator[B
         yield rest
 
 
-async def cut_async(texts: AsyncIterable[object], most_texts: int, most_bytes: int) -> AsyncIterator[Batch]:
-    """As `cut`, of an asynchronous iterable."""
+async def cut_async(
+    texts: Iterable[object] | AsyncIterable[object], most_texts: int, most_bytes: int
+) -> AsyncIterator[Batch]:
+    """Like `cut`; also for asynchronous iterables."""
+    if not isinstance(texts, AsyncIterable):
+        for batch in cut(texts, most_texts, most_bytes):
+            yield batch
+        return
     cutter = Cutter(most_texts, most_bytes)
     try:
         async for text in texts:

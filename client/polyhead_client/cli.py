@@ -1,6 +1,6 @@
 """Entry point of the command ``polyhead-client``; the command itself is in `polyhead_client.command`.
 
-Apart from it, so that without the extra ``cli`` a user reads what to install instead of a traceback.
+The two are separate so that a user without the extra ``cli`` reads what to install instead of a traceback.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The client that blocks: texts in, typed predictions out.
+"""The blocking client: texts in, typed predictions out.
 
-It performs what `polyhead_client.operations` yields; batches, replicas, retries and deadlines are decided there.
+It carries out what `polyhead_client.operations` yields. Batches, replicas, retries and deadlines are decided there.
 """
 
 from __future__ import annotations
@@ -14,43 +14,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyhead_client import tracing
-from polyhead_client.batches import Batch
-from polyhead_client.conversation import Pause, Send, Talk
-from polyhead_client.deadline import Deadline
+from polyhead_client.batches import Batch, Texts, cut, iterate
 from polyhead_client.errors import PolyheadClientError, mapped
-from polyhead_client.grpc_channels import GrpcChannels
-from polyhead_client.http_pool import HttpPool
-from polyhead_client.http_wire import HttpReply, HttpRequest, decode, encode
+from polyhead_client.grpc_transport import GrpcChannels
+from polyhead_client.http_transport import HttpPool
 from polyhead_client.prediction import Prediction
 from polyhead_client.replicas import Replica
-from polyhead_client.request import build_parameters, check_count
-from polyhead_client.schema import Schema
+from polyhead_client.request import Deadline, HttpReply, HttpRequest, build_parameters, check_count, decode, encode
+from polyhead_client.retry import Pause, Send, Steps
+from polyhead_client.schema import ModelSchema
 from polyhead_client.settings import Settings
-from polyhead_client.statistics import ModelStatistics
 from polyhead_client.stream import CONCURRENCY, stream_in_threads
-from polyhead_client.texts import Texts, iterate
 
 T = TypeVar("T")
 
 
-class Exchange(Protocol):
-    """Carries HTTP; `polyhead_client.testing` has a fake."""
+class HttpTransport(Protocol):
+    """Carries HTTP requests: connections, or the fake of `polyhead_client.testing`."""
 
     def exchange(self, replica: Replica, request: HttpRequest, deadline: Deadline) -> HttpReply:
-        """One request and its answer."""
+        """Sends one request and returns the answer. Network failures raise OSError."""
 
     def close(self) -> None:
-        """No request follows."""
+        """Closes all connections."""
 
 
 class Client(Settings):
-    """Asks one model on one server or several; safe from threads and from gevent's greenlets.
+    """Asks one model on one or several servers; safe for threads and gevent's greenlets.
 
     The arguments are those of `polyhead_client.settings.Settings`.
     """
 
     def _open(self) -> None:
-        self._transport: Exchange | GrpcChannels = (
+        self._transport: HttpTransport | GrpcChannels = (
             GrpcChannels(self._network) if self.protocol == "grpc" else HttpPool(self._network)
         )
 
@@ -81,26 +77,26 @@ class Client(Settings):
         timeout_s: float | None = None,
         raise_on_error: bool = False,
     ) -> Prediction | list[Prediction]:
-        """Classifies a text, or several.
+        """Classifies one text or several.
 
         Args:
             texts: a str, or a list or tuple of str of any length, or a column of texts of pandas, Arrow or NumPy.
             top_k: how many labels a single_label head names, and at most how many a multi_label head names.
-            threshold: takes the place of the labels' own thresholds in multi_label heads.
+            threshold: replaces the labels' own thresholds in multi_label heads.
             timeout_s: how long the whole call may take; the client's if None.
             raise_on_error: raises TextError for the first text without an answer.
 
         Returns:
-            A prediction for a str; for a list a list, one a text and in its order. A text without an answer (an empty
-            one, say) has `Prediction.error` set and spoils no other.
+            One prediction for a str; for a list a list, one per text in the same order. A text without an answer (an
+            empty one, for example) has `Prediction.error`, and the other texts have their answers.
 
         Raises:
             PolyheadClientError: see `polyhead_client.errors`.
         """
         one = isinstance(texts, str)
         deadline = self._deadline(timeout_s)
-        talk = self._operations.classify([texts] if one else texts, top_k, threshold, deadline, raise_on_error)
-        predictions = self._run("classify", talk)
+        steps = self._operations.classify([texts] if one else texts, top_k, threshold, deadline, raise_on_error)
+        predictions = self._run("classify", steps)
         return predictions[0] if one else predictions
 
     def stream(
@@ -112,41 +108,32 @@ class Client(Settings):
         threshold: float | None = None,
         timeout_s: float | None = None,
     ) -> Iterator[Prediction]:
-        """Classifies texts of any iterable, such as a generator or a file, and gives the predictions in its order.
+        """Classifies the texts of any iterable, such as a generator or a file, and yields predictions in its order.
 
-        At most ``2 * concurrency + 1`` batches are in memory. A batch is sent when it is full or the texts end. What
-        goes wrong is raised in its place, after the predictions before it. Closing the iterator (or leaving it to be
-        collected) gives up the requests under way; over gRPC it waits for them.
+        At most ``2 * concurrency + 1`` batches are in memory. A batch is sent when it is full or the texts end.
+        An error is raised in its place, after the predictions before it. Closing the iterator, or dropping it, gives up
+        the requests under way; over gRPC it waits for them.
 
         Args:
-            texts: read in the consumer's thread, as far as the window reaches.
-            batch_size: texts a request; the client's if None.
-            concurrency: requests at a time, each by a thread.
+            texts: read in the consumer's thread, as far as those batches reach.
+            batch_size: texts per request; the client's if None.
+            concurrency: requests at a time, each in a thread.
             top_k: as for `classify`.
             threshold: as for `classify`.
             timeout_s: how long each request may take; the client's if None.
 
         Raises:
-            PolyheadClientError: see `polyhead_client.errors`; bad arguments at once.
+            PolyheadClientError: see `polyhead_client.errors`; for bad arguments at once.
         """
-        patience_s = self._deadline(timeout_s).timeout_s
+        request_timeout_s = self._deadline(timeout_s).timeout_s
         parameters = build_parameters(top_k, threshold)
-        rows = iterate(texts)
-        check_count("concurrency", concurrency)
-        if batch_size is not None:
-            check_count("batch_size", batch_size)
+        most_texts = self.batch_size if batch_size is None else check_count("batch_size", batch_size)
+        batches = cut(iterate(texts), most_texts, self.max_request_bytes)
 
         def answer(batch: Batch, deadline: Deadline) -> list[Prediction]:
-            return self._run("stream", self._operations.batch(batch, parameters, deadline))
+            return self._run("stream", self._operations.classify_batch(batch, parameters, deadline))
 
-        def batches() -> Iterator[Batch]:
-            most = batch_size
-            if most is None:
-                size = self._operations.batch_size(self._deadline(patience_s))
-                most = self._run("batch_size", size)
-            yield from self._operations.cut(rows, most)
-
-        return stream_in_threads(batches(), answer, concurrency, patience_s)
+        return stream_in_threads(batches, answer, check_count("concurrency", concurrency), request_timeout_s)
 
     def classify_json(
         self,
@@ -155,30 +142,30 @@ class Client(Settings):
         threshold: float | None = None,
         timeout_s: float | None = None,
     ) -> list[bytes]:
-        """As `classify` of a list, but the server's JSON as it came: for pipes and load tests."""
-        talk = self._operations.classify_json(texts, top_k, threshold, self._deadline(timeout_s))
-        return self._run("classify", talk)
+        """Like `classify` of a list, but returns the server's JSON as it came, for pipes and load tests."""
+        steps = self._operations.classify_json(texts, top_k, threshold, self._deadline(timeout_s))
+        return self._run("classify", steps)
 
     def scores(self, texts: Texts, timeout_s: float | None = None) -> NDArray[np.float32]:
         """All heads' calibrated scores.
 
         Returns:
-            float32 ``(n, schema().width)``, columns as in `Schema.column_names`; a row of NaN for a text without an
-            answer.
+            float32 ``(n, schema().width)``, columns as in `ModelSchema.column_names`; a row of NaN for a text without
+            an answer.
 
         Raises:
             PolyheadClientError: see `polyhead_client.errors`.
         """
         return self._run("scores", self._operations.scores(texts, self._deadline(timeout_s)))
 
-    def schema(self, timeout_s: float | None = None) -> Schema:
+    def schema(self, timeout_s: float | None = None) -> ModelSchema:
         """The heads of the version that answers now."""
         return self._run("schema", self._operations.schema(self._deadline(timeout_s)))
 
     def is_ready(self, canary: bool = True, timeout_s: float | None = None) -> bool:
         """Whether a replica answers a canary text now.
 
-        Without `canary` Triton's own word is taken, which stays good when a model process has died or hangs.
+        Without `canary` it asks Triton's own endpoint, which stays good when a model process has died or hangs.
         """
         deadline = self._deadline(timeout_s)
         return self._run("is_ready", self._operations.why_not_ready(canary, deadline)) is None
@@ -187,17 +174,13 @@ class Client(Settings):
         """Asks again until a replica answers a canary text.
 
         Raises:
-            NotReadyError: none did within `timeout_s`; the message has the last reason.
+            NotReadyError: none answered within `timeout_s`; the message has the last reason.
         """
         seconds = self._deadline(timeout_s).timeout_s
         self._run("wait_until_ready", self._operations.wait_until_ready(seconds, self.timeout_s))
 
-    def statistics(self, timeout_s: float | None = None) -> list[ModelStatistics]:
-        """What each replica has counted; polyhead-serve tells only who sends its admin header."""
-        return self._run("statistics", self._operations.statistics(self._deadline(timeout_s)))
-
     def close(self) -> None:
-        """Closes the connections; the client cannot be used afterwards."""
+        """Closes the connections. The client cannot be used afterwards."""
         self._closed = True
         self._transport.close()
 
@@ -209,37 +192,34 @@ class Client(Settings):
     ) -> None:
         self.close()
 
-    def _run(self, name: str, talk: Talk[T]) -> T:
+    def _run(self, name: str, steps: Steps[T]) -> T:
         with tracing.operation(name, self.model):
             try:
-                effect = next(talk)
+                step = next(steps)
                 while True:
                     try:
-                        reply = self._perform(effect)
+                        reply = self._perform(step)
                     except PolyheadClientError as error:
-                        effect = talk.throw(error)
+                        step = steps.throw(error)
                     else:
-                        effect = talk.send(reply)
+                        step = steps.send(reply)
             except StopIteration as done:
                 value: T = done.value
                 return value
             finally:
-                talk.close()
+                steps.close()
 
-    def _perform(self, effect: Send | Pause) -> Any:
-        if isinstance(effect, Send):
-            return self._send(effect)
-        time.sleep(effect.seconds)
-        return None
-
-    def _send(self, send: Send) -> Any:
-        call, deadline, address = send.call, send.deadline, send.replica.address
+    def _perform(self, step: Send | Pause) -> Any:
+        if isinstance(step, Pause):
+            time.sleep(step.seconds)
+            return None
+        call, deadline, address = step.call, step.deadline, step.replica.address
         with (
-            tracing.request(call.kind, address, call.model, call.texts, send.attempt) as trace,
+            tracing.request(call.kind, address, call.model, call.texts, step.attempt) as trace,
             mapped(model=call.model, replica=address, protocol=self.protocol, timeout_s=deadline.timeout_s),
         ):
             headers = {**self._headers, **trace}
             if isinstance(self._transport, GrpcChannels):
-                return self._transport.send(send.replica, call, headers, deadline)
+                return self._transport.send(step.replica, call, headers, deadline)
             request = encode(call, headers, deadline.remaining_s())
-            return decode(call, self._transport.exchange(send.replica, request, deadline))
+            return decode(call, self._transport.exchange(step.replica, request, deadline))

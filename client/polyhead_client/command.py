@@ -1,4 +1,4 @@
-"""The command line: ``polyhead-client classify | schema | ready | stats``.
+"""The command line: ``polyhead-client classify | schema | ready``, and the options that all three have.
 
 Exit codes: 0 all texts were answered, 1 some text has an error, 2 bad usage or no answer from the server, 130 stopped
 by Ctrl-C.
@@ -6,54 +6,56 @@ by Ctrl-C.
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import functools
+import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from enum import StrEnum
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from polyhead_client import options
-from polyhead_client.bulk.answers import Question, answer_rows
-from polyhead_client.bulk.job import Job, Outcome, score_file
-from polyhead_client.bulk.progress import report
-from polyhead_client.bulk.sources import LinesSource
 from polyhead_client.client import Client
+from polyhead_client.console import answer_lines, print_json, print_schema, print_schema_json, print_table, read_lines
 from polyhead_client.errors import PolyheadClientError, UsageError
-from polyhead_client.options import flag
 from polyhead_client.prediction import Prediction
-from polyhead_client.readable import print_predictions, print_schema, print_statistics
+from polyhead_client.settings import Tls
 from polyhead_client.stream import CONCURRENCY
 
-INTERRUPTED = 130  # as shells have it for SIGINT
+INTERRUPTED = 130  # what shells report for SIGINT
+MOST_WORKERS = 256
+ASK, SERVER = "What is asked", "Server"
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    epilog="Every option is also an environment variable: POLYHEAD_ and its name, as in POLYHEAD_TEXT_COLUMN for "
-    "--text-column. `polyhead-client COMMAND --help` has examples. Exit codes: 0 all answered, 1 some texts have an "
-    "error, 2 bad usage or no answer.",
+    epilog="Every option is also an environment variable: POLYHEAD_CLIENT_ and its name, for example "
+    "POLYHEAD_CLIENT_TOP_K for --top-k. Whole files (CSV, JSON lines, Parquet): `polyhead-score --server HOST:PORT`. "
+    "Exit codes: 0 all texts were answered, 1 some texts have an error, 2 bad usage or no answer from the server.",
 )
 
-CLASSIFY_EXAMPLES = """
+CLASSIFY_EPILOG = """
 Examples:
 
 * `polyhead-client classify "a fast parser for JSON" --top-k 3`
 
 * `cut -f2 texts.tsv | polyhead-client classify --json > answers.jsonl`
 
-* `polyhead-client classify --input reviews.csv --text-column review --output scored.parquet --workers 8`
+* `POLYHEAD_CLIENT_SERVER="a:8000 b:8000" polyhead-client classify "a fast parser for JSON"`
 
-* `POLYHEAD_SERVER="a:8000 b:8000" polyhead-client classify --input reviews.jsonl --output scored.csv`
-
-A file that is being scored may be stopped or killed at any time: the same command goes on where it was (the folder
-OUTPUT.partial holds what is done). OUTPUT appears whole, at the end. Rows that cannot be scored are not in it but in
-OUTPUT's name with .errors.jsonl, each with its number and the reason; then the exit code is 1.
+To score whole files (CSV, JSON lines, Parquet) with a running server, use `polyhead-score --server HOST:PORT`.
 """
+
+
+class WireProtocol(StrEnum):
+    """The protocols of `Client`."""
+
+    HTTP = "http"
+    GRPC = "grpc"
 
 
 @app.callback()
@@ -61,162 +63,75 @@ def root() -> None:
     """Asks a Polyhead text classifier on a Triton server."""
 
 
-@app.command(epilog=CLASSIFY_EXAMPLES)
-def classify(
-    texts: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[TEXT]...", help="Texts; the lines of standard input if none.", show_default=False),
-    ] = None,
-    top_k: options.TopK = None,
-    threshold: options.Threshold = None,
-    batch_size: options.BatchSize = 64,
-    workers: options.Workers = CONCURRENCY,
-    as_json: Annotated[bool, flag("--json", "One JSON object a text, instead of a table.")] = False,
-    source: options.Input = None,
-    text_column: options.TextColumn = "text",
-    output: options.Output = None,
-    prefix: options.Prefix = "",
-    restart: options.Restart = False,
-    quiet: options.Quiet = False,
-    server: options.Servers = ["localhost:8000"],  # noqa: B006 # typer copies it
-    model: options.Model = "gpt2_classifier",
-    model_version: options.ModelVersion = "",
-    protocol: options.ProtocolName = options.Protocol.HTTP,
-    timeout_s: options.TimeoutS = 30.0,
-    api_key: options.ApiKey = None,
-    header: options.Headers = None,
-    ca_file: options.CaFile = None,
-    client_cert: options.ClientCert = None,
-    client_key: options.ClientKey = None,
-    proxy: options.Proxy = None,
-) -> None:
-    """Classifies texts, the lines of standard input, or the rows of a file."""
-    question = Question(batch_size, workers, top_k, threshold)
-    with (
-        _exit_codes(),
-        options.connect(
-            server, model, model_version, protocol, timeout_s, api_key, header, ca_file, client_cert, client_key,
-            proxy, batch_size, workers,
-        ) as client,
-    ):  # fmt: skip
-        if source is not None:
-            if texts:
-                raise UsageError("texts and --input were given; one at a time")
-            if output is None:
-                raise UsageError("--input needs --output, where the scored rows go")
-            job = Job(source, output, text_column, question, prefix, restart, model_version)
-            spoiled = _score_file(client, job, quiet)
-        elif output is not None:
-            raise UsageError("--output needs --input; answers to texts go to standard output")
-        else:
-            answers = _answer_texts(client, texts, question)
-            spoiled = _print_json(answers) if as_json else _print_table(answers)
-    if spoiled:
-        raise typer.Exit(1)
-
-
-@app.command()
-def schema(
-    as_json: options.AsJson = False,
-    server: options.Servers = ["localhost:8000"],  # noqa: B006 # as above
-    model: options.Model = "gpt2_classifier",
-    model_version: options.ModelVersion = "",
-    protocol: options.ProtocolName = options.Protocol.HTTP,
-    timeout_s: options.TimeoutS = 30.0,
-    api_key: options.ApiKey = None,
-    header: options.Headers = None,
-    ca_file: options.CaFile = None,
-    client_cert: options.ClientCert = None,
-    client_key: options.ClientKey = None,
-    proxy: options.Proxy = None,
-) -> None:
-    """Shows the heads and labels of the served model."""
-    with (
-        _exit_codes(),
-        options.connect(
-            server, model, model_version, protocol, timeout_s, api_key, header, ca_file, client_cert, client_key, proxy
-        ) as client,
-    ):
-        found = client.schema()
-    if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(found), indent=2))
-    else:
-        print_schema(found)
-
-
-@app.command()
-def ready(
-    wait_s: Annotated[float, flag("--wait-s", "Seconds to wait until it is ready.", min=0)] = 0.0,
-    canary: Annotated[
-        bool, flag("--canary/--no-canary", "Have a text answered; without, take Triton's word, which may be wrong.")
-    ] = True,
-    server: options.Servers = ["localhost:8000"],  # noqa: B006 # as above
-    model: options.Model = "gpt2_classifier",
-    model_version: options.ModelVersion = "",
-    protocol: options.ProtocolName = options.Protocol.HTTP,
-    timeout_s: options.TimeoutS = 30.0,
-    api_key: options.ApiKey = None,
-    header: options.Headers = None,
-    ca_file: options.CaFile = None,
-    client_cert: options.ClientCert = None,
-    client_key: options.ClientKey = None,
-    proxy: options.Proxy = None,
-) -> None:
-    """Says whether a server answers: exit code 0 if one does, else 2.
-
-    Example: `polyhead-client ready --wait-s 120 && ./nightly-scoring.sh`
-    """
-    with (
-        _exit_codes(),
-        options.connect(
-            server, model, model_version, protocol, timeout_s, api_key, header, ca_file, client_cert, client_key, proxy
-        ) as client,
-    ):
-        if wait_s and canary:
-            client.wait_until_ready(wait_s)
-        elif not client.is_ready(canary):
-            raise UsageError(f"not ready: none of {', '.join(client.replicas)} answered for {model}")
-    typer.echo("ready")
-
-
-@app.command()
-def stats(
-    as_json: options.AsJson = False,
-    server: options.Servers = ["localhost:8000"],  # noqa: B006 # as above
-    model: options.Model = "gpt2_classifier",
-    model_version: options.ModelVersion = "",
-    protocol: options.ProtocolName = options.Protocol.HTTP,
-    timeout_s: options.TimeoutS = 30.0,
-    api_key: options.ApiKey = None,
-    header: options.Headers = None,
-    ca_file: options.CaFile = None,
-    client_cert: options.ClientCert = None,
-    client_key: options.ClientKey = None,
-    proxy: options.Proxy = None,
-) -> None:
-    """Shows what each replica has counted.
-
-    polyhead-serve tells only who sends its admin key: `--header "polyhead-admin-key:$POLYHEAD_ADMIN_KEY"`, over gRPC
-    `triton-grpc-protocol-polyhead-admin-key:…`.
-    """
-    with (
-        _exit_codes(),
-        options.connect(
-            server, model, model_version, protocol, timeout_s, api_key, header, ca_file, client_cert, client_key, proxy
-        ) as client,
-    ):
-        found = client.statistics()
-    if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(one) for one in found], indent=2))
-    else:
-        print_statistics(found)
-
-
 @contextmanager
-def _exit_codes() -> Iterator[None]:
+def connect(
+    server: Annotated[
+        list[str],
+        typer.Option(
+            help="host:port of a replica; several allowed, in the variable separated by spaces.",
+            metavar="HOST:PORT",
+            rich_help_panel=SERVER,
+        ),
+    ] = ["localhost:8000"],  # noqa: B006 # typer copies it
+    model: Annotated[str, typer.Option(help="The model's name.", rich_help_panel=SERVER)] = "gpt2_classifier",
+    model_version: Annotated[
+        str, typer.Option(help="The model's version; the newest if empty.", rich_help_panel=SERVER)
+    ] = "",
+    protocol: Annotated[
+        WireProtocol, typer.Option(help="Triton's HTTP port is 8000, its gRPC port 8001.", rich_help_panel=SERVER)
+    ] = WireProtocol.HTTP,
+    timeout_s: Annotated[
+        float, typer.Option(help="Seconds that a request may take, including retries.", rich_help_panel=SERVER)
+    ] = 30.0,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            help="Sent as 'Authorization: Bearer KEY'. The variable keeps the key out of `ps`.",
+            metavar="KEY",
+            show_default=False,
+            rich_help_panel=SERVER,
+        ),
+    ] = None,
+    header: Annotated[
+        list[str] | None,
+        typer.Option(help="Sent with every request; several allowed.", metavar="NAME:VALUE", rich_help_panel=SERVER),
+    ] = None,
+    ca_file: Annotated[
+        Path | None,
+        typer.Option(help="PEM file of the authorities to trust, for https:// servers.", rich_help_panel=SERVER),
+    ] = None,
+    client_cert: Annotated[
+        Path | None, typer.Option(help="PEM file of this client's certificate chain.", rich_help_panel=SERVER)
+    ] = None,
+    client_key: Annotated[
+        Path | None, typer.Option(help="PEM file of this client's private key.", rich_help_panel=SERVER)
+    ] = None,
+    proxy: Annotated[
+        str | None, typer.Option(help="HTTP proxy.", metavar="http://HOST:PORT", rich_help_panel=SERVER)
+    ] = None,
+) -> Iterator[Client]:
+    """The client for these options. Errors inside the block become a line on standard error and an exit code."""
     try:
-        yield
-    except BrokenPipeError:  # as in `… | head`: typer ends quietly
+        pairs = [one.partition(":") for one in header or []]
+        for name, colon, _ in pairs:
+            if not colon:
+                raise UsageError(f"header must be NAME:VALUE, got {name!r}")
+        files = [None if path is None else str(path) for path in (ca_file, client_cert, client_key)]
+        with Client(
+            server,
+            model,
+            protocol.value,
+            model_version,
+            timeout_s,
+            api_key=api_key,
+            headers={name.strip(): value.strip() for name, _, value in pairs},
+            tls=Tls(*files) if any(files) else None,
+            proxy=proxy,
+            user_agent="polyhead-client-cli",
+            max_connections=MOST_WORKERS,
+        ) as client:
+            yield client
+    except BrokenPipeError:  # as in `… | head`; typer ends without a message
         raise
     except (PolyheadClientError, OSError) as error:
         typer.echo(f"polyhead-client: {error}", err=True)
@@ -226,51 +141,92 @@ def _exit_codes() -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from error
 
 
-def _score_file(client: Client, job: Job, quiet: bool) -> int:
-    console = Console(stderr=True)
-    try:
-        outcome = score_file(client, job, lambda meter: report(meter, console, shown=not quiet))
-    except (PolyheadClientError, OSError, KeyboardInterrupt):
-        if job.journal.exists():
-            typer.echo(f"what is done is in {job.journal}; the same command goes on from there", err=True)
-        raise
-    if not quiet:
-        typer.echo(_sum_up(job, outcome), err=True)
-    return outcome.spoiled
+def client_command(**settings: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Registers a command whose first parameter is the client, and gives it the options of `connect` as well."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+        shared = list(inspect.signature(connect, eval_str=True).parameters.values())
+
+        @functools.wraps(function)
+        def run(**options: Any) -> None:
+            with connect(**{one.name: options.pop(one.name) for one in shared}) as client:
+                function(client, **options)
+
+        # typer reads both.
+        run.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in (*own, *shared)}
+        # typer would add the command's name to the prefix: POLYHEAD_CLIENT_CLASSIFY_SERVER.
+        return app.command(context_settings={"auto_envvar_prefix": "POLYHEAD_CLIENT"}, **settings)(run)
+
+    return register
 
 
-def _sum_up(job: Job, outcome: Outcome) -> str:
-    before = f" ({outcome.resumed:,} rows by an earlier run)" if outcome.resumed else ""
-    spoiled = f"; {outcome.spoiled:,} rows could not be: {job.errors}" if outcome.spoiled else ""
-    return f"{outcome.scored:,} rows scored{before}: {job.output}{spoiled}"
-
-
-def _answer_texts(client: Client, texts: list[str] | None, question: Question) -> Iterator[tuple[str, Prediction]]:
+@client_command(epilog=CLASSIFY_EPILOG)
+def classify(
+    client: Client,
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TEXT]...", help="Texts; without any, one per line of standard input."),
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Labels per head.", min=1, rich_help_panel=ASK)] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Replaces the thresholds of multi_label heads.", min=0, max=1, rich_help_panel=ASK),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Texts per request.", min=1, rich_help_panel=ASK)] = 64,
+    workers: Annotated[
+        int, typer.Option(help="Requests at a time.", min=1, max=MOST_WORKERS, rich_help_panel=ASK)
+    ] = CONCURRENCY,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per text instead of a table.")] = False,
+) -> None:
+    """Classifies texts, or the lines of standard input."""
+    answers: Iterator[tuple[str, Prediction]]
     if texts:
-        predictions = client.classify(texts, question.top_k, question.threshold)
-        yield from zip(texts, predictions, strict=True)
-        return
-    if sys.stdin.isatty():
-        raise UsageError("no texts: give them as arguments, or pipe one a line into standard input")
-    source = LinesSource(typer.get_binary_stream("stdin"))
-    empty = True
-    for row, prediction in answer_rows(client, source.rows(), question):
-        empty = False
-        yield (row.fields or {})["text"], prediction
-    if empty:
-        raise UsageError("no texts: standard input is empty")
+        answers = zip(texts, client.stream(texts, batch_size, workers, top_k, threshold), strict=True)
+    elif sys.stdin.isatty():
+        raise UsageError("no texts: give them as arguments, or pipe one per line into standard input")
+    else:
+        lines = read_lines(typer.get_binary_stream("stdin"))
+        first = next(lines, None)
+        if first is None:
+            raise UsageError("no texts: standard input is empty")
+        answers = answer_lines(client, chain([first], lines), batch_size, workers, top_k, threshold)
+    errors = print_json(answers) if json else print_table(answers)
+    if errors:
+        raise typer.Exit(1)
 
 
-def _print_json(answers: Iterator[tuple[str, Prediction]]) -> int:
-    spoiled = 0
-    for text, prediction in answers:
-        # Escaped to ASCII, so that it can be printed whatever the terminal's encoding.
-        typer.echo(json.dumps({"text": text, **prediction.to_json()}))
-        spoiled += prediction.error is not None
-    return spoiled
+@client_command()
+def schema(
+    client: Client,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Shows the heads and labels of the served model."""
+    found = client.schema()
+    if json:
+        print_schema_json(found)
+    else:
+        print_schema(found)
 
 
-def _print_table(answers: Iterator[tuple[str, Prediction]]) -> int:
-    found = list(answers)
-    print_predictions([text for text, _ in found], [prediction for _, prediction in found])
-    return sum(prediction.error is not None for _, prediction in found)
+@client_command()
+def ready(
+    client: Client,
+    wait_s: Annotated[float, typer.Option(help="Seconds to wait until a server is ready.", min=0)] = 0.0,
+    canary: Annotated[
+        bool,
+        typer.Option(
+            help="Have a text answered. --no-canary asks Triton's endpoint, which stays good over a dead model process."
+        ),
+    ] = True,
+) -> None:
+    """Says whether a server answers: exit code 0 if one does, otherwise 2.
+
+    Example: `polyhead-client ready --wait-s 120 && ./nightly-scoring.sh`
+    """
+    if wait_s and canary:
+        client.wait_until_ready(wait_s)
+    elif not client.is_ready(canary):
+        raise UsageError(f"not ready: none of {', '.join(client.replicas)} answered for {client.model}")
+    typer.echo("ready")

@@ -1,20 +1,20 @@
-"""Everything that can go wrong between a caller and the answer.
+"""All errors of this package.
 
 PolyheadClientError
-├── UsageError              what was asked cannot be sent: a text, an option, a protocol (also a ValueError)
+├── UsageError              a text, an option or a setting cannot be used (also a ValueError)
 │   └── UnknownNameError    no head or label has this name (also a KeyError)
-├── ServerUnreachableError  no connection to the server, or it broke (also a ConnectionError)
+├── ServerUnreachableError  the connection failed or broke (also a ConnectionError)
 ├── RequestTimeoutError     no answer in time (also a TimeoutError)
 ├── NotReadyError           the server did not become ready in time (also a TimeoutError)
 ├── ServerOverloadedError   the server sheds load
 ├── ModelNotFoundError      the server does not serve this model or version
-├── RequestRejectedError    the server finds fault with the request
+├── RequestRejectedError    the server says that the request is wrong
 ├── ServerFailedError       the server failed on a good request
-├── BadResponseError        the answer is not what the wire contract says
+├── BadResponseError        the answer breaks the wire contract
 └── TextError               a text has no answer; raised only with ``raise_on_error=True`` (also a ValueError)
 
-Each message is one line that says what happened and what to do. Without ``raise_on_error`` a text without an answer is
-no exception: see `polyhead_client.prediction.Prediction.error`.
+Each message is one line that says what happened and what to do. Without ``raise_on_error`` a text without an answer
+raises nothing: see `polyhead_client.prediction.Prediction.error`.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from http.client import HTTPException
 
 from tritonclient.utils import InferenceServerException
 
-LONGEST_DETAIL = 300  # characters: a server's message may carry a whole traceback
+LONGEST_DETAIL = 300  # characters; a server's message may contain a whole traceback
 
 
 class PolyheadClientError(Exception):
-    """Base of all errors of this package.
+    """Base class of all errors of this package.
 
     Attributes:
-        model: the model that was asked, where known.
-        replica: the address of the server that was asked, as the client was given it, where known.
-        status: what the server answered, where known: ``"503"`` over HTTP, ``"UNAVAILABLE"`` over gRPC.
+        model: the model that was asked, if known.
+        replica: the address of the server that was asked, as in the client's settings, if known.
+        status: the server's status, if known: ``"503"`` over HTTP, ``"UNAVAILABLE"`` over gRPC.
         advice: what to do about it.
     """
 
@@ -51,7 +51,7 @@ class PolyheadClientError(Exception):
 
 
 class UsageError(PolyheadClientError, ValueError):
-    """What was asked cannot be sent."""
+    """A text, an option or a setting cannot be used."""
 
     advice = "correct the argument or the text that the message names"
 
@@ -62,11 +62,11 @@ class UnknownNameError(UsageError, KeyError):
     advice = "use one of the names in the message; Client.schema() has them all"
 
     def __str__(self) -> str:
-        return str(self.args[0])  # a KeyError's own form quotes the sentence
+        return str(self.args[0])  # KeyError would put the sentence in quotes
 
 
 class ServerUnreachableError(PolyheadClientError, ConnectionError):
-    """No connection to the server, or it broke.
+    """The connection failed or broke.
 
     Attributes:
         request_sent: whether the server may have read the request before the connection broke.
@@ -92,7 +92,7 @@ class ServerOverloadedError(PolyheadClientError):
     """The server sheds load.
 
     Attributes:
-        retry_after_s: how long the server asked to be left alone; None if it did not say.
+        retry_after_s: how long the server asked to wait; None if it did not say.
     """
 
     advice = "try again later, lower the concurrency, or add replicas"
@@ -106,7 +106,7 @@ class ModelNotFoundError(PolyheadClientError):
 
 
 class RequestRejectedError(PolyheadClientError):
-    """The server finds fault with the request."""
+    """The server says that the request is wrong."""
 
     advice = "correct what the server names; for 401 and 403 the API key or headers"
 
@@ -115,7 +115,7 @@ class ServerFailedError(PolyheadClientError):
     """The server failed on a good request.
 
     Attributes:
-        not_computed: Triton could not hand the request to the process that computes: that one is dead, or the shared
+        not_computed: Triton could not pass the request to the model's process, because that is dead or the shared
             memory between the two is full. Another replica may answer.
     """
 
@@ -124,17 +124,17 @@ class ServerFailedError(PolyheadClientError):
 
 
 class BadResponseError(PolyheadClientError):
-    """The answer is not what the wire contract says."""
+    """The answer breaks the wire contract."""
 
     advice = "check that this is a Polyhead model, this protocol's port, and no newer than the client knows"
 
 
 class TextError(PolyheadClientError, ValueError):
-    """A text has no answer, and the caller asked for an exception.
+    """A text has no answer, and the caller passed ``raise_on_error=True``.
 
     Attributes:
-        position: where in the list the text stands.
-        reason: what the server said of it.
+        position: the position of the text in the list.
+        reason: what the server says about it.
     """
 
     advice = "correct or drop the text, or read Prediction.error instead of raise_on_error"
@@ -143,7 +143,14 @@ class TextError(PolyheadClientError, ValueError):
 
 
 class NotConnectedError(ConnectionError):
-    """Between transport and core: the connection could not be made, so that nothing was sent."""
+    """A transport could not connect, so nothing was sent. Callers get ServerUnreachableError."""
+
+
+def may_have_crashed_server(error: PolyheadClientError) -> bool:
+    """Whether a server or model process died that may have held the request, perhaps because of the request."""
+    if isinstance(error, ServerUnreachableError):
+        return error.request_sent
+    return isinstance(error, ServerFailedError) and error.not_computed
 
 
 NO_SUCH_MODEL = ("unknown model", "no available versions", "is not at ready state")
@@ -160,7 +167,7 @@ NOBODY_LISTENS = (
     "goaway",
 )
 BROKE = ("connection reset", "socket closed", "broken pipe", "stream removed", "goaway")
-# What Triton says once a Python model's process is dead, also of the requests that were in it, or has no more memory.
+# Triton's words when a Python model's process is dead (also for the requests it held) or its shared memory is full.
 NOT_COMPUTED = ("stub process", "shared memory pool")
 CLOSED = ("this protocol is restricted", "this api is restricted")
 REJECTING = (
@@ -171,7 +178,7 @@ REJECTING = (
     "UNAUTHENTICATED",
 )
 
-# What tritonclient and the libraries below it raise; anything else is a defect and passes through.
+# What tritonclient and the libraries below it raise. Anything else is a bug and passes through.
 TRANSPORT_ERRORS = (
     InferenceServerException,
     HTTPException,
@@ -187,7 +194,7 @@ TRANSPORT_ERRORS = (
 
 @contextmanager
 def mapped(*, model: str, replica: str, protocol: str, timeout_s: float) -> Iterator[None]:
-    """Raises errors of this tree in place of what comes up from tritonclient and the transports."""
+    """Replaces the exceptions of tritonclient and the transports by errors of this tree."""
     try:
         yield
     except PolyheadClientError:
@@ -200,7 +207,7 @@ def mapped(*, model: str, replica: str, protocol: str, timeout_s: float) -> Iter
 def from_transport(
     error: Exception, *, model: str, replica: str, protocol: str, timeout_s: float
 ) -> PolyheadClientError:
-    """Maps what tritonclient or a transport raised to this tree; the one place that knows Triton's wordings."""
+    """The error for an exception of tritonclient or a transport. Only this function knows Triton's words."""
     status: str | None = None
     detail = str(error) or type(error).__name__
     if isinstance(error, InferenceServerException):
@@ -221,12 +228,12 @@ def from_transport(
             lost = ServerUnreachableError(unreachable, model=model, replica=replica)
             lost.request_sent = not isinstance(error, NotConnectedError)
             return lost
-        # gRPC says UNAVAILABLE both when nobody listens and when a live server sheds load.
+        # gRPC says UNAVAILABLE if nobody listens, and also if a running server sheds load.
         case "UNAVAILABLE" if any(words in lowered for words in NOBODY_LISTENS):
             lost = ServerUnreachableError(unreachable, model=model, replica=replica, status=status)
             lost.request_sent = any(words in lowered for words in BROKE)
             return lost
-        # An API that the server keeps closed; over gRPC it says UNAVAILABLE then, too.
+        # The server restricts this API; over gRPC that is UNAVAILABLE too.
         case str() if any(words in lowered for words in CLOSED):
             message = f"{replica} rejected the request: {detail}"
             return RequestRejectedError(message, model=model, replica=replica, status=status)
@@ -248,6 +255,6 @@ def from_transport(
 
 
 def one_line(text: str) -> str:
-    """Folds white space and cuts what is too long for a message."""
+    """Makes one line of a text and shortens it for a message."""
     folded = " ".join(text.split())
     return folded if len(folded) <= LONGEST_DETAIL else folded[: LONGEST_DETAIL - 1] + "…"

@@ -1,4 +1,4 @@
-"""What a model says of one text: a `Prediction` with one answer a head, read from the wire's PREDICTION."""
+"""The answer to one text: a `Prediction` with one answer per head, read from the wire's PREDICTION."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from polyhead_client.errors import BadResponseError, UnknownNameError, one_line
+from polyhead_client.schema import HeadKind
 
 _TEXT = frozenset({str})
 _NUMBERS = frozenset({int, float})
@@ -16,7 +17,7 @@ _NUMBERS = frozenset({int, float})
 
 @dataclass(frozen=True, slots=True)
 class LabelScore:
-    """A chosen label, its calibrated score in [0, 1] and the threshold it passed (None: there is none)."""
+    """A chosen label, its calibrated score in [0, 1] and the threshold it reached (None for single_label heads)."""
 
     label: str
     score: float
@@ -25,7 +26,7 @@ class LabelScore:
 
 @dataclass(frozen=True, slots=True)
 class SingleLabel:
-    """One of n: the best label or, with ``top_k``, the best few, best first; never empty."""
+    """One of n labels: the best label or, with ``top_k``, the best ones, best first; never empty."""
 
     top: tuple[LabelScore, ...]
 
@@ -42,7 +43,7 @@ class SingleLabel:
 
 @dataclass(frozen=True, slots=True)
 class MultiLabel:
-    """Any of n: the labels whose score reached their threshold, best first; may be empty."""
+    """Any of n labels: those whose score reached their threshold, best first; may be empty."""
 
     labels: tuple[LabelScore, ...]
 
@@ -64,7 +65,7 @@ HeadPrediction = SingleLabel | MultiLabel | Regression
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The answer to one text, or why that text has none.
+    """The answer to one text, or the reason why it has none.
 
     Attributes:
         heads: by head name, in the schema's order; empty if there is an error.
@@ -88,13 +89,13 @@ class Prediction:
 
     @classmethod
     def from_json(cls, data: bytes | str) -> Prediction:
-        """Reads one element of the PREDICTION output; fields of a newer server are ignored.
+        """Reads one element of the PREDICTION output; unknown fields of a newer server are ignored.
 
         Raises:
-            BadResponseError: it is not what the wire contract says; the message names the place.
+            BadResponseError: it breaks the wire contract; the message names the place.
         """
         try:
-            # json.loads would first look which encoding bytes have; a bulk job reads millions of these.
+            # Given bytes, json.loads first guesses their encoding, which costs time over millions of texts.
             fields = json.loads(data if isinstance(data, str) else data.decode())
         except (ValueError, RecursionError) as error:
             raise BadResponseError(f"PREDICTION is not JSON: {one_line(str(error))}") from error
@@ -121,18 +122,18 @@ def _read_head(head: Any, place: str) -> HeadPrediction:
     if not isinstance(head, dict):
         raise BadResponseError(f"{place} must be an object, got {type(head).__name__}")
     match head.get("kind"):
-        case "single_label":
+        case HeadKind.SINGLE_LABEL:
             top = _read_labels(head, place, with_thresholds=False)
             if not top:
-                raise BadResponseError(f"{place}.labels: a single_label head names at least one, got none")
+                raise BadResponseError(f"{place}.labels: a {HeadKind.SINGLE_LABEL} head names at least one, got none")
             return SingleLabel(top)
-        case "multi_label":
+        case HeadKind.MULTI_LABEL:
             return MultiLabel(_read_labels(head, place, with_thresholds=True))
-        case "regression":
+        case HeadKind.REGRESSION:
             return Regression(_number(head.get("value"), f"{place}.value"))
         case kind:
             raise BadResponseError(
-                f"{place}.kind must be single_label, multi_label or regression, got {kind!r}; is this client too old?"
+                f"{place}.kind must be one of {', '.join(HeadKind)}, got {kind!r}; is this client too old?"
             )
 
 
@@ -157,37 +158,37 @@ def _write_head(head: HeadPrediction) -> dict[str, Any]:
     match head:
         case SingleLabel(top):
             return {
-                "kind": "single_label",
+                "kind": HeadKind.SINGLE_LABEL.value,
                 "labels": [one.label for one in top],
                 "scores": [one.score for one in top],
             }
         case MultiLabel(labels):
             return {
-                "kind": "multi_label",
+                "kind": HeadKind.MULTI_LABEL.value,
                 "labels": [one.label for one in labels],
                 "scores": [one.score for one in labels],
                 "thresholds": [one.threshold for one in labels],
             }
         case Regression(value):
-            return {"kind": "regression", "value": value}
+            return {"kind": HeadKind.REGRESSION.value, "value": value}
 
 
 def _take(fields: dict[str, Any], name: str, kind: type, place: str) -> Any:
     if name not in fields:
         raise BadResponseError(f"{place}: missing field {name!r}")
     value = fields[name]
-    # bool is an int in Python, not on the wire.
+    # A bool is an int in Python, but not on the wire.
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise BadResponseError(f"{place}.{name} must be {kind.__name__}, got {type(value).__name__}")
     return value
 
 
 def _numbers(values: list[Any], place: str, name: str) -> list[float]:
-    """Checks all in two passes of C, and names the place only where one is wrong."""
+    """Checks all values at C speed, and looks for the wrong one only if there is one."""
     try:
         if _NUMBERS.issuperset(map(type, values)) and all(map(math.isfinite, values)):
             return list(map(float, values))
-    except OverflowError:  # a whole number beyond all floats
+    except OverflowError:  # an int that is larger than every float
         pass
     return [_number(value, f"{place}.{name}") for value in values]
 

@@ -1,10 +1,13 @@
-"""The servers of one client: which is asked next, and which is set aside for now."""
+"""The servers of one client: their addresses, which one is asked next, and which one is set aside for now."""
 
 from __future__ import annotations
 
 import random
+import sys
+import threading
 import time
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from polyhead_client.errors import (
@@ -15,14 +18,13 @@ from polyhead_client.errors import (
     ServerOverloadedError,
     ServerUnreachableError,
     UsageError,
+    may_have_crashed_server,
 )
-from polyhead_client.locks import brief_lock
-from polyhead_client.retry import is_fallen
 
 FIRST_ASIDE_S = 0.5
 LONGEST_ASIDE_S = 30.0
 FAILING = (ServerUnreachableError, ServerFailedError, RequestTimeoutError, BadResponseError)
-FAILURES_ASIDE = 3  # failures in a row that set a replica aside; a lost connection or model process does at once
+FAILURES_ASIDE = 3  # failures in a row that set a replica aside; a lost connection or model process does so at once
 
 
 @dataclass(slots=True)
@@ -30,12 +32,12 @@ class Replica:
     """One server.
 
     Attributes:
-        address: as the user gave it.
-        place: ``host:port`` with a path where there is one, without scheme.
+        address: the address as the user wrote it.
+        place: ``host:port``, then the path if there is one, without the scheme.
         secure: whether the connection is encrypted.
         outstanding: requests under way.
-        failures: in a row, up to now.
-        aside_until: monotonic time before which it is asked only if all others are aside too.
+        failures: failures in a row, until now.
+        aside_until: monotonic time. Before it this replica is asked only if all others are set aside too.
     """
 
     address: str
@@ -47,7 +49,7 @@ class Replica:
 
 
 class Replicas:
-    """Least outstanding requests among those that are not set aside; safe from threads."""
+    """Chooses the replica with the fewest requests under way, among those not set aside; safe for threads."""
 
     def __init__(self, servers: str | Sequence[str]) -> None:
         addresses = [servers] if isinstance(servers, str) else servers
@@ -61,10 +63,10 @@ class Replicas:
         self._turn = 0
 
     def take(self, tried: Collection[str] = ()) -> Replica:
-        """Chooses a replica for a request and counts it there; `give_back` must follow.
+        """Chooses a replica for a request and counts the request; `give_back` must follow.
 
-        One that comes back from aside gets a single request until that is answered. If all are aside, the one whose
-        time comes first is asked: a client never refuses by itself.
+        A replica whose time aside has ended gets one request until that is answered. If all replicas are set aside, the
+        one whose time ends first is asked, because a client never refuses a request by itself.
         """
         with self._lock:
             now = time.monotonic()
@@ -81,12 +83,12 @@ class Replicas:
             return chosen
 
     def enter(self, replica: Replica) -> None:
-        """Counts a request at a replica that was chosen otherwise; `give_back` must follow."""
+        """Counts a request at a replica that the caller chose; `give_back` must follow."""
         with self._lock:
             replica.outstanding += 1
 
     def has_other(self, tried: Collection[str]) -> bool:
-        """Whether a replica is left that was not tried and is not set aside."""
+        """Whether there is a replica that was not tried and is not set aside."""
         with self._lock:
             now = time.monotonic()
             return any(one.address not in tried and one.aside_until <= now for one in self.all)
@@ -100,7 +102,8 @@ class Replicas:
                 if error.retry_after_s:
                     replica.aside_until = max(replica.aside_until, now + min(error.retry_after_s, LONGEST_ASIDE_S))
             elif isinstance(error, FAILING):
-                replica.failures = max(replica.failures + 1, FAILURES_ASIDE if _is_lost(error) else 0)
+                lost = isinstance(error, ServerUnreachableError) or may_have_crashed_server(error)
+                replica.failures = max(replica.failures + 1, FAILURES_ASIDE if lost else 0)
                 if self._on_trial(replica) and replica.aside_until <= now:
                     doubled = FIRST_ASIDE_S * 2 ** min(replica.failures - FAILURES_ASIDE, 10)
                     replica.aside_until = now + min(doubled, LONGEST_ASIDE_S) * random.uniform(0.5, 1.0)
@@ -109,10 +112,6 @@ class Replicas:
 
     def _on_trial(self, replica: Replica) -> bool:
         return replica.failures >= FAILURES_ASIDE
-
-
-def _is_lost(error: PolyheadClientError) -> bool:
-    return isinstance(error, ServerUnreachableError) or is_fallen(error)
 
 
 def parse_address(address: str) -> Replica:
@@ -138,3 +137,16 @@ def parse_address(address: str) -> Replica:
     if colon and not port.endswith("]") and not (port.isdecimal() and 0 < int(port) < 65536):
         raise UsageError(f"servers: the port must be 1 to 65535, got {address!r}")
     return Replica(address, place, scheme in ("https", "grpcs"))
+
+
+def brief_lock() -> AbstractContextManager[bool]:
+    """A lock of the operating system's threads, also where gevent has patched ``threading``.
+
+    It is only for a few lines that neither wait nor switch greenlets. gevent's own lock may forget to wake a waiter in
+    another native thread's hub: a test hung in one of 40 runs. The original lock cannot do that, and greenlets of one
+    thread never contend for it, because no greenlet is switched out while it holds the lock.
+    """
+    monkey = sys.modules.get("gevent.monkey")
+    make = monkey.get_original("threading", "Lock") if monkey is not None else threading.Lock
+    lock: AbstractContextManager[bool] = make()
+    return lock

@@ -1,19 +1,56 @@
-"""From rows and options to an inference request; nothing here talks to a server.
+"""One request to a model: what it asks, until when, and its form over HTTP. Nothing here talks to a server.
 
-Works for both of tritonclient's modules: ``http`` and ``grpc`` name their classes alike.
+`build_request` works with both of tritonclient's modules, because ``http`` and ``grpc`` use the same class names.
 """
 
 from __future__ import annotations
 
+import importlib
+import json
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
+from urllib.parse import quote
 
 import numpy as np
+import tritonclient.http
+from tritonclient.http import InferenceServerClient
+from tritonclient.utils import InferenceServerException
 
 from polyhead_client.errors import UsageError
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+
+
+class Deadline:
+    """The time left for a call and everything it does. Another thread may end it early with `cancel`."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        self.cancelled = False
+        self._ends = time.monotonic() + timeout_s
+        self._abort: Callable[[], None] | None = None
+
+    def remaining_s(self) -> float:
+        """Seconds left; 0 once the deadline has passed or was cancelled."""
+        return 0.0 if self.cancelled else max(self._ends - time.monotonic(), 0.0)
+
+    def on_cancel(self, abort: Callable[[], None] | None) -> None:
+        """Sets what `cancel` calls to wake the thread that waits for a server now. None: no thread waits."""
+        self._abort = abort
+        if abort is not None and self.cancelled:
+            abort()
+
+    def cancel(self) -> None:
+        """Ends it now."""
+        self.cancelled = True
+        abort = self._abort
+        if abort is not None:
+            abort()
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +64,61 @@ class InferRequest:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One exchange with a server: what is asked of which model."""
+    """What is asked of which model: an inference, or, without `infer`, Triton's own readiness endpoint."""
 
-    kind: Literal["infer", "config", "ready", "statistics"]
     model: str
     version: str
     infer: InferRequest | None = None
     texts: int = 0
+
+    @property
+    def kind(self) -> str:
+        """``infer`` or ``ready``."""
+        return "ready" if self.infer is None else "infer"
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRequest:
+    """A request on the wire; `path` begins with a slash."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpReply:
+    """An answer from the wire; header names are in lower case."""
+
+    status: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+
+def import_grpc(name: str) -> ModuleType:
+    """Imports one of tritonclient's gRPC modules.
+
+    Raises:
+        UsageError: grpc is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    # tritonclient turns the missing package into a RuntimeError that names tritonclient's own extra.
+    except (ImportError, RuntimeError) as error:
+        raise UsageError("grpc is not installed: pip install 'polyhead-client[grpc]'") from error
+
+
+def protocol_module(protocol: str) -> ModuleType:
+    """``tritonclient.http`` or ``tritonclient.grpc``.
+
+    Raises:
+        UsageError: the protocol is unknown, or its library is not installed.
+    """
+    if protocol not in ("http", "grpc"):
+        raise UsageError(f"protocol must be 'http' or 'grpc', got {protocol!r}")
+    module: ModuleType = tritonclient.http if protocol == "http" else import_grpc("tritonclient.grpc")
+    return module
 
 
 def build_request(
@@ -45,35 +130,39 @@ def build_request(
         module: ``tritonclient.http`` or ``tritonclient.grpc``.
         rows: texts as UTF-8, at most as many as the server's ``max_batch_size``.
         outputs: names of the outputs to compute.
-        parameters: of `build_parameters`.
+        parameters: from `build_parameters`.
     """
-    column = np.empty((len(rows), 1), dtype=np.object_)  # not a bytes dtype: that drops trailing NULs
+    column = np.empty((len(rows), 1), dtype=np.object_)  # not a bytes dtype, because that drops trailing NULs
     column[:, 0] = rows
     tensor = module.InferInput("TEXT", list(column.shape), "BYTES")
     tensor.set_data_from_numpy(column)
-    asked = [module.InferRequestedOutput(name) for name in outputs]
-    return InferRequest([tensor], asked, parameters)
+    return InferRequest([tensor], [module.InferRequestedOutput(name) for name in outputs], parameters)
+
+
+def infer_call(model: str, rows: Sequence[bytes], output: str) -> Call:
+    """A call for one output of a model, for programs that send HTTP themselves."""
+    return Call(model, "", build_request(tritonclient.http, rows, [output], {}), len(rows))
 
 
 def build_parameters(top_k: int | None, threshold: float | None) -> dict[str, int | float]:
-    """Request parameters of the options that were given.
+    """Request parameters for the options that are not None.
 
     Raises:
-        UsageError: an option is of the wrong type or out of range.
+        UsageError: an option has the wrong type or is out of range.
     """
     parameters: dict[str, int | float] = {}
     if top_k is not None:
         parameters["top_k"] = check_count("top_k", top_k)
     if threshold is not None:
         if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
-            raise UsageError(f"threshold must be a number in [0, 1], got {threshold!r}")
-        # gRPC types an int otherwise than a float, and the server wants a float. NaN fails the comparison.
+            raise UsageError(f"threshold must be a number in [0, 1], got {threshold!r}")  # NaN fails the comparison
+        # gRPC sends an int with another type than a float, and the server expects a float.
         parameters["threshold"] = float(threshold)
     return parameters
 
 
 def check_seconds(name: str, value: float) -> float:
-    """A finite, positive number of seconds."""
+    """Checks that a value is a finite, positive number of seconds."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not (number and value > 0 and math.isfinite(value)):
         raise UsageError(f"{name} must be a positive number of seconds, got {value!r}")
@@ -81,7 +170,64 @@ def check_seconds(name: str, value: float) -> float:
 
 
 def check_count(name: str, value: int) -> int:
-    """A whole number of at least 1."""
+    """Checks that a value is a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UsageError(f"{name} must be a whole number of at least 1, got {value!r}")
     return value
+
+
+def encode(call: Call, headers: Mapping[str, str], remaining_s: float) -> HttpRequest:
+    """A call as an HTTP request in Triton's binary form.
+
+    The request tells the server how long the caller waits, so that the server can drop it after that.
+    """
+    headers = {**headers, "Accept-Encoding": "identity"}  # otherwise aiohttp asks for gzip, which costs Triton time
+    path = f"/v2/models/{quote(call.model, safe='')}"
+    if call.version:
+        path += f"/versions/{quote(call.version, safe='')}"
+    if call.infer is None:
+        return HttpRequest("GET", f"{path}/ready", headers)
+    body, header_length = InferenceServerClient.generate_request_body(
+        call.infer.inputs,
+        outputs=call.infer.outputs,
+        timeout=max(int(remaining_s * 1e6), 1),
+        parameters=call.infer.parameters,
+    )
+    described = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(header_length)}
+    return HttpRequest("POST", f"{path}/infer", {**headers, **described}, body)
+
+
+def decode(call: Call, reply: HttpReply) -> Any:
+    """The answer to a call: tritonclient's InferResult, or for ``ready`` a bool.
+
+    Raises:
+        InferenceServerException: the server reports an error.
+        ValueError, LookupError, TypeError: the reply is not Triton's.
+    """
+    if call.infer is None and reply.status in (200, 400):
+        return reply.status == 200
+    if reply.status != 200:
+        error = InferenceServerException(_message(reply), status=str(reply.status))
+        error.retry_after_s = _retry_after_s(reply.headers.get("retry-after"))
+        raise error
+    length = reply.headers.get(HEADER_LENGTH.lower())
+    return InferenceServerClient.parse_response_body(reply.body, header_length=None if length is None else int(length))
+
+
+def _message(reply: HttpReply) -> str:
+    text = reply.body.decode("utf-8", errors="replace")
+    try:
+        return str(json.loads(text)["error"])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return text or f"HTTP status {reply.status} without a message"
+
+
+def _retry_after_s(value: str | None) -> float | None:
+    if value is None:
+        return None
+    if value.strip().isdecimal():
+        return float(value)
+    try:
+        return max(parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
+    except ValueError:
+        return None

@@ -1,32 +1,39 @@
-"""Which questions the served model answers, read from the wire's SCHEMA JSON."""
+"""The heads of the served model, read from the wire's SCHEMA JSON."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from polyhead_client.errors import BadResponseError, UnknownNameError, one_line
 
-KINDS = ("single_label", "multi_label", "regression")
+
+class HeadKind(StrEnum):
+    """What kind of answer a head gives; the values are the wire contract's."""
+
+    SINGLE_LABEL = "single_label"  # one of n labels
+    MULTI_LABEL = "multi_label"  # any of n labels
+    REGRESSION = "regression"  # a number
 
 
 @dataclass(frozen=True, slots=True)
 class HeadSchema:
-    """One question.
+    """One head.
 
     Attributes:
         name: the head's name.
-        kind: ``single_label`` (one of n), ``multi_label`` (any of n) or ``regression`` (a number).
-        labels: in the order of their score columns; none for a regression.
-        thresholds: multi_label only, one a label: the score from which a label is part of the answer.
+        kind: what kind of answer it gives.
+        labels: in the order of their score columns; empty for a regression.
+        thresholds: multi_label only, one per label: the score from which a label is part of the answer.
         parent: the head one level up in a taxonomy.
-        parent_of: for each label, the parent head's label above it.
+        parent_of: for each label, the label of the parent head above it.
     """
 
     name: str
-    kind: str
+    kind: HeadKind
     labels: tuple[str, ...] = ()
     thresholds: tuple[float, ...] | None = None
     parent: str | None = None
@@ -35,12 +42,12 @@ class HeadSchema:
     @property
     def width(self) -> int:
         """How many score columns belong to this head."""
-        return 1 if self.kind == "regression" else len(self.labels)
+        return 1 if self.kind == HeadKind.REGRESSION else len(self.labels)
 
 
 @dataclass(frozen=True, slots=True)
-class Schema:
-    """All heads, in the order in which their scores stand side by side; `max_length` counts tokens."""
+class ModelSchema:
+    """All heads, in the order of their score columns; `max_length` counts tokens."""
 
     max_length: int
     heads: tuple[HeadSchema, ...]
@@ -52,7 +59,7 @@ class Schema:
 
     @property
     def columns(self) -> dict[str, slice]:
-        """For each head's name, where its scores stand."""
+        """The score columns of each head, by its name."""
         columns, start = {}, 0
         for head in self.heads:
             columns[head.name] = slice(start, start + head.width)
@@ -66,10 +73,10 @@ class Schema:
         raise UnknownNameError(f"no head {head!r}; the heads are {[one.name for one in self.heads]}")
 
     def column(self, head: str, label: str | None = None) -> int:
-        """Where a label's score stands in a row of scores; a regression has one value and no label.
+        """The column of a label in a row of scores; a regression has one value and no label.
 
         Raises:
-            UnknownNameError: there is no such head or label; the message has those that there are.
+            UnknownNameError: there is no such head or label; the message lists those that exist.
         """
         labels = self[head].labels or (None,)
         if label not in labels:
@@ -78,32 +85,32 @@ class Schema:
         return start + labels.index(label)
 
     def column_names(self) -> list[str]:
-        """One ``head/label`` a score, ``head/value`` for a regression."""
+        """One ``head/label`` per score column; ``head/value`` for a regression."""
         return [f"{head.name}/{label}" for head in self.heads for label in (head.labels or ("value",))]
 
     @classmethod
-    def from_json(cls, data: bytes | str) -> Schema:
+    def from_json(cls, data: bytes | str) -> ModelSchema:
         """Reads one element of the SCHEMA output; fields that this client does not need are ignored.
 
         Raises:
-            BadResponseError: it is not what the wire contract says.
+            BadResponseError: it breaks the wire contract.
         """
         try:
             fields: Any = json.loads(data)
             return cls(int(fields["max_length"]), tuple(_read_head(head) for head in fields["heads"]))
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise BadResponseError(f"SCHEMA is not as the contract says: {one_line(repr(error))}") from error
+            raise BadResponseError(f"SCHEMA breaks the wire contract: {one_line(repr(error))}") from error
 
 
 def _read_head(head: Any) -> HeadSchema:
     kind, labels, thresholds = head["kind"], tuple(head.get("labels") or ()), head.get("thresholds")
-    if kind not in KINDS:
-        raise ValueError(f"head {head['name']!r}: kind must be one of {KINDS}, got {kind!r}")
-    if kind == "multi_label" and len(thresholds or ()) != len(labels):
-        raise ValueError(f"head {head['name']!r}: thresholds must be one a label")
+    if kind not in list(HeadKind):
+        raise ValueError(f"head {head['name']!r}: kind must be one of {', '.join(HeadKind)}, got {kind!r}")
+    if kind == HeadKind.MULTI_LABEL and len(thresholds or ()) != len(labels):
+        raise ValueError(f"head {head['name']!r}: thresholds must be one per label")
     return HeadSchema(
         name=head["name"],
-        kind=kind,
+        kind=HeadKind(kind),
         labels=labels,
         thresholds=None if thresholds is None else tuple(float(threshold) for threshold in thresholds),
         parent=head.get("parent"),

@@ -1,27 +1,24 @@
-"""What both clients are made with: one list of arguments, checked once."""
+"""The arguments of both clients, checked once; TLS and the proxy among them."""
 
 from __future__ import annotations
 
+import base64
 import re
+import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from types import ModuleType
 from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
 
-import tritonclient.http
-
-from polyhead_client.conversation import Conversation
-from polyhead_client.deadline import Deadline
+from polyhead_client.batches import LONGEST_REQUEST
 from polyhead_client.errors import UsageError
-from polyhead_client.grpc_channels import import_grpc
-from polyhead_client.network import Network, Proxy, Tls
 from polyhead_client.operations import Operations
 from polyhead_client.replicas import Replicas
-from polyhead_client.request import check_count, check_seconds
-from polyhead_client.retry import RetryPolicy
+from polyhead_client.request import Deadline, check_count, check_seconds, protocol_module
+from polyhead_client.retry import RetryLoop, RetryPolicy
 
-LONGEST_REQUEST = 16 * 2**20  # bytes: what reverse proxies commonly let through
 HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 FRAMING = ("host", "connection", "content-length", "content-type", "transfer-encoding", "accept-encoding",
            "inference-header-content-length", "traceparent")  # fmt: skip
@@ -31,31 +28,100 @@ except PackageNotFoundError:
     USER_AGENT = "polyhead-client"
 
 
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """PEM files: which servers to trust, and this client's own certificate. ``https://`` is what turns encryption on.
+
+    Attributes:
+        ca_file: the certificate authorities to trust; the system's if None.
+        client_cert: this client's certificate chain, for servers that ask for one.
+        client_key: its private key, if the key is not in the same file.
+    """
+
+    ca_file: str | None = None
+    client_cert: str | None = None
+    client_key: str | None = None
+
+    def context(self) -> ssl.SSLContext:
+        """The context for HTTP connections.
+
+        Raises:
+            UsageError: a file cannot be read or is not PEM.
+        """
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file)
+            if self.client_cert is not None:
+                context.load_cert_chain(self.client_cert, self.client_key)
+        except (OSError, ssl.SSLError) as error:
+            raise UsageError(f"tls: {self} cannot be used ({error})") from error
+        return context
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """An HTTP proxy; `authorization` is the value of the header if the URL has a user."""
+
+    url: str
+    host: str
+    port: int
+    authorization: str | None
+
+    @classmethod
+    def parse(cls, url: str) -> Proxy:
+        """Reads ``http://user:password@host:port``.
+
+        Raises:
+            UsageError: it is not such a URL.
+        """
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except (ValueError, AttributeError, TypeError) as error:
+            raise UsageError(f"proxy must be a URL such as 'http://proxy:3128' ({error})") from error
+        if parts.scheme != "http" or not host:
+            raise UsageError("proxy must be a URL such as 'http://proxy:3128'")
+        authorization = None
+        if parts.username is not None:
+            pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            authorization = "Basic " + base64.b64encode(pair.encode()).decode()
+        return cls(url, host, port or 3128, authorization)
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What all transports need; `max_connections` counts HTTP connections to one replica."""
+
+    tls: Tls | None = None
+    proxy: Proxy | None = None
+    connect_timeout_s: float = 5.0
+    max_connections: int = 64
+    user_agent: str = "polyhead-client"
+
+
 class Settings(ABC):
-    """Where and how to ask; `Client` and `AsyncClient` take these arguments.
+    """Where and how to ask. `Client` and `AsyncClient` take these arguments.
 
     Args:
-        servers: ``host:port``, with or without ``http://`` or ``https://`` (``https`` encrypts, for gRPC too), or a
-            list: replicas that serve the same model.
+        servers: ``host:port``, with or without ``http://`` or ``https://`` (``https`` encrypts, also for gRPC). A list
+            names replicas that serve the same model.
         model: the model's name on the server.
         protocol: ``http`` (Triton's port 8000) or ``grpc`` (8001; needs the extra ``polyhead-client[grpc]``).
         version: the model's version; the newest if empty.
-        timeout_s: how long a call may take in all, retries included; for `stream` each request.
-        batch_size: texts a request; None asks the server for its ``max_batch_size``, once. A list that is longer is
-            split, and so is a batch that the server refuses as too long.
+        timeout_s: how long a whole call may take, including retries; for `stream` each request.
+        batch_size: texts per request. A longer list is split. A batch that the server refuses as too long is split too.
         max_request_bytes: longest request; lists are split by it too.
         api_key: sent as ``Authorization: Bearer …``.
         headers: sent with every request (over gRPC as metadata).
-        tls: whom to trust, and this client's certificate.
-        proxy: ``http://user:password@host:port``; the environment's proxies are not read.
-        user_agent: put before the package's own.
-        retry: how often and how soon to repeat what the server did not compute.
+        tls: which servers to trust, and this client's certificate.
+        proxy: ``http://user:password@host:port``; the proxy variables of the environment are not read.
+        user_agent: written before the package's own.
+        retry: when to ask again, and how often.
         max_connections: HTTP connections to one replica at a time; further requests wait for one. Under gevent each
-            native thread has as many.
-        connect_timeout_s: how long making a connection may take; then another replica is tried.
+            native thread has its own.
+        connect_timeout_s: how long it may take to open a connection, before another replica is tried.
 
     Raises:
-        UsageError: an argument is of the wrong type or out of range.
+        UsageError: an argument has the wrong type or is out of range.
     """
 
     def __init__(
@@ -65,7 +131,7 @@ class Settings(ABC):
         protocol: Literal["http", "grpc"] = "http",
         version: str = "",
         timeout_s: float = 30.0,
-        batch_size: int | None = 64,
+        batch_size: int = 64,
         *,
         max_request_bytes: int = LONGEST_REQUEST,
         api_key: str | None = None,
@@ -81,19 +147,19 @@ class Settings(ABC):
             raise UsageError(f"version must be a str such as '1', got {version!r}")
         if not isinstance(model, str) or not model:
             raise UsageError(f"model must name a model, got {model!r}")
-        if batch_size is not None:
-            check_count("batch_size", batch_size)
         if check_count("max_request_bytes", max_request_bytes) < 2**16:
             raise UsageError(f"max_request_bytes must be at least {2**16}, got {max_request_bytes}")
         self.model = model
         self.protocol = protocol
         self.timeout_s = check_seconds("timeout_s", timeout_s)
+        self.batch_size = check_count("batch_size", batch_size)
+        self.max_request_bytes = max_request_bytes
         replicas = Replicas(servers)
         self.replicas = tuple(replica.address for replica in replicas.all)
         if tls is not None and not all(replica.secure for replica in replicas.all):
             raise UsageError("tls encrypts nothing by itself: write the servers as 'https://host:port'")
         if tls is not None:
-            tls.context()  # a missing file is the constructor's error, not the first request's
+            tls.context()  # a missing file is an error of the constructor, not of the first request
         self._network = Network(
             tls=tls,
             proxy=None if proxy is None else Proxy.parse(proxy),
@@ -102,9 +168,13 @@ class Settings(ABC):
             user_agent=f"{user_agent} {USER_AGENT}".strip(),
         )
         self._headers = _check_headers({"User-Agent": self._network.user_agent, **(headers or {})}, api_key)
-        conversation = Conversation(replicas, retry or RetryPolicy())
         self._operations = Operations(
-            conversation, _protocol_module(protocol), model, version, batch_size, max_request_bytes
+            RetryLoop(replicas, retry or RetryPolicy()),
+            protocol_module(protocol),
+            model,
+            version,
+            self.batch_size,
+            max_request_bytes,
         )
         self._closed = False
         self._open()
@@ -120,13 +190,6 @@ class Settings(ABC):
         if self._closed:
             raise UsageError("this client is closed; make a new one", model=self.model)
         return Deadline(self.timeout_s if timeout_s is None else check_seconds("timeout_s", timeout_s))
-
-
-def _protocol_module(protocol: str) -> ModuleType:
-    if protocol not in ("http", "grpc"):
-        raise UsageError(f"protocol must be 'http' or 'grpc', got {protocol!r}")
-    module: ModuleType = tritonclient.http if protocol == "http" else import_grpc("tritonclient.grpc")
-    return module
 
 
 def _check_headers(headers: dict[Any, Any], api_key: str | None) -> dict[str, str]:

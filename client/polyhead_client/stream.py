@@ -1,7 +1,7 @@
-"""Streams: batches of an iterable answered in order by several requests at a time, with a bounded number in memory.
+"""Streams: several requests at a time answer the batches of an iterable, in order, with a bounded number in memory.
 
-The iterable is read in the consumer's own thread or task, never ahead of the window. What fails (a text, the iterable,
-a request) is raised in its place, after the answers to everything before it.
+The iterable is read in the consumer's own thread or task, never beyond the window. An error of a text, the iterable or
+a request is raised in its place, after the answers to everything before it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from polyhead_client.batches import Batch
-from polyhead_client.deadline import Deadline
 from polyhead_client.prediction import Prediction
+from polyhead_client.request import Deadline
 
 CONCURRENCY = 4
-AHEAD = 2  # batches in the window for each request under way, so that a slow consumer's next is ready
+AHEAD = 2  # batches in the window per request under way, so that the next is ready for a slow consumer
 
 Answer = list[Prediction]
 
@@ -29,14 +29,14 @@ def stream_in_threads(
     concurrency: int,
     timeout_s: float,
 ) -> Iterator[Prediction]:
-    """Answers by threads (greenlets, under gevent); closing it gives up what is under way."""
+    """Answers with threads (greenlets, under gevent); closing it gives up the requests under way."""
     window: deque[tuple[Future[Answer], list[Deadline]]] = deque()
     failure: Exception | None = None
     closing = threading.Event()
     executor = ThreadPoolExecutor(concurrency, thread_name_prefix="polyhead-stream")
 
     def work(batch: Batch, begun: list[Deadline]) -> Answer:
-        begun.append(Deadline(timeout_s))  # its time starts when it is sent, not while it waits in the window
+        begun.append(Deadline(timeout_s))  # the time starts when the batch is sent, not while it waits in the window
         if closing.is_set():
             begun[0].cancel()
         return answer(batch, begun[0])
@@ -47,7 +47,7 @@ def stream_in_threads(
             while more and len(window) < AHEAD * concurrency:
                 try:
                     batch = next(batches, None)
-                except Exception as error:  # the caller's iterable may raise anything; it is raised again below
+                except Exception as error:  # the caller's iterable may raise anything; raised again below
                     failure, batch = error, None
                 if batch is None:
                     more = False
@@ -73,7 +73,7 @@ async def stream_in_tasks(
     concurrency: int,
     timeout_s: float,
 ) -> AsyncIterator[Prediction]:
-    """Answers by asyncio tasks; closing it cancels what is under way."""
+    """Answers with asyncio tasks; closing it cancels the requests under way."""
     window: deque[asyncio.Task[Answer]] = deque()
     failure: Exception | None = None
 

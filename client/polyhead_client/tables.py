@@ -1,8 +1,8 @@
-"""Predictions as a table of pandas or Arrow: a row a text, the columns of each head side by side.
+"""Predictions as a pandas or Arrow table: one row per text, and for each head its columns.
 
-A head gives ``HEAD_label`` and ``HEAD_score`` (single_label: the best one), ``HEAD_labels`` and ``HEAD_scores``
-(multi_label, and the best few of a single_label head with ``top_k``: lists), or ``HEAD_value`` (regression); then come
-``token_count``, ``truncated`` and ``error``.
+A head has ``HEAD_label`` and ``HEAD_score`` (single_label: the best label), ``HEAD_labels`` and ``HEAD_scores`` (lists:
+multi_label, and the best labels of a single_label head with ``top_k``), or ``HEAD_value`` (regression). After the heads
+come ``token_count``, ``truncated`` and ``error``. Files that `polyhead-score` writes have the same columns and types.
 """
 
 from __future__ import annotations
@@ -14,126 +14,102 @@ from typing import Any
 
 from polyhead_client.errors import UsageError
 from polyhead_client.prediction import HeadPrediction, MultiLabel, Prediction, Regression, SingleLabel
-from polyhead_client.schema import Schema
+from polyhead_client.schema import HeadKind, ModelSchema
 
-KIND_OF = {SingleLabel: "single_label", MultiLabel: "multi_label", Regression: "regression"}
-COLUMNS_OF = {
-    "single_label": {"label": "string", "score": "float64"},
-    "ranked": {"label": "string", "score": "float64", "labels": "list<string>", "scores": "list<float64>"},
-    "multi_label": {"labels": "list<string>", "scores": "list<float64>"},
-    "regression": {"value": "float64"},
+KIND_OF = {
+    SingleLabel: HeadKind.SINGLE_LABEL,
+    MultiLabel: HeadKind.MULTI_LABEL,
+    Regression: HeadKind.REGRESSION,
 }
-REST = {"token_count": "int64", "truncated": "bool", "error": "string"}
+BEST = {"label": "string", "score": "float32"}
+LISTS = {"labels": "list<string>", "scores": "list<float32>"}
+VALUE = {"value": "float32"}
+REST = {"token_count": "int32", "truncated": "bool", "error": "string"}
 
 
-def to_arrow(predictions: Sequence[Prediction], schema: Schema | None = None, top_k: int | None = None) -> Any:
+def to_arrow(predictions: Sequence[Prediction], schema: ModelSchema | None = None, top_k: int | None = None) -> Any:
     """A ``pyarrow.Table``.
 
     Args:
-        predictions: of one model.
-        schema: `Client.schema`'s, so that the columns are there also where no text has an answer; without it the heads
-            are those that occur.
-        top_k: as it was asked for; above 1 single_label heads have lists of their best few as well.
+        predictions: all from one model.
+        schema: from `Client.schema`. With it the table has the columns of all heads, also if no text has an answer.
+            Without it the table has the heads that occur in the predictions.
+        top_k: the same as for `Client.classify`; above 1 single_label heads also have lists of their best labels.
 
     Raises:
         UsageError: pyarrow is not installed.
     """
-    pyarrow = import_library("pyarrow")
-    plain = {name: pyarrow.type_for_alias(name) for name in ("string", "float64", "int64", "bool")}
+    pyarrow = _import("pyarrow")
+    types, values = _columns(predictions, schema, top_k)
+    plain = {name: pyarrow.type_for_alias(name) for name in ("string", "float32", "int32", "bool")}
     lists = {f"list<{name}>": pyarrow.list_(kind) for name, kind in plain.items()}
-    kinds = _kinds(predictions, schema, top_k)
-    values = _values(predictions, kinds)
-    return pyarrow.table(
-        {name: pyarrow.array(values[name], (plain | lists)[kind]) for name, kind in column_types(kinds).items()}
-    )
+    return pyarrow.table({name: pyarrow.array(values[name], (plain | lists)[kind]) for name, kind in types.items()})
 
 
-def to_pandas(predictions: Sequence[Prediction], schema: Schema | None = None, top_k: int | None = None) -> Any:
-    """A ``pandas.DataFrame``; see `to_arrow`.
+def to_pandas(predictions: Sequence[Prediction], schema: ModelSchema | None = None, top_k: int | None = None) -> Any:
+    """A ``pandas.DataFrame``; the arguments are those of `to_arrow`.
 
     Raises:
         UsageError: pandas is not installed.
     """
-    pandas = import_library("pandas")
-    kinds = _kinds(predictions, schema, top_k)
-    values = _values(predictions, kinds)
+    pandas = _import("pandas")
+    types, values = _columns(predictions, schema, top_k)
     frame = {
         name: pandas.Series(values[name], dtype="object" if kind.startswith("list") or kind == "string" else kind)
-        for name, kind in column_types(kinds).items()
+        for name, kind in types.items()
     }
     return pandas.DataFrame(frame)
 
 
-def head_kinds(schema: Schema, top_k: int | None = None) -> dict[str, str]:
-    """For each head, which of COLUMNS_OF it has."""
-    return {head.name: _with_top_k(head.kind, top_k) for head in schema.heads}
-
-
-def column_types(kinds: dict[str, str]) -> dict[str, str]:
-    """All columns in their order, with the names of their Arrow types.
-
-    Raises:
-        UsageError: a head's column has the name of one of the table's own.
-    """
-    heads = {f"{head}_{name}": kind for head, of in kinds.items() for name, kind in COLUMNS_OF[of].items()}
-    if taken := sorted(heads.keys() & REST.keys()):
-        raise UsageError(f"a head's column is named {taken[0]!r}, as the table's own is; rename the head")
-    return heads | REST
-
-
-def cells(prediction: Prediction, kinds: dict[str, str]) -> dict[str, Any]:
-    """A row by column name; columns of a head that does not answer are left out."""
-    row = {
-        f"{head}_{name}": value
-        for head, kind in kinds.items()
-        for name, value in _head_cells(prediction.heads.get(head), kind).items()
-    }
-    return row | {
-        "token_count": prediction.token_count, "truncated": prediction.truncated, "error": prediction.error
-    }  # fmt: skip
-
-
-def _kinds(predictions: Sequence[Prediction], schema: Schema | None, top_k: int | None) -> dict[str, str]:
+def _columns(
+    predictions: Sequence[Prediction], schema: ModelSchema | None, top_k: int | None
+) -> tuple[dict[str, str], dict[str, list[Any]]]:
+    """The type and the values of each column, in the table's order."""
     if schema is not None:
-        return head_kinds(schema, top_k)
-    answered = ((name, head) for prediction in predictions for name, head in prediction.heads.items())
-    return {name: _with_top_k(KIND_OF[type(head)], top_k) for name, head in answered}
+        kinds = {head.name: head.kind for head in schema.heads}
+    else:
+        kinds = {name: KIND_OF[type(head)] for one in predictions for name, head in one.heads.items()}
+    ranked = (top_k or 1) > 1
+    types: dict[str, str] = {}
+    for head, kind in kinds.items():
+        types |= {f"{head}_{name}": of for name, of in _head_types(kind, ranked).items()}
+    types |= REST
+    rows = [_row(prediction) for prediction in predictions]
+    return types, {name: [row.get(name) for row in rows] for name in types}
 
 
-def _with_top_k(kind: str, top_k: int | None) -> str:
-    return "ranked" if kind == "single_label" and (top_k or 1) > 1 else kind
+def _head_types(kind: HeadKind, ranked: bool) -> dict[str, str]:
+    match kind:
+        case HeadKind.SINGLE_LABEL:
+            return BEST | LISTS if ranked else BEST
+        case HeadKind.MULTI_LABEL:
+            return LISTS
+        case HeadKind.REGRESSION:
+            return VALUE
 
 
-def _values(predictions: Sequence[Prediction], kinds: dict[str, str]) -> dict[str, list[Any]]:
-    columns: dict[str, list[Any]] = {name: [] for name in column_types(kinds)}
-    for prediction in predictions:
-        row = cells(prediction, kinds)
-        for name, column in columns.items():
-            column.append(row.get(name))
-    return columns
+def _row(prediction: Prediction) -> dict[str, Any]:
+    """All values that a prediction has for the columns; the table may need fewer."""
+    row: dict[str, Any] = {
+        f"{name}_{column}": value for name, head in prediction.heads.items() for column, value in _cells(head).items()
+    }
+    rest = {"token_count": prediction.token_count, "truncated": prediction.truncated, "error": prediction.error}
+    return row | rest
 
 
-def _head_cells(head: HeadPrediction | None, kind: str) -> dict[str, Any]:
+def _cells(head: HeadPrediction) -> dict[str, Any]:
     match head:
         case SingleLabel(top):
-            best = {"label": head.label, "score": head.score}
-            few = {"labels": [one.label for one in top], "scores": [one.score for one in top]}
-            return best | few if kind == "ranked" else best
+            lists = {"labels": [one.label for one in top], "scores": [one.score for one in top]}
+            return {"label": head.label, "score": head.score} | lists
         case MultiLabel(labels):
             return {"labels": list(head.names), "scores": [one.score for one in labels]}
         case Regression(value):
             return {"value": value}
-        case None:
-            return {}
 
 
-def import_library(name: str) -> ModuleType:
-    """A library that the client does not need itself.
-
-    Raises:
-        UsageError: it is not installed.
-    """
+def _import(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UsageError(f"{name} is not installed: pip install {name.partition('.')[0]}") from error
+        raise UsageError(f"{name} is not installed: pip install {name}") from error

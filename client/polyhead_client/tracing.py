@@ -1,6 +1,6 @@
-"""OpenTelemetry, where the user has it: a span a call, a child span a request, and ``traceparent`` on the wire.
+"""OpenTelemetry, if it is installed: a span per call, a child span per request, and ``traceparent`` on the wire.
 
-Without ``opentelemetry-api`` all of this does nothing; with it but unconfigured the library does next to nothing.
+Without ``opentelemetry-api`` these functions do nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TRACER = "polyhead_client"
 
 @contextlib.contextmanager
 def operation(name: str, model: str) -> Iterator[None]:
-    """A span around one call of the user's, such as ``polyhead.classify``."""
+    """A span around one call of the user, such as ``polyhead.classify``."""
     if _trace is None:
         yield
         return
@@ -33,7 +33,7 @@ def operation(name: str, model: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def request(kind: str, address: str, model: str, texts: int, attempt: int) -> Iterator[Mapping[str, str]]:
-    """A span around one request to one replica; gives the headers that carry it on."""
+    """A span around one request to one replica; yields the headers that tell the server about it."""
     if _trace is None:
         yield {}
         return

@@ -14,18 +14,18 @@ from tests.client.surface import Ask, blocking
 
 @pytest.fixture
 def fake() -> Iterator[FakeTriton]:
-    """A fresh fake behind a port."""
+    """A new fake server behind a port."""
     with serve_fake() as server:
         yield server
 
 
 @pytest.fixture
 def server() -> FakeServer:
-    """A fresh fake in the network's place."""
+    """A new fake server that replaces the network."""
     return fake_server()
 
 
 @pytest.fixture(params=["sync", "async"])
 def ask(request: pytest.FixtureRequest) -> Ask:
-    """Makes a client of each kind."""
+    """Makes a client of each kind, blocking and asynchronous."""
     return partial(blocking, request.param)

@@ -1,4 +1,4 @@
-"""`polyhead_client.testing.FakeServer` behind a port, under the names that tests of programs use.
+"""`polyhead_client.testing.FakeServer` behind a port, with the names that tests of programs use.
 
 Every text gets one answer unless a test changes that.
 """
@@ -45,7 +45,7 @@ def fake_server(**fields: Any) -> FakeServer:
 
 @dataclass
 class FakeTriton:
-    """What the server does, and what it was asked; both may be changed while it runs."""
+    """What the server does and what it was asked; a test may change both while it runs."""
 
     server: FakeServer
     url: str
@@ -60,7 +60,7 @@ class FakeTriton:
 
     @property
     def answer(self) -> Any:
-        """What is said of a text."""
+        """The answer to a text."""
         return self.server.answer
 
     @answer.setter
@@ -69,7 +69,7 @@ class FakeTriton:
 
     @property
     def failure(self) -> Failure | None:
-        """What befalls every request."""
+        """What happens to every request."""
         return self.server.failure
 
     @failure.setter

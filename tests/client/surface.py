@@ -1,4 +1,4 @@
-"""Both clients behind one blocking surface, so that a test states a behaviour once for the two."""
+"""Both clients with the same blocking methods, so that one test covers both."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Ask = Callable[..., Any]
 
 
 class Blocked:
-    """An AsyncClient whose coroutines run in a loop of their own."""
+    """An AsyncClient with blocking methods, on its own event loop."""
 
     def __init__(self, client: AsyncClient, runner: asyncio.Runner) -> None:
         self.client = client
@@ -46,7 +46,7 @@ class Blocked:
 
 @contextmanager
 def blocking(kind: str, fake: FakeServer | None = None, *arguments: Any, **options: Any) -> Iterator[Any]:
-    """A client of the kind, over the fake or over the network."""
+    """A client of this kind, with the fake or the network."""
     if kind == "sync":
         with fake.client(*arguments, **options) if fake else Client(*arguments, **options) as client:
             yield client

@@ -1,7 +1,8 @@
-"""What both clients do with texts, options and answers; a fake stands in the network's place."""
+"""What both clients do with texts, options and answers; a fake replaces the network."""
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -11,12 +12,12 @@ import pyarrow as pa
 import pytest
 
 from polyhead_client import (
+    AsyncClient,
     BadResponseError,
     Client,
     MultiLabel,
     NotReadyError,
     Regression,
-    RequestRejectedError,
     SingleLabel,
     TextError,
     Tls,
@@ -34,7 +35,7 @@ def numbered(text: str) -> dict[str, Any]:
 
 
 def test_str_gives_one_prediction(ask: Ask, server: FakeServer) -> None:
-    """A str gives a Prediction with a typed answer a head."""
+    """A str gives a Prediction with one typed answer per head."""
     with ask(server) as client:
         prediction = client.classify("a goal in the last minute")
     topic, mood, stars = prediction["topic"], prediction["mood"], prediction["stars"]
@@ -57,7 +58,7 @@ def test_long_lists_are_split_and_stay_in_order(ask: Ask, server: FakeServer) ->
 
 
 def test_lists_are_split_by_bytes(ask: Ask, server: FakeServer) -> None:
-    """A request stays below its limit of bytes, and a text that alone exceeds it is refused with its position."""
+    """A request stays below its limit of bytes, and a text that is larger is refused with its position."""
     with ask(server, max_request_bytes=2**16) as client:
         client.classify(["ä" * 10_000] * 7)
         with pytest.raises(UsageError, match="text 1 has 70,000 bytes"):
@@ -65,22 +66,10 @@ def test_lists_are_split_by_bytes(ask: Ask, server: FakeServer) -> None:
     assert [len(asked.texts) for asked in server.requests] == [3, 3, 1]
 
 
-def test_batch_size_is_asked_once(ask: Ask, server: FakeServer) -> None:
-    """With batch_size=None the server's max_batch_size is used."""
-    server.max_batch_size = 5
-    with ask(server, batch_size=None) as client:
-        client.classify(["a"] * 12)
-        client.classify(["a"] * 6)
-    assert [len(asked.texts) for asked in server.requests] == [5, 5, 2, 5, 1]
-
-
-@pytest.mark.parametrize("batch_size", [64, None])
-def test_refused_batches_are_split(ask: Ask, server: FakeServer, batch_size: int | None) -> None:
-    """A server that refuses a batch as too long, and closes its config, still answers all texts in order."""
+def test_refused_batches_are_split(ask: Ask, server: FakeServer) -> None:
+    """If the server refuses a batch as too long, all texts are still answered in order."""
     server.answer, server.max_batch_size = numbered, 10
-    if batch_size is None:
-        server.failures = [Failure(403, "This API is restricted")]
-    with ask(server, batch_size=batch_size) as client:
+    with ask(server) as client:
         predictions = client.classify([str(number) for number in range(100)])
         assert len(list(client.stream(["1"] * 30))) == 30
     assert [prediction.token_count for prediction in predictions] == list(range(100))
@@ -117,7 +106,7 @@ def test_options_travel_as_parameters(ask: Ask, server: FakeServer) -> None:
 
 
 def test_headers(ask: Ask, server: FakeServer) -> None:
-    """The API key, own headers and the user agent travel with every request, and repr shows no key."""
+    """The API key, headers and user agent are sent with every request, and repr does not show the key."""
     with ask(server, api_key="s3cret", headers={"X-Team": "search"}, user_agent="crawler/2") as client:
         client.classify("text")
     sent = server.requests[0].headers
@@ -127,8 +116,8 @@ def test_headers(ask: Ask, server: FakeServer) -> None:
     assert "s3cret" not in repr(Client(api_key="s3cret"))
 
 
-def test_bad_text_spoils_only_itself(ask: Ask, server: FakeServer) -> None:
-    """A text without an answer carries its error, its neighbours their answers; raise_on_error names it instead."""
+def test_bad_text_has_its_own_error(ask: Ask, server: FakeServer) -> None:
+    """A text without an answer has an error and the others have answers; raise_on_error raises its position."""
     with ask(server) as client:
         good, blank = client.classify(["text", " "])
         with pytest.raises(TextError, match="text 1 has no answer: the text is empty or blank") as caught:
@@ -142,7 +131,7 @@ def test_bad_text_spoils_only_itself(ask: Ask, server: FakeServer) -> None:
 
 
 def test_unknown_names_say_which_there_are(ask: Ask, server: FakeServer) -> None:
-    """A head or label that does not exist is an error with those that do."""
+    """For an unknown head or label the error lists those that exist."""
     with ask(server) as client:
         prediction, schema = client.classify("text"), client.schema()
     with pytest.raises(UnknownNameError, match=r"no head 'tonic'; the heads are \['topic', 'mood', 'stars'\]"):
@@ -178,17 +167,6 @@ def test_schema(ask: Ask, server: FakeServer) -> None:
     assert schema["mood"].thresholds == (0.5, 0.4)
 
 
-def test_statistics(ask: Ask, server: FakeServer) -> None:
-    """statistics() counts per replica; a server that keeps them closed says so."""
-    with ask(server, ["a:1", "b:1"]) as client:
-        client.classify("text")
-        counted = client.statistics()
-        server.failure = Failure(403, "This API is restricted, expecting header 'admin-key'")
-        with pytest.raises(RequestRejectedError, match="admin-key"):
-            client.statistics()
-    assert [(one.replica, one.version, one.inferences) for one in counted] == [("a:1", "1", 1), ("b:1", "1", 1)]
-
-
 @pytest.mark.parametrize(
     ("texts", "words"),
     [
@@ -207,7 +185,7 @@ def test_statistics(ask: Ask, server: FakeServer) -> None:
     ],
 )
 def test_unsendable_texts_are_refused(ask: Ask, server: FakeServer, texts: object, words: str) -> None:
-    """What is no text is refused before anything is sent, with its position."""
+    """A value that is not a text is refused with its position, before anything is sent."""
     with ask(server) as client, pytest.raises(UsageError, match=words):
         client.classify(texts)
     assert server.requests == []
@@ -226,7 +204,7 @@ def test_unsendable_texts_are_refused(ask: Ask, server: FakeServer, texts: objec
     ],
 )
 def test_columns_are_lists_of_texts(ask: Ask, server: FakeServer, texts: Any) -> None:
-    """Columns of pandas, Arrow and NumPy are taken like lists, by classify, scores and stream."""
+    """classify, scores and stream accept columns of pandas, Arrow and NumPy like lists."""
     server.answer = numbered
     with ask(server) as client:
         assert [prediction.token_count for prediction in client.classify(texts)] == [1, 2, 3]
@@ -284,7 +262,7 @@ def test_bad_arguments_are_refused(arguments: dict[str, object], words: str) -> 
 
 
 def test_ready_means_a_good_canary(ask: Ask, server: FakeServer) -> None:
-    """A model that fails, hangs or has no answer for the canary is not ready, whatever Triton's endpoint says."""
+    """A model that fails, hangs or has no answer to the canary is not ready, whatever Triton's endpoint says."""
     with ask(server, timeout_s=2) as client:
         client.wait_until_ready(10)
         assert client.is_ready()
@@ -313,17 +291,29 @@ def test_one_ready_replica_is_enough(ask: Ask, server: FakeServer) -> None:
     "body", [b"<html>hello</html>", b"[]", b"{}", b'{"outputs": []}', b"", b"\xff\xfe", b"[" * 9999]
 )
 def test_other_servers_are_recognised(ask: Ask, server: FakeServer, body: bytes) -> None:
-    """Whatever answers in Triton's place gives a BadResponseError and no traceback from below."""
+    """If another service answers instead of Triton, the error is a BadResponseError."""
     server.failure = Failure(body=body)
     with ask(server) as client:
         for call in (
             client.schema,
-            client.statistics,
             lambda: client.classify("text"),
             lambda: client.scores(["text"]),
         ):
             with pytest.raises(BadResponseError):
                 call()
+
+
+def test_both_clients_have_the_same_surface() -> None:
+    """Public methods of both clients have the same names, parameters and defaults."""
+
+    def surface(kind: type) -> dict[str, list[tuple[str, object]]]:
+        methods = {name: method for name, method in vars(kind).items() if not name.startswith("_")}
+        return {
+            name: [(one.name, one.default) for one in inspect.signature(method).parameters.values()]
+            for name, method in methods.items()
+        }
+
+    assert surface(Client) == surface(AsyncClient)
 
 
 def test_closed_client_refuses(server: FakeServer) -> None:
@@ -336,7 +326,7 @@ def test_closed_client_refuses(server: FakeServer) -> None:
 
 
 def test_broken_answer_says_where_it_came_from(ask: Ask, server: FakeServer) -> None:
-    """An answer against the contract carries the server and the model, not only the place in the answer."""
+    """The error for an answer that breaks the contract names server, model and the place in the answer."""
     server.answer = lambda text: {"heads": {}}
     with (
         ask(server, "host:8000") as client,
@@ -349,7 +339,7 @@ def test_broken_answer_says_where_it_came_from(ask: Ask, server: FakeServer) -> 
 
 
 def test_changed_width_is_an_error(ask: Ask, server: FakeServer) -> None:
-    """A model that is replaced by one of other heads between two batches gives no mixed scores."""
+    """If a model with other heads replaces the model between two batches, scores are not mixed."""
     heads = list(server.heads)
 
     def replace(text: str) -> dict[str, Any]:

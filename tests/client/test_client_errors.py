@@ -1,4 +1,4 @@
-"""The mapping from tritonclient's one exception to the client's tree."""
+"""How exceptions of tritonclient become errors of the client's tree."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from tests.client.fake_triton import FakeTriton
     ],
 )
 def test_statuses(status: str | None, message: str, kind: type[errors.PolyheadClientError]) -> None:
-    """Each status, with Triton's wording where one status means two things, has its class."""
+    """Each status has its class; if a status has two meanings, Triton's words decide."""
     mapped = errors.from_transport(
         InferenceServerException(message, status=status), model="m", replica="host:8000", protocol="http", timeout_s=3
     )
@@ -60,12 +60,12 @@ def test_statuses(status: str | None, message: str, kind: type[errors.PolyheadCl
     ],
 )
 def test_errors_below_tritonclient(error: Exception, kind: type[errors.PolyheadClientError]) -> None:
-    """What tritonclient lets through from below has its class too."""
+    """Exceptions that tritonclient passes through have their class too."""
     assert type(errors.from_transport(error, model="m", replica="u", protocol="http", timeout_s=3)) is kind
 
 
 def test_messages_are_one_short_line(fake: FakeTriton) -> None:
-    """A server's traceback becomes one bounded line, and the cause stays attached."""
+    """A server's traceback becomes one short line, and the cause stays attached."""
     fake.failure = (500, "Traceback:\n" + 50 * '  File "model.py", line 1\n')
     with Client(fake.url) as client, pytest.raises(errors.ServerFailedError) as caught:
         client.classify("text")
@@ -75,7 +75,7 @@ def test_messages_are_one_short_line(fake: FakeTriton) -> None:
 
 
 def test_one_tree() -> None:
-    """Every error that the docstring draws derives from the base, says what to do, and can be imported from the top."""
+    """Every error in the docstring's tree has the base class and advice, and the package exports it."""
     drawn = re.findall(r"\b[A-Z]\w+Error\b(?=  )", errors.__doc__)
     assert len(drawn) == 11
     for name in drawn:
@@ -85,7 +85,7 @@ def test_one_tree() -> None:
 
 
 def test_errors_survive_pickling() -> None:
-    """An error that crosses a process keeps its message and what it carries."""
+    """An error that is pickled keeps its message and attributes."""
     error = errors.ServerOverloadedError("busy", model="m", replica="host:8000", status="503")
     error.retry_after_s = 3.0
     copy = pickle.loads(pickle.dumps(error))

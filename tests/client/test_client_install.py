@@ -27,15 +27,15 @@ def fresh_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_client_needs_no_torch(fresh_python: Path, tmp_path: Path) -> None:
-    """All of the client imports where torch, and the extras, are not installed."""
+    """All modules of the client import without torch and without the extras."""
     imports = "; ".join(f"import polyhead_client.{name}" for name in MODULES)
     code = f"{imports}; import importlib.util as u; assert not any(u.find_spec(name) for name in {ABSENT})"
-    # -I: neither PYTHONPATH nor the working directory may help.
+    # -I: neither PYTHONPATH nor the working directory is searched.
     subprocess.run([str(fresh_python), "-I", "-c", code], check=True, cwd=tmp_path)
 
 
 def test_installed_command_and_missing_extras(fresh_python: Path, tmp_path: Path) -> None:
-    """The command and a gRPC client name the extra that they lack; the typing marker is installed."""
+    """The command and a gRPC client name the missing extra; the typing marker is installed."""
     command = fresh_python.with_name("polyhead-client")
     result = subprocess.run([str(command)], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert result.returncode == 2

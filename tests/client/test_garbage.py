@@ -1,4 +1,4 @@
-"""Answers that are almost Triton's: whatever comes, a prediction or an error of the tree."""
+"""Damaged answers: each gives a prediction or an error of the tree."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from polyhead_client import PolyheadClientError, RetryPolicy
-from polyhead_client.deadline import Deadline
-from polyhead_client.http_wire import HEADER_LENGTH, HttpReply, HttpRequest
 from polyhead_client.replicas import Replica
+from polyhead_client.request import HEADER_LENGTH, Deadline, HttpReply, HttpRequest
 from polyhead_client.testing import Failure, FakeServer
 from tests.client.fake_triton import fake_server
 
 FAKE = fake_server()
-ASKS = ("classify", "scores", "schema", "statistics", "is_ready")
+ASKS = ("classify", "scores", "schema", "is_ready")
 
 
 class Wire:
-    """Gives a reply that it was told."""
+    """Replies as the test says."""
 
     def __init__(self, change: object) -> None:
         self.change = change
@@ -34,7 +33,7 @@ class Wire:
 
 
 def ask(name: str, change: object) -> None:
-    """Asks one thing and lets errors of the tree pass."""
+    """Makes one call and ignores errors of the tree."""
     with FakeServer().client(retry=RetryPolicy(max_attempts=1)) as client:
         client._transport = Wire(change)
         with contextlib.suppress(PolyheadClientError):
@@ -44,7 +43,7 @@ def ask(name: str, change: object) -> None:
 
 @given(st.sampled_from(ASKS), st.binary(max_size=60), st.one_of(st.none(), st.text(max_size=5)), st.integers(100, 599))
 def test_any_bytes(name: str, body: bytes, length: str | None, status: int) -> None:
-    """A body, a header's length and a status at random."""
+    """Random body, header length and status."""
     headers = {} if length is None else {HEADER_LENGTH.lower(): length}
     ask(name, lambda reply: HttpReply(200, headers, body))
     ask(name, lambda reply: HttpReply(status, {"retry-after": length or ""}, body))
@@ -52,7 +51,7 @@ def test_any_bytes(name: str, body: bytes, length: str | None, status: int) -> N
 
 @given(st.sampled_from(ASKS), st.integers(0, 400), st.binary(min_size=1, max_size=4), st.booleans())
 def test_a_damaged_answer(name: str, place: int, junk: bytes, cut: bool) -> None:
-    """A true answer with bytes overwritten, or cut off there."""
+    """A real answer with some bytes overwritten, or cut off."""
 
     def damage(reply: HttpReply) -> HttpReply:
         body = reply.body[:place] + (b"" if cut else junk + reply.body[place + len(junk) :])
@@ -64,7 +63,7 @@ def test_a_damaged_answer(name: str, place: int, junk: bytes, cut: bool) -> None
 @given(st.sampled_from(ASKS), st.sampled_from(["shape", "datatype", "name", "parameters", "data"]), st.data())
 @example("classify", "shape", None)
 def test_a_damaged_field(name: str, field: str, data: st.DataObject | None) -> None:
-    """A true answer whose description of an output is of another type or size."""
+    """A real answer in which one field of an output has another type or size."""
     values = st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3)
     )

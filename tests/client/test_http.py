@@ -1,4 +1,4 @@
-"""HTTP as it is carried: connections, deadlines, encryption, proxies; both clients over a real port."""
+"""The HTTP transports over a real port: connections, deadlines, encryption, proxies."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def free_port() -> int:
 
 @contextmanager
 def raw_server(handle: Callable[[socket.socket], None]) -> Iterator[str]:
-    """A server whose every connection is a function's to handle."""
+    """A server that passes every connection to a function."""
     listener = socket.create_server(("127.0.0.1", 0))
     threads: list[threading.Thread] = []
 
@@ -89,7 +89,7 @@ def pump(source: socket.socket, target: socket.socket) -> None:
 
 
 def read_message(source: socket.socket) -> bytes:
-    """A request or an answer with its body."""
+    """Reads a request or an answer with its body."""
     data = b""
     while b"\r\n\r\n" not in data:
         received = source.recv(65536)
@@ -104,7 +104,7 @@ def read_message(source: socket.socket) -> bytes:
 
 
 def test_address_with_scheme(ask: Ask, fake: FakeTriton) -> None:
-    """An address may have http:// before and a slash behind it."""
+    """An address may begin with http:// and end with a slash."""
     with ask(None, f"http://{fake.url}/") as client:
         assert client.is_ready()
 
@@ -142,7 +142,7 @@ def test_late_answer_is_never_read_as_the_next(ask: Ask, fake: FakeTriton) -> No
 
 
 def test_idle_connection_that_was_closed_is_reopened(ask: Ask, fake: FakeTriton) -> None:
-    """A connection that the server closed meanwhile costs the caller nothing, not even a retry."""
+    """A connection that the server closed while idle is replaced without a retry."""
     fake.server.keep_alive = False
     with ask(None, fake.url, retry=ONCE) as client:
         for _ in range(3):
@@ -171,7 +171,7 @@ def test_unknown_host(ask: Ask) -> None:
 
 
 def test_dripping_answer_ends_at_the_deadline(ask: Ask) -> None:
-    """A server that sends a byte now and then does not outlast the deadline."""
+    """A server that sends single bytes cannot extend the deadline."""
 
     def drip(connection: socket.socket) -> None:
         connection.recv(65536)
@@ -196,7 +196,7 @@ def test_dripping_answer_ends_at_the_deadline(ask: Ask) -> None:
     ],
 )
 def test_foreign_servers(ask: Ask, answer: bytes, kind: type[Exception]) -> None:
-    """Another protocol, another service, a redirect, half an answer and none are errors of the tree."""
+    """Another protocol, another service, a redirect, half an answer and no answer are errors of the tree."""
 
     def say(connection: socket.socket) -> None:
         connection.recv(65536)
@@ -208,7 +208,7 @@ def test_foreign_servers(ask: Ask, answer: bytes, kind: type[Exception]) -> None
 
 
 def test_threads_hammer_one_client(fake: FakeTriton) -> None:
-    """Many threads on one client, fewer connections than threads: every answer is its own text's."""
+    """With more threads than connections on one client, every text gets its own answer."""
     fake.answer = numbered
     wrong: list[object] = []
 
@@ -231,7 +231,7 @@ def test_threads_hammer_one_client(fake: FakeTriton) -> None:
 
 
 def test_tasks_hammer_one_client(fake: FakeTriton) -> None:
-    """Many tasks on one client, some of them cancelled under way: every answer is its own text's."""
+    """With many tasks on one client, some of them cancelled, every text gets its own answer."""
     fake.answer = numbered
 
     async def ask(client: AsyncClient, number: int) -> None:
@@ -307,7 +307,7 @@ print("all right")
 
 
 def test_greenlets_hammer_one_client(fake: FakeTriton) -> None:
-    """Under gevent, greenlets and native threads share a client; nobody blocks the hub or reads another's answer."""
+    """Under gevent, greenlets and native threads share a client without blocking the hub or mixing answers."""
     fake.answer = numbered
     from tests.client.fake_triton import fake_server
 
@@ -338,7 +338,7 @@ client.close()
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_forked_processes_share_no_connection(fake: FakeTriton) -> None:
-    """Children of a process that has asked before ask over connections of their own."""
+    """After a fork, child processes use their own connections."""
     fake.answer = numbered
     command = [sys.executable, "-W", "ignore", "-c", FORK, fake.url]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -346,7 +346,7 @@ def test_forked_processes_share_no_connection(fake: FakeTriton) -> None:
 
 
 def test_connections_run_out(fake: FakeTriton) -> None:
-    """A request that finds no free connection before its deadline says so."""
+    """If no connection is free before the deadline, the error says so."""
     fake.delay_s = 1.5
     with Client(fake.url, max_connections=1) as client:
         first = threading.Thread(target=client.classify, args=("text",))
@@ -359,7 +359,7 @@ def test_connections_run_out(fake: FakeTriton) -> None:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for 127.0.0.1 that signs itself, with its key."""
+    """A self-signed certificate for 127.0.0.1, with its key."""
     path = tmp_path_factory.mktemp("tls") / "both.pem"
     key = path.with_name("key.pem")
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=polyhead"]
@@ -371,7 +371,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def encrypted(certificate: Path, target: str, *, ask_client: bool = False) -> Iterator[str]:
-    """A TLS end before a server."""
+    """A TLS server in front of another server."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     if ask_client:
@@ -393,7 +393,7 @@ def encrypted(certificate: Path, target: str, *, ask_client: bool = False) -> It
 
 
 def test_tls(ask: Ask, fake: FakeTriton, certificate: Path) -> None:
-    """https:// encrypts and trusts whom it is told to trust; without that it refuses a self-signed server."""
+    """https:// encrypts and trusts the given authority; without it a self-signed server is refused."""
     with encrypted(certificate, fake.url) as url:
         with ask(None, f"https://{url}", tls=Tls(ca_file=str(certificate))) as client:
             assert client.classify("text").error is None
@@ -406,7 +406,7 @@ def test_tls(ask: Ask, fake: FakeTriton, certificate: Path) -> None:
 
 
 def test_client_certificate(ask: Ask, fake: FakeTriton, certificate: Path) -> None:
-    """A server that asks who comes gets the client's certificate."""
+    """A server that asks for a client certificate gets it."""
     with encrypted(certificate, fake.url, ask_client=True) as url:
         tls = Tls(ca_file=str(certificate), client_cert=str(certificate))
         with ask(None, f"https://{url}", tls=tls) as client:
@@ -420,7 +420,7 @@ def test_client_certificate(ask: Ask, fake: FakeTriton, certificate: Path) -> No
 
 @contextmanager
 def proxy(heads: list[bytes]) -> Iterator[str]:
-    """An HTTP proxy of the simplest kind, for both tunnels and plain requests; keeps the heads it read."""
+    """A simple HTTP proxy for tunnels and plain requests; `heads` gets the request heads."""
 
     def serve(connection: socket.socket) -> None:
         head = b""
@@ -457,7 +457,7 @@ def test_proxy(ask: Ask, fake: FakeTriton) -> None:
 
 
 def test_proxy_tunnel(ask: Ask, fake: FakeTriton, certificate: Path) -> None:
-    """Encrypted requests go through a tunnel: the proxy sees where to, and no key."""
+    """Encrypted requests go through a tunnel: the proxy sees the address but not the API key."""
     heads: list[bytes] = []
     with proxy(heads) as proxy_url, encrypted(certificate, fake.url) as url:
         tls = Tls(ca_file=str(certificate))
@@ -469,7 +469,7 @@ def test_proxy_tunnel(ask: Ask, fake: FakeTriton, certificate: Path) -> None:
 
 
 def test_proxy_that_is_not_there(ask: Ask, fake: FakeTriton) -> None:
-    """Without its proxy a request is not sent around it."""
+    """If the proxy is not there, the request is not sent directly."""
     nowhere = f"http://127.0.0.1:{free_port()}"
     with ask(None, fake.url, proxy=nowhere, retry=ONCE) as client, pytest.raises(ServerUnreachableError):
         client.classify("text")
@@ -477,7 +477,7 @@ def test_proxy_that_is_not_there(ask: Ask, fake: FakeTriton) -> None:
 
 
 def test_one_replica_lives(ask: Ask, fake: FakeTriton) -> None:
-    """Of two addresses one may be dead: every text is answered, and the dead one is asked rarely."""
+    """If one of two replicas is down, every text is answered."""
     with ask(None, [f"127.0.0.1:{free_port()}", fake.url]) as client:
         for _ in range(20):
             assert client.classify("text").error is None

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from polyhead_client import (
     BadResponseError,
     LabelScore,
+    ModelSchema,
     MultiLabel,
     Prediction,
     Regression,
-    Schema,
     SingleLabel,
 )
 from tests.client.fake_triton import ANSWER, SCHEMA
 
-# A busy machine is no failure.
+# A busy machine must not fail these tests.
 relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 share = st.floats(0, 1)
@@ -39,7 +39,7 @@ predictions = st.one_of(
 @relaxed
 @given(predictions)
 def test_round_trip(prediction: Prediction) -> None:
-    """Writing a prediction and reading it again gives the same prediction, whatever the labels and scores."""
+    """A prediction that is written and read again is the same, for any labels and scores."""
     assert Prediction.from_json(json.dumps(prediction.to_json())) == prediction
 
 
@@ -95,34 +95,34 @@ def edited(path: str, value: Any) -> str:
     ],
 )
 def test_broken_answers_name_the_place(path: str, value: Any, words: str) -> None:
-    """An answer against the contract is refused with the place in the message."""
+    """An answer that breaks the contract is refused, and the message names the place."""
     with pytest.raises(BadResponseError, match=words):
         Prediction.from_json(edited(path, value))
 
 
 def test_fields_of_a_newer_server_are_ignored() -> None:
-    """A field that this client does not know does not stop it."""
+    """Unknown fields are ignored."""
     assert Prediction.from_json(edited("latency_ms", 3)) == Prediction.from_json(json.dumps(ANSWER))
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff", b"{", b"3"])
 def test_no_json(data: bytes) -> None:
-    """What is no JSON object is refused."""
+    """Data that is not a JSON object is refused."""
     with pytest.raises(BadResponseError):
         Prediction.from_json(data)
     with pytest.raises(BadResponseError):
-        Schema.from_json(data)
+        ModelSchema.from_json(data)
 
 
 def test_schema_with_a_taxonomy() -> None:
     """Parents and the map to their labels are kept; unknown kinds and missing thresholds are refused."""
     fields: Any = copy.deepcopy(SCHEMA)
     fields["heads"][0] |= {"parent": "area", "parent_of": {"news": "a", "sport": "b", "science": "a"}}
-    head = Schema.from_json(json.dumps(fields)).heads[0]
+    head = ModelSchema.from_json(json.dumps(fields)).heads[0]
     assert head.parent == "area"
     assert head.parent_of == {"news": "a", "sport": "b", "science": "a"}
     for name, value in (("kind", "ordinal"), ("thresholds", [0.5])):
         broken = copy.deepcopy(fields)
         broken["heads"][1][name] = value
         with pytest.raises(BadResponseError, match=name):
-            Schema.from_json(json.dumps(broken))
+            ModelSchema.from_json(json.dumps(broken))

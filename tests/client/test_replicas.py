@@ -1,4 +1,4 @@
-"""Which replica is asked."""
+"""Which replica is asked, and which is set aside."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ LOST = ServerUnreachableError("gone")
 
 @pytest.fixture
 def replicas() -> Replicas:
-    """Three of them."""
+    """Three replicas."""
     return Replicas(["a:1", "b:1", "c:1"])
 
 
 def answer(replicas: Replicas, error: PolyheadClientError | None = None) -> str:
-    """Takes one, gives it back, and says which it was."""
+    """Takes a replica, gives it back, and returns its address."""
     replica = replicas.take()
     replicas.give_back(replica, error, answered=error is None)
     return replica.address
 
 
 def test_idle_replicas_take_turns(replicas: Replicas) -> None:
-    """Without load, requests go round."""
+    """Without load, the replicas take turns."""
     assert Counter(answer(replicas) for _ in range(9)) == {"a:1": 3, "b:1": 3, "c:1": 3}
 
 
 def test_least_outstanding_is_asked(replicas: Replicas) -> None:
-    """A replica that is slow to answer gets less."""
+    """A slow replica gets fewer requests."""
     slow = replicas.take()
     others = [replicas.take() for _ in range(2)]
     assert {slow.address, *(one.address for one in others)} == {"a:1", "b:1", "c:1"}
@@ -43,7 +43,7 @@ def test_least_outstanding_is_asked(replicas: Replicas) -> None:
 
 
 def test_lost_replica_is_set_aside_then_tried_by_one(replicas: Replicas) -> None:
-    """After a lost connection others are asked; later a single request tries it, and its answer brings it back."""
+    """After a lost connection the others are asked; later one request tries it, and an answer brings it back."""
     lost = replicas.take()
     replicas.give_back(lost, LOST, answered=False)
     assert lost.address not in {answer(replicas) for _ in range(9)}
@@ -57,7 +57,7 @@ def test_lost_replica_is_set_aside_then_tried_by_one(replicas: Replicas) -> None
 
 
 def test_time_aside_doubles() -> None:
-    """A replica that stays away is tried more and more rarely, up to half a minute."""
+    """The time aside doubles for a replica that stays away, up to half a minute."""
     replicas = Replicas(["a:1", "b:1"])
     (lost,) = (one for one in replicas.all if one.address == "a:1")
     longest = 0.0
@@ -75,7 +75,7 @@ def test_time_aside_doubles() -> None:
     "error", [ServerFailedError("500"), RequestTimeoutError("slow"), BadResponseError("garbage")], ids=type
 )
 def test_failures_in_a_row_set_aside(error: PolyheadClientError) -> None:
-    """One failure may be the text's fault; several in a row are the replica's."""
+    """One failure may come from the text; several in a row set the replica aside."""
     replicas = Replicas(["a:1", "b:1"])
     first = replicas.all[0]
     for number in range(FAILURES_ASIDE):
@@ -86,7 +86,7 @@ def test_failures_in_a_row_set_aside(error: PolyheadClientError) -> None:
 
 
 def test_overload_sets_nobody_aside_unless_asked_to(replicas: Replicas) -> None:
-    """A replica that sheds load is alive; one that names a time is left alone for it."""
+    """A replica that sheds load is not set aside, unless it names a time."""
     busy = ServerOverloadedError("busy")
     first = replicas.take()
     replicas.give_back(first, busy, answered=False)
@@ -98,7 +98,7 @@ def test_overload_sets_nobody_aside_unless_asked_to(replicas: Replicas) -> None:
 
 
 def test_all_aside_still_gives_one(replicas: Replicas) -> None:
-    """With all replicas aside the one whose time comes first is asked: the client never refuses by itself."""
+    """If all replicas are set aside, the one whose time ends first is asked: the client never refuses by itself."""
     for _ in range(3):
         answer(replicas, LOST)
     first = min(replicas.all, key=lambda one: one.aside_until)
@@ -106,7 +106,7 @@ def test_all_aside_still_gives_one(replicas: Replicas) -> None:
 
 
 def test_giving_up_counts_as_nothing(replicas: Replicas) -> None:
-    """A caller that goes away says nothing about the replica."""
+    """A caller that gives up does not count against the replica."""
     replica = replicas.take()
     replicas.give_back(replica, None, answered=False)
     assert (replica.outstanding, replica.failures) == (0, 0)

@@ -1,4 +1,4 @@
-"""What is asked again, where, how often and when."""
+"""What is retried, where, how often and when."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BUSY = Failure(503, "Exceeds maximum queue size")
 
 @pytest.mark.parametrize("failure", [BUSY, Failure(429, "slow down"), Failure(refused=True), Failure(broken=True)])
 def test_what_was_not_computed_is_asked_again(ask: Ask, server: FakeServer, failure: Failure) -> None:
-    """Shed load, a refused connection and a broken one cost the caller nothing but time."""
+    """Shed load, a refused connection and a broken one are retried."""
     server.failures = [failure]
     with ask(server, retry=QUICK) as client:
         assert client.classify("text").error is None
@@ -43,7 +43,7 @@ def test_what_was_not_computed_is_asked_again(ask: Ask, server: FakeServer, fail
     ],
 )
 def test_what_may_have_been_computed_is_not(ask: Ask, server: FakeServer, failure: Failure, kind: type) -> None:
-    """A failure of the model, a rejection and an answer that cannot be read are the caller's at once."""
+    """A failure of the model, a rejection and an unreadable answer are raised at once."""
     server.failures = [failure, Failure(500, "a second request was made")]
     with ask(server, retry=QUICK) as client, pytest.raises(kind):
         client.classify("text")
@@ -51,7 +51,7 @@ def test_what_may_have_been_computed_is_not(ask: Ask, server: FakeServer, failur
 
 
 def test_attempts_end(ask: Ask, server: FakeServer) -> None:
-    """A server that stays overloaded is asked max_attempts times, and its own words come up."""
+    """A server that stays overloaded is asked max_attempts times, and its message is in the error."""
     server.failures = [BUSY] * 100
     with (
         ask(server, retry=RetryPolicy(max_attempts=3, base_s=0.001)) as client,
@@ -62,7 +62,7 @@ def test_attempts_end(ask: Ask, server: FakeServer) -> None:
 
 
 def test_broken_connections_are_asked_once_more(ask: Ask, server: FakeServer) -> None:
-    """A request that may be what kills servers is not carried from one to the next."""
+    """A request that may crash servers is not sent to one after the other."""
     server.failures = [Failure(broken=True)] * 100
     with ask(server, ["a:1", "b:1", "c:1"], retry=QUICK) as client, pytest.raises(ServerUnreachableError):
         client.classify("text")
@@ -77,14 +77,14 @@ def test_broken_connections_are_asked_once_more(ask: Ask, server: FakeServer) ->
     ],
 )
 def test_replica_that_cannot_compute_is_passed_over(ask: Ask, server: FakeServer, message: str) -> None:
-    """A replica whose model process died, or whose shared memory is full, computes nothing: another one answers."""
+    """If a replica's model process died or its shared memory is full, another replica answers."""
     server.failures = [Failure(500, message)]
     with ask(server, ["a:1", "b:1"], retry=RetryPolicy(base_s=60, cap_s=60)) as client:
         assert client.classify("text").error is None
 
 
 def test_dead_model_processes_are_asked_once_more(ask: Ask, server: FakeServer) -> None:
-    """A request that may be what kills model processes is not carried from one replica to the next."""
+    """A request that may crash model processes is not sent to one replica after the other."""
     server.failures = [Failure(500, "Stub process is not healthy")] * 100
     with ask(server, ["a:1", "b:1", "c:1"], retry=QUICK) as client, pytest.raises(ServerFailedError):
         client.classify("text")
@@ -92,7 +92,7 @@ def test_dead_model_processes_are_asked_once_more(ask: Ask, server: FakeServer) 
 
 
 def test_refused_connections_try_every_replica(ask: Ask, server: FakeServer) -> None:
-    """Replicas that are not there are passed over at once, whatever the budget."""
+    """Replicas that refuse the connection are skipped at once, whatever the budget."""
     server.failures = [Failure(refused=True)] * 5
     places = [f"host{number}:1" for number in range(6)]
     began = time.monotonic()
@@ -102,7 +102,7 @@ def test_refused_connections_try_every_replica(ask: Ask, server: FakeServer) -> 
 
 
 def test_budget_bounds_repetitions(ask: Ask, server: FakeServer) -> None:
-    """Over many calls to an overloaded server, repetitions are the burst and a tenth of the calls, not three a call."""
+    """Over many calls to an overloaded server, retries are the burst and a tenth of the calls, not three per call."""
     server.failures = [BUSY] * 1000
     calls = 100
     with ask(server, retry=RetryPolicy(max_attempts=4, base_s=0.0, burst=5, budget=0.1)) as client:
@@ -114,7 +114,7 @@ def test_budget_bounds_repetitions(ask: Ask, server: FakeServer) -> None:
 
 
 def test_budget_refills_by_calls() -> None:
-    """Each call puts in its share, up to the burst."""
+    """Each call adds its share, up to the burst."""
     budget = RetryBudget(RetryPolicy(budget=0.5, burst=2))
     assert [budget.withdraw() for _ in range(3)] == [True, True, False]
     for _ in range(10):
@@ -123,7 +123,7 @@ def test_budget_refills_by_calls() -> None:
 
 
 def test_retry_after_is_waited_for(ask: Ask, server: FakeServer) -> None:
-    """A server that names a time is left alone until then."""
+    """A server that names a time is not asked before it."""
     server.failures = [Failure(503, "busy", {"Retry-After": "1"})]
     began = time.monotonic()
     with ask(server, retry=QUICK) as client:
@@ -132,7 +132,7 @@ def test_retry_after_is_waited_for(ask: Ask, server: FakeServer) -> None:
 
 
 def test_retry_after_beyond_the_deadline_is_not_waited_for(ask: Ask, server: FakeServer) -> None:
-    """Waiting in vain helps nobody: the error comes at once and says how long the server wants."""
+    """If the server's time is after the deadline, the error comes at once and has that time."""
     server.failures = [Failure(503, "busy", {"Retry-After": formatdate(time.time() + 60, usegmt=True)})]
     began = time.monotonic()
     with ask(server, retry=QUICK, timeout_s=5) as client, pytest.raises(ServerOverloadedError) as caught:
@@ -142,7 +142,7 @@ def test_retry_after_beyond_the_deadline_is_not_waited_for(ask: Ask, server: Fak
 
 
 def test_deadline_bounds_the_whole_call(ask: Ask, server: FakeServer) -> None:
-    """Batches and repetitions share one deadline."""
+    """Batches and retries share one deadline."""
     server.failure = Failure(hang_s=0.2)
     began = time.monotonic()
     with ask(server, batch_size=1) as client, pytest.raises(RequestTimeoutError, match=r"within 0\.5 s"):
@@ -152,7 +152,7 @@ def test_deadline_bounds_the_whole_call(ask: Ask, server: FakeServer) -> None:
 
 
 def test_pauses_are_jittered_and_grow() -> None:
-    """A pause is drawn from 0 to a ceiling that doubles up to the cap."""
+    """A pause is random between 0 and a limit that doubles up to the cap."""
     error = ServerOverloadedError("busy")
     policy = RetryPolicy(base_s=0.1, cap_s=0.3)
     for attempt, ceiling in ((1, 0.1), (2, 0.2), (3, 0.3), (9, 0.3)):

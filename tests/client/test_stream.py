@@ -1,4 +1,4 @@
-"""Streams: order, bounded memory, faults in their place, and closing half way."""
+"""Streams: order, bounded memory, errors in their place, and closing early."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_order_is_kept_whatever_answers_first(ask: Ask, server: FakeServer) -> N
 
 
 def test_endless_iterables_are_read_in_a_window(ask: Ask, server: FakeServer) -> None:
-    """However slow the consumer, no more is read than the window holds."""
+    """If the consumer is slow, no more is read than the window holds."""
     read = itertools.count()
     with ask(server) as client:
         stream = client.stream((str(next(read)) for _ in itertools.count()), batch_size=5, concurrency=3)
@@ -46,7 +46,7 @@ def test_endless_iterables_are_read_in_a_window(ask: Ask, server: FakeServer) ->
 
 
 def test_requests_go_out_at_a_time(ask: Ask, server: FakeServer) -> None:
-    """So many requests as were asked for wait at the server together."""
+    """As many requests as `concurrency` says are under way together."""
     server.failure = Failure(hang_s=0.2)
     began = time.monotonic()
     with ask(server) as client:
@@ -65,7 +65,7 @@ def test_faults_come_in_their_place(ask: Ask, server: FakeServer) -> None:
 
 
 def test_failing_request_ends_the_stream(ask: Ask, server: FakeServer) -> None:
-    """An error of the server comes up, and nothing hangs behind it."""
+    """An error of the server is raised, and nothing hangs after it."""
 
     def answer(text: str) -> dict[str, Any]:
         if text == "50":
@@ -80,7 +80,7 @@ def test_failing_request_ends_the_stream(ask: Ask, server: FakeServer) -> None:
 
 @pytest.mark.parametrize("texts", ["one text", b"bytes", 7, None])
 def test_what_is_no_iterable_of_texts_is_refused_at_once(ask: Ask, server: FakeServer, texts: object) -> None:
-    """The call itself complains, not the first step of the iterator."""
+    """The call raises the error, not the first step of the iterator."""
     with ask(server) as client, pytest.raises(UsageError, match="iterable of str"):
         client.stream(texts)
 
@@ -93,7 +93,7 @@ def test_bad_options_are_refused_at_once(ask: Ask, server: FakeServer, option: d
 
 
 def test_closing_gives_up_what_is_under_way(fake: FakeTriton) -> None:
-    """A consumer that goes away does not wait for a server that hangs, and leaves no thread behind."""
+    """Closing a stream does not wait for a server that hangs, and leaves no thread behind."""
     with Client(fake.url, timeout_s=20) as client:
         stream = client.stream(("a" for _ in itertools.count()), batch_size=1, concurrency=3)
         next(stream)
@@ -107,7 +107,7 @@ def test_closing_gives_up_what_is_under_way(fake: FakeTriton) -> None:
 
 
 def test_each_request_has_its_own_deadline(ask: Ask, server: FakeServer) -> None:
-    """A long stream may take long; a request that hangs may not."""
+    """The timeout is for each request, not for the whole stream."""
     server.failure = Failure(hang_s=0.1)
     with ask(server) as client:
         assert len(list(client.stream(["a"] * 8, batch_size=1, concurrency=1, timeout_s=0.5))) == 8
@@ -117,7 +117,7 @@ def test_each_request_has_its_own_deadline(ask: Ask, server: FakeServer) -> None
 
 
 def test_async_streams_read_async_iterables(server: FakeServer) -> None:
-    """Texts may come from an asynchronous generator; a fault in it comes in its place, and closing cancels."""
+    """Texts may come from an asynchronous generator; its error is raised in its place, and closing cancels."""
     server.answer = numbered
 
     async def texts(until: int) -> AsyncIterator[str]:
@@ -148,7 +148,7 @@ def test_async_streams_read_async_iterables(server: FakeServer) -> None:
 
 
 def test_threads_share_a_client_but_not_their_answers(server: FakeServer) -> None:
-    """Streams of one client in several threads each get their own texts' answers."""
+    """Streams of one client in several threads get the answers to their own texts."""
     server.answer = numbered
     wrong: list[int] = []
 

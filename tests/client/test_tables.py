@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from polyhead_client import Prediction, UsageError
 from polyhead_client.tables import to_arrow, to_pandas
 from polyhead_client.testing import FakeServer
+from polyhead_rows.answers import answer_table
 
 NAMES = [
     "topic_label", "topic_score", "mood_labels", "mood_scores", "stars_value", "token_count", "truncated", "error",
 ]  # fmt: skip
 
 
+def rounded(score: float) -> float:
+    """The float32 that a table holds for a score."""
+    return float(np.float32(score))
+
+
 def test_arrow(server: FakeServer) -> None:
-    """A row a text, columns by head and kind; a text without an answer has nulls and its reason."""
+    """One row per text, columns by head and kind; a text without an answer has nulls and its reason."""
     with server.client() as client:
         table = to_arrow(client.classify(["a goal", " "]))
     assert table.column_names == NAMES
-    assert table.schema.field("mood_scores").type == pa.list_(pa.float64())
+    assert table.schema.field("mood_scores").type == pa.list_(pa.float32())
     assert table.to_pylist() == [
-        {"topic_label": "sport", "topic_score": 0.7, "mood_labels": ["happy"], "mood_scores": [0.9],
+        {"topic_label": "sport", "topic_score": rounded(0.7), "mood_labels": ["happy"], "mood_scores": [rounded(0.9)],
          "stars_value": 3.25, "token_count": 2, "truncated": False, "error": None},
         {"topic_label": None, "topic_score": None, "mood_labels": None, "mood_scores": None, "stars_value": None,
          "token_count": 0, "truncated": False, "error": "the text is empty or blank"},
@@ -38,12 +45,13 @@ def test_pandas(server: FakeServer) -> None:
     assert frame["topic_label"].tolist()[0] == "sport"
     assert frame["topic_score"].isna().tolist() == [False, True]
     assert frame["mood_labels"][0] == ["happy"]
-    assert frame["truncated"].dtype == bool
+    assert (frame["truncated"].dtype, frame["token_count"].dtype) == (bool, "int32")
+    assert (frame["topic_score"].dtype, frame["stars_value"].dtype) == ("float32", "float32")
     assert frame["error"].isna().tolist() == [True, False]
 
 
 def test_schema_keeps_columns_without_answers(server: FakeServer) -> None:
-    """With a schema the columns and their types do not depend on which texts had an answer, or on there being any."""
+    """With a schema, columns and types are the same whichever texts have an answer, and without any text."""
     with server.client() as client:
         schema = client.schema()
     blank = to_arrow([Prediction(error="blank")], schema)
@@ -51,6 +59,18 @@ def test_schema_keeps_columns_without_answers(server: FakeServer) -> None:
     assert blank.schema == to_arrow([], schema).schema
     assert list(to_pandas([], schema).columns) == NAMES
     assert to_arrow([]).column_names == ["token_count", "truncated", "error"]
+
+
+@pytest.mark.parametrize("top_k", [None, 1, 2])
+def test_files_have_the_same_columns(server: FakeServer, top_k: int | None) -> None:
+    """Names, order, types and answers are those of the files that polyhead_rows lays out."""
+    with server.client() as client:
+        schema, predictions = client.schema(), client.classify(["a goal", "a vote"], top_k)
+    heads = [{"name": head.name, "kind": head.kind.value} for head in schema.heads]
+    expected = answer_table([prediction.to_json() for prediction in predictions], heads, top_k)
+    assert to_arrow(predictions, schema, top_k).equals(expected)
+    assert to_arrow([], schema, top_k).schema == expected.schema
+    assert list(to_pandas(predictions, schema, top_k).columns) == expected.column_names
 
 
 @pytest.mark.parametrize(("name", "make"), [("pyarrow", to_arrow), ("pandas", to_pandas)])

@@ -21,7 +21,7 @@ from polyhead_client.testing import Failure, FakeServer
 
 
 def test_answers_by_text() -> None:
-    """Answers are said by label, by scores, or not at all; PREDICTION and SCORES agree."""
+    """Answers may be labels, scores, or missing; PREDICTION and SCORES agree."""
     fake = FakeServer(
         answer={
             "a goal": {"topic": "sport", "mood": ["happy", "sad"], "stars": 4.5},
@@ -43,13 +43,13 @@ def test_answers_by_text() -> None:
 
 
 def test_a_label_that_is_not_in_the_heads_is_the_tests_fault() -> None:
-    """A typing error in a test's answer is told, not served."""
+    """A wrong label in a test's answer is an AssertionError."""
     with FakeServer(answer={"a": {"topic": "spurt"}}).client() as client, pytest.raises(AssertionError, match="spurt"):
         client.classify("a")
 
 
 def test_it_counts_what_it_was_asked() -> None:
-    """A test can look at texts, options and headers."""
+    """A test can read texts, options and headers of the requests."""
     fake = FakeServer()
     with fake.client(model="m", api_key="k") as client:
         client.classify(["a", "b"], threshold=0.2)
@@ -59,7 +59,7 @@ def test_it_counts_what_it_was_asked() -> None:
 
 
 def test_failures() -> None:
-    """Failures come in their order, then the standing one, then answers."""
+    """Failures come in order, then `failure`, then answers."""
     fake = FakeServer(failures=[Failure(503, "busy"), Failure(refused=True)], failure=Failure(hang_s=9))
     with fake.client(retry=RetryPolicy(max_attempts=1)) as client:
         with pytest.raises(ServerOverloadedError, match="busy"):
@@ -85,7 +85,7 @@ def test_async() -> None:
 
 
 def test_behind_a_port() -> None:
-    """Programs that are told an address get the same answers over a real connection."""
+    """Programs that are given an address get the same answers over a real connection."""
     fake = FakeServer(answer={"a": {"topic": "science"}})
     with fake.serve() as address, Client(address) as client, fake.client() as direct:
         assert client.classify(["a", " ", "b"]) == direct.classify(["a", " ", "b"])

@@ -29,13 +29,13 @@ def provider() -> TracerProvider:
 
 @pytest.fixture
 def spans(provider: TracerProvider) -> InMemorySpanExporter:
-    """What was traced in this test."""
+    """The spans of this test."""
     EXPORTER.clear()
     return EXPORTER
 
 
 def test_a_span_a_call_and_one_a_request(ask: Ask, server: FakeServer, spans: InMemorySpanExporter) -> None:
-    """Requests are children of their call, that one of the caller's span, and the wire carries the request's."""
+    """Requests are children of their call, the call of the caller's span, and the wire has the request's span."""
     server.failures = [Failure(503, "busy")]
     tracer = trace.get_tracer("test")
     with (
@@ -61,7 +61,7 @@ def test_a_span_a_call_and_one_a_request(ask: Ask, server: FakeServer, spans: In
 
 
 def test_streams_keep_the_context(ask: Ask, server: FakeServer, spans: InMemorySpanExporter) -> None:
-    """Requests that threads or tasks send belong to the trace in which the stream was read."""
+    """Requests of threads and tasks belong to the trace in which the stream is read."""
     with ask(server) as client, trace.get_tracer("test").start_as_current_span("job") as job:
         list(client.stream(["a"] * 6, batch_size=2))
     requests = [span for span in spans.get_finished_spans() if span.name == "polyhead.request infer"]
@@ -70,7 +70,7 @@ def test_streams_keep_the_context(ask: Ask, server: FakeServer, spans: InMemoryS
 
 
 def test_failures_are_on_the_spans(ask: Ask, server: FakeServer, spans: InMemorySpanExporter) -> None:
-    """A failed request and its call are marked, with the kind of error."""
+    """A failed request and its call are marked with the type of error."""
     server.failure = Failure(500, "broke")
     with ask(server) as client, pytest.raises(ServerFailedError):
         client.classify("text")
@@ -81,7 +81,7 @@ def test_failures_are_on_the_spans(ask: Ask, server: FakeServer, spans: InMemory
 
 
 def test_not_needed() -> None:
-    """Where opentelemetry is not installed the client works without it."""
+    """Without opentelemetry the client works."""
     code = (
         "import sys; sys.modules['opentelemetry'] = None\n"
         "from polyhead_client.testing import FakeServer\n"

@@ -1,4 +1,4 @@
-"""docs/client.md: its snippets, run in order as they stand, print what the guide says they print."""
+"""docs/client.md: the Python examples, run in order, print what the guide says."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def snippets() -> list[tuple[str, str]]:
 
 
 def test_every_snippet_has_its_output() -> None:
-    """No Python block of the guide is left out."""
+    """Every Python example of the guide has its output below it."""
     assert len(snippets()) == GUIDE.read_text(encoding="utf-8").count("```python") > 8
 
 
 def test_snippets() -> None:
-    """The guide is right; only its port is another here."""
+    """Each example prints the output below it; only the port differs."""
     namespace: dict[str, Any] = {"__name__": "guide"}
     with FakeServer(answer=ANSWERS).serve() as address:
         port = address.partition(":")[2]

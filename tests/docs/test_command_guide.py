@@ -1,4 +1,4 @@
-"""docs/client.md: its shell snippets, run in order in one folder, print what the guide says they print."""
+"""docs/client.md: the shell examples, run in order in one folder, print what the guide says."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ SCRIPTS = Path(sys.executable).parent
 
 
 def test_shell_snippets(tmp_path: Path) -> None:
-    """Commands, their output and exit codes are as they stand there."""
+    """Commands, output and exit codes are as in the guide."""
     text = GUIDE.read_text(encoding="utf-8")
     snippets = re.findall(r"```sh\n(.*?)```\n\n```text\n(.*?)```", text, flags=re.DOTALL)
     assert len(snippets) == text.count("```sh") == 3
     with FakeServer(answer=ANSWERS).serve() as address:
-        settings = {"POLYHEAD_SERVER": address, "PATH": f"{SCRIPTS}:{os.environ['PATH']}", "COLUMNS": "100",
+        settings = {"POLYHEAD_CLIENT_SERVER": address, "PATH": f"{SCRIPTS}:{os.environ['PATH']}", "COLUMNS": "100",
                     "PYTHONIOENCODING": "utf-8"}  # fmt: skip
         for code, expected in snippets:
             run = subprocess.run(

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from loadtest.golden import GoldenRow
 from loadtest.owners import find_owner
-from polyhead_client import LabelScore, Prediction, Schema, SingleLabel
+from polyhead_client import LabelScore, ModelSchema, Prediction, SingleLabel
 from tests.client.fake_triton import ANSWER, SCHEMA, SCORES
 
-SERVED = Schema.from_json(json.dumps(SCHEMA))
+SERVED = ModelSchema.from_json(json.dumps(SCHEMA))
 ASKED = GoldenRow(1, "asked", (0.1, 0.2, 0.7, 0.1, 0.2, 1.0), 4, False)
 OWNER = GoldenRow(2, "owner", tuple(SCORES), 4, False)
 LONGER = GoldenRow(3, "longer", tuple(SCORES), 5, False)

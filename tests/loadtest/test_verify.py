@@ -10,10 +10,10 @@ import pytest
 
 from loadtest.golden import GoldenRow
 from loadtest.verify import find_mismatches
-from polyhead_client import HeadSchema, LabelScore, MultiLabel, Prediction, Regression, Schema, SingleLabel
+from polyhead_client import HeadSchema, LabelScore, ModelSchema, MultiLabel, Prediction, Regression, SingleLabel
 from tests.client.fake_triton import ANSWER, SCHEMA, SCORES
 
-SERVED = Schema.from_json(json.dumps(SCHEMA))
+SERVED = ModelSchema.from_json(json.dumps(SCHEMA))
 GOLDEN = GoldenRow(1, "a goal", tuple(SCORES), 4, False)
 RIGHT = Prediction.from_json(json.dumps(ANSWER))
 
@@ -85,7 +85,7 @@ def test_flip_near_a_threshold() -> None:
 def test_taxonomy_is_judged_as_a_path() -> None:
     """In a taxonomy the best consistent path is right, though a level's own best label may lie elsewhere."""
     parent_of = {"cat": "animal", "dog": "animal", "oak": "plant"}
-    schema = Schema(
+    schema = ModelSchema(
         8,
         (
             HeadSchema("kingdom", "single_label", ("animal", "plant")),

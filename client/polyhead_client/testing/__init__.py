@@ -1,11 +1,11 @@
-"""A fake server for your own tests: answers by text, counts what it was asked, and fails when told to.
+"""A fake server for your own tests. It answers by text, records its requests, and fails on demand.
 
     fake = FakeServer(answer={"a goal": {"topic": "sport", "mood": ["happy"], "stars": 4.5}})
     with fake.client() as client:
         assert client.classify("a goal")["topic"].label == "sport"
 
-It stands where the network would be, so that everything above is the client's real code. `FakeServer.serve` puts it
-behind a real HTTP port, for programs that are told an address.
+It replaces the network only, so everything above is the client's real code. `FakeServer.serve` puts it behind a real
+HTTP port, for programs that are given an address.
 """
 
 from __future__ import annotations

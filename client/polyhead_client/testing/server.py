@@ -1,52 +1,46 @@
-"""The fake server: a model without a network, and what befalls those who ask it."""
+"""The fake server: what it answers, how it fails, and the port of the loopback interface that it can listen on."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import math
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
 
 from polyhead_client.async_client import AsyncClient
 from polyhead_client.client import Client
-from polyhead_client.deadline import Deadline
 from polyhead_client.errors import NotConnectedError
-from polyhead_client.http_wire import HEADER_LENGTH, HttpReply, HttpRequest
 from polyhead_client.replicas import Replica
-from polyhead_client.schema import Schema
-from polyhead_client.testing.answers import count, decode, head_scores, pack, unpack, unwrapped
-from polyhead_client.testing.port import listen
+from polyhead_client.request import HEADER_LENGTH, Deadline, HttpReply, HttpRequest
+from polyhead_client.schema import HeadKind, ModelSchema
+from polyhead_client.testing.answers import Answer, count_tokens, pack, prediction_json, score_row, unpack
 
 ADDRESS = "fake.invalid:8000"
-BLANK = "the text is empty or blank"
-
-# By head: a label, labels or scores by label, or a number. Or the wire's own object (``heads`` or ``error``), or bytes.
-Answer = Mapping[str, Any] | bytes
 
 HEADS: tuple[dict[str, Any], ...] = (
-    {"name": "topic", "kind": "single_label", "labels": ["news", "sport", "science"]},
-    {"name": "mood", "kind": "multi_label", "labels": ["happy", "sad"], "thresholds": [0.5, 0.4]},
-    {"name": "stars", "kind": "regression"},
+    {"name": "topic", "kind": HeadKind.SINGLE_LABEL, "labels": ["news", "sport", "science"]},
+    {"name": "mood", "kind": HeadKind.MULTI_LABEL, "labels": ["happy", "sad"], "thresholds": [0.5, 0.4]},
+    {"name": "stars", "kind": HeadKind.REGRESSION},
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What happens in place of an answer.
+    """What happens instead of an answer.
 
     Attributes:
         status: an HTTP status, with `message` as Triton's error and `headers`.
         refused: the connection is refused.
         broken: the connection breaks after the request was read.
-        hang_s: seconds before the answer, or before the status if there is one; the client's deadline may end first.
-        body: bytes in place of a Triton response.
+        hang_s: seconds before the answer, or before the status if there is one. The client's deadline may end first.
+        body: bytes instead of a Triton response.
     """
 
     status: int | None = None
@@ -75,14 +69,14 @@ class FakeServer:
     """One fake model.
 
     Attributes:
-        answer: what it says of a text: a mapping by text, or a function. Texts that a mapping lacks get the first
-            label, no labels, or 0.
+        answer: the answers, as a mapping by text or a function. A text that is not in the mapping gets the first label,
+            no labels, or 0.
         heads: the schema's heads, as in a checkpoint's ``config.json``.
         max_length: the schema's, in tokens; the fake counts words.
         max_batch_size: longer requests are refused as Triton refuses them.
-        failure: what befalls every request until it is None again.
-        failures: what befalls the next requests, one each, before `failure` is looked at.
-        keep_alive: over a port, whether a connection stays open; False closes it without saying so.
+        failure: what happens to every request, until it is None again.
+        failures: what happens to the next requests, one each, before `failure` applies.
+        keep_alive: behind a port, whether a connection stays open. False closes it without a notice.
         requests: the inference requests so far.
     """
 
@@ -99,46 +93,51 @@ class FakeServer:
         self._lock = threading.Lock()
 
     @property
-    def schema(self) -> Schema:
+    def schema(self) -> ModelSchema:
         """The heads as the client reads them."""
-        return Schema.from_json(self._schema_json())
+        return ModelSchema.from_json(self._schema_json())
 
     def client(self, servers: str | Sequence[str] = ADDRESS, **options: Any) -> Client:
         """A `Client` that asks this fake, whatever its addresses."""
         client = Client(servers, **options)
-        client._transport = _Blocking(self)
+        client._transport = _FakeTransport(self)
         return client
 
     def async_client(self, servers: str | Sequence[str] = ADDRESS, **options: Any) -> AsyncClient:
         """An `AsyncClient` that asks this fake, whatever its addresses."""
         client = AsyncClient(servers, **options)
-        client._transport = _Awaited(self)
+        client._transport = _AsyncFakeTransport(self)
         return client
 
+    @contextmanager
+    def serve(self) -> Iterator[str]:
+        """Runs it on a free port of the loopback interface and yields ``host:port``."""
+        server = _QuietServer(("127.0.0.1", 0), _handler(self))
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
     def next_failure(self) -> Failure:
-        """What befalls the request that comes now."""
+        """What happens to the current request."""
         with self._lock:
             return self.failures.pop(0) if self.failures else self.failure or Failure()
 
     def reply(self, request: HttpRequest, failure: Failure) -> HttpReply:
-        """The answer to a request, once it has waited and unless the connection failed."""
+        """The answer to a request, after it has waited and if the connection has not failed."""
         if failure.status is not None:
             error = json.dumps({"error": failure.message}).encode()
             return HttpReply(failure.status, {name.lower(): value for name, value in failure.headers.items()}, error)
         if failure.body is not None:
             return HttpReply(200, {}, failure.body)
         _, _, _, model, *rest = request.path.split("/")
-        version = rest[1] if rest[0] == "versions" else ""
-        match rest[-1]:
-            case "infer":
-                return self._infer(request, unquote(model), unquote(version))
-            case "config":
-                return _json({"name": unquote(model), "max_batch_size": self.max_batch_size})
-            case "stats":
-                counted = {"name": unquote(model), "version": "1", "inference_count": len(self.requests)}
-                return _json({"model_stats": [counted]})
-            case _:
-                return HttpReply(200)
+        if rest[-1] != "infer":
+            return HttpReply(200)
+        return self._infer(request, unquote(model), unquote(rest[1]) if rest[0] == "versions" else "")
 
     def _infer(self, request: HttpRequest, model: str, version: str) -> HttpReply:
         named = {name.lower(): value for name, value in request.headers.items()}
@@ -162,51 +161,33 @@ class FakeServer:
         return HttpReply(200, {HEADER_LENGTH.lower(): str(len(head))}, body)
 
     def _column(self, name: str, texts: list[str], parameters: dict[str, Any]) -> tuple[str, list[int], bytes]:
+        """Datatype, shape and data of one output."""
+        shape = [len(texts), 1]
         match name:
             case "PREDICTION":
-                return "BYTES", [len(texts), 1], pack([self._prediction(text, parameters) for text in texts])
+                rows = [prediction_json(text, self._answer(text), self.schema, parameters) for text in texts]
+                return "BYTES", shape, pack(rows)
             case "SCHEMA":
-                return "BYTES", [len(texts), 1], pack([self._schema_json()] * len(texts))
+                return "BYTES", shape, pack([self._schema_json()] * len(texts))
             case "TOKEN_COUNT":
-                counts = [count(text, self.max_length) for text in texts]
-                return "INT32", [len(texts), 1], struct.pack(f"<{len(counts)}i", *counts)
+                counts = [count_tokens(text, self.max_length) for text in texts]
+                return "INT32", shape, struct.pack(f"<{len(counts)}i", *counts)
             case _:
-                rows = [self._scores(text) for text in texts]
-                flat = [score for row in rows for score in row]
-                return "FP32", [len(rows), len(rows[0])], struct.pack(f"<{len(flat)}f", *flat)
+                scores = [score_row(text, self._answer(text), self.schema) for text in texts]
+                flat = [score for row in scores for score in row]
+                return "FP32", [len(scores), len(scores[0])], struct.pack(f"<{len(flat)}f", *flat)
 
-    def _say(self, text: str) -> Answer:
+    def _answer(self, text: str) -> Answer:
+        if not text.strip():
+            return {}
         return self.answer(text) if callable(self.answer) else self.answer.get(text, {})
-
-    def _prediction(self, text: str, parameters: dict[str, Any]) -> bytes:
-        said: Answer = self._say(text) if text.strip() else {"error": BLANK}
-        if isinstance(said, bytes):
-            return said
-        if "error" not in said and "heads" not in said:
-            heads = {head.name: decode(head, said.get(head.name), parameters) for head in self.schema.heads}
-            truncated = len(text.split()) > self.max_length
-            said = {"heads": heads, "token_count": count(text, self.max_length), "truncated": truncated}
-        return json.dumps(said).encode()
-
-    def _scores(self, text: str) -> list[float]:
-        said = self._say(text) if text.strip() else b""
-        schema = self.schema
-        if isinstance(said, bytes) or "error" in said:
-            return [math.nan] * schema.width
-        return [score for head in schema.heads for score in head_scores(head, unwrapped(said, head))]
 
     def _schema_json(self) -> bytes:
         return json.dumps({"max_length": self.max_length, "heads": list(self.heads)}).encode()
 
-    @contextmanager
-    def serve(self) -> Iterator[str]:
-        """Runs it on a free port of the loopback interface and gives ``host:port``."""
-        with listen(self) as address:
-            yield address
 
-
-class _Blocking:
-    """In the place of connections."""
+class _FakeTransport:
+    """Replaces the connections of `Client`."""
 
     def __init__(self, server: FakeServer) -> None:
         self._server = server
@@ -214,15 +195,15 @@ class _Blocking:
     def exchange(self, replica: Replica, request: HttpRequest, deadline: Deadline) -> HttpReply:
         failure = self._server.next_failure()
         time.sleep(min(failure.hang_s, deadline.remaining_s()))
-        _fail(failure, deadline)
+        _raise_failure(failure, deadline)
         return self._server.reply(request, failure)
 
     def close(self) -> None:
         """Nothing is open."""
 
 
-class _Awaited:
-    """In the place of connections, for asyncio."""
+class _AsyncFakeTransport:
+    """Replaces the connections of `AsyncClient`."""
 
     def __init__(self, server: FakeServer) -> None:
         self._server = server
@@ -230,14 +211,14 @@ class _Awaited:
     async def exchange(self, replica: Replica, request: HttpRequest, deadline: Deadline) -> HttpReply:
         failure = self._server.next_failure()
         await asyncio.sleep(min(failure.hang_s, deadline.remaining_s()))
-        _fail(failure, deadline)
+        _raise_failure(failure, deadline)
         return self._server.reply(request, failure)
 
     async def close(self) -> None:
         """Nothing is open."""
 
 
-def _fail(failure: Failure, deadline: Deadline) -> None:
+def _raise_failure(failure: Failure, deadline: Deadline) -> None:
     if deadline.remaining_s() <= 0:
         raise TimeoutError("the fake did not answer in time")
     if failure.refused:
@@ -246,5 +227,46 @@ def _fail(failure: Failure, deadline: Deadline) -> None:
         raise ConnectionResetError("connection broken by the fake")
 
 
-def _json(value: Any) -> HttpReply:
-    return HttpReply(200, {}, json.dumps(value).encode())
+class _QuietServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Prints nothing, because clients that hang up are part of the tests."""
+
+
+def _handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
+    """The class of http.server that answers for this fake."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        wbufsize = -1  # one packet per response; two would wait for each other (Nagle, delayed ACK)
+
+        def do_GET(self) -> None:
+            self.answer()
+
+        def do_POST(self) -> None:
+            self.answer()
+
+        def answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            failure = fake.next_failure()
+            time.sleep(failure.hang_s)
+            if failure.broken or failure.refused:
+                self.close_connection = True
+                return
+            reply = fake.reply(HttpRequest(self.command, self.path, dict(self.headers.items()), body), failure)
+            try:
+                self.send_response(reply.status)
+                for name, value in {**reply.headers, "Content-Length": str(len(reply.body))}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(reply.body)
+                self.wfile.flush()
+            except OSError:
+                self.close_connection = True  # the client stopped waiting
+            self.close_connection = self.close_connection or not fake.keep_alive
+
+        def log_message(self, format: str, *arguments: Any) -> None:
+            """Prints nothing."""
+
+    return Handler

@@ -1,7 +1,8 @@
-"""gRPC for both clients: one channel a replica, which gRPC lets threads and tasks share.
+"""gRPC transport: `GrpcChannels` for `Client`, `AsyncGrpcChannels` for `AsyncClient`.
 
-tritonclient's gRPC clients keep nothing between calls but their channel, so one a replica (and, for asyncio, a loop) is
-enough. gRPC's threads do not survive a fork: make the client in the process that uses it.
+tritonclient's gRPC clients keep nothing between calls but their channel, which threads and tasks may share. So there is
+one per replica and, for asyncio, per loop. gRPC's threads do not survive a fork: create the client in the process that
+uses it.
 """
 
 from __future__ import annotations
@@ -15,19 +16,17 @@ from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from polyhead_client.deadline import Deadline
-from polyhead_client.errors import UsageError
-from polyhead_client.network import Network
 from polyhead_client.replicas import Replica
-from polyhead_client.request import Call
+from polyhead_client.request import Call, Deadline, import_grpc
+from polyhead_client.settings import Network
 
 LARGEST_MESSAGE = 2**31 - 1
-RECONNECT_MS = 2000  # a server that comes back is found by then; gRPC's own waits grow to two minutes
+RECONNECT_MS = 2000  # a server that comes back is found within this time; gRPC's default waits grow to two minutes
 LEAST_TIMEOUT_S = 0.001
 
 
 class GrpcChannels:
-    """Channels for threads, and with gevent for greenlets."""
+    """Channels for threads and, with gevent, for greenlets."""
 
     def __init__(self, network: Network) -> None:
         self._module = import_grpc("tritonclient.grpc")
@@ -37,14 +36,14 @@ class GrpcChannels:
         _serve_greenlets()
 
     def send(self, replica: Replica, call: Call, headers: Mapping[str, str], deadline: Deadline) -> Any:
-        """Carries one call; what fails comes up as InferenceServerException."""
+        """Sends one call and returns the answer. Failures raise InferenceServerException."""
         with self._lock:
             client = self._clients.get(replica.address)
             if client is None:
-                client = open_channel(self._module, replica, self._network)
+                client = _open_channel(self._module, replica, self._network)
                 self._clients[replica.address] = client
-        method, arguments = describe(call, headers, deadline)
-        return read(call, getattr(client, method)(**arguments))
+        method, arguments = _arguments(call, headers, deadline)
+        return getattr(client, method)(**arguments)
 
     def close(self) -> None:
         """Closes all channels."""
@@ -55,7 +54,7 @@ class GrpcChannels:
 
 
 class AsyncGrpcChannels:
-    """Channels for asyncio; each belongs to its loop."""
+    """Channels for asyncio; each belongs to one loop."""
 
     def __init__(self, network: Network) -> None:
         self._module = import_grpc("tritonclient.grpc.aio")
@@ -63,30 +62,21 @@ class AsyncGrpcChannels:
         self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Any]] = WeakKeyDictionary()
 
     async def send(self, replica: Replica, call: Call, headers: Mapping[str, str], deadline: Deadline) -> Any:
-        """As `GrpcChannels.send`."""
+        """Like `GrpcChannels.send`."""
         clients = self._clients.setdefault(asyncio.get_running_loop(), {})
         if replica.address not in clients:
-            clients[replica.address] = open_channel(self._module, replica, self._network)
-        method, arguments = describe(call, headers, deadline)
-        return read(call, await getattr(clients[replica.address], method)(**arguments))
+            clients[replica.address] = _open_channel(self._module, replica, self._network)
+        method, arguments = _arguments(call, headers, deadline)
+        return await getattr(clients[replica.address], method)(**arguments)
 
     async def close(self) -> None:
-        """Closes the running loop's channels."""
+        """Closes the channels of the running loop."""
         for client in self._clients.pop(asyncio.get_running_loop(), {}).values():
             await client.close()
 
 
-def import_grpc(name: str) -> ModuleType:
-    """The module, or a UsageError that says what to install."""
-    try:
-        return importlib.import_module(name)
-    # tritonclient turns the missing package into a RuntimeError that names its own extra.
-    except (ImportError, RuntimeError) as error:
-        raise UsageError("grpc is not installed: pip install 'polyhead-client[grpc]'") from error
-
-
-def open_channel(module: ModuleType, replica: Replica, network: Network) -> Any:
-    """tritonclient's client over a new channel."""
+def _open_channel(module: ModuleType, replica: Replica, network: Network) -> Any:
+    """tritonclient's client on a new channel."""
     options = [
         ("grpc.max_send_message_length", LARGEST_MESSAGE),
         ("grpc.max_receive_message_length", LARGEST_MESSAGE),
@@ -94,8 +84,8 @@ def open_channel(module: ModuleType, replica: Replica, network: Network) -> Any:
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", RECONNECT_MS),
-        ("grpc.enable_retries", 0),  # repetitions are this package's decision
-        ("grpc.enable_http_proxy", 0),  # no proxy but the one that was named
+        ("grpc.enable_retries", 0),  # `polyhead_client.retry` decides about retries
+        ("grpc.enable_http_proxy", 0),  # only the proxy of the settings, not the environment's
     ]
     if network.proxy is not None:
         options[-1] = ("grpc.http_proxy", network.proxy.url)
@@ -108,7 +98,7 @@ def open_channel(module: ModuleType, replica: Replica, network: Network) -> Any:
     return module.InferenceServerClient(replica.place, ssl=replica.secure, channel_args=options, **files)
 
 
-def describe(call: Call, headers: Mapping[str, str], deadline: Deadline) -> tuple[str, dict[str, Any]]:
+def _arguments(call: Call, headers: Mapping[str, str], deadline: Deadline) -> tuple[str, dict[str, Any]]:
     """The method of tritonclient's client, and its arguments."""
     remaining_s = max(deadline.remaining_s(), LEAST_TIMEOUT_S)
     arguments: dict[str, Any] = {
@@ -117,25 +107,14 @@ def describe(call: Call, headers: Mapping[str, str], deadline: Deadline) -> tupl
         "headers": {name.lower(): value for name, value in headers.items() if name.lower() != "user-agent"},
         "client_timeout": remaining_s,
     }
-    match call.kind:
-        case "infer" if call.infer is not None:
-            asked = {"inputs": call.infer.inputs, "outputs": call.infer.outputs, "parameters": call.infer.parameters}
-            return "infer", {**arguments, **asked, "timeout": max(int(remaining_s * 1e6), 1)}
-        case "ready":
-            return "is_model_ready", arguments
-        case "statistics":
-            return "get_inference_statistics", {**arguments, "as_json": True}
-        case _:
-            return "get_model_config", {**arguments, "as_json": True}
-
-
-def read(call: Call, reply: Any) -> Any:
-    """The reply in the shape that it has over HTTP."""
-    return reply["config"] if call.kind == "config" else reply
+    if call.infer is None:
+        return "is_model_ready", arguments
+    asked = {"inputs": call.infer.inputs, "outputs": call.infer.outputs, "parameters": call.infer.parameters}
+    return "infer", {**arguments, **asked, "timeout": max(int(remaining_s * 1e6), 1)}
 
 
 def _serve_greenlets() -> None:
-    # Without this a gRPC call blocks all greenlets; it is for the whole process and cannot be undone.
+    # Without this a gRPC call blocks all greenlets. It changes the whole process and cannot be undone.
     monkey = sys.modules.get("gevent.monkey")
     if monkey is not None and monkey.is_module_patched("socket"):
         importlib.import_module("grpc.experimental.gevent").init_gevent()

@@ -1,12 +1,13 @@
-"""HTTP for `Client`: connections of the standard library, each in the hands of one caller at a time.
+"""HTTP transport: `HttpPool` for `Client` on the standard library, `HttpSessions` for `AsyncClient` on aiohttp.
 
-A connection is checked out, used, and checked in only after a whole answer; any failure closes it, so a late answer is
-never read as the answer to the next request. Connections stay in the process that made them (fork) and, where gevent
-has patched the sockets, in the hub that made them (native threads).
+In the pool each connection belongs to one caller at a time. It goes back only after a whole answer, and any failure
+closes it, so a late answer is never read as the answer to the next request. A connection stays in the process that
+opened it (fork) and, if gevent has patched the sockets, in its hub (native threads).
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import os
@@ -16,21 +17,23 @@ import ssl
 import sys
 import threading
 from collections import defaultdict
+from dataclasses import dataclass
 from http.client import HTTPConnection, IncompleteRead
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from polyhead_client.deadline import Deadline
+import aiohttp
+
 from polyhead_client.errors import NotConnectedError, RequestTimeoutError, UsageError
-from polyhead_client.http_wire import HttpReply, HttpRequest
-from polyhead_client.locks import brief_lock
-from polyhead_client.network import Network, Tls
-from polyhead_client.replicas import Replica
+from polyhead_client.replicas import Replica, brief_lock
+from polyhead_client.request import Deadline, HttpReply, HttpRequest
+from polyhead_client.settings import Network, Tls
 
-LEAST_TIMEOUT_S = 0.001  # a socket's timeout of 0 would mean not to wait at all
+LEAST_TIMEOUT_S = 0.001  # a socket reads a timeout of 0 as "do not wait at all"
 
 
 class _DeadlineSocket:
-    """A socket whose every read ends at the deadline; an answer that drips byte by byte cannot outlast it."""
+    """A socket whose every read ends at the deadline, also if an answer arrives byte by byte."""
 
     def __init__(self, plain: socket.socket) -> None:
         self.plain = plain
@@ -41,13 +44,13 @@ class _DeadlineSocket:
         self._waiting.append(data)
 
     def flush(self) -> None:
-        """Head and body in one go: two packets would wake the server twice."""
+        """Sends head and body together, because two packets would wake the server twice."""
         data, self._waiting = b"".join(self._waiting), []
         self.limit()
         self.plain.sendall(data)
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        # The plain socket counts its files: an answer that ends with the connection is still read after close().
+        # The plain socket counts its files, so an answer that ends with the connection is still read after close().
         return io.BufferedReader(_DeadlineReader(self, self.plain.makefile("rb", buffering=0)), 65536)
 
     def limit(self) -> None:
@@ -81,8 +84,8 @@ class Connection:
     """One connection to a replica, through the proxy if there is one."""
 
     def __init__(self, replica: Replica, network: Network, context: ssl.SSLContext | None, deadline: Deadline) -> None:
-        self.keeps = False  # whether the server leaves it open for the next request
-        self.answering = False  # whether an answer to the request at hand has begun
+        self.keeps = False  # whether the server keeps it open for the next request
+        self.answering = False  # whether an answer to the current request has begun
         host, _, self._base = replica.place.partition("/")
         self._headers: dict[str, str] = {}
         self._origin = ""
@@ -109,7 +112,7 @@ class Connection:
         self._http.sock = self._socket
 
     def exchange(self, request: HttpRequest, deadline: Deadline) -> HttpReply:
-        """Sends, and reads the whole answer."""
+        """Sends a request and reads the whole answer."""
         self._socket.deadline = deadline
         self.answering = False
         deadline.on_cancel(self.abort)
@@ -132,7 +135,7 @@ class Connection:
         return HttpReply(response.status, {name.lower(): value for name, value in response.getheaders()}, body)
 
     def is_dropped(self) -> bool:
-        """Whether the other side has closed it, or sent what nobody asked for."""
+        """Whether the server has closed it, or has sent bytes without a request."""
         if hasattr(select, "poll"):
             poll = select.poll()
             poll.register(self._socket.plain, select.POLLIN)
@@ -140,17 +143,17 @@ class Connection:
         return bool(select.select([self._socket.plain], [], [], 0)[0])
 
     def abort(self) -> None:
-        """Wakes, from another thread, whoever waits on it."""
+        """Wakes the thread that waits on it; called from another thread."""
         with contextlib.suppress(OSError):
             self._socket.plain.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Closes it."""
+        """Closes the connection."""
         self._http.close()
 
 
 class HttpPool:
-    """Idle connections and free slots by replica and home; safe from threads and from gevent's greenlets."""
+    """Idle connections and free slots by replica and home (see `_home`); safe for threads and gevent's greenlets."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
@@ -162,7 +165,7 @@ class HttpPool:
         self._slots: dict[Any, threading.BoundedSemaphore] = defaultdict(lambda: threading.BoundedSemaphore(most))
 
     def exchange(self, replica: Replica, request: HttpRequest, deadline: Deadline) -> HttpReply:
-        """Carries one request; what fails in the network comes up as OSError or HTTPException."""
+        """Sends one request and returns the answer. Network failures raise OSError or HTTPException."""
         key = (replica.address, _home())
         with self._lock:
             slots = self._slots[key]
@@ -183,7 +186,7 @@ class HttpPool:
             try:
                 return self._use(connection, key, request, deadline)
             except (ConnectionError, ssl.SSLError):
-                # The server closed the idle connection just as the request went out: a fresh one takes it.
+                # The server closed the idle connection while the request was sent, so a new connection sends it.
                 if connection.answering or deadline.remaining_s() <= 0:
                     raise
         fresh = Connection(replica, self._network, self._encryption() if replica.secure else None, deadline)
@@ -219,7 +222,7 @@ class HttpPool:
         return self._context
 
     def close(self) -> None:
-        """Closes idle connections now, others as soon as they are answered."""
+        """Closes idle connections now, and the others when their answer has come."""
         with self._lock:
             self._closed = True
             idle = [one for (_, home), kept in self._idle.items() for one in kept if home == _home()]
@@ -229,7 +232,7 @@ class HttpPool:
 
 
 def _home() -> Any:
-    """Where a socket made here may be used again: this process and, for gevent's sockets, this hub."""
+    """Where a socket that is opened now may be used again: in this process and, with gevent's sockets, in this hub."""
     monkey = sys.modules.get("gevent.monkey")
     if monkey is not None and monkey.is_module_patched("socket"):
         return os.getpid(), sys.modules["gevent"].get_hub()
@@ -241,3 +244,86 @@ def _split_host(host: str, default_port: int) -> tuple[str, int]:
     if not colon or port.endswith("]"):
         name, port = host, ""
     return name.strip("[]"), int(port) if port else default_port
+
+
+@dataclass(slots=True)
+class _Use:
+    """One attempt: whether its connection was used before, and whether an answer has begun."""
+
+    kept: bool = False
+    answering: bool = False
+
+
+async def _note_kept(session: aiohttp.ClientSession, context: Any, _: aiohttp.TraceConnectionReuseconnParams) -> None:
+    context.trace_request_ctx.kept = True
+
+
+class HttpSessions:
+    """One aiohttp session per event loop, so that a client may outlive ``asyncio.run``."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._context: ssl.SSLContext | None = None
+        self._sessions: WeakKeyDictionary[asyncio.AbstractEventLoop, aiohttp.ClientSession] = WeakKeyDictionary()
+
+    async def exchange(self, replica: Replica, request: HttpRequest, deadline: Deadline) -> HttpReply:
+        """Sends one request and returns the answer. Network failures raise OSError."""
+        while True:
+            use = _Use()
+            try:
+                return await self._exchange(replica, request, deadline, use)
+            except (
+                aiohttp.ClientConnectorError,
+                aiohttp.ConnectionTimeoutError,
+                aiohttp.ClientHttpProxyError,
+            ) as error:
+                raise NotConnectedError(str(error) or type(error).__name__) from error
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError, aiohttp.ClientOSError) as error:
+                # The server closed the idle connection while the request was sent, so another connection sends it.
+                if not use.kept or use.answering or deadline.remaining_s() <= 0:
+                    raise ConnectionResetError(str(error) or type(error).__name__) from error
+            except aiohttp.ClientError as error:
+                raise ValueError(str(error) or type(error).__name__) from error
+
+    async def _exchange(self, replica: Replica, request: HttpRequest, deadline: Deadline, use: _Use) -> HttpReply:
+        proxy = self._network.proxy
+        limits = aiohttp.ClientTimeout(
+            total=max(deadline.remaining_s(), LEAST_TIMEOUT_S), sock_connect=self._network.connect_timeout_s
+        )
+        async with self._session().request(
+            request.method,
+            f"{'https' if replica.secure else 'http'}://{replica.place}{request.path}",
+            data=request.body or None,
+            headers=request.headers,
+            timeout=limits,
+            allow_redirects=False,
+            ssl=self._encryption() if replica.secure else True,
+            proxy=proxy.url if proxy else None,
+            trace_request_ctx=use,
+        ) as response:
+            use.answering = True
+            body = await response.read()
+            answered = {name.lower(): value for name, value in response.headers.items()}
+            return HttpReply(response.status, answered, body)
+
+    def _session(self) -> aiohttp.ClientSession:
+        loop = asyncio.get_running_loop()
+        session = self._sessions.get(loop)
+        if session is None:
+            connector = aiohttp.TCPConnector(limit=0, limit_per_host=self._network.max_connections)
+            traces = aiohttp.TraceConfig()
+            traces.on_connection_reuseconn.append(_note_kept)
+            session = aiohttp.ClientSession(connector=connector, auto_decompress=False, trace_configs=[traces])
+            self._sessions[loop] = session
+        return session
+
+    def _encryption(self) -> ssl.SSLContext:
+        if self._context is None:
+            self._context = (self._network.tls or Tls()).context()
+        return self._context
+
+    async def close(self) -> None:
+        """Closes the running loop's session."""
+        session = self._sessions.pop(asyncio.get_running_loop(), None)
+        if session is not None:
+            await session.close()

@@ -1,0 +1,177 @@
+"""What the command reads and prints: the lines of standard input, and tables or JSON of answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from itertools import count
+from typing import BinaryIO, NamedTuple
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from polyhead_client.batches import HEADER_BYTES, LONGEST_REQUEST, ROW_BYTES
+from polyhead_client.client import Client
+from polyhead_client.prediction import HeadPrediction, MultiLabel, Prediction, Regression, SingleLabel
+from polyhead_client.schema import HeadKind, HeadSchema, ModelSchema
+
+BOM = b"\xef\xbb\xbf"
+LONGEST_LINE = LONGEST_REQUEST - HEADER_BYTES - ROW_BYTES  # bytes
+MOST_BAD_LINES = 10_000  # bad lines that wait for the answers before them
+SHOWN_BYTES = 200  # of a bad line
+SHOWN_CHARACTERS = 60  # of a text in the table
+SHOWN_LABELS = 8  # of a head in the schema's table
+
+
+class Line(NamedTuple):
+    """One line of standard input: its text, or the beginning of a line that cannot be sent and the reason."""
+
+    text: str
+    error: str | None = None
+
+
+def read_lines(file: BinaryIO, longest: int = LONGEST_LINE) -> Iterator[Line]:
+    """Yields the lines of a file or pipe. Blank lines stay. Of a longer line only `longest` bytes are in memory."""
+    for number in count(1):
+        line = file.readline(longest + 2)
+        if not line:
+            return
+        text = line.removesuffix(b"\n").removesuffix(b"\r")
+        if number == 1:
+            text = text.removeprefix(BOM)
+        if len(text) > longest:
+            while line and not line.endswith(b"\n"):
+                line = file.readline(longest)
+            yield Line(_beginning(text), f"line {number} has more than {longest:,} bytes")
+            continue
+        try:
+            yield Line(text.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            yield Line(_beginning(text), f"line {number} is not UTF-8: it has byte 0x{text[error.start]:02x}")
+
+
+def _beginning(line: bytes) -> str:
+    return line[:SHOWN_BYTES].decode("utf-8", errors="backslashreplace")
+
+
+def answer_lines(
+    client: Client,
+    lines: Iterator[Line],
+    batch_size: int,
+    workers: int,
+    top_k: int | None,
+    threshold: float | None,
+) -> Iterator[tuple[str, Prediction]]:
+    """Yields each line with its answer, in order. A line that cannot be sent has its reason as the error.
+
+    Raises:
+        PolyheadClientError: see `Client.stream`; the lines before it have been yielded.
+    """
+    waiting: deque[Line] = deque()  # lines that were read and not yet yielded
+    at_end = False
+
+    def texts() -> Iterator[str]:
+        nonlocal at_end
+        bad = 0
+        for line in lines:
+            waiting.append(line)
+            if line.error is None:
+                yield line.text
+                continue
+            bad += 1
+            if bad == MOST_BAD_LINES:
+                return  # ends this stream, so that the bad lines do not fill the memory; the next stream goes on
+        at_end = True
+
+    while not at_end:
+        stream = client.stream(texts(), batch_size, workers, top_k, threshold)
+        with closing(stream):  # type: ignore[type-var] # the iterator is a generator
+            for prediction in stream:
+                yield from _bad_lines(waiting)
+                yield waiting.popleft().text, prediction
+        yield from _bad_lines(waiting)
+
+
+def _bad_lines(waiting: deque[Line]) -> Iterator[tuple[str, Prediction]]:
+    while waiting and waiting[0].error is not None:
+        line = waiting.popleft()
+        yield line.text, Prediction(error=line.error)
+
+
+def print_json(answers: Iterable[tuple[str, Prediction]]) -> int:
+    """Prints one JSON object per text as its answer comes; returns how many texts have an error."""
+    errors = 0
+    for text, prediction in answers:
+        # ASCII with escapes, which every terminal encoding can print.
+        typer.echo(json.dumps({"text": text, **prediction.to_json()}))
+        errors += prediction.error is not None
+    return errors
+
+
+def print_table(answers: Iterable[tuple[str, Prediction]]) -> int:
+    """Prints one row per text and one column per head, after the last answer; returns how many texts have an error."""
+    rows = list(answers)
+    heads = list(dict.fromkeys(name for _, prediction in rows for name in prediction.heads))
+    errors = sum(prediction.error is not None for _, prediction in rows)
+    table = Table(show_lines=any(len(prediction.heads) > 1 for _, prediction in rows))
+    for name in ("text", *heads, "tokens", *(["error"] if errors else [])):
+        table.add_column(_plain(name), overflow="fold")
+    for text, prediction in rows:
+        shown = text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
+        cells = [_plain(shown), *(_plain(_describe(prediction.heads.get(name))) for name in heads)]
+        cells.append(Text(f"{prediction.token_count}{' (truncated)' if prediction.truncated else ''}"))
+        if errors:
+            cells.append(Text(_printable(prediction.error or ""), style="red"))
+        table.add_row(*cells)
+    Console().print(table)
+    return errors
+
+
+def print_schema(schema: ModelSchema) -> None:
+    """Prints one row per head."""
+    caption = f"The model reads at most {schema.max_length} tokens of a text."
+    table = Table("head", "kind", "labels", "parent", caption=caption)
+    for head in schema.heads:
+        table.add_row(_plain(head.name), head.kind, _plain(_labels(head)), _plain(head.parent or ""))
+    Console().print(table)
+
+
+def print_schema_json(schema: ModelSchema) -> None:
+    """Prints the schema as one JSON object."""
+    typer.echo(json.dumps(dataclasses.asdict(schema), indent=2))
+
+
+def _labels(head: HeadSchema) -> str:
+    if head.kind == HeadKind.REGRESSION:
+        return "a number"
+    names: Sequence[str] = head.labels
+    if head.thresholds is not None:
+        names = [f"{label} from {value:.2f}" for label, value in zip(head.labels, head.thresholds, strict=True)]
+    more = len(names) - SHOWN_LABELS
+    return ", ".join(names[:SHOWN_LABELS]) + (f" and {more} more (--json has all)" if more > 0 else "")
+
+
+def _describe(head: HeadPrediction | None) -> str:
+    match head:
+        case None:
+            return ""
+        case SingleLabel(top):
+            return "\n".join(f"{one.label} {one.score:.2f}" for one in top)
+        case MultiLabel(labels):
+            return "\n".join(f"{one.label} {one.score:.2f}" for one in labels) or "none"
+        case Regression(value):
+            return f"{value:.4g}"
+
+
+def _plain(text: str) -> Text:
+    return Text(_printable(text))
+
+
+def _printable(text: str) -> str:
+    # Texts and labels are data: an escape sequence in them must not reach the terminal.
+    return "".join(character if character.isprintable() or character == "\n" else "�" for character in text)
