@@ -170,7 +170,7 @@ def test_bad_parquet_rows_go_aside(score: Callable[..., Any], tmp_path: Path) ->
         ("in.csv", b"text,text\na,b\n", [], "several columns are named 'text'"),
         ("in.csv", b"text,token_count\na,1\n", [], "already has a column 'token_count'"),
         ("in.parquet", b"PAR?", [], "in.parquet"),
-        ("in.xlsx", b"text", [], "must end in one of"),
+        ("in.xlsx", b"text", [], "save its sheet as CSV"),
         ("none.csv", None, [], "no such file"),
         ("in.csv", b"text\na\n", ["--columns", "a,b"], "columns is for files without a header"),
         ("in.csv", b"text\na\n", ["--header", "no colon"], "--header must be NAME:VALUE"),
