@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from pydantic import ValidationError
@@ -16,6 +15,7 @@ from rich.console import Console
 from polyhead.errors import PolyheadError, describe, one_line
 from polyhead_client import PolyheadClientError
 from polyhead_rows.errors import TableError
+from polyhead_rows.table import FormatName
 from polyhead_rows.table_file import ReadOptions
 from polyhead_scoring import ScoringError
 from polyhead_scoring.job import Request
@@ -26,45 +26,18 @@ ROW_ERRORS = 1  # the run is complete, some rows have no answer
 FAILED = 2
 INTERRUPTED = 130  # as shells count: 128 + SIGINT
 
-EPILOG = """\
-Examples:
+EPILOG = """
+Examples, with the engine on this machine, with a server, and on Ray:
 
-\b
-polyhead-score reviews.csv --text-column review --output scored.csv --checkpoint runs/reviews
-polyhead-score 'in/*.jsonl.gz' --output scored.parquet --server a:8000,b:8000
-polyhead-score s3://bucket/in --output s3://bucket/out --checkpoint /shared/reviews --address auto --gpus-per-actor 1
+* `polyhead-score reviews.csv --text-column review --output scored.csv --checkpoint runs/reviews`
 
-Each option is also an environment variable: POLYHEAD_SCORE_TEXT_COLUMN for --text-column. Only --restart is not.
+* `polyhead-score 'in/*.jsonl.gz' --output scored.parquet --server a:8000,b:8000`
+
+* `polyhead-score s3://bucket/in --output s3://bucket/out --checkpoint /shared/reviews --address auto --gpus-per-actor 1`
 """
 
-
-class Format(StrEnum):
-    """Of the input files."""
-
-    CSV = "csv"
-    TSV = "tsv"
-    JSONL = "jsonl"
-    JSON = "json"
-    PARQUET = "parquet"
-    ARROW = "arrow"
-    LINES = "lines"
-
-
-class Device(StrEnum):
-    """Where the engine computes."""
-
-    CPU = "cpu"
-    CUDA = "cuda"
-
-
-class Protocol(StrEnum):
-    """How the server is asked."""
-
-    HTTP = "http"
-    GRPC = "grpc"
-
-
-INPUT, OUTPUT, ENGINE, RAY, SERVER = "Input", "Output and answers", "Engine (--checkpoint)", "Ray (--address)", "Server"
+INPUT, OUTPUT = "Input", "Output"
+ENGINE, RAY, SERVER = "The engine answers (--checkpoint)", "On Ray (--address)", "A server answers (--server)"
 SERVER_ONLY = (
     "model", "model_version", "protocol", "timeout_s", "wait_s", "batch_size", "workers", "api_key", "header",
     "ca_file", "client_cert", "client_key", "proxy",
@@ -72,7 +45,7 @@ SERVER_ONLY = (
 ENGINE_ONLY = ("device", "precision", "address")
 RAY_ONLY = ("actors", "cpus_per_actor", "gpus_per_actor")
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 
 
 def option(panel: str, about: str, *names: str, **more: Any) -> Any:
@@ -85,7 +58,7 @@ def score(
     context: typer.Context,
     data: Annotated[
         list[str],
-        typer.Argument(help="Files, globs, folders or URIs such as s3://bucket/folder; - is standard input."),
+        typer.Argument(metavar="DATA...", help="Files, globs, folders or URIs such as s3://bucket/folder; - is standard input."),
     ],
     output: Annotated[str, option(OUTPUT, "A file (.csv, .jsonl, .parquet, …), or a folder or URI of Parquet parts.")],
     checkpoint: Annotated[
@@ -96,7 +69,7 @@ def score(
     ] = None,
     text_column: Annotated[str, option(INPUT, "The column or field that holds the text.")] = "text",
     format: Annotated[
-        Format | None, option(INPUT, "Of the input files; their names say it otherwise.", "--format")
+        FormatName | None, option(INPUT, "Of the input files; their names say it otherwise.", "--format")
     ] = None,
     delimiter: Annotated[str | None, option(INPUT, "Between the cells of CSV files.")] = None,
     encoding: Annotated[str | None, option(INPUT, "Of text files, such as cp1252; UTF-8 or UTF-16 otherwise.")] = None,
@@ -124,7 +97,7 @@ def score(
         option(OUTPUT, "Throw away what is scored, and replace the output.", "--restart", allow_from_autoenv=False),
     ] = False,
     quiet: Annotated[bool, option(OUTPUT, "Show no progress.", "--quiet")] = False,
-    device: Annotated[Device, option(ENGINE, "Where the engine computes.")] = Device.CPU,
+    device: Annotated[Literal["cpu", "cuda"], option(ENGINE, "Where the engine computes.")] = "cpu",
     precision: Annotated[
         str | None,
         option(ENGINE, "fp32, bf16, int8, or auto: the fastest that the hardware has and the checkpoint allows. "
@@ -140,7 +113,7 @@ def score(
     gpus_per_actor: Annotated[float, option(RAY, "If not 0, predictors run on CUDA.", min=0)] = 0,
     model: Annotated[str, option(SERVER, "The model's name.")] = "gpt2_classifier",
     model_version: Annotated[str, option(SERVER, "The model's version; the newest by default.")] = "",
-    protocol: Annotated[Protocol, option(SERVER, "Triton's gRPC port is 8001.")] = Protocol.HTTP,
+    protocol: Annotated[Literal["http", "grpc"], option(SERVER, "Triton's gRPC port is 8001.")] = "http",
     timeout_s: Annotated[float, option(SERVER, "Seconds that a request may take.", min=0.001)] = 30.0,
     wait_s: Annotated[float, option(SERVER, "Seconds to wait for a server that does not answer.", min=0)] = 600.0,
     batch_size: Annotated[int, option(SERVER, "Texts per request.", min=1)] = 64,
@@ -174,14 +147,14 @@ def score(
         way: dict[str, Any]
         if server is not None:
             way = {"server": ServerOptions(
-                servers=tuple(server.split(",")), model=model, version=model_version, protocol=protocol.value,
+                servers=tuple(server.split(",")), model=model, version=model_version, protocol=protocol,
                 timeout_s=timeout_s, wait_s=wait_s, batch_size=batch_size, workers=workers, api_key=api_key,
                 headers=_headers(header or []), proxy=proxy, ca_file=_text(ca_file), client_cert=_text(client_cert),
                 client_key=_text(client_key),
             )}  # fmt: skip
         else:
             way = {
-                "checkpoint": checkpoint, "device": "cuda" if gpus_per_actor else device.value,
+                "checkpoint": checkpoint, "device": "cuda" if gpus_per_actor else device,
                 "precision": _precision(precision), "address": address, "actors": actors,
                 "cpus_per_actor": cpus_per_actor, "gpus_per_actor": gpus_per_actor,
             }  # fmt: skip
@@ -213,11 +186,11 @@ def _check_options(context: typer.Context, checkpoint: Path | None, server: str 
 
 
 def _read_options(
-    file_format: Format | None, delimiter: str | None, encoding: str | None, no_header: bool, columns: str | None
+    format: FormatName | None, delimiter: str | None, encoding: str | None, no_header: bool, columns: str | None
 ) -> ReadOptions:
     try:
         return ReadOptions(
-            format=None if file_format is None else file_format.value, delimiter=delimiter, encoding=encoding,
+            format=format, delimiter=delimiter, encoding=encoding,
             header=not no_header, columns=None if columns is None else tuple(columns.split(",")),
         )  # fmt: skip
     except ValidationError as error:
