@@ -33,7 +33,7 @@ Examples, with the engine on this machine, with a server, and on Ray:
 
 * `polyhead-score 'in/*.jsonl.gz' --output scored.parquet --server a:8000,b:8000`
 
-* `polyhead-score s3://bucket/in --output s3://bucket/out --checkpoint /shared/reviews --address auto --gpus-per-actor 1`
+* `polyhead-score s3://bucket/in --output s3://bucket/out --checkpoint /mnt/model --address auto --gpus-per-actor 1`
 """
 
 INPUT, OUTPUT = "Input", "Output"
@@ -58,7 +58,7 @@ def score(
     context: typer.Context,
     data: Annotated[
         list[str],
-        typer.Argument(metavar="DATA...", help="Files, globs, folders or URIs such as s3://bucket/folder; - is standard input."),
+        typer.Argument(metavar="DATA...", help="Files, globs, folders or URIs (s3://bucket/in); - is standard input."),
     ],
     output: Annotated[str, option(OUTPUT, "A file (.csv, .jsonl, .parquet, …), or a folder or URI of Parquet parts.")],
     checkpoint: Annotated[

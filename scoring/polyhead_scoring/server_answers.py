@@ -178,8 +178,8 @@ class ServerAnswers:
                     yield self._ask_alone(text)
                 again = again[size:]
             except (*PASSING, BadResponseError) as error:
-                self._wait(error)
                 again = list(asked)
+                self._wait(error, f"; the first text without an answer begins {again[0][:60]!r}" if again else "")
             asked.clear()
             rest = chain(again, texts)
 
@@ -223,7 +223,7 @@ class ServerAnswers:
             self._say(f"{self._servers} answers again after {time.monotonic() - self._failing_since:.0f} s")
         self._failing_since, self._tries = None, 0
 
-    def _wait(self, error: PolyheadClientError) -> None:
+    def _wait(self, error: PolyheadClientError, where: str = "") -> None:
         """Waits until the server answers its canary, or raises if that takes too long or does not help."""
         wait_s, now = self.options.wait_s, time.monotonic()
         if self._failing_since is None:
@@ -233,7 +233,8 @@ class ServerAnswers:
         self._tries += 1
         left_s = wait_s - (now - self._failing_since)
         if left_s <= 0 or self._tries > TRIES:
-            raise ScoringError(f"{error}; gave up after {self._tries} tries in {now - self._failing_since:.0f} s")
+            seconds = now - self._failing_since
+            raise ScoringError(f"{error}; gave up after {self._tries} tries in {seconds:.0f} s{where}")
         time.sleep(min(0.1 * 2**self._tries, LONGEST_PAUSE_S, left_s))
         try:
             self.client.wait_until_ready(left_s)

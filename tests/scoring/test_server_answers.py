@@ -57,6 +57,7 @@ def test_a_failing_server_leaves_what_is_done(fake: Served, score: Callable[...,
     assert result.exit_code == 2
     assert "out of memory" in result.stderr
     assert "gave up after 6 tries" in result.stderr
+    assert "the first text without an answer begins 'row 60'" in result.stderr
     assert not (tmp_path / "out.csv").exists()
     end()
     fake.server.requests.clear()
