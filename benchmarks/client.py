@@ -1,11 +1,12 @@
 """The client's speed: `Client.stream` beside perf_analyzer, raw tritonclient and requests; and its memory.
 
-``client_over_perf_analyzer``: texts/s on the real server with a checkpoint, at one batch size and concurrency; the
-median of the turns' ratios. perf_analyzer always asks for all outputs, so the served copy has two alone: PREDICTION,
-which both ask for, and SCORES, 4 bytes a label, which polyhead-serve's canary needs. With a model that answers at once
-(`benchmarks.echo_model`) come texts/s and CPU time of each way that users have, and the client's memory from the first
-ten thousand texts to the last of a generator. ``--scoring`` takes ``score_over_engine`` of `benchmarks.scoring` into
-the last line.
+``client_over_perf_analyzer`` compares texts/s on the real server with a checkpoint, at one batch size and concurrency;
+it is the median ratio of the turns. perf_analyzer always asks for all outputs. So the served copy has only two:
+PREDICTION, which both ask for, and SCORES, 4 bytes per label, which polyhead-serve's canary needs.
+
+A model that answers at once (`benchmarks.echo_model`) shows texts/s and CPU time of each way to send texts, and the
+client's memory while it streams texts from a generator. ``--scoring`` copies ``score_over_engine`` from the result of
+`benchmarks.scoring` into the last line.
 """
 
 from __future__ import annotations
@@ -27,12 +28,11 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from benchmarks.client_load import WAYS
-from benchmarks.load import passes_of
-from benchmarks.peer_process import PEERS
-from benchmarks.perf_analyzer import analyze
+from benchmarks.load import analyze, passes_of
+from benchmarks.peers.servers import PEERS
 from benchmarks.result import RESULTS, write_result
+from loadtest.local_server import ROOT, LocalServer
 from polyhead.export import export_checkpoint
-from tests.e2e.served import ROOT, Served
 
 MODEL = "gpt2_classifier"
 CONFIG = ROOT / "model_repository" / MODEL / "config.pbtxt"
@@ -41,18 +41,18 @@ COLOURS = {"stream": "#2a6fbb", "tritonclient": "#8e7cc3", "requests": "#c8553d"
 
 
 def main(options: Sequence[str] | None = None) -> None:
-    """Measures all three parts and prints one JSON object last."""
+    """Measures all three parts and prints one JSON object as the last line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=Path("runs/debian"))
-    parser.add_argument("--data", type=Path, default=Path("data/debian/test.jsonl"), help="rows with a text each")
+    parser.add_argument("--data", type=Path, default=Path("data/debian/test.jsonl"), help="JSON lines with a text")
     parser.add_argument("--out", type=Path, default=RESULTS / "client.json")
     parser.add_argument("--perf-analyzer", type=Path, default=PEERS / "perf_analyzer" / "perf_analyzer")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--concurrency", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--window-s", type=float, default=6.0, help="about how long a turn on the real server lasts")
-    parser.add_argument("--texts", type=int, default=1024, help="distinct texts")
-    parser.add_argument("--echo-texts", type=int, default=30_000, help="texts of a turn on the echo model")
+    parser.add_argument("--window-s", type=float, default=6.0, help="about how long a turn takes")
+    parser.add_argument("--texts", type=int, default=1024, help="number of distinct texts")
+    parser.add_argument("--echo-texts", type=int, default=30_000, help="texts per turn on the echo model")
     parser.add_argument("--memory-texts", type=int, default=1_000_000)
     parser.add_argument("--scoring", type=Path, help="result of benchmarks.scoring")
     settings = parser.parse_args(options)
@@ -85,7 +85,7 @@ def _measure_served(
     key = secrets.token_hex(16)
     size, clients = settings.batch_size, settings.concurrency
     runs: dict[str, list[float]] = {"perf_analyzer": [], "stream": []}
-    with Served(repository, environment={"POLYHEAD_ADMIN_KEY": key}) as server:
+    with LocalServer(repository, environment={"POLYHEAD_ADMIN_KEY": key}) as server:
         url = server.url("http")
         rate = _run("stream", url, given, len(texts), settings)["texts_s"]
         passes = passes_of(texts, rate, settings.window_s)
@@ -104,13 +104,13 @@ def _measure_echo(
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     model = repository / MODEL
     (model / "1" / "checkpoint").mkdir(parents=True)
-    (model / "1" / "checkpoint" / "config.json").write_text("{}")  # polyhead-serve looks for one
+    (model / "1" / "checkpoint" / "config.json").write_text("{}")  # polyhead-serve expects one
     (model / "labels.txt").write_text("echo/score\n")
     shutil.copy(Path(__file__).with_name("echo_model.py"), model / "1" / "model.py")
     shutil.copy(CONFIG, model)
     _keep_two_outputs(model / CONFIG.name)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in WAYS}
-    with Served(repository, environment={}) as server:
+    with LocalServer(repository) as server:
         url = server.url("http")
         for _ in range(settings.repeats):
             for name, found in runs.items():
@@ -131,7 +131,7 @@ def _measure_echo(
 def _keep_two_outputs(config: Path) -> None:
     changed, found = OTHER_OUTPUTS.subn("", config.read_text(encoding="utf-8"))
     if found != 2:
-        raise SystemExit(f"{config}: its outputs are not where they were")
+        raise SystemExit(f"{config}: has no outputs SCHEMA and TOKEN_COUNT to remove")
     config.write_text(changed, encoding="utf-8")
 
 
@@ -146,7 +146,7 @@ def _run(way: str, url: str, texts: Path, count: int, settings: argparse.Namespa
 
 
 def _thinned(samples: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """At most about twenty, the first and the last among them."""
+    """About twenty of the samples, with the first and the last."""
     step = max(1, len(samples) // 20)
     return [*samples[:-1:step], samples[-1]]
 
@@ -155,7 +155,7 @@ def _plot(served: dict[str, Any], echo: dict[str, dict[str, Any]], memory: dict[
     figure, (real, rates, times, sizes) = plt.subplots(1, 4, figsize=(14, 3.6), layout="constrained")
     real.bar(list(served["texts_s"]), list(served["texts_s"].values()), color=["#888888", COLOURS["stream"]])
     real.set(title="Real server", ylabel="texts/s")
-    for axes, key, title in ((rates, "texts_s", "texts/s"), (times, "cpu_us_a_text", "µs of CPU a text")):
+    for axes, key, title in ((rates, "texts_s", "texts/s"), (times, "cpu_us_a_text", "µs of CPU per text")):
         bars = axes.bar(list(echo), [way[key] for way in echo.values()], color=[COLOURS[name] for name in echo])
         axes.bar_label(bars, fmt="{:,.0f}", fontsize=8)
         axes.set(title="Echo model", ylabel=title)

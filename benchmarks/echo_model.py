@@ -1,4 +1,4 @@
-"""A Triton Python model that computes nothing: every text gets one answer, so that what is measured is the client."""
+"""A Triton Python model that computes nothing: each text gets the same answer, so that only the client is measured."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ ANSWER = json.dumps(
 
 
 class TritonPythonModel:
-    """Answers each text with ANSWER."""
+    """Gives each text the answer ANSWER."""
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
-        """One response a request."""
+        """One response per request."""
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse:

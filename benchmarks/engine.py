@@ -1,8 +1,8 @@
-"""The engine beside its peers: texts and tokens a second on the same texts, weights and machine.
+"""The engine beside its peers: texts and tokens per second on the same texts, weights and machine.
 
-A GPT-2 of random weights with 64 labels reads Debian texts in their own mix of lengths, and texts of one length. All
-who take part are measured in turns; medians of the repeats. Each must give transformers' fp32 scores within what its
-precision allows, else the run fails. Run it in .venv-peers, where the peers' packages are.
+A GPT-2 with random weights and 64 labels reads Debian texts in their own mix of lengths, and texts of one length. All
+peers are measured in turns, and the figures are medians. The scores of each peer must be transformers' fp32 scores,
+within what rounding in its precision explains; otherwise the run fails. Run it in .venv-peers, which has the peers.
 """
 
 from __future__ import annotations
@@ -20,17 +20,16 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from benchmarks.agreement import compare, reference_logits
-from benchmarks.gemm import SHAPES, GemmPeak, linear_flops
 from benchmarks.peers.line_up import PLAIN, PRODUCT, PRODUCTS, builders, line_up
-from benchmarks.peers.peer import Peer
+from benchmarks.peers.peer import Peer, compare, reference_logits
 from benchmarks.result import RESULTS, write_result
+from benchmarks.speed import SHAPES, GemmPeak, linear_flops
 from benchmarks.workload import TokenIds, debian_texts, debian_tokenizer, of_length, random_checkpoint, tokenized
 from polyhead.checkpoint import Checkpoint, read_checkpoint
 from polyhead.engine import fastest_precision
 
 DEBIAN = "debian"
-# HiddenStateConcat adds a gather and a wider head to the same body: the product and who was fastest beside it.
+# HiddenStateConcat adds a gather and a wider head to the same body, so the product and a few peers are enough.
 CONCAT_PEERS = {
     "cpu": (PRODUCT, PLAIN["cpu"], "openvino"),
     "cuda": (PRODUCT, PLAIN["cuda"], "transformers_bf16_sorted"),
@@ -43,7 +42,7 @@ Table = dict[str, dict[str, dict[str, dict[str, Any]]]]  # architecture, mix, pe
 
 
 def main(options: Sequence[str] | None = None) -> None:
-    """Measures every mix on both architectures and prints one JSON object last."""
+    """Measures every mix on both architectures and prints one JSON object as the last line."""
     arguments = _arguments(options)
     device = arguments.device
     texts = debian_texts(arguments.data)
@@ -91,26 +90,24 @@ def _arguments(options: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data/debian"), help="folder of polyhead-dataset debian")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--out", type=Path, help="if not given, engine-DEVICE.json among the results")
-    parser.add_argument(
-        "--texts", type=int, help="Debian texts a repeat; if not given, what the machine does in seconds"
-    )
-    parser.add_argument("--tokens", type=int, help="tokens a repeat at each fixed length; likewise")
+    parser.add_argument("--out", type=Path, help="default: engine-DEVICE.json in the results folder")
+    parser.add_argument("--texts", type=int, help="Debian texts per repeat; default: as many as take a few seconds")
+    parser.add_argument("--tokens", type=int, help="tokens per repeat at each fixed length; default: likewise")
     parser.add_argument("--lengths", type=int, nargs="*", default=[16, 128, 512, 1024])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--architectures", nargs="+", default=["base", "hidden_state_concat"])
-    parser.add_argument("--peers", nargs="+", help="of the base architecture; all if not given")
-    parser.add_argument("--concat-peers", nargs="+", help="of hidden_state_concat; a few if not given")
+    parser.add_argument("--peers", nargs="+", help="peers of the base architecture; default: all")
+    parser.add_argument("--concat-peers", nargs="+", help="peers of hidden_state_concat; default: a few")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--channels", type=int, default=768)
     arguments = parser.parse_args(options)
     if "base" not in arguments.architectures:
-        parser.error("--architectures: base has to be among them, the ratios are its own")
+        parser.error("--architectures: must include base, because the ratios are computed for it")
     arguments.out = arguments.out or RESULTS / f"engine-{arguments.device}.json"
     size = "cuda" if arguments.device == "cuda" else fastest_precision(torch.device("cpu"))
     arguments.texts = arguments.texts or {"cuda": 2048, "bf16": 256, "fp32": 48}[size]
     arguments.tokens = arguments.tokens or {"cuda": 65_536, "bf16": 8192, "fp32": 4096}[size]
-    # The product comes first: the others are compared with it.
+    # The product comes first, because the others are compared with it.
     arguments.peers = [PRODUCT, *(name for name in arguments.peers or builders(arguments.device) if name != PRODUCT)]
     arguments.concat_peers = arguments.concat_peers or list(CONCAT_PEERS[arguments.device])
     return arguments
@@ -124,7 +121,7 @@ def _measure(
     arguments: argparse.Namespace,
     gemm: GemmPeak | None,
 ) -> dict[str, dict[str, Any]]:
-    """Every peer on one mix, in turns: speed, and how far its scores are from transformers in fp32."""
+    """Measures every peer on one mix, in turns: its speed, and how far its scores are from transformers in fp32."""
     tokens = sum(map(len, token_ids))
     reference = reference_logits(checkpoint, token_ids, arguments.device)
     for peer in peers:
@@ -170,7 +167,7 @@ def _gemm_figures(gemm: GemmPeak, tok_s: float, checkpoint: Checkpoint) -> dict[
 def _extremes(
     product: Peer, checkpoint: Checkpoint, token_ids: TokenIds, device: str, peak_gflops: float
 ) -> dict[str, Any]:
-    """The product on one short text and, on CUDA, its fraction of the GEMM peak by packed tokens."""
+    """Measures the product on one short text and, on CUDA, its fraction of the GEMM peak by packed tokens."""
     short = of_length(SINGLE_TEXT_TOKENS, SINGLE_TEXT_TOKENS, token_ids)
     found: dict[str, Any] = {
         "single_text_ms": round(1000 * _median_s(product, short, 200 if device == "cuda" else 10), 3)
@@ -195,10 +192,10 @@ def _median_s(peer: Peer, token_ids: TokenIds, calls: int) -> float:
 
 
 def _summary(measured: dict[str, dict[str, Any]], device: str) -> dict[str, Any]:
-    """What the last line holds: the base architecture on the Debian texts.
+    """The figures of the last line, for the base architecture on the Debian texts.
 
-    ``ratio_best_peer`` is the product at its fastest precision over the fastest peer at any; ``ratio_by_precision``
-    compares with the fastest peer of the same precision.
+    ``ratio_best_peer`` compares the product in its fastest precision with the fastest peer in any precision, and
+    ``ratio_by_precision`` with the fastest peer in the same precision.
     """
     speed = {name: row["tok_s"] for name, row in measured.items()}
     ours = {name: rate for name, rate in speed.items() if name in PRODUCTS}
@@ -223,7 +220,7 @@ def _summary(measured: dict[str, dict[str, Any]], device: str) -> dict[str, Any]
 
 
 def _plot(mixes: dict[str, dict[str, dict[str, Any]]]) -> Figure:
-    """Tokens a second by peer on the Debian texts, and grouped by length."""
+    """Draws tokens per second by peer on the Debian texts, and grouped by length."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(14, 5), layout="constrained")
     speed = {name: row["tok_s"] for name, row in mixes[DEBIAN].items()}
     names = sorted(speed, key=lambda name: speed[name])

@@ -1,7 +1,7 @@
-"""The engine without a server, in the server's environment: reads one JSON line a job, measures, answers with one.
+"""The engine without a server, in the server's environment: reads one job per line as JSON, and prints its times.
 
-It runs there (``python -m benchmarks.engine_alone CHECKPOINT DEVICE``) since NumPy, threads and OpenMP must be those of
-the model process. Between jobs it waits without computing, so that the server can be measured in turn with it.
+It runs in that environment (``python -m benchmarks.engine_alone CHECKPOINT DEVICE``) because it needs the NumPy,
+threads and OpenMP of the model process. It is idle between jobs, so that engine and server can be measured in turns.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import sys
 import time
 
-# As model.py, and as there before torch is imported.
+# As in model.py: it must be set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch

@@ -1,19 +1,24 @@
-"""Load on a server: clients in a closed loop over given texts, each waiting for its answer before it asks again."""
+"""Closed load on a server: each client sends its next request when it has its answer; and perf_analyzer's load."""
 
 from __future__ import annotations
 
 import http.client
 import itertools
 import json
+import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from polyhead_serving.triton import ADMIN_HEADER
 
 Send = Callable[[list[str]], object]
 Connect = Callable[[], AbstractContextManager[Send]]
@@ -21,7 +26,7 @@ Connect = Callable[[], AbstractContextManager[Send]]
 
 @dataclass(frozen=True)
 class Load:
-    """What one point of load gave; latencies are a request's."""
+    """The result of one load; latencies are per request."""
 
     texts_s: float
     p50_ms: float
@@ -32,33 +37,33 @@ class Load:
 
 
 def summarize(latencies_s: Sequence[float], texts: int, seconds: float) -> Load:
-    """Throughput and percentiles of requests that together held so many texts."""
+    """Throughput and percentiles of requests that contained `texts` texts in all."""
     p50, p95, p99 = (round(float(value) * 1e3, 2) for value in np.percentile(latencies_s, [50, 95, 99]))
     return Load(round(texts / seconds, 2), p50, p95, p99, len(latencies_s), round(seconds, 2))
 
 
 def requests_of(texts: Sequence[str], texts_a_request: int, passes: int) -> list[list[str]]:
-    """The texts in their order, cut into requests, so many times over."""
+    """The texts in their order, cut into requests and repeated `passes` times."""
     cut = [list(texts[start : start + texts_a_request]) for start in range(0, len(texts), texts_a_request)]
     return cut * passes
 
 
 def passes_of(texts: Sequence[str], texts_s: float, window_s: float) -> int:
-    """How often the texts go through in about that time at that rate; at least once."""
+    """How many times all texts can be sent in about `window_s` at the rate `texts_s`; at least once."""
     return max(1, round(window_s * texts_s / len(texts)))
 
 
 def median_load(loads: Sequence[Load]) -> dict[str, Any]:
-    """The load of median throughput, with the throughput of all."""
+    """The load with the median throughput, and the throughputs of all."""
     middle = sorted(loads, key=lambda load: load.texts_s)[len(loads) // 2]
     return asdict(middle) | {"texts_s_all": [load.texts_s for load in loads]}
 
 
 def drive(connect: Connect, requests: Sequence[list[str]], clients: int) -> Load:
-    """Sends all requests once, from so many threads with a connection each.
+    """Sends all requests once, from `clients` threads with one connection each.
 
     Args:
-        connect: gives a thread its own way to send a request; what it returns raises if there is no good answer.
+        connect: gives a thread its own function that sends a request, which raises if the answer is an error.
     """
     turns = itertools.count()
     start = threading.Barrier(clients + 1)
@@ -83,7 +88,7 @@ def drive(connect: Connect, requests: Sequence[list[str]], clients: int) -> Load
 
 
 def json_sender(port: int, path: str, body: Callable[[list[str]], dict[str, Any]]) -> Connect:
-    """A `connect` for servers that take JSON over HTTP; a connection is kept open, as our own client does."""
+    """A `connect` for servers that take JSON over HTTP. It keeps its connection open, as our own client does."""
 
     @contextmanager
     def connect() -> Iterator[Send]:
@@ -101,3 +106,33 @@ def json_sender(port: int, path: str, body: Callable[[list[str]], dict[str, Any]
             yield send
 
     return connect
+
+
+def analyze(
+    binary: Path, http: str, admin_key: str, texts: Sequence[str], texts_a_request: int, clients: int, passes: int
+) -> Load:
+    """Lets perf_analyzer, Triton's own load generator, send all texts in their order, `passes` times.
+
+    It asks for all outputs. The throughput that it prints includes the time that it takes to notice the end. So the
+    throughput here comes from its record of requests: from the first one sent to the last one answered.
+    """
+    with tempfile.TemporaryDirectory(prefix="polyhead-perf-analyzer-") as scratch:
+        data, record = Path(scratch) / "texts.json", Path(scratch) / "record.json"
+        steps = [{"TEXT": {"content": [text], "shape": [1]}} for text in texts]
+        data.write_text(json.dumps({"data": steps}), encoding="utf-8")
+        requests = len(texts) * passes // texts_a_request
+        command: list[str | Path] = [
+            binary, "-m", "gpt2_classifier", "-u", http, "-H", f"{ADMIN_HEADER}:{admin_key}", "--input-data", data,
+            "-b", str(texts_a_request), "--concurrency-range", str(clients), "--request-count", str(requests),
+            "--profile-export-file", record,
+        ]  # fmt: skip
+        environment = {"LD_LIBRARY_PATH": str(binary.parent / "lib")}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode != 0 or not record.is_file():
+            raise RuntimeError(f"perf_analyzer failed ({done.returncode}): {done.stderr[-2000:]}")
+        # The record contains the requests' bytes, which are not always UTF-8.
+        sent = json.loads(record.read_text(encoding="latin-1"), strict=False)["experiments"][0]["requests"]
+    latencies = [(request["response_timestamps"][-1] - request["timestamp"]) / 1e9 for request in sent]
+    first = min(request["timestamp"] for request in sent)
+    last = max(request["response_timestamps"][-1] for request in sent)
+    return summarize(latencies, len(sent) * texts_a_request, (last - first) / 1e9)

@@ -1,16 +1,16 @@
-"""Cost as work grows: the engine's speed and memory by tokens in a batch and by size of the model.
+"""The engine's speed and memory by the number of tokens in a batch, and by the size of the model.
 
-Every point is a fresh process. ``growth_mib`` is what the batch itself took beyond the loaded model.
+Each point is measured in a new process. ``growth_mib`` is the memory that the batch takes beyond the loaded model.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from tokenizers import Tokenizer
 
-from benchmarks.gemm import linear_flops
 from benchmarks.result import RESULTS, write_result
+from benchmarks.speed import linear_flops, measure_batch
 from benchmarks.workload import TokenIds, debian_texts, debian_tokenizer, random_checkpoint, tokenized
 from polyhead.checkpoint import read_checkpoint
 
@@ -28,16 +28,16 @@ COLOUR = "#2a6fbb"
 
 
 def main(options: Sequence[str] | None = None) -> None:
-    """Measures both curves and prints one JSON object last."""
+    """Measures both curves and prints one JSON object as the last line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data/debian"), help="folder of polyhead-dataset debian")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--out", type=Path, help="if not given, scaling-DEVICE.json among the results")
     parser.add_argument("--batch-tokens", type=int, nargs="+", default=[64, 256, 1000, 4000, 16_000, 64_000])
-    parser.add_argument("--model", default=GPT2_SMALL, help="layers x channels of the curve by tokens")
+    parser.add_argument("--model", default=GPT2_SMALL, help="model of the curve by tokens: layers x channels")
     parser.add_argument("--models", nargs="+", default=["2x256", "4x512", "6x768", GPT2_SMALL, "24x1024"])
-    parser.add_argument("--model-tokens", type=int, default=4000, help="tokens a batch of the curve by model")
-    parser.add_argument("--repeats", type=int, default=3, help="calls a point; one from 16,000 tokens up")
+    parser.add_argument("--model-tokens", type=int, default=4000, help="tokens per batch of the curve by model")
+    parser.add_argument("--repeats", type=int, default=3, help="calls per point; one call from 16,000 tokens on")
     arguments = parser.parse_args(options)
     arguments.out = arguments.out or RESULTS / f"scaling-{arguments.device}.json"
     texts = debian_texts(arguments.data)
@@ -48,11 +48,12 @@ def main(options: Sequence[str] | None = None) -> None:
     for model in dict.fromkeys([arguments.model, *arguments.models]):
         sizes = arguments.batch_tokens if model == arguments.model else []
         with tempfile.TemporaryDirectory(prefix="polyhead-bench-") as scratch:
-            about = _write_model(Path(scratch) / "checkpoint", model, tokenizer, texts)
-            by_tokens += [about | _point(Path(scratch), batch_of(size, token_ids), arguments) for size in sizes]
+            checkpoint = Path(scratch) / "checkpoint"
+            about = _write_model(checkpoint, model, tokenizer, texts)
+            by_tokens += [about | _point(checkpoint, batch_of(size, token_ids), arguments) for size in sizes]
             if model in arguments.models:
                 batch = batch_of(arguments.model_tokens, token_ids)
-                by_model.append(about | _point(Path(scratch), batch, arguments))
+                by_model.append(about | _point(checkpoint, batch, arguments))
     by_model.sort(key=lambda point: point["linear_mflop_a_token"])
     for point in by_tokens + by_model:
         point["gemm_gflops"] = round(point["tok_s"] * point["linear_mflop_a_token"] / 1000, 1)
@@ -68,14 +69,14 @@ def main(options: Sequence[str] | None = None) -> None:
 
 
 def batch_of(tokens: int, token_ids: TokenIds) -> TokenIds:
-    """Texts of exactly so many tokens in all; the last one is cut."""
+    """Texts with exactly this many tokens in all; the last text is cut."""
     batch: TokenIds = []
     for ids in token_ids:
         batch.append(ids[:tokens])
         tokens -= len(batch[-1])
         if not tokens:
             return batch
-    raise SystemExit(f"the texts lack {tokens} tokens")
+    raise SystemExit(f"the texts have {tokens} tokens too few")
 
 
 def _write_model(path: Path, model: str, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, Any]:
@@ -89,15 +90,11 @@ def _write_model(path: Path, model: str, tokenizer: Tokenizer, texts: Sequence[s
     }
 
 
-def _point(scratch: Path, batch: TokenIds, arguments: argparse.Namespace) -> dict[str, Any]:
-    tokens = sum(map(len, batch))
-    (scratch / "batch.json").write_text(json.dumps(batch), encoding="utf-8")
-    repeats = 1 if tokens >= 16_000 and arguments.device == "cpu" else arguments.repeats
-    command = [
-        sys.executable, "-m", "benchmarks.point", "--checkpoint", str(scratch / "checkpoint"),
-        "--batch", str(scratch / "batch.json"), "--device", arguments.device, "--repeats", str(repeats),
-    ]  # fmt: skip
-    measured: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+def _point(checkpoint: Path, batch: TokenIds, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measures one batch in a new process."""
+    repeats = 1 if sum(map(len, batch)) >= 16_000 and arguments.device == "cpu" else arguments.repeats
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        measured = process.submit(measure_batch, checkpoint, batch, arguments.device, repeats).result()
     print(measured, flush=True)
     return measured
 
@@ -105,14 +102,14 @@ def _point(scratch: Path, batch: TokenIds, arguments: argparse.Namespace) -> dic
 def _plot(by_tokens: Sequence[dict[str, Any]], by_model: Sequence[dict[str, Any]]) -> Figure:
     figure, panels = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
     for column, (points, x, label) in enumerate(
-        [(by_tokens, "tokens", "tokens in a batch"), (by_model, "linear_mflop_a_token", "MFLOP a token")]
+        [(by_tokens, "tokens", "tokens in a batch"), (by_model, "linear_mflop_a_token", "MFLOP per token")]
     ):
         at = [point[x] for point in points]
         for axes, key, title in ((panels[0][column], "texts_s", "texts/s"), (panels[1][column], "growth_mib", "MiB")):
             heights = [point[key] for point in points]
             axes.plot(at, heights, "o-", color=COLOUR)
             axes.set(xscale="log", xlabel=label, ylabel=title)
-            axes.set_ylim(0, 1.15 * max(heights))  # room for the topmost number
+            axes.set_ylim(0, 1.15 * max(heights))  # room for the highest label
             for place, height, point in zip(at, heights, points, strict=True):
                 name = f"{height:,.1f}" if points is by_tokens else f"{point['model']}: {height:,.1f}"
                 axes.annotate(name, (place, height), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8)

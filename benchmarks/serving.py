@@ -1,12 +1,16 @@
-"""Serving speed: the real tritonserver beside the engine alone and beside the same model behind others' servers.
+"""Serving speed: the real tritonserver beside the engine alone, and beside the same model behind other servers.
 
-All answer the same Debian texts with the same random weights of GPT-2's shape. Loads are closed loops over whole passes
-of the same texts, so that every figure is of the same tokens. ``server_over_engine`` is the server at its best point
-against the engine in batches of 64. ``added_latency_ms`` is what the server adds to one text alone, as perf_analyzer
-sees it; ``added_latency_client_ms`` holds our client's own milliseconds too. All are medians of turns. ``ratio_*``
-compare servers under one load, 16 clients with single texts, each peer in the best of its configurations.
-``ratio_short_beside_long`` is how much longer 63 short texts wait when one of 1,024 tokens comes with them. The queue's
-timeout is lifted in the served copy: full queues are measured here, not shedding.
+All answer the same Debian texts with the same random weights of GPT-2's shape. Loads are closed, and always send all
+texts a whole number of times, so that all figures are for the same tokens. All figures are medians of turns:
+
+- ``server_over_engine``: the server's throughput at its best point, divided by the engine's in batches of 64.
+- ``added_latency_ms``: what the server adds to a single text's latency, measured with perf_analyzer;
+  ``added_latency_client_ms`` includes our client's own time.
+- ``ratio_*``: the server's throughput divided by a peer's, with 16 clients that send single texts. Each peer runs in
+  the best of its configurations.
+- ``ratio_short_beside_long``: how much longer 63 short texts wait when one text of 1,024 tokens comes with them.
+
+The queue's timeout is raised in the served copy, because full queues are measured here, and not shedding.
 """
 
 from __future__ import annotations
@@ -24,31 +28,31 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from benchmarks.load import drive, median_load, passes_of, requests_of
-from benchmarks.peer_process import ALL_PEERS, PEERS, Peer
-from benchmarks.random_checkpoint import add_shape, write_checkpoints
+from benchmarks.peers.servers import PEER_SERVERS, PEERS, PeerServer
 from benchmarks.result import RESULTS, write_result
 from benchmarks.serving_product import PEER_CLIENTS, measure_product, measure_startup
+from benchmarks.workload import add_shape, write_checkpoints
 from polyhead.export import export_checkpoint
 
 QUEUE_TIMEOUT = "default_timeout_microseconds: "
-COLOURS = {"litserve": "#c8553d", "fastapi": "#e0a458", "infinity": "#8e7cc3"}
+COLOURS = {"fastapi": "#e0a458", "infinity": "#8e7cc3"}
 LINES = {"perf_analyzer": ("#2a6fbb", "o"), "client": ("#6aa84f", "s")}
 
 
 def main(options: Sequence[str] | None = None) -> None:
-    """Measures start-up, engine, server and peers, and prints one JSON object last."""
-    names = [peer.name for peer in ALL_PEERS]
+    """Measures start-up, engine, server and peers, and prints one JSON object as the last line."""
+    names = [peer.name for peer in PEER_SERVERS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("data/debian/test.jsonl"), help="rows with a text each")
-    parser.add_argument("--out", type=Path, help="if not given, serving-DEVICE.json among the results")
+    parser.add_argument("--data", type=Path, default=Path("data/debian/test.jsonl"), help="JSON lines with a text")
+    parser.add_argument("--out", type=Path, help="default: serving-DEVICE.json in the results folder")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of the engine alone and the peers")
-    parser.add_argument("--texts", type=int, default=128, help="distinct texts of a pass")
-    parser.add_argument("--latency-texts", type=int, default=32, help="texts that are timed one by one")
-    parser.add_argument("--window-s", type=float, default=10.0, help="about how long a point is measured")
+    parser.add_argument("--texts", type=int, default=128, help="number of distinct texts")
+    parser.add_argument("--latency-texts", type=int, default=32, help="number of texts that are timed one by one")
+    parser.add_argument("--window-s", type=float, default=10.0, help="about how long each point takes, in seconds")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--texts-a-request", type=int, nargs="+", default=[1, 32])
-    parser.add_argument("--loads", nargs="+", choices=LINES, default=list(LINES), help="what asks the server")
+    parser.add_argument("--loads", nargs="+", choices=LINES, default=list(LINES), help="load generators")
     parser.add_argument("--peers", nargs="*", choices=names, default=names)
     parser.add_argument("--perf-analyzer", type=Path, default=PEERS / "perf_analyzer" / "perf_analyzer")
     add_shape(parser)
@@ -60,11 +64,11 @@ def main(options: Sequence[str] | None = None) -> None:
         repository, theirs = Path(scratch) / "repository", Path(scratch) / "transformers"
         tokenizer = write_checkpoints(settings, texts, Path(scratch) / "polyhead", theirs)
         version = export_checkpoint(Path(scratch) / "polyhead", repository)
-        _lift_queue_timeout(version.parent / "config.pbtxt")
+        _raise_queue_timeout(version.parent / "config.pbtxt")
         startup = measure_startup(repository, settings.repeats)
         product = measure_product(repository, version / "checkpoint", texts, settings)
         peers = {
-            peer.name: _measure(peer, theirs, texts, settings) for peer in ALL_PEERS if peer.name in settings.peers
+            peer.name: _measure(peer, theirs, texts, settings) for peer in PEER_SERVERS if peer.name in settings.peers
         }
     tokens = [len(row.ids[: settings.max_length]) for row in tokenizer.encode_batch(texts[: settings.texts])]
     same_load = product.pop("same_load_as_peers")
@@ -88,15 +92,15 @@ def main(options: Sequence[str] | None = None) -> None:
     print(json.dumps(summary))
 
 
-def _lift_queue_timeout(config: Path) -> None:
+def _raise_queue_timeout(config: Path) -> None:
     before, found, after = config.read_text(encoding="utf-8").partition(QUEUE_TIMEOUT)
     if not found:
         raise SystemExit(f"{config}: has no {QUEUE_TIMEOUT!r}")
     config.write_text(f"{before}{found}600000000{after.lstrip('0123456789')}", encoding="utf-8")
 
 
-def _measure(peer: Peer, model: Path, texts: Sequence[str], settings: argparse.Namespace) -> dict[str, Any]:
-    """Tries a peer's configurations on a quarter of the texts, then measures the best."""
+def _measure(peer: PeerServer, model: Path, texts: Sequence[str], settings: argparse.Namespace) -> dict[str, Any]:
+    """Tries each of a peer's configurations on a quarter of the texts, then measures the fastest."""
     sent = texts[: settings.texts]
     few = requests_of(sent[: math.ceil(len(sent) / 4)], 1, 1)
     tried = {}
@@ -125,14 +129,14 @@ def _plot(product: dict[str, Any], peers: dict[str, dict[str, Any]]) -> Figure:
             "color": colour, "marker": marker, "linestyle": "-" if single else "--",
             "fillstyle": "full" if single else "none",
         }  # fmt: skip
-        rates.plot(clients, [p["texts_s"] for p in points], label=f"tritonserver, {name}, {size} a request", **style)
+        rates.plot(clients, [p["texts_s"] for p in points], label=f"tritonserver, {name}, {size} per request", **style)
         waits.plot(clients, [p["p95_ms"] for p in points], **style)
     rates.axhline(product["engine"]["texts_s"], color="#444444", linestyle=":", label="engine alone, batches of 64")
     for name, peer in peers.items():
         rates.plot(PEER_CLIENTS, peer["texts_s"], "D", color=COLOURS[name], label=f"{name} {peer['setting']}")
         waits.plot(PEER_CLIENTS, peer["p95_ms"], "D", color=COLOURS[name])
     rates.set(title="Throughput", ylabel="texts/s", ylim=(0, None))
-    waits.set(title="Latency of a request, 95th percentile", ylabel="ms", yscale="log")
+    waits.set(title="Latency per request, 95th percentile", ylabel="ms", yscale="log")
     ticks = sorted({point["clients"] for point in product["points"]} | {PEER_CLIENTS})
     for axes in (rates, waits):
         axes.set_xscale("log", base=2)

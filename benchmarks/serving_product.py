@@ -1,4 +1,4 @@
-"""The product's half of the serving benchmark: start-up, and tritonserver beside the engine alone, in turns."""
+"""The product's half of the serving benchmark: start-up, and tritonserver and the engine alone in turns."""
 
 from __future__ import annotations
 
@@ -14,25 +14,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load import Load, Send, drive, median_load, passes_of, requests_of, summarize
-from benchmarks.perf_analyzer import analyze
+from benchmarks.load import Load, Send, analyze, drive, median_load, passes_of, requests_of, summarize
+from loadtest.local_server import ROOT, VENV, LocalServer
 from polyhead_client import Client
-from tests.e2e.served import ROOT, VENV, Served
 
-ENGINE_BATCH = 64  # config.pbtxt's max_batch_size
+ENGINE_BATCH = 64  # max_batch_size in config.pbtxt
 PEER_CLIENTS = 16
-SHORT_TEXTS = 63  # with a long one they fill a batch
+SHORT_TEXTS = 63  # with one long text they fill a batch
 
 Engine = Callable[[Sequence[list[str]]], Load]
-Point = Callable[[Sequence[str], int, int, int], Load]  # texts, texts a request, clients, passes
+Point = Callable[[Sequence[str], int, int, int], Load]  # arguments: texts, texts per request, clients, passes
 
 
 def measure_startup(repository: Path, repeats: int) -> dict[str, Any]:
-    """Seconds from the start of polyhead-serve's process to its line ``ready``, which a canary's answer precedes."""
+    """Seconds from the start of polyhead-serve to its line ``ready``, which it prints when a canary was answered."""
     seconds = []
     for _ in range(repeats):
         began = time.monotonic()
-        with Served(repository, environment={}):
+        with LocalServer(repository):
             seconds.append(round(time.monotonic() - began, 2))
     print(f"start-up: {seconds} s", flush=True)
     return {"median": statistics.median(seconds), "all": seconds}
@@ -41,11 +40,11 @@ def measure_startup(repository: Path, repeats: int) -> dict[str, Any]:
 def measure_product(
     repository: Path, checkpoint: Path, texts: Sequence[str], settings: argparse.Namespace
 ) -> dict[str, Any]:
-    """Engine and server, each idle while the other is measured: latency, all points, then the best one in pairs."""
+    """Measures latency, all points, and then the best point in turns with the engine. The other one is always idle."""
     key = secrets.token_hex(16)
     with (
         _engine_alone(checkpoint, settings.device) as engine,
-        Served(repository, environment={"POLYHEAD_ADMIN_KEY": key}) as served,
+        LocalServer(repository, environment={"POLYHEAD_ADMIN_KEY": key}) as served,
     ):
         http = served.url("http")
         known: dict[str, Point] = {
@@ -94,7 +93,7 @@ def measure_product(
 
 
 def _texts_of_point(texts: Sequence[str], fewest: int, size: int, clients: int) -> Sequence[str]:
-    """Whole requests, and no text in flight twice: the engine computes identical texts of a batch once."""
+    """Whole requests, and no text twice in flight, because the engine computes equal texts of a batch only once."""
     enough = min(max(fewest, size * clients), len(texts))
     return texts[: enough - enough % size]
 
@@ -108,7 +107,7 @@ def _measure_point(
     rates: tuple[float, float],
     settings: argparse.Namespace,
 ) -> dict[str, Any]:
-    """One point, or why it is left out; `rates` are the engine's in batches and one by one."""
+    """Measures one point, or says why it is left out; `rates` are the engine's in batches and one by one."""
     point: dict[str, Any] = {"load": name, "texts_a_request": size, "clients": clients}
     in_flight = size * clients
     rate = min(rates[0], in_flight * rates[1])
@@ -123,7 +122,7 @@ def _measure_point(
 
 
 def _added_latency(engine: Engine, loads: dict[str, Point], texts: Sequence[str], repeats: int) -> dict[str, Any]:
-    """By load: what the server adds to one text alone, as the difference of the medians over the same texts."""
+    """What the server adds to the latency of a single text, by load: the difference of medians over the same texts."""
     added: dict[str, list[float]] = {name: [] for name in loads}
     rounds: dict[str, list[Load]] = {name: [] for name in ("engine", *loads)}
     for load in loads.values():
@@ -143,9 +142,9 @@ def _added_latency(engine: Engine, loads: dict[str, Point], texts: Sequence[str]
 
 
 def _beside_long_text(http: str, texts: Sequence[str], repeats: int) -> dict[str, Any]:
-    """What short texts wait longer for when one of the model's greatest length comes first: median latencies' ratio."""
+    """How much longer short texts wait when a text of the model's greatest length comes first: ratio of medians."""
     short = [[text] for text in sorted(dict.fromkeys(texts), key=len)[:SHORT_TEXTS]]
-    long = [" ".join(texts)[:20_000]]  # cut by the model
+    long = [" ".join(texts)[:20_000]]  # the model truncates it
     ratios, waits = [], []
     for _ in range(repeats):
         alone = drive(lambda: _our_client(http), short, len(short))
@@ -158,8 +157,8 @@ def _beside_long_text(http: str, texts: Sequence[str], repeats: int) -> dict[str
 
 @contextmanager
 def _engine_alone(checkpoint: Path, device: str) -> Iterator[Engine]:
-    """The engine in a process of the server's environment."""
-    command = [VENV / "bin" / "python", "-m", "benchmarks.engine_alone", checkpoint, device]
+    """Runs the engine alone in the server's environment; yields a function that measures requests."""
+    command: list[str | Path] = [VENV / "bin" / "python", "-m", "benchmarks.engine_alone", checkpoint, device]
     process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
     jobs, answers = process.stdin, process.stdout
     assert jobs is not None

@@ -1,7 +1,12 @@
-"""What the engine and its peers compute: one GPT-2 classifier with random weights, and token sequences for it."""
+"""What the product and its peers compute: GPT-2 classifiers with random weights, and texts for them.
+
+Speed depends on the model's shape and the texts' tokens, and not on what the model has learned.
+"""
 
 from __future__ import annotations
 
+import argparse
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,30 +16,30 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import nn
-from transformers import GPT2Config, GPT2Model, set_seed
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2Model, PreTrainedTokenizerFast, set_seed
 
 from polyhead.checkpoint import Architecture, Checkpoint, Spec, write_checkpoint
 from polyhead.encode import encode
-from polyhead.schema import Head, Schema
+from polyhead.schema import Head, HeadKind, Schema
 from polyhead_training.fitting.golden import golden_rows
 from polyhead_training.model.modeling import build_model
 from polyhead_training.model.tokenizer import END_OF_TEXT, train_tokenizer
 
-# 64 labels, shared out as the Debian texts' heads are.
+# 64 labels, divided among heads like those of the Debian texts.
 SCHEMA = Schema(
     [
-        Head(name="section", kind="single_label", labels=tuple(f"section {i}" for i in range(24))),
-        Head(name="role", kind="single_label", labels=tuple(f"role {i}" for i in range(8))),
-        Head(name="tags", kind="multi_label", labels=tuple(f"tag {i}" for i in range(32))),
+        Head(name="section", kind=HeadKind.SINGLE_LABEL, labels=tuple(f"section {i}" for i in range(24))),
+        Head(name="role", kind=HeadKind.SINGLE_LABEL, labels=tuple(f"role {i}" for i in range(8))),
+        Head(name="tags", kind=HeadKind.MULTI_LABEL, labels=tuple(f"tag {i}" for i in range(32))),
     ]
 )
 MAX_LENGTH = 1024
 VOCAB_SIZE = 50257
 TOKENIZER_VOCAB_SIZE = 8000  # the demo's
 GOLDEN_ROWS = 8
-# Wider than GPT-2's 0.02: blocks that add next to nothing to their input would hide an error in them.
+# More than GPT-2's 0.02: if a block added almost nothing to its input, an error in it would not show.
 WEIGHT_STD = 0.04
-HEAD_STD = 0.1  # over 768 normalized values: logits of about 3, so that scores are as decided as a trained model's
+HEAD_STD = 0.1  # over 768 normalized values: logits of about 3, so that scores are as clear as a trained model's
 
 GPT2_FIELDS = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "activation_function",
                "layer_norm_epsilon")  # fmt: skip
@@ -43,25 +48,25 @@ TokenIds = list[list[int]]
 
 
 def debian_texts(data: Path) -> list[str]:
-    """All texts of the test split, in an order drawn once and for all."""
+    """All texts of the test split, in a fixed random order."""
     lines = (data / "test.jsonl").read_text(encoding="utf-8").splitlines()
     texts = list(dict.fromkeys(json.loads(line)["text"] for line in lines))
     return [texts[i] for i in np.random.default_rng(0).permutation(len(texts))]
 
 
 def debian_tokenizer(data: Path) -> Tokenizer:
-    """A byte-level BPE as the demo's, trained on the training split."""
+    """A byte-level BPE like the demo's, trained on the training split."""
     with (data / "train.jsonl").open(encoding="utf-8") as lines:
         return train_tokenizer((json.loads(line)["text"] for line in lines), TOKENIZER_VOCAB_SIZE)
 
 
 def tokenized(texts: Sequence[str], tokenizer: Tokenizer) -> TokenIds:
-    """Token ids of each text, as training and serving read it."""
+    """Token ids of each text, as in training and serving."""
     return [list(text.token_ids) for text in encode(texts, tokenizer, MAX_LENGTH)]
 
 
 def of_length(length: int, tokens: int, token_ids: TokenIds) -> TokenIds:
-    """Distinct sequences of one length, cut from the texts laid end to end; `tokens` in all, at least one sequence."""
+    """Distinct sequences of one length, cut from the joined texts: `tokens` tokens in all, at least one sequence."""
     stream = [token for text in token_ids for token in text]
     pieces = [stream[start : start + length] for start in range(0, len(stream) - length + 1, length)]
     distinct = [list(piece) for piece in dict.fromkeys(map(tuple, pieces))]
@@ -83,10 +88,10 @@ def random_checkpoint(
     vocabulary: int = VOCAB_SIZE,
     max_length: int = MAX_LENGTH,
 ) -> Any:
-    """Writes a checkpoint of GPT-2's shape with random weights of a fixed seed; heads are 64 channels wide.
+    """Writes a checkpoint of GPT-2's shape with random weights from a fixed seed. Attention heads have 64 channels.
 
     Returns:
-        transformers' model behind it, in eval mode.
+        The transformers model with the same weights, in eval mode.
     """
     set_seed(0)
     end = tokenizer.token_to_id(END_OF_TEXT)
@@ -102,7 +107,8 @@ def random_checkpoint(
         head_args={},
         max_length=max_length,
     )
-    model = build_model(config, spec, schema).eval()
+    model = build_model(config, spec, schema)
+    model.train(False)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.startswith("head.") and parameter.ndim == 2:
@@ -122,14 +128,55 @@ def random_checkpoint(
     return model
 
 
-class PlainClassifier(nn.Module):
-    """What one writes without this project: transformers' GPT2Model, states at the last real token, a linear layer.
+def add_shape(parser: argparse.ArgumentParser) -> None:
+    """Adds options for the model's size; the defaults are GPT-2 small with 64 labels."""
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--channels", type=int, default=768)
+    parser.add_argument("--vocabulary", type=int, default=50257, help="rows of the embedding")
+    parser.add_argument("--labels", type=int, default=64)
+    parser.add_argument("--max-length", type=int, default=1024)
+
+
+def write_checkpoints(shape: argparse.Namespace, texts: Sequence[str], ours: Path, theirs: Path) -> Tokenizer:
+    """Writes one model twice: as our checkpoint `ours`, and for the peers' servers as transformers' folder `theirs`.
+
+    The architecture is ``base`` with a linear head, which transformers has too (``GPT2ForSequenceClassification``), so
+    that all compute the same logits. Returns the tokenizer, which is trained on `texts`.
+    """
+    tokenizer = train_tokenizer(texts, min(TOKENIZER_VOCAB_SIZE, shape.vocabulary))
+    labels = tuple(f"label_{number}" for number in range(shape.labels))
+    model = random_checkpoint(
+        ours, "base", shape.layers, shape.channels, tokenizer, texts,
+        schema=Schema([Head(name="label", kind=HeadKind.SINGLE_LABEL, labels=labels)]),
+        vocabulary=shape.vocabulary, max_length=shape.max_length,
+    )  # fmt: skip
+    config = copy.deepcopy(model.config)
+    config.pad_token_id = config.eos_token_id
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: number for number, label in config.id2label.items()}
+    peer = GPT2ForSequenceClassification(config)
+    peer.transformer.load_state_dict(model.body_model.state_dict())
+    peer.score.load_state_dict(model.head.state_dict())
+    peer.save_pretrained(theirs)
+    PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers'
+        tokenizer_object=tokenizer, pad_token=END_OF_TEXT, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT,
+        model_max_length=shape.max_length,
+    ).save_pretrained(theirs)  # fmt: skip
+    # infinity_emb needs transformers 4, which knows the tokenizer's class by this name.
+    described = theirs / "tokenizer_config.json"
+    renamed = json.loads(described.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    described.write_text(json.dumps(renamed), encoding="utf-8")
+    return tokenizer
+
+
+class ReferenceClassifier(nn.Module):
+    """The same model without this project: transformers' GPT2Model, its state at the last real token, a linear layer.
 
     Args:
-        checkpoint: whose weights it takes.
-        fused_gelu: one kernel for ``gelu_new`` in the place of transformers' seven; the same function.
+        checkpoint: gives the weights.
+        fused_gelu: computes ``gelu_new`` in one kernel instead of transformers' seven; it is the same function.
         attention: transformers' name of an attention implementation.
-        masked: pads are masked, as is usual. To the right of the last token that a causal model reads they need not be.
+        masked: masks pads, as is usual. A causal model gives the same logits without, because pads are on the right.
     """
 
     def __init__(
@@ -141,13 +188,15 @@ class PlainClassifier(nn.Module):
             fields["activation_function"] = "gelu_pytorch_tanh"
         self.masked = masked
         self.pooled_layers = checkpoint.spec.layer2concat or 1
-        self.body_model = GPT2Model(GPT2Config(**fields, attn_implementation=attention))
+        config = GPT2Config(**fields)
+        config._attn_implementation = attention
+        self.body_model = GPT2Model(config)
         self.head = checkpoint.build_head()
         self.load_state_dict(checkpoint.tensors)
         self.eval()
 
     def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Logits ``(n, num_labels)`` of ids ``(n, length)`` padded on the right, `lengths` ``(n,)`` of them real."""
+        """Logits ``(n, num_labels)`` of ids ``(n, length)``; the first `lengths` ``(n,)`` ids of each row are real."""
         mask = None
         if self.masked:
             mask = (torch.arange(input_ids.shape[1], device=input_ids.device) < lengths[:, None]).long()

@@ -1,30 +1,23 @@
-"""The second half of ``make demo``: serve the exported checkpoint, classify, load-test, stop, and sum up."""
+"""The second half of ``make demo``: serves the exported checkpoint, classifies texts, load-tests, and sums up."""
 
 from __future__ import annotations
 
 import json
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from loadtest.local_server import PORTS, ROOT, LocalServer, LocalServerError
 from polyhead_client import Client, MultiLabel, Prediction, SingleLabel
 
-ROOT = Path(__file__).resolve().parents[1]
-PORTS = ("http", "grpc", "metrics", "probe")
 CHECKPOINT = ROOT / "runs" / "debian"
-SERVER_PYTHON = ROOT / ".venv-triton" / "bin" / "python"
 LOAD_SECONDS = 20
-START_SECONDS = 120
 LOAD_USERS = 8
 
 TEXTS = [
@@ -40,9 +33,21 @@ console = Console(highlight=False)
 
 def main() -> int:
     """Runs the steps; the exit code is the load test's."""
-    ports = _ports()
-    url = f"localhost:{ports[0]}"
-    with _server(ports), tempfile.TemporaryDirectory() as scratch:
+    console.print("\nStarting tritonserver on loopback ...")
+    try:
+        with LocalServer(ROOT / "model_repository", ports=_ports()) as server:
+            code, load = _use(server)
+    except LocalServerError as error:
+        sys.exit(f"demo: {error}")
+    console.print("Server stopped.")
+    _sum_up(json.loads((CHECKPOINT / "metrics.json").read_text(encoding="utf-8")), load)
+    return code
+
+
+def _use(server: LocalServer) -> tuple[int, dict[str, Any]]:
+    """Classifies, then load-tests; returns the load test's exit code and summary."""
+    url = f"localhost:{server.ports['http']}"
+    with tempfile.TemporaryDirectory() as scratch:
         with Client(url) as client:
             console.print(_answers(client.classify(TEXTS)))
         summary = Path(scratch) / "load.json"
@@ -50,57 +55,22 @@ def main() -> int:
         code = subprocess.run(
             [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--headless", "--host", f"http://{url}",
              "-u", str(LOAD_USERS), "-t", f"{LOAD_SECONDS}s", "--golden", str(CHECKPOINT / "golden.jsonl"),
-             "--metrics-url", f"http://localhost:{ports[2]}/metrics", "--summary", str(summary)],
+             "--metrics-url", f"http://localhost:{server.ports['metrics']}/metrics", "--summary", str(summary)],
             cwd=ROOT, check=False,
         ).returncode  # fmt: skip
         load = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
-    _sum_up(json.loads((CHECKPOINT / "metrics.json").read_text(encoding="utf-8")), load)
-    return code
+    return code, load
 
 
-@contextmanager
-def _server(ports: list[int]) -> Iterator[None]:
-    console.print("\nStarting tritonserver on loopback ...")
-    log = tempfile.NamedTemporaryFile("w+", prefix="polyhead-serve-", suffix=".log", delete=False)  # noqa: SIM115 -- kept if it fails
-    command = [SERVER_PYTHON, "-m", "polyhead_serving.serve", "--repository", ROOT / "model_repository"]
-    command += [f"--{name}-port={port}" for name, port in zip(PORTS, ports, strict=True)]
-    server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
+def _ports() -> dict[str, int] | None:
+    """8000 to 8003 if all are free; else None, which means any free ports."""
+    ports = dict(zip(PORTS, range(8000, 8000 + len(PORTS)), strict=True))
     try:
-        with Client(f"localhost:{ports[0]}") as client:  # an open connection would hold up the server's end
-            _wait(server, client, Path(log.name))
-        yield
-        Path(log.name).unlink()
-    finally:
-        if server.poll() is None:
-            server.send_signal(signal.SIGTERM)
-            server.wait(60)
-            console.print("Server stopped.")
-
-
-def _wait(server: subprocess.Popen[bytes], client: Client, log: Path) -> None:
-    """Until the server answers; one that has ended is not waited for."""
-    deadline = time.monotonic() + START_SECONDS
-    with client:
-        while not client.is_ready():
-            if server.poll() is not None or time.monotonic() > deadline:
-                console.print(log.read_text(encoding="utf-8")[-2000:], markup=False)
-                sys.exit(f"demo: the server did not start; its whole log is in {log}")
-            time.sleep(0.5)
-
-
-def _ports() -> list[int]:
-    """8000 to 8003 if they are free, else four others."""
-    try:
-        return [_bind(port) for port in range(8000, 8000 + len(PORTS))]
+        for port in ports.values():
+            socket.create_server(("127.0.0.1", port)).close()
     except OSError:
-        return [_bind(0) for _ in PORTS]
-
-
-def _bind(port: int) -> int:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", port))
-        return int(probe.getsockname()[1])
+        return None
+    return ports
 
 
 def _answers(predictions: list[Prediction]) -> Table:
@@ -124,7 +94,7 @@ def _sum_up(metrics: dict[str, Any], load: dict[str, Any]) -> None:
     table = Table("what", "reached", title="Summary", show_header=False)
     table.add_row("training", f"{metrics['training']['seconds']:.0f} s, {metrics['training']['rows']} rows")
     for head, scores in metrics["test"].items():
-        # Of a single_label head, micro F1 is its accuracy.
+        # A single_label head has accuracy and no micro F1, because the two are the same.
         shown = ("accuracy" if "accuracy" in scores else "micro_f1", "macro_f1")
         values = "  ".join(f"{name} {scores[name]:.3f}" for name in shown)
         table.add_row(f"{head} on the held-out tenth", values)

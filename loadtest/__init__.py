@@ -1,1 +1,1 @@
-"""Load test: every answer is compared with the checkpoint's golden texts."""
+"""Load tests with Locust that compare every answer with the checkpoint's, and the search for a server's capacity."""

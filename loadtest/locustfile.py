@@ -1,45 +1,68 @@
-"""The load test as locust runs it; docs/loadtest.md says how to use it.
+"""The load test's connection to Locust: its users, its shape, and what happens at the start and end of a run.
 
-``python -m locust -f loadtest/locustfile.py --headless --host http://localhost:8000 --golden PATH -u 8 -t 20s`` from
-the repository's root. Exit codes: 0 the objectives are met, 1 one is missed, 2 it was asked wrongly: a bad file or
-option, or no such server, found before any user starts.
+docs/loadtest.md says how to use it; the command is ``python -m locust -f loadtest/locustfile.py`` in the repository's
+root. Exit codes: 0 the objectives are met; 1 one is missed; 2 the run cannot be made (a bad file or option, no server,
+or another model), which is found before any user starts.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-from locust import events
-from locust.runners import WorkerRunner
+import gevent
+from locust import LoadTestShape, events
+from locust.runners import MasterRunner, WorkerRunner
 
-from loadtest.golden import GoldenError
+from loadtest.expected import ExpectedAnswersError
 from loadtest.objectives import ObjectivesError
 from loadtest.options import add_options
-from loadtest.run import MismatchedModelError, Run, prepare_run
+from loadtest.run import LoadRun, MismatchedModelError, prepare_run
 from loadtest.server_metrics import MetricsError, scrape
-from loadtest.shapes import Shape
-from loadtest.summary import summarize, write_summary
-from loadtest.tables import print_summary
+from loadtest.summary import print_summary, summarize, write_summary
+from loadtest.tally import Tally
 from loadtest.users import CLASSES, GrpcClassifier, HttpClassifier
-from loadtest.workers import connect_workers
 from polyhead_client import PolyheadClientError
 
-__all__ = ["GrpcClassifier", "HttpClassifier", "Shape"]  # what locust looks for here
+__all__ = ["GrpcClassifier", "HttpClassifier", "LoadShape"]  # Locust looks for users and a shape here
 
-WRONGLY_ASKED = (GoldenError, ObjectivesError, MetricsError, MismatchedModelError, PolyheadClientError)
+CANNOT_RUN = (ExpectedAnswersError, ObjectivesError, MetricsError, MismatchedModelError, PolyheadClientError)
+SPAWN_RATE = 100.0  # users per second; Locust warns above that
+# Messages between a master and its workers.
+FINISH, FINISHED, TALLY = "polyhead_finish", "polyhead_finished", "polyhead"
+SLACK_S = 10.0  # how long the master waits for workers beyond the time that requests in progress may take
 
-events.init_command_line_parser.add_listener(add_options)
+
+class LoadShape(LoadTestShape):
+    """The shape that ``--shape`` names; ``-u`` is its highest number of users and ``-t`` its length."""
+
+    use_common_options = True
+
+    def reset_time(self) -> None:
+        """Plans the run. Locust calls this before the first tick of each run."""
+        super().reset_time()  # type: ignore[no-untyped-call]  # Locust's
+        run_of(self.runner).plan()
+
+    def tick(self) -> tuple[int, float] | None:
+        """The number of users now; None when the run is over."""
+        users = run_of(self.runner).users_at(self.get_run_time())  # type: ignore[no-untyped-call]  # Locust's
+        return None if users is None else (users, SPAWN_RATE)
 
 
-@events.init.add_listener
+def run_of(runner: Any) -> LoadRun:
+    """The run that `prepare` or `begin` has put into Locust's environment."""
+    run: LoadRun = runner.environment.run
+    return run
+
+
 def prepare(environment: Any, **_: Any) -> None:
-    """Proves that the run can be made; a worker does so when its master has told it the options."""
+    """Checks that the run can be made. A worker checks in `begin`, when its master has sent it the options."""
     options = environment.parsed_options
     environment.run = None
     environment.user_classes = [CLASSES[options.protocol]]
-    connect_workers(environment, lambda: environment.run)
+    connect_workers(environment)
     if isinstance(environment.runner, WorkerRunner):
         return
     if not options.golden:
@@ -49,13 +72,12 @@ def prepare(environment: Any, **_: Any) -> None:
     if "://" not in environment.host:
         environment.host = f"http://{environment.host}"
     environment.run = prepare_or_refuse(environment)
-    # Requests under way when the time is up are waited for: one that hangs must end as an error, not vanish.
+    # The run's end waits for requests in progress, so that a request that hangs is counted as an error.
     environment.stop_timeout = max(environment.stop_timeout or 0.0, options.request_timeout_s + 1)
 
 
-@events.test_start.add_listener
 def begin(environment: Any, **_: Any) -> None:
-    """Starts from nothing; the web page can begin one run after the other."""
+    """Starts counting from zero; the web page can start one run after another."""
     if isinstance(environment.runner, WorkerRunner):
         environment.user_classes = [CLASSES[environment.parsed_options.protocol]]
         environment.run = prepare_or_refuse(environment)
@@ -65,9 +87,8 @@ def begin(environment: Any, **_: Any) -> None:
         run.before, run.after = scrape(run.options.metrics_url), None
 
 
-@events.test_stop.add_listener
 def end(environment: Any, **_: Any) -> None:
-    """Reads the server's metrics again; a server that is gone by then has the errors to show for it."""
+    """Reads the server's metrics again. If the server is gone, the run's errors say so."""
     run = environment.run
     if run is not None and run.before is not None and not isinstance(environment.runner, WorkerRunner):
         try:
@@ -76,19 +97,18 @@ def end(environment: Any, **_: Any) -> None:
             print(f"loadtest: {error}", file=sys.stderr)
 
 
-@events.quitting.add_listener
 def conclude(environment: Any, **_: Any) -> None:
-    """Draws the summary, writes it, and lets it be printed last; a worker leaves that to its master."""
+    """Writes the summary, and prints it last; a worker leaves that to its master."""
     runner, run = environment.runner, environment.run
     if run is None or isinstance(runner, WorkerRunner):
         return
-    runner.stop()  # after Ctrl-C, users still ask
+    runner.stop()  # after Ctrl-C, users still run
     if not run.started:
-        return  # a web page on which nobody began a run
-    broken = sum(entry["count"] for entry in runner.exceptions.values())
-    summary = summarize(run, broken)
+        return  # a web page on which nobody started a run
+    broken_users = sum(entry["count"] for entry in runner.exceptions.values())
+    summary = summarize(run, broken_users)
     environment.process_exit_code = summary.exit_code
-    events.quit.add_listener(lambda **_: print_summary(summary))  # after locust's own tables
+    listen(events.quit, lambda **_: print_summary(summary))  # after Locust's own tables
     if run.options.summary:
         try:
             write_summary(summary, Path(run.options.summary))
@@ -97,11 +117,11 @@ def conclude(environment: Any, **_: Any) -> None:
             environment.process_exit_code = 1
 
 
-def prepare_or_refuse(environment: Any) -> Run:
-    """The run, or the end of the process."""
+def prepare_or_refuse(environment: Any) -> LoadRun:
+    """Prepares the run, or ends the process."""
     try:
         return prepare_run(environment.host, environment.parsed_options)
-    except WRONGLY_ASKED as error:
+    except CANNOT_RUN as error:
         refuse(str(error))
 
 
@@ -109,3 +129,63 @@ def refuse(message: str) -> NoReturn:
     """Ends the process before any user starts."""
     print(f"loadtest: {message}", file=sys.stderr, flush=True)
     sys.exit(2)
+
+
+def connect_workers(environment: Any) -> None:
+    """Sends counts from workers to their master, up to the last request.
+
+    Locust itself waits half a second for its workers' last reports, and loses the requests that take longer.
+    """
+    runner, hooks = environment.runner, environment.events
+    if isinstance(runner, WorkerRunner):
+        runner.register_message(FINISH, _finish_worker, concurrent=True)
+        listen(hooks.report_to_master, lambda data, **_: _report(environment.run, data))
+    elif isinstance(runner, MasterRunner):
+        finished: set[str] = set()
+        runner.register_message(FINISHED, lambda msg, **_: finished.add(msg.node_id))
+        listen(hooks.worker_report, lambda data, **_: _merge_report(environment.run, data))
+        listen(hooks.test_start, lambda **_: finished.clear())
+        listen(hooks.test_stopping, lambda **_: _wait_for_workers(environment, finished))
+
+
+def _report(run: LoadRun | None, data: dict[str, Any]) -> None:
+    if run is not None:
+        data[TALLY] = run.tally.drain()
+
+
+def _merge_report(run: LoadRun | None, data: dict[str, Any]) -> None:
+    if run is not None and TALLY in data:
+        run.tally.merge(Tally.from_message(data[TALLY]))
+
+
+def _finish_worker(environment: Any, **_: Any) -> None:
+    """On a worker: ends the users, reports all remaining counts, and says that it has finished."""
+    runner = environment.runner
+    runner.stop()
+    data: dict[str, Any] = {}
+    environment.events.report_to_master.fire(client_id=runner.client_id, data=data)
+    runner.send_message("stats", data)
+    runner.send_message(FINISHED)
+
+
+def _wait_for_workers(environment: Any, finished: set[str]) -> None:
+    """On the master, before it stops: waits until all running workers have reported, or until one takes too long."""
+    clients = environment.runner.clients
+    environment.runner.send_message(FINISH)
+    deadline = time.monotonic() + environment.stop_timeout + SLACK_S
+    while time.monotonic() < deadline:
+        if {client.id for client in (*clients.spawning, *clients.running)} <= finished:
+            return
+        gevent.sleep(0.05)
+
+
+def listen(hook: Any, listener: Any) -> None:
+    """Adds a listener to one of Locust's event hooks, which carry no types."""
+    hook.add_listener(listener)
+
+
+listen(events.init_command_line_parser, add_options)
+listen(events.init, prepare)
+listen(events.test_start, begin)
+listen(events.test_stop, end)
+listen(events.quitting, conclude)

@@ -1,4 +1,4 @@
-"""What a run must reach, from a TOML file, and whether it did."""
+"""What a run must reach, from a TOML file, and whether it did reach it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Objective: the figure of the summary that it bounds. ``min_`` bounds from below, all others from above.
+# Objective: the figure of the summary that it limits. ``min_`` is a lower limit, all others are upper limits.
 BOUNDS = {
     "p50_ms": "p50_ms",
     "p95_ms": "p95_ms",
@@ -18,17 +18,17 @@ BOUNDS = {
     "mismatch_rate": "mismatch_rate",
     "min_texts_s": "texts_s",
 }
-# A fast wrong answer is no success, and a lost one neither, unless the file says otherwise.
+# These hold even if the file does not mention them: a fast wrong answer is not a success, and neither is a lost one.
 ALWAYS = {"error_rate": 0.0, "mismatch_rate": 0.0}
 
 
 class ObjectivesError(Exception):
-    """The file cannot be used; one line that names the file, the key and what is allowed."""
+    """The file cannot be used; one line with the file, the key and what is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One objective beside what was measured; None where there was nothing to measure."""
+    """One objective and its measured figure; None if there was nothing to measure."""
 
     objective: str
     limit: float
@@ -37,10 +37,10 @@ class Verdict:
 
 
 def read_objectives(path: Path | None) -> dict[str, float]:
-    """Reads the file; `ALWAYS` holds where it, or its key, is not there.
+    """Reads the file. The objectives in `ALWAYS` apply unless the file sets them.
 
     Raises:
-        ObjectivesError: it cannot be read, or a key or value is not allowed.
+        ObjectivesError: the file cannot be read, or a key or value is not allowed.
     """
     if path is None:
         return dict(ALWAYS)
@@ -51,7 +51,7 @@ def read_objectives(path: Path | None) -> dict[str, float]:
     for name, value in fields.items():
         if name not in BOUNDS:
             raise ObjectivesError(f"{path}: unknown key {name!r}; allowed are {', '.join(BOUNDS)}")
-        # bool is an int in Python, not in the file.
+        # isinstance takes true for an int
         if isinstance(value, bool) or not isinstance(value, int | float) or not (value >= 0 and math.isfinite(value)):
             raise ObjectivesError(f"{path}: {name} must be a number of at least 0, got {value!r}")
         if name.endswith("_rate") and value > 1:
@@ -60,7 +60,7 @@ def read_objectives(path: Path | None) -> dict[str, float]:
 
 
 def judge(objectives: Mapping[str, float], figures: Mapping[str, Any]) -> list[Verdict]:
-    """Compares each objective with its figure; a figure that is None misses it."""
+    """Compares each objective with its figure; without a figure the objective is missed."""
     verdicts = []
     for name, limit in objectives.items():
         measured = figures[BOUNDS[name]]

@@ -1,24 +1,25 @@
-"""How load goes over time: each shape is a list of phases, and what is measured is told by phase.
+"""How load goes over time: each shape is a list of phases, and open arrivals come at random times.
 
-locust is not imported here, nor by what imports this: it patches the interpreter.
+This module and everything it imports must not import locust, because locust patches the interpreter.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-# Shape: seconds where -t does not say.
+# Shape: its length in seconds without -t.
 SHAPES = {"constant": 60, "ramp": 120, "steps": 120, "spike": 90, "soak": 1200, "open": 60}
-LEAST_GAIN = 0.05  # a step that adds less throughput than this share adds users in vain
+LEAST_GAIN = 0.05  # a step that adds a smaller share of throughput has passed saturation
 RAMP_PHASES = 5
 SOAK_PHASES = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A part of a run, in seconds from its start; the users go evenly from the first number to the second."""
+    """A part of a run, in seconds from the run's start. The number of users changes evenly from start to end."""
 
     name: str
     start_s: float
@@ -37,24 +38,24 @@ def phases_of(shape: str, users: int, duration_s: float, steps: int) -> list[Pha
     match shape:
         case "ramp":
             levels = [users * part // RAMP_PHASES for part in range(RAMP_PHASES + 1)]
-            return _parts("ramp", duration_s, list(pairwise(levels)))
+            return _equal_phases("ramp", duration_s, list(pairwise(levels)))
         case "steps":
             levels = sorted({max(1, users * step // steps) for step in range(1, steps + 1)})
-            return _parts("step", duration_s, [(level, level) for level in levels])
+            return _equal_phases("step", duration_s, [(level, level) for level in levels])
         case "spike":
             usual = max(1, users // 4)
-            before, peak, after = _parts("", duration_s, [(usual, usual), (users, users), (usual, usual)])
+            parts = _equal_phases("", duration_s, [(usual, usual), (users, users), (usual, usual)])
             return [
                 Phase(name, part.start_s, part.end_s, part.users_from, part.users_to)
-                for name, part in (("before", before), ("spike", peak), ("after", after))
+                for name, part in zip(("before", "spike", "after"), parts, strict=True)
             ]
         case "soak":
-            return _parts("soak", duration_s, [(users, users)] * SOAK_PHASES)
+            return _equal_phases("soak", duration_s, [(users, users)] * SOAK_PHASES)
         case _:
             return [Phase(shape, 0.0, duration_s, users, users)]
 
 
-def _parts(name: str, duration_s: float, levels: Sequence[tuple[int, int]]) -> list[Phase]:
+def _equal_phases(name: str, duration_s: float, levels: Sequence[tuple[int, int]]) -> list[Phase]:
     length = duration_s / len(levels)
     return [
         Phase(f"{name} {place + 1}", place * length, (place + 1) * length, *users) for place, users in enumerate(levels)
@@ -62,8 +63,33 @@ def _parts(name: str, duration_s: float, levels: Sequence[tuple[int, int]]) -> l
 
 
 def find_saturation(rates: Sequence[float]) -> int | None:
-    """The first step whose follower added next to nothing; None where each one added something."""
+    """The first step after which throughput hardly grew; None if it grew at every step."""
     for place, (rate, following) in enumerate(pairwise(rates)):
         if rate > 0 and following < rate * (1 + LEAST_GAIN):
             return place
     return None
+
+
+class PoissonArrivals:
+    """The times at which the requests of an open load are due, whatever happened to earlier requests.
+
+    Independent callers arrive like that: their gaps are exponential, and several such sources together are one source
+    with the sum of their rates. A closed user waits for its answer before it sends again. It sends less while the
+    server is slow, and so hides the waiting that overload causes (coordinated omission).
+
+    Attributes:
+        due: when the next request should start, on the clock of `start`.
+    """
+
+    def __init__(self, per_second: float, start: float, draw: random.Random) -> None:
+        self._per_second = per_second
+        self._draw = draw
+        self.due = start + draw.expovariate(per_second)
+
+    def take(self, now: float) -> list[float]:
+        """The due times up to `now` that were not taken before."""
+        taken = []
+        while self.due <= now:
+            taken.append(self.due)
+            self.due += self._draw.expovariate(self._per_second)
+        return taken

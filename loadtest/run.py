@@ -1,4 +1,4 @@
-"""One run: what is sent and expected, what it must reach, and what has been counted."""
+"""One run: what it sends and expects, what it must reach, and what it has counted."""
 
 from __future__ import annotations
 
@@ -10,39 +10,36 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from loadtest.golden import GoldenRow, read_golden, read_heads
+from loadtest.expected import ExpectedAnswer, read_expected, read_heads
 from loadtest.objectives import read_objectives
 from loadtest.phases import SHAPES, Phase, find_saturation, phases_of
-from loadtest.server_metrics import Samples, precision, scrape
+from loadtest.server_metrics import Samples, scrape
 from loadtest.tally import Counts, Tally
+from loadtest.verify import TOLERANCE
 from polyhead_client import Client, ModelSchema, RetryPolicy
-
-# Score differences by the precision that the server computes in: polyhead.gate's, and for fp32 what two machines and
-# batch sizes may differ by.
-TOLERANCE = {"fp32": 1e-3, "bf16": 0.03, "int8": 0.05}
 
 
 class MismatchedModelError(Exception):
-    """The server serves another model than the expected answers are of."""
+    """The server serves a different model from the one that the expected answers come from."""
 
 
 @dataclass
-class Run:
+class LoadRun:
     """Made by `prepare_run`; all users of a process share it.
 
     Attributes:
-        options: locust's, with this package's among them.
-        rows: texts and what the model must say of them.
+        options: Locust's options, which include those of `loadtest.options`.
+        expected: texts and their expected answers.
         objectives: limits by name.
-        tally: what has been counted; a worker's is emptied with each report.
-        started: clock time at which the first users came; 0 before.
+        tally: what has been counted; a worker's tally is emptied by each report to the master.
+        started: clock time at which the first users started; 0 before.
         phases: of the shape.
-        before, after: the server's metrics at both ends, where they were asked for and could be had.
+        before, after: the server's metrics at both ends, if they were asked for and could be read.
         users: numbers the users, so that each draws its own texts.
     """
 
     options: Any
-    rows: list[GoldenRow]
+    expected: list[ExpectedAnswer]
     schema: ModelSchema
     objectives: dict[str, float]
     tally: Tally = field(default_factory=Tally)
@@ -53,23 +50,23 @@ class Run:
     users: Any = field(default_factory=count)
 
     def plan(self) -> None:
-        """Lays out the shape. The web page may begin more than one run, with other options."""
+        """Lays out the phases. The web page can start several runs, each with its own options."""
         options = self.options
         users = options.num_users or 1
         duration_s = float(options.run_time or SHAPES[options.shape])
         self.phases = phases_of(options.shape, users, duration_s, options.shape_steps)
         if not options.worker:
-            options.sources = users  # of open arrivals; unlike locust's own options it reaches the workers
+            options.sources = users  # of open arrivals; workers receive it, unlike Locust's own -u
 
     def begin(self) -> None:
-        """Nothing is counted yet."""
+        """Starts counting from zero."""
         self.tally = Tally()
         self.started = time.time()
 
     def users_at(self, elapsed_s: float) -> int | None:
-        """How many users there should be; None when the run is over. Steps end early, beyond saturation."""
+        """How many users there should be; None when the run is over. The shape steps ends early after saturation."""
         done = [phase for phase in self.phases if phase.end_s <= elapsed_s]
-        # Workers report every three seconds, so the step that has just ended is not known in full.
+        # Workers report every three seconds, so the step that has just ended is not yet known in full.
         if self.options.shape == "steps" and find_saturation(self.rates(done[:-1])) is not None:
             self.phases = done
         if len(done) == len(self.phases):
@@ -77,29 +74,30 @@ class Run:
         return self.phases[len(done)].users_at(elapsed_s)
 
     def counts(self, phase: Phase) -> tuple[Counts, int]:
-        """What ended in the seconds that lie in a phase as a whole, and how many these are."""
+        """The counts of the whole seconds within a phase, and the number of these seconds."""
         start, end = math.ceil(self.started + phase.start_s), math.floor(self.started + phase.end_s)
         return self.tally.between(start, end), max(end - start, 0)
 
     def rates(self, phases: Sequence[Phase]) -> list[float]:
-        """Texts a second of each."""
+        """Texts per second of each phase."""
         return [counts.texts / seconds if seconds else 0.0 for counts, seconds in map(self.counts, phases)]
 
 
-def prepare_run(host: str, options: Any) -> Run:
-    """Reads what is expected and proves that the server can be asked for it; sets ``options.tolerance``.
+def prepare_run(host: str, options: Any) -> LoadRun:
+    """Reads what is expected and checks that the server has the same model; sets ``options.tolerance``.
 
     Raises:
-        GoldenError, ObjectivesError, MetricsError, MismatchedModelError, PolyheadClientError: it cannot be asked.
+        ExpectedAnswersError, ObjectivesError, MetricsError, MismatchedModelError, PolyheadClientError: the run cannot
+            be made.
     """
     golden = Path(options.golden)
-    rows = read_golden(golden)
+    expected = read_expected(golden)
     objectives = read_objectives(Path(options.objectives) if options.objectives else None)
     with connect(host, options) as client:
         schema = client.schema()
-    if schema.width != len(rows[0].scores):
+    if schema.width != len(expected[0].scores):
         raise MismatchedModelError(
-            f"{golden}: has {len(rows[0].scores)} scores a text, the served model {schema.width}; "
+            f"{golden}: has {len(expected[0].scores)} scores per text, the served model {schema.width}; "
             "was it made from the served checkpoint?"
         )
     config = (Path(options.checkpoint) if options.checkpoint else golden.parent) / "config.json"
@@ -107,13 +105,21 @@ def prepare_run(host: str, options: Any) -> Run:
     if heads is not None and heads != schema.heads:
         raise MismatchedModelError(f"{golden}: the served model's heads differ from those in {config}")
     before = scrape(options.metrics_url) if options.metrics_url and not options.worker else None
-    if options.tolerance is None:
-        options.tolerance = TOLERANCE[(before and precision(before, options.model)) or "fp32"]
-    return Run(options, rows, schema, objectives, before=before)
+    options.tolerance, options.tolerance_reason = choose_tolerance(options.tolerance, schema)
+    return LoadRun(options, expected, schema, objectives, before=before)
+
+
+def choose_tolerance(asked: float | None, schema: ModelSchema) -> tuple[float, str]:
+    """The allowed difference of a score, and where it comes from: the option, the server's schema, or the default."""
+    if asked is not None:
+        return asked, "--tolerance"
+    if schema.tolerance is not None:
+        return schema.tolerance, f"the server's schema states it for {schema.precision}"
+    return TOLERANCE, "the default for fp32; the server's schema states none"
 
 
 def connect(host: str, options: Any) -> Client:
-    """A client that repeats nothing: a failure that a retry would hide is what a load test looks for."""
+    """A client that never retries: a load test must see the failures that a retry would hide."""
     return Client(
         host,
         options.model,

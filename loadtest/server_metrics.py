@@ -1,4 +1,4 @@
-"""Where the server's time went during a run: its Prometheus metrics before and after, subtracted."""
+"""Where the server's time went during a run: the difference of its Prometheus metrics before and after."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
+EXAMPLE = "expected something like http://localhost:8002/metrics"
+
+
 class MetricsError(Exception):
-    """The metrics cannot be read; one line that names the address."""
+    """The metrics cannot be read; one line with the address."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Milliseconds that a request spent in Triton's queue, or a batch in a stage of ``model.py``."""
+    """Milliseconds of a request in Triton's queue, or of a batch in a stage of ``model.py``."""
 
     mean_ms: float | None
     p50_ms: float | None = None
@@ -32,19 +35,19 @@ class Stage:
 
 
 def scrape(url: str) -> Samples:
-    """Reads Prometheus' text format.
+    """Reads a server's metrics.
 
     Raises:
-        MetricsError: nobody answers there, or not with metrics.
+        MetricsError: nothing answers there, or the answer is not a Triton server's metrics.
     """
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=PATIENCE_S) as response:
             samples = parse(response.read().decode("utf-8"))
     except (OSError, HTTPException, ValueError) as error:
-        raise MetricsError(f"no metrics at {url} ({error}); give such as http://localhost:8002/metrics") from error
+        raise MetricsError(f"no metrics at {url} ({error}); {EXAMPLE}") from error
     if not any(name == "nv_inference_request_success" for name, _ in samples):
-        raise MetricsError(f"no metrics of a Triton server at {url}; give such as http://localhost:8002/metrics")
+        raise MetricsError(f"no metrics of a Triton server at {url}; {EXAMPLE}")
     return samples
 
 
@@ -58,14 +61,14 @@ def parse(text: str) -> Samples:
 
 
 def subtract(before: Samples, after: Samples) -> Samples:
-    """What was added; a counter that is lower than before began again at 0, since the server did."""
+    """What each counter gained. A counter that is lower than before restarted at 0, together with the server."""
     return {
         key: value - before.get(key, 0.0) if value >= before.get(key, 0.0) else value for key, value in after.items()
     }
 
 
 def stages(added: Samples, model: str) -> dict[str, Stage]:
-    """The queue's time a request and each stage's a batch. Requests of others and the canary's are among them."""
+    """Queue time per request, and time of each stage per batch; includes other callers' and the canary's requests."""
     requests = _sum(added, "nv_inference_request_success", model=model)
     queue_us = _sum(added, "nv_inference_queue_duration_us", model=model)
     found = {"queue": Stage(_ratio(queue_us / 1000, requests))}
@@ -78,20 +81,10 @@ def stages(added: Samples, model: str) -> dict[str, Stage]:
     return found
 
 
-def texts_a_batch(added: Samples, model: str) -> float | None:
+def texts_per_batch(added: Samples, model: str) -> float | None:
     """How many texts the server computed at once, on average."""
     batches = _sum(added, "polyhead_batch_texts_count", model=model)
     return _ratio(_sum(added, "polyhead_batch_texts_sum", model=model), batches)
-
-
-def precision(samples: Samples, model: str) -> str | None:
-    """The lowest precision among the instances that serve now; None where the server does not say."""
-    serving = {
-        dict(labels).get("precision")
-        for (name, labels), value in samples.items()
-        if name == "polyhead_instances" and value > 0 and ("model", model) in labels
-    }
-    return next((one for one in ("int8", "bf16", "fp32") if one in serving), None)
 
 
 def _matching(samples: Samples, name: str, labels: Mapping[str, str]) -> list[tuple[dict[str, str], float]]:
@@ -108,7 +101,7 @@ def _ratio(total: float, count: float) -> float | None:
 
 
 def _buckets(samples: Samples, name: str, labels: Mapping[str, str]) -> list[tuple[float, float]]:
-    """Cumulative counts by upper bound in seconds, of all versions and instances together."""
+    """Cumulative counts by upper bound in seconds, added up over versions and instances."""
     counts: dict[float, float] = {}
     for found, value in _matching(samples, name, labels):
         bound = float(found["le"].replace("+Inf", "inf"))
@@ -117,7 +110,7 @@ def _buckets(samples: Samples, name: str, labels: Mapping[str, str]) -> list[tup
 
 
 def _quantile(buckets: list[tuple[float, float]], share: float) -> float | None:
-    """As Prometheus' histogram_quantile: even within a bucket; in the last, open one its lower bound."""
+    """As Prometheus' histogram_quantile: interpolated within a bucket; the lower bound of the last, open bucket."""
     if not buckets or not buckets[-1][1]:
         return None
     wanted = share * buckets[-1][1]

@@ -1,24 +1,29 @@
-"""What a run found: counts, throughput, latency, where the server's time went, and whether the objectives are met."""
+"""The result of a run, as JSON and as tables: counts, throughput, latency, server times, and the objectives."""
 
 from __future__ import annotations
 
 import json
 import os
-import tempfile
-from dataclasses import asdict, dataclass
+import sys
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
 from loadtest.objectives import Verdict, judge
 from loadtest.phases import find_saturation
-from loadtest.run import Run
-from loadtest.server_metrics import Stage, stages, subtract, texts_a_batch
+from loadtest.run import LoadRun
+from loadtest.server_metrics import Stage, stages, subtract, texts_per_batch
 from loadtest.tally import Counts
+
+LATE_MS = 10.0  # from this delay on, the load generator is itself a noticeable part of the latency
 
 
 @dataclass(frozen=True, slots=True)
 class PhaseResult:
-    """What ended within one phase of the shape."""
+    """The requests that ended within one phase of the shape."""
 
     name: str
     users: int
@@ -31,22 +36,23 @@ class PhaseResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class LoadSummary:
     """The result of one run.
 
     Attributes:
-        requests: all that came to an end.
-        texts, tokens: in requests that were answered rightly.
+        requests: all requests that ended.
+        texts, tokens: of requests that were answered right.
         mismatches: requests with at least one wrong answer.
-        foreign: of these, the ones that got the answer to another text.
+        foreign: those among them that got the answer to another text.
         errors: requests without an answer, and users that broke.
-        duration_s: from when the first request was due to the end of the last.
-        mean_ms, p50_ms, p95_ms, p99_ms: latency of the requests that were answered or timed out; None without any.
-        late_p99_ms: open arrivals only, how late the load generator itself started requests.
-        server: time by stage; empty where the server's metrics were not asked for or could not be had at the end.
-        texts_a_batch: as the server computed them, or None.
-        phases: of shapes that have more than one.
-        saturated: of the shape steps, the phase beyond which users added next to nothing.
+        duration_s: from when the first request was due to the end of the last one.
+        mean_ms, p50_ms, p95_ms, p99_ms: latency of requests that were answered or timed out; None if there are none.
+        late_p99_ms: open arrivals only: how late the load generator itself started requests.
+        server: times by stage; empty if the server's metrics were not asked for or could not be read at the end.
+        texts_a_batch: number of texts per batch that the server computed, or None.
+        tolerance: the allowed difference of a score; `tolerance_reason` says where it comes from.
+        phases: only of shapes that have more than one.
+        saturated: shape steps only: the phase after which more users hardly added throughput.
     """
 
     shape: str
@@ -71,18 +77,20 @@ class Summary:
     late_p99_ms: float | None
     server: dict[str, Stage]
     texts_a_batch: float | None
+    tolerance: float
+    tolerance_reason: str
     phases: list[PhaseResult]
     saturated: str | None
     verdicts: list[Verdict]
 
     @property
     def exit_code(self) -> int:
-        """0 only if something was answered and all objectives are met."""
+        """0 only if something was answered right and all objectives are met."""
         return 0 if self.texts > 0 and all(verdict.met for verdict in self.verdicts) else 1
 
 
-def summarize(run: Run, broken_users: int = 0) -> Summary:
-    """Draws it from a run that has ended; `broken_users` counts exceptions outside requests."""
+def summarize(run: LoadRun, broken_users: int = 0) -> LoadSummary:
+    """Summarizes a run that has ended; `broken_users` is the number of exceptions outside requests."""
     total, options = run.tally.total(), run.options
     duration_s = (run.tally.ended or 0.0) - (run.tally.began or 0.0)
     errors = total.errors + broken_users
@@ -100,7 +108,7 @@ def summarize(run: Run, broken_users: int = 0) -> Summary:
         "error_rate": errors / ended if ended else None,
         "mismatch_rate": total.mismatches / ended if ended else None,
     }
-    return Summary(
+    return LoadSummary(
         shape=options.shape,
         protocol=options.protocol,
         users=max(phase.users_to for phase in run.phases),
@@ -114,14 +122,16 @@ def summarize(run: Run, broken_users: int = 0) -> Summary:
         **figures,
         late_p99_ms=_rounded(lateness),
         server=stages(added, options.model) if added else {},
-        texts_a_batch=texts_a_batch(added, options.model) if added else None,
+        texts_a_batch=texts_per_batch(added, options.model) if added else None,
+        tolerance=options.tolerance,
+        tolerance_reason=options.tolerance_reason,
         phases=phases,
         saturated=None if saturation is None else phases[saturation].name,
         verdicts=judge(run.objectives, figures),
     )
 
 
-def _phase_result(run: Run, place: int) -> PhaseResult:
+def _phase_result(run: LoadRun, place: int) -> PhaseResult:
     phase = run.phases[place]
     counts, seconds = run.counts(phase)
     return PhaseResult(
@@ -146,16 +156,102 @@ def _rounded(ms: float | None) -> float | None:
     return None if ms is None else round(ms, 2)
 
 
-def write_summary(summary: Summary, path: Path) -> None:
-    """Writes JSON beside the target, then renames it into place: nobody reads half a file."""
+def write_summary(summary: LoadSummary, path: Path) -> None:
+    """Writes the summary as JSON. The file appears complete: it is written beside its place and then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as part:
-        try:
-            json.dump(asdict(summary) | {"exit_code": summary.exit_code}, part, indent=2)
-            part.write("\n")
-            part.close()
-            Path(part.name).chmod(0o644)  # a temporary file is its owner's only
-            os.replace(part.name, path)
-        except BaseException:
-            Path(part.name).unlink(missing_ok=True)
-            raise
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(json.dumps(asdict(summary) | {"exit_code": summary.exit_code}, indent=2) + "\n", "utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def print_summary(summary: LoadSummary) -> None:
+    """Prints tables to stdout, with the objectives last; 100 characters wide if stdout is no terminal."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+    if summary.phases:
+        console.print(_phases(summary))
+    console.print(_throughput(summary))
+    console.print(_times(summary))
+    if not summary.server:
+        console.print("The server's own times need --metrics-url, and a server that still runs at the end.")
+    if summary.late_p99_ms is not None and summary.late_p99_ms > LATE_MS:
+        console.print(
+            f"The load generator started 1 of 100 requests more than {summary.late_p99_ms:.0f} ms late, and its "
+            "latencies include that: give it --processes, or its own cores.",
+            soft_wrap=True,
+        )
+    console.print(f"Tolerance of scores: {summary.tolerance:g} ({summary.tolerance_reason}).", soft_wrap=True)
+    console.print(_objectives(summary))
+    console.print(f"load test: {_verdict(summary)}", soft_wrap=True)
+
+
+def _verdict(summary: LoadSummary) -> str:
+    if summary.texts == 0:
+        return "FAILED, nothing was answered right"
+    missed = [verdict.objective for verdict in summary.verdicts if not verdict.met]
+    if missed:
+        return f"FAILED, missed {', '.join(missed)}"
+    agree = "all answers agree" if summary.mismatches == 0 else f"{summary.mismatches} mismatches"
+    return f"objectives met, {agree} with the expected ones"
+
+
+def _phases(summary: LoadSummary) -> Table:
+    table = _table("phase", "users", "texts/s", "p50 ms", "p95 ms", "p99 ms", "errors", "mismatches")
+    for phase in summary.phases:
+        name = f"{phase.name} (saturated)" if phase.name == summary.saturated else phase.name
+        table.add_row(name, *map(_number, astuple(phase)[1:]))
+    return table
+
+
+def _throughput(summary: LoadSummary) -> Table:
+    table = _table(f"{summary.shape}, {summary.protocol}, {summary.duration_s:.1f} s", "count", "per second")
+    table.add_row("requests", _number(summary.requests), _number(summary.requests_s))
+    table.add_row("texts answered right", _number(summary.texts), _number(summary.texts_s))
+    table.add_row("tokens in them", _number(summary.tokens), _number(summary.tokens_s))
+    table.add_row("mismatches", _number(summary.mismatches), "")
+    table.add_row("  answers to other texts", _number(summary.foreign), "")
+    table.add_row("errors", _number(summary.errors), "")
+    return table
+
+
+def _times(summary: LoadSummary) -> Table:
+    table = _table("ms", "mean", "p50", "p95", "p99")
+    figures = (summary.mean_ms, summary.p50_ms, summary.p95_ms, summary.p99_ms)
+    table.add_row("client: latency per request", *map(_number, figures))
+    kinds = {"queue": "per request", "tokenize": "per batch", "compute": "per batch", "decode": "per batch"}
+    for name, unit in kinds.items():
+        stage = summary.server.get(name)
+        times = astuple(stage) if stage else (None, None, None, None)
+        table.add_row(f"server: {name} {unit}", *map(_number, times))
+    if summary.texts_a_batch is not None:
+        table.add_row("server: texts per batch", _number(summary.texts_a_batch), "", "", "")
+    return table
+
+
+def _objectives(summary: LoadSummary) -> Table:
+    table = _table("objective", "limit", "measured", "met")
+    for verdict in summary.verdicts:
+        met = "yes" if verdict.met else "NO"
+        table.add_row(verdict.objective, f"{verdict.limit:g}", _number(verdict.measured), met)
+    return table
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(first, box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _number(value: float | str | None) -> str:
+    match value:
+        case None:
+            return "-"
+        case str():
+            return value
+        case int():
+            return f"{value:,}"
+        case _:
+            return f"{value:,.1f}" if abs(value) >= 1 or value == 0 else f"{value:.3g}"

@@ -1,7 +1,7 @@
-"""Users that send golden texts and compare every answer: one kind a protocol.
+"""Locust users that send texts and compare every answer with the expected one; one class per protocol.
 
-A closed user asks again when it has its answer. An open one (``--shape open``) is a source of arrivals: each request
-starts when it is due, in a greenlet of its own, and its latency counts from then.
+A closed user sends its next request when it has its answer. An open user (``--shape open``) is a source of arrivals:
+each request starts when it is due, in its own greenlet, and its latency counts from that time.
 """
 
 from __future__ import annotations
@@ -15,24 +15,23 @@ from gevent.lock import BoundedSemaphore
 from gevent.pool import Group
 from locust import FastHttpUser, User, task
 
-from loadtest.arrivals import PoissonArrivals
-from loadtest.golden import GoldenRow
+from loadtest.expected import ExpectedAnswer
 from loadtest.options import sizes_of
-from loadtest.owners import find_owner
-from loadtest.run import Run, connect
-from loadtest.tally import Outcome
-from loadtest.verify import find_mismatches
+from loadtest.phases import PoissonArrivals
+from loadtest.run import LoadRun, connect
+from loadtest.tally import RequestOutcome
+from loadtest.verify import find_mismatches, find_owner
 from polyhead_client import PolyheadClientError, Prediction, RequestTimeoutError
 from polyhead_client.errors import mapped
 from polyhead_client.operations import take_output
 from polyhead_client.request import HttpReply, decode, encode, infer_call
 
-CONNECTIONS = 256  # of an open user at a time; whoever is due beyond waits for one, and that counts
+CONNECTIONS = 256  # of one open user; further requests wait for a connection, and their latency includes that wait
 MOST_NAMED = 3  # mismatches in one message
 
 
 class MismatchError(Exception):
-    """The server answered, but not as expected."""
+    """The server's answer is not the expected one."""
 
 
 class ForeignAnswerError(MismatchError):
@@ -40,17 +39,17 @@ class ForeignAnswerError(MismatchError):
 
 
 class Classifier(User):
-    """What both protocols share."""
+    """The base class of both protocols' users."""
 
     abstract = True
 
     def on_start(self) -> None:
-        """Seeds the draw of texts and, if open, the arrivals."""
-        self.shared: Run = self.environment.run
-        options = self.shared.options
+        """Seeds the draw of texts and, for an open user, the arrivals."""
+        self.load_run: LoadRun = self.environment.run  # set by the locustfile
+        options = self.load_run.options
         self.sizes = sizes_of(options.texts_per_request)
         worker = getattr(self.environment.runner, "worker_index", 0)
-        self.random = random.Random(f"{options.seed} {worker} {next(self.shared.users)}")
+        self.random = random.Random(f"{options.seed} {worker} {next(self.load_run.users)}")
         self.under_way = Group()
         self.connections = BoundedSemaphore(CONNECTIONS)
         self.arrivals: PoissonArrivals | None = None
@@ -59,21 +58,23 @@ class Classifier(User):
             self.arrivals = PoissonArrivals(requests_s, time.perf_counter(), self.random)
 
     def on_stop(self) -> None:
-        """Waits for what is under way, then closes the connections, which would keep the server from exiting."""
-        if not self.under_way.join(timeout=self.shared.options.request_timeout_s + 1):
+        """Waits for requests in progress, then closes the connections: open ones would keep the server from exiting."""
+        if not self.under_way.join(timeout=self.load_run.options.request_timeout_s + 1):
             for greenlet in list(self.under_way):
                 rows, due = greenlet.args
-                self.conclude(rows, due, Outcome.TIMEOUT, RequestTimeoutError("no answer when the run had ended"))
+                self.conclude(
+                    rows, due, RequestOutcome.TIMEOUT, RequestTimeoutError("no answer when the run had ended")
+                )
             self.under_way.kill()
         self.close()
 
     def wait_time(self) -> float:
-        """Until the next arrival, or not at all."""
+        """Seconds until the next arrival; 0 for a closed user."""
         return max(self.arrivals.due - time.perf_counter(), 0.0) if self.arrivals else 0.0
 
     @task
     def classify(self) -> None:
-        """Asks, or starts the requests that are due."""
+        """Sends one request; an open user starts all requests that are due."""
         if self.arrivals is None:
             self.ask(self.draw(), time.perf_counter())
             return
@@ -81,22 +82,22 @@ class Classifier(User):
             self.under_way.spawn(self.ask, self.draw(), due).link_exception(self.report_broken)
 
     def report_broken(self, greenlet: Any) -> None:
-        """Tells locust of a defect in a greenlet of ours, which would else only be printed."""
+        """Reports an exception in one of our greenlets to Locust; gevent alone would only print it."""
         _, exception, traceback = greenlet.exc_info
         self.environment.events.user_error.fire(user_instance=self, exception=exception, tb=traceback)
 
-    def draw(self) -> list[GoldenRow]:
+    def draw(self) -> list[ExpectedAnswer]:
         """The texts of one request."""
-        return self.random.choices(self.shared.rows, k=self.random.choice(self.sizes))
+        return self.random.choices(self.load_run.expected, k=self.random.choice(self.sizes))
 
-    def ask(self, rows: Sequence[GoldenRow], due: float) -> None:
-        """One request that should have started at `due`, from there to its verdict."""
+    def ask(self, rows: Sequence[ExpectedAnswer], due: float) -> None:
+        """Sends one request that was due at `due`, and judges its answers."""
         if self.arrivals is not None:
-            self.shared.tally.lateness.add(1000 * (time.perf_counter() - due))
+            self.load_run.tally.lateness.add(1000 * (time.perf_counter() - due))
+        answers: list[bytes] = []
         predictions: list[Prediction] = []
         error: Exception | None = None
-        size = 0
-        patience_s = self.shared.options.request_timeout_s
+        patience_s = self.load_run.options.request_timeout_s
         try:
             if not self.connections.acquire(timeout=max(due + patience_s - time.perf_counter(), 0)):
                 raise RequestTimeoutError(f"waited {patience_s:g} s for one of {CONNECTIONS} connections")
@@ -104,33 +105,32 @@ class Classifier(User):
                 answers = self.send([row.text for row in rows], max(due + patience_s - time.perf_counter(), 0.001))
             finally:
                 self.connections.release()
-            size = sum(map(len, answers))
             predictions = [Prediction.from_json(answer) for answer in answers]
         except PolyheadClientError as failed:
             error = failed
         ended = time.perf_counter()
-        outcome = Outcome.TIMEOUT if isinstance(error, RequestTimeoutError) else Outcome.REFUSED
+        outcome = RequestOutcome.TIMEOUT if isinstance(error, RequestTimeoutError) else RequestOutcome.REFUSED
         if error is None:
             outcome, error = self.judge(predictions, rows)
-        self.conclude(rows, due, outcome, error, ended, size)
+        self.conclude(rows, due, outcome, error, ended, sum(map(len, answers)))
 
     def conclude(
         self,
-        rows: Sequence[GoldenRow],
+        rows: Sequence[ExpectedAnswer],
         due: float,
-        outcome: Outcome,
+        outcome: RequestOutcome,
         error: Exception | None,
         ended: float | None = None,
         size: int = 0,
     ) -> None:
-        """Counts a request's end, for this package's summary and for locust's pages."""
+        """Counts a request that has ended, for our summary and for Locust's pages."""
         now = time.perf_counter()
         ended = now if ended is None else ended
         latency_ms = 1000 * (ended - due)
         tokens = sum(row.token_count for row in rows)
-        self.shared.tally.add(outcome, len(rows), tokens, latency_ms, time.time() - (now - ended))
+        self.load_run.tally.add(outcome, len(rows), tokens, latency_ms, time.time() - (now - ended))
         self.environment.events.request.fire(
-            request_type=self.shared.options.protocol,
+            request_type=self.load_run.options.protocol,
             name=f"classify {len(rows)} {'text' if len(rows) == 1 else 'texts'}",
             response_time=latency_ms,
             response_length=size,
@@ -139,51 +139,51 @@ class Classifier(User):
         )
 
     def judge(
-        self, predictions: Sequence[Prediction], rows: Sequence[GoldenRow]
-    ) -> tuple[Outcome, MismatchError | None]:
-        """Whether all answers of a request are right, and if not the first few reasons as one exception."""
-        run = self.shared
+        self, predictions: Sequence[Prediction], rows: Sequence[ExpectedAnswer]
+    ) -> tuple[RequestOutcome, MismatchError | None]:
+        """How a request ended by its answers; if one is wrong, also an exception with the first few reasons."""
+        run = self.load_run
         found: list[str] = []
         foreign = False
         for prediction, row in zip(predictions, rows, strict=True):
             mismatches = find_mismatches(prediction, row, run.schema, run.options.tolerance)
             if not mismatches:
                 continue
-            owner = find_owner(prediction, row, run.rows, run.schema, run.options.tolerance)
+            owner = find_owner(prediction, row, run.expected, run.schema, run.options.tolerance)
             if owner is not None:
                 foreign = True
                 mismatches = [f"is the answer to the text of golden line {owner.line}"]
             found += [f"golden line {row.line}: {mismatch}" for mismatch in mismatches]
         if not found:
-            return Outcome.RIGHT, None
+            return RequestOutcome.RIGHT, None
         more = f"; and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
         message = "; ".join(found[:MOST_NAMED]) + more
         if foreign:
-            return Outcome.FOREIGN, ForeignAnswerError(message)
-        return Outcome.MISMATCH, MismatchError(message)
+            return RequestOutcome.FOREIGN, ForeignAnswerError(message)
+        return RequestOutcome.MISMATCH, MismatchError(message)
 
-    def send(self, texts: Sequence[str], patience_s: float) -> list[bytes]:
-        """One request: the server's JSON, one a text.
+    def send(self, texts: list[str], patience_s: float) -> list[bytes]:
+        """Sends one request and returns the server's JSON, one per text.
 
         Raises:
-            PolyheadClientError: there is no whole answer.
+            PolyheadClientError: there is no complete answer.
         """
         raise NotImplementedError
 
     def close(self) -> None:
-        """No request follows."""
+        """Closes the connections."""
         raise NotImplementedError
 
 
 class GrpcClassifier(Classifier):
-    """Asks through `polyhead_client`, whose gRPC knows of gevent; one channel a user."""
+    """Sends through `polyhead_client`, which makes gRPC work with gevent; one channel per user."""
 
     def on_start(self) -> None:
         """Opens the channel."""
         super().on_start()
-        self.triton = connect(self.environment.host, self.shared.options)
+        self.triton = connect(self.environment.host, self.load_run.options)
 
-    def send(self, texts: Sequence[str], patience_s: float) -> list[bytes]:
+    def send(self, texts: list[str], patience_s: float) -> list[bytes]:
         """See `Classifier.send`."""
         return self.triton.classify_json(texts, timeout_s=patience_s)
 
@@ -193,10 +193,10 @@ class GrpcClassifier(Classifier):
 
 
 class HttpClassifier(Classifier, FastHttpUser):
-    """Asks over locust's fast HTTP client, in `polyhead_client`'s own encoding: three quarters of its CPU time."""
+    """Sends `polyhead_client`'s encoding over Locust's fast HTTP client, which takes three quarters of its CPU time."""
 
     max_retries = 0
-    insecure = False  # certificates are checked; SSL_CERT_FILE names an authority of one's own
+    insecure = False  # certificates are checked; SSL_CERT_FILE names another certificate authority
 
     def __init__(self, environment: Any) -> None:
         options = environment.run.options
@@ -205,15 +205,18 @@ class HttpClassifier(Classifier, FastHttpUser):
         self.default_headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
         super().__init__(environment)
 
-    def send(self, texts: Sequence[str], patience_s: float) -> list[bytes]:
+    def send(self, texts: list[str], patience_s: float) -> list[bytes]:
         """See `Classifier.send`."""
-        model = self.shared.options.model
+        model = self.load_run.options.model
         call = infer_call(model, [text.encode() for text in texts], "PREDICTION")
         request = encode(call, {}, patience_s)
         with mapped(model=model, replica=self.environment.host, protocol="http", timeout_s=patience_s):
-            # Not entered as a context, the response is not counted by locust: `conclude` does that.
-            response = self.client.post(
-                request.path, data=request.body, headers=dict(request.headers), catch_response=True
+            # Locust counts a response only if it is entered as a context; here `conclude` reports the request.
+            response: Any = self.client.post(
+                request.path,
+                data=request.body,  # type: ignore[arg-type]  # Locust's type lacks bytes; geventhttpclient sends them
+                headers=dict(request.headers),
+                catch_response=True,
             )
             if response.status_code == 0:
                 raise _failure(response)
@@ -228,9 +231,9 @@ class HttpClassifier(Classifier, FastHttpUser):
 
 
 def _failure(response: Any) -> Exception:
-    """What kept an answer from coming, as a kind that `mapped` knows."""
+    """The reason why no response came, as an exception that `mapped` knows."""
     error = response.request_meta["exception"]
-    error = getattr(error, "original", None) or error  # how geventhttpclient wraps a timeout
+    error = getattr(error, "original", None) or error  # geventhttpclient wraps a timeout
     if isinstance(error, OSError):
         return error
     return ConnectionError(f"{type(error).__name__}: {error}")

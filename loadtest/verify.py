@@ -1,7 +1,7 @@
-"""Whether an answer agrees with its golden row.
+"""Whether an answer is the expected one, and if not, whether it is the answer to another text.
 
-Scores may differ by the tolerance, since batches and precisions round differently. So a label may be swapped with
-another, or cross its threshold, only where the golden scores leave that open.
+Scores may differ by the tolerance, because batches and precisions round differently. Therefore a label may change
+places with another, or cross its threshold, but only if the expected scores are that close.
 """
 
 from __future__ import annotations
@@ -10,51 +10,88 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from loadtest.golden import GoldenRow
-from polyhead_client import HeadSchema, LabelScore, ModelSchema, MultiLabel, Prediction, Regression, SingleLabel
+from loadtest.expected import ExpectedAnswer
+from polyhead_client import (
+    HeadKind,
+    HeadSchema,
+    LabelScore,
+    ModelSchema,
+    MultiLabel,
+    Prediction,
+    Regression,
+    SingleLabel,
+)
 
-TOLERANCE = 1e-3
+ANSWER_TYPES: dict[HeadKind, type[SingleLabel | MultiLabel | Regression]] = {
+    HeadKind.SINGLE_LABEL: SingleLabel,
+    HeadKind.MULTI_LABEL: MultiLabel,
+    HeadKind.REGRESSION: Regression,
+}
+TOLERANCE = 1e-3  # what fp32 scores of two machines and batch sizes may differ by
 
 
 def find_mismatches(
-    prediction: Prediction, golden: GoldenRow, schema: ModelSchema, tolerance: float = TOLERANCE
+    prediction: Prediction, expected: ExpectedAnswer, schema: ModelSchema, tolerance: float = TOLERANCE
 ) -> list[str]:
-    """Compares an answer that was asked for without options.
+    """Compares an answer to a request without options.
 
     Returns:
-        One description a mismatch; empty if the answer is right.
+        One description per mismatch; empty if the answer is right.
     """
     if prediction.error is not None:
         return [f"an error instead of an answer: {prediction.error}"]
     found = []
-    if prediction.token_count != golden.token_count:
-        found.append(f"token_count {prediction.token_count}, expected {golden.token_count}")
-    if prediction.truncated != golden.truncated:
-        found.append(f"truncated {prediction.truncated}, expected {golden.truncated}")
+    if prediction.token_count != expected.token_count:
+        found.append(f"token_count {prediction.token_count}, expected {expected.token_count}")
+    if prediction.truncated != expected.truncated:
+        found.append(f"truncated {prediction.truncated}, expected {expected.truncated}")
     names = [head.name for head in schema.heads]
     if sorted(prediction.heads) != sorted(names):
         return [*found, f"heads {sorted(prediction.heads)}, expected {sorted(names)}"]
 
     taxonomy = {head.name for head in schema.heads if head.parent} | {head.parent for head in schema.heads}
     for head in schema.heads:
-        scores = golden.scores[schema.columns[head.name]]
+        scores = expected.scores[schema.columns[head.name]]
         by_label = dict(zip(head.labels, scores, strict=False))
-        match head.kind, prediction.heads[head.name]:
-            case "single_label", SingleLabel(top):
+        answer = prediction.heads[head.name]
+        if type(answer) is not ANSWER_TYPES[head.kind]:
+            found.append(f"{head.name}: a {type(answer).__name__}, expected a {head.kind}")
+            continue
+        match answer:
+            case SingleLabel(top):
                 found += _compare_scores(head, top, by_label, tolerance)
-                if head.name not in taxonomy:
-                    found += _compare_best(head, top, by_label, tolerance)
-            case "multi_label", MultiLabel(labels):
+                if len(top) != 1:
+                    found.append(f"{head.name}: {len(top)} labels, expected one")
+                elif head.name not in taxonomy:
+                    found += _compare_best(head, top[0].label, by_label, tolerance)
+            case MultiLabel(labels):
                 found += _compare_scores(head, labels, by_label, tolerance)
                 found += _compare_chosen(head, labels, by_label, tolerance)
-            case "regression", Regression(value):
+            case Regression(value):
                 if abs(value - scores[0]) > tolerance * max(1.0, abs(scores[0])):
                     found.append(f"{head.name}: value {value:.6g}, expected {scores[0]:.6g}")
-            case kind, answer:
-                found.append(f"{head.name}: a {type(answer).__name__}, expected a {kind}")
     if not found:
-        found += _compare_paths(prediction, golden, schema, tolerance)
+        found += _compare_paths(prediction, expected, schema, tolerance)
     return found
+
+
+def find_owner(
+    prediction: Prediction,
+    asked: ExpectedAnswer,
+    answers: Sequence[ExpectedAnswer],
+    schema: ModelSchema,
+    tolerance: float,
+) -> ExpectedAnswer | None:
+    """Another text for which the answer would be right, so that it was given to the wrong caller; None if none is."""
+    given = _scores_by_column(prediction, schema)
+    for other in answers:
+        if other.text == asked.text or other.token_count != prediction.token_count:
+            continue
+        # The full comparison takes a hundred times as long, and there may be thousands of texts.
+        near = all(abs(other.scores[column] - score) <= tolerance * max(1.0, abs(score)) for column, score in given)
+        if near and not find_mismatches(prediction, other, schema, tolerance):
+            return other
+    return None
 
 
 def _compare_scores(
@@ -72,15 +109,11 @@ def _compare_scores(
     return found
 
 
-def _compare_best(
-    head: HeadSchema, top: Sequence[LabelScore], by_label: Mapping[str, float], tolerance: float
-) -> list[str]:
-    expected = max(by_label, key=lambda label: by_label[label])
-    if len(top) != 1:
-        return [f"{head.name}: {len(top)} labels, expected only {expected!r}"]
-    # Both scores may be off by the tolerance, so a gap of twice that can turn round.
-    if by_label[expected] - by_label.get(top[0].label, -math.inf) > 2 * tolerance:
-        return [f"{head.name}: {top[0].label!r}, expected {expected!r}"]
+def _compare_best(head: HeadSchema, label: str, by_label: Mapping[str, float], tolerance: float) -> list[str]:
+    expected = max(by_label, key=lambda one: by_label[one])
+    # Each of the two scores may differ by the tolerance, so a gap of up to twice that can change its sign.
+    if by_label[expected] - by_label.get(label, -math.inf) > 2 * tolerance:
+        return [f"{head.name}: {label!r}, expected {expected!r}"]
     return []
 
 
@@ -102,8 +135,10 @@ def _compare_chosen(
     return found
 
 
-def _compare_paths(prediction: Prediction, golden: GoldenRow, schema: ModelSchema, tolerance: float) -> list[str]:
-    """Checks each taxonomy: its labels form a path, and none is more probable by the golden scores."""
+def _compare_paths(
+    prediction: Prediction, expected: ExpectedAnswer, schema: ModelSchema, tolerance: float
+) -> list[str]:
+    """Checks each taxonomy: its labels form a path, and no path is more probable by the expected scores."""
     found: list[str] = []
     children: dict[str, list[HeadSchema]] = {}
     for head in schema.heads:
@@ -111,7 +146,7 @@ def _compare_paths(prediction: Prediction, golden: GoldenRow, schema: ModelSchem
             children.setdefault(head.parent, []).append(head)
 
     def scores_of(head: HeadSchema) -> dict[str, float]:
-        return dict(zip(head.labels, golden.scores[schema.columns[head.name]], strict=True))
+        return dict(zip(head.labels, expected.scores[schema.columns[head.name]], strict=True))
 
     def best_below(head: HeadSchema, label: str) -> float:
         """The highest product of scores from a label downwards."""
@@ -125,7 +160,7 @@ def _compare_paths(prediction: Prediction, golden: GoldenRow, schema: ModelSchem
         if root.parent or root.name not in children:
             continue
         members, product = [root], 1.0
-        for head in members:  # grows while it is walked
+        for head in members:  # the loop appends to the list
             members += children.get(head.name, [])
         answers = {head.name: prediction.heads[head.name] for head in members}
         chosen = {name: answer.label for name, answer in answers.items() if isinstance(answer, SingleLabel)}
@@ -134,7 +169,20 @@ def _compare_paths(prediction: Prediction, golden: GoldenRow, schema: ModelSchem
             if head.parent and (head.parent_of or {}).get(chosen[head.name]) != chosen[head.parent]:
                 found.append(f"{head.name}: {chosen[head.name]!r} contradicts {head.parent} {chosen[head.parent]!r}")
         best = max(best_below(root, label) for label in root.labels)
-        # Each factor is at most 1 and off by the tolerance at most, and so each product by the sum.
+        # Each factor is at most 1 and differs by at most the tolerance, so a product differs by at most their sum.
         if not found and best - product > 2 * tolerance * len(members):
             found.append(f"{root.name}: path {chosen} has {product:.6f}, the best has {best:.6f}")
+    return found
+
+
+def _scores_by_column(prediction: Prediction, schema: ModelSchema) -> list[tuple[int, float]]:
+    found = []
+    for head in schema.heads:
+        first = schema.columns[head.name].start
+        match prediction.heads.get(head.name):
+            case Regression(value):
+                found.append((first, value))
+            case SingleLabel(labels) | MultiLabel(labels):
+                places = {label: place for place, label in enumerate(head.labels)}
+                found += [(first + places[one.label], one.score) for one in labels if one.label in places]
     return found

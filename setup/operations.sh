@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# setup/operations.sh FOLDER VENV: what the tests of deploy/ run beside .venv: Debian's Prometheus with promtool, and the
-# models that KServe generates from its API (kserve itself would bring a server with all its dependencies).
+# setup/operations.sh FOLDER VENV: unpacks into FOLDER what the tests of deploy/ need beside .venv: Debian's Prometheus
+# with promtool, and the models that KServe generates from its API (without the dependencies of kserve's server).
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 # shellcheck source=setup/apt.sh

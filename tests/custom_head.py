@@ -1,4 +1,4 @@
-"""A head class of a user's own, as a checkpoint may name it."""
+"""A user's own head class, which a checkpoint may name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 class TwoLayerHead(nn.Module):
-    """Takes what the architecture gives it: one hidden state or several."""
+    """Two layers over one hidden state or several, as the architecture gives them."""
 
     def __init__(self, config: Any, width: int, layer2concat: int = 1) -> None:
         super().__init__()
@@ -22,5 +22,5 @@ class TwoLayerHead(nn.Module):
 
 
 def not_a_module(**_: Any) -> None:
-    """What a checkpoint must not get called."""
+    """A function that no checkpoint must be able to call."""
     raise AssertionError("a checkpoint ran a function")

@@ -1,4 +1,4 @@
-"""What this machine's kernel lets tests do."""
+"""What the operating system of this machine permits tests to do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PIDFD_GETFD = 438
 
 
 def lets_reach_into_processes() -> bool:
-    """Whether a process may take another's sockets; a container's seccomp profile may forbid the call altogether."""
+    """Whether a process may take sockets of another process; a container's seccomp profile may forbid it."""
     process = os.pidfd_open(os.getpid())
     try:
         number = ctypes.CDLL(None).syscall(PIDFD_GETFD, process, 0, 0)

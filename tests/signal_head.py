@@ -1,4 +1,4 @@
-"""A linear head that sends its own process a signal in a chosen training step: a kill at an exact place."""
+"""A linear head that sends its own process a signal in a chosen training step, so that tests can kill it there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 
 class SignalHead(nn.Module):
-    """Sends the signal that ``POLYHEAD_TEST_SIGNAL`` names as ``number@forward``, counted in training forwards."""
+    """Sends the signal that ``POLYHEAD_TEST_SIGNAL`` names as ``number@forward``; counts only training forwards."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of every shape, made in a second: what tests load, serve and compare."""
+"""Tiny random checkpoints of every shape, for tests to load, serve and compare; each is made in a second."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def tiny_tokenizer() -> Tokenizer:
 
 
 def tiny_config(**fields: Any) -> GPT2Config:
-    """A GPT-2 of three layers and 32 channels; dropout is on, as in training."""
+    """The config of a GPT-2 with three layers and 32 channels; dropout is on, as in training."""
     defaults = {"n_layer": 3, "n_embd": 32, "n_head": 4, "n_positions": MAX_LENGTH}
     return GPT2Config(
         **(defaults | fields | {"vocab_size": tiny_tokenizer().get_vocab_size(), "bos_token_id": 0, "eos_token_id": 0})
@@ -67,7 +67,7 @@ def tiny_spec(architecture: Architecture = "base", head_class: str | None = None
 
 
 def tiny_model(spec: Spec, schema: Schema = SCHEMA, seed: int = 0, **config_fields: Any) -> Any:
-    """A model with random weights large enough that texts get different answers, in eval mode."""
+    """A model in eval mode, with random weights that are large enough for texts to get different answers."""
     torch.manual_seed(seed)
     model = build_model(tiny_config(**config_fields), spec, schema)
     with torch.no_grad():
@@ -85,7 +85,7 @@ def write_tiny_checkpoint(
     head_args: dict[str, Any] | None = None,
     **config_fields: Any,
 ) -> Any:
-    """Writes a checkpoint with golden rows from transformers, and returns the transformers model behind it."""
+    """Writes a checkpoint with golden rows from transformers; returns the transformers model."""
     spec = tiny_spec(architecture, head_class, **(head_args or {}))
     model = tiny_model(spec, schema, seed, **config_fields)
     write_checkpoint(

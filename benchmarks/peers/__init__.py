@@ -1,1 +1,1 @@
-"""What the product is measured beside: engines on the same token ids, and servers of others around the same model."""
+"""The peers: other engines on the same token ids, and other servers around the same model."""

@@ -1,6 +1,6 @@
-"""FastAPI around transformers' text-classification pipeline, as one writes it first: POST /predict {"text": …}.
+"""FastAPI around transformers' text-classification pipeline, in its simplest form: POST /predict {"text": …}.
 
-No batching: each request runs in the thread that FastAPI gives it; a lock keeps them from fighting for the cores.
+It has no batching: each request runs in its own thread, and a lock keeps requests from competing for the cores.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from transformers import pipeline
 
 
-class Question(BaseModel):
+class PredictRequest(BaseModel):
     """The body of a request."""
 
     text: str
@@ -33,10 +33,10 @@ if __name__ == "__main__":
     classify = pipeline("text-classification", model=arguments.model, dtype=dtype, device=arguments.device, top_k=1)
     app, alone = FastAPI(), Lock()
 
-    @app.post("/predict")
-    def predict(question: Question) -> list[Any]:
-        """One answer."""
+    @app.post("/predict")  # type: ignore[untyped-decorator,unused-ignore]  # fastapi is not installed everywhere
+    def predict(request: PredictRequest) -> list[Any]:
+        """Classifies one text."""
         with alone:
-            return classify(question.text, truncation=True)
+            return classify(request.text, truncation=True)
 
     uvicorn.run(app, host="127.0.0.1", port=arguments.port, log_level="warning")

@@ -1,4 +1,7 @@
-"""Who takes part on which device, and how each is built; who cannot run here is left out with the reason."""
+"""The peers per device, the product among them, and how each is built.
+
+A peer that cannot run here is left out, with the reason.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +11,54 @@ from functools import partial
 
 import torch
 
-from benchmarks.peers.onnx_peers import onnx_peer
-from benchmarks.peers.openvino_peers import openvino_peer
-from benchmarks.peers.peer import Peer, PeerMissingError
-from benchmarks.peers.product import ProductPeer
-from benchmarks.peers.transformers_peers import transformers_peer
+from benchmarks.peers.peer import Logits, Peer, PeerMissingError
+from benchmarks.peers.runtimes import onnx_peer, openvino_peer, transformers_peer
 from polyhead.checkpoint import Checkpoint
-from polyhead.engine import PRECISIONS, Precision, fastest_precision
+from polyhead.engine import PRECISIONS, Engine, Precision, fastest_precision
+from polyhead.errors import OptionError
 
 Build = Callable[[Checkpoint], Peer]
 
 PRODUCT = "polyhead"
 PRODUCTS: dict[str, Precision | None] = {PRODUCT: None} | {f"{PRODUCT}_{name}": name for name in PRECISIONS}
-# What one runs without thinking of speed: the ratio that a newcomer would see.
+# What most people run first; the summary's ratio_hf compares with it.
 PLAIN = {"cpu": "transformers_fp32_batch8", "cuda": "transformers_bf16_batch64"}
 
 
+class ProductPeer:
+    """The product: the engine, which sorts texts and cuts batches itself.
+
+    Args:
+        precision: if None, the fastest one on this machine.
+
+    Raises:
+        PeerMissingError: the device has no instructions for this precision.
+    """
+
+    batch_size: int | None = None
+
+    def __init__(self, name: str, checkpoint: Checkpoint, device: str, precision: Precision | None = None) -> None:
+        self.name = name
+        chosen = precision or fastest_precision(torch.device(device))
+        if device == "cpu" and chosen == "bf16" != fastest_precision(torch.device("cpu")):
+            raise PeerMissingError("this CPU has no bf16 instructions")  # it would be many times slower
+        try:
+            self._engine = Engine(checkpoint, device, chosen)
+        except OptionError as error:
+            raise PeerMissingError(str(error)) from error
+        self.precision: str = chosen
+
+    def logits(self, token_ids: Sequence[Sequence[int]]) -> Logits:
+        """Logits in the order given."""
+        return self._engine.logits(token_ids)
+
+    def warm_up(self, token_ids: Sequence[Sequence[int]]) -> None:
+        """Runs a third of the texts."""
+        self._engine.logits(token_ids[::3])
+
+
 def builders(device: str) -> dict[str, Build]:
-    """All that take part on a device, by name."""
+    """All peers of a device by name, the product first."""
     products: dict[str, Build] = {
         name: partial(_product, name, device, precision) for name, precision in PRODUCTS.items()
     }
@@ -33,7 +66,7 @@ def builders(device: str) -> dict[str, Build]:
 
 
 def line_up(checkpoint: Checkpoint, device: str, names: Sequence[str]) -> tuple[list[Peer], dict[str, str]]:
-    """Builds those named; returns them and, for those that cannot run here, why."""
+    """Builds the named peers. Returns them and, for those that cannot run here, the reason."""
     build = builders(device)
     peers: list[Peer] = []
     left_out: dict[str, str] = {}
@@ -42,7 +75,7 @@ def line_up(checkpoint: Checkpoint, device: str, names: Sequence[str]) -> tuple[
             peer = build[name](checkpoint)
             twins = [other.name for other in peers if name in PRODUCTS and other.precision == peer.precision]
             if PRODUCT in twins:
-                raise PeerMissingError(f"is what {PRODUCT} runs here")
+                raise PeerMissingError(f"{PRODUCT} itself runs this precision here")
             peers.append(peer)
         except PeerMissingError as error:
             left_out[name] = str(error)

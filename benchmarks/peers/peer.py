@@ -1,15 +1,26 @@
-"""What a peer is, and the one that all but the product are: padded batches through a function."""
+"""What a peer is, and the proof that a peer computes the same model: its scores are compared with transformers'."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from benchmarks.workload import SCHEMA, ReferenceClassifier
+from polyhead.checkpoint import Checkpoint
+from polyhead.decode import Scores, to_scores
+from polyhead.schema import HeadKind
+
 Logits = NDArray[np.float32]
+# The largest difference of a score that rounding can explain. A wrong layer, sum or token moves the scores of random
+# weights much more. What may be served is another matter: the engine's own gate is stricter.
+EXPLAINED = {"fp32": 1e-3, "bf16": 0.1, "int8": 0.5}
+THRESHOLD = 0.5
+
 Infer = Callable[[NDArray[np.int64], NDArray[np.int64]], Logits]
 
 
@@ -22,7 +33,7 @@ class Peer(Protocol):
 
     Attributes:
         precision: ``fp32``, ``bf16`` or ``int8``.
-        batch_size: of the next call; None where batches are the peer's own matter.
+        batch_size: of the next call; None if the peer makes its own batches.
     """
 
     name: str
@@ -33,16 +44,16 @@ class Peer(Protocol):
         """Logits ``(len(token_ids), num_labels)`` in the order given."""
 
     def warm_up(self, token_ids: Sequence[Sequence[int]]) -> None:
-        """Makes ready for texts like these: compiles, allocates, picks the best batch size."""
+        """Prepares for texts like these: compiles, allocates, picks the best batch size."""
 
 
 class PaddedPeer:
-    """Batches of a fixed number of texts, padded on the right to their longest.
+    """Sends batches of a fixed number of texts, padded on the right to their longest, through a function.
 
     Args:
         infer: from ids ``(n, length)`` and lengths ``(n,)`` to logits ``(n, num_labels)``.
         batch_sizes: those that `warm_up` picks from.
-        by_length: sort all texts by length first, longest first; else batches are cut in the order given.
+        by_length: sorts all texts by length first, longest first; otherwise batches are cut in the order given.
     """
 
     def __init__(
@@ -62,10 +73,8 @@ class PaddedPeer:
     def warm_up(self, token_ids: Sequence[Sequence[int]]) -> None:
         """Runs every batch size on a third of the texts and keeps the fastest."""
         sample = token_ids[::3]
-        for texts in (
-            1,
-            min(self._batch_sizes[0], len(token_ids)),
-        ):  # what compiles does so once for a single text, once for more
+        # A compiled model is compiled once for a single text and once for more.
+        for texts in (1, min(self._batch_sizes[0], len(token_ids))):
             self._logits([token_ids[-1]] * texts, texts)
         # A batch size above the number of texts is the same work as one equal to it.
         candidates = [size for size in self._batch_sizes if size <= len(token_ids)] or [self._batch_sizes[0]]
@@ -98,3 +107,42 @@ class PaddedPeer:
             order.sort(key=lambda i: len(token_ids[i]), reverse=True)
         for start in range(0, len(order), batch_size):
             yield order[start : start + batch_size]
+
+
+@torch.inference_mode()
+def reference_logits(checkpoint: Checkpoint, token_ids: Sequence[Sequence[int]], device: str) -> Logits:
+    """The logits of transformers in fp32, one text per forward pass, so that there is no padding."""
+    model = ReferenceClassifier(checkpoint).to(device)
+    rows = [
+        model(torch.tensor([ids], device=device), torch.tensor([len(ids)], device=device)).cpu().numpy()
+        for ids in token_ids
+    ]
+    logits: Logits = np.concatenate(rows)
+    return logits
+
+
+def compare(title: str, precision: str, logits: Logits, reference: Logits) -> dict[str, Any]:
+    """Returns ``max_score_error``, and ``flips``: the number of texts for which a head gives another answer.
+
+    Raises:
+        SystemExit: a score is further from the reference than rounding explains, or not finite.
+    """
+    if not np.isfinite(logits).all():
+        raise SystemExit(f"{title}: logits are not finite")
+    scores, expected = to_scores(logits, SCHEMA), to_scores(reference, SCHEMA)
+    error = float(np.abs(scores - expected).max())
+    if error > EXPLAINED[precision]:
+        raise SystemExit(f"{title}: a score is off by {error:.3g}, more than {EXPLAINED[precision]} ({precision})")
+    flipped = np.any(_answers(scores) != _answers(expected), axis=1)
+    return {"max_score_error": float(f"{error:.2g}"), "flips": int(flipped.sum())}
+
+
+def _answers(scores: Scores) -> Scores:
+    """One column per single-label head (its label), and one per label of the other heads (whether it applies)."""
+    columns, start = [], 0
+    for head in SCHEMA:
+        part = scores[:, start : start + head.width]
+        single = head.kind is HeadKind.SINGLE_LABEL
+        columns.append(part.argmax(axis=1)[:, None] if single else part >= THRESHOLD)
+        start += head.width
+    return np.concatenate(columns, axis=1).astype(np.float32)

@@ -1,3 +1,3 @@
-"""Polyhead: GPT-2 text classifiers with many heads. What training and serving share; never imports transformers."""
+"""Polyhead: the model library that training, serving and scoring share. Never imports transformers."""
 
 __version__ = "0.1.0"

@@ -1,18 +1,16 @@
-"""The checkpoint: a folder that describes itself, read and written here and nowhere else.
+"""The checkpoint: a folder that describes itself. Only this module reads and writes it.
 
 ``config.json`` (a GPT-2 config plus one ``polyhead`` section), ``model.safetensors``, ``tokenizer.json``,
-``golden.jsonl``, ``metrics.json``, ``report/``. Nothing pickled is ever read.
+``golden.jsonl``, ``metrics.json``, ``report/``. No pickled file is ever read.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -24,74 +22,26 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import nn
 
+from polyhead.body import Body
 from polyhead.errors import CheckpointError, SchemaError, describe
-from polyhead.files import swap_folder
+from polyhead.files import replaced_folder
 from polyhead.heads import build_head
 from polyhead.schema import Schema
 
 Architecture = Literal["base", "hidden_state_concat"]
 
-MASK_BUFFERS = (".attn.bias", ".attn.masked_bias")  # saved by transformers before 4.31; they hold nothing
-
-
-class Body(BaseModel):
-    """The fields of a GPT-2 config that decide what the body computes; all others are left to transformers."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
-
-    model_type: Literal["gpt2"] = "gpt2"
-    vocab_size: int = Field(gt=0)
-    n_positions: int = Field(gt=0)
-    n_embd: int = Field(gt=0)
-    n_layer: int = Field(gt=0)
-    n_head: int = Field(gt=0)
-    n_inner: int | None = None
-    activation_function: str = "gelu_new"
-    layer_norm_epsilon: float = Field(default=1e-5, gt=0)
-    scale_attn_weights: bool = True
-    scale_attn_by_inverse_layer_idx: bool = False
-    add_cross_attention: Literal[False] = False
-
-    @model_validator(mode="after")
-    def _agree(self) -> Body:
-        if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})")
-        return self
-
-    def attention_scale(self, layer: int) -> float:
-        """What block `layer` multiplies its query-key products by."""
-        scale = 1 / math.sqrt(self.n_embd // self.n_head) if self.scale_attn_weights else 1.0
-        return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale
-
-    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The body's tensors by the names of transformers' ``GPT2Model``; its Conv1D weights are (in, out)."""
-        width, inner = self.n_embd, self.n_inner or 4 * self.n_embd
-        shapes: dict[str, tuple[int, ...]] = {
-            "wte.weight": (self.vocab_size, width),
-            "wpe.weight": (self.n_positions, width),
-        }
-        for layer in range(self.n_layer):
-            block = {
-                "ln_1.weight": (width,), "ln_1.bias": (width,),
-                "attn.c_attn.weight": (width, 3 * width), "attn.c_attn.bias": (3 * width,),
-                "attn.c_proj.weight": (width, width), "attn.c_proj.bias": (width,),
-                "ln_2.weight": (width,), "ln_2.bias": (width,),
-                "mlp.c_fc.weight": (width, inner), "mlp.c_fc.bias": (inner,),
-                "mlp.c_proj.weight": (inner, width), "mlp.c_proj.bias": (width,),
-            }  # fmt: skip
-            shapes |= {f"h.{layer}.{name}": shape for name, shape in block.items()}
-        return shapes | {"ln_f.weight": (width,), "ln_f.bias": (width,)}
+MASK_BUFFERS = (".attn.bias", ".attn.masked_bias")  # constant masks that transformers saved before 4.31
 
 
 class Spec(BaseModel):
-    """The ``polyhead`` section but its heads: how hidden states become logits.
+    """The ``polyhead`` section without its heads: how hidden states become logits.
 
     Attributes:
         architecture: ``base`` reads the last hidden state, ``hidden_state_concat`` the last `layer2concat` ones.
-        layer2concat: for ``hidden_state_concat``, at most n_layer; else None.
+        layer2concat: for ``hidden_state_concat``, 1 to n_layer; else None.
         head_class: ``Linear``, ``ConcatHeadSimple``, ``ConcatHeadExtended`` or ``package.module:Class``.
-        head_args: its keyword arguments.
-        max_length: in tokens; what a text has beyond is not read.
+        head_args: keyword arguments of `head_class`.
+        max_length: in tokens; the rest of a longer text is not read.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -103,18 +53,18 @@ class Spec(BaseModel):
     max_length: int = Field(gt=0)
 
     @model_validator(mode="after")
-    def _agree(self) -> Spec:
+    def _check(self) -> Spec:
         if (self.architecture == "hidden_state_concat") != (self.layer2concat is not None):
-            raise ValueError("layer2concat: is given for architecture hidden_state_concat and null for base")
+            raise ValueError("layer2concat: must be a number for architecture hidden_state_concat and null for base")
         if self.architecture == "hidden_state_concat" and self.head_class == "Linear":
             raise ValueError(
-                "head_class: Linear goes with architecture base; hidden_state_concat takes ConcatHeadSimple"
+                "head_class: Linear is for architecture base; for hidden_state_concat take ConcatHeadSimple"
             )
         return self
 
 
-class Golden(BaseModel):
-    """A real text with the fp32 scores that transformers computed for it."""
+class GoldenRow(BaseModel):
+    """One row of ``golden.jsonl``: a real text with the scores that transformers computed for it in float32."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -126,14 +76,14 @@ class Golden(BaseModel):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is in the folder, validated: every tensor is there, float32 and of the right shape."""
+    """The folder's content, validated: every tensor is present, float32 and of the right shape."""
 
     path: Path
-    config: dict[str, Any]
+    config: dict[str, Any] = field(repr=False)
     body: Body
     spec: Spec
     schema: Schema
-    tensors: dict[str, torch.Tensor]
+    tensors: dict[str, torch.Tensor] = field(repr=False)
     tokenizer: Tokenizer
 
     def build_head(self) -> nn.Module:
@@ -144,17 +94,17 @@ class Checkpoint:
         )
         return head.eval()
 
-    def golden(self) -> list[Golden]:
+    def golden(self) -> list[GoldenRow]:
         """Reads ``golden.jsonl``.
 
         Raises:
-            CheckpointError: names the line that is not as the contract says.
+            CheckpointError: a line breaks the contract; the message names it.
         """
         path = self.path / "golden.jsonl"
         rows = []
         for number, line in enumerate(_read_lines(path), start=1):
             try:
-                row = Golden.model_validate_json(line)
+                row = GoldenRow.model_validate_json(line)
             except ValidationError as error:
                 raise CheckpointError(f"{path}:{number}: {describe(error)}") from error
             if len(row.scores) != self.schema.width:
@@ -170,7 +120,7 @@ class Checkpoint:
 
 
 def head_module(config: Mapping[str, Any], spec: Spec, schema: Schema) -> nn.Module:
-    """A head with fresh weights; `config` offers its fields as attributes as transformers' GPT2Config does."""
+    """A head with fresh weights; it sees the fields of `config` as attributes, as with transformers' GPT2Config."""
     attributes = dict(config) | {"hidden_size": config["n_embd"], "num_labels": schema.width}
     return build_head(spec.head_class, SimpleNamespace(**attributes), spec.layer2concat, spec.head_args)
 
@@ -189,25 +139,11 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
     return Checkpoint(path, config, body, spec, schema, tensors, _read_tokenizer(path / "tokenizer.json", body))
 
 
-@contextmanager
-def staged_folder(target: Path) -> Iterator[Path]:
-    """Gives a fresh folder beside `target` that takes its place if the block ends well, and is gone if not."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        fresh = staging / "new"
-        fresh.mkdir()
-        yield fresh
-        swap_folder(fresh, target, staging / "old")
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
 def check_output(path: Path | str) -> None:
-    """Makes sure that a checkpoint can be written to `path` without harm to anything else.
+    """Checks that a checkpoint can be written to `path`, and that this replaces nothing but a checkpoint.
 
     Raises:
-        CheckpointError: something that is no checkpoint stands there, or the folder above cannot be written to.
+        CheckpointError: `path` holds something else, or its parent folder cannot be written to.
     """
     path = Path(path)
     if path.exists():
@@ -217,7 +153,7 @@ def check_output(path: Path | str) -> None:
             is_ours = False
         if not is_ours:
             raise CheckpointError(
-                f"{path}: holds something that is no checkpoint; it is not replaced, name another folder"
+                f"{path}: holds files that are no checkpoint, so it is not replaced; name another folder"
             )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -234,32 +170,37 @@ def write_checkpoint(
     schema: Schema,
     tensors: Mapping[str, torch.Tensor],
     tokenizer_json: str,
-    golden: Sequence[Golden],
+    golden: Sequence[GoldenRow],
     metrics: Mapping[str, Any],
     report: Mapping[str, bytes] | None = None,
     prove: Callable[[Path], object] = lambda _: None,
 ) -> None:
-    """Writes a checkpoint folder whole or not at all; an older one at `path` is replaced.
+    """Writes a checkpoint folder, complete or not at all; replaces an older checkpoint at `path`.
 
     Args:
-        config: GPT-2 config; its ``polyhead`` section is made from `spec` and `schema`.
+        path: the folder.
+        config: the GPT-2 config; its ``polyhead`` section is made from `spec` and `schema`.
+        spec: how hidden states become logits.
+        schema: the heads.
         tensors: float32, by the names ``body_model.*`` and ``head.*``.
+        tokenizer_json: content of ``tokenizer.json``.
+        golden: rows of ``golden.jsonl``.
+        metrics: content of ``metrics.json``.
         report: files of ``report/`` by name.
-        prove: is called with the finished folder before it takes its place, which it does only if nothing is raised.
+        prove: called with the finished folder before it is moved to `path`; if it raises, nothing is moved.
 
     Raises:
-        CheckpointError: it could not be read back, or not be written; or what `prove` raises.
+        CheckpointError: the folder cannot be written or read back. What `prove` raises passes through.
     """
     check_output(path)
-    with staged_folder(Path(path)) as fresh:
+    with replaced_folder(Path(path)) as fresh:
         section = spec.model_dump(mode="json") | {"heads": schema.to_json()}
         _write_json(fresh / "config.json", {**config, "polyhead": section})
         save_file(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, fresh / "model.safetensors"
         )
-        (fresh / "model.safetensors").chmod(
-            0o644
-        )  # the library writes 0600, which another user's server could not read
+        # safetensors creates the file with mode 0600, so another user's server could not read it.
+        (fresh / "model.safetensors").chmod(0o644)
         (fresh / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
         lines = [json.dumps(row.model_dump(mode="json"), ensure_ascii=False) + "\n" for row in golden]
         (fresh / "golden.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -281,7 +222,7 @@ def _read_text(path: Path) -> str:
 
 
 def _read_lines(path: Path) -> list[str]:
-    """Lines as JSONL has them: texts may hold U+2028 and its like, at which ``splitlines`` would split."""
+    """Lines of a JSONL file. ``splitlines`` would also split at U+2028 and similar characters inside a text."""
     text = _read_text(path).removesuffix("\n")
     return text.split("\n") if text else []
 
@@ -293,7 +234,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], Body, Spec, Schema]:
         raise CheckpointError(f"{path}: is not JSON ({error})") from error
     section = config.get("polyhead") if isinstance(config, dict) else None
     if not isinstance(section, dict):
-        raise CheckpointError(f"{path}: has no polyhead section; checkpoints are made by polyhead-train")
+        raise CheckpointError(f"{path}: has no polyhead section; polyhead-train makes checkpoints")
     section = dict(section)
     try:
         if "heads" not in section:
@@ -343,7 +284,7 @@ def _read_tensors(
                     raise CheckpointError(f"{path}: tensor {name!r} must have shape {shape}, got {tuple(tensor.shape)}")
                 tensors[name] = tensor.float()
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: is damaged or no safetensors file ({error})") from error
+        raise CheckpointError(f"{path}: is damaged or not a safetensors file ({error})") from error
     return tensors
 
 
@@ -352,7 +293,7 @@ def _read_tokenizer(path: Path, body: Body) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # the tokenizers library raises plain Exception
-        raise CheckpointError(f"{path}: is damaged or no tokenizer ({error})") from error
+        raise CheckpointError(f"{path}: is damaged or not a tokenizer ({error})") from error
     if tokenizer.get_vocab_size() > body.vocab_size:
         raise CheckpointError(
             f"{path}: has {tokenizer.get_vocab_size()} tokens, more than vocab_size ({body.vocab_size}) in config.json"

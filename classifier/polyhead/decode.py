@@ -1,4 +1,4 @@
-"""From logits to calibrated scores, and from scores to the answer that a user reads. Decoding happens here, once."""
+"""From logits to calibrated scores, and from scores to the answer that a user reads. Only this module decodes."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from polyhead.errors import OptionError, describe
-from polyhead.schema import Head, Schema
+from polyhead.schema import Head, HeadKind, Schema
 
 Scores = NDArray[np.float32]
 
 
 class DecodeOptions(BaseModel):
-    """What a caller may ask of an answer.
+    """The options of a request.
 
     Attributes:
-        top_k: how many labels a single_label head names (1 if not given); at most how many a multi_label head names.
-        threshold: takes the place of the per-label thresholds of all multi_label heads.
+        top_k: a single_label head names this many labels (default 1), a multi_label head at most this many.
+        threshold: replaces the thresholds of all labels in all multi_label heads.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -46,65 +46,65 @@ class DecodeOptions(BaseModel):
 def to_scores(logits: NDArray[np.floating[Any]], schema: Schema) -> Scores:
     """Calibrated scores of each head: softmax or sigmoid of logits over temperature; a regression's value.
 
-    A regression without `y_range` answers its logit as it is, one with it a sigmoid between its two ends.
+    A regression without `y_range` answers its logit unchanged; with it, a sigmoid between the two ends.
 
     Args:
         logits: ``(n, schema.width)``.
 
     Returns:
-        float32 ``(n, schema.width)``; computed in float64, so a head's scores do not depend on its neighbours.
+        float32 ``(n, schema.width)``; computed in float64, so that a head's scores do not depend on other heads.
     """
     scores = np.empty(logits.shape, dtype=np.float32)
     for head in schema:
         columns = schema.columns[head.name]
         scaled = logits[:, columns].astype(np.float64) / head.temperature
         match head.kind:
-            case "single_label":
+            case HeadKind.SINGLE_LABEL:
                 exponents = np.exp(scaled - scaled.max(axis=1, keepdims=True))
                 scores[:, columns] = exponents / exponents.sum(axis=1, keepdims=True)
-            case "multi_label":
+            case HeadKind.MULTI_LABEL:
                 scores[:, columns] = _sigmoid(scaled)
-            case "regression" if head.y_range is not None:
+            case HeadKind.REGRESSION if head.y_range is not None:
                 lowest, highest = head.y_range
                 scores[:, columns] = lowest + (highest - lowest) * _sigmoid(scaled)
-            case "regression":
+            case HeadKind.REGRESSION:
                 scores[:, columns] = logits[:, columns]
     return scores
 
 
 def _sigmoid(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Without overflow."""
+    """Never overflows."""
     result: NDArray[np.float64] = np.exp(-np.logaddexp(0, -values))
     return result
 
 
 def decode(scores: Scores, schema: Schema, options: DecodeOptions) -> dict[str, dict[str, Any]]:
-    """The answer of each head to one text.
+    """The answer of each head for one text.
 
     Args:
         scores: float32 ``(schema.width,)``.
 
     Returns:
-        By head name: ``kind`` and, by kind, ``labels`` and ``scores`` (best first), ``thresholds``, or ``value``.
-        Heads of a taxonomy name the jointly most probable path, so no label contradicts its parent.
+        By head name: ``kind``, and ``labels`` with ``scores``, best first (multi_label also ``thresholds``), or
+        ``value`` for a regression. Heads of a taxonomy name the most probable path, so no label contradicts its parent.
     """
     path = best_paths(scores, schema)
     return {head.name: _decode_head(head, scores[schema.columns[head.name]], path, options) for head in schema}
 
 
 def over_threshold(scores: Scores, thresholds: Sequence[float]) -> NDArray[np.bool_]:
-    """Which labels of a multi_label head are part of the answer; for scores ``(…, labels)``.
+    """Which labels of a multi_label head are part of the answer, for scores ``(…, labels)``.
 
-    Compared in float64: NumPy 1 and 2 differ in how they compare a float32 with a Python float.
+    Compares in float64, because NumPy 1 and 2 compare a float32 with a Python float differently.
     """
     over: NDArray[np.bool_] = scores.astype(np.float64) >= np.asarray(thresholds, dtype=np.float64)
     return over
 
 
 def best_paths(scores: Scores, schema: Schema) -> dict[str, int]:
-    """For each head of a taxonomy, its label's index on the jointly most probable consistent path.
+    """For each head of a taxonomy, the index of its label on the most probable consistent path.
 
-    Max-product over the tree of heads: a parent label is worth its own score times what its best children are worth.
+    Max-product over the tree of heads: a label's worth is its own score times the worth of its best children.
     """
     path: dict[str, int] = {}
 
@@ -134,11 +134,11 @@ def _children(child: Head, parent_label: str) -> list[int]:
 
 
 def _decode_head(head: Head, scores: Scores, path: Mapping[str, int], options: DecodeOptions) -> dict[str, Any]:
-    if head.kind == "regression":
+    if head.kind == HeadKind.REGRESSION:
         return {"kind": head.kind, "value": float(scores[0])}
-    # Stable: of equal scores the label with the lower index comes first, on every machine.
+    # Stable: if scores are equal, the label with the lower index comes first, on every machine.
     order = np.argsort(-scores, kind="stable")
-    if head.kind == "single_label":
+    if head.kind == HeadKind.SINGLE_LABEL:
         if head.name in path:
             order = np.concatenate(([path[head.name]], order[order != path[head.name]]))
         best = order[: options.top_k or 1]

@@ -1,4 +1,4 @@
-"""From texts to token ids: the same in training, evaluation and serving."""
+"""From texts to token ids, in the same way for training, evaluation and serving."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 from tokenizers import Encoding, Tokenizer
 
-FIRST_CHARACTERS = 8  # a token, at the first try: English has 4 to 5, German 3
+FIRST_CHARACTERS = 8  # characters per token that the first try reads; English has 4 to 5, German 3
 
 
 @dataclass(frozen=True)
 class EncodedText:
-    """A text as the engine reads it, or why it cannot be read.
+    """A text as the engine reads it, or the reason why it cannot be read.
 
     Attributes:
-        token_ids: at most ``max_length`` ids; empty where there is an error.
+        token_ids: at most ``max_length`` ids; empty if there is an error.
         truncated: whether the text had more tokens than were read.
-        error: why this text has no answer; None if it has one.
+        error: the reason why this text gets no answer; None if it gets one.
     """
 
     token_ids: Sequence[int]
@@ -26,21 +26,21 @@ class EncodedText:
 
     @property
     def token_count(self) -> int:
-        """How many tokens the model reads."""
+        """Number of tokens that the model reads."""
         return len(self.token_ids)
 
 
 class UnreadableTextError(Exception):
-    """A text that has no answer, and why."""
+    """A text cannot be read; the message is the reason."""
 
 
 def encode(texts: Sequence[str | bytes], tokenizer: Tokenizer, max_length: int) -> list[EncodedText]:
     """Tokenizes and keeps the first `max_length` tokens of each text.
 
-    Of a long text no more is tokenized than those tokens take; they are the same as if all of it were.
+    Only the beginning of a long text is tokenized; its tokens are the same as if the whole text were tokenized.
 
-    Never raises for a bad text: blank texts, invalid UTF-8, and texts of more than `most_characters` whose beginning
-    has too few words to be cut in come back with their ``error``.
+    Never raises for a bad text; it is returned with its ``error``. Bad are blank texts, invalid UTF-8, and texts of
+    more than `most_characters` whose beginning has too few words to cut between.
     """
     encoded: list[EncodedText | None] = []
     readable: list[tuple[int, str]] = []
@@ -51,7 +51,7 @@ def encode(texts: Sequence[str | bytes], tokenizer: Tokenizer, max_length: int) 
         except UnreadableTextError as error:
             encoded.append(EncodedText((), error=str(error)))
     size, most = FIRST_CHARACTERS * max_length, most_characters(max_length)
-    marker = 0  # characters of the longest one: of <|endoftext|>, half may stand at the cut, and be none then
+    marker = 0  # characters of the longest added token: the cut may split an <|endoftext|>, which is then not found
     if any(len(text) > size for _, text in readable):
         marker = max((len(token.content) for token in tokenizer.get_added_tokens_decoder().values()), default=0)
     while readable:
@@ -71,17 +71,17 @@ def encode(texts: Sequence[str | bytes], tokenizer: Tokenizer, max_length: int) 
 
 
 def most_characters(max_length: int) -> int:
-    """Of a text longer than this, no more than this is looked at."""
+    """The most characters of a text that are ever tokenized."""
     return max(65_536, 64 * max_length)
 
 
 def _whole_words(encoding: Encoding, safe: int) -> list[int]:
-    """The ids that a text has however it goes on after the end of what was tokenized.
+    """The ids that stay the same, whatever text follows after the part that was tokenized.
 
-    Tokenizers split into words first. What follows can change the last word, those behind the character `safe`, and,
-    where they begin with blanks, the one before.
+    Tokenizers split into words first. The following text can change the last word and all words that end after the
+    character `safe`. If these begin with blanks, it can also change the word before.
     """
-    words = encoding.word_ids  # None for what a template puts around the text
+    words = encoding.word_ids  # None for tokens that a template adds around the text
     unsure = max((word for word in words if word is not None), default=0)
     for word, (_, end) in zip(words, encoding.offsets, strict=True):
         if word is not None and end > safe:
@@ -92,12 +92,12 @@ def _whole_words(encoding: Encoding, safe: int) -> list[int]:
 
 
 def read_text(text: str | bytes) -> str:
-    """The text as a string that the tokenizer takes; raises UnreadableTextError if there is none."""
+    """The text as a string that the tokenizer accepts; raises UnreadableTextError if that is impossible."""
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8")
         else:
-            text.encode("utf-8")  # finds lone surrogates, which the tokenizer would refuse for the whole batch
+            text.encode("utf-8")  # finds lone surrogates, for which the tokenizer would refuse the whole batch
     except UnicodeError:
         raise UnreadableTextError("the text is not valid UTF-8") from None
     if not text or text.isspace():

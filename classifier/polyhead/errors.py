@@ -1,20 +1,16 @@
-"""Everything that can be wrong with what a caller hands over.
+"""The errors of this library: everything that can be wrong with what a caller passes in.
 
 PolyheadError
 ├── SchemaError       heads, labels or the taxonomy contradict themselves
-├── CheckpointError   a checkpoint folder is incomplete, damaged or not ours
+├── CheckpointError   a checkpoint folder is incomplete, damaged or not a checkpoint
 ├── RepositoryError   a model repository cannot take or serve a checkpoint
 ├── OptionError       an option is unknown or out of range
-├── InputError        token ids that the model cannot read
-├── ToleranceError    scores are further from the golden ones than the precision may be
-├── MachineError      the machine has too little of what the model needs
-├── InstallError      tritonserver, its stub, libpython or tritonclient is not there (triton_install)
-├── AddressError      polyhead-serve cannot listen where it was told to (serve_options)
-├── ServerError       a running server cannot be reached or refuses (live_server)
-├── RolledBackError   a new version was wrong; the previous one serves (deploy)
-└── RollbackError     and could not be brought back (deploy)
+├── TokenIdsError     the model cannot read these token ids
+├── ToleranceError    scores differ from the golden scores by more than the precision allows
+└── MachineError      the machine has too little memory for the model
 
-Each message is one line that names the place, the value and what is allowed; command lines end with exit code 2.
+Other distributions derive theirs from PolyheadError too. Each message is one line that names the place, the value and
+what is allowed. Command lines print it and end with exit code 2.
 """
 
 from __future__ import annotations
@@ -23,7 +19,7 @@ from pydantic import ValidationError
 
 
 class PolyheadError(Exception):
-    """Base of all errors that the caller can mend."""
+    """Base class for errors that the caller can fix."""
 
 
 class SchemaError(PolyheadError):
@@ -31,7 +27,7 @@ class SchemaError(PolyheadError):
 
 
 class CheckpointError(PolyheadError):
-    """A checkpoint folder is incomplete, damaged or not ours."""
+    """A checkpoint folder is incomplete, damaged or not a checkpoint."""
 
 
 class RepositoryError(PolyheadError):
@@ -42,25 +38,25 @@ class OptionError(PolyheadError):
     """An option is unknown or out of range."""
 
 
-class InputError(PolyheadError, ValueError):
-    """Token ids that the model cannot read."""
+class TokenIdsError(PolyheadError, ValueError):
+    """The model cannot read these token ids."""
 
 
 class ToleranceError(PolyheadError):
-    """Scores are further from the golden ones than the precision may be."""
+    """Scores differ from the golden scores by more than the precision allows."""
 
 
 class MachineError(PolyheadError):
-    """The machine has too little of what the model needs."""
+    """The machine has too little memory for the model."""
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error's message, or its kind where it has none."""
+    """The first line of an error's message, or the name of its class if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def describe(error: ValidationError) -> str:
-    """Puts pydantic's findings on one line: ``heads.0.kind: Input should be … (got 'x'); …``."""
+    """Pydantic's findings on one line: ``heads.0.kind: Input should be … (got 'x'); …``."""
     findings = []
     for finding in error.errors(include_url=False):
         place = ".".join(str(part) for part in finding["loc"])

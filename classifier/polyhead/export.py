@@ -1,25 +1,66 @@
-"""``polyhead-export``: puts a checkpoint into a Triton model repository, whole or not at all.
+"""``polyhead-export``: puts a checkpoint into a Triton model repository, complete or not at all.
 
-Here and not in training, since a server rolls a checkpoint out without transformers (docs/decisions/0002-export.md).
+It belongs to this library, not to training, so that a serving machine needs no transformers
+(docs/decisions/0002-export.md). The predictor is imported inside functions, so that ``--help`` and typing errors do not
+wait for torch.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from polyhead.errors import PolyheadError, RepositoryError
 from polyhead.files import swap_folder
-from polyhead.gate import check_golden
-from polyhead.predictor import Predictor
 from polyhead.repository import remove_version
 
+if TYPE_CHECKING:
+    from polyhead.predictor import Predictor
+
 STAGING = ".staging-"
+FAILED = 2  # exit code
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"auto_envvar_prefix": "POLYHEAD_EXPORT"},
+)
+
+
+@app.command(epilog="Example: polyhead-export runs/debian --repository model_repository && polyhead-serve")
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder made by polyhead-train.")],
+    repository: Annotated[Path, typer.Option(help="Model repository.")] = Path("model_repository"),
+    name: Annotated[str, typer.Option(help="Model name.")] = "gpt2_classifier",
+    version: Annotated[int, typer.Option(help="Version, the name of its folder.")] = 1,
+    replace: Annotated[
+        bool,
+        # Destructive, so no environment variable may set it.
+        typer.Option("--replace", help="Replace the checkpoint that this version holds.", allow_from_autoenv=False),
+    ] = False,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="Also check the answers at this precision: fp32, bf16, int8, or auto for the one that this machine "
+            "would serve with. Default: POLYHEAD_PRECISION, else auto.",
+        ),
+    ] = None,
+) -> None:
+    """Put a checkpoint into a Triton model repository, after checking its answers with golden.jsonl."""
+    try:
+        target = export_checkpoint(checkpoint, repository, name, version, replace, precision)
+    except PolyheadError as error:
+        print(f"polyhead-export: {error}", file=sys.stderr)
+        raise typer.Exit(FAILED) from None
+    print(f"exported {checkpoint} to {target}")
 
 
 def export_checkpoint(
@@ -32,19 +73,24 @@ def export_checkpoint(
 ) -> Path:
     """Copies a checkpoint to ``repository/name/version/checkpoint`` and writes ``repository/name/labels.txt``.
 
-    A model folder that is not there yet is made from the repository's template. The copy is made in the
-    model folder and renamed into place.
+    If the model folder does not exist, it is made from the repository's template. The copy is made inside the model
+    folder and renamed into place.
 
     Args:
-        precision: that this machine's engine must keep the tolerance with, besides fp32; see `Predictor.load`.
+        checkpoint: the checkpoint folder.
+        repository: the model repository.
+        name: the model's name.
+        version: the version, 1 or more.
+        replace: replace the checkpoint that this version holds.
+        precision: checked in addition to fp32; see `Predictor.load`.
 
     Returns:
         The folder of the version.
 
     Raises:
         CheckpointError: the checkpoint is damaged.
-        ToleranceError: its engine scores leave the tolerance.
-        RepositoryError: that version holds a checkpoint and `replace` is off.
+        ToleranceError: the engine's scores leave the tolerance.
+        RepositoryError: that version holds a checkpoint and `replace` is off, or the repository cannot be written.
     """
     checkpoint, repository = Path(checkpoint), Path(repository)
     check_name(name)
@@ -53,43 +99,45 @@ def export_checkpoint(
     model = repository / name
     target = model / str(version)
     if (target / "checkpoint").exists() and not replace:
-        raise RepositoryError(f"{target}: holds a checkpoint already; take another --version, or --replace it")
+        raise RepositoryError(f"{target}: already holds a checkpoint; take another --version, or --replace it")
     predictor = prove(checkpoint, precision)
     install_version(checkpoint, predictor.schema.column_names(), model, version)
     return target
 
 
 def check_name(name: str) -> None:
-    """Raises RepositoryError if a model cannot be called so."""
+    """Raises RepositoryError if this is no valid model name."""
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or name.startswith("."):
-        raise RepositoryError(f"name {name!r}: a model name is letters, digits, '_', '-' and '.'")
+        raise RepositoryError(f"name {name!r}: a model name has letters, digits, '_', '-' and '.', and no '.' in front")
 
 
 def prove(checkpoint: Path, precision: str | None) -> Predictor:
-    """The checkpoint at that precision, or the environment's, once all golden answers were right there and in fp32.
+    """Loads the checkpoint at that precision; all golden rows must pass the gate there and in fp32.
 
     Raises:
-        CheckpointError: it is damaged.
-        ToleranceError: its engine scores leave the tolerance.
+        CheckpointError: the checkpoint is damaged.
+        ToleranceError: the engine's scores leave the tolerance.
     """
+    from polyhead.predictor import Predictor
+
     predictor = Predictor.load(checkpoint, precision=precision)
-    check_golden(predictor)
+    predictor.check_golden()
     if predictor.precision != "fp32":
-        check_golden(Predictor.load(checkpoint, precision="fp32"))
+        Predictor.load(checkpoint, precision="fp32").check_golden()
     return predictor
 
 
 def install_version(checkpoint: Path, columns: list[str], model: Path, version: int) -> None:
-    """Copies everything beside its place, then renames: the version first, then what all versions share.
+    """Copies everything beside its final place, then renames: the version first, then the files of all versions.
 
     Raises:
-        RepositoryError: it could not be written; nothing has changed.
+        RepositoryError: something cannot be written; nothing has changed.
     """
     template, target = _template(), model / str(version)
     is_new = not model.exists()
     try:
         model.mkdir(parents=True, exist_ok=True)
-        # In the model folder, so that a rename never crosses file systems; Triton reads numbered folders only.
+        # In the model folder, so that no rename crosses file systems; Triton reads only numbered folders.
         with tempfile.TemporaryDirectory(prefix=STAGING, dir=model) as folder:
             staging = Path(folder)
             staged = staging / "version"
@@ -102,7 +150,7 @@ def install_version(checkpoint: Path, columns: list[str], model: Path, version: 
                 shutil.copyfile(template / "config.pbtxt", staging / "config.pbtxt")
                 shared.append("config.pbtxt")
             swap_folder(staged, target, staging / "old")
-            for name in shared:
+            for name in shared:  # written above, so that a full disk is noticed before the version is replaced
                 os.replace(staging / name, model / name)
     except OSError as error:
         if is_new:
@@ -111,14 +159,17 @@ def install_version(checkpoint: Path, columns: list[str], model: Path, version: 
 
 
 def retire_version(model: Path, version: int) -> bool:
-    """Removes an old version; of the one that new repositories are made from, its checkpoint alone. False: was gone."""
+    """Removes an old version; returns False if it was already gone.
+
+    The version that serves as template for new repositories loses only its checkpoint.
+    """
     folder = model / str(version)
     if folder.resolve() != _template() / "1":
         remove_version(model, version)
         return True
-    if was_there := (folder / "checkpoint").exists():
+    if existed := (folder / "checkpoint").exists():
         shutil.rmtree(folder / "checkpoint")
-    return was_there
+    return existed
 
 
 def _template() -> Path:
@@ -127,44 +178,10 @@ def _template() -> Path:
     return checkout if checkout.is_dir() else package / "model_template"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="polyhead-export",
-        description="Put a checkpoint into a Triton model repository, after proving its answers on golden.jsonl.",
-        epilog="example: polyhead-export runs/debian --repository model_repository && polyhead-serve",
-    )
-    parser.add_argument("checkpoint", type=Path, help="checkpoint folder made by polyhead-train")
-    parser.add_argument(
-        "--repository",
-        type=Path,
-        default=os.environ.get("POLYHEAD_REPOSITORY", "model_repository"),
-        help="model repository (default: %(default)s; env POLYHEAD_REPOSITORY)",
-    )
-    parser.add_argument("--name", default="gpt2_classifier", help="model name (default: %(default)s)")
-    parser.add_argument("--version", type=int, default=1, help="version folder (default: %(default)s)")
-    parser.add_argument("--replace", action="store_true", help="replace the checkpoint that this version holds")
-    parser.add_argument(
-        "--precision",
-        help="prove the answers at this precision too: auto (what this machine would serve with), fp32, bf16 or int8 "
-        "(default: auto; env POLYHEAD_PRECISION)",
-    )
-    arguments = parser.parse_args(argv)
-    try:
-        target = export_checkpoint(
-            arguments.checkpoint,
-            arguments.repository,
-            arguments.name,
-            arguments.version,
-            arguments.replace,
-            arguments.precision,
-        )
-    except PolyheadError as error:
-        print(f"polyhead-export: {error}", file=sys.stderr)
-        return 2
-    print(f"exported {arguments.checkpoint} to {target}")
-    return 0
+def main() -> None:
+    """Entry point of the console script."""
+    app(prog_name="polyhead-export")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

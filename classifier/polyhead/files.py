@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,14 +16,14 @@ class LockedError(OSError):
 
 
 @contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock on a file, which is created if it is missing and stays there.
+def file_lock(path: Path, create: bool = True) -> Iterator[None]:
+    """Holds an exclusive lock on a file. The file stays there; `create` says whether it is made if it is missing.
 
     Raises:
         LockedError: another process holds it.
         OSError: the file cannot be opened, or its file system has no locks.
     """
-    with path.open("a") as file:
+    with path.open("a" if create else "r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -47,8 +48,22 @@ def write_file(path: Path, content: bytes | str) -> None:
         part.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
 
 
+@contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """Gives a fresh folder to write to; when the block ends without an error, it takes the place of `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        fresh = staging / "new"
+        fresh.mkdir()
+        yield fresh
+        swap_folder(fresh, path, staging / "old")
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
 def swap_folder(fresh: Path, target: Path, old: Path) -> None:
-    """Renames `fresh` to `target` and what stood there to `old`; if that fails, `target` stays as it was."""
+    """Renames `target`, if it exists, to `old`, and `fresh` to `target`; if that fails, `target` stays as it was."""
     if target.exists():
         os.rename(target, old)
     try:

@@ -1,8 +1,8 @@
-"""The head modules, from pooled hidden states to logits, and how a checkpoint names them.
+"""The head modules, which turn pooled hidden states into logits, and their names in a checkpoint.
 
-``ConcatHeadSimple`` and ``ConcatHeadExtended`` keep the layout and key names of that_nlp_library 0.2, so that a
-state dict made there loads here. A head class of one's own is named ``package.module:Class`` and must be installed on
-the server.
+``ConcatHeadSimple`` and ``ConcatHeadExtended`` keep the layout and key names of that_nlp_library 0.2, so that state
+dicts from there load here. A user's own head class is named ``package.module:Class`` and must be installed on the
+server. Loading such a checkpoint imports that module.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class ConcatHeadSimple(nn.Module):
 
     Args:
         config: has ``hidden_size`` and, unless `num_labels` is given, ``num_labels``.
-        classifier_dropout: probability, in training only.
-        layer2concat: how many hidden states are concatenated.
+        classifier_dropout: probability; active in training only.
+        layer2concat: number of concatenated hidden states.
         num_labels: width of the logits.
     """
 
@@ -43,7 +43,7 @@ class ConcatHeadSimple(nn.Module):
 
 
 class ConcatHeadExtended(nn.Module):
-    """Dropout, a tanh layer of ``last_hidden_size`` units, dropout, then the linear layer; arguments as above."""
+    """Dropout, a tanh layer of ``last_hidden_size`` units, dropout, then the linear layer; other arguments as above."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ def head_class_named(name: str) -> type[nn.Module]:
     """Finds a head class by its name in a checkpoint.
 
     Raises:
-        CheckpointError: the name is neither built in nor an installed ``nn.Module``, ``package.module:Class``.
+        CheckpointError: it is neither a built-in name nor ``package.module:Class`` of an installed ``nn.Module``.
     """
     if name in BUILT_IN:
         return BUILT_IN[name]
@@ -87,22 +87,14 @@ def head_class_named(name: str) -> type[nn.Module]:
         found = getattr(importlib.import_module(module_name), class_name)
     except Exception as error:  # an installed module may raise anything when it is imported
         raise CheckpointError(f"head_class {name!r}: cannot be imported here ({error}); install its package") from error
-    # Checked before it is called: a checkpoint may name a class of an installed package, never call any function.
+    # Checked before the call: a checkpoint may name an installed head class, but must not call any other function.
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise CheckpointError(f"head_class {name!r}: is not a torch.nn.Module class")
     return found
 
 
-def head_class_name(head_class: type[nn.Module]) -> str:
-    """The inverse of `head_class_named`."""
-    for name, built_in in BUILT_IN.items():
-        if head_class is built_in:
-            return name
-    return f"{head_class.__module__}:{head_class.__qualname__}"
-
-
 def build_head(name: str, config: Any, layer2concat: int | None, arguments: Mapping[str, Any]) -> nn.Module:
-    """Makes a head as the model classes make it: ``Linear`` without bias, others from config and arguments."""
+    """Makes a head as that_nlp_library does: ``Linear`` without bias, other classes from config and arguments."""
     head_class = head_class_named(name)
     try:
         if head_class is nn.Linear:
@@ -111,5 +103,5 @@ def build_head(name: str, config: Any, layer2concat: int | None, arguments: Mapp
             return nn.Linear(config.n_embd, config.num_labels, bias=False)
         concat = {} if layer2concat is None else {"layer2concat": layer2concat}
         return head_class(config=config, **concat, **arguments)
-    except Exception as error:  # a head class may refuse its arguments with anything
+    except Exception as error:  # a head class may raise anything for wrong arguments
         raise CheckpointError(f"head_args for {name!r}: {one_line(error)}") from error

@@ -1,7 +1,7 @@
-"""What this process may use of its machine: cores and memory, with the limits that a container sets.
+"""What this process may use of its machine: cores and memory within a container's limits, and the kind of CPU.
 
-Limits are read from both versions of cgroups, at the process's own group and at all above it. ``root`` is the file
-system's root in every function; tests put another there.
+Reads both versions of cgroups, in the process's own group and in all groups above it. `root` is the root of the file
+system; tests pass another one.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path("/")
-UNKNOWN = 2**63  # bytes: where the kernel does not say, nothing is known to be too little
+UNKNOWN_BYTES = 2**63  # if the kernel does not say, no amount is known to be too much
 
 
 def usable_cores(root: Path = ROOT) -> int:
-    """Cores that this process may keep busy: those it may run on, at most the CPU quota's share, at least 1."""
+    """Cores that this process may keep busy: its CPU affinity, at most the container's CPU quota, at least 1."""
     shares = [float(len(os.sched_getaffinity(0)))]
     for group in _groups(root, ""):
         if (file := group / "cpu.max").is_file():
@@ -32,9 +32,9 @@ def usable_cores(root: Path = ROOT) -> int:
 def available_memory_bytes(root: Path = ROOT) -> int:
     """Bytes that this process may still allocate before the kernel swaps or kills: the least of machine and limits.
 
-    Pages of files count as free, as the kernel drops them first.
+    Cached pages of files count as free, because the kernel drops them first.
     """
-    available = [_statistics(root / "proc/meminfo").get("MemAvailable:", UNKNOWN // 1024) * 1024]
+    available = [_statistics(root / "proc/meminfo").get("MemAvailable:", UNKNOWN_BYTES // 1024) * 1024]
     for controller, limit, usage, prefix in (
         ("", "memory.max", "memory.current", ""),
         ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
@@ -47,24 +47,34 @@ def available_memory_bytes(root: Path = ROOT) -> int:
     return max(0, min(available))
 
 
+def cpu_vendor(root: Path = ROOT) -> str:
+    """The vendor as the CPU reports it, for example ``AuthenticAMD`` or ``GenuineIntel``; empty if it reports none."""
+    file = root / "proc/cpuinfo"
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+        name, _, value = line.partition(":")
+        if name.strip() == "vendor_id":
+            return value.strip()
+    return ""
+
+
 def _number(file: Path) -> int:
     return int(file.read_text(encoding="ascii"))
 
 
 def _statistics(file: Path) -> dict[str, int]:
-    """Lines of a name, a number and perhaps a unit."""
+    """Reads lines of a name, a number and, optionally, a unit."""
     lines = file.read_text(encoding="ascii").splitlines() if file.is_file() else []
     rows = [line.split() for line in lines]
     return {row[0]: int(row[1]) for row in rows}
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """The folders of the process's cgroup and of each above it; "" is version 2's one hierarchy."""
+    """The folders of the process's cgroup and of each group above it; "" is the single hierarchy of version 2."""
     file = root / "proc/self/cgroup"
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
         _, controllers, path = line.split(":", 2)
         if controller in controllers.split(","):
             top = root / "sys/fs/cgroup" / controller
             group = top / path.lstrip("/")
-            # A container sees its own group as the top, and may be told the path that it has outside.
+            # A container sees its own group as the top, but may be told the path that the group has outside.
             yield from (place for place in (group, *group.parents) if place == top or top in place.parents)

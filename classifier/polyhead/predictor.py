@@ -1,9 +1,8 @@
-"""The predictor: texts in, answers out. Triton's ``model.py``, evaluation and the gate at export all go through it."""
+"""The predictor: texts in, answers out. Triton's ``model.py``, evaluation, scoring and export all use it."""
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,22 +12,23 @@ import orjson
 import torch
 from tokenizers import Tokenizer
 
-from polyhead.checkpoint import Checkpoint, read_checkpoint
+from polyhead.checkpoint import Checkpoint, GoldenRow, read_checkpoint
 from polyhead.decode import DecodeOptions, Scores, decode, to_scores
 from polyhead.encode import EncodedText, encode
-from polyhead.engine import Engine, Precision, fastest_precision
-from polyhead.engine.memory import activation_bytes
+from polyhead.engine import Engine
+from polyhead.engine.cpu.forward import activation_bytes
 from polyhead.errors import MachineError, ToleranceError
-from polyhead.gate import check_golden
+from polyhead.gate import check_answers
 from polyhead.machine import available_memory_bytes
+from polyhead.precision import TOLERANCE, Precision, fastest_precision, requested_precision
 
-LOAD_TOKENS = 2048  # of golden rows checked at load: under a second where the precision is fast
+LOAD_TOKENS = 2048  # tokens of golden rows that a load checks: under a second if the precision is fast here
 
 logger = logging.getLogger(__name__)
 
 
 class Predictor:
-    """A checkpoint ready to answer. A bad text spoils its own answer and no other; nothing raises for it."""
+    """A checkpoint that is ready to answer. A bad text gets an error of its own; other texts are not affected."""
 
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu", precision: str = "fp32") -> None:
         self.checkpoint = checkpoint
@@ -39,29 +39,29 @@ class Predictor:
 
     @classmethod
     def load(cls, path: Path | str, device: str = "cpu", precision: str | None = None) -> Predictor:
-        """Reads a checkpoint folder and proves its answers where the precision is less than float32.
+        """Reads a checkpoint folder; below float32, checks its answers with its golden rows.
 
         Args:
             path: the folder.
             device: ``cpu`` or a CUDA device.
-            precision: ``fp32``, ``bf16``, ``int8``; or ``auto``: bf16 where the hardware has it and the tolerance on
-                ``golden.jsonl`` is kept, else fp32. If None, what the environment's POLYHEAD_PRECISION names, or auto.
+            precision: ``fp32``, ``bf16``, ``int8`` or ``auto``. ``auto`` takes bf16 if the hardware has it and the
+                golden rows keep its tolerance, else fp32. None: the environment's POLYHEAD_PRECISION, else ``auto``.
 
         Raises:
-            CheckpointError: it is not whole.
+            CheckpointError: the checkpoint is incomplete or damaged.
             OptionError: there is no such precision, or not on this device.
-            ToleranceError: the precision that was named does not keep the tolerance.
+            ToleranceError: the precision was named, and the golden rows do not keep its tolerance.
         """
         checkpoint = read_checkpoint(path)
-        precision = precision or os.environ.get("POLYHEAD_PRECISION", "auto")
-        wanted = fastest_precision(torch.device(device)) if precision == "auto" else precision
-        predictor = cls(checkpoint, device, wanted)
+        requested = requested_precision(precision)
+        chosen = fastest_precision(torch.device(device)) if requested == "auto" else requested
+        predictor = cls(checkpoint, device, chosen)
         if predictor.precision == "fp32":
             return predictor
         try:
-            check_golden(predictor, LOAD_TOKENS)
+            predictor.check_golden(LOAD_TOKENS)
         except ToleranceError as error:
-            if precision != "auto":
+            if requested != "auto":
                 raise
             logger.warning("serving in fp32: %s", error)
             return cls(checkpoint, device, "fp32")
@@ -69,12 +69,12 @@ class Predictor:
 
     @property
     def precision(self) -> Precision:
-        """Of the engine's linear layers."""
+        """The precision of the engine's linear layers."""
         return self._engine.precision
 
     @property
     def token_budget(self) -> int:
-        """Most tokens that are computed at once."""
+        """The most tokens that are computed at once."""
         return self._engine.token_budget
 
     @property
@@ -83,16 +83,16 @@ class Predictor:
         return self._engine.device
 
     def predict(self, texts: Sequence[str | bytes], options: DecodeOptions | None = None) -> list[dict[str, Any]]:
-        """One answer a text, as `decode` gives them."""
+        """One answer per text, as `decode` returns them."""
         encoded = self.encode(texts)
         return self.decode(encoded, self.score(encoded), options or DecodeOptions())
 
     def encode(self, texts: Sequence[str | bytes]) -> list[EncodedText]:
-        """Tokenizes; keeps the first ``max_length`` tokens of each text."""
+        """Tokenizes the texts and keeps the first ``max_length`` tokens of each."""
         return encode(texts, self._tokenizer, self.max_length)
 
     def score(self, encoded: Sequence[EncodedText]) -> Scores:
-        """Calibrated scores, float32 ``(n, schema.width)``; a row of NaN for a text with an error."""
+        """Calibrated scores, float32 ``(n, schema.width)``; a text with an error has a row of NaN."""
         scores = np.full((len(encoded), self.schema.width), np.nan, dtype=np.float32)
         readable = [position for position, text in enumerate(encoded) if text.error is None]
         if readable:
@@ -101,7 +101,7 @@ class Predictor:
         return scores
 
     def decode(self, encoded: Sequence[EncodedText], scores: Scores, options: DecodeOptions) -> list[dict[str, Any]]:
-        """Answers of texts already scored: ``heads``, ``token_count`` and ``truncated``, or ``error`` alone."""
+        """Answers for scored texts: ``heads``, ``token_count`` and ``truncated``, or only ``error``."""
         return [
             {"error": text.error}
             if text.error is not None
@@ -114,16 +114,31 @@ class Predictor:
         ]
 
     def parts(self, encoded: Sequence[EncodedText]) -> list[list[int]]:
-        """Positions of the texts, shortest first, in parts to be scored one after the other, each of bounded cost."""
+        """Positions of the texts in parts of bounded cost, shortest first; score one part after the other."""
         if self.device.type != "cpu":
             return [list(range(len(encoded)))]  # a GPU works best on a queue of all micro-batches
         return self._engine.plan([text.token_ids for text in encoded])
 
-    def warm_up(self) -> int:
-        """Proves that the largest micro-batch fits into memory, before the first request.
+    def check_golden(self, most_tokens: int | None = None) -> float:
+        """Passes the checkpoint's golden rows through the gate; returns the largest distance of a score.
 
-        A CUDA device computes one. On the CPU that would take seconds of a start; there the bound of
-        `activation_bytes` must lie within what the machine and the container's limit have left.
+        Args:
+            most_tokens: check only the first rows, up to this many tokens but at least one row; None checks all.
+
+        Raises:
+            ToleranceError: as for `polyhead.gate.check_answers`.
+        """
+        golden = _first_rows(self.checkpoint.golden(), most_tokens)
+        encoded = self.encode([row.text for row in golden])
+        tokens = [(text.token_count, text.truncated) for text in encoded]
+        place = str(self.checkpoint.path / "golden.jsonl")
+        return check_answers(golden, tokens, self.score(encoded), self.precision, self.schema, place)
+
+    def warm_up(self) -> int:
+        """Checks, before the first request, that the largest micro-batch fits into memory.
+
+        A CUDA device computes one. On the CPU that would take seconds at every start. So there the upper bound of
+        `activation_bytes` must fit into the memory that the machine and the container's limit leave.
 
         Returns:
             The tokens of that micro-batch.
@@ -143,11 +158,28 @@ class Predictor:
             return tokens
         texts, rest = divmod(tokens, self.max_length)
         lengths = [self.max_length] * texts + [rest] * (rest > 0)
-        # The first token differs: identical texts are computed once.
+        # The first token differs because equal texts are computed once.
         vocabulary = self.checkpoint.body.vocab_size
         self._engine.logits([[n % vocabulary, *[0] * (length - 1)] for n, length in enumerate(lengths)])
         return tokens
 
     def schema_json(self) -> bytes:
-        """What a client needs to know of the model: ``max_length`` and the heads."""
-        return orjson.dumps({"max_length": self.max_length, "heads": self.schema.to_json()})
+        """One element of the wire's SCHEMA: ``max_length``, ``precision``, its ``tolerance``, and ``heads``.
+
+        A score may be off from its float32 value by ``tolerance``; see `polyhead.precision.TOLERANCE`.
+        """
+        return orjson.dumps(
+            {
+                "max_length": self.max_length,
+                "precision": self.precision,
+                "tolerance": TOLERANCE[self.precision],
+                "heads": self.schema.to_json(),
+            }
+        )
+
+
+def _first_rows(golden: Sequence[GoldenRow], most_tokens: int | None) -> Sequence[GoldenRow]:
+    if most_tokens is None:
+        return golden
+    total = np.cumsum([row.token_count for row in golden])
+    return golden[: max(1, int(np.searchsorted(total, most_tokens, side="right")))]

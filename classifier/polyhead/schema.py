@@ -1,4 +1,4 @@
-"""The schema: which questions a model answers. Heads are data; their scores stand side by side in order."""
+"""The schema: the heads of a model and their labels. A text's scores are the scores of all heads, in their order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from polyhead.errors import SchemaError, describe
 
 
 class HeadKind(StrEnum):
-    """What a head answers: one of n labels, any of n labels, or a number. Checkpoints and answers spell it so."""
+    """What a head answers: one of n labels, any of n labels, or a number. Checkpoints and answers hold these values."""
 
     SINGLE_LABEL = "single_label"
     MULTI_LABEL = "multi_label"
@@ -23,18 +23,18 @@ class HeadKind(StrEnum):
 
 
 class Head(BaseModel):
-    """One question to a text.
+    """One thing that the model says about a text.
 
     Attributes:
         name: unique in the schema; without ``/``, which separates head and label in column names.
         kind: ``single_label`` (one of n), ``multi_label`` (any of n) or ``regression`` (a number).
-        labels: in index order; none for a regression.
-        weight: what the head's loss is multiplied with in training.
-        thresholds: multi_label only, one a label: the score from which a label is part of the answer.
+        labels: in index order; empty for a regression.
+        weight: factor of the head's loss in training.
+        thresholds: multi_label only, one per label: the answer includes a label if its score is at least this.
         temperature: logits are divided by it before softmax or sigmoid (Guo et al. 2017, arXiv:1706.04599).
-        y_range: regression only: the lowest and highest value; the answer is a sigmoid of the logit between them.
-        parent: the single_label head whose labels are the next level up in a taxonomy.
-        parent_of: for each of this head's labels, the parent head's label above it.
+        y_range: regression only: the lowest and highest value; a sigmoid maps the logit into this range.
+        parent: the single_label head one level up in a taxonomy.
+        parent_of: for each label of this head, the label of `parent` that it belongs to.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,7 +50,7 @@ class Head(BaseModel):
     parent_of: dict[str, str] | None = None
 
     @model_validator(mode="after")
-    def _agree(self) -> Head:
+    def _check(self) -> Head:
         least = {HeadKind.SINGLE_LABEL: 2, HeadKind.MULTI_LABEL: 1, HeadKind.REGRESSION: 0}[self.kind]
         if self.kind == HeadKind.REGRESSION and self.labels:
             raise ValueError(f"head {self.name!r}: a regression has no labels, got {len(self.labels)}")
@@ -60,7 +60,7 @@ class Head(BaseModel):
             )
         twice = sorted(label for label, count in Counter(self.labels).items() if count > 1)
         if twice:
-            raise ValueError(f"head {self.name!r}: labels must be unique, these occur twice: {twice}")
+            raise ValueError(f"head {self.name!r}: labels must be unique, these are repeated: {twice}")
         broken = [label for label in self.labels if not label or "\n" in label or "\r" in label]
         if broken:
             raise ValueError(f"head {self.name!r}: labels must be non-empty single lines, got {broken}")
@@ -69,7 +69,7 @@ class Head(BaseModel):
                 object.__setattr__(self, "thresholds", (0.5,) * len(self.labels))
             elif len(self.thresholds) != len(self.labels):
                 raise ValueError(
-                    f"head {self.name!r}: needs a threshold a label ({len(self.labels)}), got {len(self.thresholds)}"
+                    f"head {self.name!r}: needs a threshold per label ({len(self.labels)}), got {len(self.thresholds)}"
                 )
             elif not all(0 <= threshold <= 1 for threshold in self.thresholds):
                 raise ValueError(f"head {self.name!r}: thresholds must lie in [0, 1], got {list(self.thresholds)}")
@@ -84,32 +84,32 @@ class Head(BaseModel):
                     f"head {self.name!r}: y_range must be two finite numbers, lower first, got {list(self.y_range)}"
                 )
         if (self.parent is None) != (self.parent_of is None):
-            raise ValueError(f"head {self.name!r}: parent and parent_of are given together or not at all")
+            raise ValueError(f"head {self.name!r}: give both parent and parent_of, or neither")
         if self.parent is not None and self.kind != HeadKind.SINGLE_LABEL:
-            raise ValueError(f"head {self.name!r}: only single_label heads are levels of a taxonomy, not {self.kind}")
+            raise ValueError(f"head {self.name!r}: only a single_label head can have a parent, not a {self.kind} head")
         return self
 
     @property
     def width(self) -> int:
-        """How many logits, and so scores, belong to this head."""
+        """Number of logits, and of scores, of this head."""
         return 1 if self.kind == HeadKind.REGRESSION else len(self.labels)
 
     @property
     def label_width(self) -> int:
-        """How many columns this head has in a matrix of labels: 0/1 a label if any of n are right, else one."""
+        """Columns of this head in a matrix of true labels: one per label (0 or 1) for multi_label, else one."""
         return len(self.labels) if self.kind == HeadKind.MULTI_LABEL else 1
 
     @cached_property
     def index_of(self) -> dict[str, int]:
-        """Each label's index."""
+        """The index of each label."""
         return {label: index for index, label in enumerate(self.labels)}
 
 
 class Schema:
-    """All heads of a model, in the order in which their scores stand side by side.
+    """All heads of a model, in the order of their scores.
 
     Raises:
-        SchemaError: no heads, two of one name, or a taxonomy that names what is not there.
+        SchemaError: there are no heads, two share a name, or a taxonomy names a head or label that does not exist.
     """
 
     def __init__(self, heads: tuple[Head, ...] | list[Head]) -> None:
@@ -118,7 +118,7 @@ class Schema:
 
     @classmethod
     def from_json(cls, heads: Any) -> Schema:
-        """Builds the schema from a checkpoint's ``heads``; an unknown or missing field is an error that names it."""
+        """Builds the schema from a checkpoint's ``heads``; raises SchemaError for an unknown or missing field."""
         if not isinstance(heads, list):
             raise SchemaError(f"heads: must be a list of tables, got {type(heads).__name__}")
         return cls([head_from_json(head, f"heads.{position}") for position, head in enumerate(heads)])
@@ -144,17 +144,17 @@ class Schema:
 
     @property
     def width(self) -> int:
-        """How many scores a text has."""
+        """Number of scores per text."""
         return sum(head.width for head in self.heads)
 
     @property
     def label_width(self) -> int:
-        """How many columns a matrix of labels has."""
+        """Number of columns in a matrix of true labels."""
         return sum(head.label_width for head in self.heads)
 
     @cached_property
     def columns(self) -> dict[str, slice]:
-        """For each head's name, where its logits and scores stand."""
+        """For each head's name, the columns of its logits and scores."""
         columns, start = {}, 0
         for head in self.heads:
             columns[head.name] = slice(start, start + head.width)
@@ -163,7 +163,7 @@ class Schema:
 
     @cached_property
     def label_columns(self) -> dict[str, slice]:
-        """For each head's name, where its columns stand in a matrix of labels."""
+        """For each head's name, its columns in a matrix of true labels."""
         columns, start = {}, 0
         for head in self.heads:
             columns[head.name] = slice(start, start + head.label_width)
@@ -171,11 +171,11 @@ class Schema:
         return columns
 
     def column_names(self) -> list[str]:
-        """One ``head/label`` a score, ``head/value`` for a regression: the lines of ``labels.txt``."""
+        """One ``head/label`` per score, ``head/value`` for a regression: the lines of ``labels.txt``."""
         return [f"{head.name}/{label}" for head in self.heads for label in (head.labels or ("value",))]
 
     def children(self, parent: str | None) -> list[Head]:
-        """The heads whose parent is the given head; those without one for None."""
+        """The heads with this parent; None gives the heads without a parent."""
         return [head for head in self.heads if head.parent == parent]
 
     def _check(self) -> None:
@@ -184,7 +184,7 @@ class Schema:
             raise SchemaError("heads: a model needs at least one head")
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise SchemaError(f"heads: names must be unique, these occur twice: {twice}")
+            raise SchemaError(f"heads: names must be unique, these are repeated: {twice}")
         for head in self.heads:
             self._check_parent(head)
 
@@ -196,13 +196,11 @@ class Schema:
         }
         if head.parent not in parents:
             raise SchemaError(
-                f"head {head.name!r}: parent {head.parent!r} is none of the single_label heads {sorted(parents)}"
+                f"head {head.name!r}: parent {head.parent!r} must be one of the single_label heads {sorted(parents)}"
             )
         parent_of = head.parent_of or {}
         if unmapped := sorted(set(head.labels) ^ set(parent_of)):
-            raise SchemaError(
-                f"head {head.name!r}: parent_of must map each label once and nothing else, off: {unmapped}"
-            )
+            raise SchemaError(f"head {head.name!r}: parent_of must map each label and nothing else; wrong: {unmapped}")
         if unknown := sorted(set(parent_of.values()) - set(parents[head.parent].labels)):
             raise SchemaError(f"head {head.name!r}: parent_of names labels that {head.parent!r} lacks: {unknown}")
         if childless := sorted(set(parents[head.parent].labels) - set(parent_of.values())):
@@ -218,7 +216,7 @@ class Schema:
 
 
 def head_from_json(fields: Any, place: str) -> Head:
-    """Reads one head; every field must be there and none else."""
+    """Reads one head; it must have every field and no other."""
     if not isinstance(fields, Mapping):
         raise SchemaError(f"{place}: must be a table, got {type(fields).__name__}")
     if missing := [name for name in Head.model_fields if name not in fields]:

@@ -47,10 +47,18 @@ class HeadSchema:
 
 @dataclass(frozen=True, slots=True)
 class ModelSchema:
-    """All heads, in the order of their score columns; `max_length` counts tokens."""
+    """All heads, in the order of their score columns, and how the server computes.
+
+    Attributes:
+        max_length: in tokens.
+        precision: ``fp32``, ``bf16`` or ``int8``; None if the server does not state it.
+        tolerance: how far a score may be from its float32 value; None if the server does not state it.
+    """
 
     max_length: int
     heads: tuple[HeadSchema, ...]
+    precision: str | None = None
+    tolerance: float | None = None
 
     @property
     def width(self) -> int:
@@ -97,7 +105,14 @@ class ModelSchema:
         """
         try:
             fields: Any = json.loads(data)
-            return cls(int(fields["max_length"]), tuple(_read_head(head) for head in fields["heads"]))
+            heads = tuple(_read_head(head) for head in fields["heads"])
+            tolerance = fields.get("tolerance")
+            return cls(
+                int(fields["max_length"]),
+                heads,
+                fields.get("precision"),
+                None if tolerance is None else float(tolerance),
+            )
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise BadResponseError(f"SCHEMA breaks the wire contract: {one_line(repr(error))}") from error
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # deploy/containers/check.sh REPOSITORY [BUILDAH-OPTION...]: builds wheel.Containerfile without a registry, on a base made
-# from Debian's packages, then serves the repository as a pod would: read-only root and model, one user, no capability.
-# Needs root, and Debian's buildah and debootstrap. Options go to buildah build: --volume /etc/pip.conf:/etc/pip.conf:ro
+# from Debian's packages. Then serves the repository like a pod: read-only root and model, one user, no capability.
+# Needs root, and Debian's buildah and debootstrap. The options go to `buildah build`, for example
+# --volume /etc/pip.conf:/etc/pip.conf:ro
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 fail() {
@@ -17,7 +18,7 @@ ls "$repository"/*/[0-9]*/checkpoint/config.json >/dev/null 2>&1 || fail "$repos
 for program in buildah debootstrap unshare setpriv; do
   command -v "$program" >/dev/null || fail "$program is missing"
 done
-work=${CHECK_FOLDER:-/var/tmp/polyhead-image-check} # the base and the layers stay there for the next time
+work=${CHECK_FOLDER:-/var/tmp/polyhead-image-check} # keeps the base and the layers for the next run
 mkdir -p "$work"
 build() { buildah --root "$work/storage" --runroot "$work/run" --storage-driver vfs "$@"; }
 
@@ -51,7 +52,7 @@ entry=$(config 'index .OCIv1.Config.Entrypoint 0')
 [[ $user =~ ^[1-9][0-9]*:[1-9][0-9]*$ ]] || fail "the image's user must be numbers other than 0, not '$user'"
 mkdir -p "$tree/model_repository"
 
-# What the container runtime does, in mount and process namespaces of its own. Loopback is this machine's.
+# Does what a container runtime does, in its own mount and process namespaces. Loopback is this machine's.
 inside() {
   mount --bind "$tree" "$tree"
   mount -o remount,bind,ro "$tree"

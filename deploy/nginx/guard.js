@@ -1,8 +1,8 @@
 // Lets a request through to Triton only if Triton's HTTP front end can read it.
 //
-// Triton 2.51 answers JSON that it cannot read with 500, as if it had failed itself, and dies of JSON nested deeply and of
-// some framings. What is refused here is refused with a 4xx that names what is wrong; what passes is a request by KServe's
-// v2 protocol, byte for byte as it was sent. The texts themselves are the model's business.
+// Triton 2.51 answers JSON that it cannot read with 500, as if it had failed itself. Deeply nested JSON and some framings
+// end it. This guard refuses such requests with a 4xx that names what is wrong. What passes is a valid request of KServe's
+// v2 protocol, unchanged, byte for byte. The guard does not look at the texts themselves: the model judges those.
 
 const LARGEST_LENGTH = 2147483647;
 const MOST_TEXTS = 65536;
@@ -10,11 +10,15 @@ const MOST_OUTPUTS = 16;
 const CLOSED_PARAMETER = /^(shared_memory_|sequence_)/;
 const TRUTH_VALUES = ['binary_data', 'binary_data_output'];
 const WHOLE_NUMBERS = ['binary_data_size', 'classification', 'priority', 'timeout'];
-// 1.0 is 1 to JavaScript, but no whole number to Triton. In a string each quote has a backslash before it.
+// JavaScript reads 1.0 as 1; Triton does not take it for a whole number. In a string, each quote has a backslash before it.
 const FRACTION = new RegExp('"shape"\\s*:\\s*\\[[^\\]]*[-.eE]|"(' + WHOLE_NUMBERS.join('|') + ')"\\s*:\\s*-?[0-9]*[.eE]');
 
-// Of a name that is there twice JavaScript reads the last, Triton the first.
+// If a name occurs twice, JavaScript reads the last one and Triton the first.
 const ONCE = ['inputs', 'outputs', 'id', 'datatype', 'shape', 'data'];
+// A whole string of valid JSON; with a colon after it, it is a name.
+const STRING = /"[^"\\]*(?:\\.[^"\\]*)*"\s*:?/g;
+// Triton fails to read a number beyond 1.8e308. These are well below it, and beyond anything that a request needs.
+const HUGE_NUMBER = /[0-9]{200}|[eE]\+?0*[1-9][0-9]{2}/;
 
 export default { check };
 
@@ -31,7 +35,7 @@ function check(r) {
 function problem(r) {
     const encoding = r.headersIn['Content-Encoding'];
     if (encoding !== undefined && encoding !== 'identity') {
-        return refusal(415, 'Content-Encoding: send the body as it is; compressed bodies are not accepted');
+        return refusal(415, 'Content-Encoding: bodies must not be compressed');
     }
     const body = bodyOf(r);
     if (body === null) {
@@ -53,16 +57,23 @@ function problem(r) {
         return refusal(400, 'the body must be JSON: ' + error.message);
     }
     if (FRACTION.test(text)) {
-        return refusal(400, 'shape, ' + WHOLE_NUMBERS.join(', ') + ': must be whole numbers, written without . and e');
+        return refusal(400, 'shape, ' + WHOLE_NUMBERS.join(', ') + ': must be whole numbers, without a point and without e');
     }
     if (hasLoneSurrogate(text)) {
-        return refusal(400, 'the body has half of a surrogate pair, which is no character');
+        return refusal(400, 'the body contains half of a surrogate pair, which is no character');
+    }
+    if (HUGE_NUMBER.test(text.replace(STRING, ''))) {
+        return refusal(400, 'the body contains a number that is too large');
     }
     const message = findWrong(request, body, length);
     if (message !== null) {
         return refusal(400, message);
     }
-    const twice = findTwice(text, request);
+    const names = (text.match(STRING) || []).filter(isName);
+    if (names.some(isEscaped)) {
+        return refusal(400, 'names must be written without escapes');
+    }
+    const twice = findTwice(names, request);
     return twice === null ? null : refusal(400, twice + ': occurs twice');
 }
 
@@ -70,7 +81,7 @@ function bodyOf(r) {
     try {
         return r.requestBuffer.length > 0 ? r.requestBuffer : null;
     } catch (error) {
-        return null; // of no bytes njs makes a buffer that cannot be read
+        return null; // njs cannot make a buffer of no bytes
     }
 }
 
@@ -86,7 +97,7 @@ function hasLoneSurrogate(text) {
     return /\\u[dD][89a-fA-F]/.test(escapes);
 }
 
-// What is wrong with a request by the protocol, or null; in `body`, binary tensors begin at `start`.
+// What is wrong with a request by the protocol, or null. Binary tensors begin at `start` in `body`.
 function findWrong(request, body, start) {
     if (!isObject(request)) {
         return 'the request must be an object';
@@ -111,17 +122,25 @@ function findWrong(request, body, start) {
     return wrongInput(request.inputs[0], body, start);
 }
 
-function findTwice(text, request) {
+function isName(string) {
+    return string.endsWith(':');
+}
+
+function isEscaped(name) {
+    return name.indexOf('\\') >= 0;
+}
+
+function findTwice(names, request) {
     for (let i = 0; i < ONCE.length; i++) {
-        if (occurrences(text, ONCE[i]) > 1) {
+        if (occurrences(names, ONCE[i]) > 1) {
             return ONCE[i];
         }
     }
-    return occurrences(text, 'name') > 1 + (request.outputs || []).length ? 'name' : null;
+    return occurrences(names, 'name') > 1 + (request.outputs || []).length ? 'name' : null;
 }
 
-function occurrences(text, name) {
-    return (text.match(new RegExp('"' + name + '"\\s*:', 'g')) || []).length;
+function occurrences(names, name) {
+    return names.filter(each => each.startsWith('"' + name + '"')).length;
 }
 
 function wrongParameters(parameters) {
@@ -136,7 +155,7 @@ function wrongParameters(parameters) {
         const value = parameters[names[i]];
         const whole = typeof value === 'number' && Math.abs(value) <= Number.MAX_SAFE_INTEGER;
         if (CLOSED_PARAMETER.test(names[i])) {
-            return 'parameters.' + names[i] + ': is not offered here';
+            return 'parameters.' + names[i] + ': is not allowed here';
         }
         if (TRUTH_VALUES.indexOf(names[i]) >= 0 && typeof value !== 'boolean') {
             return 'parameters.' + names[i] + ': must be true or false';
@@ -163,13 +182,13 @@ function wrongInput(input, body, start) {
     }
     const elements = input.shape[0];
     if (elements < 1 || elements > MOST_TEXTS) {
-        return 'inputs[0].shape: must be of one text or more, ' + MOST_TEXTS + ' at most';
+        return 'inputs[0].shape: must be of one text or more, at most ' + MOST_TEXTS;
     }
     const binary = body.length - start;
     const size = input.parameters === undefined ? undefined : input.parameters.binary_data_size;
     if (size !== undefined) {
         if (size !== binary || input.data !== undefined) {
-            return 'inputs[0].parameters.binary_data_size: must be the number of bytes after the JSON, and data be left out';
+            return 'inputs[0].parameters.binary_data_size: must be the number of bytes after the JSON, without data';
         }
         return wrongElements(body, start, elements);
     }
@@ -183,8 +202,8 @@ function wrongInput(input, body, start) {
     return null;
 }
 
-// Each text has its length before it. Where one lies, Triton's Python backend answers the whole batch with that error, other
-// callers' requests too, and never gets rid of them.
+// Each binary text follows its length. If a length is wrong, Triton's Python backend fails the whole batch, including other
+// callers' requests, and never counts these requests as ended.
 function wrongElements(body, start, elements) {
     let offset = start;
     for (let i = 0; i < elements; i++) {
@@ -199,7 +218,7 @@ function wrongElements(body, start, elements) {
     return offset === body.length ? null : 'inputs[0]: has more binary data than its shape says';
 }
 
-// Triton takes [["a"], ["b"]] for ["a", "b"].
+// Triton reads [["a"], ["b"]] as ["a", "b"].
 function flatten(data, all) {
     for (let i = 0; i < data.length; i++) {
         if (Array.isArray(data[i])) {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import signal
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +12,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from polyhead.errors import PolyheadError, describe, one_line
+from polyhead.precision import requested_precision
 from polyhead_client import PolyheadClientError
 from polyhead_rows.errors import TableError
 from polyhead_rows.table import FormatName
@@ -99,9 +99,9 @@ def score(
     quiet: Annotated[bool, option(OUTPUT, "Show no progress.", "--quiet")] = False,
     device: Annotated[Literal["cpu", "cuda"], option(ENGINE, "Where the engine computes.")] = "cpu",
     precision: Annotated[
-        str | None,
-        option(ENGINE, "fp32, bf16, int8, or auto: the fastest that the hardware has and the checkpoint allows. "
-               "POLYHEAD_PRECISION or auto by default."),
+        Literal["auto", "fp32", "bf16", "int8"] | None,
+        option(ENGINE, "auto: the fastest that the hardware has and the checkpoint allows. POLYHEAD_PRECISION or auto "
+               "by default."),
     ] = None,
     address: Annotated[
         str | None,
@@ -155,7 +155,7 @@ def score(
         else:
             way = {
                 "checkpoint": checkpoint, "device": "cuda" if gpus_per_actor else device,
-                "precision": _precision(precision), "address": address, "actors": actors,
+                "precision": requested_precision(precision), "address": address, "actors": actors,
                 "cpus_per_actor": cpus_per_actor, "gpus_per_actor": gpus_per_actor,
             }  # fmt: skip
         result = run(dataclasses.replace(request, **way), console)
@@ -195,15 +195,6 @@ def _read_options(
         )  # fmt: skip
     except ValidationError as error:
         raise ScoringError(describe(error)) from None
-
-
-def _precision(precision: str | None) -> str:
-    from polyhead.engine import PRECISIONS  # imports torch
-
-    chosen = precision or os.environ.get("POLYHEAD_PRECISION") or "auto"
-    if chosen not in ("auto", *PRECISIONS):
-        raise ScoringError(f"--precision {chosen!r}: must be auto or one of {', '.join(PRECISIONS)}")
-    return chosen
 
 
 def _headers(headers: list[str]) -> dict[str, str]:

@@ -14,10 +14,9 @@ from typing import Annotated
 
 import typer
 
-from polyhead.checkpoint import Golden
+from polyhead.checkpoint import GoldenRow
 from polyhead.errors import PolyheadError
 from polyhead.files import replaced_file
-from polyhead.gate import check_golden
 from polyhead.predictor import Predictor
 from polyhead_rows.errors import TableError
 from polyhead_rows.table_file import read_texts
@@ -47,7 +46,7 @@ def write_golden(checkpoint: Path, texts: str, out: Path, text_column: str = "te
         ScoringError: there is no text at all.
     """
     predictor = Predictor.load(checkpoint, precision="fp32")
-    check_golden(predictor)
+    predictor.check_golden()
     rows = 0
     with replaced_file(out) as part:
         with part.open("w", encoding="utf-8") as file:
@@ -59,13 +58,13 @@ def write_golden(checkpoint: Path, texts: str, out: Path, text_column: str = "te
     return rows
 
 
-def _rows(predictor: Predictor, texts: Iterator[str]) -> Iterator[Golden]:
+def _rows(predictor: Predictor, texts: Iterator[str]) -> Iterator[GoldenRow]:
     while chunk := list(islice(texts, CHUNK)):
         encoded = predictor.encode(chunk)
         for text, tokens, scores in zip(chunk, encoded, predictor.score(encoded), strict=True):
             if tokens.error is None:
                 numbers = tuple(float(score) for score in scores)
-                yield Golden(text=text, scores=numbers, token_count=tokens.token_count, truncated=tokens.truncated)
+                yield GoldenRow(text=text, scores=numbers, token_count=tokens.token_count, truncated=tokens.truncated)
 
 
 @app.command(

@@ -1,1 +1,1 @@
-"""Polyhead's server side: what starts, watches, updates and drains a tritonserver."""
+"""Starts, watches, updates and drains a tritonserver that serves Polyhead classifiers."""

@@ -1,4 +1,4 @@
-"""The canary: whether the models really answer. Triton's health endpoints stay good over a dead model process."""
+"""The canary: a real inference that shows whether the models answer. Triton's own health does not (docs/serving.md)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Any
 CANARY_TEXT = "a canary"
 
 
-class _RejectedError(Exception):
-    """The server did not answer in time, which an overloaded one does as much as a hung one."""
+class _NoAnswerError(Exception):
+    """The server rejected the request or did not answer in time. It may be overloaded or hung."""
 
 
 class Canary:
@@ -32,23 +32,23 @@ class Canary:
         self._http = http
         self._metrics = metrics
         self._models = models
-        # The environment's proxy is not for a server on this machine.
+        # The server is on this machine, so HTTP_PROXY must not apply.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         self._progress: dict[str, float | None] = {}
 
-    def sing(self, timeout_s: float) -> str | None:
-        """None if every model answers, else what is wrong with the first that does not."""
+    def check(self, timeout_s: float) -> str | None:
+        """Returns None if every model answers, else what is wrong with the first that does not."""
         for model in self._models:
             try:
-                wrong = self._ask(model, timeout_s)
-            except _RejectedError as error:
-                wrong = None if self._gets_on(model, timeout_s) else str(error)
-            self._progress[model] = self._count_progress(model, timeout_s)
+                wrong = self._infer(model, timeout_s)
+            except _NoAnswerError as error:
+                wrong = None if self._makes_progress(model, timeout_s) else str(error)
+            self._progress[model] = self._read_progress(model, timeout_s)
             if wrong is not None:
                 return f"{model}: {wrong}"
         return None
 
-    def _ask(self, model: str, timeout_s: float) -> str | None:
+    def _infer(self, model: str, timeout_s: float) -> str | None:
         text = {"name": "TEXT", "datatype": "BYTES", "shape": [1, 1], "data": [CANARY_TEXT]}
         body = json.dumps({"inputs": [text], "outputs": [{"name": "SCORES"}]}).encode()
         url = f"http://{self._http}/v2/models/{model}/infer"
@@ -59,27 +59,27 @@ class Canary:
         except urllib.error.HTTPError as error:
             message = error.read(2000).decode("utf-8", "replace")
             if error.code == HTTPStatus.SERVICE_UNAVAILABLE:
-                raise _RejectedError(message) from error
+                raise _NoAnswerError(message) from error
             return f"{error.code} {message}"
         except TimeoutError as error:
-            raise _RejectedError(f"no answer within {timeout_s:g} s") from error
+            raise _NoAnswerError(f"no answer within {timeout_s:g} s") from error
         except (OSError, HTTPException, ValueError, LookupError) as error:
             return repr(error)
         finite = all(isinstance(score, (int, float)) and math.isfinite(score) for score in scores)
         return None if finite else f"scores that are not finite: {scores}"
 
-    def _gets_on(self, model: str, timeout_s: float) -> bool:
-        # Restarting an overloaded server would only add to its load.
-        before, now = self._progress.get(model), self._count_progress(model, timeout_s)
+    def _makes_progress(self, model: str, timeout_s: float) -> bool:
+        # A restart would only add to the load of an overloaded server.
+        before, now = self._progress.get(model), self._read_progress(model, timeout_s)
         return before is not None and now is not None and now > before
 
-    def _count_progress(self, model: str, timeout_s: float) -> float | None:
+    def _read_progress(self, model: str, timeout_s: float) -> float | None:
         try:
             with self._opener.open(f"http://{self._metrics}/metrics", timeout=timeout_s) as response:
                 text = response.read().decode("utf-8")
         except (OSError, HTTPException):
             return None
-        # A batch that takes longer than the canary waits says of each of its parts that it is scored.
+        # One batch may take longer than the canary waits. The model counts each part of it as soon as it is scored.
         names = "nv_inference_request_success|polyhead_parts_total"
         pattern = rf'^(?:{names}){{[^}}]*model="{re.escape(model)}"[^}}]*}} (\S+)$'
         return sum(float(count) for count in re.findall(pattern, text, re.MULTILINE))

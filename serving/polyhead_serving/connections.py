@@ -1,10 +1,8 @@
-"""Reaches into another process's sockets, so that a server which waits for its clients to leave can leave itself.
+"""Drains another process's sockets, so that tritonserver can end without breaking a request.
 
-Triton closes no keep-alive connection of its own accord: at SIGTERM it waits for all of them, breaks those that are
-left when its patience ends, and takes new ones only to reset them. Here new clients are kept out before, and each
-connection ends as soon as it is answered.
-
-Both calls do nothing where the kernel forbids to reach into the process (pidfd_getfd needs ptrace's permission).
+At SIGTERM Triton keeps idle keep-alive connections open, waits for all of them, and breaks what is left when its exit
+timeout ends. These functions stop new connections beforehand and close each old one as soon as it is answered. They
+need pidfd_getfd, which needs ptrace's permission; where the kernel forbids it, they do nothing.
 """
 
 from __future__ import annotations
@@ -21,40 +19,43 @@ _PIDFD_GETFD = 438  # the same on all architectures
 _SO_ATTACH_FILTER = 26
 _DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)  # BPF's "return 0"
 _ESTABLISHED, _TIME_WAIT, _LISTEN = "01", "06", "0A"
-# Where struct tcp_info has when data was last sent and received, in milliseconds ago, and how many segments of it.
+# Offsets in struct tcp_info: milliseconds since data was last sent and received, and the data segments in and out.
 _TCP_INFO_BYTES, _LAST_SENT, _LAST_RECEIVED, _SEGMENTS_IN, _SEGMENTS_OUT = 160, 44, 52, 152, 156
-_CLOCK_MS = 500  # the kernel's clock ticks in milliseconds: what came in one tick is taken for idle after that long
+_CLOCK_MS = 500  # the kernel counts in ticks: data sent and received in the same tick counts as idle after this long
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def keep_out(pid: int, port: int) -> int:
-    """Lets the kernel drop what arrives for the process's listening sockets on that port; gives how many there are.
+def block_new_connections(pid: int, port: int) -> int:
+    """Makes the kernel drop what arrives for the process's listening sockets on that port.
 
-    New clients try again by themselves until the port is closed, and are refused then: none gets halfway. (A listener
-    that is shut down instead would refuse at once, but Triton's would spin on it.)
+    New clients retry by themselves until the port is closed; then they are refused. No connection is half accepted.
+    (Shutting the listener down would refuse at once, but Triton's event loop would spin on it.)
+
+    Returns:
+        The number of sockets blocked; 0 means that the kernel does not allow it.
     """
     program = ctypes.create_string_buffer(_DROP_ALL, len(_DROP_ALL))
     header = struct.pack("HxxxxxxP", 1, ctypes.addressof(program))
-    closed = 0
+    blocked = 0
     for listener in _sockets(pid, port, _LISTEN):
         with contextlib.suppress(OSError):
             listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, header)
-            closed += 1
-    return closed
+            blocked += 1
+    return blocked
 
 
 def has_clients(pid: int, *ports: int) -> bool:
-    """Whether anybody is, or is just being, connected to one of these local ports; needs no permission."""
+    """Whether any client is connected, or is just connecting, to one of these local ports. Needs no permission."""
     return any(port in ports and state not in (_LISTEN, _TIME_WAIT) for _, state, port in _entries(pid))
 
 
 def close_idle_connections(pid: int, port: int) -> int:
-    """Shuts down the reading side of connections to that local port whose last word was the process's own.
+    """Shuts down the reading side of connections to that local port on which the process was the last to send.
 
-    What a client has sent is read and answered still; then the process finds the connection at its end.
+    The process still reads and answers what the client has already sent. Then it sees the end of the connection.
 
     Returns:
-        How many were shut down.
+        The number of connections shut down.
     """
     closed = 0
     for connection in _sockets(pid, port, _ESTABLISHED):
@@ -71,15 +72,15 @@ def _is_idle(connection: socket.socket) -> bool:
     def field(offset: int) -> int:
         return int(struct.unpack_from("I", info, offset)[0])
 
-    if field(_SEGMENTS_IN) and not field(_SEGMENTS_OUT):  # its first request
+    if field(_SEGMENTS_IN) and not field(_SEGMENTS_OUT):  # the first request is still unanswered
         return False
     sent_ms, received_ms = field(_LAST_SENT), field(_LAST_RECEIVED)
-    # A request under way, or in the making, is newer than the last answer.
+    # An unanswered request, complete or not, is newer than the last answer.
     return sent_ms < received_ms or sent_ms == received_ms > _CLOCK_MS
 
 
 def _sockets(pid: int, port: int, state: str) -> Iterator[socket.socket]:
-    """Duplicates of the process's sockets in that state; what is done to them is done to its own."""
+    """Duplicates of the process's sockets in that state. A change to a duplicate changes the original."""
     names = _names(pid, port, state)
     with contextlib.suppress(OSError):
         process = os.pidfd_open(pid)
@@ -107,7 +108,7 @@ def _names(pid: int, port: int, state: str) -> set[str]:
 
 
 def _entries(pid: int) -> Iterator[tuple[str, str, int]]:
-    """Inode, state and local port of each TCP socket of the process's network."""
+    """Inode, state and local port of each TCP socket in the process's network namespace."""
     for table in ("tcp", "tcp6"):
         with contextlib.suppress(OSError):
             for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:

@@ -1,12 +1,11 @@
 """``polyhead-deploy``: puts a checkpoint into a running server as its next version, or changes nothing.
 
-Proved before it is put in place, loaded beside the version that serves, asked live for the golden answers, and taken
-back if anything is wrong. Requests go on being answered throughout (docs/decisions/0012-serving.md).
+It proves the checkpoint, loads it beside the current version, and compares its live answers with the golden ones. If
+anything is wrong, it rolls back. The server answers throughout (docs/decisions/0012-serving.md).
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import signal
@@ -15,26 +14,32 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from polyhead.errors import PolyheadError, RepositoryError, ToleranceError
 from polyhead.export import check_name, install_version, prove, retire_version
+from polyhead.files import write_file
 from polyhead.gate import check_answers
 from polyhead.predictor import Predictor
 from polyhead.repository import locked, missing_file, remove_version, versions_of
 from polyhead_serving.live_server import LiveServer, ServerError
 
-EPILOG = """\
-The server must run with --control explicit and the same POLYHEAD_ADMIN_KEY, on a machine that sees the repository:
+EPILOG = """\b
+The server must run with --control explicit and the same POLYHEAD_ADMIN_KEY, and this machine must see its repository:
   POLYHEAD_ADMIN_KEY=... polyhead-serve --control explicit
   POLYHEAD_ADMIN_KEY=... polyhead-deploy runs/reviews
 
-What it does, in this order: reads the server's version; proves the checkpoint on all of golden.jsonl; copies it beside
-its place and renames it to the next version number; has the server load it, while the old version serves; asks the new
-version for golden.jsonl's texts; removes versions beyond --keep. If the server refuses the version or its live answers
-are wrong, the version is removed and the old one serves, as before.
+\b
+The steps: ask the server for its version; prove the checkpoint on all of golden.jsonl; copy it and rename the copy to
+the next version number; make the server load it, while the old version serves; compare the live answers to the texts of
+golden.jsonl; remove the versions beyond --keep. If the server refuses the new version, or its answers are wrong, the
+new version is removed and the old one serves, as before.
 
-exit codes: 0 the new version serves, 1 it was taken back and the old one serves, 2 refused before anything was changed,
-3 the old version could not be brought back: a person is needed
+\b
+Exit codes: 0 the new version serves; 1 rolled back, the old version serves; 2 refused, nothing was changed;
+3 the rollback failed, a person is needed; 130 stopped by a signal, the old version serves
 """
 
 
@@ -51,17 +56,18 @@ class Deployment:
     """What to put where.
 
     Attributes:
-        keep: how many versions stay on disk, the new one among them.
-        load_timeout_s: how long the server may take to load it.
-        verify_timeout_s: how long the golden texts may take, live, beside other traffic.
-        say: takes one line about each step.
+        precision: what the server computes in; None: POLYHEAD_PRECISION, or auto.
+        keep: how many versions stay on disk, including the new one.
+        load_timeout_s: how long the server may take to load the version.
+        verify_timeout_s: how long the live golden answers may take, beside other traffic.
+        say: prints one line per step.
     """
 
     checkpoint: Path
     repository: Path
     name: str = "gpt2_classifier"
     version: int | None = None
-    precision: str = "auto"
+    precision: str | None = None
     keep: int = 3
     load_timeout_s: float = 300.0
     verify_timeout_s: float = 120.0
@@ -69,7 +75,7 @@ class Deployment:
 
 
 def deploy(wanted: Deployment, server: LiveServer) -> int:
-    """Makes the server answer with the checkpoint; returns its version.
+    """Makes the server answer with the checkpoint; returns the new version's number.
 
     Raises:
         PolyheadError: nothing was changed.
@@ -103,7 +109,7 @@ def deploy(wanted: Deployment, server: LiveServer) -> int:
         wanted.say(f"{wanted.name}: its live scores are within {worst:.2g} of the golden ones")
         for old in versions_of(model)[: -wanted.keep]:
             if retire_version(model, old):
-                wanted.say(f"{wanted.name}: removed version {old}, as --keep is {wanted.keep}")
+                wanted.say(f"{wanted.name}: removed version {old}, because --keep is {wanted.keep}")
     return version
 
 
@@ -111,28 +117,28 @@ def next_version(model: Path, live: int, asked: int | None) -> int:
     """The number for a new version.
 
     Raises:
-        RepositoryError: Triton would not take it, or something stands in the way of taking it back.
+        RepositoryError: Triton would not load that number, or the rollback would not work.
     """
     highest = max(versions_of(model), default=0)
     if highest > live:
-        lacking = missing_file(model, highest)
-        state = f"lacks {lacking}" if lacking else "is not what the server answers with"
+        missing = missing_file(model, highest)
+        state = f"lacks {missing}" if missing else "is not what the server answers with"
         raise RepositoryError(
-            f"{model / str(highest)}: {state}, while version {live} serves; a copy or a deployment that did not end. "
-            "Remove it first: Triton takes the highest version at its next load or start"
+            f"{model / str(highest)}: {state}, while version {live} serves; a copy or a deployment was interrupted. "
+            "Remove this folder first, because Triton takes the highest version at its next load or start"
         )
     if live not in versions_of(model):
         raise RepositoryError(f"{model}: version {live}, which the server answers with, is not in this repository")
     if asked is not None and asked <= highest:
-        raise RepositoryError(f"--version {asked}: must be above {highest}, as Triton serves the highest one")
+        raise RepositoryError(f"--version {asked}: must be above {highest}, because Triton serves the highest version")
     return asked or highest + 1
 
 
 def verify(server: LiveServer, predictor: Predictor, version: int, within_s: float) -> float:
-    """The largest distance of the server's answers from the golden ones.
+    """Compares the server's answers with the golden ones; returns the largest distance.
 
     Raises:
-        ServerError, ToleranceError: they are not those of this version's checkpoint.
+        ServerError, ToleranceError: they are not the answers of this version's checkpoint.
     """
     golden = predictor.checkpoint.golden()
     answers = server.answers([row.text for row in golden], within_s)
@@ -148,20 +154,20 @@ def verify(server: LiveServer, predictor: Predictor, version: int, within_s: flo
 def _roll_back(
     server: LiveServer, model: Path, version: int, live: int, labels: bytes | None, wanted: Deployment
 ) -> None:
-    """Removes the version; where the server has it already, or may get it yet, has it load the previous one."""
+    """Removes the new version. If it was installed, the server may have loaded it, and is made to load the old one."""
     was_installed = (model / str(version)).exists()
     try:
         if was_installed:
-            wanted.say(f"{wanted.name}: taking version {version} back")
+            wanted.say(f"{wanted.name}: rolling back version {version}")
             remove_version(model, version)
-            _put_back(model / "labels.txt", labels)
+            _restore(model / "labels.txt", labels)
     except OSError as error:
         raise RollbackError(f"{model}: version {version} could not be removed: {error}") from error
     deadline = time.monotonic() + wanted.verify_timeout_s
     while True:  # a server that has just died is being restarted by its supervisor
         try:
             if was_installed:
-                # Also after a load that failed or is still going on: this one is carried out after it.
+                # Needed also if the load failed or is still running: Triton carries out this load after that one.
                 with contextlib.suppress(ServerError):
                     server.load(wanted.load_timeout_s)
             serving = server.answers(["a text"], wanted.verify_timeout_s).version
@@ -175,71 +181,68 @@ def _roll_back(
         time.sleep(1)
 
 
-def _put_back(file: Path, content: bytes | None) -> None:
+def _restore(file: Path, content: bytes | None) -> None:
     if content is None:
         file.unlink(missing_ok=True)
     elif file.read_bytes() != content:
-        fresh = file.with_name(".labels.txt")
-        fresh.write_bytes(content)
-        os.replace(fresh, file)
+        write_file(file, content)
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line; each option's default is its environment variable's value."""
-    parser = argparse.ArgumentParser(
-        prog="polyhead-deploy",
-        description="Put a checkpoint into a running polyhead-serve as its next version, without losing a request.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("checkpoint", type=Path, help="checkpoint folder made by polyhead-train")
-
-    def add(name: str, variable: str, default: object, about: str, **more: object) -> None:
-        about = f"{about} (default: {default}; env {variable})"
-        parser.add_argument(f"--{name}", default=os.environ.get(variable, default), help=about, **more)  # type: ignore[arg-type] # all are its own
-
-    add("repository", "POLYHEAD_REPOSITORY", "model_repository", "the server's model repository", type=Path)
-    add("name", "POLYHEAD_MODEL", "gpt2_classifier", "model name")
-    parser.add_argument("--version", type=int, help="version number (default: the next one)")
-    add("grpc", "POLYHEAD_GRPC", "localhost:8001", "HOST:PORT of the server's gRPC")
-    add("precision", "POLYHEAD_PRECISION", "auto", "what the server computes in: auto, fp32, bf16 or int8")
-    add("keep", "POLYHEAD_KEEP", 3, "how many versions stay on disk", type=int)
-    add("load-timeout-s", "POLYHEAD_LOAD_TIMEOUT_S", 300.0, "how long the server may take to load it", type=float)
-    add("verify-timeout-s", "POLYHEAD_VERIFY_TIMEOUT_S", 120.0, "how long its golden answers may take", type=float)
-    settings = parser.parse_args(argv)
-    for name in ("keep", "load_timeout_s", "verify_timeout_s"):
-        if not getattr(settings, name) > 0:
-            parser.error(f"--{name.replace('_', '-')}: must be above 0, got {getattr(settings, name)}")
-    return settings
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"auto_envvar_prefix": "POLYHEAD_DEPLOY", "max_content_width": 120},
+)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    settings = vars(parse(argv))
-    if argv is None:
-        os.nice(10)  # the proof must not take the cores from what is served beside it
-    address = settings.pop("grpc")
+@app.command(
+    help="Put a checkpoint into a running polyhead-serve as its next version, without losing a request.", epilog=EPILOG
+)
+def command(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder made by polyhead-train.")],
+    repository: Annotated[Path, typer.Option(help="The server's model repository.")] = Path("model_repository"),
+    name: Annotated[str, typer.Option(help="Model name.")] = "gpt2_classifier",
+    version: Annotated[int | None, typer.Option(help="Version number; by default the next one.")] = None,
+    grpc: Annotated[str, typer.Option(help="HOST:PORT of the server's gRPC port.")] = "localhost:8001",
+    precision: Annotated[
+        str | None,
+        typer.Option(help="What the server computes in: auto, fp32, bf16 or int8; by default POLYHEAD_PRECISION."),
+    ] = None,
+    keep: Annotated[int, typer.Option(min=1, help="How many versions stay on disk.")] = 3,
+    load_timeout_s: Annotated[float, typer.Option(min=0.001, help="How long the server may take to load it.")] = 300.0,
+    verify_timeout_s: Annotated[float, typer.Option(min=0.001, help="How long its golden answers may take.")] = 120.0,
+) -> None:
+    """Reads the options and deploys."""
     key = os.environ.get("POLYHEAD_ADMIN_KEY", "")
     if not key:
         print("polyhead-deploy: POLYHEAD_ADMIN_KEY: must be set to the server's", file=sys.stderr)
-        return 2
-    # A deployment that is stopped half way is taken back like one that fails.
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        raise typer.Exit(2)
+    wanted = Deployment(checkpoint, repository, name, version, precision, keep, load_timeout_s, verify_timeout_s)
+    # A stopped deployment is rolled back like a failed one, whatever the parent process does with these signals.
+    signals = (signal.SIGTERM, signal.SIGINT)
+    previous = [signal.signal(number, signal.default_int_handler) for number in signals]
     try:
-        wanted = Deployment(**settings)
-        with contextlib.closing(LiveServer(address, wanted.name, key)) as server:
-            version = deploy(wanted, server)
+        with contextlib.closing(LiveServer(grpc, name, key)) as server:
+            new = deploy(wanted, server)
     except PolyheadError as error:
         print(f"polyhead-deploy: {error}", file=sys.stderr)
-        return {RolledBackError: 1, RollbackError: 3}.get(type(error), 2)
+        raise typer.Exit({RolledBackError: 1, RollbackError: 3}.get(type(error), 2)) from None
     except KeyboardInterrupt:
-        print("polyhead-deploy: stopped; the version that served serves", file=sys.stderr)
-        return 130
+        print("polyhead-deploy: stopped; the old version serves", file=sys.stderr)
+        raise typer.Exit(130) from None
     finally:
-        signal.signal(signal.SIGTERM, previous)
-    print(f"{wanted.name}: version {version} serves")
-    return 0
+        for number, handler in zip(signals, previous, strict=True):
+            signal.signal(number, handler)
+    print(f"{name}: version {new} serves")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The console script; ends with SystemExit."""
+    if arguments is None:
+        os.nice(10)  # the proof must not take the cores from the server beside it
+    app(arguments, prog_name="polyhead-deploy")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

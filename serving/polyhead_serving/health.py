@@ -1,10 +1,16 @@
-"""What the supervisor knows of its server: Triton's own health stays good over a dead model process or in a drain."""
+"""The supervisor's health, and the probe port that tells it: /live, /ready, /metrics, and /failure for the proxy."""
 
 from __future__ import annotations
 
+import json
+import socket
+import socketserver
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
 RestartReason = Literal["exit", "canary", "model_process"]
@@ -12,10 +18,10 @@ REASONS: tuple[RestartReason, ...] = ("exit", "canary", "model_process")
 
 
 class Health:
-    """The supervisor's state; written by the supervisor, read by probes in threads of their own.
+    """What the supervisor knows of its server. The supervisor writes it; probes read it in other threads.
 
     Args:
-        is_broken: whether the server is known, right now, to have lost a process.
+        is_broken: whether the server has lost a process that the supervisor may not have noticed yet.
     """
 
     def __init__(self, is_broken: Callable[[], bool] = lambda: False) -> None:
@@ -29,29 +35,29 @@ class Health:
 
     @property
     def not_ready(self) -> str | None:
-        """Why no traffic should come, or None."""
+        """Why the server should get no traffic, or None if it should."""
         with self._lock:
             return "draining" if self._draining else self._wrong
 
-    def may_come_again(self) -> bool:
-        """Whether a request that failed just now failed because the server must be, or is being, restarted."""
+    def is_restarting(self) -> bool:
+        """Whether the server is being restarted or is about to be, so that a request that failed may be repeated."""
         return self.not_ready is not None or self._is_broken()
 
     def canary(self, wrong: str | None, seconds: float) -> None:
-        """Takes what a canary of the running server said, and how long it took."""
+        """Records the result of a canary of a started server, and how long it took."""
         with self._lock:
             self._wrong = wrong
             self._canary_s = seconds
             self._canary_failures += wrong is not None
 
     def restarting(self, reason: RestartReason, wrong: str) -> None:
-        """Counts a restart; not ready until the next canary is answered."""
+        """Counts a restart. The server is not ready until the next canary is answered."""
         with self._lock:
             self._restarts[reason] += 1
             self._wrong = f"restarting: {wrong}"
 
     def drain(self) -> None:
-        """Not ready any more, whatever canaries say."""
+        """From now on the server is not ready, whatever the canary says."""
         with self._lock:
             self._draining = True
 
@@ -59,17 +65,86 @@ class Health:
         """The same in Prometheus' text format."""
         with self._lock:
             lines = [
-                "# HELP polyhead_ready Whether the last canary was answered and no drain is on",
+                "# HELP polyhead_ready Whether the last canary was answered and the server is not draining",
                 "# TYPE polyhead_ready gauge",
                 f"polyhead_ready {int(self._wrong is None and not self._draining)}",
                 "# HELP polyhead_canary_seconds Seconds that the last canary took",
                 "# TYPE polyhead_canary_seconds gauge",
                 f"polyhead_canary_seconds {self._canary_s:.6f}",
-                "# HELP polyhead_canary_failures_total Canaries of a started server that were not answered",
+                "# HELP polyhead_canary_failures_total Canaries of a started server that failed",
                 "# TYPE polyhead_canary_failures_total counter",
                 f"polyhead_canary_failures_total {self._canary_failures}",
-                "# HELP polyhead_restarts_total Restarts of the whole server, by what led to them",
+                "# HELP polyhead_restarts_total Restarts of the whole server, by reason",
                 "# TYPE polyhead_restarts_total counter",
                 *(f'polyhead_restarts_total{{reason="{reason}"}} {self._restarts[reason]}' for reason in REASONS),
             ]
         return "".join(f"{line}\n" for line in lines)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    timeout = 5  # seconds in which a request must arrive
+
+    server: _Server
+
+    def do_GET(self) -> None:
+        """Answers one probe."""
+        health = self.server.health
+        match self.path.partition("?")[0]:
+            case "/live":
+                self._send(HTTPStatus.OK, "live\n")
+            case "/ready":
+                wrong = health.not_ready
+                self._send(HTTPStatus.OK if wrong is None else HTTPStatus.SERVICE_UNAVAILABLE, f"{wrong or 'ready'}\n")
+            case "/metrics":
+                self._send(HTTPStatus.OK, health.metrics(), "text/plain; version=0.0.4; charset=utf-8")
+            case "/failure":  # the proxy asks what a request should get that Triton answered with 500
+                status, error = HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed to answer; see its log"
+                if health.is_restarting():
+                    status, error = HTTPStatus.SERVICE_UNAVAILABLE, "the server is restarting; try again later"
+                self._send(status, json.dumps({"error": error}), "application/json")
+            case _:
+                self._send(HTTPStatus.NOT_FOUND, "try /live, /ready, /metrics or /failure\n")
+
+    do_HEAD = do_GET  # noqa: N815 # the name that http.server looks for
+
+    def _send(self, status: HTTPStatus, text: str, kind: str = "text/plain; charset=utf-8") -> None:
+        body = text.encode("utf-8", "backslashreplace")
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Logs nothing, because probes come every second."""
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], health: Health) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        self.health = health
+        super().__init__(address, _Handler)
+
+    def server_bind(self) -> None:
+        """Binds without looking up the host's own name, which may block on a name server."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
+    def handle_error(self, *_: object) -> None:
+        """Ignores a probe that hung up."""
+
+
+@contextmanager
+def probe_port(health: Health, address: str, port: int) -> Iterator[None]:
+    """Answers probes at this address while the block runs."""
+    with _Server((address, port), health) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()

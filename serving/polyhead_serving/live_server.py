@@ -1,6 +1,6 @@
-"""A running tritonserver over gRPC: which version answers, what it answers, and how to make it load another.
+"""A running tritonserver over gRPC: which version answers, what it answers, and loading another version.
 
-Over HTTP a load would freeze every connection of the thread that carries it. Needs ``polyhead[deploy]``.
+Over HTTP, a load would freeze all connections of the HTTP thread that runs it. Needs ``polyhead-serving[deploy]``.
 """
 
 from __future__ import annotations
@@ -15,21 +15,25 @@ import orjson
 
 from polyhead.decode import Scores
 from polyhead.errors import PolyheadError
-from polyhead_serving.serve_options import ADMIN_HEADER
-from polyhead_serving.triton_install import InstallError
+from polyhead_serving.triton import ADMIN_HEADER, InstallError
 
-TEXTS_A_REQUEST = 16
+TEXTS_PER_REQUEST = 16
 REQUEST_TIMEOUT_S = 30.0
 RETRY_S = 0.5
 
 
 class ServerError(PolyheadError):
-    """A running server cannot be reached, refuses, or answers with an error."""
+    """A running server cannot be reached, refuses a call, or answers with an error."""
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What a version said of some texts: ``scores`` (n, width), and tokens read and truncation of each."""
+class LiveAnswers:
+    """The answers of one version.
+
+    Attributes:
+        scores: ``(texts, width)``.
+        tokens: per text, the number of tokens read and whether the text was truncated.
+    """
 
     version: int
     scores: Scores
@@ -37,11 +41,11 @@ class Answers:
 
 
 class LiveServer:
-    """One model of a server.
+    """One model of a running server.
 
     Args:
-        address: ``host:port`` of gRPC.
-        model: its name.
+        address: ``host:port`` of the server's gRPC port.
+        model: the model's name.
         key: the server's POLYHEAD_ADMIN_KEY.
     """
 
@@ -49,7 +53,9 @@ class LiveServer:
         try:
             import tritonclient.grpc as module
         except ImportError as error:
-            raise InstallError(f"tritonclient[grpc]: cannot be imported ({error}); install polyhead[deploy]") from error
+            raise InstallError(
+                f"tritonclient[grpc]: cannot be imported ({error}); install polyhead-serving[deploy]"
+            ) from error
         self._module = module
         self._address = address
         self._model = model
@@ -61,7 +67,7 @@ class LiveServer:
         self._client.close()
 
     def check_key(self) -> None:
-        """Raises ServerError if the server cannot be reached or does not take the key."""
+        """Raises ServerError if the server cannot be reached or does not accept the key."""
         self._call(self._client.get_model_repository_index, headers=self._headers)
 
     def version(self) -> int:
@@ -69,31 +75,31 @@ class LiveServer:
         return int(self._infer(["version"], ["SCHEMA"]).get_response().model_version)
 
     def load(self, timeout_s: float) -> None:
-        """Loads the latest version in the repository; the one that serves goes on until that has come up.
+        """Loads the highest version in the repository. The current version serves until the new one is ready.
 
         Raises:
-            ServerError: it did not come up, and why; after the timeout it may still be loading.
+            ServerError: the load failed, or took too long; in that case the server may still be loading.
         """
         self._call(self._client.load_model, self._model, headers=self._headers, client_timeout=timeout_s)
 
-    def answers(self, texts: Sequence[str], within_s: float) -> Answers:
-        """Asks for all texts; a server that is too busy is asked again for as long as it may take.
+    def answers(self, texts: Sequence[str], within_s: float) -> LiveAnswers:
+        """Asks for all texts. While the server is too busy, repeats the request until the time is over.
 
         Raises:
-            ServerError: the answers did not come, or from more than one version.
+            ServerError: a request failed, or more than one version answered.
         """
         deadline = time.monotonic() + within_s
         results = []
-        for start in range(0, len(texts), TEXTS_A_REQUEST):
-            part = texts[start : start + TEXTS_A_REQUEST]
+        for start in range(0, len(texts), TEXTS_PER_REQUEST):
+            part = texts[start : start + TEXTS_PER_REQUEST]
             results.append(self._infer(part, ["SCORES", "PREDICTION"], deadline))
         versions = {int(result.get_response().model_version) for result in results}
         if len(versions) != 1:
-            raise ServerError(f"{self._model}: versions {sorted(versions)} answer side by side")
+            raise ServerError(f"{self._model}: versions {sorted(versions)} answer at the same time")
         rows = [orjson.loads(row) for result in results for row in result.as_numpy("PREDICTION")[:, 0]]
         if wrong := next((row["error"] for row in rows if "error" in row), None):
             raise ServerError(f"{self._model}: a golden text is refused: {wrong}")
-        return Answers(
+        return LiveAnswers(
             version=versions.pop(),
             scores=np.concatenate([result.as_numpy("SCORES") for result in results]),
             tokens=[(row["token_count"], row["truncated"]) for row in rows],
@@ -122,9 +128,9 @@ class LiveServer:
         except InferenceServerException as error:
             message, status = " ".join(str(error.message()).split()), str(error.status())
             if "restricted" in message:
-                message = "it does not take this POLYHEAD_ADMIN_KEY"
+                message = "it does not accept this POLYHEAD_ADMIN_KEY"
             elif "explicit model load" in message:
-                message = "it takes no versions while it runs; start polyhead-serve with --control explicit"
+                message = "it loads no versions while it runs; start polyhead-serve with --control explicit"
             elif "DEADLINE" in status or "Deadline" in message:
                 message = f"no answer within {options['client_timeout']:g} s"
             kind = _BusyError if "UNAVAILABLE" in status and "connect" not in message else ServerError
@@ -132,4 +138,4 @@ class LiveServer:
 
 
 class _BusyError(ServerError):
-    """It cannot answer now, but may later."""
+    """The server is too busy now, but may answer later."""

@@ -1,4 +1,4 @@
-"""Log lines for people or for machines: the supervisor's own and tritonserver's, in one format."""
+"""Log lines for people or for machines. The supervisor's lines and tritonserver's have the same format."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import re
 import sys
 import time
 from datetime import UTC, datetime
-from typing import Literal
 
-LogFormat = Literal["text", "json"]
-FORMATS: tuple[LogFormat, ...] = ("text", "json")
+log = logging.getLogger("polyhead_serving")
 
 _LEVELS = {"I": "info", "W": "warning", "E": "error", "F": "critical", "V": "debug"}
 # E1126 02:11:13.123456 1234 model_lifecycle.cc:642] "failed to load …"
@@ -28,21 +26,21 @@ class JsonFormatter(logging.Formatter):
     """A record as one JSON object on one line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Time, level, source, message; and the traceback, if there is one."""
+        """Time, level, source and message; also the traceback, if there is one."""
         more = {"traceback": self.formatException(record.exc_info)} if record.exc_info else {}
         return to_json(record.levelname.lower(), "polyhead-serve", record.getMessage(), record.created, **more)
 
 
-def set_up_logging(kind: LogFormat) -> None:
-    """Sends the supervisor's own records to stderr."""
+def set_up_logging(kind: str) -> None:
+    """Sends the supervisor's records to stderr, as ``text`` or as ``json``."""
     handler = logging.StreamHandler()
     text = logging.Formatter("%(asctime)s polyhead-serve %(levelname)s %(message)s")
     handler.setFormatter(JsonFormatter() if kind == "json" else text)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
-def pass_on(line: str, kind: LogFormat) -> None:
-    """Writes a line of tritonserver's to stderr: as it is, or as JSON with the level and place it names."""
+def pass_on(line: str, kind: str) -> None:
+    """Writes one of tritonserver's lines to stderr: unchanged, or as JSON with its level and source line."""
     if kind == "text":
         sys.stderr.write(line)
         return
@@ -56,7 +54,7 @@ def pass_on(line: str, kind: LogFormat) -> None:
 
 
 def _unquote(message: str) -> str:
-    # Triton quotes its messages, and escapes what would break the line.
+    # Triton quotes its messages and escapes line breaks in them.
     try:
         unquoted = json.loads(message) if message.startswith('"') else message
     except ValueError:

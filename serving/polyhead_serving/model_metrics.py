@@ -1,7 +1,7 @@
-"""What a model process tells Prometheus about its batches, through Triton's ``/metrics``.
+"""The metrics of a model process, which Prometheus reads at Triton's ``/metrics``.
 
-Each value is a message to the server of some 30 to 50 microseconds: a thread of its own sends them, off the path of the
-answers. A family belongs to the whole server, under one name, kind and buckets: changing these needs a new name.
+Each value is a message to the server that takes 30 to 50 microseconds, so a thread sends them outside the path of the
+answers. All models of a server share a metric family. To change the kind or the buckets of one, give it a new name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from polyhead.encode import EncodedText
 SECONDS = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]
 TEXTS = [float(2**power) for power in range(9)]  # 1 to 256
 TOKENS = [float(2**power) for power in range(4, 17)]  # 16 to 65,536
-WAITING_BATCHES = 1024  # records that may wait to be sent; beyond, they are dropped
+WAITING_BATCHES = 1024  # records that may wait to be sent; more are dropped
 
 
 @dataclass
@@ -28,13 +28,13 @@ class BatchRecord:
     """What happened in one batch.
 
     Attributes:
-        texts: that were tokenized.
-        tokens: read by the model or counted for TOKEN_COUNT, after truncation.
-        truncated_texts: of `texts`.
-        error_texts: of `texts`, those without an answer.
-        cancelled_requests: dropped before their texts were computed.
-        parts: of the batch that were scored, one after the other; those before the last are told as they are done.
-        stages: seconds by stage: tokenize, compute, decode; a stage that did not run is not there.
+        texts: tokenized texts.
+        tokens: tokens read by the model or counted for TOKEN_COUNT, after truncation.
+        truncated_texts: how many of `texts` were truncated.
+        error_texts: how many of `texts` have an error instead of an answer.
+        cancelled_requests: requests dropped before their texts were computed.
+        parts: scored parts of the batch. Each part but the last is recorded by itself, as soon as it is done.
+        stages: seconds per stage: tokenize, compute, decode; only the stages that ran.
     """
 
     texts: int = 0
@@ -47,26 +47,26 @@ class BatchRecord:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Adds the time of its block to a stage."""
+        """Adds the time that the block takes to a stage."""
         began = time.perf_counter()
         yield
         self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - began
 
     def count(self, encoded: Sequence[EncodedText]) -> None:
-        """Takes what tokenizing says."""
+        """Counts the tokens, truncations and errors of tokenized texts."""
         self.tokens = sum(text.token_count for text in encoded)
         self.truncated_texts = sum(text.truncated for text in encoded)
         self.error_texts = sum(text.error is not None for text in encoded)
 
 
-class Metrics:
-    """The families of one model instance. Whatever goes wrong in them is logged once, and then they are silent.
+class ModelMetrics:
+    """The metrics of one model instance. After the first error they log it and send nothing more.
 
     Args:
         family: ``pb_utils.MetricFamily``.
-        labels: of all metrics: model and version.
-        engine: further labels of the gauge ``polyhead_instances``: precision and device.
-        log: takes one line.
+        labels: labels of all metrics: model and version.
+        engine: more labels of the gauge ``polyhead_instances``: precision and device.
+        log: logs one line.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Metrics:
     ) -> None:
         self._log = log
         self._records: queue.Queue[BatchRecord | None] = queue.Queue(WAITING_BATCHES)
-        self._families: list[Any] = []  # a family must outlive its metrics
+        self._families: list[Any] = []  # a family must live longer than its metrics
         self._thread = threading.Thread(target=self._send_all, daemon=True)
         try:
             self._create(family, dict(labels), dict(engine))
@@ -84,13 +84,13 @@ class Metrics:
         self._thread.start()
 
     def record(self, batch: BatchRecord) -> None:
-        """Takes a batch's numbers; never waits and never raises."""
+        """Queues a batch's numbers. Never waits and never raises."""
         if self._thread.is_alive():
             with contextlib.suppress(queue.Full):
                 self._records.put_nowait(batch)
 
     def close(self) -> None:
-        """Sends what waits; the instance no longer counts as serving."""
+        """Sends the queued records and takes this instance out of ``polyhead_instances``."""
         if self._thread.is_alive():
             with contextlib.suppress(queue.Full):
                 self._records.put(None, timeout=5)
@@ -101,7 +101,7 @@ class Metrics:
             self._families.append(family(name=f"polyhead_{name}", description=about, kind=kind))
             return self._families[-1]
 
-        stage = add("stage_seconds", family.HISTOGRAM, "Seconds a batch spent in a stage of model.py")
+        stage = add("stage_seconds", family.HISTOGRAM, "Seconds per batch in a stage of model.py")
         self._stages = {
             name: stage.Metric(labels={**labels, "stage": name}, buckets=SECONDS)
             for name in ("tokenize", "compute", "decode")
@@ -114,17 +114,17 @@ class Metrics:
         counts = {
             "texts": "Texts read",
             "tokens": "Tokens read, after truncation",
-            "truncated_texts": "Texts longer than max_length, read up to there",
+            "truncated_texts": "Texts longer than max_length, of which the rest was not read",
             "error_texts": "Texts without an answer: blank, or not UTF-8",
-            "parts": "Parts of batches that were scored: a batch that takes long shows that it gets on",
-            "cancelled_requests": "Requests that their client cancelled before they were computed",
+            "parts": "Scored parts of batches: they show that a long batch makes progress",
+            "cancelled_requests": "Requests cancelled by their client before they were computed",
         }
         self._counts = {
             name: add(f"{name}_total", family.COUNTER, about).Metric(labels=labels) for name, about in counts.items()
         }
-        about = "Model instances that serve, by precision and device"
+        about = "Serving model instances, by precision and device"
         self._instances = add("instances", family.GAUGE, about).Metric(labels={**labels, **engine})
-        # Counted up and down, not set: of two loads of one version the new one starts before the old one ends.
+        # Incremented, not set: when a version is loaded again, the new instance starts before the old one ends.
         self._instances.increment(1)
 
     def _send_all(self) -> None:
@@ -146,4 +146,4 @@ class Metrics:
             self._stages[name].observe(seconds)
 
     def _give_up(self, error: Exception) -> None:
-        self._log(f"no more metrics of polyhead: {error}".encode("ascii", "backslashreplace").decode("ascii"))
+        self._log(f"polyhead sends no more metrics: {error}".encode("ascii", "backslashreplace").decode("ascii"))

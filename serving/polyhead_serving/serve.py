@@ -1,12 +1,7 @@
-"""``polyhead-serve``: runs tritonserver over a model repository, safe by default, and keeps it answering.
-
-The command line; what it starts is supervised in `supervisor`, asked in `canary` and told about in `health`.
-"""
+"""``polyhead-serve``: runs tritonserver over a model repository, safe by default, and keeps it answering."""
 
 from __future__ import annotations
 
-import argparse
-import math
 import os
 import shlex
 import shutil
@@ -17,159 +12,208 @@ import time
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Annotated, Literal
+
+import typer
 
 from polyhead.errors import PolyheadError
 from polyhead.repository import models_with_checkpoint
 from polyhead_serving.canary import Canary
-from polyhead_serving.health import Health
-from polyhead_serving.log_lines import pass_on, set_up_logging, to_json
-from polyhead_serving.orphans import backends_of, remove_leftovers, run_of_ones_own
-from polyhead_serving.probe_port import probe_port
-from polyhead_serving.serve_options import ADMIN_HEADER, LOG_FLAGS, RESTRICTED, admin_key, check_ports, parse
+from polyhead_serving.health import Health, probe_port
+from polyhead_serving.log_lines import log, pass_on, set_up_logging, to_json
+from polyhead_serving.orphans import backends_folder, remove_orphans, run_lock
 from polyhead_serving.server_process import CPU_NOISE, STACK_BYTES, ServerProcess, stack_bytes
-from polyhead_serving.supervisor import StartError, Timing, log, supervise
-from polyhead_serving.triton_install import TritonInstall, find_triton
+from polyhead_serving.supervisor import StartError, Timing, supervise
+from polyhead_serving.triton import (
+    ADMIN_APIS,
+    ADMIN_HEADER,
+    ServeOptions,
+    TritonInstall,
+    admin_key,
+    check_ports,
+    find_triton,
+    has_gpu,
+    server_command,
+)
+
+HELP = "Serve a Triton model repository. It is ready when a real inference is answered, and restarted when none is."
+EPILOG = f"""\b
+Examples:
+  polyhead-serve --repository model_repository
+  curl localhost:8003/ready                   # 200 if the last canary, a real inference, was answered
+  POLYHEAD_ADMIN_KEY=... polyhead-serve --control explicit    # then: polyhead-deploy CHECKPOINT, without a restart
+
+\b
+What happens when something fails, on SIGTERM and on Ctrl-C: docs/serving.md.
+
+\b
+Other environment variables:
+  POLYHEAD_ADMIN_KEY   opens {", ".join(ADMIN_APIS)}
+                       to whoever sends it in the header '{ADMIN_HEADER}'
+                       (gRPC metadata: 'triton-grpc-protocol-{ADMIN_HEADER}'); random if it is not set
+  POLYHEAD_THREADS     threads of a model process; by default its share of the cores
+  POLYHEAD_PRECISION   what the engine computes in; by default auto
+
+\b
+Exit codes: 0 stopped by a signal; 1 the first start failed, or accepted requests were lost at the end;
+2 wrong options, repository or port
+"""
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"auto_envvar_prefix": "POLYHEAD_SERVE", "max_content_width": 120},
+)
 
 
-def has_gpu() -> bool:
-    """Whether a CUDA device is there; asking torch would take seconds."""
-    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+@app.command(help=HELP, epilog=EPILOG)
+def command(
+    context: typer.Context,
+    repository: Annotated[Path, typer.Option(help="The model repository.")] = Path("model_repository"),
+    address: Annotated[
+        str, typer.Option(help="Address to listen on. There is no TLS: for others than loopback, use deploy/nginx.")
+    ] = "127.0.0.1",
+    http_port: Annotated[int, typer.Option(min=1, max=65535, help="HTTP port.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(min=1, max=65535, help="gRPC port.")] = 8001,
+    metrics_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of Triton's Prometheus metrics.")] = 8002,
+    probe_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port of /live, /ready and the supervisor's /metrics.")
+    ] = 8003,
+    control: Annotated[
+        Literal["none", "explicit"],
+        typer.Option(help="explicit: polyhead-deploy may replace the version that is served; none: nobody may."),
+    ] = "none",
+    log_level: Annotated[Literal["warning", "info", "verbose"], typer.Option(help="How much Triton logs.")] = "warning",
+    log_format: Annotated[
+        Literal["text", "json"], typer.Option(help="json: one object per line, Triton's lines included.")
+    ] = "text",
+    startup_timeout_s: Annotated[float, typer.Option(min=0.001, help="How long a start may take.")] = 300.0,
+    probe_interval_s: Annotated[float, typer.Option(min=0.001, help="Pause after an answered canary.")] = 2.0,
+    canary_timeout_s: Annotated[float, typer.Option(min=0.001, help="How long to wait for a canary's answer.")] = 5.0,
+    canary_failures: Annotated[int, typer.Option(min=1, help="Failed canaries in a row that lead to a restart.")] = 3,
+    drain_s: Annotated[
+        float, typer.Option(min=0, help="How long /ready says 503 before the server stops, for load balancers to see.")
+    ] = 1.0,
+    exit_timeout_s: Annotated[
+        float, typer.Option(min=0.001, help="How long accepted requests may take at the end; 10 s of it in the queue.")
+    ] = 30.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print shell commands that run the server.")] = False,
+) -> None:
+    """Reads the options and serves."""
+    options = ServeOptions(**context.params)
+    set_up_logging(options.log_format)
+    try:
+        code = serve(options)
+    except PolyheadError as error:
+        if options.log_format == "json":
+            log.error("%s", error)
+        else:
+            print(f"polyhead-serve: {error}", file=sys.stderr)
+        code = 2
+    raise typer.Exit(code)
 
 
-def server_command(
-    settings: argparse.Namespace, install: TritonInstall, backends: Path, shm_prefix: str, key: str
-) -> list[str]:
-    """tritonserver with flags that expose nothing but inference, metadata and health."""
-    restricted = f"{','.join(RESTRICTED)}:{ADMIN_HEADER}={key}"
-    models = models_with_checkpoint(settings.repository) if settings.control == "explicit" else []
-    return [
-        str(install.binary),
-        f"--model-repository={settings.repository.resolve()}",
-        f"--model-control-mode={settings.control}",
-        *(f"--load-model={model}" for model in models),
-        "--disable-auto-complete-config",
-        *(f"--{name}-address={settings.address}" for name in ("http", "grpc", "metrics")),
-        f"--http-port={settings.http_port}",
-        f"--grpc-port={settings.grpc_port}",
-        f"--metrics-port={settings.metrics_port}",
-        f"--allow-gpu-metrics={'true' if has_gpu() else 'false'}",
-        "--metrics-config=summary_latencies=true",  # quantiles of the time in the queue
-        f"--exit-timeout-secs={math.ceil(settings.exit_timeout_s)}",
-        f"--http-restricted-api={restricted}",
-        f"--grpc-restricted-protocol={restricted}",
-        f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
-        *([f"--backend-directory={backends}"] if install.backend_files else []),
-        *LOG_FLAGS[settings.log_level],
-    ]
+def serve(options: ServeOptions) -> int:
+    """Runs the server until a signal; returns the exit code."""
+    models_with_checkpoint(options.repository)
+    install, key = find_triton(), admin_key(options.control)
+    if options.dry_run:
+        print_script(options, install, key)
+        return 0
+    remove_orphans()
+    check_ports(options)
+    with run_lock() as run:
+        if install.backend_files:
+            install.link_backends(backends_folder(run))
+        try:
+            return run_server(options, install, run, key)
+        finally:
+            shutil.rmtree(backends_folder(run), ignore_errors=True)
 
 
-def checked_command(
-    settings: argparse.Namespace, install: TritonInstall, backends: Path, shm_prefix: str, key: str
-) -> list[str]:
-    """The same for a repository that Triton can load now; it may have changed since the last start."""
-    models_with_checkpoint(settings.repository)
-    return server_command(settings, install, backends, shm_prefix, key)
-
-
-def print_by_hand(command: list[str], install: TritonInstall, backends: Path) -> None:
-    """Prints a shell script that does what `serve` does, without the supervisor."""
+def print_script(options: ServeOptions, install: TritonInstall, key: str) -> None:
+    """Prints a shell script that runs the server without the supervisor."""
+    run = f"polyhead_{os.getpid()}"
+    backends = backends_folder(run)
     if install.backend_files:
         print(shlex.join(["mkdir", "-p", str(backends / "python")]))
         print(shlex.join(["ln", "-sf", *map(str, install.backend_files), str(backends / "python")]))
     for name, value in install.environment(os.environ).items():
         print(f"export {name}={shlex.quote(value)}")
     print(f"ulimit -S -s {STACK_BYTES // 1024} || true")
-    print(shlex.join(["exec", *command]))
+    print(shlex.join(["exec", *server_command(options, install, backends, run, key)]))
 
 
-class Stop:
-    """What SIGTERM and SIGINT do: the first ends whatever is waited for, each further one only a drain's pause."""
+class StopSignal:
+    """Handles SIGTERM and SIGINT. The first one starts the drain; a second one skips its pause, never the answers."""
 
     def __init__(self) -> None:
-        self.hurry = threading.Event()
-        self._asked = False
+        self.skip_pause = threading.Event()
+        self._is_stopping = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Handles a signal, in the main thread."""
-        if self._asked:
-            log.info("stopping already: accepted requests are being answered")
-            self.hurry.set()
+        if self._is_stopping:
+            log.info("already stopping: accepted requests are being answered")
+            self.skip_pause.set()
             return
-        self._asked = True
+        self._is_stopping = True
         raise KeyboardInterrupt
 
     def listen(self) -> None:
-        """From now on signals come here."""
+        """Installs the handler, even if the parent process ignores SIGINT, as a script does for `command &`."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self)
 
     def ignore(self) -> None:
-        """From now on signals do nothing: what is left takes no time."""
+        """Ignores signals while the rest, which takes no time, is cleaned up."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
 
 
-def serve(settings: argparse.Namespace) -> int:
-    """Runs the server until a signal; returns the exit code."""
-    models_with_checkpoint(settings.repository)
-    install, key = find_triton(), admin_key(settings.control)
-    if settings.dry_run:
-        run = f"polyhead_{os.getpid()}"
-        print_by_hand(server_command(settings, install, backends_of(run), run, key), install, backends_of(run))
-        return 0
-    remove_leftovers()
-    check_ports(settings)
-    with run_of_ones_own() as run:
-        if install.backend_files:
-            install.link_backends(backends_of(run))
-        try:
-            return run_server(settings, install, run, key)
-        finally:
-            shutil.rmtree(backends_of(run), ignore_errors=True)
-
-
-def run_server(settings: argparse.Namespace, install: TritonInstall, run: str, key: str) -> int:
-    """Supervises a server whose backends are linked; returns the exit code."""
-    models = models_with_checkpoint(settings.repository)
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.address, settings.address)
+def run_server(options: ServeOptions, install: TritonInstall, run: str, key: str) -> int:
+    """Supervises the server until a signal, then drains it; returns the exit code."""
+    models = models_with_checkpoint(options.repository)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options.address, options.address)
     host = f"[{host}]" if ":" in host else host
-    places = {name: f"{host}:{getattr(settings, name + '_port')}" for name in ("http", "grpc", "metrics", "probe")}
-    ready = f"ready {' '.join(f'{name}={place}' for name, place in places.items())} models={','.join(models)}"
+    urls = {name: f"{host}:{port}" for name, port in options.ports().items()}
     if stack_bytes() < STACK_BYTES:
-        log.warning("the hard limit of the stack, %d KiB, lets nested JSON end the server", stack_bytes() // 1024)
+        log.warning("the stack's hard limit is %d KiB: deeply nested JSON can end the server", stack_bytes() // 1024)
     server = ServerProcess(
-        lambda: checked_command(settings, install, backends_of(run), run, key),
+        lambda: server_command(options, install, backends_folder(run), run, key),
         {**os.environ, **install.environment(os.environ)},
         shm_prefix=run,
         muted=() if has_gpu() else CPU_NOISE,
-        pass_on=partial(pass_on, kind=settings.log_format),
-        http_port=settings.http_port,
-        grpc_port=settings.grpc_port,
-        exit_timeout_s=settings.exit_timeout_s,
+        pass_on=partial(pass_on, kind=options.log_format),
+        http_port=options.http_port,
+        grpc_port=options.grpc_port,
+        exit_timeout_s=options.exit_timeout_s,
     )
-    health, stop = Health(server.is_broken), Stop()
+    health, stop = Health(server.is_broken), StopSignal()
     timing = Timing(
-        settings.startup_timeout_s, settings.probe_interval_s, settings.canary_timeout_s, settings.canary_failures
+        options.startup_timeout_s, options.probe_interval_s, options.canary_timeout_s, options.canary_failures
     )
-    canary = Canary(places["http"], places["metrics"], models)
+    canary = Canary(urls["http"], urls["metrics"], models)
 
     def announce() -> None:
-        is_json = settings.log_format == "json"
+        ready = f"ready {' '.join(f'{name}={url}' for name, url in urls.items())} models={','.join(models)}"
+        is_json = options.log_format == "json"
         print(to_json("info", "polyhead-serve", ready, time.time()) if is_json else ready, flush=True)
 
     try:
-        with probe_port(health, settings.address, settings.probe_port):
+        with probe_port(health, options.address, options.probe_port):
             try:
                 stop.listen()
-                supervise(server, canary, timing, announce, health)
+                supervise(server, canary.check, timing, announce, health)
             except KeyboardInterrupt:
                 health.drain()
-                log.info("stopping: not ready for %g s, then accepted requests are answered", settings.drain_s)
+                log.info("stopping: /ready says 503 for %g s, then accepted requests are answered", options.drain_s)
                 if server.exit_code is None:
-                    stop.hurry.wait(settings.drain_s)
-                if not server.stop():
+                    stop.skip_pause.wait(options.drain_s)
+                if not server.drain():
                     log.error(
-                        "accepted requests may be lost: --exit-timeout-s %g ended under them", settings.exit_timeout_s
+                        "accepted requests may be lost: --exit-timeout-s %g was too short", options.exit_timeout_s
                     )
                     return 1
             except StartError as error:
@@ -181,19 +225,10 @@ def run_server(settings: argparse.Namespace, install: TritonInstall, run: str, k
     return 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    settings = parse(argv)
-    set_up_logging(settings.log_format)
-    try:
-        return serve(settings)
-    except PolyheadError as error:
-        if settings.log_format == "json":
-            log.error("%s", error)
-        else:
-            print(f"polyhead-serve: {error}", file=sys.stderr)
-        return 2
+def main(arguments: list[str] | None = None) -> None:
+    """The console script; ends with SystemExit."""
+    app(arguments, prog_name="polyhead-serve")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,4 +1,4 @@
-"""tritonserver as a process group: started, listened to, drained, ended with nothing left behind."""
+"""tritonserver as a process group: starts it, reads its log, drains it, ends it and everything that belongs to it."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from polyhead_serving.connections import close_idle_connections, has_clients, keep_out
+from polyhead_serving.connections import block_new_connections, close_idle_connections, has_clients
+from polyhead_serving.orphans import SHARED_MEMORY
 
-log = logging.getLogger("polyhead_serving.serve")
+log = logging.getLogger("polyhead_serving")
 
-SHARED_MEMORY = Path("/dev/shm")
-ERRORS_KEPT = 10
+MAX_ERRORS_KEPT = 10
 MODEL_PROCESS = "triton_python_b"  # the kernel keeps 15 characters of triton_python_backend_stub
-# A model process that Triton ends by itself is a zombie, of exit code 0, for milliseconds; one that died stays one.
+# A model process that Triton ends itself is a zombie with exit code 0 for milliseconds. One that died stays a zombie.
 DEAD_AFTER_S, ENDED_AFTER_S = 0.2, 2.0
-# Of each thread, and only what is used is real. Triton reads JSON by recursion: with 8 MiB, 64 KB of nested "[" end it;
-# with 64 MiB, what the proxy lets through (deploy/nginx) cannot.
+# The stack of each thread; only what is used takes memory. Triton parses JSON by recursion: with 8 MiB, 64 KB of nested
+# "[" end it; with 64 MiB, it survives what the proxy (deploy/nginx) lets through.
 STACK_BYTES = 64 * 2**20
-DONE_LOOKS = 3  # a tenth of a second apart, for the last answers to leave
-ACCEPT_S = 0.1  # for connections that the kernel has taken and Triton not yet
-# Triton logs these on every start without a GPU, where they mean nothing.
+DRAINED_CHECKS = 3  # how often in a row, 0.1 s apart, the server must look drained: the last answers have left then
+ACCEPT_S = 0.1  # for connections that the kernel has accepted and Triton has not
+# Triton logs these at every start without a GPU, where they mean nothing.
 CPU_NOISE = ("CudaDriverHelper has not been initialized", "Unable to allocate pinned system memory")
 
 _ERROR_LINE = re.compile(r'^E\d{4} \S+ \d+ \S+\] "?(?:ERROR: )?(?:Failed to create instance: )?(.*?)"?$')
@@ -38,16 +38,16 @@ _PR_SET_PDEATHSIG = 1
 
 
 class ServerProcess:
-    """tritonserver in a process group of its own.
+    """tritonserver in its own process group.
 
     Args:
-        command: gives it, with its arguments, at each start.
-        environment: the whole of it.
-        shm_prefix: how the names of its shared-memory regions start; what is left of them is removed.
-        muted: lines that contain one of these are not passed on.
-        pass_on: takes its other lines.
-        http_port: whose idle connections are closed when it drains.
-        grpc_port: the drain also ends when nobody is connected to either.
+        command: returns the command line; called at each start.
+        environment: all variables of the server.
+        shm_prefix: how the names of its shared-memory regions start; `kill` removes these regions.
+        muted: log lines that contain one of these are dropped.
+        pass_on: gets all other log lines.
+        http_port: a drain closes idle connections to this port.
+        grpc_port: a drain also ends when no client is connected to either port.
         exit_timeout_s: how long a drain may take.
     """
 
@@ -71,13 +71,13 @@ class ServerProcess:
         self._http_port = http_port
         self._grpc_port = grpc_port
         self._exit_timeout_s = exit_timeout_s
-        self._zombies: dict[int, float] = {}  # since when
+        self._zombies: dict[int, float] = {}  # when each was first seen
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
         self._errors: list[str] = []
 
     def start(self) -> None:
-        """Starts the process; its lines are passed on."""
+        """Starts the process; raises RepositoryError if the repository holds nothing that it could serve."""
         self._errors = []
         self._zombies = {}
         self._process = subprocess.Popen(
@@ -89,10 +89,10 @@ class ServerProcess:
             encoding="utf-8",
             errors="backslashreplace",
             start_new_session=True,
-            preexec_fn=_prepare,  # calls into the kernel, which take no lock
+            preexec_fn=_prepare,  # makes system calls only and takes no lock
         )
         assert self._process.stdout is not None
-        self._reader = threading.Thread(target=self._listen, args=(self._process.stdout,), daemon=True)
+        self._reader = threading.Thread(target=self._read_log, args=(self._process.stdout,), daemon=True)
         self._reader.start()
 
     @property
@@ -101,7 +101,7 @@ class ServerProcess:
         return None if self._process is None else self._process.poll()
 
     def explain_exit(self) -> str:
-        """Why it ended: the first of its own error lines names the cause; without Python's traceback."""
+        """Why it ended: its first error line, without Python's traceback."""
         if self._reader is not None:
             self._reader.join(timeout=2)
         if not self._errors:
@@ -109,14 +109,14 @@ class ServerProcess:
         return self._errors[0].partition("\\n\\nAt:")[0].removeprefix("TritonModelException: ")
 
     def is_broken(self) -> bool:
-        """Whether it, or a model process, has ended; safe to ask from any thread."""
+        """Whether the server or a model process has ended. Any thread may call this."""
         process = self._process
         if process is None or process.poll() is not None:
             return True
         return any(model.state == "Z" for model in _model_processes(process.pid))
 
     def dead_model_process(self) -> str | None:
-        """What became of a model process that Triton has not reaped, or None: it would never start it again."""
+        """How a model process died that Triton has not reaped and will never restart, or None."""
         if self._process is None:
             return None
         dead = {process.pid: process.status for process in _model_processes(self._process.pid) if process.state == "Z"}
@@ -129,37 +129,40 @@ class ServerProcess:
                 return f"model process {pid} died {how}"
         return None
 
-    def stop(self) -> bool:
-        """Lets it finish what it has accepted, then removes every trace of it; False if it did not finish."""
+    def drain(self) -> bool:
+        """Lets the server answer what it has accepted, then ends it; returns False if the time was not enough."""
         code: int | None = 0
         if self._process is not None and self._process.poll() is None:
-            if not keep_out(self._process.pid, self._http_port):
-                log.warning("the kernel lets nobody reach into the server: connections that stay open hold up its end")
+            if not block_new_connections(self._process.pid, self._http_port):
+                log.warning(
+                    "the kernel forbids access to the server's connections: open connections will delay the exit"
+                )
             time.sleep(ACCEPT_S)
             self._process.terminate()
-            # Triton waits for connections to end, also for those on which nothing happens.
+            # Triton waits for all connections to end, also for idle ones.
             deadline = time.monotonic() + self._exit_timeout_s + 5
-            done = 0
+            drained = 0
             while (code := self._process.poll()) is None and time.monotonic() < deadline:
                 close_idle_connections(self._process.pid, self._http_port)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(0.1)
-                # Models go when all is answered. Over gRPC it says for seconds more that it has none, which no client
-                # takes for a server that is about to leave. And requests whose batch failed as a whole, for want of
-                # shared memory, say, it waits for in vain: when all clients have left, nobody else does.
-                is_done = not _model_processes(self._process.pid) or not has_clients(
+                # The model processes end when everything is answered. After that, gRPC answers NOT_FOUND for seconds,
+                # which no client understands as "shutting down". And Triton waits in vain for requests whose batch
+                # failed as a whole, for example for want of shared memory. So when all clients have left, it is done.
+                is_drained = not _model_processes(self._process.pid) or not has_clients(
                     self._process.pid, self._http_port, self._grpc_port
                 )
-                done = done + 1 if is_done else 0
-                if done > DONE_LOOKS:
+                drained = drained + 1 if is_drained else 0
+                if drained > DRAINED_CHECKS:
                     code = 0
                     break
         self.kill()
-        # Below 0 is a signal: it breaks under requests when its patience with connections ends. Above, they were idle.
+        # A negative code is a signal: Triton crashes when its exit timeout ends under requests. A positive code means
+        # that the timeout ended with idle connections only.
         return code is not None and code >= 0
 
     def kill(self) -> None:
-        """Ends the whole group at once and removes its shared memory."""
+        """Kills the whole group and removes its shared memory."""
         if self._process is None:
             return
         group = self._process.pid
@@ -171,13 +174,13 @@ class ServerProcess:
         for region in SHARED_MEMORY.glob(f"{self._shm_prefix}*"):
             region.unlink(missing_ok=True)
 
-    def _listen(self, lines: IO[str]) -> None:
+    def _read_log(self, lines: IO[str]) -> None:
         for line in lines:
             if any(part in line for part in self._muted):
                 continue
             self._pass_on(line)
-            # The first few name the cause; a server that logs errors for months must not grow this list.
-            if len(self._errors) < ERRORS_KEPT and (error := _ERROR_LINE.match(line)):
+            # The first errors name the cause. The list must not grow for months.
+            if len(self._errors) < MAX_ERRORS_KEPT and (error := _ERROR_LINE.match(line)):
                 self._errors.append(error[1])
 
 
@@ -190,7 +193,7 @@ class _ModelProcess(NamedTuple):
 
 
 def _model_processes(server: int) -> list[_ModelProcess]:
-    """Those that Triton has started and not reaped."""
+    """The model processes that Triton has started and not reaped."""
     found = []
     for children in Path(f"/proc/{server}/task").glob("*/children"):
         with contextlib.suppress(OSError):
@@ -204,14 +207,14 @@ def _model_processes(server: int) -> list[_ModelProcess]:
 
 
 def stack_bytes() -> int:
-    """What each of the server's threads may use, within this machine's hard limit."""
+    """STACK_BYTES, or this machine's hard limit if that is lower."""
     hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
     return STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
 
 
 def _prepare() -> None:
     resource.setrlimit(resource.RLIMIT_STACK, (stack_bytes(), resource.getrlimit(resource.RLIMIT_STACK)[1]))
-    # If the supervisor is killed, the server must not stay behind and hold the ports.
+    # If the supervisor is killed, the server must end too and free its ports.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
@@ -219,7 +222,7 @@ def _wait_for_group(group: int, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         with contextlib.suppress(ChildProcessError):
-            # As a container's first process we inherit its orphans and must reap them.
+            # As a container's first process, the supervisor inherits orphans and must reap them.
             os.waitpid(-group, os.WNOHANG)
         if not _has_living(group):
             return
@@ -227,7 +230,7 @@ def _wait_for_group(group: int, timeout_s: float) -> None:
 
 
 def _has_living(group: int) -> bool:
-    """Whether a process of the group still runs; zombies, which only their parent can remove, do not."""
+    """Whether a process of the group still runs. Zombies do not; only their parent can remove them."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             state, _, process_group = stat.read_text().rpartition(") ")[2].split()[:3]

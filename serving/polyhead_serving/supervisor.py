@@ -1,6 +1,6 @@
-"""The supervisor: starts tritonserver, watches it through the canary, restarts the whole group if it fails.
+"""The supervisor: starts tritonserver, watches its processes and its canary, and restarts the whole group if it fails.
 
-Triton itself never restarts a dead or hung model process and stays "ready" with it.
+Triton never restarts a dead or hung model process by itself.
 """
 
 from __future__ import annotations
@@ -11,53 +11,23 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from polyhead.errors import RepositoryError
 from polyhead_serving.health import Health, RestartReason
+from polyhead_serving.server_process import ServerProcess
 
-log = logging.getLogger("polyhead_serving.serve")
+log = logging.getLogger("polyhead_serving")
 
-LONGEST_PAUSE_S = 60.0
-GLANCE_S = 0.1  # between two looks at the processes, while a canary is under way too
-RETRY_S = 1.0  # between a failed canary and the next
+MAX_RESTART_DELAY_S = 60.0
+PROCESS_CHECK_INTERVAL_S = 0.1  # also while a canary is waited for
+CANARY_RETRY_S = 1.0  # between a failed canary and the next
+
+Check = Callable[[float], str | None]  # one canary with a timeout in seconds: None, or what is wrong
 
 
 class StartError(Exception):
-    """The first start failed: nothing was ever served, so there is nothing to restart."""
-
-
-class Process(Protocol):
-    """What is supervised (`server_process.ServerProcess`)."""
-
-    @property
-    def exit_code(self) -> int | None:
-        """None while it runs."""
-        ...
-
-    def start(self) -> None:
-        """Starts it anew; raises RepositoryError where there is nothing that it could serve."""
-        ...
-
-    def explain_exit(self) -> str:
-        """Why it ended."""
-        ...
-
-    def dead_model_process(self) -> str | None:
-        """What became of a model process that has ended under a server that runs on, or None."""
-        ...
-
-    def kill(self) -> None:
-        """Ends it with everything that belongs to it."""
-        ...
-
-
-class Bird(Protocol):
-    """What tells whether it answers (`canary.Canary`): None, or what is wrong."""
-
-    def sing(self, timeout_s: float) -> str | None:
-        """Asks once."""
-        ...
+    """The first start failed. Nothing was served yet, so there is no point in a restart."""
 
 
 @dataclass(frozen=True)
@@ -66,20 +36,20 @@ class Timing:
 
     Attributes:
         startup_timeout_s: how long a start may take.
-        probe_interval_s: pause between an answered canary and the next.
-        canary_timeout_s: how long a canary is waited for.
-        canary_failures: how many in a row lead to a restart.
-        first_pause_s: before a restart; it doubles.
+        probe_interval_s: pause after an answered canary.
+        canary_timeout_s: how long to wait for a canary's answer.
+        canary_failures: how many failures in a row lead to a restart.
+        restart_delay_s: pause before the first restart; it doubles with each restart in a row.
     """
 
     startup_timeout_s: float
     probe_interval_s: float
     canary_timeout_s: float = 5.0
     canary_failures: int = 3
-    first_pause_s: float = 1.0
+    restart_delay_s: float = 1.0
 
 
-class Failure(NamedTuple):
+class ServerFailure(NamedTuple):
     """Why the server must be restarted."""
 
     reason: RestartReason
@@ -87,96 +57,96 @@ class Failure(NamedTuple):
 
 
 def supervise(
-    server: Process, canary: Bird, timing: Timing, on_ready: Callable[[], None], health: Health | None = None
+    server: ServerProcess, check: Check, timing: Timing, on_ready: Callable[[], None], health: Health | None = None
 ) -> None:
-    """Serves until interrupted (KeyboardInterrupt leaves through here; the caller stops the server).
+    """Keeps the server running until KeyboardInterrupt, which leaves through here; the caller then stops the server.
 
     Raises:
         StartError: the first start failed.
     """
     health = health or Health()
-    pause_s = timing.first_pause_s
+    delay_s = timing.restart_delay_s
     served = False
     while True:
         try:
             server.start()
-            failure = _wait_until_ready(server, canary, timing, health)
-        except RepositoryError as error:  # a half-copied version, say: it may be whole the next time
-            failure = Failure("exit", str(error))
+            failure = _wait_until_ready(server, check, timing, health)
+        except RepositoryError as error:  # for example a half-copied version, which may be whole the next time
+            failure = ServerFailure("exit", str(error))
         if failure is None:
             served = True
             on_ready()
             since = time.monotonic()
-            failure = _watch(server, canary, timing, health)
-            if time.monotonic() - since > LONGEST_PAUSE_S:
-                pause_s = timing.first_pause_s
+            failure = _watch(server, check, timing, health)
+            if time.monotonic() - since > MAX_RESTART_DELAY_S:
+                delay_s = timing.restart_delay_s
         elif not served:
             raise StartError(failure.wrong)
         health.restarting(*failure)
-        log.error("restarting in %g s: %s", pause_s, failure.wrong)
+        log.error("restarting in %g s: %s", delay_s, failure.wrong)
         server.kill()
-        time.sleep(pause_s)
-        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        time.sleep(delay_s)
+        delay_s = min(2 * delay_s, MAX_RESTART_DELAY_S)
 
 
-def _wait_until_ready(server: Process, canary: Bird, timing: Timing, health: Health) -> Failure | None:
+def _wait_until_ready(server: ServerProcess, check: Check, timing: Timing, health: Health) -> ServerFailure | None:
     deadline = time.monotonic() + timing.startup_timeout_s
     while True:
         began = time.monotonic()
-        wrong = canary.sing(timing.canary_timeout_s)
-        # Asked after the canary: another server on our port must not pass for one that has ended.
+        wrong = check(timing.canary_timeout_s)
+        # Checked after the canary: if our server has ended, another one on its port may have answered.
         if server.exit_code is not None:
-            return Failure("exit", server.explain_exit())
+            return ServerFailure("exit", server.explain_exit())
         if wrong is None:
             health.canary(None, time.monotonic() - began)
             return None
         if time.monotonic() > deadline:
-            return Failure("canary", f"not ready after {timing.startup_timeout_s:g} s: {wrong}")
+            return ServerFailure("canary", f"not ready after {timing.startup_timeout_s:g} s: {wrong}")
         time.sleep(0.2)
 
 
-def _watch(server: Process, canary: Bird, timing: Timing, health: Health) -> Failure:
+def _watch(server: ServerProcess, check: Check, timing: Timing, health: Health) -> ServerFailure:
     failures = 0
     pause_s = timing.probe_interval_s
     while True:
         wake = time.monotonic() + pause_s
         while (left_s := wake - time.monotonic()) > 0:
-            if failure := _look(server):
+            if failure := _dead_process(server):
                 return failure
-            time.sleep(min(GLANCE_S, left_s))
+            time.sleep(min(PROCESS_CHECK_INTERVAL_S, left_s))
         began = time.monotonic()
-        song = _start_singing(canary, timing.canary_timeout_s)
-        while wait([song], GLANCE_S).not_done:
-            if failure := _look(server):
+        answer = _check_in_thread(check, timing.canary_timeout_s)
+        while wait([answer], PROCESS_CHECK_INTERVAL_S).not_done:
+            if failure := _dead_process(server):
                 return failure
-        wrong = song.result()
+        wrong = answer.result()
         health.canary(wrong, time.monotonic() - began)
         failures = 0 if wrong is None else failures + 1
         if wrong is not None:
             log.warning("canary failed (%d of %d): %s", failures, timing.canary_failures, wrong)
             if failures >= timing.canary_failures:
-                return _look(server) or Failure("canary", wrong)
-        pause_s = timing.probe_interval_s if wrong is None else min(RETRY_S, timing.probe_interval_s)
+                return _dead_process(server) or ServerFailure("canary", wrong)
+        pause_s = timing.probe_interval_s if wrong is None else min(CANARY_RETRY_S, timing.probe_interval_s)
 
 
-def _look(server: Process) -> Failure | None:
-    # What the processes show is noticed at once; the canary alone would take several intervals.
+def _dead_process(server: ServerProcess) -> ServerFailure | None:
+    # Far sooner than the canary, which needs several failures in a row.
     if server.exit_code is not None:
-        return Failure("exit", server.explain_exit())
+        return ServerFailure("exit", server.explain_exit())
     if dead := server.dead_model_process():
-        return Failure("model_process", dead)
+        return ServerFailure("model_process", dead)
     return None
 
 
-def _start_singing(canary: Bird, timeout_s: float) -> Future[str | None]:
-    """In a thread of its own, which ends with the canary's timeout: a hung server must not hold up the looks."""
-    song: Future[str | None] = Future()
+def _check_in_thread(check: Check, timeout_s: float) -> Future[str | None]:
+    """Runs one canary in its own thread, so that a hung server does not stop the supervisor from watching processes."""
+    answer: Future[str | None] = Future()
 
-    def sing() -> None:
+    def run() -> None:
         try:
-            song.set_result(canary.sing(timeout_s))
+            answer.set_result(check(timeout_s))
         except BaseException as error:
-            song.set_exception(error)
+            answer.set_exception(error)
 
-    threading.Thread(target=sing, daemon=True).start()
-    return song
+    threading.Thread(target=run, daemon=True).start()
+    return answer

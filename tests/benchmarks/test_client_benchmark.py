@@ -39,7 +39,7 @@ def test_a_text_without_an_answer_ends_the_run(fake: FakeTriton) -> None:
 
 
 def test_benchmark_to_its_last_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Real server, echo model and all ways; perf_analyzer is a stand-in that records requests of a second in all."""
+    """Real server, echo model and all ways to send; perf_analyzer is a stand-in whose record lasts one second."""
     write_tiny_checkpoint(tmp_path / "checkpoint")
     rows = "".join(json.dumps({"text": f"{TEXTS[place % len(TEXTS)]} {place}"}) + "\n" for place in range(16))
     (tmp_path / "test.jsonl").write_text(rows, encoding="utf-8")

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from benchmarks import engine, scaling
-from benchmarks.agreement import compare, reference_logits
-from benchmarks.gemm import GemmPeak, linear_flops
 from benchmarks.peers.line_up import PRODUCT, builders, line_up
-from benchmarks.peers.peer import PaddedPeer
+from benchmarks.peers.peer import PaddedPeer, compare, reference_logits
+from benchmarks.speed import GemmPeak, linear_flops
 from benchmarks.workload import SCHEMA, debian_texts, debian_tokenizer, of_length, random_checkpoint, tokenized
-from polyhead.checkpoint import Architecture, Body, Checkpoint, read_checkpoint
+from polyhead.body import Body
+from polyhead.checkpoint import Architecture, Checkpoint, read_checkpoint
 from tests.tiny import TEXTS, tiny_tokenizer
 
 PACKAGES = {"openvino": "openvino", "onnx_fp32": "onnxruntime", "onnx_int8": "onnxruntime"}
@@ -55,8 +55,18 @@ def test_engine_measures_all_in_one_run(debian: Path, tmp_path: Path, capsys: py
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_summary_compares_with_the_fastest_peers() -> None:
+    """The product's fastest precision is compared with the fastest peer, and each precision with its own fastest."""
+    speed = {PRODUCT: ("bf16", 40.0), "polyhead_int8": ("int8", 90.0), "transformers_fp32_batch8": ("fp32", 5.0),
+             "openvino": ("bf16", 20.0), "compile_bf16": ("bf16", 16.0), "onnx_int8": ("int8", 45.0)}  # fmt: skip
+    measured = {name: {"texts_s": rate, "tok_s": rate, "precision": one} for name, (one, rate) in speed.items()}
+    summary = engine._summary(measured, "cpu")
+    assert (summary["best_peer"], summary["ratio_best_peer"], summary["ratio_hf"]) == ("onnx_int8", 2.0, 8.0)
+    assert summary["ratio_by_precision"] == {"bf16": 2.0, "int8": 2.0}
+
+
 def test_scaling_measures_both_curves(debian: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each point comes from a process of its own, and a larger batch takes more memory."""
+    """Each point comes from a new process, and a larger batch takes more memory."""
     out = tmp_path / "scaling.json"
     scaling.main(
         ["--data", str(debian), "--out", str(out), "--batch-tokens", "16", "1200", "--model", "2x64",

@@ -15,10 +15,9 @@ import torch
 from transformers import AutoTokenizer, GPT2ForSequenceClassification
 
 from benchmarks import serving
-from benchmarks.load import Load, drive, json_sender, median_load, passes_of, requests_of
-from benchmarks.peer_process import Peer
-from benchmarks.perf_analyzer import analyze
-from benchmarks.random_checkpoint import add_shape, write_checkpoints
+from benchmarks.load import Load, analyze, drive, json_sender, median_load, passes_of, requests_of
+from benchmarks.peers.servers import PeerServer
+from benchmarks.workload import add_shape, write_checkpoints
 from polyhead.predictor import Predictor
 from tests.tiny import TEXTS
 
@@ -131,24 +130,24 @@ def test_a_failing_perf_analyzer_shows_its_words(tmp_path: Path) -> None:
 
 
 def test_a_peer_that_ends_says_why(tmp_path: Path) -> None:
-    """A peer's failure shows its own words."""
+    """The error shows the peer's own output."""
     script = tmp_path / "peer.py"
     script.write_text("raise SystemExit('no such model')", encoding="utf-8")
     python = Path(".venv/bin/python").resolve()
-    peer = Peer("broken", python, lambda *_: [str(script)], "/", lambda texts: {"texts": texts}, ((),))
+    peer = PeerServer("broken", python, lambda *_: [str(script)], "/", lambda texts: {"texts": texts}, ((),))
     with pytest.raises(RuntimeError, match="no such model"), peer.serving(tmp_path, "cpu", ()):
         pass
 
 
 def test_queue_timeout_must_be_there_to_be_lifted(tmp_path: Path) -> None:
-    """A config whose timeout is written otherwise would shed load unseen."""
+    """A config without the expected timeout is refused, because its server would shed load unnoticed."""
     config = tmp_path / "config.pbtxt"
     config.write_text("default_timeout_microseconds: 10000000\nallow", encoding="utf-8")
-    serving._lift_queue_timeout(config)
+    serving._raise_queue_timeout(config)
     assert config.read_text(encoding="utf-8") == "default_timeout_microseconds: 600000000\nallow"
     config.write_text("max_queue_size: 5\n", encoding="utf-8")
     with pytest.raises(SystemExit):
-        serving._lift_queue_timeout(config)
+        serving._raise_queue_timeout(config)
 
 
 def test_serving_measures_the_real_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

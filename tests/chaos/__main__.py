@@ -1,6 +1,6 @@
 """``python -m tests.chaos [pytest's arguments]``: all faults, one table, one JSON; exit code 0 if nothing was lost.
 
-With arguments, such as ``-k swap``, the result is printed and the committed one left as it is.
+With arguments, such as ``-k swap``, the result is only printed; the committed result stays.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sends hostile requests over raw sockets and judges what comes back."""
+"""Sends hostile requests over raw sockets and judges the answers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NOT_OFFERED = (501, 505)
 
 @dataclass(frozen=True)
 class Door:
-    """Where to send, and what a caller who is let in sends along."""
+    """Where to send, with the headers of an allowed caller."""
 
     host: str
     port: int
@@ -46,11 +46,11 @@ class Attack:
 
     Args:
         door: where to.
-        expected: of each text of a well-formed request its scores; NaN for a text that has no answer.
+        expected: the scores of each text of a well-formed request; NaN for a text that has no answer.
 
     Attributes:
-        count: what became of the requests.
-        statuses: how many of each kind got which status, were `CLOSED`, or left `SILENT` for they never ended.
+        count: how the requests ended.
+        statuses: per kind, how many requests got which status, were `CLOSED`, or were left `SILENT`.
     """
 
     def __init__(self, door: Door, expected: Mapping[bytes, NDArray[np.float32]], threads: int = 4) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints, repositories and what they must answer; the record of each fault."""
+"""Checkpoints, repositories and the answers that they must give; the record of each fault."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from tests.tiny import write_tiny_checkpoint
 
 
 class Record(Protocol):
-    """Keeps what became of the requests during a fault."""
+    """Keeps the counts of the requests during a fault."""
 
     def __call__(self, name: str, count: Count, recovery_s: float | None = None, **notes: Any) -> None:
-        """Fails if any was lost or answered wrongly, or none was answered."""
+        """Fails if a request was lost or answered wrongly, or if none was answered."""
 
 
 @pytest.fixture
 def record() -> Record:
-    """For the table, if somebody asked for one."""
+    """Keeps the record for the table, if there is to be one."""
 
     def keep(name: str, count: Count, recovery_s: float | None = None, **notes: Any) -> None:
         fault = Fault.of(name, count, recovery_s, notes)
@@ -39,7 +39,7 @@ def record() -> Record:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny one that all servers start with."""
+    """The tiny checkpoint that all servers start with."""
     path = tmp_path_factory.mktemp("chaos") / "checkpoint"
     write_tiny_checkpoint(path, architecture="hidden_state_concat")
     return path
@@ -47,7 +47,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def corpus(checkpoint: Path) -> Corpus:
-    """What that checkpoint says."""
+    """Texts and that checkpoint's scores."""
     return Corpus.of(checkpoint, make_texts(300, longest=20))
 
 

@@ -1,4 +1,4 @@
-"""Texts and the scores that each must get: what tells a right answer from one that belongs to another text."""
+"""Texts and the scores that each must get, so that an answer for another text is noticed."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ WORDS = """
 
 @dataclass(frozen=True)
 class Corpus:
-    """Texts with what a checkpoint says of each; `scores` is ``(texts, columns)``."""
+    """Texts with a checkpoint's scores, ``(texts, columns)``."""
 
     texts: tuple[str, ...]
     scores: NDArray[np.float32]
 
     @classmethod
     def of(cls, checkpoint: Path, texts: Sequence[str]) -> Corpus:
-        """What the checkpoint says of `texts`, computed here in float32.
+        """The checkpoint's scores of `texts`, computed here in float32.
 
         Raises:
-            ValueError: two texts are answered so much alike that one could pass for the other.
+            ValueError: two texts have so similar answers that one could be taken for the other.
         """
         predictor = Predictor.load(checkpoint, precision="fp32")
         scores = predictor.score(predictor.encode(texts))
@@ -42,7 +42,7 @@ class Corpus:
         return cls(tuple(texts), scores)
 
     def is_right(self, positions: Sequence[int], answered: NDArray[np.float32]) -> bool:
-        """Whether `answered` ``(len(positions), columns)`` is what these texts must get, in this order."""
+        """Whether `answered` ``(len(positions), columns)`` holds these texts' scores, in this order."""
         expected = self.scores[list(positions)]
         if answered.shape != expected.shape:
             return False

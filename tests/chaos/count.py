@@ -1,15 +1,15 @@
-"""What became of requests. Every request that is sent ends in exactly one of these:
+"""Counts of requests. Every request that is sent ends in exactly one of these:
 
 - ``answered``: with the scores of exactly its texts, in their order;
-- ``shed``: the caller was told in so many words that the server has too much to do (503), after the client's retries;
-- ``lost``: anything else. No answer by the deadline, a connection that broke, an error that the caller did not cause,
-  whatever the reason: also when the server that should have answered was killed. Where a fault takes a server away, the
-  client has two replicas and its documented policy (docs/client.md: another replica, a few repetitions, one deadline),
-  and a request is lost if all that did not get it answered;
-- ``wrong``: an answer that is not that of its texts, be it another request's, another version's, or damaged.
+- ``shed``: with 503, because the server has too much to do, after the client's retries;
+- ``lost``: in any other way, whatever the reason: no answer by the deadline, a broken connection, an error that the
+  caller did not cause. This includes requests to a killed server. If a fault takes a server away, the client has two
+  replicas and its documented policy (docs/client.md: another replica, a few retries, one deadline), and a request is
+  lost if that policy did not get it answered;
+- ``wrong``: with another answer than its texts': another request's, another version's, or a damaged one.
 
-For hostile input ``answered`` also holds the answers that refuse it (4xx) or say of a text why it has none: what is
-lost is a request that got no answer, or a 5xx that its sender caused.
+For hostile input, ``answered`` includes refusals (4xx) and texts with an error. A hostile request is lost if it got no
+answer, or a 5xx that its sender caused.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ EXAMPLES_KEPT = 10
 
 @dataclass
 class Count:
-    """How many requests ended how; safe from threads. `examples` tells of the first few that were lost or wrong."""
+    """How many requests ended how; safe to use from threads. `examples` describes the first lost or wrong ones."""
 
     requests: int = 0
     answered: int = 0

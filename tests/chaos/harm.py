@@ -1,4 +1,4 @@
-"""One of two replicas is harmed while a client asks both."""
+"""Harms one of two replicas while a client asks both."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
+from loadtest.local_server import LocalServer
 from tests.chaos.corpus import Corpus
 from tests.chaos.load import VerifiedLoad, through_client
 from tests.chaos.plain import is_right
-from tests.e2e.served import ONE_THREAD, Served, command_line, descendants
+from tests.e2e.processes import ONE_THREAD, command_line, descendants, model_processes
 
 EXACT = {**ONE_THREAD, "POLYHEAD_PRECISION": "fp32"}  # so that each text has one right answer
 
@@ -22,19 +23,19 @@ def serve(
     *options: str,
     environment: Mapping[str, str] = MappingProxyType({}),
     wrapper: Sequence[str] = (),
-) -> Served:
-    """A replica with these options, else as polyhead-serve is by itself, but in float32 and on one thread."""
-    return Served(repository, *options, environment=EXACT | dict(environment), wrapper=wrapper)
+) -> LocalServer:
+    """A replica with these options, in float32 and on one thread, and otherwise with polyhead-serve's defaults."""
+    return LocalServer(repository, *options, environment=EXACT | dict(environment), wrapper=wrapper)
 
 
-def server_pid(served: Served) -> int:
+def server_pid(served: LocalServer) -> int:
     """tritonserver's process."""
     (pid,) = [pid for pid in descendants(served.process.pid) if b"/tritonserver\0" in command_line(pid)]
     return pid
 
 
-def failed_requests(served: Served) -> int:
-    """How many requests have failed there since it started, by Triton's own count."""
+def failed_requests(served: LocalServer) -> int:
+    """Failed requests since the server started, by Triton's own count."""
     connection = http.client.HTTPConnection(served.url("metrics"), timeout=5)
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
@@ -42,11 +43,11 @@ def failed_requests(served: Served) -> int:
     return sum(int(number) for number in re.findall(r"^nv_inference_request_failure\{.*\} (\d+)$", text, re.MULTILINE))
 
 
-def wait_until_healed(served: Served, corpus: Corpus, victims: Collection[int], within_s: float = 90.0) -> None:
-    """Waits until a server answers rightly from a model process that is none of the victims."""
+def wait_until_healed(served: LocalServer, corpus: Corpus, victims: Collection[int], within_s: float = 90.0) -> None:
+    """Waits until a server gives right answers from a model process that is none of the victims."""
     deadline = time.monotonic() + within_s
     while True:
-        alive = served.model_processes()
+        alive = model_processes(served)
         if alive and not set(alive) & set(victims) and is_right(served.url("http"), corpus):
             return
         assert time.monotonic() < deadline, f"not healed within {within_s:g} s:\n{''.join(served.lines[-20:])}"
@@ -54,7 +55,7 @@ def wait_until_healed(served: Served, corpus: Corpus, victims: Collection[int], 
 
 
 def survive(
-    harmed: Served, healthy: Served, corpus: Corpus, inject: Callable[[], object]
+    harmed: LocalServer, healthy: LocalServer, corpus: Corpus, inject: Callable[[], object]
 ) -> tuple[VerifiedLoad, float]:
     """Injects a fault into one of two replicas under load; gives the load and the seconds until it was healed."""
     with (
@@ -62,7 +63,7 @@ def survive(
         VerifiedLoad(client.scores, corpus) as load,
     ):
         load.wait_for(100)
-        victims = harmed.model_processes()
+        victims = model_processes(harmed)
         inject()
         began = time.monotonic()
         wait_until_healed(harmed, corpus, victims)

@@ -1,7 +1,6 @@
-"""Hostile requests, drawn from a seed: what a caller who is wrong, broken or malicious may send to the infer endpoint.
+"""Hostile requests, drawn from a seed: what a wrong, broken or malicious caller may send to the infer endpoint.
 
-Each is bytes on the wire. Where one is well-formed, it says what each of its texts must get, so that an answer that
-belongs to someone else is found among them too.
+Each is bytes on the wire. A well-formed one names its texts, so that a wrong answer to it is noticed too.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ class Hostile:
 
     Attributes:
         kind: what is wrong with it.
-        body: after the head.
+        body: the bytes after the head.
         method, path, headers: the head; a Content-Length is added unless `framed`.
-        texts: where the request is well-formed and asks for SCORES, so that it must be answered: its texts.
-        framed: the headers say themselves where the body ends, or lie about it.
-        finished: whether the server can tell that the request is complete; if not, a closed connection is an answer.
+        texts: its texts, if the request is well-formed and asks for SCORES, so that it must be answered.
+        framed: its own headers say where the body ends, rightly or wrongly.
+        finished: whether the server can see that the request is complete; if not, a closed connection is an answer.
     """
 
     kind: str
@@ -59,7 +58,7 @@ Draw = random.Random
 
 
 def hostile_inputs(count: int, seed: int = 0) -> Iterator[Hostile]:
-    """So many of all kinds, each as often as its weight says; the same ones for the same seed."""
+    """This many requests of all kinds, by their weights; the same requests for the same seed."""
     draw = random.Random(seed)
     kinds, weights = zip(*WEIGHTS.items(), strict=True)
     for make in draw.choices(kinds, weights, k=count):
@@ -115,7 +114,7 @@ def raw_bytes(draw: Draw) -> Hostile:
 
 
 def broken_json(draw: Draw) -> Hostile:
-    """Cut, doubled, overwritten; values that JSON has not; the wrong thing at the top."""
+    """Cut, doubled or overwritten JSON; values that JSON does not have; wrong top-level values."""
     body = bytearray(json.dumps(infer(["Rain.", "Prices rose."], id="7", parameters={"top_k": 2})).encode())
     match draw.randrange(5):
         case 0:
@@ -142,7 +141,7 @@ SHAPES: tuple[Any, ...] = (
 
 
 def shapes(draw: Draw) -> Hostile:
-    """Shapes that wrap, are negative, are of other things than whole numbers, or do not match the data."""
+    """Shapes that wrap, are negative, contain other things than whole numbers, or do not match the data."""
     return as_json("shapes", {"inputs": [tensor(["Rain."] * draw.randint(0, 3), draw.choice(SHAPES))]})
 
 
@@ -153,7 +152,7 @@ FIELDS = ("inputs", "outputs", "parameters", "id", "TEXT", "name", "datatype", "
 
 
 def fields(draw: Draw) -> Hostile:
-    """A field is missing, another is there, or one holds something else than it should."""
+    """A field is missing, unknown, or has a wrong value."""
     request = infer(["Rain."], id="1")
     request["inputs"][0]["parameters"] = {}
     name, value = draw.choice(FIELDS), draw.choice((*VALUES, *NAUGHTY[:60]))
@@ -186,7 +185,7 @@ TYPES = (
 
 
 def types(draw: Draw) -> Hostile:
-    """Data of another type than announced, or announced as another type than the model's."""
+    """Data of another type than declared, or declared as another type than the model's."""
     data = [
         draw.choice((1, -1, 2**70, 0.5, True, None, "x", ["x"], {"x": 1}, [[["x"]]])) for _ in range(draw.randint(0, 3))
     ]
@@ -194,7 +193,7 @@ def types(draw: Draw) -> Hostile:
 
 
 def parameters(draw: Draw) -> Hostile:
-    """Options that do not exist, or exist and get something else; Triton's own that could do harm."""
+    """Unknown options, options with wrong values, and Triton's own that could do harm."""
     names = ("top_k", "threshold", "timeout", "priority", "sequence_id", "sequence_start", "binary_data_output", "x",
              "classification", "shared_memory_region", "shared_memory_byte_size", "shared_memory_offset",
              "binary_data_size", "binary_data", "triton_enable_empty_final_response", *NAUGHTY[:100])  # fmt: skip
@@ -205,7 +204,7 @@ def parameters(draw: Draw) -> Hostile:
 
 
 def binary(draw: Draw) -> Hostile:
-    """Binary tensors: sizes that lie, lengths that wrap, headers that do not say where the JSON ends."""
+    """Binary tensors: wrong sizes, lengths that wrap, headers that do not say where the JSON ends."""
     texts = [
         draw.choice(NAUGHTY).encode() if draw.random() < 0.5 else draw.randbytes(draw.randint(0, 40)) for _ in range(3)
     ]
@@ -245,11 +244,11 @@ BOMB = gzip.compress(b"[" * 2**26, mtime=0)  # 64 MB in 65 kB
 
 
 def content(draw: Draw) -> Hostile:
-    """Another content type than the body's; an encoding that it has not; a small body that unpacks to a large one."""
+    """A wrong content type; a wrong content encoding; a small body that unpacks to a large one."""
     body = json.dumps(infer(["Rain."])).encode()
     if draw.random() < 0.5:
         return Hostile("content types", body, headers=(("Content-Type", draw.choice(CONTENT_TYPES)),))
-    zipped = gzip.compress(body, mtime=0)  # without the time, which would not be the seed's
+    zipped = gzip.compress(body, mtime=0)  # without the time, which does not depend on the seed
     packed = draw.choice((body, zipped, zipped[:-4], b"\x1f\x8b" + body, BOMB))
     return Hostile("content encodings", packed, headers=(JSON, ("Content-Encoding", draw.choice(ENCODINGS))))
 
@@ -261,7 +260,7 @@ def chunked(body: bytes, size: int) -> bytes:
 
 
 def chunks(draw: Draw) -> Hostile:
-    """Chunked bodies: one byte a chunk, sizes that lie, no end, trailers, and a length beside."""
+    """Chunked bodies: one byte per chunk, wrong sizes, no end, trailers, and a length as well."""
     text = draw.choice(NAUGHTY)
     good = json.dumps(infer([text])).encode()
     te = ("Transfer-Encoding", "chunked")
@@ -295,7 +294,7 @@ def chunks(draw: Draw) -> Hostile:
 
 
 def lengths(draw: Draw) -> Hostile:
-    """A Content-Length that is too short, too long, twice there, or no number."""
+    """A Content-Length that is too short, too long, duplicated, or no number."""
     body = json.dumps(infer(["Rain."])).encode()
     right = len(body)
     said = draw.choice((
@@ -324,7 +323,7 @@ METHODS = ("GET", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT
 
 
 def paths(draw: Draw) -> Hostile:
-    """Other places and verbs, administrative ones among them."""
+    """Other paths and methods, including administrative ones."""
     path = (
         draw.choice(PATHS)
         if draw.random() < 0.7
@@ -335,7 +334,7 @@ def paths(draw: Draw) -> Hostile:
 
 
 def head_fields(draw: Draw) -> Hostile:
-    """Headers with anything in them, too many, too long."""
+    """Headers with arbitrary values, too many or too long."""
     name = draw.choice((
         "X-Any", "Authorization", "Host", "Connection", "Expect", "Upgrade", "Accept", "polyhead-admin-key",
         "X-Forwarded-For", "Accept-Encoding", "traceparent", "Range", "Cookie",
@@ -367,7 +366,7 @@ def nested(draw: Draw) -> Hostile:
 
 
 def long_texts(draw: Draw) -> Hostile:
-    """A text of up to 20 MB, which is one token, a million, or no UTF-8."""
+    """A text of up to 20 MB: one token, a million tokens, or no UTF-8."""
     size = draw.choice((10**5, 10**6, 20 * 10**6))
     unit = draw.choice((b"a", b"word ", b" ", b"\xf0\x9f\x99\x82", b"\\u0000", b"\xff", b"<|endoftext|>"))
     text = unit * (size // len(unit))

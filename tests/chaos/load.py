@@ -19,18 +19,18 @@ Ask = Callable[[list[str]], NDArray[np.float32]]
 
 
 class VerifiedLoad:
-    """Asks until it is left.
+    """Asks until the block ends.
 
     Args:
         ask: gives the scores of texts; raises the client's errors.
-        corpora: an answer is right if it is what one of these says; see `expect`.
-        threads: how many ask at a time.
-        pause_s: of each after an answer, so that the load leaves processors to the servers.
-        most_texts: of a request; how many is drawn.
+        corpora: an answer is right if one of these gives it; see `expect`.
+        threads: how many ask at the same time.
+        pause_s: pause of a thread after each answer, so that the load leaves processors to the servers.
+        most_texts: the most texts of a request; the number is drawn.
 
     Attributes:
-        count: what has become of the requests so far.
-        slowest_s: the longest that a request took to be answered.
+        count: how the requests so far have ended.
+        slowest_s: the longest time to an answer.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class VerifiedLoad:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Waits for what is under way; a request that does not end is lost."""
+        """Waits for requests in progress; a request that does not end is lost."""
         self._leaving.set()
         deadline = time.monotonic() + TIMEOUT_S + 10
         for thread in self._threads:
@@ -60,11 +60,11 @@ class VerifiedLoad:
                 self.count.add("lost", "a request that never ended")
 
     def expect(self, *corpora: Corpus) -> None:
-        """From now on an answer is right if it is what one of these says; one that is under way may keep the old."""
+        """From now on, one of these must give an answer; a request in progress may still get the old answer."""
         self._corpora = corpora
 
     def wait_for(self, answers: int, within_s: float = 60.0) -> None:
-        """Returns when so many more requests were answered; fails if they are not."""
+        """Returns when this many more requests have been answered; fails if they are not."""
         goal, deadline = self.count.answered + answers, time.monotonic() + within_s
         while self.count.answered < goal:
             assert not self.count.wrong, f"a wrong answer: {self.count}"
@@ -100,5 +100,5 @@ class VerifiedLoad:
 
 
 def through_client(*servers: str, **settings: object) -> Client:
-    """The client as its guide says to use it: replicas, and everything else at its default."""
+    """The client as its guide recommends: replicas, and defaults for everything else."""
     return Client(list(servers), **settings)  # type: ignore[arg-type] # settings are passed on

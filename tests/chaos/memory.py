@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 from scipy.stats import theilslopes
 
-WARM_UP = 0.25  # of the time: caches fill, pools reach their size
-# What a process may grow by in the rest of the time before it counts as a leak.
+WARM_UP = 0.25  # share of the time in which caches and pools fill
+# How much a process may grow in the rest of the time; more is a leak.
 MOST_GROWTH_MIB = 8.0
 MOST_GROWTH = 0.05  # of its median
 
 
 @dataclass(frozen=True)
 class Flatness:
-    """How one process's memory went; growth is the median slope over all pairs of samples, times the time."""
+    """One process's memory; growth is the median slope over all pairs of samples, times the time."""
 
     median_mib: float
     growth_mib: float
@@ -34,7 +34,7 @@ class Flatness:
 
 
 def flatness(minutes: list[float], mib: list[float]) -> Flatness:
-    """Judges what comes after the warm-up; the slope does not mind a few outliers."""
+    """Judges the samples after the warm-up; a few outliers do not change the slope."""
     times, values = np.array(minutes), np.array(mib)
     rest = times >= times[0] + WARM_UP * (times[-1] - times[0])
     slope = theilslopes(values[rest], times[rest]).slope
@@ -44,21 +44,21 @@ def flatness(minutes: list[float], mib: list[float]) -> Flatness:
 
 
 def resident_mib(pid: int) -> float:
-    """What a process holds in memory."""
+    """The memory that a process uses, in bytes."""
     pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 class MemoryLog:
-    """Samples processes until it is left.
+    """Samples processes until the block ends.
 
     Args:
-        processes: by name; one that ends is an error, since its successor would start from nothing.
-        interval_s: between samples.
+        processes: process ids by name; a process that ends is an error, because its successor would start from nothing.
+        interval_s: time between samples.
 
     Attributes:
         minutes: when the samples were taken.
-        mib: by process.
+        mib: memory by process.
     """
 
     def __init__(self, processes: Mapping[str, int], interval_s: float) -> None:
@@ -81,7 +81,7 @@ class MemoryLog:
             raise self._error
 
     def wait(self, seconds: float, tick: Callable[[], object], tick_s: float = 1.0) -> None:
-        """Returns after so long, or at once when a process has ended; calls `tick` meanwhile."""
+        """Waits this long, or until a process has ended; calls `tick` meanwhile."""
         end = time.monotonic() + seconds
         while time.monotonic() < end and self._error is None:
             tick()

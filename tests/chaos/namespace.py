@@ -1,4 +1,4 @@
-"""A file system of a few megabytes that only one server sees: a mount namespace of its own."""
+"""A file system of a few megabytes that only one server sees, in its own mount namespace."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import pytest
 def with_tmpfs(place: Path, size: str, filled_from: Path | None = None) -> list[str]:
     """A command that replaces itself by the one that follows it, with a tmpfs of that size mounted at `place`.
 
-    Fails the test where this system does not let it: a fault that was not injected was not survived.
+    Fails the test if this system does not allow it: a fault that was not injected proves nothing.
     """
     script = 'mount -t tmpfs -o size="$1" tmpfs "$2" && { [ -z "$3" ] || cp -a "$3/." "$2"; } && shift 3 && exec "$@"'
     arguments = [size, str(place), str(filled_from or "")]
-    # Without root, a user namespace grants the right to mount, where the kernel allows those.
+    # Without root, a user namespace gives the right to mount, if the kernel allows user namespaces.
     unshare = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
     command = [*unshare, "sh", "-c", script, "sh", *arguments]
     tried = subprocess.run([*command, "true"], capture_output=True, text=True, check=False)
@@ -27,12 +27,12 @@ def with_tmpfs(place: Path, size: str, filled_from: Path | None = None) -> list[
 
 
 def seen_by(pid: int, place: Path) -> Path:
-    """A folder as that process sees it."""
+    """The path of a folder as that process sees it."""
     return Path(f"/proc/{pid}/root") / place.relative_to("/")
 
 
 def fill(folder: Path) -> Path:
-    """Takes all space of a file system; the file to delete to give it back."""
+    """Fills a file system; returns the file to delete to free it."""
     filler = folder / "filler"
     with filler.open("wb", buffering=0) as file:
         for size in (2**16, 2**12):

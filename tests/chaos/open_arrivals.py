@@ -1,4 +1,4 @@
-"""Requests that arrive at a rate, whether or not those before them were answered: what an overload is made of."""
+"""Requests that arrive at a rate, whether or not earlier ones were answered, as in an overload."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import numpy as np
 from tests.chaos.corpus import Corpus
 from tests.chaos.count import Count
 from tests.chaos.plain import INFER
-from tests.e2e.served import json_body
+from tests.e2e.plain_json import json_body
 
 DEADLINE_S = 60.0
 
 
 def arrive(place: str, corpus: Corpus, rate: float, seconds: float) -> Count:
-    """Sends single texts at random intervals (Poisson), one connection each, without retries; judges every answer."""
+    """Sends single texts at random intervals (Poisson), one connection each, no retries; judges every answer."""
     wanted = min(16_384, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     return asyncio.run(_arrive(place, corpus, rate, seconds))

@@ -1,4 +1,4 @@
-"""Plain HTTP: one connection a request, no retry, nothing hidden."""
+"""Plain HTTP: one connection per request, no retries."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.chaos.corpus import Corpus
-from tests.e2e.served import json_body
+from tests.e2e.plain_json import json_body
 
 INFER = "/v2/models/gpt2_classifier/infer"
 
 
 def ask(place: str, texts: Sequence[str], timeout_s: float = 5.0) -> tuple[int, NDArray[np.float32] | str]:
-    """Status, and the scores or what was said in their place.
+    """Status, and the scores or the error message.
 
     Raises:
         OSError, http.client.HTTPException: no answer.
@@ -40,7 +40,7 @@ def ask_on(connection: http.client.HTTPConnection, texts: Sequence[str]) -> tupl
 
 
 def is_right(place: str, corpus: Corpus, timeout_s: float = 2.0) -> bool:
-    """Whether a server answers, and rightly."""
+    """Whether a server gives a right answer."""
     try:
         _, scores = ask(place, corpus.texts[:2], timeout_s)
     except (OSError, http.client.HTTPException, ValueError, LookupError):

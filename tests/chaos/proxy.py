@@ -1,15 +1,15 @@
-"""The proxy of deploy/nginx before a server, with a rate that does not stand in the way of a test."""
+"""The proxy of deploy/nginx in front of a server, with a rate limit that no test reaches."""
 
 from __future__ import annotations
 
+from loadtest.local_server import LocalServer
 from polyhead_client import Client, Tls
 from tests.chaos.attack import Door
 from tests.e2e.proxied import KEY, Proxied
-from tests.e2e.served import Served
 
 
-def through_proxy(served: Served) -> Proxied:
-    """As it is, but for its rate: 24,000 requests of one key would take two minutes at the default."""
+def through_proxy(served: LocalServer) -> Proxied:
+    """The proxy with a higher rate: at the default, 24,000 requests of one key would take two minutes."""
     places = {"INFERENCE": served.url("http"), "METRICS": served.url("metrics"), "PROBE": served.url("probe")}
     return Proxied(**places, RATE="100000r/s", BURST="10000", CLIENT_TIMEOUT="2s")
 

@@ -1,4 +1,4 @@
-"""What a chaos run leaves behind: one record a fault, the table, and the JSON."""
+"""The results of a chaos run: one record per fault, the table, and the JSON."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Fault:
     """One fault that was injected.
 
     Attributes:
-        name: which.
-        numbers: of the requests meanwhile, see `tests.chaos.count`.
-        recovery_s: from the fault until what was harmed answered rightly again; None where nothing was to recover.
-        notes: what else was measured.
+        name: its name in the table.
+        numbers: counts of the requests meanwhile, see `tests.chaos.count`.
+        recovery_s: seconds from the fault until all answers were right again; None if nothing had to recover.
+        notes: other measurements.
         examples: the first few requests that were lost or wrong.
     """
 
@@ -46,7 +46,7 @@ def write_record(fault: Fault, folder: Path) -> None:
 
 
 def read_records(folder: Path) -> list[Fault]:
-    """In the order in which they were injected."""
+    """The records in the order of the faults."""
     return [Fault(**json.loads(file.read_text(encoding="utf-8"))) for file in sorted(folder.glob("*.json"))]
 
 
@@ -57,7 +57,7 @@ def totals(faults: Sequence[Fault]) -> dict[str, int]:
 
 
 def table(faults: Sequence[Fault]) -> str:
-    """In Markdown, which also reads well on a terminal."""
+    """The table in Markdown, which is also readable on a terminal."""
     rows = [COLUMNS, tuple("-" * len(column) for column in COLUMNS)]
     for fault in faults:
         numbers = [f"{fault.numbers[name]:,}" for name in ("requests", "answered", "shed", "lost", "wrong")]

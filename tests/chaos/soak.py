@@ -1,7 +1,7 @@
-"""``python -m tests.chaos.soak``: a verified load for 20 minutes; no mismatch, and the memory of every process flat.
+"""``python -m tests.chaos.soak``: a verified load for 20 minutes; no wrong answer, and every process keeps its memory.
 
-HTTP goes through the proxy, gRPC straight to the server; each second brings two bad requests and a new client.
-Exit code 0 only if so. SOAK_MINUTES or ``--minutes`` sets the time; the result is written from 20 minutes on.
+HTTP goes through the proxy, gRPC straight to the server; each second adds two bad requests and a new client.
+Exit code 0 only if so. SOAK_MINUTES or ``--minutes`` sets the time; a soak of 20 minutes or more saves its result.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from tests.chaos.load import VerifiedLoad
 from tests.chaos.memory import Flatness, MemoryLog, flatness
 from tests.chaos.plain import INFER
 from tests.chaos.proxy import client_of, through_proxy
-from tests.e2e.served import descendants, json_body
+from tests.e2e.plain_json import json_body
+from tests.e2e.processes import descendants, model_processes
 from tests.tiny import write_tiny_checkpoint
 
 FULL_MINUTES = 20.0
@@ -37,7 +38,7 @@ INTERVAL_S = 5.0
 
 
 def soak(minutes: float, folder: Path) -> dict[str, Any]:
-    """Serves, asks and samples; what came of it."""
+    """Serves, asks and samples; returns the result."""
     checkpoint, repository = folder / "checkpoint", folder / "repository"
     write_tiny_checkpoint(checkpoint, architecture="hidden_state_concat")
     export_checkpoint(checkpoint, repository)
@@ -45,7 +46,7 @@ def soak(minutes: float, folder: Path) -> dict[str, Any]:
     with ExitStack() as stack:
         served = stack.enter_context(serve(repository))
         proxied = stack.enter_context(through_proxy(served))
-        (model,) = served.model_processes()
+        (model,) = model_processes(served)
         processes = {
             "supervisor": served.process.pid,
             "tritonserver": server_pid(served),
@@ -63,7 +64,7 @@ def soak(minutes: float, folder: Path) -> dict[str, Any]:
         rejected = 0
 
         def disturb() -> None:
-            # Errors and new connections have code of their own that could leak.
+            # Errors and new connections use other code, which could leak too.
             nonlocal rejected
             for body in (json_body(["", secrets.token_hex(8)], ["SCORES"], x=1), {"inputs": secrets.token_hex(8)}):
                 rejected += proxied.ask(INFER, json.dumps(body).encode())[0] == HTTPStatus.BAD_REQUEST
@@ -71,7 +72,7 @@ def soak(minutes: float, folder: Path) -> dict[str, Any]:
                 fresh.classify([secrets.token_hex(16), ""])
 
         log.wait(60 * minutes, disturb)
-        still = {"tritonserver": server_pid(served), "model process": served.model_processes()[0]}
+        still = {"tritonserver": server_pid(served), "model process": model_processes(served)[0]}
         assert still == {name: processes[name] for name in still}, "a process was restarted"
     count = loads[0].count + loads[1].count
     return {
@@ -89,7 +90,7 @@ def soak(minutes: float, folder: Path) -> dict[str, Any]:
 
 
 def plot(result: dict[str, Any]) -> Figure:
-    """Each process's memory over time, as the distance from its median after the warm-up."""
+    """Plots each process's memory over time, as the distance from its median after the warm-up."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for name, values in result["samples"]["mib"].items():

@@ -15,12 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from loadtest.local_server import LocalServer
 from tests.chaos.conftest import Record
 from tests.chaos.corpus import Corpus
 from tests.chaos.harm import serve, server_pid
 from tests.chaos.load import VerifiedLoad, through_client
 from tests.chaos.plain import INFER
-from tests.e2e.served import Served, json_body
+from tests.e2e.plain_json import json_body
+from tests.e2e.processes import model_processes
 
 pytestmark = pytest.mark.chaos
 
@@ -29,7 +31,7 @@ SECONDS = 20.0
 
 
 def connect(place: str) -> socket.socket:
-    """A connection whose kernel buffers little of an answer."""
+    """A connection with small kernel buffers."""
     host, port = place.split(":")
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -46,7 +48,7 @@ def big_request(texts: int) -> bytes:
 
 
 def read_slowly(place: str, leaving: threading.Event, _: random.Random) -> None:
-    """Asks for much and takes it byte by byte."""
+    """Asks for a long answer and reads it byte by byte."""
     with connect(place) as connection:
         connection.sendall(big_request(64))
         while not leaving.wait(0.05) and connection.recv(16):
@@ -54,7 +56,7 @@ def read_slowly(place: str, leaving: threading.Event, _: random.Random) -> None:
 
 
 def vanish(place: str, _: threading.Event, draw: random.Random) -> None:
-    """Is gone in the midst of its request, or before its answer; with a reset or without."""
+    """Leaves in the middle of its request or before its answer, with a reset or without."""
     request = big_request(draw.choice((1, 8, 64)))
     with connect(place) as connection:
         connection.sendall(request[: draw.choice((1, 30, len(request) // 2, len(request) - 1, len(request)))])
@@ -65,7 +67,7 @@ def vanish(place: str, _: threading.Event, draw: random.Random) -> None:
 
 @contextmanager
 def bad_clients(place: str, behave: Callable[[str, threading.Event, random.Random], None]) -> Iterator[list[int]]:
-    """Many at a time, each again and again; yields how often they connected, one number a client."""
+    """Runs many at a time, again and again; yields how often each has connected."""
     leaving = threading.Event()
     tries = [0] * BAD_CLIENTS
 
@@ -100,7 +102,7 @@ def test_bad_clients_harm_nobody_else(
     corpus: Corpus,
     record: Record,
 ) -> None:
-    """50 clients that read a byte at a time, or are gone before their answer, cost the others nothing but time."""
+    """50 clients that read byte by byte, or leave before their answer, only slow the others down."""
     with serve(sound) as served:
         before = processes(served)
         with (
@@ -119,6 +121,6 @@ def test_bad_clients_harm_nobody_else(
         )
 
 
-def processes(served: Served) -> tuple[int, list[int]]:
-    """tritonserver's and the model's."""
-    return server_pid(served), served.model_processes()
+def processes(served: LocalServer) -> tuple[int, list[int]]:
+    """The processes of tritonserver and of the model."""
+    return server_pid(served), model_processes(served)

@@ -1,4 +1,4 @@
-"""The harness itself: that it finds what it is there to find. Part of `make test`; the faults are not."""
+"""The harness finds planted faults. Part of `make test`; the real faults are not."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from tests.chaos.harm import serve, survive
 from tests.chaos.hostile import Hostile, as_json, hostile_inputs, infer
 from tests.chaos.load import VerifiedLoad
 from tests.chaos.report import Fault, read_records, table, totals, write_record
+from tests.e2e.processes import model_processes
 
 CORPUS = Corpus(("one", "two"), np.array([[0.1, 0.9], [0.8, 0.2]], dtype=np.float32))
 
@@ -44,19 +45,19 @@ def run_load(ask: Callable[[list[str]], NDArray[np.float32]]) -> Count:
 
 
 def planted(outcome: Callable[[list[str]], NDArray[np.float32]]) -> Callable[[list[str]], NDArray[np.float32]]:
-    """Answers rightly but for one request."""
+    """Gives right answers except to one request."""
     once = iter([outcome])
     return lambda texts: next(once, answer)(texts)
 
 
 def test_right_answers_are_counted() -> None:
-    """Nothing is found where nothing is wrong."""
+    """If nothing is wrong, nothing is found."""
     count = run_load(answer)
     assert count.answered == count.requests >= 100
 
 
 def test_planted_wrong_answer_is_found() -> None:
-    """One answer that is another text's is one wrong answer, and an example of it is kept."""
+    """One answer that belongs to another text is one wrong answer, and is kept as an example."""
     count = run_load(planted(lambda texts: 1 - answer(texts)))
     assert (count.wrong, count.lost) == (1, 0)
     assert count.examples[0].startswith("wrong: texts")
@@ -70,7 +71,7 @@ def test_answers_in_another_order_are_wrong() -> None:
 
 
 def test_planted_lost_request_is_found() -> None:
-    """One request without an answer is one lost request; one that was shed is told apart."""
+    """One request without an answer is one lost request; a shed request is counted separately."""
 
     def fail(error: Exception) -> Callable[[list[str]], NDArray[np.float32]]:
         def ask(_: list[str]) -> NDArray[np.float32]:
@@ -88,7 +89,7 @@ def test_planted_lost_request_is_found() -> None:
 
 
 def test_old_answers_pass_only_until_the_swap_ends() -> None:
-    """While a version is swapped in, both versions' answers are right; then the new one's alone."""
+    """During a swap, both versions' answers are right; afterwards only the new version's."""
     new = Corpus(CORPUS.texts, 1 - CORPUS.scores)
     with VerifiedLoad(answer, CORPUS, threads=1, pause_s=0.001) as load:
         load.expect(CORPUS, new)
@@ -101,14 +102,14 @@ def test_old_answers_pass_only_until_the_swap_ends() -> None:
 
 
 def test_corpus_tells_texts_apart(checkpoint: Path) -> None:
-    """Texts whose answers are too much alike are refused: a mix-up of theirs could not be seen."""
+    """Texts with too similar answers are refused, because a mix-up could not be seen."""
     assert len(Corpus.of(checkpoint, ["Rain.", "Prices rose."]).scores) == 2
     with pytest.raises(ValueError, match="another text"):
         Corpus.of(checkpoint, ["Rain.", "Rain."])
 
 
 class Impostor(BaseHTTPRequestHandler):
-    """Answers each text with what its own text says: a status, nothing, or another text's scores."""
+    """Answers as the text of the request says: a status, nothing, or another text's scores."""
 
     protocol_version = "HTTP/1.1"
 
@@ -149,7 +150,7 @@ def impostor() -> Iterator[Door]:
     ],
 )  # fmt: skip
 def test_attack_judges_what_is_well_formed(impostor: Door, text: str, outcome: str) -> None:
-    """A request whose texts alone are hostile must be answered, with their scores."""
+    """A well-formed request with hostile texts must get their scores."""
     attack = Attack(impostor, {text.encode(): CORPUS.scores[0]}, threads=1)
     attack.send_all([as_json("planted", infer([text]), (text.encode(),))])
     assert attack.count.numbers()[outcome] == attack.count.requests == 1
@@ -163,14 +164,14 @@ def test_attack_judges_what_is_well_formed(impostor: Door, text: str, outcome: s
     ],
 )  # fmt: skip
 def test_attack_judges_what_is_malformed(impostor: Door, text: str, outcome: str) -> None:
-    """A 500 that the caller caused and a connection without an answer are found; a refusal is an answer."""
+    """A 500 that the caller caused and a connection without an answer are found; a 4xx is an answer."""
     attack = Attack(impostor, {}, threads=1)
     attack.send_all([as_json("planted", infer([text]))])
     assert attack.count.numbers()[outcome] == attack.count.requests == 1
 
 
 def test_unfinished_requests_may_be_left_without_an_answer(impostor: Door) -> None:
-    """A request whose end never comes is not lost when nobody answers it."""
+    """An unfinished request without an answer is not lost."""
     attack = Attack(impostor, {}, threads=1)
     headers = (("Content-Length", "1000"),)
     attack.send_all([Hostile("planted", b"{}", headers=headers, framed=True, finished=False)])
@@ -179,7 +180,7 @@ def test_unfinished_requests_may_be_left_without_an_answer(impostor: Door) -> No
 
 
 def test_hostile_inputs_are_the_same_each_time() -> None:
-    """A seed gives the same requests, and of some thousands every kind is there."""
+    """A seed gives the same requests, and a few thousand contain every kind."""
     first, again = (list(hostile_inputs(3000, seed=1)) for _ in range(2))
     assert first == again
     assert len({hostile.kind for hostile in first}) == 18
@@ -187,7 +188,7 @@ def test_hostile_inputs_are_the_same_each_time() -> None:
 
 
 def test_record_fails_on_what_was_lost_or_wrong(record: Record) -> None:
-    """A fault that loses a request, answers one wrongly, or leaves nothing answered is no fault survived."""
+    """A fault fails its test if a request is lost, a request is answered wrongly, or none is answered."""
     for count in (
         Count(requests=2, answered=1, lost=1),
         Count(requests=2, answered=1, wrong=1),
@@ -198,7 +199,7 @@ def test_record_fails_on_what_was_lost_or_wrong(record: Record) -> None:
 
 
 def test_table_and_totals(tmp_path: Path) -> None:
-    """Records come back in order; the last line sums them up."""
+    """Records are read back in order; the last line sums them up."""
     faults = [
         Fault.of("model process killed", Count(requests=1200, answered=1200), 3.14, {}),
         Fault.of("overload", Count(requests=10, answered=6, shed=3, lost=1), None, {"texts_s": 7}),
@@ -214,9 +215,9 @@ def test_table_and_totals(tmp_path: Path) -> None:
 
 
 def test_smoke(repository: Path, sound: Path, corpus: Corpus) -> None:
-    """One real fault: two replicas, one client, and a model process that is killed."""
+    """One real fault: a killed model process, with two replicas and one client."""
     with serve(repository) as harmed, serve(sound) as healthy:
-        (victim,) = harmed.model_processes()
+        (victim,) = model_processes(harmed)
         load, recovery_s = survive(harmed, healthy, corpus, lambda: os.kill(victim, signal.SIGKILL))
     assert load.count.answered == load.count.requests > 200, load.count
     assert recovery_s > 0

@@ -18,6 +18,7 @@ from tests.chaos.harm import serve, server_pid
 from tests.chaos.hostile import hostile_inputs
 from tests.chaos.load import VerifiedLoad
 from tests.chaos.proxy import client_of, door_of, through_proxy
+from tests.e2e.processes import model_processes
 
 pytestmark = pytest.mark.chaos
 
@@ -46,7 +47,7 @@ def test_hostile_inputs(sound: Path, checkpoint: Path, corpus: Corpus, record: R
     """No crash, no 500 that the caller caused, no answer that belongs to someone else, good requests go on."""
     expected = expected_scores(checkpoint, INPUTS)
     with serve(sound) as served, through_proxy(served) as proxied:
-        before = server_pid(served), served.model_processes(), proxied.process.pid
+        before = server_pid(served), model_processes(served), proxied.process.pid
         with (
             client_of(proxied) as client,
             VerifiedLoad(client.scores, corpus, threads=2) as load,
@@ -56,7 +57,7 @@ def test_hostile_inputs(sound: Path, checkpoint: Path, corpus: Corpus, record: R
             attack.send_all(hostile_inputs(INPUTS))
             load.wait_for(20)
         print(json.dumps(by_kind(attack.statuses), indent=1))
-        after = server_pid(served), served.model_processes(), proxied.process.pid
+        after = server_pid(served), model_processes(served), proxied.process.pid
         record(
             f"{INPUTS:,} hostile inputs", load.count + attack.count,
             good_requests=load.count.numbers(), statuses=by_kind(attack.statuses),

@@ -1,4 +1,4 @@
-"""The soak's judgement: a leak is found, and what is none is not. Part of `make test`."""
+"""The soak's verdict: it finds a leak, and nothing else. Part of `make test`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MINUTES = [sample / 12 for sample in range(240)]
 
 
 def test_leak_is_found() -> None:
-    """A megabyte a minute is no flat memory."""
+    """Growth of a megabyte per minute is a leak."""
     judged = flatness(MINUTES, [100 + minute for minute in MINUTES])
     assert not judged.is_flat
     assert judged.growth_mib == pytest.approx(15, abs=0.2)
@@ -27,12 +27,12 @@ def test_warm_up_steps_and_waves_are_no_leak() -> None:
 
 
 def test_shrinking_is_flat() -> None:
-    """Memory that is given back is nobody's trouble."""
+    """Memory that shrinks is not a leak."""
     assert Flatness(median_mib=100, growth_mib=-50, allowed_mib=8).is_flat
 
 
 def test_own_memory_is_sampled() -> None:
-    """A process's memory is seen to grow; one that has ended is an error."""
+    """Growth of a process's memory is seen; a process that has ended is an error."""
     with MemoryLog({"self": os.getpid()}, interval_s=0.01) as log:
         log.wait(0.05, lambda: None, tick_s=0.01)
         ballast = b"x" * 2**26

@@ -1,4 +1,4 @@
-"""Five times what the server can do, for a minute; then again what it can do."""
+"""Five times the server's capacity for a minute, then its capacity again."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.workload import random_checkpoint
+from loadtest.local_server import LocalServer
 from polyhead.export import export_checkpoint
 from tests.chaos.conftest import Record
 from tests.chaos.corpus import Corpus, make_texts
@@ -16,7 +17,7 @@ from tests.chaos.harm import serve
 from tests.chaos.load import VerifiedLoad, through_client
 from tests.chaos.open_arrivals import arrive
 from tests.chaos.plain import is_right
-from tests.e2e.served import Served
+from tests.e2e.processes import model_processes
 from tests.tiny import tiny_tokenizer
 
 pytestmark = pytest.mark.chaos
@@ -24,14 +25,14 @@ pytestmark = pytest.mark.chaos
 TIMES = 5
 OVERLOAD_S = 60.0
 WINDOW_S, WINDOWS = 6.0, 3
-# Others may share the machine's processors, so the speed itself is bounded loosely and the work a text tightly.
+# Others may share the machine's processors: the bound on the speed is loose, the bound on the work per text is tight.
 SLOWEST_AFTER = 0.6
 MOST_WORK_AFTER = 1.25
 
 
 @pytest.fixture(scope="module")
 def heavy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Corpus]:
-    """A repository whose model computes for some 30 ms a text, so that the sender is not what is overloaded."""
+    """A repository whose model takes about 30 ms per text, so that the server is overloaded and not the sender."""
     folder = tmp_path_factory.mktemp("heavy")
     texts = make_texts(200, longest=60, seed=2)
     random_checkpoint(
@@ -48,12 +49,12 @@ def processor_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def capacity(served: Served, corpus: Corpus) -> tuple[float, float, VerifiedLoad]:
-    """Texts a second, and the model process's processor milliseconds a text, with as many clients as keep it busy.
+def capacity(served: LocalServer, corpus: Corpus) -> tuple[float, float, VerifiedLoad]:
+    """Texts per second, and processor milliseconds of the model process per text, with enough clients to keep it busy.
 
-    The best of a few windows: whoever else is busy on the machine can only slow it down.
+    The best of a few windows, because other work on the machine can only slow it down.
     """
-    (model,) = served.model_processes()
+    (model,) = model_processes(served)
     rates, work = [], []
     with (
         through_client(served.url("http")) as client,
@@ -70,10 +71,10 @@ def capacity(served: Served, corpus: Corpus) -> tuple[float, float, VerifiedLoad
 
 
 def test_overload(heavy: tuple[Path, Corpus], record: Record) -> None:
-    """What is too much is shed with 503 and nothing else; a minute later the server is as fast as before."""
+    """The excess is shed with 503 only; a minute later the server is as fast as before."""
     repository, corpus = heavy
     with serve(repository) as served:
-        model = served.model_processes()
+        model = model_processes(served)
         before, work_before, first = capacity(served, corpus)
         overload = arrive(served.url("http"), corpus, rate=TIMES * before, seconds=OVERLOAD_S)
         began = time.monotonic()
@@ -81,7 +82,7 @@ def test_overload(heavy: tuple[Path, Corpus], record: Record) -> None:
             assert time.monotonic() < began + 30, "no answer after the overload"
         recovery_s = time.monotonic() - began
         after, work_after, last = capacity(served, corpus)
-        assert served.model_processes() == model, "the overloaded server was restarted"
+        assert model_processes(served) == model, "the overloaded server was restarted"
         record(
             f"overload, {TIMES} times capacity for {OVERLOAD_S:g} s", first.count + overload + last.count, recovery_s,
             texts_s={"before": round(before, 1), "asked": round(TIMES * before, 1),

@@ -1,4 +1,4 @@
-"""Processes that die, hang or are told to end. Two replicas, one client: the other one answers meanwhile."""
+"""Processes that die, hang or are told to end. With two replicas, the other one answers meanwhile."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from tests.chaos.count import Count
 from tests.chaos.harm import serve, server_pid, survive
 from tests.chaos.load import TIMEOUT_S, VerifiedLoad, through_client
 from tests.chaos.plain import ask, ask_on
+from tests.e2e.processes import model_processes
 
 pytestmark = pytest.mark.chaos
 
@@ -41,9 +42,9 @@ TritonPythonModel.execute = _execute_or_crash
 
 
 def test_model_process_killed(repository: Path, sound: Path, corpus: Corpus, record: Record) -> None:
-    """A SIGKILL of the model process, as the kernel's when memory is out, loses no request and heals by itself."""
+    """A SIGKILL of the model process, as the kernel sends when memory is out, loses no request; the server recovers."""
     with serve(repository) as harmed, serve(sound) as healthy:
-        (victim,) = harmed.model_processes()
+        (victim,) = model_processes(harmed)
         load, recovery_s = survive(harmed, healthy, corpus, lambda: os.kill(victim, signal.SIGKILL))
         record("model process killed", load.count, recovery_s, slowest_answer_s=round(load.slowest_s, 1))
 
@@ -51,13 +52,13 @@ def test_model_process_killed(repository: Path, sound: Path, corpus: Corpus, rec
 def test_model_process_stopped(repository: Path, sound: Path, corpus: Corpus, record: Record) -> None:
     """A model process that hangs is replaced before the client's deadline ends a request that waits for it."""
     with serve(repository) as harmed, serve(sound) as healthy:
-        (victim,) = harmed.model_processes()
+        (victim,) = model_processes(harmed)
         load, recovery_s = survive(harmed, healthy, corpus, lambda: os.kill(victim, signal.SIGSTOP))
         record("model process stopped", load.count, recovery_s, slowest_answer_s=round(load.slowest_s, 1))
 
 
 def test_model_process_segfaults(repository: Path, sound: Path, corpus: Corpus, record: Record) -> None:
-    """A model process that dies of a segmentation fault in the midst of a batch loses none of the batch's requests."""
+    """If a model process segfaults in the middle of a batch, none of the batch's other requests is lost."""
     model = repository / "gpt2_classifier" / "1" / "model.py"
     model.write_text(model.read_text(encoding="utf-8") + SEGFAULT, encoding="utf-8")
     with serve(repository) as harmed, serve(sound) as healthy:
@@ -71,7 +72,7 @@ def test_model_process_segfaults(repository: Path, sound: Path, corpus: Corpus, 
 
 
 def test_server_killed(repository: Path, sound: Path, corpus: Corpus, record: Record) -> None:
-    """A tritonserver that dies loses no request; it comes back, and its orphans go with it."""
+    """If tritonserver dies, no request is lost; it is restarted, and its orphans are removed."""
     with serve(repository) as harmed, serve(sound) as healthy:
         victim = server_pid(harmed)
         load, recovery_s = survive(harmed, healthy, corpus, lambda: os.kill(victim, signal.SIGKILL))
@@ -79,7 +80,7 @@ def test_server_killed(repository: Path, sound: Path, corpus: Corpus, record: Re
 
 
 def test_sigterm_under_load(repository: Path, sound: Path, corpus: Corpus, record: Record) -> None:
-    """A replica that is told to end answers what it has accepted; the client goes to the other one for the rest."""
+    """A replica that is told to end answers what it has accepted; the client sends the rest to the other replica."""
     with serve(repository) as ending, serve(sound) as staying:
         with (
             through_client(ending.url("http"), staying.url("http")) as client,
@@ -95,19 +96,19 @@ def test_sigterm_under_load(repository: Path, sound: Path, corpus: Corpus, recor
 
 
 class PlainCallers:
-    """Callers without a client library: some keep a connection, some make one a request; none repeats anything.
+    """Callers without a client library: some keep a connection, some make one per request; none retries.
 
-    A request is accepted once it is sent on a connection that the server took. It is not if the connection is refused,
-    or if a kept one has ended: HTTP lets a server end an idle connection, and has the caller make another.
+    A request counts as accepted when it is sent on a connection that the server accepted. It does not count if the
+    connection is refused, or if a kept connection has ended, because HTTP lets a server end an idle connection.
 
     Attributes:
-        count: of the accepted requests.
-        turned_away: how many callers found that the server takes no more.
+        count: how the accepted requests ended.
+        refused: how many callers were refused at the end.
     """
 
     def __init__(self, place: str, corpus: Corpus, callers: int = 16) -> None:
         self.count = Count()
-        self.turned_away = 0
+        self.refused = 0
         self._lock = threading.Lock()
         self._place, self._corpus = place, corpus
         self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(callers)]
@@ -132,7 +133,7 @@ class PlainCallers:
                     connection.connect()
             except OSError:
                 with self._lock:
-                    self.turned_away += 1
+                    self.refused += 1
                 return
             try:
                 status, scores = ask_on(connection, [self._corpus.texts[position]])
@@ -153,7 +154,7 @@ class PlainCallers:
 
 
 def test_sigterm_answers_what_was_accepted(repository: Path, corpus: Corpus, record: Record) -> None:
-    """A single server that is told to end answers every request that it has accepted, and turns the rest away."""
+    """A single server that is told to end answers every request that it has accepted and refuses the rest."""
     with serve(repository) as served, PlainCallers(served.url("http"), corpus) as callers:
         time.sleep(5)
         before, began = callers.count.answered, time.monotonic()
@@ -161,5 +162,5 @@ def test_sigterm_answers_what_was_accepted(repository: Path, corpus: Corpus, rec
         took_s = time.monotonic() - began
     assert code == 0
     assert before > 100
-    assert callers.turned_away == 16
+    assert callers.refused == 16
     record("SIGTERM, a single server", callers.count, exit_s=round(took_s, 1))

@@ -1,4 +1,4 @@
-"""Space that runs out, in file systems that one server has for itself."""
+"""Disks that are full, in file systems that only one server has."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from loadtest.local_server import ROOT
 from tests.chaos.conftest import Record
 from tests.chaos.corpus import Corpus, make_texts
 from tests.chaos.harm import failed_requests, serve, survive, wait_until_healed
 from tests.chaos.load import VerifiedLoad, through_client
 from tests.chaos.namespace import fill, seen_by, with_tmpfs
-from tests.e2e.served import ROOT
+from tests.e2e.processes import model_processes
 
 pytestmark = pytest.mark.chaos
 
@@ -24,8 +25,8 @@ FULL_S = 15.0
 
 
 def test_full_shared_memory(sound: Path, checkpoint: Path, corpus: Corpus, record: Record) -> None:
-    """A replica whose /dev/shm is full costs no request; once there is room, it answers again, restarted or not."""
-    # Long texts make the regions grow, which is what needs the room.
+    """A replica with a full /dev/shm costs no request; once there is space, it answers again, restarted or not."""
+    # Long texts make the regions grow, which needs the space.
     long = Corpus.of(checkpoint, [text + " word" * 4000 for text in make_texts(40, longest=8, seed=1)])
     wrapper = with_tmpfs(SHARED_MEMORY, "16m")
     with serve(sound, wrapper=wrapper) as harmed, serve(sound) as healthy:
@@ -61,7 +62,7 @@ def export(checkpoint: Path, repository: Path, pid: int, *options: str) -> subpr
 
 
 def test_disk_full_export(sound: Path, checkpoint: Path, tmp_path: Path, corpus: Corpus, record: Record) -> None:
-    """An export that runs out of disk leaves nothing behind; what was served is served on, also after a restart."""
+    """An export that fills the disk leaves nothing behind; the old version serves on, also after a restart."""
     repository = tmp_path / "repository"
     repository.mkdir()
     used = sum(file.stat().st_size for file in sound.rglob("*") if file.is_file())
@@ -77,7 +78,7 @@ def test_disk_full_export(sound: Path, checkpoint: Path, tmp_path: Path, corpus:
                 assert done.returncode == 2, done
                 assert "No space left on device" in done.stderr
                 assert "Traceback" not in done.stderr
-            os.kill(harmed.model_processes()[0], signal.SIGKILL)
+            os.kill(model_processes(harmed)[0], signal.SIGKILL)
 
         load, _ = survive(harmed, healthy, corpus, fail_to_export_and_restart)
         after = sorted(path.relative_to(model) for path in model.rglob("*") if "__pycache__" not in path.parts)

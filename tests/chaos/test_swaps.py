@@ -1,6 +1,6 @@
-"""Versions that are swapped under load: a good one answers from then on; no other ever does.
+"""Versions that are swapped under load: a good one answers afterwards; a bad one never answers.
 
-One server throughout: a swap takes nothing away, so nothing may be lost.
+There is one server: a swap takes nothing away, so no request may be lost.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import pytest
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
-from polyhead_serving.serve_options import ADMIN_HEADER
+from loadtest.local_server import LocalServer
+from polyhead_serving.triton import ADMIN_HEADER
 from tests.chaos.conftest import Record
 from tests.chaos.corpus import Corpus
 from tests.chaos.harm import serve, survive
 from tests.chaos.load import VerifiedLoad, through_client
-from tests.e2e.served import Served
+from tests.e2e.processes import model_processes
 from tests.tiny import write_tiny_checkpoint
 
 pytestmark = pytest.mark.chaos
@@ -32,7 +33,7 @@ EXPLICIT = ("--control", "explicit")
 ENVIRONMENT = {"POLYHEAD_ADMIN_KEY": KEY}
 SLOW_LOAD_S = 20.0
 
-# Appended to the model.py of a version that is put in place by hand.
+# Appended to the model.py of a version that is installed by hand.
 SLOW = f"""
 
 import time as _time
@@ -56,7 +57,7 @@ Predictor.score = lambda self, encoded: _score(self, encoded) * 0.9
 
 @pytest.fixture(scope="session")
 def next_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another tiny checkpoint of the same heads, with other answers."""
+    """Another tiny checkpoint with the same heads and other answers."""
     path = tmp_path_factory.mktemp("next") / "checkpoint"
     write_tiny_checkpoint(path, architecture="hidden_state_concat", seed=1)
     return path
@@ -64,23 +65,23 @@ def next_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def next_corpus(next_checkpoint: Path, corpus: Corpus) -> Corpus:
-    """What that one says of the same texts."""
+    """The same texts with that checkpoint's scores."""
     return Corpus.of(next_checkpoint, corpus.texts)
 
 
-def deploy(served: Served, checkpoint: Path, repository: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """polyhead-deploy as a process."""
+def deploy(served: LocalServer, checkpoint: Path, repository: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Runs polyhead-deploy as a process."""
     command = [sys.executable, "-m", "polyhead_serving.deploy", str(checkpoint), "--repository", str(repository)]
     command += ["--grpc", served.url("grpc"), "--precision", "fp32", *options]
     environment = {**os.environ, **ENVIRONMENT}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
 
 
-def load_by_hand(served: Served, checkpoint: Path, code: str = "") -> None:
-    """Puts version 2 into the repository and has Triton load it, past polyhead-deploy and its gate.
+def load_by_hand(served: LocalServer, checkpoint: Path, code: str = "") -> None:
+    """Puts version 2 into the repository and makes Triton load it, without polyhead-deploy and its gate.
 
     Raises:
-        InferenceServerException: what Triton says against it.
+        InferenceServerException: Triton refuses it.
     """
     first = served.repository / "gpt2_classifier" / "1"
     version = Path(shutil.copytree(first, first.with_name("2"), ignore=shutil.ignore_patterns("checkpoint")))
@@ -95,7 +96,7 @@ def load_by_hand(served: Served, checkpoint: Path, code: str = "") -> None:
 def test_swap_to_a_good_version(
     repository: Path, next_checkpoint: Path, corpus: Corpus, next_corpus: Corpus, record: Record
 ) -> None:
-    """Not a request is lost; each answer is one version's or the other's while both may answer, then the new one's."""
+    """No request is lost; while both versions may answer, answers are of either; then only of the new one."""
     with serve(repository, *EXPLICIT, environment=ENVIRONMENT) as served:
         with through_client(served.url("http")) as client, VerifiedLoad(client.scores, corpus) as load:
             load.wait_for(100)
@@ -114,7 +115,7 @@ def test_swap_to_a_good_version(
 def test_swap_to_a_corrupt_version(
     repository: Path, next_checkpoint: Path, corpus: Corpus, tmp_path: Path, record: Record
 ) -> None:
-    """A checkpoint whose weights are cut off is refused by the deployment, and by the server when put there by hand."""
+    """The deployment refuses a checkpoint with truncated weights, and so does the server if it is copied by hand."""
     corrupt = Path(shutil.copytree(next_checkpoint, tmp_path / "corrupt"))
     weights = corrupt / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
@@ -133,11 +134,11 @@ def test_swap_to_a_corrupt_version(
 def test_swap_to_a_slow_version(
     repository: Path, next_checkpoint: Path, corpus: Corpus, next_corpus: Corpus, record: Record
 ) -> None:
-    """A version that takes longer to load than it may is taken back; while one takes its time, the old one answers."""
+    """A version that takes too long to load is rolled back; while a slow one loads, the old one answers."""
     with serve(repository, *EXPLICIT, environment=ENVIRONMENT) as served:
         with through_client(served.url("http")) as client, VerifiedLoad(client.scores, corpus) as load:
             load.wait_for(100)
-            # The new version may answer between its coming up, too late, and its being taken back.
+            # The new version may answer after it has loaded, too late, and before it is rolled back.
             load.expect(corpus, next_corpus)
             done = deploy(served, next_checkpoint, repository, "--load-timeout-s", "0.5")
             assert done.returncode == 1, done
@@ -156,7 +157,7 @@ def test_swap_to_a_slow_version(
 def test_swap_to_wrong_answers(
     repository: Path, next_checkpoint: Path, corpus: Corpus, tmp_path: Path, record: Record
 ) -> None:
-    """Weights that are not those of golden.jsonl are refused; a version that miscomputes them does not come up."""
+    """Weights that do not match golden.jsonl are refused; a version that computes wrong scores does not load."""
     wrong = Path(shutil.copytree(next_checkpoint, tmp_path / "wrong"))
     shutil.copyfile(repository / "gpt2_classifier" / "1" / "checkpoint" / "golden.jsonl", wrong / "golden.jsonl")
     with serve(repository, *EXPLICIT, environment=ENVIRONMENT) as served:
@@ -173,7 +174,7 @@ def test_swap_to_wrong_answers(
 
 
 def test_half_copied_version(repository: Path, sound: Path, checkpoint: Path, corpus: Corpus, record: Record) -> None:
-    """A version folder whose copy has stopped half way changes nothing; not even a restart in the midst of it loses."""
+    """A half-copied version folder changes nothing, and not even a restart during it loses a request."""
     model = repository / "gpt2_classifier"
     with serve(repository, *EXPLICIT, environment=ENVIRONMENT) as harmed, serve(sound) as healthy:
 
@@ -187,7 +188,7 @@ def test_half_copied_version(repository: Path, sound: Path, checkpoint: Path, co
             assert str(model / "2") in done.stderr
             time.sleep(3)
             assert harmed.times_ready() == 1, "a half-copied version alone restarted the server"
-            os.kill(harmed.model_processes()[0], signal.SIGKILL)
+            os.kill(model_processes(harmed)[0], signal.SIGKILL)
             time.sleep(15)
             shutil.rmtree(model / "2")
 

@@ -1,9 +1,8 @@
-"""A checkpoint is read whole or refused with one line; what is written is what is read."""
+"""A checkpoint is read completely or refused with one line; it reads back as it was stored."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -16,14 +15,13 @@ from safetensors.torch import load_file, save_file
 
 from polyhead.checkpoint import read_checkpoint, write_checkpoint
 from polyhead.errors import CheckpointError
-from polyhead.files import swap_folder
 from tests.tiny import SCHEMA, tiny_spec
 
 Damaged = Callable[[], Path]
 
 
 def refusal(path: Path) -> str:
-    """The error of reading, which must be one line."""
+    """Reads the checkpoint; returns the message of the error, which must be one line."""
     with pytest.raises(CheckpointError) as caught:
         read_checkpoint(path).golden()
     assert "\n" not in str(caught.value)
@@ -39,7 +37,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
 
 
 def test_save_then_load_is_exact(base_checkpoint: Path, tmp_path: Path) -> None:
-    """Writing what was read gives the same tensors bit for bit, the same schema, spec, golden rows and tokenizer."""
+    """A checkpoint that is read and stored again has the same bits in its tensors, and all other parts are equal."""
     first = read_checkpoint(base_checkpoint)
     write_checkpoint(
         tmp_path / "again",
@@ -64,7 +62,7 @@ def test_save_then_load_is_exact(base_checkpoint: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "golden.jsonl"])
 def test_a_missing_or_damaged_file_is_named(damaged: Damaged, name: str) -> None:
-    """Each file of the contract must be there and be what it claims to be."""
+    """Each file of the contract must exist and be readable; the error names it."""
     path = damaged()
     (path / name).write_bytes(b"\x00garbage")
     assert name in refusal(path)
@@ -73,7 +71,7 @@ def test_a_missing_or_damaged_file_is_named(damaged: Damaged, name: str) -> None
 
 
 def test_a_missing_tensor_is_named(damaged: Damaged) -> None:
-    """The first tensor that is missing, and its shape."""
+    """The error names the first missing tensor and its shape."""
     path = damaged()
     tensors = load_file(path / "model.safetensors")
     del tensors["body_model.h.1.mlp.c_fc.weight"]
@@ -82,7 +80,7 @@ def test_a_missing_tensor_is_named(damaged: Damaged) -> None:
 
 
 def test_a_misshaped_tensor_is_named(damaged: Damaged) -> None:
-    """The tensor, the shape it must have and the one it has."""
+    """The error names the tensor, the shape that it must have and the shape that it has."""
     path = damaged()
     tensors = load_file(path / "model.safetensors")
     tensors["head.weight"] = tensors["head.weight"][:-1].clone()
@@ -91,7 +89,7 @@ def test_a_misshaped_tensor_is_named(damaged: Damaged) -> None:
 
 
 def test_an_unknown_tensor_is_named(damaged: Damaged) -> None:
-    """A tensor that belongs to no part of the model is not silently dropped."""
+    """A tensor that belongs to no part of the model is an error; it is not silently dropped."""
     path = damaged()
     save_file(load_file(path / "model.safetensors") | {"extra": torch.zeros(1)}, path / "model.safetensors")
     assert "'extra' belongs to no part" in refusal(path)
@@ -106,7 +104,10 @@ def test_an_unknown_tensor_is_named(damaged: Damaged) -> None:
         (lambda c: c["polyhead"].update(colour=1), "colour: unknown field"),
         (lambda c: c["polyhead"].update(architecture="bert"), "architecture: .*got 'bert'"),
         (lambda c: c["polyhead"].update(max_length=1000), r"max_length \(1000\) exceeds n_positions \(48\)"),
-        (lambda c: c["polyhead"].update(layer2concat=2), "layer2concat: is given for architecture hidden_state_concat"),
+        (
+            lambda c: c["polyhead"].update(layer2concat=2),
+            "layer2concat: must be a number for architecture hidden_state_concat",
+        ),
         (lambda c: c["polyhead"].update(head_class="Conv"), "head_class 'Conv': must be one of"),
         (lambda c: c["polyhead"].update(head_class="no_such:Head"), "cannot be imported here"),
         (lambda c: c["polyhead"].update(head_class="tests.custom_head:not_a_module"), "is not a torch.nn.Module class"),
@@ -117,7 +118,7 @@ def test_an_unknown_tensor_is_named(damaged: Damaged) -> None:
     ],
 )
 def test_a_wrong_config_is_named(damaged: Damaged, change: Callable[[dict[str, Any]], Any], message: str) -> None:
-    """Unknown, missing and contradicting fields are errors that name the field."""
+    """Unknown, missing and contradictory fields are errors that name the field."""
     assert re.search(message, refusal(edit(damaged(), change)))
 
 
@@ -130,14 +131,14 @@ def test_a_wrong_config_is_named(damaged: Damaged, change: Callable[[dict[str, A
     ],
 )
 def test_a_wrong_golden_row_is_named(damaged: Damaged, line: str, message: str) -> None:
-    """Golden rows name their line."""
+    """A wrong golden row is an error that names its line."""
     path = damaged()
     (path / "golden.jsonl").write_text(line, encoding="utf-8")
     assert message in refusal(path)
 
 
 def test_a_failed_write_leaves_the_old_checkpoint(base_checkpoint: Path, tmp_path: Path) -> None:
-    """A checkpoint that would not load is not written, and what stood there stays; no staging folder remains."""
+    """A checkpoint that would not load does not replace the old one; no temporary folder remains."""
     target = Path(shutil.copytree(base_checkpoint, tmp_path / "c"))
     before = (target / "config.json").read_bytes()
     good = read_checkpoint(target)
@@ -159,7 +160,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(base_checkpoint: Path, tmp_pat
 
 
 def rewrite(target: Path, source: Path, **changes: Any) -> None:
-    """Writes the checkpoint at `source` to `target`, changed."""
+    """Writes the checkpoint at `source` to `target`, with changes."""
     good = read_checkpoint(source)
     parts: dict[str, Any] = {
         "config": good.config,
@@ -173,13 +174,13 @@ def rewrite(target: Path, source: Path, **changes: Any) -> None:
     write_checkpoint(target, **(parts | changes))
 
 
-def test_what_is_no_checkpoint_is_not_replaced(base_checkpoint: Path, tmp_path: Path) -> None:
-    """A folder with other files, and a file, stay; an empty folder and an older checkpoint are taken."""
+def test_only_a_checkpoint_is_replaced(base_checkpoint: Path, tmp_path: Path) -> None:
+    """A folder with other files, or a file, is not replaced; an empty folder and an older checkpoint are."""
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("years of work", encoding="utf-8")
     (tmp_path / "file").write_text("more", encoding="utf-8")
     for name in ("precious", "file"):
-        with pytest.raises(CheckpointError, match="is no checkpoint; it is not replaced"):
+        with pytest.raises(CheckpointError, match="files that are no checkpoint, so it is not replaced"):
             rewrite(tmp_path / name, base_checkpoint)
     assert (tmp_path / "precious" / "thesis.txt").read_text(encoding="utf-8") == "years of work"
     assert (tmp_path / "file").is_file()
@@ -189,8 +190,8 @@ def test_what_is_no_checkpoint_is_not_replaced(base_checkpoint: Path, tmp_path: 
     assert json.loads((tmp_path / "empty" / "metrics.json").read_text(encoding="utf-8")) == {"second": 1}
 
 
-def test_what_cannot_be_proved_does_not_take_its_place(base_checkpoint: Path, tmp_path: Path) -> None:
-    """If the proof raises, the older checkpoint stands as it did."""
+def test_a_failed_proof_leaves_the_old_checkpoint(base_checkpoint: Path, tmp_path: Path) -> None:
+    """If `prove` raises, the older checkpoint stays as it was."""
 
     def disprove(fresh: Path) -> None:
         assert read_checkpoint(fresh).golden()
@@ -204,28 +205,10 @@ def test_what_cannot_be_proved_does_not_take_its_place(base_checkpoint: Path, tm
 
 
 def test_golden_texts_may_hold_any_line_separator(base_checkpoint: Path, tmp_path: Path) -> None:
-    """U+2028 and its like are part of a text, not the end of a row."""
+    """U+2028 and similar characters are part of a text, not the end of a row."""
     rows = [
         row.model_copy(update={"text": "one\u2028two\x85three\nfour"})
         for row in read_checkpoint(base_checkpoint).golden()
     ]
     rewrite(tmp_path / "c", base_checkpoint, golden=rows)
     assert read_checkpoint(tmp_path / "c").golden() == rows
-
-
-def test_a_failed_rename_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the new folder cannot take its place, the old one does again."""
-    for name in ("new", "target"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / name).touch()
-    rename = os.rename
-
-    def fail_for_new(source: Any, target: Any) -> None:
-        if Path(source).name == "new":
-            raise OSError("no space")
-        rename(source, target)
-
-    monkeypatch.setattr(os, "rename", fail_for_new)
-    with pytest.raises(OSError, match="no space"):
-        swap_folder(tmp_path / "new", tmp_path / "target", tmp_path / "old")
-    assert (tmp_path / "target" / "target").exists()

@@ -1,4 +1,4 @@
-"""Scores and answers, against independent arithmetic."""
+"""Scores and answers, compared with independent arithmetic."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ TAXONOMY = Schema(
 
 
 def logits_of(schema: Schema) -> st.SearchStrategy[np.ndarray]:
-    """Finite logits, extreme ones included."""
+    """Finite logits, including extreme ones."""
     return hnp.arrays(np.float32, (1, schema.width), elements=st.floats(-1e4, 1e4, width=32))
 
 
 def test_scores_are_calibrated_softmax_and_sigmoid() -> None:
-    """Softmax and sigmoid of logits over temperature, regression as it is: worked out by hand."""
+    """Softmax and sigmoid of logits over temperature, and a regression's logit unchanged; expected values by hand."""
     schema = Schema(
         [
             Head(name="s", kind="single_label", labels=("x", "y"), temperature=2.0),
@@ -87,7 +87,7 @@ def test_answers_follow_the_options(logits: np.ndarray, top_k: int | None, thres
 
 @given(logits=logits_of(TAXONOMY))
 def test_a_taxonomy_is_never_contradicted(logits: np.ndarray) -> None:
-    """The answer is a consistent path, and no consistent path is more probable (all paths tried)."""
+    """The answer is a consistent path, and no other consistent path is more probable; all are tried."""
     scores = to_scores(logits, TAXONOMY)[0]
     answer = decode(scores, TAXONOMY, DecodeOptions())
     area, field, topic = (answer[name]["labels"][0] for name in ("area", "field", "topic"))
@@ -121,12 +121,12 @@ def test_a_taxonomy_is_never_contradicted(logits: np.ndarray) -> None:
     ],
 )
 def test_bad_options_are_named(parameters: dict[str, object]) -> None:
-    """Unknown parameters and values out of range are one line that says what is allowed."""
+    """Unknown parameters and values out of range are errors of one line that says what is allowed."""
     with pytest.raises(OptionError, match=rf"{next(iter(parameters))}.*allowed are top_k, threshold"):
         DecodeOptions.from_parameters(parameters)
 
 
 def test_a_score_just_under_its_threshold_is_not_over_it() -> None:
-    """float32's 0.7 lies below 0.7; compared the same under every NumPy."""
+    """0.7 as float32 is less than 0.7; every NumPy must compare them like this."""
     assert not over_threshold(np.array([0.7], dtype=np.float32), [0.7])[0]
     assert over_threshold(np.array([0.5], dtype=np.float32), [0.5])[0]

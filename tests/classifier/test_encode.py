@@ -1,4 +1,4 @@
-"""From texts to tokens: what a long text costs, and that its first tokens stay what they are."""
+"""Texts to tokens: a long text is cheap, and its first tokens are those of the whole text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.tiny import TEXTS, tiny_tokenizer
 
 
 def wordwise_tokenizer() -> Tokenizer:
-    """A BPE over words with a marker for blanks, as SentencePiece has them."""
+    """A BPE over words that marks blanks, as SentencePiece does."""
     tokenizer = Tokenizer(models.BPE(unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
@@ -34,7 +34,7 @@ PIECES = st.sampled_from([*WORDS, " ", "   ", "\n", "\r\n\t", MARKER, "<|endo"])
 def test_the_first_tokens_are_those_of_the_whole_text(
     text: str, max_length: int, characters: int, tokenizer: Tokenizer
 ) -> None:
-    """Wherever a text is cut before it is tokenized, ids and truncation are as if it were not."""
+    """Wherever a text is cut before tokenizing, ids and truncation are those of the whole text."""
     whole = tokenizer.encode(text).ids
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(module, "FIRST_CHARACTERS", characters)
@@ -48,7 +48,7 @@ def test_the_first_tokens_are_those_of_the_whole_text(
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
 def test_a_marker_may_lie_across_the_cut(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a marker, or the blanks before one, are not taken for words, wherever the cut falls."""
+    """Half a marker, or the blanks before a marker, are not read as words, wherever the cut falls."""
     tokenizer.add_special_tokens([MARKER])
     for characters in (1, 2, 3, 4):
         monkeypatch.setattr(module, "FIRST_CHARACTERS", characters)
@@ -61,8 +61,8 @@ def test_a_marker_may_lie_across_the_cut(tokenizer: Tokenizer, monkeypatch: pyte
                     assert list(found.token_ids) == whole[:max_length]
 
 
-def test_a_text_of_many_megabytes_holds_nobody_up() -> None:
-    """30 MB are read to max_length in a fraction of a second, beside short texts that keep their places."""
+def test_a_text_of_many_megabytes_is_fast() -> None:
+    """A text of 30 MB takes a fraction of a second; short texts beside it keep their places."""
     long = "A sentence of some words, and another. " * 800_000
     began = time.monotonic()
     first, second, third = encode(["Rain.", long, "Snow."], tiny_tokenizer(), 48)
@@ -75,8 +75,8 @@ def test_a_text_of_many_megabytes_holds_nobody_up() -> None:
 
 
 @pytest.mark.parametrize("long", ["x" * 20_000_000, " " * 20_000_000 + "word"])
-def test_what_cannot_be_cut_is_an_error_of_its_own(long: str) -> None:
-    """A word of millions of letters has no answer, and takes no longer than the limit; one below it has its answer."""
+def test_a_text_without_words_is_an_error_of_its_own(long: str) -> None:
+    """A word of millions of letters is an error within seconds; a word just below the limit is answered."""
     began = time.monotonic()
     bad, good = encode([long, "Rain."], tiny_tokenizer(), 48)
     assert time.monotonic() - began < 5
@@ -88,7 +88,7 @@ def test_what_cannot_be_cut_is_an_error_of_its_own(long: str) -> None:
 
 
 def test_no_more_is_tokenized_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An ordinary long text takes one try."""
+    """An ordinary long text is tokenized once, only to its first characters."""
     sizes = []
 
     class Counting:

@@ -1,4 +1,4 @@
-"""The CUDA forward pass: on the CPU with an attention as strict as flash attention, and, marked ``cuda``, on a GPU."""
+"""The CUDA forward pass, on the CPU with an attention as strict as flash attention; tests marked ``cuda`` use a GPU."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from torch.nn.attention.varlen import varlen_attn
 from polyhead.checkpoint import read_checkpoint
 from polyhead.engine.cuda.attention import CAUSAL, FULL, padded_attention
 from polyhead.engine.cuda.forward import CUDAForward
-from polyhead.engine.cuda.graphs import Graphs, graph_shapes
-from polyhead.engine.cuda.packed import Packed, Shape, pack
+from polyhead.engine.cuda.packed import Graphs, Packed, PackedShape, graph_shapes, pack
 from polyhead.engine.micro_batch import MicroBatch
 from tests.tiny import MAX_LENGTH, write_tiny_checkpoint
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
-# How far bf16 may be from fp32, as a part of the logits' standard deviation; transformers in bf16 is off by a root mean
-# square of 0.015 on such models.
+# How far bf16 may be from fp32, relative to the logits' standard deviation. On such models transformers in bf16 has a
+# root mean square error of 0.015.
 RMS_BF16, MAX_BF16 = 0.025, 0.15
 
 HEADS: list[tuple[str, str | None, dict[str, Any]]] = [
@@ -38,13 +37,13 @@ HEADS: list[tuple[str, str | None, dict[str, Any]]] = [
 
 
 def micro_batch(texts: list[list[int]]) -> MicroBatch:
-    """The texts in ascending length."""
+    """A micro-batch of the texts, ascending by length."""
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     return MicroBatch(rows=order, token_ids=[texts[i] for i in order])
 
 
 def random_texts(lengths: list[int], vocab_size: int, seed: int = 0) -> list[list[int]]:
-    """Texts of these lengths."""
+    """Random texts of these lengths."""
     generator = np.random.default_rng(seed)
     return [generator.integers(0, vocab_size, length).tolist() for length in lengths]
 
@@ -61,7 +60,7 @@ def flash_stand_in(
     scale: float,
     window_size: tuple[int, int],
 ) -> torch.Tensor:
-    """Attention one text and head at a time, with flash attention's demands; rows of no text are not a number."""
+    """Attention one text and head at a time, as strict as flash attention; rows that belong to no text are NaN."""
     assert query.shape[1:] == key.shape[1:] == value.shape[1:]
     assert key.shape[0] == value.shape[0]
     assert query.dtype == key.dtype == value.dtype
@@ -90,14 +89,14 @@ def flash_stand_in(
 
 
 def assert_near(computed: np.ndarray, expected: np.ndarray, spread: float) -> None:
-    """In bf16 as near as bf16 is."""
+    """Computed logits are as near as bf16 allows."""
     error = np.abs(computed - expected) / spread
     assert np.sqrt((error**2).mean()) < RMS_BF16
     assert error.max() < MAX_BF16
 
 
 class Rerun:
-    """A recording that computes again, into the tensor of the first time, as a CUDA graph does."""
+    """A recording that computes again into the same output tensor, as a CUDA graph does."""
 
     def __init__(self, run: Callable[[], torch.Tensor]) -> None:
         self.run = run
@@ -109,7 +108,7 @@ class Rerun:
 
 
 class Pair:
-    """A checkpoint and the transformers model that it was made from."""
+    """A checkpoint, and the transformers model from which it was made."""
 
     def __init__(self, path: Path, architecture: Any, head_class: str | None, fields: dict[str, Any]) -> None:
         self.model = write_tiny_checkpoint(path, architecture, head_class=head_class, **fields)
@@ -122,7 +121,7 @@ class Pair:
             return np.stack([self.model(torch.tensor([ids])).logits[0].numpy() for ids in texts])
 
     def logits(self, forward: CUDAForward, texts: list[list[int]]) -> np.ndarray:
-        """Logits by a forward pass, in the order of the texts."""
+        """Logits by this forward pass, in the order of the texts."""
         batch = micro_batch(texts)
         with torch.inference_mode():
             computed = self.head(forward.pooled(batch).cpu()).numpy()
@@ -133,13 +132,13 @@ class Pair:
 
 @pytest.fixture(scope="module", params=HEADS, ids=lambda param: f"{param[0]}-{param[2]}")
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """A checkpoint of each way to read hidden states."""
+    """One checkpoint for each way to read hidden states."""
     return Pair(tmp_path_factory.mktemp("pair") / "checkpoint", *request.param)
 
 
 @pytest.fixture(scope="module")
 def forwards(pair: Pair) -> list[CUDAForward]:
-    """On the CPU in fp32: as is, with flash's stand-in, and with that and recorded passes."""
+    """Forward passes on the CPU in fp32: plain, with flash's stand-in, and with flash's stand-in and recordings."""
     return [
         CUDAForward(pair.checkpoint, "cpu", "fp32"),
         CUDAForward(pair.checkpoint, "cpu", "fp32", attention=flash_stand_in),
@@ -150,7 +149,7 @@ def forwards(pair: Pair) -> list[CUDAForward]:
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_batch_equals_transformers(pair: Pair, forwards: list[CUDAForward], data: st.DataObject) -> None:
-    """In any batch each text gets transformers' logits within 1e-5, packed, padded to a recorded shape or not."""
+    """In any batch each text gets transformers' logits within 1e-5, with and without recorded shapes."""
     vocab = pair.checkpoint.body.vocab_size
     text = st.lists(st.integers(0, vocab - 1), min_size=1, max_size=MAX_LENGTH)
     texts = data.draw(st.lists(text, min_size=1, max_size=12))
@@ -160,7 +159,7 @@ def test_any_batch_equals_transformers(pair: Pair, forwards: list[CUDAForward], 
 
 
 def test_more_texts_than_any_shape_holds(pair: Pair, forwards: list[CUDAForward]) -> None:
-    """Many tiny texts fit no recorded shape and are computed as they are."""
+    """Many tiny texts fit no recorded shape and are computed without one."""
     texts = random_texts([1] * 130 + [2] * 20, pair.checkpoint.body.vocab_size)
     recorded = forwards[2]
     assert recorded.graphs
@@ -169,7 +168,7 @@ def test_more_texts_than_any_shape_holds(pair: Pair, forwards: list[CUDAForward]
 
 
 def test_a_result_outlives_the_next_call(pair: Pair, forwards: list[CUDAForward]) -> None:
-    """Results are not written over when the same recorded pass runs again."""
+    """A later run of the same recorded pass does not overwrite an earlier result."""
     vocab = pair.checkpoint.body.vocab_size
     first = micro_batch(random_texts([9, 4], vocab, seed=1))
     kept = forwards[2].pooled(first)
@@ -182,7 +181,7 @@ def test_a_result_outlives_the_next_call(pair: Pair, forwards: list[CUDAForward]
 
 @pytest.mark.parametrize("record", [None, Rerun])
 def test_bf16_stays_near(pair: Pair, record: Any) -> None:
-    """In bf16 logits stay within a few percent of their spread, as transformers' do."""
+    """In bf16 logits stay within a few percent of their spread, as in transformers."""
     forward = CUDAForward(pair.checkpoint, "cpu", "bf16", attention=flash_stand_in, record=record)
     texts = random_texts([48, 40, 31, 17, 9, 3, 1], pair.checkpoint.body.vocab_size)
     expected = pair.expected(texts)
@@ -202,7 +201,7 @@ def test_bf16_stays_near(pair: Pair, record: Any) -> None:
     ],
 )
 def test_config_variants_equal_transformers(tmp_path: Path, fields: dict[str, Any]) -> None:
-    """Every GPT-2 config field that changes the computation is honoured."""
+    """The forward pass honours every GPT-2 config field that changes the computation."""
     variant = Pair(tmp_path / "c", "base", None, fields)
     forward = CUDAForward(variant.checkpoint, "cpu", "fp32", attention=flash_stand_in)
     texts = random_texts([20, 11, 5, 1], variant.checkpoint.body.vocab_size)
@@ -216,7 +215,7 @@ def test_config_variants_equal_transformers(tmp_path: Path, fields: dict[str, An
     spare_tokens=st.integers(0, 5),
 )
 def test_padded_attention_is_attention(lengths: list[int], spare_texts: int, spare_tokens: int) -> None:
-    """Padding in groups gives what one text at a time gives, causal or not, empty texts ignored."""
+    """Padding in groups equals one text at a time, causal or not; empty texts are ignored."""
     torch.manual_seed(0)
     lengths = sorted(lengths, reverse=True) + [0] * spare_texts
     starts = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
@@ -232,9 +231,9 @@ def test_padded_attention_is_attention(lengths: list[int], spare_texts: int, spa
 
 
 def test_packing() -> None:
-    """Spare tokens are of no text, spare texts have no tokens."""
+    """Spare tokens belong to no text; spare texts have no tokens."""
     batch = MicroBatch(rows=[1, 0], token_ids=[[8, 9], [5, 6, 7]])
-    shape = Shape(tokens=7, texts=4, longest=6)
+    shape = PackedShape(tokens=7, texts=4, longest=6)
     packed = Packed.view(pack(batch, shape, pinned=False), shape)
     assert packed.ids.tolist() == [8, 9, 5, 6, 7, 0, 0]
     assert packed.positions.tolist() == [0, 1, 0, 1, 2, 0, 0]
@@ -246,27 +245,27 @@ def test_packing() -> None:
 @pytest.mark.parametrize(
     ("lengths", "shape"),
     [
-        ([20], Shape(64, 16, 64)),
-        ([64], Shape(64, 16, 64)),
-        ([65], Shape(128, 16, 128)),
-        ([256, 200, 10], Shape(512, 16, 256)),
-        ([257, 200, 10], Shape(512, 16, 512)),
-        ([900, 100], Shape(1024, 32, 1000)),
-        ([10] * 17, Shape(768, 24, 256)),
-        ([256] * 16, Shape(4096, 128, 256)),
+        ([20], PackedShape(64, 16, 64)),
+        ([64], PackedShape(64, 16, 64)),
+        ([65], PackedShape(128, 16, 128)),
+        ([256, 200, 10], PackedShape(512, 16, 256)),
+        ([257, 200, 10], PackedShape(512, 16, 512)),
+        ([900, 100], PackedShape(1024, 32, 1000)),
+        ([10] * 17, PackedShape(768, 24, 256)),
+        ([256] * 16, PackedShape(4096, 128, 256)),
         ([256] * 16 + [1], None),
         ([1] * 129, None),
         ([1001], None),
     ],
 )
-def test_a_batch_goes_to_the_smallest_shape(lengths: list[int], shape: Shape | None) -> None:
-    """The first shape with room for tokens, texts and the longest text; None if there is none."""
+def test_a_batch_goes_to_the_smallest_shape(lengths: list[int], shape: PackedShape | None) -> None:
+    """The smallest shape with room for the tokens, the texts and the longest text; None if there is none."""
     graphs = Graphs(graph_shapes(1000), lambda packed: packed.ids, Rerun, torch.device("cpu"))
     assert graphs.shape_for(micro_batch([[0] * length for length in lengths])) == shape
 
 
 def test_a_failed_recording_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Shapes that cannot be recorded are computed unrecorded, and the log says so."""
+    """Shapes that cannot be recorded are computed without a recording, and the log says so."""
     made = 0
 
     def record(run: Callable[[], torch.Tensor]) -> Rerun:
@@ -279,7 +278,7 @@ def test_a_failed_recording_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptu
     checkpoint = Pair(tmp_path / "c", "base", None, {})
     with caplog.at_level(logging.WARNING):
         forward = CUDAForward(checkpoint.checkpoint, "cpu", "fp32", attention=flash_stand_in, record=record)
-    assert "no CUDA graph for Shape(tokens=1536" in caplog.text
+    assert "no CUDA graph for PackedShape(tokens=1536" in caplog.text
     assert forward.graphs
     assert [shape.tokens for shape in forward.graphs.shapes] == [2048, 3072, 4096]
     texts = random_texts([20, 11], checkpoint.checkpoint.body.vocab_size)
@@ -287,7 +286,7 @@ def test_a_failed_recording_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptu
 
 
 def test_torch_takes_what_it_is_given(pair: Pair) -> None:
-    """PyTorch's own flash attention and fused GELU accept the calls: shapes and dtypes only, as on the meta device."""
+    """PyTorch's own flash attention and fused GELU accept the shapes and dtypes of the calls, on the meta device."""
     forward = CUDAForward(pair.checkpoint, "meta", "bf16", attention=varlen_attn, record=Rerun)
     forward.fuses_gelu = True
     for lengths in ([9, 4, 1], [1] * 200):  # recorded and not
@@ -298,7 +297,7 @@ def test_torch_takes_what_it_is_given(pair: Pair) -> None:
 
 @pytest.fixture(scope="module", params=["base", "hidden_state_concat"])
 def on_gpu(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pair, CUDAForward]:
-    """A model with heads as wide as GPT-2's, texts of up to 1,024 tokens, and its forward pass on the GPU."""
+    """A model with heads as wide as GPT-2's and texts of up to 1,024 tokens, and its forward pass on the GPU."""
     fields = {"n_layer": 4, "n_embd": 256, "n_head": 4, "n_positions": 1024}
     wide = Pair(tmp_path_factory.mktemp("wide") / "c", request.param, None, fields)
     spec = wide.checkpoint.spec.model_copy(update={"max_length": 1024})
@@ -309,7 +308,7 @@ def on_gpu(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.mark.cuda
 @needs_cuda
 def test_the_fast_paths_are_taken(on_gpu: tuple[Pair, CUDAForward]) -> None:
-    """On sm_80 and newer: flash attention, the GELU in its GEMM, and a graph of each shape."""
+    """On sm_80 and newer: flash attention, GELU fused into its GEMM, and a graph per shape."""
     _, forward = on_gpu
     assert forward.attention is not padded_attention
     assert forward.fuses_gelu
@@ -333,7 +332,7 @@ def test_the_fast_paths_are_taken(on_gpu: tuple[Pair, CUDAForward]) -> None:
     ids=lambda lengths: f"{len(lengths)}-texts-{sum(lengths)}-tokens",
 )
 def test_gpu_equals_cpu(on_gpu: tuple[Pair, CUDAForward], lengths: list[int]) -> None:
-    """In bf16 on the GPU logits are near transformers' in fp32 on the CPU, with graphs and without."""
+    """In bf16 on the GPU logits are near transformers' in fp32 on the CPU, with and without graphs."""
     wide, forward = on_gpu
     texts = random_texts(lengths, wide.checkpoint.body.vocab_size)
     expected = wide.expected(texts)
@@ -344,7 +343,7 @@ def test_gpu_equals_cpu(on_gpu: tuple[Pair, CUDAForward], lengths: list[int]) ->
 @pytest.mark.cuda
 @needs_cuda
 def test_gpu_in_fp32_equals_cpu(on_gpu: tuple[Pair, CUDAForward]) -> None:
-    """In fp32, where attention is padded and nothing is recorded, logits are within 1e-4 of their spread."""
+    """In fp32 attention is padded and nothing is recorded; logits are within 1e-4 of their spread."""
     wide, _ = on_gpu
     forward = CUDAForward(wide.checkpoint, "cuda", "fp32")
     assert forward.graphs is None
@@ -356,7 +355,7 @@ def test_gpu_in_fp32_equals_cpu(on_gpu: tuple[Pair, CUDAForward]) -> None:
 @pytest.mark.cuda
 @needs_cuda
 def test_graphs_change_nothing(on_gpu: tuple[Pair, CUDAForward]) -> None:
-    """A replayed graph gives bit for bit what its shape gives when launched piecemeal, also the second time."""
+    """A replayed graph gives the same bits as its shape launched kernel by kernel, also the second time."""
     wide, forward = on_gpu
     assert forward.graphs
     for seed, shape in enumerate(forward.graphs.shapes * 2):
@@ -371,7 +370,7 @@ def test_graphs_change_nothing(on_gpu: tuple[Pair, CUDAForward]) -> None:
 @pytest.mark.cuda
 @needs_cuda
 def test_queued_batches_do_not_mix(on_gpu: tuple[Pair, CUDAForward]) -> None:
-    """Many batches of all sizes, queued before the first result is read, give what each gives alone."""
+    """Many batches of all sizes that are queued before the first result is read give the results of each alone."""
     wide, forward = on_gpu
     generator = np.random.default_rng(0)
     batches = [
@@ -391,7 +390,7 @@ def test_queued_batches_do_not_mix(on_gpu: tuple[Pair, CUDAForward]) -> None:
 @pytest.mark.cuda
 @needs_cuda
 def test_a_label_is_the_same_in_any_batch(on_gpu: tuple[Pair, CUDAForward]) -> None:
-    """Alone and in any batch a text's logits are near, and its label is the same unless two labels lie as near."""
+    """Alone and in any batch a text's logits are near, and its label is the same unless two labels are as near."""
     wide, forward = on_gpu
     generator = np.random.default_rng(0)
     texts = random_texts(generator.integers(1, 400, 200).tolist(), wide.checkpoint.body.vocab_size)

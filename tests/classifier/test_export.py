@@ -1,4 +1,4 @@
-"""Export puts a checkpoint into a repository whole, or not at all."""
+"""Export puts a checkpoint into a repository completely, or not at all."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from polyhead.checkpoint import read_checkpoint
 from polyhead.errors import CheckpointError, RepositoryError, ToleranceError
-from polyhead.export import export_checkpoint, main
-from polyhead.gate import check_golden
+from polyhead.export import app, export_checkpoint
 from polyhead.predictor import Predictor
 from tests.tiny import SCHEMA
 
@@ -23,12 +23,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def listing(folder: Path) -> list[str]:
-    """All files below a folder, and nothing hidden beside it."""
+    """All files below a folder."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 def test_a_new_repository_is_complete(base_checkpoint: Path, tmp_path: Path) -> None:
-    """Config, labels, code and the checkpoint are there; the copy reads as the original; nothing is left beside."""
+    """Config, labels, code and the checkpoint exist; the copy equals the original; no temporary file remains."""
     version = export_checkpoint(base_checkpoint, tmp_path / "repo")
     files = listing(tmp_path / "repo" / "gpt2_classifier")
     assert {"config.pbtxt", "labels.txt", "1/model.py", "1/checkpoint/config.json"} <= set(files)
@@ -39,20 +39,20 @@ def test_a_new_repository_is_complete(base_checkpoint: Path, tmp_path: Path) -> 
 
 
 def test_versions_and_names(base_checkpoint: Path, tmp_path: Path) -> None:
-    """A second version and a second model stand beside the first; a version is replaced only if told so."""
+    """A repository holds several versions and models; a version is replaced only on request."""
     repository = tmp_path / "repo"
     export_checkpoint(base_checkpoint, repository)
     export_checkpoint(base_checkpoint, repository, version=2)
     export_checkpoint(base_checkpoint, repository, name="other")
     assert (repository / "gpt2_classifier" / "2" / "model.py").exists()
     assert (repository / "other" / "config.pbtxt").exists()
-    with pytest.raises(RepositoryError, match="holds a checkpoint already"):
+    with pytest.raises(RepositoryError, match="already holds a checkpoint"):
         export_checkpoint(base_checkpoint, repository)
     export_checkpoint(base_checkpoint, repository, replace=True)
 
 
-def test_a_config_of_ones_own_is_kept(base_checkpoint: Path, tmp_path: Path) -> None:
-    """An edited config.pbtxt stays as it is; one that is missing comes from the template."""
+def test_an_edited_config_is_kept(base_checkpoint: Path, tmp_path: Path) -> None:
+    """An edited config.pbtxt stays as it is; a missing one comes from the template."""
     config = tmp_path / "repo" / "gpt2_classifier" / "config.pbtxt"
     config.parent.mkdir(parents=True)
     export_checkpoint(base_checkpoint, tmp_path / "repo")
@@ -63,7 +63,7 @@ def test_a_config_of_ones_own_is_kept(base_checkpoint: Path, tmp_path: Path) -> 
 
 
 def test_a_damaged_checkpoint_is_not_exported(damaged: Callable[[], Path], tmp_path: Path) -> None:
-    """Nothing is written for a checkpoint that does not load."""
+    """A checkpoint that does not load leaves no file in the repository."""
     path = damaged()
     (path / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
@@ -72,7 +72,7 @@ def test_a_damaged_checkpoint_is_not_exported(damaged: Callable[[], Path], tmp_p
 
 
 def test_wrong_answers_are_not_exported(damaged: Callable[[], Path], tmp_path: Path) -> None:
-    """Scores off golden.jsonl by more than the tolerance name the row and the label; a token count likewise."""
+    """If scores leave the tolerance, the error names row and label; if the token count differs, it names the row."""
     path = damaged()
     lines = (path / "golden.jsonl").read_text(encoding="utf-8").splitlines()
     row = json.loads(lines[2])
@@ -82,19 +82,41 @@ def test_wrong_answers_are_not_exported(damaged: Callable[[], Path], tmp_path: P
         export_checkpoint(path, tmp_path / "repo")
     row["token_count"] += 1
     (path / "golden.jsonl").write_text(json.dumps(row), encoding="utf-8")
-    with pytest.raises(ToleranceError, match=r"golden.jsonl:1: \d+ tokens here, \d+ there"):
-        check_golden(Predictor.load(path))
+    with pytest.raises(
+        ToleranceError, match=r"golden.jsonl:1: read \d+ tokens here, but the golden row has \d+ tokens"
+    ):
+        Predictor.load(path).check_golden()
     assert not (tmp_path / "repo").exists()
 
 
-def test_the_command_line_says_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_one_line(tmp_path: Path) -> None:
     """A folder that is no checkpoint ends with exit code 2 and one line."""
-    assert main([str(tmp_path / "nothing"), "--repository", str(tmp_path / "repo")]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    done = CliRunner().invoke(app, [str(tmp_path / "nothing"), "--repository", str(tmp_path / "repo")])
+    assert done.exit_code == 2
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_environment_sets_options_but_never_replaces(
+    base_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """POLYHEAD_EXPORT_* set options; --replace destroys a checkpoint, so it must be on the command line."""
+    for option, value in {"REPOSITORY": str(tmp_path / "repo"), "VERSION": "3", "REPLACE": "1"}.items():
+        monkeypatch.setenv(f"POLYHEAD_EXPORT_{option}", value)
+    first, second, third = (CliRunner().invoke(app, [str(base_checkpoint), *more]) for more in ([], [], ["--replace"]))
+    assert (first.exit_code, second.exit_code, third.exit_code) == (0, 2, 0)
+    assert (tmp_path / "repo" / "gpt2_classifier" / "3" / "checkpoint" / "config.json").exists()
+    assert "already holds a checkpoint" in second.stderr
+
+
+@pytest.mark.parametrize("module", ["errors", "export", "files", "precision", "repository", "schema"])
+def test_light_modules_do_not_import_torch(module: str) -> None:
+    """Command lines import these modules, and torch takes seconds to import."""
+    code = f"import sys, polyhead.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_wheel_carries_the_model_template(tmp_path: Path) -> None:
-    """A polyhead that is installed without a checkout can still make a repository."""
+    """A wheel that is installed without a checkout can make a repository."""
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(ROOT / "classifier")]
     subprocess.run(command, check=True)
     (wheel,) = tmp_path.glob("polyhead-*.whl")
@@ -106,7 +128,7 @@ def test_a_wheel_carries_the_model_template(tmp_path: Path) -> None:
 def test_a_failing_disk_leaves_the_served_version(
     base_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing changes and nothing remains if a copy fails, for a model that is there and for a new one."""
+    """If a copy fails, nothing changes and no file remains, for an existing model and for a new one."""
     repository = tmp_path / "repo"
     export_checkpoint(base_checkpoint, repository)
     before = listing(repository)
@@ -124,16 +146,16 @@ def test_a_failing_disk_leaves_the_served_version(
 
 FULL_DISK = """
 import resource, sys
-from polyhead.export import main
-for limit in (64, 20_000):  # bytes of a file: of the first one, and of the weights
+from polyhead.export import app
+for limit in (64, 20_000):  # bytes per file: fails at the first file, and at the weights
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     for more in (["--replace"], ["--version", "2"], ["--name", "other"]):
-        assert main([*sys.argv[1:], *more]) == 2
+        assert app([*sys.argv[1:], *more], standalone_mode=False) == 2
 """
 
 
 def test_a_disk_that_fills_up_leaves_nothing(base_checkpoint: Path, tmp_path: Path) -> None:
-    """Where a file cannot be written to its end, one line says so, and the repository is as it was."""
+    """If a file cannot be written completely, one line says so, and the repository stays as it was."""
     repository = tmp_path / "repo"
     export_checkpoint(base_checkpoint, repository)
     before = {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()}

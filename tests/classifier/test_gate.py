@@ -1,4 +1,4 @@
-"""The gate: a precision answers only while it stays near the golden scores and flips no clear answer."""
+"""The gate: a precision may answer only if its scores stay near the golden scores and no clear answer changes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from polyhead.engine import Precision
 from polyhead.errors import OptionError, ToleranceError
-from polyhead.gate import TOLERANCE, check_golden, flipped
+from polyhead.gate import changed_answers
+from polyhead.precision import TOLERANCE, Precision, requested_precision
 from polyhead.predictor import Predictor
 from polyhead.schema import Head, Schema
 from tests.tiny import write_tiny_checkpoint
@@ -26,29 +26,31 @@ SCHEMA = Schema(
 EXPECTED = np.array([[0.5, 0.45, 0.05, 0.52, 0.9, 3.0]], dtype=np.float32)
 
 
-def flips(*scores: float, tolerance: float = 0.03) -> list[int]:
-    """The columns that flip against EXPECTED."""
-    return np.flatnonzero(flipped(np.array([scores], dtype=np.float32), EXPECTED, SCHEMA, tolerance)[0]).tolist()
+def changes(*scores: float, tolerance: float = 0.03) -> list[int]:
+    """The columns whose answer changes from EXPECTED."""
+    return np.flatnonzero(
+        changed_answers(np.array([scores], dtype=np.float32), EXPECTED, SCHEMA, tolerance)[0]
+    ).tolist()
 
 
-def test_equal_scores_flip_nothing() -> None:
-    """The expected scores themselves are no flip."""
-    assert flips(*EXPECTED[0]) == []
+def test_equal_scores_change_nothing() -> None:
+    """The expected scores themselves change no answer."""
+    assert changes(*EXPECTED[0]) == []
 
 
 def test_a_clear_winner_must_stay() -> None:
-    """Another best label is a flip if the margin was more than the tolerance, and none if it was less."""
-    assert flips(0.45, 0.5, 0.05, 0.52, 0.9, 3.0) == [0]
-    assert flips(0.45, 0.5, 0.05, 0.52, 0.9, 3.0, tolerance=0.06) == []
+    """Another best label counts if the margin was more than the tolerance, and not if it was less."""
+    assert changes(0.45, 0.5, 0.05, 0.52, 0.9, 3.0) == [0]
+    assert changes(0.45, 0.5, 0.05, 0.52, 0.9, 3.0, tolerance=0.06) == []
 
 
 def test_a_threshold_is_crossed_only_from_near() -> None:
-    """0.52 may fall below the threshold 0.5, 0.9 may not fall below 0.3."""
-    assert flips(0.5, 0.45, 0.05, 0.49, 0.2, 3.0) == [4]
+    """0.52 may fall below the threshold 0.5; 0.9 must not fall below 0.3."""
+    assert changes(0.5, 0.45, 0.05, 0.49, 0.2, 3.0) == [4]
 
 
-def test_a_taxonomy_flips_as_a_path() -> None:
-    """Labels of a taxonomy win together: the margin is that of the paths' products."""
+def test_a_taxonomy_changes_as_a_path() -> None:
+    """Labels of a taxonomy win together: the margin is between the products of the two paths."""
     schema = Schema(
         [
             Head(name="kind", kind="single_label", labels=("animal", "plant")),
@@ -63,14 +65,14 @@ def test_a_taxonomy_flips_as_a_path() -> None:
     )
     expected = np.array([[0.6, 0.4, 0.9, 0.1]], dtype=np.float32)  # animal/cat: 0.54 against 0.04
     other = np.array([[0.4, 0.6, 0.1, 0.9]], dtype=np.float32)
-    assert flipped(other, expected, schema, 0.1).tolist() == [[True, False, True, False]]
-    assert not flipped(other, expected, schema, 0.6).any()
+    assert changed_answers(other, expected, schema, 0.1).tolist() == [[True, False, True, False]]
+    assert not changed_answers(other, expected, schema, 0.6).any()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_each_precision_keeps_its_tolerance(base_checkpoint: Path, precision: Precision) -> None:
-    """A sound checkpoint passes at every precision, and the distance is not zero below float32."""
-    worst = check_golden(Predictor.load(base_checkpoint, precision=precision))
+    """A good checkpoint passes at every precision; below float32 the distance is not zero."""
+    worst = Predictor.load(base_checkpoint, precision=precision).check_golden()
     assert worst <= TOLERANCE[precision]
     assert precision == "fp32" or worst > 1e-5
 
@@ -86,7 +88,7 @@ def with_moved_scores(path: Path, amount: float) -> Path:
 
 
 def test_a_named_precision_that_fails_is_refused(tmp_path: Path) -> None:
-    """Loading at a precision that leaves the tolerance names the row, the label and what is allowed."""
+    """A named precision that leaves the tolerance is an error with the row, the label and what is allowed."""
     path = with_moved_scores(tmp_path / "c", 0.2)
     with pytest.raises(ToleranceError, match=r"golden.jsonl:\d+: the engine's bf16 score of 'topic/news' .* 0.03"):
         Predictor.load(path, precision="bf16")
@@ -95,7 +97,7 @@ def test_a_named_precision_that_fails_is_refused(tmp_path: Path) -> None:
 def test_auto_falls_back_to_float32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where bf16 is quick but leaves the tolerance, auto serves float32 and logs why."""
+    """If bf16 is fast but leaves the tolerance, auto serves float32 and logs the reason."""
     monkeypatch.setattr("polyhead.predictor.fastest_precision", lambda device: "bf16")
     write_tiny_checkpoint(tmp_path / "sound")
     assert Predictor.load(tmp_path / "sound", precision="auto").precision == "bf16"
@@ -105,14 +107,16 @@ def test_auto_falls_back_to_float32(
 
 
 def test_the_environment_names_the_precision(base_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """POLYHEAD_PRECISION decides where the caller does not, and the caller where both do."""
+    """POLYHEAD_PRECISION decides if the caller names no precision; an empty variable is the same as none."""
     monkeypatch.setenv("POLYHEAD_PRECISION", "int8")
     assert Predictor.load(base_checkpoint).precision == "int8"
     assert Predictor.load(base_checkpoint, precision="fp32").precision == "fp32"
+    monkeypatch.setenv("POLYHEAD_PRECISION", "")
+    assert requested_precision(None) == "auto"
 
 
 def test_load_checks_only_the_first_rows(tmp_path: Path) -> None:
-    """With a bound on tokens at least one row is checked, and not the last."""
+    """With a limit on tokens the first row is checked, and not the last."""
     path = tmp_path / "c"
     write_tiny_checkpoint(path)
     lines = (path / "golden.jsonl").read_text(encoding="utf-8").splitlines()
@@ -120,12 +124,12 @@ def test_load_checks_only_the_first_rows(tmp_path: Path) -> None:
     last["scores"][0] += 0.5
     (path / "golden.jsonl").write_text("\n".join([*lines[:-1], json.dumps(last)]), encoding="utf-8")
     predictor = Predictor.load(path)
-    assert check_golden(predictor, most_tokens=1) < 1e-5
+    assert predictor.check_golden(most_tokens=1) < 1e-5
     with pytest.raises(ToleranceError, match=f"golden.jsonl:{len(lines)}"):
-        check_golden(predictor)
+        predictor.check_golden()
 
 
 def test_an_unknown_precision_is_refused(base_checkpoint: Path) -> None:
-    """The error names what is allowed."""
+    """The error names the allowed precisions."""
     with pytest.raises(OptionError, match=r"precision must be one of .*'auto', 'fp32', 'bf16', 'int8'.* got 'fp4'"):
         Predictor.load(base_checkpoint, precision="fp4")

@@ -1,4 +1,4 @@
-"""The C kernels compute what PyTorch does, for every CPU they were compiled for; so does the engine without them."""
+"""The C kernels compute the same as PyTorch, for every target; so does the engine without them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from polyhead.checkpoint import read_checkpoint
 from polyhead.engine import Engine
-from polyhead.engine.cpu import attention, gelu, kernels, quantise
+from polyhead.engine.cpu import attention, kernels, layers
 from polyhead.engine.cpu.kernels import GELU_FLOOR, Kernels
 from tests.tiny import write_tiny_checkpoint
 
-CAPABILITIES = ("DEFAULT", "AVX2", "AVX512")  # each machine can do those before its own
+CAPABILITIES = ("DEFAULT", "AVX2", "AVX512")  # a machine can run its own and those before it
 TYPES = (torch.float32, torch.bfloat16)
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 0.02}  # bfloat16 values of up to 4 lie 0.016 apart
 HEADS = 2
@@ -40,14 +40,14 @@ def compiled(request: pytest.FixtureRequest) -> Kernels:
 
 @pytest.fixture
 def two_threads() -> Iterator[None]:
-    """Tests have one thread otherwise."""
+    """Other tests use one thread."""
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(1)
 
 
 def attended(qkv: torch.Tensor, lengths: list[int]) -> torch.Tensor:
-    """PyTorch's attention, a text at a time, in float64."""
+    """PyTorch's attention, one text at a time, in float64."""
     rows = []
     for text in qkv.double().split(lengths):
         query, key, value = text.view(1, len(text), 3, HEADS, kernels.HEAD_WIDTH).permute(2, 0, 3, 1, 4)
@@ -60,17 +60,17 @@ def attended(qkv: torch.Tensor, lengths: list[int]) -> torch.Tensor:
 @settings(max_examples=20, deadline=None)
 @given(lengths=st.lists(st.integers(1, 150), min_size=1, max_size=6), size=st.floats(0.01, 2))
 def test_attention_is_pytorchs(compiled: Kernels, dtype: torch.dtype, lengths: list[int], size: float) -> None:
-    """Texts of any lengths side by side, each attending to itself alone."""
+    """Texts of any lengths side by side; each attends only to itself."""
     qkv = (size * torch.randn(sum(lengths), 3 * HEADS * kernels.HEAD_WIDTH)).to(dtype)
     out = torch.full((sum(lengths), HEADS * kernels.HEAD_WIDTH), torch.nan, dtype=dtype)
     compiled.attend(qkv, torch.tensor([0, *lengths]).cumsum(0), HEADS, 0.125, out)
-    atol = ROUNDING[dtype] * max(1.0, size) ** 3  # rounding of the scores, which grow with its square, times a value
+    atol = ROUNDING[dtype] * max(1.0, size) ** 3  # the scores' rounding, which grows with size squared, times a value
     torch.testing.assert_close(out.double(), attended(qkv, lengths), atol=atol, rtol=ROUNDING[dtype])
 
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_attention_of_last_tokens_is_the_same(compiled: Kernels, dtype: torch.dtype) -> None:
-    """Computed for them alone, it is what all tokens' attention has in their rows."""
+    """Attention for only the last tokens equals their rows in the attention of all tokens."""
     lengths, channels = [1, 2, 17, 130], HEADS * kernels.HEAD_WIDTH
     starts = torch.tensor([0, *lengths]).cumsum(0)
     qkv = torch.randn(sum(lengths), 3 * channels).to(dtype)
@@ -82,7 +82,7 @@ def test_attention_of_last_tokens_is_the_same(compiled: Kernels, dtype: torch.dt
 
 @pytest.mark.usefixtures("two_threads")
 def test_long_texts_and_several_threads(compiled: Kernels) -> None:
-    """1,024 tokens, the heads shared out among threads."""
+    """A text of 1,024 tokens; the heads are divided among threads."""
     qkv = torch.randn(1024 + 300, 3 * HEADS * kernels.HEAD_WIDTH)
     out = torch.empty(len(qkv), HEADS * kernels.HEAD_WIDTH)
     compiled.attend(qkv, torch.tensor([0, 1024, 1324]), HEADS, 0.125, out)
@@ -92,7 +92,7 @@ def test_long_texts_and_several_threads(compiled: Kernels) -> None:
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("threads", ["one", "two"])
 def test_gelu_is_pytorchs(compiled: Kernels, dtype: torch.dtype, threads: str, request: pytest.FixtureRequest) -> None:
-    """Values of every size, infinities too, in place; a NaN stays one."""
+    """Values of every size, including infinities, in place; NaN stays NaN."""
     if threads == "two":
         request.getfixturevalue("two_threads")
     x = torch.cat([torch.linspace(-12, 12, 300_001), torch.tensor([-1e30, -3e38, 1e30, torch.inf, -3e4, 0.0])])[
@@ -105,7 +105,7 @@ def test_gelu_is_pytorchs(compiled: Kernels, dtype: torch.dtype, threads: str, r
 
 
 def test_a_row_is_quantised_by_its_own_scale(compiled: Kernels) -> None:
-    """Each value within half a step of itself, whatever else the matrix holds; rows of zeros stay zeros."""
+    """Each value is off by at most half a step, whatever the other rows hold; rows of zeros stay zeros."""
     x = torch.randn(7, 100) * torch.logspace(-3, 3, 7)[:, None]
     x[3] = 0
     q, scales = compiled.quantise(x, 127)
@@ -117,7 +117,7 @@ def test_a_row_is_quantised_by_its_own_scale(compiled: Kernels) -> None:
 
 @pytest.mark.parametrize("levels", [127, 255])
 def test_gelu_to_8_bits(compiled: Kernels, levels: int) -> None:
-    """Scale, bias, GELU and quantising in one pass give what they give one after the other, within half a step."""
+    """Scale, bias, GELU and quantising in one pass equal the separate steps, within half a step."""
     product, scales, bias = 5 * torch.randn(9, 130), torch.rand(9) + 0.1, torch.randn(130)
     wanted = F.gelu(product.double() * scales[:, None] + bias, approximate="tanh")
     q, new = compiled.gelu_quantise(product.clone(), scales, bias, levels)
@@ -126,7 +126,7 @@ def test_gelu_to_8_bits(compiled: Kernels, levels: int) -> None:
 
 
 def test_products_are_rescaled(compiled: Kernels) -> None:
-    """Into a matrix, or onto what it holds."""
+    """The result is stored in a matrix, or added to it."""
     product, scales, bias, out = torch.randn(5, 33), torch.rand(5), torch.randn(33), torch.randn(5, 33)
     wanted = product * scales[:, None] + bias
     torch.testing.assert_close(compiled.rescale(product, scales, bias, out.clone(), adds=True), out + wanted)
@@ -134,7 +134,7 @@ def test_products_are_rescaled(compiled: Kernels) -> None:
 
 
 def test_a_nan_is_not_quantised_away(compiled: Kernels) -> None:
-    """A damaged model must not look sound: its row's scale is NaN."""
+    """A damaged model must not look healthy: a row with a NaN gets the scale NaN."""
     x = torch.ones(2, 40)
     x[1, 7] = torch.nan
     assert compiled.quantise(x, 127)[1].isnan().tolist() == [False, True]
@@ -148,8 +148,8 @@ def test_a_nan_is_not_quantised_away(compiled: Kernels) -> None:
     assert out[1, : kernels.HEAD_WIDTH].isnan().all()
 
 
-def test_what_c_would_misread_is_refused(compiled: Kernels) -> None:
-    """Strided tensors and other types are errors, not wrong answers."""
+def test_tensors_that_c_would_misread_are_refused(compiled: Kernels) -> None:
+    """Strided tensors and other types are errors instead of wrong answers."""
     with pytest.raises(TypeError, match=r"dense torch.float32"):
         compiled.quantise(torch.ones(4, 6)[:, ::2], 127)
     with pytest.raises(TypeError, match=r"dense torch.float32 of \(1, 3\), got torch.float64"):
@@ -163,7 +163,7 @@ def test_what_c_would_misread_is_refused(compiled: Kernels) -> None:
 
 
 def test_a_stale_library_is_not_loaded(tmp_path: Path) -> None:
-    """One compiled from another source than the one beside it might misread its arguments."""
+    """A library that was compiled from another kernels.c might misread its arguments."""
     folder = Path(kernels.__file__).parent
     for name in ("kernels.c", f"kernels_{here()[-1]}.so"):
         shutil.copy(folder / name, tmp_path)
@@ -175,10 +175,10 @@ def test_a_stale_library_is_not_loaded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("compiler", ["false", "/no/such/cc -m64", "'"])
-def test_an_installation_goes_on_without_a_compiler(
+def test_an_installation_works_without_a_compiler(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], compiler: str
 ) -> None:
-    """It says so and leaves no library behind, an older one least of all."""
+    """It prints a line and leaves no library, also no stale one."""
     root = Path(kernels.__file__).parents[4]
     spec = importlib.util.spec_from_file_location("hatch_build", root / "hatch_build.py")
     assert spec is not None
@@ -194,21 +194,21 @@ def test_an_installation_goes_on_without_a_compiler(
     hook = hatch_build.KernelsHook(str(tmp_path), {}, None, None, str(tmp_path), "wheel")
     hook.initialize("editable", data)
     assert data == {"artifacts": []}
-    assert "does without its kernels for AVX2" in capsys.readouterr().err
+    assert "runs without its kernels for AVX2" in capsys.readouterr().err
     assert [path.name for path in folder.iterdir()] == ["kernels.c"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
-def test_an_engine_without_kernels_answers_alike(
+def test_an_engine_without_kernels_answers_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
-    """Where nothing was compiled, PyTorch's operations give the same logits, at the precision's rounding."""
+    """If nothing was compiled, PyTorch's operations give the same logits, up to the precision's rounding."""
     write_tiny_checkpoint(tmp_path, n_embd=128, n_head=2)
     checkpoint = read_checkpoint(tmp_path)
     ids = [[(7 * row + place) % 50 for place in range(length)] for row, length in enumerate([1, 3, 3, 20, 31, 32])]
     assert kernels.KERNELS is not None
     wanted = Engine(checkpoint, precision=precision).logits(ids)
-    for module in (attention, gelu, quantise):
+    for module in (attention, layers):
         monkeypatch.setattr(module, "KERNELS", None)
     found = Engine(checkpoint, precision=precision).logits(ids)
     np.testing.assert_allclose(found, wanted, atol={"fp32": 1e-5, "bf16": 0.03, "int8": 0.03}[precision])

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from polyhead.checkpoint import read_checkpoint
-from polyhead.engine.memory import activation_bytes
+from polyhead.engine.cpu.forward import activation_bytes
 from polyhead.errors import MachineError
 from polyhead.predictor import Predictor
 from tests.tiny import write_tiny_checkpoint
 
-# A process of its own, since only a whole process has a highest mark. Prints by how much a micro-batch raises it.
+# Its own process, because only a whole process has a peak of memory. Prints by how much a micro-batch raises the peak.
 MEASURE = """
 import sys
 from pathlib import Path
@@ -32,7 +32,7 @@ length, tokens = int(sys.argv[2]), int(sys.argv[3])
 vocabulary = predictor.checkpoint.body.vocab_size
 texts = [[n % vocabulary, n // vocabulary, *[0] * (length - 2)] for n in range(tokens // length)]
 predictor._engine.logits(texts[:2])
-Path("/proc/self/clear_refs").write_text("5")  # the highest mark starts anew
+Path("/proc/self/clear_refs").write_text("5")  # resets the peak
 before = mark("VmRSS")
 predictor._engine.logits(texts)
 print(mark("VmHWM") - before)
@@ -41,7 +41,7 @@ print(mark("VmHWM") - before)
 
 @pytest.mark.parametrize("length", [2, 48])
 def test_bound_holds(tmp_path: Path, length: int) -> None:
-    """A micro-batch of the whole budget stays below the bound, and the bound is not far above it."""
+    """A micro-batch of the whole token budget stays below the bound, and takes at least a quarter of it."""
     write_tiny_checkpoint(tmp_path, "hidden_state_concat", n_embd=512, n_layer=2)
     checkpoint = read_checkpoint(tmp_path)
     tokens = Predictor(checkpoint).token_budget
@@ -52,7 +52,7 @@ def test_bound_holds(tmp_path: Path, length: int) -> None:
 
 
 def test_warm_up_says_what_fits(base_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One byte too little is an error with both numbers; the exact need is enough."""
+    """One byte too little is an error with both numbers; exactly enough is no error."""
     predictor = Predictor.load(base_checkpoint)
     needed = activation_bytes(predictor.checkpoint.body, predictor.token_budget)
     monkeypatch.setattr("polyhead.predictor.available_memory_bytes", lambda: needed)
@@ -65,7 +65,7 @@ def test_warm_up_says_what_fits(base_checkpoint: Path, monkeypatch: pytest.Monke
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_warm_up_computes_on_cuda(base_checkpoint: Path) -> None:
-    """A CUDA device has computed the largest micro-batch before the first request."""
+    """A CUDA device computes the largest micro-batch before the first request."""
     predictor = Predictor.load(base_checkpoint, device="cuda")
     torch.cuda.reset_peak_memory_stats()
     assert predictor.warm_up() == predictor.token_budget

@@ -1,7 +1,8 @@
-"""Texts in, answers out; a bad text spoils its own answer alone."""
+"""Texts in, answers out; a bad text affects only its own answer."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from polyhead.precision import TOLERANCE, Precision
 from polyhead.predictor import Predictor
-from tests.tiny import MAX_LENGTH, TEXTS
+from tests.tiny import MAX_LENGTH, SCHEMA, TEXTS
 
 
 @pytest.fixture(scope="module")
 def predictor(base_checkpoint: Path) -> Predictor:
-    """Of the tiny base checkpoint."""
+    """A predictor of the tiny base checkpoint."""
     return Predictor.load(base_checkpoint)
 
 
@@ -28,8 +30,8 @@ def predictor(base_checkpoint: Path) -> Predictor:
         ("\ud800", "the text is not valid UTF-8"),
     ],
 )
-def test_a_bad_text_spoils_only_itself(predictor: Predictor, bad: str | bytes, error: str) -> None:
-    """Its answer is an error, its scores are NaN, and its neighbours' answers are what they are without it."""
+def test_a_bad_text_affects_only_itself(predictor: Predictor, bad: str | bytes, error: str) -> None:
+    """Its answer is an error and its scores are NaN; the other texts have the same answers as without it."""
     answers = predictor.predict([TEXTS[0], bad, TEXTS[1]])
     alone = predictor.predict([TEXTS[0], TEXTS[1]])
     assert answers[1] == {"error": error}
@@ -37,8 +39,8 @@ def test_a_bad_text_spoils_only_itself(predictor: Predictor, bad: str | bytes, e
     assert np.isnan(predictor.score(predictor.encode([bad]))).all()
 
 
-def test_truncation_is_said(predictor: Predictor) -> None:
-    """A text beyond max_length is read to there and says so; one that fits is not."""
+def test_truncation_is_reported(predictor: Predictor) -> None:
+    """A text beyond max_length is read up to there and reported as truncated; a short text is not."""
     long, short = predictor.predict([TEXTS[-1], TEXTS[3]])
     assert (long["truncated"], long["token_count"]) == (True, MAX_LENGTH)
     assert short["truncated"] is False
@@ -46,21 +48,21 @@ def test_truncation_is_said(predictor: Predictor) -> None:
 
 
 def test_exactly_max_length_is_not_truncated(predictor: Predictor) -> None:
-    """A text of exactly max_length tokens is read whole."""
+    """A text of exactly max_length tokens is not truncated."""
     text = predictor._tokenizer.decode(predictor.encode([TEXTS[-1]])[0].token_ids)
     encoded = predictor.encode([text])[0]
     assert (encoded.token_count, encoded.truncated) == (MAX_LENGTH, False)
 
 
 def test_bytes_and_text_are_the_same(predictor: Predictor) -> None:
-    """UTF-8 bytes, as the wire brings them, answer as the text does."""
+    """UTF-8 bytes, as they come over the wire, get the same answer as the string."""
     assert predictor.predict([text.encode() for text in TEXTS]) == predictor.predict(TEXTS)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(st.one_of(st.text(max_size=80), st.sampled_from(TEXTS)), min_size=1, max_size=8))
 def test_any_text_alone_answers_as_in_its_batch(predictor: Predictor, texts: list[str]) -> None:
-    """Scores alone and in the batch agree within 1e-5, errors and lengths exactly."""
+    """Scores alone and in a batch agree within 1e-5; errors and lengths agree exactly."""
     together = predictor.encode(texts)
     scores = predictor.score(together)
     for position, text in enumerate(texts):
@@ -70,7 +72,19 @@ def test_any_text_alone_answers_as_in_its_batch(predictor: Predictor, texts: lis
 
 
 def test_end_of_text_is_a_token_like_any_other(predictor: Predictor) -> None:
-    """A literal end-of-text inside a text does not cut the text there."""
+    """A literal <|endoftext|> inside a text does not end the text."""
     with_end, without = predictor.encode(["before <|endoftext|> after", "before"])
     assert with_end.token_count > without.token_count
     assert 0 in with_end.token_ids
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_schema_says_how_exact_scores_are(base_checkpoint: Path, precision: Precision) -> None:
+    """SCHEMA carries max_length, the heads, the precision that the engine computes in, and its tolerance."""
+    served = json.loads(Predictor.load(base_checkpoint, precision=precision).schema_json())
+    assert served == {
+        "max_length": MAX_LENGTH,
+        "precision": precision,
+        "tolerance": TOLERANCE[precision],
+        "heads": SCHEMA.to_json(),
+    }

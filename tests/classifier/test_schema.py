@@ -1,4 +1,4 @@
-"""A schema that contradicts itself is refused with the field's name."""
+"""A schema that contradicts itself is refused; the error names the field."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ LEAF: dict[str, Any] = FIELDS | {
 
 
 def test_json_round_trip_is_exact() -> None:
-    """What is written is what is read."""
+    """`from_json` is the inverse of `to_json`."""
     schema = Schema.from_json([FIELDS, LEAF])
     assert Schema.from_json(schema.to_json()) == schema
 
 
 def test_columns_stand_side_by_side() -> None:
-    """Column names are head/label in the schema's order, head/value for a regression."""
+    """Column names are head/label in the schema's order, and head/value for a regression."""
     schema = Schema([Head(name="t", kind="multi_label", labels=("x", "y")), Head(name="r", kind="regression")])
     assert schema.column_names() == ["t/x", "t/y", "r/value"]
     assert schema.columns == {"t": slice(0, 2), "r": slice(2, 3)}
@@ -34,7 +34,7 @@ def test_columns_stand_side_by_side() -> None:
 
 @pytest.mark.parametrize("field", list(Head.model_fields))
 def test_a_missing_field_is_named(field: str) -> None:
-    """Each field of a head must be in a checkpoint."""
+    """Every field of a head must be present; the error names the missing one."""
     fields = {name: value for name, value in FIELDS.items() if name != field}
     with pytest.raises(SchemaError, match=f"heads.0: missing field '{field}'"):
         Schema.from_json([fields])
@@ -50,16 +50,16 @@ def test_a_missing_field_is_named(field: str) -> None:
         ({"labels": ["a", "b\n"]}, "single lines"),
         ({"name": "a/b"}, "name: .*got 'a/b'"),
         ({"thresholds": [0.5, 0.5]}, "only multi_label"),
-        ({"kind": "multi_label", "thresholds": [0.5]}, r"a threshold a label \(2\), got 1"),
+        ({"kind": "multi_label", "thresholds": [0.5]}, r"a threshold per label \(2\), got 1"),
         ({"kind": "multi_label", "thresholds": [0.5, 2]}, r"\[0, 1\]"),
         ({"kind": "regression"}, "a regression has no labels"),
         ({"temperature": 0}, "temperature"),
         ({"weight": float("nan")}, "weight"),
-        ({"parent": "other"}, "given together"),
+        ({"parent": "other"}, "give both parent and parent_of"),
     ],
 )
 def test_a_contradiction_is_named(change: dict[str, Any], message: str) -> None:
-    """Wrong fields are one line with the field, the value and what is allowed."""
+    """A wrong field is an error of one line with the field, the value and what is allowed."""
     with pytest.raises(SchemaError, match=message) as caught:
         Schema.from_json([FIELDS | change])
     assert "\n" not in str(caught.value)
@@ -68,20 +68,20 @@ def test_a_contradiction_is_named(change: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"parent": "nobody"}, "none of the single_label heads"),
-        ({"parent_of": {"a1": "a", "a2": "a"}}, "map each label once"),
+        ({"parent": "nobody"}, "must be one of the single_label heads"),
+        ({"parent_of": {"a1": "a", "a2": "a"}}, "map each label and nothing else"),
         ({"parent_of": {"a1": "a", "a2": "a", "b1": "c"}}, "'topic' lacks.*'c'"),
         ({"parent_of": {"a1": "a", "a2": "a", "b1": "a"}}, "needs a child.*'b'"),
     ],
 )
 def test_a_broken_taxonomy_is_named(change: dict[str, Any], message: str) -> None:
-    """A taxonomy that names what is not there is refused."""
+    """A taxonomy that names a head or label that does not exist, or leaves one out, is refused."""
     with pytest.raises(SchemaError, match=message):
         Schema.from_json([FIELDS, LEAF | change])
 
 
 def test_a_cycle_of_parents_is_refused() -> None:
-    """Two heads that are each other's parent are no taxonomy."""
+    """Two heads that are each other's parent are refused."""
     first = FIELDS | {"parent": "other", "parent_of": {"a": "c", "b": "d"}}
     second = FIELDS | {"name": "other", "labels": ["c", "d"], "parent": "topic", "parent_of": {"c": "a", "d": "b"}}
     with pytest.raises(SchemaError, match="cycle"):
@@ -89,7 +89,7 @@ def test_a_cycle_of_parents_is_refused() -> None:
 
 
 def test_two_heads_of_one_name_are_refused() -> None:
-    """Names must be unique, and there must be a head."""
+    """Names must be unique, and a schema needs a head."""
     with pytest.raises(SchemaError, match="unique"):
         Schema.from_json([FIELDS, FIELDS])
     with pytest.raises(SchemaError, match="at least one head"):

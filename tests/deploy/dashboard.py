@@ -1,4 +1,4 @@
-"""The Grafana dashboard as tests read it: its panels, and its queries as Prometheus takes them."""
+"""The Grafana dashboard as tests read it: its panels, and its queries for Prometheus."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def dashboard() -> dict[str, Any]:
 
 
 def rows() -> list[dict[str, Any]]:
-    """The rows, which are panels that only head others."""
+    """The rows, which are panels that group others."""
     return [panel for panel in dashboard()["panels"] if panel["type"] == "row"]
 
 
 def panels() -> list[dict[str, Any]]:
-    """All panels with queries, also those within a collapsed row."""
+    """All panels with queries, also those in a collapsed row."""
     found = [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
     return found + [panel for row in rows() for panel in row["panels"]]
 
@@ -34,7 +34,7 @@ def queries() -> list[tuple[str, str]]:
 
 
 def fill_in(expression: str) -> str:
-    """As Grafana does with 'All' chosen everywhere."""
+    """Replaces variables as Grafana does if 'All' is chosen everywhere."""
     filled = expression.replace("$__rate_interval", "1m")
     for variable in dashboard()["templating"]["list"]:
         filled = re.sub(rf"\${variable['name']}\b", ".*", filled)

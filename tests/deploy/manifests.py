@@ -1,4 +1,4 @@
-"""The manifests of deploy/, put together as kustomize does, as far as ours ask for it."""
+"""The manifests of deploy/, combined as kustomize does, as far as they need it."""
 
 from __future__ import annotations
 

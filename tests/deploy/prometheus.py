@@ -1,4 +1,4 @@
-"""Debian's Prometheus as tests run it: its tools, and a server of its own over targets on loopback."""
+"""Debian's Prometheus for tests: its tools, and a server with targets on loopback."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.e2e.served import free_ports
+from loadtest.local_server import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "deploy" / "prometheus"
@@ -24,14 +24,14 @@ START_TIMEOUT_S = 30
 
 
 def tool(name: str) -> Path:
-    """A program of Debian's package; fails, never skips, where it is missing."""
+    """A program of Debian's package; if it is missing, the test fails and is never skipped."""
     if not (TOOLS / name).exists():
         pytest.fail(f"{TOOLS / name}: missing; run `make test`, which fetches it", pytrace=False)
     return TOOLS / name
 
 
 def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Runs promtool and gives what it says."""
+    """Runs promtool; gives its output."""
     return subprocess.run([tool("promtool"), *arguments], capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -81,7 +81,7 @@ class Prometheus:
             self._process.wait()
 
     def api(self, path: str, **parameters: str) -> Any:
-        """``data`` of an answer; an expression that it refuses fails the test with its words."""
+        """``data`` of an answer; if Prometheus refuses the expression, the test fails with its message."""
         url = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         try:
             with self._opener.open(url, timeout=30) as response:

@@ -1,7 +1,7 @@
-"""What the published schemas say of a resource, fields that they do not know included.
+"""Checks resources against the published schemas; unknown fields are errors.
 
-Kubernetes' come from kubernetes-validate. KServe publishes its schema in no package, but the Python models that it
-generates from it: their tables of fields become a JSON schema here, without importing kserve and its server.
+Kubernetes' schemas come from kubernetes-validate. KServe publishes no schema, but Python models that are generated from
+one. Their tables of fields become a JSON schema again here, without importing kserve and its server.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def kubernetes_types() -> dict[str, Any]:
 
 @cache
 def kserve_types() -> dict[str, Any]:
-    """KServe's types, and Kubernetes' under the names that KServe has for them."""
+    """KServe's types, and Kubernetes' types under KServe's names for them."""
     if not KSERVE_MODELS.is_dir():
         pytest.fail(f"{KSERVE_MODELS}: missing; run `make test`, which fetches it", pytrace=False)
     files = [path.read_text(encoding="utf-8") for path in sorted(KSERVE_MODELS.glob("v1*.py"))]
@@ -69,7 +69,7 @@ def kserve_types() -> dict[str, Any]:
 
 
 def from_kubernetes(name: str) -> dict[str, Any]:
-    """A type that KServe takes from Kubernetes; what neither has (Knative's, in a status) is not for us to write."""
+    """A type that KServe takes from Kubernetes. Types that neither has (Knative's, in a status) are not allowed."""
     theirs = kubernetes_types()
     for group in GROUPS:
         if f"{group}.{name}" in theirs["$defs"]:
@@ -78,7 +78,7 @@ def from_kubernetes(name: str) -> dict[str, Any]:
 
 
 def as_schema(model: ast.ClassDef) -> dict[str, Any]:
-    """One generated model: its two tables of fields; what its constructor sets unasked is required."""
+    """One generated model: its two tables of fields; a field is required if its constructor always sets it."""
     tables = {
         node.targets[0].id: ast.literal_eval(node.value)
         for node in model.body

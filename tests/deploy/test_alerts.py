@@ -1,4 +1,4 @@
-"""The alerts of deploy/prometheus, each fired by promtool by what it is for, and by nothing else."""
+"""The alerts of deploy/prometheus: in promtool, each fires for its scenario and for no other."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def restarts(reason: str) -> str:
 
 
 def healthy() -> dict[str, str]:
-    """Two replicas with 600 requests of one text a minute each, and a sample a minute, for two hours."""
+    """Two replicas with 600 requests of one text per minute each, and one sample per minute, for two hours."""
     series = {}
     for replica in REPLICAS:
         for name in ("up", "polyhead_ready"):
@@ -168,7 +168,7 @@ COUNTS = {
 
 
 def run_scenarios(folder: Path, scenarios: dict[str, tuple[dict[str, str], int, set[str]]]) -> str:
-    """What promtool says against the scenarios, empty if nothing."""
+    """promtool's complaints about the scenarios, empty if there are none."""
     file = folder / "scenarios.yml"
     tests = [unit_test(name, *scenario) for name, scenario in scenarios.items()]
     content = {"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": tests}
@@ -178,12 +178,12 @@ def run_scenarios(folder: Path, scenarios: dict[str, tuple[dict[str, str], int, 
 
 
 def test_each_alert_fires_when_it_should(tmp_path: Path) -> None:
-    """In each scenario just those alerts fire that are expected."""
+    """In each scenario, exactly the expected alerts fire."""
     assert not (said := run_scenarios(tmp_path, SCENARIOS)), said
 
 
 def labels_of(expression: str) -> set[str]:
-    """Those that an expression's series have: what it sums up by, or what a recorded rule does, or a target's."""
+    """The labels of an expression's series: those it sums by, those of a recorded rule, or those of a target."""
     if by := re.search(r"\bby \(([^)]*)\)", expression):
         return set(by[1].split(", "))
     recorded = {rule["record"]: rule["expr"] for rule in rules("record")}
@@ -195,7 +195,7 @@ def labels_of(expression: str) -> set[str]:
 
 
 def test_rules_are_sound() -> None:
-    """promtool's linter has nothing to say, and summaries use no label that an alert has not."""
+    """promtool's linter finds nothing, and summaries use only labels that the alert has."""
     result = promtool("check", "rules", "--lint=all", "--lint-fatal", RULES)
     assert result.returncode == 0, result.stdout + result.stderr
     for rule in rules("alert"):
@@ -205,12 +205,12 @@ def test_rules_are_sound() -> None:
 
 
 def test_every_alert_has_a_scenario() -> None:
-    """None is left untried."""
+    """Every alert has a scenario."""
     fired = set().union(*(expected for _, _, expected in SCENARIOS.values()))
     assert fired == {rule["alert"] for rule in rules("alert")}
 
 
 @pytest.mark.parametrize(("series", "expected"), [({}, {"PolyheadGone"}), (NONE_READY, set())])
 def test_a_wrong_expectation_is_noticed(tmp_path: Path, series: dict[str, str], expected: set[str]) -> None:
-    """The scenarios can fail: for an alert that does not fire, and for one that should not."""
+    """The scenarios can fail: if an alert does not fire, and if one fires that should not."""
     assert "FAILED" in run_scenarios(tmp_path, {"wrong": (series, 62, expected)})

@@ -1,4 +1,4 @@
-"""deploy/containers: what can be told of the files without an engine; `make image-check` builds one for real."""
+"""deploy/containers, as far as it can be checked without building; `make image-check` builds and runs an image."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from importlib.metadata import entry_points
 from pathlib import Path, PurePosixPath
 
 import pytest
+
+from tests.deploy.manifests import DEPLOY, kustomized, only
+from tests.serving.options import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "deploy" / "containers"
@@ -49,8 +52,8 @@ def hadolint(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.name)
-def test_hadolint_is_content(path: Path) -> None:
-    """No rule of it is broken but those that the file sets aside with a reason."""
+def test_hadolint_finds_nothing(path: Path) -> None:
+    """The file breaks no rule, except those that it switches off with a reason."""
     assert hadolint(path) == ""
 
 
@@ -62,7 +65,7 @@ def test_hadolint_finds_what_is_wrong(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", SERVERS)
 def test_what_is_copied_is_there(name: str) -> None:
-    """Each file is tracked by git and let through by .dockerignore, which starts from nothing."""
+    """Each source is tracked by git, and .dockerignore, which excludes everything else, lets it through."""
     first, *rules = [
         line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")
     ]
@@ -77,7 +80,7 @@ def test_what_is_copied_is_there(name: str) -> None:
 
 
 def places(found: Instructions) -> dict[str, PurePosixPath]:
-    """Where each thing from the build context comes to lie."""
+    """Where each source from the build context is copied to."""
     folder, result = PurePosixPath("/"), {}
     for name, rest in found:
         if name == "WORKDIR":
@@ -94,7 +97,7 @@ def places(found: Instructions) -> dict[str, PurePosixPath]:
     "path", [path for path in ALL if path.stem != "model"], ids=lambda path: path.parent.name + path.stem
 )
 def test_polyhead_can_be_built_from_what_is_copied(path: Path) -> None:
-    """Its wheel takes files from outside its folder along, which must stand beside it as they do here."""
+    """Its wheel includes files from outside its folder. They must be copied to the same place relative to it."""
     project = tomllib.loads((ROOT / "classifier" / "pyproject.toml").read_text(encoding="utf-8"))
     outside = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
     found = instructions(path)
@@ -109,20 +112,31 @@ def test_polyhead_can_be_built_from_what_is_copied(path: Path) -> None:
 
 
 def test_the_wheels_image_installs_what_tests_use() -> None:
-    """The requirements of .venv-triton, from copies instead of links into a checkout."""
+    """The requirements of .venv-triton, installed from copies instead of links into a checkout."""
     found = server("wheel")
     (install,) = (rest for rest in of(found, "RUN") if "pip install" in rest)
     assert "-r setup/requirements-triton.txt" in install
     assert "sed -i 's/^-e //' setup/requirements-triton.txt" in install
     requirements = (ROOT / "setup" / "requirements-triton.txt").read_text().splitlines()
-    links = [line.removeprefix("-e ").partition("[")[0] for line in requirements if line.startswith("-e ")]
-    assert links == ["./classifier"]
+    links = [line.removeprefix("-e ./").partition("[")[0] for line in requirements if line.startswith("-e ")]
+    assert links
+    assert set(links) <= set(copied(found))
     assert not [line for line in requirements if line.startswith("-") and not line.startswith("-e ")]
+
+
+def test_the_gpu_image_installs_the_same_distributions() -> None:
+    """Every distribution of ours in the requirements of .venv-triton is installed from its copy, with its extras."""
+    found = server("ngc")
+    (install,) = (rest for rest in of(found, "RUN") if "pip install" in rest)
+    requirements = (ROOT / "setup" / "requirements-triton.txt").read_text().splitlines()
+    for link in (line.removeprefix("-e ") for line in requirements if line.startswith("-e ")):
+        assert link in install.replace('"', "").split()
+        assert link.removeprefix("./").partition("[")[0] in copied(found)
 
 
 @pytest.mark.parametrize("name", SERVERS)
 def test_it_starts_our_command_as_nobody_special(name: str) -> None:
-    """The entry point is a console script of ours; the user is a number that is not root's, and stays the last one."""
+    """The entry point is a console script of ours. The user is a number other than root's, set after the last RUN."""
     found = server(name)
     (command,) = of(found, "ENTRYPOINT")
     assert json.loads(command) == ["polyhead-serve"]
@@ -137,15 +151,24 @@ def test_it_starts_our_command_as_nobody_special(name: str) -> None:
 
 @pytest.mark.parametrize("name", SERVERS)
 def test_its_health_is_the_canarys(name: str) -> None:
-    """The check asks the supervisor whether real inferences are answered, with a program that Python takes."""
+    """The check is valid Python and asks the supervisor's probe port whether real inferences are answered."""
     (check,) = of(server(name), "HEALTHCHECK")
     program = json.loads(check.partition("CMD ")[2])[-1]
     compile(program, "HEALTHCHECK", "exec")
-    assert "127.0.0.1:8003/ready" in program
+    assert f"127.0.0.1:{parse().probe_port}/ready" in program
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_its_variables_are_options(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """polyhead-serve reads the variables that the image sets."""
+    (environment,) = of(server(name), "ENV")
+    (variable,) = re.findall(r"(POLYHEAD_\w+)=(\S+)", environment)
+    monkeypatch.setenv(*variable)
+    assert parse().repository == Path("/model_repository")
 
 
 def test_the_wheels_image_has_no_compiler() -> None:
-    """Nothing that builds software stands in its last stage."""
+    """Its last stage contains nothing that builds software."""
     found = server("wheel")
     last = max(position for position, (each, _) in enumerate(found) if each == "FROM")
     installed = " ".join(rest for each, rest in found[last:] if each == "RUN")
@@ -153,26 +176,19 @@ def test_the_wheels_image_has_no_compiler() -> None:
     assert not re.search(r"\b(gcc|g\+\+|make|build-essential|python3\S*-dev|pip)\b", installed)
 
 
-def test_the_base_of_gpus_and_what_is_said_of_it() -> None:
-    """NVIDIA's container of a version that has NumPy 2, and a word that nobody has built it here."""
-    (base,) = of(server("ngc"), "FROM")
-    assert re.fullmatch(r"nvcr\.io/nvidia/tritonserver:25\.\d\d-py3", base)
-    assert "nobody has built it" in (FOLDER / "ngc.Containerfile").read_text(encoding="utf-8")
-    (install,) = (rest for rest in of(server("ngc"), "RUN") if "pip install" in rest)
-    assert '"numpy>=2"' in install
-
-
-def test_a_model_is_copied_where_the_pod_looks() -> None:
-    """The model's image copies its repository to /target, by default and in Kubernetes alike."""
+def test_the_models_image_fills_the_pods_volume() -> None:
+    """It copies its repository to where the init container of deploy/kubernetes mounts the volume."""
     found = instructions(FOLDER / "model.Containerfile")
-    assert of(found, "COPY") == [". /model_repository"]
+    (source, target) = of(found, "COPY")[0].split()
+    assert source == "."
     (command,) = of(found, "CMD")
-    assert json.loads(command) == ["cp", "-R", "/model_repository/.", "/target/"]
-    assert of(found, "USER") == ["10001:10001"]
+    pod = only(kustomized(DEPLOY / "kubernetes"), "Deployment")["spec"]["template"]["spec"]
+    (mount,) = pod["initContainers"][0]["volumeMounts"]
+    assert json.loads(command)[-2:] == [f"{target}/.", f"{mount['mountPath']}/"]
 
 
 def test_the_images_check_is_a_sound_script() -> None:
-    """bash reads deploy/containers/check.sh, and without a repository it says how to call it."""
+    """bash can parse deploy/containers/check.sh, and without a repository it explains its usage."""
     script = FOLDER / "check.sh"
     subprocess.run(["bash", "-n", script], check=True)
     ended = subprocess.run([script], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""deploy/kserve: valid by the models that KServe generates from its schema, and fit for the server behind it."""
+"""deploy/kserve: valid by the models that KServe generates from its schema; resources and options agree."""
 
 from __future__ import annotations
 
@@ -7,25 +7,24 @@ from typing import Any
 
 import jsonschema
 import pytest
-import yaml
 
-from polyhead_serving.serve_options import parse
 from tests.deploy.manifests import DEPLOY, containers, environment, kustomized, only
 from tests.deploy.schemas import check_kserve
+from tests.serving.options import parse
 
 FOLDER = DEPLOY / "kserve"
 
 
 @pytest.fixture
 def resources() -> list[dict[str, Any]]:
-    """KServe's, without what is generated beside them."""
+    """KServe's resources, without the generated ones."""
     found = [one for one in kustomized(FOLDER) if one["apiVersion"].startswith("serving.kserve.io/")]
     assert {one["kind"] for one in found} == {"ServingRuntime", "InferenceService"}
     return found
 
 
 def test_kserve_takes_every_resource(resources: list[dict[str, Any]]) -> None:
-    """By its own types, and Kubernetes' within them."""
+    """Every resource is valid by KServe's types and Kubernetes' types within them."""
     check_kserve(resources)
 
 
@@ -55,19 +54,19 @@ def text_for_number(_: dict[str, Any], service: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "spoil", [misspell_runtime, misspell_container, misspell_service, forget_format, text_for_number]
+    "break_field", [misspell_runtime, misspell_container, misspell_service, forget_format, text_for_number]
 )
 def test_a_wrong_field_is_noticed(
-    resources: list[dict[str, Any]], spoil: Callable[[dict[str, Any], dict[str, Any]], None]
+    resources: list[dict[str, Any]], break_field: Callable[[dict[str, Any], dict[str, Any]], None]
 ) -> None:
     """The types are strict."""
-    spoil(only(resources, "ServingRuntime"), only(resources, "InferenceService"))
+    break_field(only(resources, "ServingRuntime"), only(resources, "InferenceService"))
     with pytest.raises(jsonschema.ValidationError):
         check_kserve(resources)
 
 
 def test_the_service_asks_for_the_runtime(resources: list[dict[str, Any]]) -> None:
-    """By its name and by the format that it supports."""
+    """The service names the runtime and a format that the runtime supports."""
     runtime, service = only(resources, "ServingRuntime"), only(resources, "InferenceService")
     model = service["spec"]["predictor"]["model"]
     assert model["runtime"] == runtime["metadata"]["name"]
@@ -77,7 +76,7 @@ def test_the_service_asks_for_the_runtime(resources: list[dict[str, Any]]) -> No
 
 
 def test_requests_come_through_the_proxy(resources: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first port of the first container, where KServe sends them, is nginx's, and it waits for the server's end."""
+    """KServe sends requests to the first container's first port. nginx listens there and ends after the server."""
     runtime = only(resources, "ServingRuntime")["spec"]
     server, proxy = runtime["containers"]
     assert server["name"] == "kserve-container"
@@ -87,36 +86,17 @@ def test_requests_come_through_the_proxy(resources: list[dict[str, Any]], monkey
         assert server[probe]["httpGet"] == {"path": "/ready", "port": port}
     for name, value in environment(server).items():
         monkeypatch.setenv(name, value)
-    settings = parse([])
+    settings = parse()
     wait_s = int(proxy["lifecycle"]["preStop"]["exec"]["command"][1])
     grace_s = only(resources, "InferenceService")["spec"]["predictor"]["terminationGracePeriodSeconds"]
     assert settings.drain_s + settings.exit_timeout_s < wait_s < grace_s
     assert str(settings.repository) == "/mnt/models"
 
 
-def test_containers_are_locked_down(resources: list[dict[str, Any]]) -> None:
-    """As restricted pods must be; what they mount is there."""
+def test_mounts_are_volumes(resources: list[dict[str, Any]]) -> None:
+    """Containers mount the runtime's volumes, all of them, and the config map among them is the generated one."""
     runtime = only(resources, "ServingRuntime")["spec"]
-    volumes = {volume["name"] for volume in runtime["volumes"]}
-    for container in containers(runtime):
-        context = container["securityContext"]
-        assert context["runAsNonRoot"]
-        assert context["readOnlyRootFilesystem"]
-        assert context["allowPrivilegeEscalation"] is False
-        assert context["capabilities"] == {"drop": ["ALL"]}
-        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert {mount["name"] for container in containers(runtime) for mount in container["volumeMounts"]} == volumes
-
-
-def test_the_config_maps_name_follows_its_content() -> None:
-    """Kustomize is told where the runtime names it, and there it stands."""
-    names = yaml.safe_load((FOLDER / "names.yaml").read_text(encoding="utf-8"))
-    (reference,) = names["nameReference"]
-    assert reference["fieldSpecs"] == [{"kind": "ServingRuntime", "path": "spec/volumes/configMap/name"}]
-    everything = kustomized(FOLDER)
-    used = {
-        volume["configMap"]["name"]
-        for volume in only(everything, "ServingRuntime")["spec"]["volumes"]
-        if "configMap" in volume
-    }
-    assert used == {only(everything, "ConfigMap")["metadata"]["name"]}
+    volumes = {volume["name"]: volume for volume in runtime["volumes"]}
+    assert {mount["name"] for container in containers(runtime) for mount in container["volumeMounts"]} == volumes.keys()
+    used = {volume["configMap"]["name"] for volume in volumes.values() if "configMap" in volume}
+    assert used == {only(kustomized(FOLDER), "ConfigMap")["metadata"]["name"]}

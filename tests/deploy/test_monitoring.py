@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes a real tritonserver: queries of dashboard, rules and autoscaler give what they should."""
+"""A real Prometheus scrapes a real tritonserver: the queries of dashboard, rules and autoscaler give series."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
+from loadtest.local_server import VENV, LocalServer
 from tests.deploy.dashboard import queries
 from tests.deploy.prometheus import FOLDER, RULES, Prometheus, promtool, rules
+from tests.e2e.plain_json import infer_json, json_body
 from tests.e2e.proxied import Proxied
-from tests.e2e.served import VENV, Served, infer_json, json_body
 from tests.tiny import TEXTS
 
 SCRAPES = 4  # a rate needs two; the rules read each other
@@ -22,10 +23,10 @@ GIVE_UP_S = 60
 
 
 def config_in_a_pod(proxied: Proxied) -> dict[str, Any]:
-    """deploy/prometheus/kubernetes.yml where discovery has found one pod, behind its proxy.
+    """deploy/prometheus/kubernetes.yml as if discovery had found one pod, behind its proxy.
 
-    Debian's Prometheus is built without Kubernetes' discovery: what that would find is written down here, as labels of
-    a static target. Paths, TLS and relabelling are the file's own.
+    Debian's Prometheus is built without Kubernetes' discovery, so the labels that it would find are set on a static
+    target. Paths, TLS and relabelling are the file's own.
     """
     config: dict[str, Any] = yaml.safe_load((FOLDER / "kubernetes.yml").read_text(encoding="utf-8"))
     config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
@@ -40,22 +41,22 @@ def config_in_a_pod(proxied: Proxied) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def traffic(served: Served) -> Served:
+def traffic(served: LocalServer) -> LocalServer:
     """A server that has answered texts of all kinds, also some that are too long and some without an answer."""
     for _ in range(5):
         ask(served)
     return served
 
 
-def ask(served: Served) -> None:
+def ask(served: LocalServer) -> None:
     """Sends one request of all kinds of texts."""
     status, _ = infer_json(served.url("http"), json_body([*TEXTS, *["many words " * 100] * 5, " "], ["PREDICTION"]))
     assert status == 200
 
 
 @pytest.fixture(scope="module")
-def prometheus(traffic: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """One that has scraped that server some times, with requests in between."""
+def prometheus(traffic: LocalServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """A Prometheus that has scraped that server several times, with requests in between."""
     folder = tmp_path_factory.mktemp("prometheus")
     quick = RULES.read_text(encoding="utf-8").replace("interval: 15s", "interval: 1s")
     assert quick.count("interval: 1s") == 2
@@ -79,12 +80,12 @@ def enough(prometheus: Prometheus) -> bool:
 
 
 def needs_a_gpu(expression: str) -> bool:
-    """Whether Triton has its metrics only where it sees one."""
+    """Whether the expression uses metrics that Triton has only with a GPU."""
     return "nv_gpu_" in expression
 
 
 def test_targets_get_the_pods_labels(prometheus: Prometheus) -> None:
-    """Both endpoints of the pod are up, under the labels that rules and autoscaler go by."""
+    """Both endpoints of the pod are up, with the labels that rules and autoscaler use."""
     series = prometheus.query("up")
     assert [one["value"][1] for one in series] == ["1", "1"]
     assert {one["metric"]["job"] for one in series} == {"polyhead-triton", "polyhead-supervisor"}
@@ -95,7 +96,7 @@ def test_targets_get_the_pods_labels(prometheus: Prometheus) -> None:
 
 @pytest.mark.parametrize(("panel", "expression"), queries())
 def test_every_panel_shows_something(prometheus: Prometheus, panel: str, expression: str) -> None:
-    """Its query parses, and gives a series; without a GPU, and while nothing restarts, some rightly give none."""
+    """Its query parses and gives a series, except those for GPUs and for restarts."""
     series = prometheus.query(expression)
     if needs_a_gpu(expression) or panel == "Restarts":
         assert series == []
@@ -105,7 +106,7 @@ def test_every_panel_shows_something(prometheus: Prometheus, panel: str, express
 
 @pytest.mark.parametrize("rule", rules("record"), ids=lambda rule: rule["record"])
 def test_every_recorded_rule_gives_a_series(prometheus: Prometheus, rule: dict[str, Any]) -> None:
-    """What it records is a number, for this replica."""
+    """It records a number for this replica."""
     for expression in (rule["record"], rule["expr"]):
         series = prometheus.query(expression)
         assert series, expression
@@ -114,7 +115,7 @@ def test_every_recorded_rule_gives_a_series(prometheus: Prometheus, rule: dict[s
 
 @pytest.mark.parametrize("rule", rules("alert"), ids=lambda rule: rule["alert"])
 def test_every_alert_reads_what_is_there(prometheus: Prometheus, rule: dict[str, Any]) -> None:
-    """Every metric in its expression exists with its labels; only what compares with yesterday has to wait."""
+    """Every metric in its expression exists with its labels."""
     prometheus.query(rule["expr"])
     selectors = re.findall(r"\b(?:polyhead|nv|up)\w*(?::\w+)*(?:\{[^}]*\})?(?=[^\w(]|$)", rule["expr"])
     assert selectors
@@ -123,7 +124,7 @@ def test_every_alert_reads_what_is_there(prometheus: Prometheus, rule: dict[str,
 
 
 def test_what_is_wrong_is_pending(prometheus: Prometheus) -> None:
-    """This traffic has too many blank and too many long texts: these two alerts wait to fire, and no other."""
+    """This traffic has too many blank and too many long texts: only these two alerts are pending."""
     alerts = {alert["labels"]["alertname"] for alert in prometheus.api("alerts")["alerts"]}
     assert alerts == {"PolyheadErrorTexts", "PolyheadTruncating"}
 
@@ -141,7 +142,7 @@ def test_the_autoscalers_query_gives_the_pods_ratio(prometheus: Prometheus) -> N
 
 
 def test_gpu_metrics_are_tritons() -> None:
-    """Those of the GPU, which cannot be scraped here, are names in Triton's own library."""
+    """The GPU metrics, which cannot be scraped here, are names in Triton's own library."""
     names = {name for _, query in queries() for name in re.findall(r"nv_gpu_\w+", query)}
     assert names
     (library,) = VENV.glob("lib/python3.*/site-packages/nvidia_pytriton.libs/libtritonserver-*.so")
@@ -150,8 +151,8 @@ def test_gpu_metrics_are_tritons() -> None:
         assert name[:16].encode() in content, name  # the compiler cuts short texts into pieces of that size
 
 
-def test_the_config_beside_one_server(traffic: Served, tmp_path: Path) -> None:
-    """deploy/prometheus/prometheus.yml is valid as it stands, and with this server's ports it finds the server."""
+def test_the_config_beside_one_server(traffic: LocalServer, tmp_path: Path) -> None:
+    """deploy/prometheus/prometheus.yml is valid, and with this server's ports it finds the server."""
     file = FOLDER / "prometheus.yml"
     result = promtool("check", "config", file)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -1,8 +1,9 @@
-"""A pod as the manifests describe it: its proxy's command and its probes, run beside a real server."""
+"""A pod as the manifests describe it: the proxy's command and the probes, run beside a real server."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import ssl
 import subprocess
@@ -18,9 +19,10 @@ from typing import Any
 
 import pytest
 
+from loadtest.local_server import LocalServer, free_ports
 from tests.deploy.manifests import DEPLOY, containers, environment, kustomized, only
-from tests.e2e.proxied import KEY, MODULES, NGINX, Proxied
-from tests.e2e.served import Served, free_ports, infer_json, json_body
+from tests.e2e.plain_json import infer_json, json_body
+from tests.e2e.proxied import DIRECTIVES, KEY, MODULES, NGINX, Proxied
 
 NO_PROXY = urllib.request.ProxyHandler({})
 
@@ -39,7 +41,7 @@ def container(pod: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def status_of(url: str, body: bytes | None = None) -> int:
-    """What a probe, which checks no certificate, gets; or a caller with a key, who sends a body."""
+    """The status that a probe gets, which checks no certificate; with a body, that a caller with a key gets."""
     context = ssl._create_unverified_context()
     opener = urllib.request.build_opener(NO_PROXY, urllib.request.HTTPSHandler(context=context))
     request = urllib.request.Request(url, body, {"Authorization": f"Bearer {KEY}"} if body else {})
@@ -51,23 +53,44 @@ def status_of(url: str, body: bytes | None = None) -> int:
             return error.code
 
 
+def relocated(text: str, places: dict[str, Path]) -> str:
+    """The text with the container's paths replaced by ours: whole paths, and each only once."""
+
+    def replace(found: re.Match[str]) -> str:
+        for theirs, ours in places.items():
+            if found[0] == theirs or found[0].startswith(f"{theirs}/"):
+                return f"{ours}{found[0].removeprefix(theirs)}"
+        return found[0]
+
+    return re.sub(r"(?<![\w./-])/[\w./-]+", replace, text)
+
+
+@pytest.mark.parametrize("ours", ["/tmp/checkout", "/srv/tmp/etc/polyhead-nginx", "/tmp/etc/polyhead-nginx/tmp"])
+def test_paths_are_replaced_once(ours: str) -> None:
+    """Our own paths may contain the container's; other paths that only look alike stay."""
+    places = {"/etc/polyhead-nginx": Path(ours), "/tmp": Path(f"{ours}/tmp")}
+    command = "/etc/polyhead-nginx/render > /tmp/a && sed -e 's/ ssl;$/;/' -c=/tmp /tmpfs/a /var/tmp/a"
+    expected = f"{ours}/render > {ours}/tmp/a && sed -e 's/ ssl;$/;/' -c={ours}/tmp /tmpfs/a /var/tmp/a"
+    assert relocated(command, places) == expected
+
+
 @contextmanager
-def proxy(kind: str, served: Served) -> Iterator[str]:
-    """nginx as the pod's command starts it, with the pod's folders in a place of its own; gives its URL."""
+def proxy(kind: str, served: LocalServer) -> Iterator[str]:
+    """Runs nginx with the pod's command and its folders elsewhere; gives its URL."""
     described = container(pod_of(kind), "nginx")
     port = free_ports()["http"]
     with tempfile.TemporaryDirectory(prefix="polyhead-pod-") as name, Proxied() as another:
         folder = Path(name)
-        folder.chmod(0o755)  # if root runs it, nginx's workers are somebody else
-        command = described["args"][0].replace("/etc/polyhead-nginx/", f"{DEPLOY / 'nginx'}/")
-        command = command.replace("/tmp/", f"{folder}/")
-        assert str(folder) in command
         places = {
-            "/etc/polyhead-tls/tls.crt": str(another.certificate),
-            "/etc/polyhead-tls/tls.key": str(another.folder / "key.pem"),
-            "/etc/polyhead-keys/keys": str(another.folder / "keys"),
+            "/etc/polyhead-nginx": DEPLOY / "nginx",
+            "/etc/polyhead-tls/tls.crt": another.certificate,
+            "/etc/polyhead-tls/tls.key": another.folder / "key.pem",
+            "/etc/polyhead-keys/keys": another.folder / "keys",
+            "/tmp": folder,
         }
-        variables = {name: places.get(value, value) for name, value in environment(described).items()}
+        command = relocated(described["args"][0], places).replace("daemon off;", DIRECTIVES)
+        assert str(folder) in command
+        variables = {name: relocated(value, places) for name, value in environment(described).items()}
         variables |= {"LISTEN": f"127.0.0.1:{port}", "RUN": f"{folder}/run", "MODULES": str(MODULES)}
         variables |= {"INFERENCE": served.url("http"), "METRICS": served.url("metrics"), "PROBE": served.url("probe")}
         path = f"{NGINX.parent}:{os.environ['PATH']}"
@@ -99,8 +122,8 @@ def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "ServingRuntime"])
-def test_requests_and_probes_come_through(kind: str, served: Served) -> None:
-    """The command starts nginx; a probe is told that the server is ready; a key opens inference, and only a key."""
+def test_requests_and_probes_come_through(kind: str, served: LocalServer) -> None:
+    """The command starts nginx, the probes say ready, and only a key opens inference."""
     server = pod_of(kind)["containers"][0]
     body = b'{"inputs": [{"name": "TEXT", "datatype": "BYTES", "shape": [1, 1], "data": ["Rain."]}]}'
     with proxy(kind, served) as url:
@@ -114,8 +137,8 @@ def test_requests_and_probes_come_through(kind: str, served: Served) -> None:
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "ServingRuntime"])
-def test_liveness_is_the_supervisors(kind: str, served: Served) -> None:
-    """The probe's command ends well while the supervisor answers, and not where none does."""
+def test_liveness_is_the_supervisors(kind: str, served: LocalServer) -> None:
+    """The probe's command succeeds while the supervisor answers, and fails if there is none."""
     command = pod_of(kind)["containers"][0]["livenessProbe"]["exec"]["command"]
     assert command[0] == "python"
 
@@ -128,8 +151,8 @@ def test_liveness_is_the_supervisors(kind: str, served: Served) -> None:
     assert run(free_ports()["probe"]) != 0
 
 
-def test_bad_requests_are_no_backend_failures(served: Served) -> None:
-    """Callers who ask wrongly must not raise the alarm that a model is dead."""
+def test_bad_requests_are_no_backend_failures(served: LocalServer) -> None:
+    """Bad requests do not count as failures of the backend, on which an alert pages."""
     wrong = {"parameters": {"nonsense": 1}} | {
         k: v for k, v in json_body(["Rain."], ["SCORES"]).items() if k != "parameters"
     }

@@ -21,7 +21,7 @@ def test_options_exist() -> None:
     ).stdout
     ours = set(re.findall(r'add\(\s*"(--[a-z-]+)"', (ROOT / "loadtest" / "options.py").read_text(encoding="utf-8")))
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", GUIDE))
-    known = set(re.findall(r"--[a-z][a-z-]+", shown)) | ours | {"--field"}
+    known = set(re.findall(r"--[a-z][a-z-]+", shown)) | ours | {"--text-column"}
     assert named <= known, named - known
     assert len(ours) > 10
     assert ours - named <= {"--model", "--seed"}

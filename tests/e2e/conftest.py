@@ -1,4 +1,4 @@
-"""A tiny checkpoint in a repository of its own, and one server over it for all tests that leave it as it is."""
+"""A tiny checkpoint in its own repository, and one server for all tests that do not change it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from loadtest.local_server import LocalServer
 from polyhead.export import export_checkpoint
 from polyhead.predictor import Predictor
-from tests.e2e.served import Served
+from tests.e2e.processes import ONE_THREAD
 from tests.tiny import write_tiny_checkpoint
 
 
@@ -29,7 +30,7 @@ def predictor(repository: Path) -> Predictor:
 
 
 @pytest.fixture(scope="session")
-def served(repository: Path) -> Iterator[Served]:
+def served(repository: Path) -> Iterator[LocalServer]:
     """A server that is ready."""
-    with Served(repository) as running:
+    with LocalServer(repository, environment=ONE_THREAD) as running:
         yield running

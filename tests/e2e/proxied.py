@@ -15,30 +15,30 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.served import ROOT
+from loadtest.local_server import ROOT
 
 NGINX = ROOT / ".nginx" / "usr" / "sbin" / "nginx"
 MODULES = NGINX.parents[1] / "lib" / "nginx" / "modules"
+# Root's nginx runs its workers as another user, who may not be allowed into the temporary folder.
+DIRECTIVES = "daemon off;" + (" user root;" if os.geteuid() == 0 else "")
 KEY = "a.key-of~the_tests"
 
 
 class Proxied:
-    """nginx with a certificate of its own and one key.
+    """nginx with its own certificate and one key.
 
     Args:
         settings: variables of deploy/nginx/render.
 
     Attributes:
-        port: of HTTPS, on loopback.
-        certificate: what clients must trust.
+        port: HTTPS port on loopback.
+        certificate: the certificate that clients must trust.
     """
 
     def __init__(self, **settings: str) -> None:
         if not NGINX.exists():
             pytest.fail(f"{NGINX}: is missing; run `make test`, which brings it", pytrace=False)
-        # Not in pytest's folder, which only its owner may enter: nginx's workers are somebody else if it runs as root.
         self.folder = Path(tempfile.mkdtemp(prefix="polyhead-proxy-"))
-        self.folder.chmod(0o755)
         self.certificate = self.folder / "certificate.pem"
         self._make_certificate()
         (self.folder / "keys").write_text(f"# comment\n\ntests {KEY}\n", encoding="utf-8")
@@ -57,7 +57,7 @@ class Proxied:
         render = ROOT / "deploy" / "nginx" / "render"
         config = subprocess.run([str(render)], env={**os.environ, **variables}, capture_output=True, check=True).stdout
         (self.folder / "nginx.conf").write_bytes(config)
-        command = [str(NGINX), "-e", "stderr", "-c", str(self.folder / "nginx.conf"), "-g", "daemon off;"]
+        command = [str(NGINX), "-e", "stderr", "-c", str(self.folder / "nginx.conf"), "-g", DIRECTIVES]
         self.errors = (self.folder / "errors").open("w+", encoding="utf-8")
         self.process = subprocess.Popen(command, stderr=self.errors)
 
@@ -101,7 +101,7 @@ class Proxied:
         key: str | None = KEY,
         **headers: str,
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
-        """Status, headers and body of one request; underscores in header names are hyphens."""
+        """Status, headers and body of one request; underscores in header names become hyphens."""
         connection = self.connect()
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         if key is not None:

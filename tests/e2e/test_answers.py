@@ -1,4 +1,4 @@
-"""The wire contract on a real tritonserver: each protocol gives the same answers, bad input spoils only itself."""
+"""The wire contract on a real tritonserver: each protocol gives the same answers, and bad input affects only itself."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
+from loadtest.local_server import LocalServer
 from polyhead.decode import DecodeOptions
 from polyhead.predictor import Predictor
-from tests.e2e.served import Served, infer_json, json_body
+from tests.e2e.plain_json import infer_json, json_body
 from tests.tiny import TEXTS
 
 MODEL = "gpt2_classifier"
@@ -25,7 +26,7 @@ PROTOCOLS = {"http": tritonclient.http, "grpc": tritonclient.grpc}
 
 
 def infer(
-    served: Served,
+    served: LocalServer,
     protocol: str,
     texts: list[str | bytes],
     parameters: dict[str, Any] | None = None,
@@ -47,7 +48,7 @@ def predictions(result: Any) -> list[dict[str, Any]]:
 
 
 def assert_same_answers(got: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
-    """Equal but for the last digits of a score, which depend on NumPy's and torch's build."""
+    """Equal except for the last digits of scores, which depend on the builds of NumPy and torch."""
     assert len(got) == len(expected)
     for one, other in zip(got, expected, strict=True):
         assert one.keys() == other.keys()
@@ -59,7 +60,7 @@ def assert_same_answers(got: list[dict[str, Any]], expected: list[dict[str, Any]
         assert rest == {key: value for key, value in one.items() if key != "heads"}
 
 
-def test_all_protocols_agree_with_the_predictor(served: Served, predictor: Predictor) -> None:
+def test_all_protocols_agree_with_the_predictor(served: LocalServer, predictor: Predictor) -> None:
     """Binary HTTP, bare JSON and gRPC give byte-equal answers, which are the predictor's."""
     options = {"top_k": 2, "threshold": 0.3}
     binary, grpc = (infer(served, protocol, list(TEXTS), options) for protocol in ("http", "grpc"))
@@ -83,8 +84,8 @@ def test_all_protocols_agree_with_the_predictor(served: Served, predictor: Predi
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("bad", ["", " \t\n", b"\xff\xfe"])
-def test_bad_text_spoils_itself(served: Served, predictor: Predictor, protocol: str, bad: str | bytes) -> None:
-    """A text without an answer is an error of its own row; its neighbours' answers are as without it."""
+def test_bad_text_spoils_itself(served: LocalServer, predictor: Predictor, protocol: str, bad: str | bytes) -> None:
+    """A bad text gets its own error; the other texts' answers stay the same."""
     result = infer(served, protocol, ["Rain.", bad, "The striker scored."])
     first, error, last = predictions(result)
     assert list(error) == ["error"]
@@ -93,15 +94,15 @@ def test_bad_text_spoils_itself(served: Served, predictor: Predictor, protocol: 
     assert result.as_numpy("TOKEN_COUNT")[1, 0] == 0
 
 
-def test_long_text_is_truncated_and_says_so(served: Served, predictor: Predictor) -> None:
-    """A text longer than max_length is read up to it; one of a few words is not truncated."""
+def test_long_text_is_truncated_and_says_so(served: LocalServer, predictor: Predictor) -> None:
+    """A text longer than max_length is cut there; a text of a few words is not truncated."""
     long, short = predictions(infer(served, "http", ["word " * 500, "word"]))
     assert (long["truncated"], long["token_count"]) == (True, predictor.max_length)
     assert short["truncated"] is False
 
 
-def test_literal_end_of_text_is_text(served: Served, predictor: Predictor) -> None:
-    """The characters <|endoftext|> inside a text are read as what they are, and what follows them counts."""
+def test_literal_end_of_text_is_text(served: LocalServer, predictor: Predictor) -> None:
+    """The characters <|endoftext|> inside a text are read as plain text, and so is what follows."""
     texts = ["Literal <|endoftext|> in the middle", "Literal <|endoftext|> somewhere else", "<|endoftext|>"]
     result = infer(served, "grpc", list(texts))
     assert_same_answers(predictions(result), predictor.predict(texts))
@@ -110,7 +111,7 @@ def test_literal_end_of_text_is_text(served: Served, predictor: Predictor) -> No
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_classification_extension_names_columns(served: Served, predictor: Predictor, protocol: str) -> None:
+def test_classification_extension_names_columns(served: LocalServer, predictor: Predictor, protocol: str) -> None:
     """Triton's classification extension gives SCORES' best columns as ``score:index:head/label``."""
     library = PROTOCOLS[protocol]
     result = infer(served, protocol, ["Rain."], outputs=[library.InferRequestedOutput("SCORES", class_count=3)])
@@ -147,8 +148,8 @@ BAD_REQUESTS: dict[str, tuple[dict[str, Any] | bytes, str]] = {
 }
 
 
-def test_bad_request_spoils_itself(served: Served, predictor: Predictor) -> None:
-    """Wrong requests get 400 with a reason and no place in the code; good ones among them are answered."""
+def test_a_bad_request_affects_only_itself(served: LocalServer, predictor: Predictor) -> None:
+    """Wrong requests get 400 with a reason and without a place in the code; good ones among them are answered."""
     expected = predictor.predict(["Rain."])
 
     def good() -> None:
@@ -170,35 +171,35 @@ def test_bad_request_spoils_itself(served: Served, predictor: Predictor) -> None
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_bad_parameter_over_both_protocols(served: Served, protocol: str) -> None:
+def test_bad_parameter_over_both_protocols(served: LocalServer, protocol: str) -> None:
     """The error of an unknown parameter names it and what is allowed."""
     with pytest.raises(InferenceServerException, match=r"topk.*top_k") as caught:
         infer(served, protocol, ["Rain."], {"topk": 1})
     assert caught.value.status() in {"400", "StatusCode.INVALID_ARGUMENT"}
 
 
-def test_timeout_and_priority_are_tritons_own(served: Served) -> None:
+def test_timeout_and_priority_are_tritons_own(served: LocalServer) -> None:
     """Parameters that Triton itself understands do not reach the model as unknown ones."""
     body = json_body(["Rain."], ["PREDICTION"], timeout=5_000_000, top_k=1)
     assert infer_json(served.url("http"), body)[0] == 200
 
 
-def test_only_asked_outputs_come_back(served: Served) -> None:
+def test_only_asked_outputs_come_back(served: LocalServer) -> None:
     """The answer holds the outputs that were asked for."""
     status, answer = infer_json(served.url("http"), json_body(["Rain."], ["TOKEN_COUNT"]))
     assert status == 200
     assert [output["name"] for output in answer["outputs"]] == ["TOKEN_COUNT"]
 
 
-def test_malformed_json_is_refused(served: Served) -> None:
-    """A body that is no JSON gets Triton's own error, which is a 500 in its older versions, and harms nobody."""
+def test_malformed_json_is_refused(served: LocalServer) -> None:
+    """A body that is no JSON gets Triton's own error, 500 in this version, and affects no other request."""
     status, answer = infer_json(served.url("http"), b"{")
     assert status in {400, 500}
     assert "JSON" in answer["error"]
     assert infer_json(served.url("http"), json_body(["Rain."], ["PREDICTION"]))[0] == 200
 
 
-def test_blank_text_in_bare_json(served: Served) -> None:
+def test_blank_text_in_bare_json(served: LocalServer) -> None:
     """A curl user sees the reason for a text without an answer."""
     _, answer = infer_json(served.url("http"), json_body([" "], ["PREDICTION"]))
     assert json.loads(answer["outputs"][0]["data"][0]) == {"error": BLANK}

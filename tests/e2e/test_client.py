@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from loadtest.local_server import LocalServer
 from polyhead.predictor import Predictor
 from polyhead_client import (
     AsyncClient,
@@ -26,7 +27,7 @@ from polyhead_client import (
     UnknownNameError,
 )
 from polyhead_client.testing import FakeServer
-from tests.e2e.served import Served, descendants
+from tests.e2e.processes import ONE_THREAD, descendants, shared_memory
 from tests.tiny import TEXTS
 
 PROTOCOLS = ("http", "grpc")
@@ -34,14 +35,14 @@ LONG = [f"{text} {number}" for number in range(30) for text in TEXTS]  # 300: se
 
 
 @pytest.fixture(params=PROTOCOLS)
-def client(served: Served, request: pytest.FixtureRequest) -> Iterator[Client]:
+def client(served: LocalServer, request: pytest.FixtureRequest) -> Iterator[Client]:
     """A client of each protocol."""
     with Client(served.url(request.param), protocol=request.param) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-def expected(served: Served) -> dict[str, Prediction]:
+def expected(served: LocalServer) -> dict[str, Prediction]:
     """The answer to each long text, asked alone, one after the other."""
     with Client(served.url("http")) as client:
         return {text: client.classify(text) for text in LONG}
@@ -88,7 +89,7 @@ def test_scores_are_the_predictors(client: Client, predictor: Predictor) -> None
     assert topic.score == pytest.approx(float(scores[0, schema.column("topic", topic.label)]), abs=1e-5)
 
 
-def test_errors(client: Client, served: Served) -> None:
+def test_errors(client: Client, served: LocalServer) -> None:
     """A wrong model, the other protocol's port and a wrong head each have their own error."""
     assert client.is_ready()
     assert client.is_ready(canary=False)
@@ -104,7 +105,7 @@ def test_errors(client: Client, served: Served) -> None:
         client.classify("text")["tonic"]
 
 
-def test_the_fake_answers_as_the_server(served: Served) -> None:
+def test_the_fake_answers_as_the_server(served: LocalServer) -> None:
     """The fake server, given the model's scores, gives the real server's answers for all options."""
     with Client(served.url("http")) as real:
         schema, rows = real.schema(), real.scores(TEXTS)
@@ -161,7 +162,7 @@ def test_threads(client: Client, expected: dict[str, Prediction]) -> None:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_tasks(served: Served, protocol: Any, expected: dict[str, Prediction]) -> None:
+def test_tasks(served: LocalServer, protocol: Any, expected: dict[str, Prediction]) -> None:
     """Each task of one AsyncClient gets the answers to its own texts, as lists and as a stream."""
 
     async def ask(client: AsyncClient, start: int) -> bool:
@@ -211,7 +212,7 @@ print("all right")
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_greenlets(served: Served, protocol: str, expected: dict[str, Prediction]) -> None:
+def test_greenlets(served: LocalServer, protocol: str, expected: dict[str, Prediction]) -> None:
     """In a patched process each greenlet of one client gets its own answers, and none blocks the hub."""
     import json
 
@@ -224,13 +225,13 @@ def test_greenlets(served: Served, protocol: str, expected: dict[str, Prediction
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_replica_is_killed_under_load(
-    served: Served, repository: Path, protocol: Any, expected: dict[str, Prediction]
+    served: LocalServer, repository: Path, protocol: Any, expected: dict[str, Prediction]
 ) -> None:
     """One of two replicas is killed while threads, tasks and a stream ask: no text is lost, no answer is mixed up."""
     wrong: list[object] = []
     answered = 0
     stop = threading.Event()
-    with Served(repository) as doomed:
+    with LocalServer(repository, environment=ONE_THREAD) as doomed:
         urls = [served.url(protocol), doomed.url(protocol)]
         with Client(urls, protocol=protocol, batch_size=8) as client, Client(served.url("http")) as probe:
 
@@ -288,7 +289,7 @@ def test_a_replica_is_killed_under_load(
                 thread.join(60)
             assert not any(thread.is_alive() for thread in threads)
             assert probe.is_ready()
-        for region in doomed.shared_memory():
+        for region in shared_memory(doomed):
             region.unlink()
     assert wrong == []
     assert before > 0

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
+from loadtest.local_server import LocalServer
 from polyhead.predictor import Predictor
 from polyhead_client import HeadKind
-from tests.e2e.served import Served
 from tests.tiny import TEXTS
 
 
@@ -24,7 +24,7 @@ def run(*arguments: str, input: str = "", **environment: str) -> subprocess.Comp
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_lines_have_the_predictors_answers(protocol: str, served: Served, predictor: Predictor) -> None:
+def test_lines_have_the_predictors_answers(protocol: str, served: LocalServer, predictor: Predictor) -> None:
     """Every line of standard input has the predictor's answer; a blank line has the server's reason as its error."""
     lines = [" ".join(text.splitlines()) for text in TEXTS]
     texts = [*lines, " ", *lines]
@@ -50,7 +50,7 @@ def test_lines_have_the_predictors_answers(protocol: str, served: Served, predic
                     assert said[scores] == pytest.approx(head[scores], abs=1e-5)
 
 
-def test_schema_and_ready(served: Served) -> None:
+def test_schema_and_ready(served: LocalServer) -> None:
     """The schema is the checkpoint's, and a server that answers is ready."""
     assert run("ready", "--server", served.url("http")).returncode == 0
     heads = json.loads(run("schema", "--json", "--server", served.url("http")).stdout)["heads"]

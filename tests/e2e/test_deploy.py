@@ -1,4 +1,4 @@
-"""polyhead-deploy against a real server under load: good versions take over, all others change nothing."""
+"""polyhead-deploy against a real server under load: good versions take over, bad ones change nothing."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from loadtest.local_server import LocalServer
 from polyhead import export
 from polyhead.predictor import Predictor
 from polyhead.repository import versions_of
 from polyhead_serving import deploy
-from tests.e2e.served import ONE_THREAD, Served, infer_json, json_body
+from tests.e2e.plain_json import infer_json, json_body
+from tests.e2e.processes import ONE_THREAD
 from tests.tiny import TEXTS, write_tiny_checkpoint
 
 KEY = "a-key-of-the-tests"
@@ -54,38 +56,40 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def swapping(checkpoints: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def swapping(checkpoints: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
     """A server that takes versions while it runs."""
     repository = tmp_path_factory.mktemp("swapping") / "repository"
     export.export_checkpoint(checkpoints[0], repository)
     environment = {**ONE_THREAD, "POLYHEAD_ADMIN_KEY": KEY}
-    with Served(repository, "--control", "explicit", environment=environment) as served:
+    with LocalServer(repository, "--control", "explicit", environment=environment) as served:
         yield served
 
 
 @pytest.fixture
-def model(swapping: Served) -> Path:
+def model(swapping: LocalServer) -> Path:
     """The folder of its model."""
     return swapping.repository / "gpt2_classifier"
 
 
 @pytest.fixture
 def run(
-    swapping: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    swapping: LocalServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str]]:
     """Runs the command; gives its exit code and the last line it wrote."""
     monkeypatch.setenv("POLYHEAD_ADMIN_KEY", KEY)
 
     def call(checkpoint: Path, *options: str) -> tuple[int, str]:
         place = ("--repository", str(swapping.repository), "--grpc", swapping.url("grpc"))
-        code = deploy.main([str(checkpoint), *place, *options])
+        with pytest.raises(SystemExit) as ended:
+            deploy.main([str(checkpoint), *place, *options])
+        assert isinstance(ended.value.code, int)
         captured = capsys.readouterr()
-        return code, (captured.err or captured.out).splitlines()[-1]
+        return ended.value.code, (captured.err or captured.out).splitlines()[-1]
 
     return call
 
 
-def live(swapping: Served) -> int:
+def live(swapping: LocalServer) -> int:
     """The version that answers."""
     status, answer = infer_json(swapping.url("http"), BODY)
     assert status == 200
@@ -98,8 +102,8 @@ def served(model: Path, version: int) -> Path:
 
 
 @contextmanager
-def load(swapping: Served, expected: dict[int, Path]) -> Iterator[list[int]]:
-    """Asks all the time; each answer must come, and be that of the version that it names."""
+def load(swapping: LocalServer, expected: dict[int, Path]) -> Iterator[list[int]]:
+    """Asks all the time; each answer must be that of the version that it names."""
     scores = {}
     for version, checkpoint in expected.items():
         predictor = Predictor.load(checkpoint)
@@ -142,7 +146,7 @@ def template_with(folder: Path, addition: str) -> Path:
 
 
 def test_a_good_version_takes_over(
-    swapping: Served, model: Path, checkpoints: list[Path], run: Callable[..., tuple[int, str]]
+    swapping: LocalServer, model: Path, checkpoints: list[Path], run: Callable[..., tuple[int, str]]
 ) -> None:
     """Under load, no request is lost and each answer is that of the version it names; old versions are removed."""
     for turn in range(3):
@@ -177,7 +181,7 @@ def tampered(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path], Any]
 
 
 def flip_weights(file: Path) -> None:
-    """Makes other weights of them, of the same shapes."""
+    """Replaces the weights by others of the same shapes."""
     save_file({name: -tensor for name, tensor in load_file(file).items()}, file)
 
 
@@ -190,7 +194,7 @@ def flip_weights(file: Path) -> None:
     ids=["corrupt", "other weights"],
 )
 def test_a_version_that_the_server_refuses(
-    swapping: Served,
+    swapping: LocalServer,
     model: Path,
     checkpoints: list[Path],
     run: Callable[..., tuple[int, str]],
@@ -198,7 +202,7 @@ def test_a_version_that_the_server_refuses(
     change: Callable[[Path], Any],
     reason: str,
 ) -> None:
-    """What was damaged after its proof never answers: the server refuses it, it is removed, the old version serves."""
+    """A version damaged after its proof never answers: the server refuses it, it is removed, the old version serves."""
     before, labels = live(swapping), (model / "labels.txt").read_bytes()
     tampered(change)
     with load(swapping, {before: served(model, before)}):
@@ -211,14 +215,14 @@ def test_a_version_that_the_server_refuses(
 
 
 def test_wrong_live_answers_are_taken_back(
-    swapping: Served,
+    swapping: LocalServer,
     model: Path,
     checkpoints: list[Path],
     run: Callable[..., tuple[int, str]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A version that loads but answers otherwise than it was proved to is replaced by the one before."""
+    """A version that loads, but gives other answers than its proof, is rolled back."""
     before = live(swapping)
     monkeypatch.setattr(export, "_template", lambda: template_with(tmp_path / "wrong", WRONG))
     code, line = run(checkpoints[1])
@@ -230,14 +234,14 @@ def test_wrong_live_answers_are_taken_back(
 
 
 def test_a_slow_version(
-    swapping: Served,
+    swapping: LocalServer,
     model: Path,
     checkpoints: list[Path],
     run: Callable[..., tuple[int, str]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """While it loads the old one serves; beyond the time that it is given it is taken back, and stays so."""
+    """While a version loads, the old one serves; a version that is too slow is rolled back for good."""
     before = live(swapping)
     slow = template_with(tmp_path / "slow", SLOW)
     monkeypatch.setattr(export, "_template", lambda: slow)
@@ -253,14 +257,14 @@ def test_a_slow_version(
 
 
 def test_what_is_refused_beforehand(
-    swapping: Served,
+    swapping: LocalServer,
     model: Path,
     checkpoints: list[Path],
     run: Callable[..., tuple[int, str]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A half-copied version in the way, golden answers of others, a wrong key, no server: nothing changes."""
+    """A half-copied version, wrong golden answers, a wrong key or no server: nothing changes."""
     before, versions = live(swapping), versions_of(model)
     half = model / str(before + 1)
     half.mkdir()
@@ -274,5 +278,5 @@ def test_what_is_refused_beforehand(
     assert run(checkpoints[0], "--version", str(before))[0] == 2
     assert "Connection refused" in run(checkpoints[0], "--grpc", "127.0.0.1:9")[1]
     monkeypatch.setenv("POLYHEAD_ADMIN_KEY", "some-other-key-than-its")
-    assert "does not take this POLYHEAD_ADMIN_KEY" in run(checkpoints[0])[1]
+    assert "does not accept this POLYHEAD_ADMIN_KEY" in run(checkpoints[0])[1]
     assert (live(swapping), versions_of(model)) == (before, versions)

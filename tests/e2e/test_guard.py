@@ -1,4 +1,4 @@
-"""deploy/nginx/guard.js before a real server: what Triton answers with 500, or dies of, is refused with the reason."""
+"""deploy/nginx/guard.js before a real server: it refuses, with a reason, what Triton answers with 500 or dies of."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ import gzip
 import json
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
+from loadtest.local_server import LocalServer
 from polyhead_client import Client, Tls
+from tests.e2e.plain_json import infer_json, json_body
 from tests.e2e.proxied import KEY, Proxied
-from tests.e2e.served import Served, infer_json, json_body
 
 INFER = "/v2/models/gpt2_classifier/infer"
 GOOD = json_body(["Rain.", "Snow."], ["SCORES"])
 
 
 @pytest.fixture(scope="module")
-def proxied(served: Served) -> Iterator[Proxied]:
+def proxied(served: LocalServer) -> Iterator[Proxied]:
     """A proxy before the server."""
     places = {"INFERENCE": served.url("http"), "METRICS": served.url("metrics"), "PROBE": served.url("probe")}
     with Proxied(**places) as running:
@@ -66,6 +68,9 @@ REFUSED = {
     "numbers for texts": (with_input(data=[1, 2]), 400, "as many strings"),
     "half a surrogate pair": (with_input(data=["\ud83d", "Snow."]), 400, "surrogate"),
     "a name twice": (json.dumps(GOOD).encode()[:-1] + b', "outputs": [{}]}', 400, "outputs"),
+    "a name twice, with an escape": (json.dumps(GOOD).encode()[:-1] + b', "output\\u0073": []}', 400, "escapes"),
+    "a huge exponent": (json.dumps(GOOD).encode()[:-1] + b', "more": {"x": -1E+999}}', 400, "too large"),
+    "a number with many digits": (json.dumps(GOOD).encode()[:-1] + b', "more": ' + b"9" * 400 + b"}", 400, "too large"),
 }
 
 
@@ -118,7 +123,27 @@ def test_unreadable_first_line_is_no_failure(proxied: Proxied, path: str) -> Non
         assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
 
 
-def test_what_is_right_passes_unchanged(served: Served, proxied: Proxied) -> None:
+@pytest.mark.parametrize("unit", ['\\"', "\\\\", '\\":', "\\u0041", '9e999, \\"', "x"])
+def test_long_texts_are_read_in_linear_time(proxied: Proxied, unit: str) -> None:
+    """A text that fills the cap is answered quickly, whatever it is made of."""
+    body = json.dumps(json_body(["TEXT HERE"], ["TOKEN_COUNT"])).replace("TEXT HERE", unit * (250_000 // len(unit)))
+    began = time.monotonic()
+    status, _, said = proxied.ask(INFER, body.encode())
+    assert status == 200, said
+    assert time.monotonic() - began < 5
+
+
+def test_texts_that_are_not_utf8_are_the_models_business(proxied: Proxied) -> None:
+    """Such a text gets its own error; the other texts of the request are answered."""
+    body = json.dumps(json_body(["Rain.", "MARK"], ["PREDICTION"])).encode().replace(b"MARK", b"\xff\xfe")
+    status, _, said = proxied.ask(INFER, body)
+    assert status == 200
+    good, bad = (json.loads(row) for row in json.loads(said)["outputs"][0]["data"])
+    assert "heads" in good
+    assert "UTF-8" in bad["error"]
+
+
+def test_what_is_right_passes_unchanged(served: LocalServer, proxied: Proxied) -> None:
     """Nested data, escapes, NUL, pairs of surrogates and texts like JSON are answered as without the proxy."""
     texts = ['{"inputs": [], "shape": [1.5]}', "\\ud800", "NUL \0 here", "🙂 \U0010ffff", '"id": 1, "id": 2', "[" * 500]
     for data in (texts, [[text] for text in texts]):

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from loadtest.local_server import ROOT, LocalServer
 from polyhead_scoring.golden import write_golden
-from tests.e2e.served import ROOT, Served
 from tests.tiny import TEXTS
 
 
 def load(
-    served: Served, golden: Path, checkpoint: Path, protocol: str, *arguments: str
+    served: LocalServer, golden: Path, checkpoint: Path, protocol: str, *arguments: str
 ) -> tuple[int, str, dict[str, Any]]:
     """Exit code, output and summary of a short run."""
     summary = golden.parent / f"{protocol}.json"
@@ -47,7 +47,7 @@ def golden(checkpoint: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "shape", [["-u", "4"], ["--shape", "open", "--rate", "100", "-u", "2"]], ids=["closed", "open"]
 )
-def test_right_answers(protocol: str, shape: list[str], served: Served, golden: Path, checkpoint: Path) -> None:
+def test_right_answers(protocol: str, shape: list[str], served: LocalServer, golden: Path, checkpoint: Path) -> None:
     """Every answer is right, the server's stages are known, and as many texts and tokens were computed as answered."""
     code, output, summary = load(served, golden, checkpoint, protocol, *shape, "-t", "3s", "--texts-per-request", "1,8")
     assert code == 0, output
@@ -57,11 +57,12 @@ def test_right_answers(protocol: str, shape: list[str], served: Served, golden: 
     assert 0 < summary["server"]["compute"]["mean_ms"] < summary["p99_ms"]
     assert summary["server"]["queue"]["mean_ms"] > 0
     assert summary["texts_a_batch"] >= 1
+    assert summary["tolerance_reason"].startswith("the server's schema states it for ")
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_wrong_answers(protocol: str, served: Served, golden: Path, checkpoint: Path) -> None:
-    """One text of a hundred whose expected score is another fails the run, over either protocol."""
+def test_wrong_answers(protocol: str, served: LocalServer, golden: Path, checkpoint: Path) -> None:
+    """One wrong expected score in a hundred texts fails the run, over either protocol."""
     lines = golden.read_text(encoding="utf-8").splitlines()
     row = json.loads(lines[7])
     row["scores"][-1] += 0.1  # the number, which every answer names

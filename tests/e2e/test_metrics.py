@@ -1,4 +1,4 @@
-"""What polyhead tells Prometheus, and requests that leave early, on a real tritonserver."""
+"""The model's metrics, early responses and cancelled requests, on a real tritonserver."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ import pytest
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
+from loadtest.local_server import READY_TIMEOUT_S, LocalServer, free_ports, port_options, serve_command
 from polyhead.export import export_checkpoint
 from polyhead.predictor import Predictor
-from tests.e2e.served import READY_TIMEOUT_S, Served, free_ports, infer_json, json_body, port_options, serve_command
+from tests.e2e.plain_json import infer_json, json_body
+from tests.e2e.processes import ONE_THREAD, model_processes
 from tests.e2e.test_answers import assert_same_answers, predictions
 from tests.tiny import TEXTS
 
@@ -33,15 +35,15 @@ ADMIN = {"triton-grpc-protocol-polyhead-admin-key": KEY}
 
 
 @pytest.fixture(scope="module")
-def quiet(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server of its own: its canary sings once, at the start, and no rest of a batch is waited for, however short."""
+def quiet(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
+    """A server of its own: one canary only, at the start, and responses are always sent early."""
     copy = Path(shutil.copytree(repository, tmp_path_factory.mktemp("quiet") / "repository"))
     file = copy / MODEL / "1" / "model.py"
     patient = file.read_text(encoding="utf-8")
-    eager = patient.replace("LONG_REST_S = 0.1\n", "LONG_REST_S = 0.0\n")
+    eager = patient.replace("EARLY_RESPONSE_S = 0.1\n", "EARLY_RESPONSE_S = 0.0\n")
     assert eager.count("0.0\n") == 1
     file.write_text(eager, encoding="utf-8")
-    with Served(copy, "--probe-interval-s", "3600") as running:
+    with LocalServer(copy, "--probe-interval-s", "3600", environment=ONE_THREAD) as running:
         yield running
 
 
@@ -55,7 +57,7 @@ def value(place: str, name: str, **labels: str) -> float:
 
 
 def wait_until(is_so: Callable[[], bool]) -> None:
-    """Metrics arrive a moment after the answers."""
+    """Waits until it is so: metrics arrive a moment after the answers."""
     deadline = time.monotonic() + 10
     while not is_so():
         assert time.monotonic() < deadline
@@ -63,9 +65,9 @@ def wait_until(is_so: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def stopped(served: Served) -> Iterator[None]:
-    """The model process sleeps meanwhile: what is sent to it piles up."""
-    (process,) = served.model_processes()
+def stopped(served: LocalServer) -> Iterator[None]:
+    """Stops the model process meanwhile, so that requests pile up."""
+    (process,) = model_processes(served)
     os.kill(process, signal.SIGSTOP)
     try:
         yield
@@ -80,8 +82,8 @@ def text_input(*texts: str) -> list[Any]:
     return [tensor]
 
 
-def test_counts_are_exact(quiet: Served, predictor: Predictor) -> None:
-    """Texts, tokens, truncations and errors count what was sent; histograms move once a batch."""
+def test_counts_are_exact(quiet: LocalServer, predictor: Predictor) -> None:
+    """Texts, tokens, truncations and errors count what was sent; histograms change once per batch."""
     place = quiet.url("metrics")
     names = ["texts_total", "tokens_total", "truncated_texts_total", "error_texts_total"]
     names += ["batch_texts_count", "batch_tokens_sum", "stage_seconds_count"]
@@ -101,8 +103,8 @@ def test_counts_are_exact(quiet: Served, predictor: Predictor) -> None:
     assert value(place, "nv_inference_queue_summary_us", model=MODEL, quantile="0.5") > 0
 
 
-def test_requests_of_one_batch_leave_in_parts(quiet: Served, predictor: Predictor) -> None:
-    """Forty requests that stand in one batch of several parts get each their own answer, counted by Triton."""
+def test_requests_of_one_batch_leave_in_parts(quiet: LocalServer, predictor: Predictor) -> None:
+    """Forty requests in one batch of several parts each get their own answer, and Triton counts them."""
     place = quiet.url("metrics")
     done: queue.Queue[tuple[int, Any, Any]] = queue.Queue()
     sizes = [1 + number % 3 for number in range(40)]
@@ -130,8 +132,8 @@ def test_requests_of_one_batch_leave_in_parts(quiet: Served, predictor: Predicto
     assert value(place, "nv_inference_pending_request_count") == 0
 
 
-def test_cancelled_request_is_dropped(quiet: Served) -> None:
-    """A gRPC cancel that reaches the server before the texts are computed spares the computing."""
+def test_cancelled_request_is_dropped(quiet: LocalServer) -> None:
+    """A request that is cancelled over gRPC before it is computed is not computed."""
     place = quiet.url("metrics")
     errors: queue.Queue[Any] = queue.Queue()
     with tritonclient.grpc.InferenceServerClient(quiet.url("grpc")) as client:
@@ -147,7 +149,7 @@ def test_cancelled_request_is_dropped(quiet: Served) -> None:
 
 @contextmanager
 def explicit(repository: Path) -> Iterator[dict[str, int]]:
-    """tritonserver as polyhead-serve prints it, but with models that are loaded by name."""
+    """tritonserver with the flags of --dry-run, but with models that are loaded by name."""
     ports = free_ports()
     command = [*serve_command(), "--repository", str(repository), "--dry-run", *port_options(ports)]
     environment = {**os.environ, "POLYHEAD_ADMIN_KEY": KEY}
@@ -199,7 +201,7 @@ def test_models_share_families_and_versions_reload(repository: Path, tmp_path: P
 
 
 def wait_for_server(client: tritonclient.grpc.InferenceServerClient) -> None:
-    """Until all its models are loaded."""
+    """Waits until all models are loaded."""
     deadline = time.monotonic() + READY_TIMEOUT_S
     while True:
         try:

@@ -1,4 +1,4 @@
-"""The nginx of deploy/nginx before a real server: what it lets through, and what it keeps from Triton."""
+"""The nginx of deploy/nginx in front of a real server: what it lets through, and what it refuses."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from pathlib import Path
 
 import pytest
 
+from loadtest.local_server import ROOT, LocalServer
 from polyhead_client import Client, RetryPolicy, Tls
+from tests.e2e.plain_json import infer_json, json_body
+from tests.e2e.processes import ONE_THREAD, model_processes
 from tests.e2e.proxied import KEY, Proxied
-from tests.e2e.served import ROOT, Served, infer_json, json_body
 from tests.tiny import TEXTS
 
 INFER = "/v2/models/gpt2_classifier/infer"
@@ -28,7 +30,7 @@ BODY = json.dumps(json_body(TEXTS[:3], ["SCORES"])).encode()
 
 
 @pytest.fixture(scope="module")
-def proxied(served: Served) -> Iterator[Proxied]:
+def proxied(served: LocalServer) -> Iterator[Proxied]:
     """A proxy before the server."""
     places = {"INFERENCE": served.url("http"), "METRICS": served.url("metrics"), "PROBE": served.url("probe")}
     with Proxied(**places, CLIENT_TIMEOUT="1s") as running:
@@ -36,14 +38,14 @@ def proxied(served: Served) -> Iterator[Proxied]:
 
 
 @pytest.fixture(autouse=True)
-def _server_lives(served: Served) -> Iterator[None]:
+def _server_lives(served: LocalServer) -> Iterator[None]:
     yield
     assert infer_json(served.url("http"), BODY)[0] == 200
     assert sum("ready http=" in line for line in served.lines) == 1, "the server was restarted"
 
 
-def test_the_client_gets_the_same_answers(served: Served, proxied: Proxied) -> None:
-    """The SDK with TLS and key, and bare JSON, are answered through the proxy as they are without."""
+def test_the_client_gets_the_same_answers(served: LocalServer, proxied: Proxied) -> None:
+    """Through the proxy, the SDK with TLS and key, and plain JSON, get the same answers as without it."""
     with (
         Client(served.url("http")) as direct,
         Client(f"https://localhost:{proxied.port}", api_key=KEY, tls=Tls(ca_file=proxied.certificate)) as client,
@@ -60,7 +62,7 @@ def test_the_client_gets_the_same_answers(served: Served, proxied: Proxied) -> N
 
 @pytest.mark.parametrize("key", [None, "another.key~of_tests", KEY.upper(), f"{KEY}x", ""])
 def test_inference_needs_a_key(proxied: Proxied, key: str | None) -> None:
-    """Without the very key there is no answer; health needs none."""
+    """Inference needs exactly this key; health needs none."""
     status, headers, body = proxied.ask(INFER, BODY, key=key)
     assert (status, headers["WWW-Authenticate"]) == (401, 'Bearer realm="polyhead"')
     assert "error" in json.loads(body)
@@ -71,13 +73,13 @@ def test_inference_needs_a_key(proxied: Proxied, key: str | None) -> None:
     "path", ["/ready", "/v2/health/live", "/v2/health/ready", "/v2/models/gpt2_classifier/ready", "/metrics"]
 )
 def test_health_and_metrics_are_open(proxied: Proxied, path: str) -> None:
-    """Probes and Prometheus get through, with GET alone."""
+    """Probes and Prometheus get through, only with GET."""
     assert proxied.ask(path)[0] == 200
     assert proxied.ask(path, b"{}")[0] == 403
 
 
-def test_both_metrics(proxied: Proxied, served: Served) -> None:
-    """Triton's and the supervisor's are told apart by their path; to other networks both are closed."""
+def test_both_metrics(proxied: Proxied, served: LocalServer) -> None:
+    """Triton's and the supervisor's metrics have different paths; other networks may read neither."""
     assert b"nv_inference_request_success" in proxied.ask("/metrics")[2]
     assert b"polyhead_ready 1" in proxied.ask("/metrics/supervisor")[2]
     with Proxied(METRICS=served.url("metrics"), METRICS_FROM="10.0.0.0/8 192.168.0.1") as elsewhere:
@@ -103,7 +105,7 @@ def test_both_metrics(proxied: Proxied, served: Served) -> None:
     ],
 )
 def test_nothing_else_is_reachable(proxied: Proxied, path: str) -> None:
-    """Administration and metadata are not there, whatever key is sent."""
+    """Administration and metadata do not exist here, whatever key is sent."""
     for body in (None, b"{}"):
         status, _, answer = proxied.ask(path, body, polyhead_admin_key="x")
         assert (status, "nothing here" in json.loads(answer)["error"]) == (404, True)
@@ -111,7 +113,7 @@ def test_nothing_else_is_reachable(proxied: Proxied, path: str) -> None:
 
 @pytest.mark.parametrize("path", ["/json/v2/repository/index", "/binary/v2/repository/index", "/json" + INFER])
 def test_inner_paths_are_not_reachable(proxied: Proxied, path: str) -> None:
-    """What the proxy rewrites to cannot be asked for."""
+    """The paths that the proxy uses internally cannot be requested."""
     assert proxied.ask(path, BODY)[0] == 404
 
 
@@ -125,7 +127,7 @@ def binary(text: bytes, parameters: str = "") -> tuple[bytes, str]:
 
 
 def test_bodies_are_capped_by_their_kind(proxied: Proxied) -> None:
-    """JSON has a small cap, binary tensors a large one; a header length beyond four digits is no way around."""
+    """JSON has a small cap, binary tensors a large one; a wrong header length does not get around it."""
     status, _, answer = proxied.ask(INFER, json.dumps(json_body(["x" * 300_000], ["SCORES"])).encode())
     assert status == 413
     assert "256k" in json.loads(answer)["error"]
@@ -138,7 +140,7 @@ def test_bodies_are_capped_by_their_kind(proxied: Proxied) -> None:
 
 
 def test_compressed_bodies_are_refused(proxied: Proxied) -> None:
-    """What would be unpacked behind the caps does not get there."""
+    """Bodies that Triton would unpack behind the caps are refused."""
     bomb = gzip.compress(b"[" * 3_000_000)
     for encoding in ("gzip", "deflate", "identity, gzip"):
         assert proxied.ask(INFER, bomb, Content_Encoding=encoding)[0] == 415
@@ -146,7 +148,7 @@ def test_compressed_bodies_are_refused(proxied: Proxied) -> None:
 
 
 def test_nested_json_ends_nothing(proxied: Proxied) -> None:
-    """The deepest nesting that the caps let through is answered, in JSON bodies and in the JSON of binary ones."""
+    """The deepest nesting within the caps is answered, in JSON bodies and in the JSON of binary ones."""
     half = 127_000
     frame = b'{"inputs": [{"name": "TEXT", "datatype": "BYTES", "shape": [1, 1], "data": %s}], "parameters": {"a": %s}}'
     nest = b"[" * half + b"]" * half
@@ -175,14 +177,14 @@ def test_nested_json_ends_nothing(proxied: Proxied) -> None:
      b'{"inputs": [{"name": "TEXT", "datatype": "BYTES", "shape": [1, 1], "data": ["a"]}], "outputs": [5]}',
      b'{"inputs": [{"name": "TEXT", "datatype": "BYTES", "shape": [1, 1], "data": ["a"]}], "parameters": {"a": NaN}}'],
 )  # fmt: skip
-def test_malformed_requests_are_their_callers_fault(proxied: Proxied, body: bytes) -> None:
+def test_malformed_requests_get_400(proxied: Proxied, body: bytes) -> None:
     """Where Triton would say 500, the proxy says 400, in JSON."""
     status, _, answer = proxied.ask(INFER, body)
     assert (status, "error" in json.loads(answer)) == (400, True)
 
 
-def test_failures_of_the_server_stay_500(served: Served) -> None:
-    """A good request that a broken server answers with 500 is not blamed, nor is any where nobody can tell."""
+def test_failures_of_the_server_stay_500(served: LocalServer) -> None:
+    """A good request that a broken server answers with 500 gets 500, also if the supervisor cannot be asked."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Broken) as fake:
         thread = threading.Thread(target=fake.serve_forever, args=(0.01,))
         thread.start()
@@ -222,8 +224,8 @@ def test_chunks_are_put_together(proxied: Proxied) -> None:
     assert chunks(proxied, b" " * 1000, 300) == 413
 
 
-def test_a_slow_client_never_reaches_the_server(proxied: Proxied, served: Served) -> None:
-    """Who stops in the middle of a body is cut off after the time-out, and others are answered meanwhile."""
+def test_a_slow_client_never_reaches_the_server(proxied: Proxied, served: LocalServer) -> None:
+    """A client that stops in the middle of a body is disconnected after the timeout; others are answered meanwhile."""
     connection = proxied.connect()
     connection.putrequest("POST", INFER)
     connection.putheader("Authorization", f"Bearer {KEY}")
@@ -237,8 +239,8 @@ def test_a_slow_client_never_reaches_the_server(proxied: Proxied, served: Served
     connection.close()
 
 
-def test_rate_is_limited_by_key(served: Served) -> None:
-    """Beyond rate and burst there is 429, with a pause to make."""
+def test_rate_is_limited_by_key(served: LocalServer) -> None:
+    """Requests beyond rate and burst get 429 with Retry-After."""
     with Proxied(INFERENCE=served.url("http"), RATE="1r/s", BURST="2") as limited:
         found = [limited.ask(INFER, BODY)[:2] for _ in range(5)]
     assert [status for status, _ in found] == [200, 200, 200, 429, 429]
@@ -246,7 +248,7 @@ def test_rate_is_limited_by_key(served: Served) -> None:
 
 
 class Broken(BaseHTTPRequestHandler):
-    """Answers 500, as Triton does over a dead model process."""
+    """Answers 500, like Triton with a dead model process."""
 
     status, delay_s = 500, 0.0
 
@@ -264,13 +266,13 @@ class Broken(BaseHTTPRequestHandler):
 
 
 class Overloaded(Broken):
-    """Answers 503 after half a second, as Triton does when a request has waited too long."""
+    """Answers 503 after half a second, like Triton when a request has waited too long."""
 
     status, delay_s = 503, 0.5
 
 
-def test_who_comes_at_a_bad_time_is_told_when_to_come_again() -> None:
-    """503 of an overloaded server, 503 for one that is gone, 429 beyond the connections: all with Retry-After."""
+def test_refusals_for_load_have_retry_after() -> None:
+    """An overloaded server's 503, 503 if there is no server, and 429 beyond CONNECTIONS all have Retry-After."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Overloaded) as fake:
         thread = threading.Thread(target=fake.serve_forever, args=(0.01,))
         thread.start()
@@ -305,7 +307,7 @@ def test_plain_http_is_refused(proxied: Proxied) -> None:
     ("keys", "reason"), [("short\n", "line 1"), ("# x\nname tooshort\n", "line 2"), ("# nobody\n", "holds no key")]
 )
 def test_a_bad_key_file_is_refused(tmp_path: Path, keys: str, reason: str) -> None:
-    """A file of keys that would let nobody in, or anybody, renders nothing."""
+    """A wrong key file, which would let in nobody or anybody, is refused."""
     (tmp_path / "keys").write_text(keys, encoding="utf-8")
     names = ("CERTIFICATE", "CERTIFICATE_KEY", "KEYS_FILE", "RUN")
     variables = {name: str(tmp_path / name.partition("_")[0].lower()) for name in names}
@@ -316,9 +318,9 @@ def test_a_bad_key_file_is_refused(tmp_path: Path, keys: str, reason: str) -> No
 
 
 def test_a_dead_model_process_costs_a_patient_client_nothing(repository: Path) -> None:
-    """Until the server is restarted, requests get 503 and when to come again, never 500: the SDK is answered."""
+    """Until the server is restarted, requests get 503 with Retry-After, never 500, so the SDK gets its answer."""
     with (
-        Served(repository) as served,
+        LocalServer(repository, environment=ONE_THREAD) as served,
         Proxied(INFERENCE=served.url("http"), PROBE=served.url("probe"), RATE="1000r/s") as proxied,
     ):
         stop, found = threading.Event(), set()
@@ -336,7 +338,7 @@ def test_a_dead_model_process_costs_a_patient_client_nothing(repository: Path) -
             before = client.classify(TEXTS[:3])
             asking = threading.Thread(target=ask)
             asking.start()
-            os.kill(served.model_processes()[0], signal.SIGKILL)
+            os.kill(model_processes(served)[0], signal.SIGKILL)
             assert client.classify(TEXTS[:3], timeout_s=60) == before
             stop.set()
             asking.join(30)

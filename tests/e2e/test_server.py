@@ -1,4 +1,4 @@
-"""polyhead-serve with a real tritonserver: what it lets through, how it ends, and that it heals."""
+"""polyhead-serve with a real tritonserver: what it lets through, how it ends, and how it recovers."""
 
 from __future__ import annotations
 
@@ -16,17 +16,9 @@ import pytest
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
-from tests.e2e.served import (
-    READY_TIMEOUT_S,
-    Served,
-    command_line,
-    descendants,
-    free_ports,
-    infer_json,
-    json_body,
-    port_options,
-    serve_command,
-)
+from loadtest.local_server import READY_TIMEOUT_S, LocalServer, free_ports, port_options, serve_command
+from tests.e2e.plain_json import infer_json, json_body
+from tests.e2e.processes import ONE_THREAD, command_line, descendants, model_processes, shared_memory
 from tests.kernel import lets_reach_into_processes
 
 BODY = json_body(["Rain."], ["SCORES"])
@@ -55,12 +47,12 @@ def status(place: str, path: str, method: str = "GET", headers: dict[str, str] |
         ("GET", "/v2/trace/setting"),
     ],
 )
-def test_admin_apis_are_closed(served: Served, method: str, path: str) -> None:
-    """What could run code, read memory or silence the server is forbidden without the key."""
+def test_admin_apis_are_closed(served: LocalServer, method: str, path: str) -> None:
+    """APIs that could run code, read memory or silence the server are forbidden without the key."""
     assert status(served.url("http"), path, method) == 403
 
 
-def test_admin_apis_are_closed_over_grpc(served: Served) -> None:
+def test_admin_apis_are_closed_over_grpc(served: LocalServer) -> None:
     """gRPC refuses the same."""
     with tritonclient.grpc.InferenceServerClient(served.url("grpc")) as client:
         for ask in (
@@ -78,17 +70,17 @@ def test_admin_apis_are_closed_over_grpc(served: Served) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v2/health/ready", "/v2/models/gpt2_classifier", "/v2/models/gpt2_classifier/ready"])
-def test_health_and_metadata_are_open(served: Served, path: str) -> None:
-    """A client can look before it asks."""
+def test_health_and_metadata_are_open(served: LocalServer, path: str) -> None:
+    """Clients can read health and metadata."""
     assert status(served.url("http"), path) == 200
 
 
-def test_metrics_are_there(served: Served) -> None:
-    """Prometheus finds its numbers."""
+def test_metrics_are_there(served: LocalServer) -> None:
+    """Prometheus can read the metrics."""
     assert status(served.url("metrics"), "/metrics") == 200
 
 
-def probe(served: Served, path: str) -> tuple[int, str]:
+def probe(served: LocalServer, path: str) -> tuple[int, str]:
     """Status and text of the probe port."""
     connection = http.client.HTTPConnection(served.url("probe"), timeout=10)
     try:
@@ -99,7 +91,7 @@ def probe(served: Served, path: str) -> tuple[int, str]:
         connection.close()
 
 
-def wait_for_ready(served: Served, status: int, within_s: float) -> str:
+def wait_for_ready(served: LocalServer, status: int, within_s: float) -> str:
     """Waits until /ready has this status; gives what it says."""
     deadline = time.monotonic() + within_s
     while (found := probe(served, "/ready"))[0] != status:
@@ -109,20 +101,20 @@ def wait_for_ready(served: Served, status: int, within_s: float) -> str:
 
 
 def test_killed_model_process_is_healed_then_sigterm_ends_all(repository: Path) -> None:
-    """A killed model process is noticed within seconds, though no canary sings, and leads to a restart that serves.
+    """A killed model process is noticed within seconds, without a canary, and leads to a restart that serves.
 
     SIGTERM then ends with 0 and leaves no trace. Every line that was logged is a JSON object.
     """
-    with Served(repository, "--probe-interval-s", "60", "--log-format", "json") as served:
+    with LocalServer(repository, "--probe-interval-s", "60", "--log-format", "json", environment=ONE_THREAD) as served:
         before = infer_json(served.url("http"), BODY)
         assert probe(served, "/ready") == (200, "ready\n")
-        (victim,) = served.model_processes()
+        (victim,) = model_processes(served)
         os.kill(victim, signal.SIGKILL)
         assert f"model process {victim} died of SIGKILL" in wait_for_ready(served, 503, within_s=5)
         wait_for_ready(served, 200, within_s=READY_TIMEOUT_S)
         assert infer_json(served.url("http"), BODY) == before
-        assert len(served.model_processes()) == 1
-        assert len(served.shared_memory()) == 1
+        assert len(model_processes(served)) == 1
+        assert len(shared_memory(served)) == 1
         assert 'polyhead_restarts_total{reason="model_process"} 1' in probe(served, "/metrics")[1]
         assert_ends_cleanly(served, signal.SIGTERM)
         objects = [json.loads(line) for line in served.lines]
@@ -131,10 +123,10 @@ def test_killed_model_process_is_healed_then_sigterm_ends_all(repository: Path) 
 
 
 def test_killed_server_is_healed_then_sigint_ends_all(repository: Path) -> None:
-    """A tritonserver that dies takes its orphans with it and comes back; Ctrl-C ends it like SIGTERM."""
-    with Served(repository) as served:
+    """If tritonserver dies, its orphans are removed and it is restarted; Ctrl-C ends it like SIGTERM."""
+    with LocalServer(repository, environment=ONE_THREAD) as served:
         (server,) = [pid for pid in descendants(served.process.pid) if b"/tritonserver\0" in command_line(pid)]
-        orphans = served.model_processes()
+        orphans = model_processes(served)
         os.kill(server, signal.SIGKILL)
         served.wait_until_ready(times=2)
         assert not [pid for pid in orphans if command_line(pid)]
@@ -143,10 +135,10 @@ def test_killed_server_is_healed_then_sigint_ends_all(repository: Path) -> None:
 
 
 def test_stopped_model_process_is_healed(repository: Path) -> None:
-    """A model process that hangs is found by the canary: not ready after one, restarted after as many as were told."""
+    """The canary finds a model process that hangs: not ready after one failure, restarted after --canary-failures."""
     timing = ("--probe-interval-s", "0.2", "--canary-timeout-s", "1", "--canary-failures", "2")
-    with Served(repository, *timing) as served:
-        (victim,) = served.model_processes()
+    with LocalServer(repository, *timing, environment=ONE_THREAD) as served:
+        (victim,) = model_processes(served)
         os.kill(victim, signal.SIGSTOP)
         wrong = wait_for_ready(served, 503, within_s=10)
         assert "no answer within 1 s" in wrong or "is not healthy" in wrong  # Triton itself waits about as long
@@ -156,22 +148,22 @@ def test_stopped_model_process_is_healed(repository: Path) -> None:
         assert 'polyhead_restarts_total{reason="canary"} 1' in probe(served, "/metrics")[1]
 
 
-def test_leftovers_of_a_killed_supervisor_are_removed(repository: Path) -> None:
-    """A supervisor that was killed with all it ran leaves memory behind, which the next one on the machine removes."""
-    with Served(repository) as first:
+def test_orphans_of_a_killed_supervisor_are_removed(repository: Path) -> None:
+    """A killed supervisor leaves shared memory behind, and the next one on the machine removes it."""
+    with LocalServer(repository, environment=ONE_THREAD) as first:
         below = descendants(first.process.pid)
         for pid in [first.process.pid, *below]:
             os.kill(pid, signal.SIGKILL)
         first.process.wait(10)
-        assert first.shared_memory()
-        with Served(repository) as second:
-            assert first.shared_memory() == []
-            assert len(second.shared_memory()) == 1
-            assert any("removed what a killed run left behind" in line for line in second.lines)
+        assert shared_memory(first)
+        with LocalServer(repository, environment=ONE_THREAD) as second:
+            assert shared_memory(first) == []
+            assert len(shared_memory(second)) == 1
+            assert any("removed the orphans of polyhead_" in line for line in second.lines)
 
 
 class Caller(threading.Thread):
-    """Asks over one keep-alive connection until it is refused; counts what it gets."""
+    """Asks over one keep-alive connection until it is refused; counts the answers."""
 
     def __init__(self, place: str) -> None:
         super().__init__(daemon=True)
@@ -180,7 +172,7 @@ class Caller(threading.Thread):
         self.lost: list[str] = []
 
     def run(self) -> None:
-        """Opens a new connection where the old one has ended between two requests, as all HTTP clients do."""
+        """Opens a new connection if the old one has ended between two requests, as all HTTP clients do."""
         body = json.dumps(BODY).encode()
         connection, is_fresh = http.client.HTTPConnection(self.place, timeout=20), True
         while True:
@@ -207,9 +199,9 @@ class Caller(threading.Thread):
 def test_no_accepted_request_is_lost_on_sigterm(repository: Path) -> None:
     """Under load from busy connections, SIGTERM takes /ready down first, and then every request is answered.
 
-    Neither an idle connection nor busy ones that never pause hold up the end, and a second signal spoils nothing.
+    Neither an idle connection nor busy ones that never pause delay the end, and a second signal does no harm.
     """
-    with Served(repository, "--drain-s", "2", "--exit-timeout-s", "8") as served:
+    with LocalServer(repository, "--drain-s", "2", "--exit-timeout-s", "8", environment=ONE_THREAD) as served:
         idle = http.client.HTTPConnection(served.url("http"), timeout=10)
         idle.request("GET", "/v2/health/live")
         idle.getresponse().read()
@@ -234,19 +226,19 @@ def test_no_accepted_request_is_lost_on_sigterm(repository: Path) -> None:
             assert (code, lost) == (0, [])
             assert took_s < 10
         else:  # then open connections end with the exit timeout, under their requests
-            assert any("the kernel lets nobody reach" in line for line in served.lines)
+            assert any("the kernel forbids access" in line for line in served.lines)
 
 
-def assert_ends_cleanly(served: Served, number: signal.Signals) -> None:
+def assert_ends_cleanly(served: LocalServer, number: signal.Signals) -> None:
     """Exit code 0, no process and no shared memory left."""
     processes = descendants(served.process.pid)
     assert served.end(number) == 0
     assert not [pid for pid in processes if command_line(pid)]
-    assert served.shared_memory() == []
+    assert shared_memory(served) == []
 
 
 def test_damaged_checkpoint_ends_with_the_reason(repository: Path, tmp_path: Path) -> None:
-    """A first start that fails ends with code 1, and its last line names the file that is wrong."""
+    """A failed first start ends with code 1, and its last line names the damaged file."""
     damaged = tmp_path / "repository"
     shutil.copytree(repository, damaged)
     (damaged / "gpt2_classifier" / "1" / "checkpoint" / "model.safetensors").write_bytes(b"x")

@@ -1,4 +1,4 @@
-"""The load test as it is run, against a fake Triton; in its own process, since locust patches the interpreter."""
+"""The load test against a fake Triton, in its own process, because locust patches the interpreter."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_wrong_answers_are_exit_code_1(fake: FakeTriton, golden: Path) -> None:
 
 
 def test_failing_server_is_exit_code_1(fake: FakeTriton, golden: Path) -> None:
-    """Requests that fail after a good start are errors, and nothing answered is no success."""
+    """Requests that fail are errors, and a run without a right answer is not a success."""
     fake.answer = lambda text: b"no json"
     code, output, summary = run_locust(fake.url, golden)
     assert code == 1, output
@@ -100,7 +100,7 @@ def test_failing_server_is_exit_code_1(fake: FakeTriton, golden: Path) -> None:
 
 
 def test_bad_golden_is_exit_code_2(fake: FakeTriton, golden: Path) -> None:
-    """A golden file that is damaged, of another model, or not named is refused before any user starts."""
+    """A golden file that is damaged, missing, or from another model is refused before any user starts."""
     golden.write_text(golden.read_text() + "{\n")
     code, output, summary = run_locust(fake.url, golden)
     assert code == 2
@@ -110,7 +110,7 @@ def test_bad_golden_is_exit_code_2(fake: FakeTriton, golden: Path) -> None:
     golden.write_text(json.dumps(row) + "\n")
     code, output, _ = run_locust(fake.url, golden)
     assert code == 2
-    assert "has 1 scores a text, the served model 6" in output
+    assert "has 1 scores per text, the served model 6" in output
     code, output, _ = run_locust(fake.url, None)
     assert code == 2
     assert "--golden PATH is required" in output
@@ -118,7 +118,7 @@ def test_bad_golden_is_exit_code_2(fake: FakeTriton, golden: Path) -> None:
 
 
 def test_no_server_is_exit_code_2(golden: Path) -> None:
-    """Without a server the run ends at once and says so."""
+    """Without a server the run ends at once with a message."""
     code, output, summary = run_locust("127.0.0.1:1", golden)
     assert code == 2
     assert "no connection to http://127.0.0.1:1" in output
@@ -135,7 +135,7 @@ def test_bad_option_is_exit_code_2(fake: FakeTriton, golden: Path) -> None:
 
 
 def test_hanging_server_is_exit_code_1(fake: FakeTriton, golden: Path) -> None:
-    """Requests still under way when the time is up are waited for, and end as errors."""
+    """The run waits for requests that are in progress when the time is up, and they end as errors."""
     calls: list[str] = []
 
     def answer_then_hang(text: str) -> Any:
@@ -209,7 +209,7 @@ def test_through_an_encrypted_door(
     certificate: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Over https the server's certificate is checked, and a key is shown to whoever asks for it."""
+    """Over https the server's certificate is checked, and the API key is sent."""
     with encrypted(certificate, fake.url) as url:
         code, output, _ = run_locust(f"https://{url}", golden)
         assert code == 2
@@ -223,7 +223,7 @@ def test_through_an_encrypted_door(
 
 
 def test_open_arrivals_do_not_wait(fake: FakeTriton, golden: Path) -> None:
-    """While the server hangs, arrivals go on, and their latency counts from when they should have started."""
+    """While the server hangs, requests keep arriving, and their latency counts from the time when they were due."""
     fake.server.failures = [Failure()] * 12 + [Failure(hang_s=1.0)] * 100
     code, output, summary = run_locust(
         fake.url, golden, "--shape", "open", "--rate", "40", "-u", "1", "-t", "2s", "--seed", "1"
@@ -237,7 +237,7 @@ def test_open_arrivals_do_not_wait(fake: FakeTriton, golden: Path) -> None:
 
 
 def test_latency_includes_waiting_for_a_stalled_generator(fake: FakeTriton, golden: Path) -> None:
-    """Arrivals that nobody started in time, since one answer kept the process busy, have waited all the same."""
+    """The latency of requests that started late, because the load generator was blocked, includes that delay."""
     stall = golden.parent / "stall.py"
     stall.write_text(
         "from loadtest.locustfile import *\n"
@@ -259,7 +259,7 @@ def test_latency_includes_waiting_for_a_stalled_generator(fake: FakeTriton, gold
 
 
 def test_objectives_decide(fake: FakeTriton, golden: Path) -> None:
-    """What the file asks for decides the exit code, and stands in the table; a wrong file is refused."""
+    """The file's objectives decide the exit code and appear in the table; a wrong file is refused."""
     objectives = golden.parent / "objectives.toml"
     objectives.write_text("p95_ms = 1000\nmin_texts_s = 1\n")
     code, output, summary = run_locust(fake.url, golden, "--objectives", str(objectives))
@@ -290,7 +290,7 @@ def test_shapes_have_phases(fake: FakeTriton, golden: Path) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A free port."""
     with socket.create_server(("127.0.0.1", 0)) as one:
         return int(one.getsockname()[1])
 
@@ -339,7 +339,7 @@ def test_a_workers_mismatch_is_the_masters_exit_code(fake: FakeTriton, golden: P
 
 
 def test_reports_and_web_page(fake: FakeTriton, golden: Path) -> None:
-    """Locust's own page, HTML report and CSV work with it; the page offers the shape and what goes with it."""
+    """Locust's web page, HTML report and CSV work; the page offers the shape and its options."""
     port, folder = free_port(), golden.parent
     arguments = ["--autostart", "--autoquit", "2", "--web-host", "127.0.0.1", "--web-port", str(port)]
     command, environment = locust_command(

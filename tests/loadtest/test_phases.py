@@ -1,15 +1,17 @@
-"""Shapes as phases."""
+"""Shapes as phases, and open arrivals."""
 
 from __future__ import annotations
 
+import random
+import statistics
 from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 
-from loadtest.phases import SHAPES, Phase, find_saturation, phases_of
-from loadtest.run import Run
-from loadtest.tally import Outcome
+from loadtest.phases import SHAPES, Phase, PoissonArrivals, find_saturation, phases_of
+from loadtest.run import LoadRun
+from loadtest.tally import RequestOutcome
 
 
 def users_over_time(shape: str, users: int, duration_s: float, steps: int = 8) -> list[int]:
@@ -59,15 +61,15 @@ def test_saturation(rates: list[float], place: int | None) -> None:
     assert find_saturation(rates) == place
 
 
-def stepping(rates: list[int]) -> Run:
+def stepping(rates: list[int]) -> LoadRun:
     """A run in steps of ten seconds, of which the first have reached these rates."""
     options = SimpleNamespace(shape="steps", run_time=80, num_users=16, shape_steps=8, worker=False)
-    run = Run(options, [], None, {})  # type: ignore[arg-type]
+    run = LoadRun(options, [], None, {})  # type: ignore[arg-type]
     run.plan()
     run.started = 1000.0
     for place, rate in enumerate(rates):
         for second in range(10):
-            run.tally.add(Outcome.RIGHT, rate, rate, 1.0, 1000.5 + 10 * place + second)
+            run.tally.add(RequestOutcome.RIGHT, rate, rate, 1.0, 1000.5 + 10 * place + second)
     return run
 
 
@@ -85,3 +87,22 @@ def test_users_within_a_phase() -> None:
     """Between its ends a phase goes evenly, and never below one user."""
     phase = Phase("ramp 1", 10.0, 20.0, 0, 10)
     assert [phase.users_at(second) for second in (10, 12, 15, 20)] == [1, 2, 5, 10]
+
+
+def test_gaps_are_exponential() -> None:
+    """Arrivals come at the rate, and the standard deviation of their gaps equals the mean, as in a Poisson process."""
+    arrivals = PoissonArrivals(50.0, 0.0, random.Random(3))
+    due = arrivals.take(200.0)
+    gaps = [later - earlier for earlier, later in pairwise(due)]
+    assert len(due) == pytest.approx(10_000, rel=0.05)
+    assert statistics.stdev(gaps) == pytest.approx(statistics.mean(gaps), rel=0.05)
+
+
+def test_arrivals_do_not_wait() -> None:
+    """A late call returns everything that became due meanwhile, each with its due time, and each once."""
+    prompt, late = (PoissonArrivals(20.0, 5.0, random.Random(4)) for _ in range(2))
+    times = [one for second in range(5, 15) for one in prompt.take(second + 0.5)]
+    assert late.take(14.5) == times
+    assert late.take(14.5) == []
+    assert late.due == prompt.due > 14.5
+    assert all(5.0 < one <= 14.5 for one in times)

@@ -9,7 +9,7 @@ from threading import Thread
 
 import pytest
 
-from loadtest.server_metrics import MetricsError, Stage, parse, precision, scrape, stages, subtract, texts_a_batch
+from loadtest.server_metrics import MetricsError, Stage, parse, scrape, stages, subtract, texts_per_batch
 
 PAGE = """\
 # HELP nv_inference_request_success Number of successful inference requests, all batch sizes
@@ -32,7 +32,7 @@ AFTER = PAGE.format(requests=300, queue_us=450_000, fast=20, batches=30, seconds
 
 
 def test_difference_of_a_run() -> None:
-    """Only what was added counts: the queue a request, a stage a batch, quantiles within its buckets."""
+    """Only the difference counts: queue time per request, stage time per batch, quantiles within buckets."""
     added = subtract(parse(BEFORE), parse(AFTER))
     found = stages(added, "m")
     assert found["queue"] == Stage(2.0)
@@ -41,20 +41,14 @@ def test_difference_of_a_run() -> None:
     assert found["compute"].p50_ms == pytest.approx(10.0)
     assert found["compute"].p95_ms == pytest.approx(91.0)
     assert found["tokenize"] == Stage(None, None, None, None)
-    assert texts_a_batch(added, "m") == 11.0
+    assert texts_per_batch(added, "m") == 11.0
     assert stages(added, "nobody's")["queue"] == Stage(None)
 
 
 def test_a_restart_begins_at_0() -> None:
-    """After a restart of the server its counters are lower than before: all that they say then was added."""
+    """After a restart the server's counters are lower than before, and count in full."""
     added = subtract(parse(AFTER), parse(BEFORE))
     assert stages(added, "m")["queue"] == Stage(0.5)
-
-
-def test_precision_of_what_serves() -> None:
-    """The precision is that of instances which serve now, whatever their labels hold."""
-    assert precision(parse(AFTER), "m") == "bf16"
-    assert precision(parse(AFTER), "other") is None
 
 
 @contextmanager
@@ -87,12 +81,12 @@ def test_reads_over_http() -> None:
 
 @pytest.mark.parametrize("body", [b"<html>hello</html>", b"\xff", b"up 1\n", b"up nothing\n"])
 def test_another_page_is_refused(body: bytes) -> None:
-    """What is no page of a Triton server is refused with its address."""
+    """A page that is not a Triton server's is refused with its address."""
     with page(body) as url, pytest.raises(MetricsError, match="no metrics"):
         scrape(url)
 
 
 def test_no_server_is_refused() -> None:
-    """An address where nobody listens is named."""
+    """The error names the address if no server answers there."""
     with pytest.raises(MetricsError, match=r"no metrics at http://127\.0\.0\.1:1/metrics"):
         scrape("http://127.0.0.1:1/metrics")

@@ -12,10 +12,9 @@ import pytest
 
 from loadtest.objectives import Verdict
 from loadtest.phases import phases_of
-from loadtest.run import Run
-from loadtest.summary import Summary, summarize, write_summary
-from loadtest.tables import print_summary
-from loadtest.tally import Outcome
+from loadtest.run import LoadRun
+from loadtest.summary import LoadSummary, print_summary, summarize, write_summary
+from loadtest.tally import RequestOutcome
 
 METRICS = {
     ("nv_inference_request_success", frozenset({("model", "m")})): 10.0,
@@ -23,13 +22,13 @@ METRICS = {
 }
 
 
-def finished(shape: str = "constant", objectives: dict[str, float] | None = None, **fields: Any) -> Run:
+def finished(shape: str = "constant", objectives: dict[str, float] | None = None, **fields: Any) -> LoadRun:
     """A run of 10 s with a right answer of 2 texts and 12 tokens every tenth of a second, in 20 ms each."""
-    options = SimpleNamespace(shape=shape, protocol="http", model="m")
+    options = SimpleNamespace(shape=shape, protocol="http", model="m", tolerance=0.001, tolerance_reason="asked")
     limits = {"error_rate": 0.0, "mismatch_rate": 0.0} | (objectives or {})
-    run = Run(options, [], None, limits, phases=phases_of(shape, 4, 10.0, 2), started=100.0, **fields)  # type: ignore[arg-type]
+    run = LoadRun(options, [], None, limits, phases=phases_of(shape, 4, 10.0, 2), started=100.0, **fields)  # type: ignore[arg-type]
     for tenth in range(100):
-        run.tally.add(Outcome.RIGHT, 2, 12, 20.0, 100.02 + tenth / 10)
+        run.tally.add(RequestOutcome.RIGHT, 2, 12, 20.0, 100.02 + tenth / 10)
     return run
 
 
@@ -45,36 +44,38 @@ def test_figures() -> None:
     assert (summary.phases, summary.server, summary.late_p99_ms) == ([], {}, None)
 
 
-@pytest.mark.parametrize(("outcome", "rate"), [(Outcome.MISMATCH, "mismatch_rate"), (Outcome.REFUSED, "error_rate")])
-def test_one_failure_fails_the_run(outcome: Outcome, rate: str) -> None:
+@pytest.mark.parametrize(
+    ("outcome", "rate"), [(RequestOutcome.MISMATCH, "mismatch_rate"), (RequestOutcome.REFUSED, "error_rate")]
+)
+def test_one_failure_fails_the_run(outcome: RequestOutcome, rate: str) -> None:
     """One wrong or missing answer among a hundred right ones misses the objective that always holds."""
     run = finished()
     run.tally.add(outcome, 2, 12, 20.0, 110.0)
     summary = summarize(run)
     assert [verdict.objective for verdict in summary.verdicts if not verdict.met] == [rate]
     assert summary.exit_code == 1
-    assert (summary.mismatches, summary.errors) == ((1, 0) if outcome is Outcome.MISMATCH else (0, 1))
+    assert (summary.mismatches, summary.errors) == ((1, 0) if outcome is RequestOutcome.MISMATCH else (0, 1))
     assert summary.texts == 200
 
 
 def test_a_broken_user_is_an_error() -> None:
-    """What users raise outside requests is not passed over."""
+    """An exception that a user raises outside requests counts as an error."""
     summary = summarize(finished(), broken_users=2)
     assert (summary.errors, summary.exit_code) == (2, 1)
     assert summary.error_rate == pytest.approx(2 / 102)
 
 
 def test_nothing_answered_is_no_success() -> None:
-    """Objectives that allow everything are not met by a run that answered nothing."""
+    """A run that answered nothing right fails, even if its objectives allow everything."""
     run = finished(objectives={"error_rate": 1.0, "mismatch_rate": 1.0})
     run.tally.seconds.clear()
     assert summarize(run).exit_code == 1
-    run.tally.add(Outcome.MISMATCH, 2, 12, 20.0, 110.0)
+    run.tally.add(RequestOutcome.MISMATCH, 2, 12, 20.0, 110.0)
     assert summarize(run).exit_code == 1
 
 
 def test_missed_objectives() -> None:
-    """Each objective is judged by its own figure."""
+    """Each objective is compared with its own figure."""
     summary = summarize(finished(objectives={"p95_ms": 10.0, "min_texts_s": 10.0}))
     assert {verdict.objective: verdict.met for verdict in summary.verdicts} == {
         "error_rate": True, "mismatch_rate": True, "p95_ms": False, "min_texts_s": True,
@@ -86,8 +87,8 @@ def test_phases_have_their_own_figures() -> None:
     """A shape's phases are told apart by when requests ended."""
     run = finished("steps")
     for tenth in range(50):  # the second half is faster, and wrong once
-        run.tally.add(Outcome.RIGHT, 2, 12, 20.0, 105.02 + tenth / 10)
-    run.tally.add(Outcome.FOREIGN, 2, 12, 500.0, 107.5)
+        run.tally.add(RequestOutcome.RIGHT, 2, 12, 20.0, 105.02 + tenth / 10)
+    run.tally.add(RequestOutcome.FOREIGN, 2, 12, 500.0, 107.5)
     first, second = summarize(run).phases
     assert (first.name, first.users, first.texts_s, first.mismatches) == ("step 1", 2, 20.0, 0)
     assert (second.name, second.users, second.texts_s, second.mismatches) == ("step 2", 4, 40.0, 1)
@@ -114,8 +115,8 @@ def test_write_replaces_whole(tmp_path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["summary.json"]
 
 
-def printed(summary: Summary, capsys: pytest.CaptureFixture[str]) -> str:
-    """What people see."""
+def printed(summary: LoadSummary, capsys: pytest.CaptureFixture[str]) -> str:
+    """The printed tables."""
     print_summary(summary)
     return capsys.readouterr().out
 
@@ -127,16 +128,17 @@ def test_tables(capsys: pytest.CaptureFixture[str]) -> None:
     shown = printed(summarize(run), capsys)
     assert "step 1 (saturated)" in shown
     assert any(
-        line.split() == ["server:", "queue", "a", "request", "3.0", "-", "-", "-"] for line in shown.splitlines()
+        line.split() == ["server:", "queue", "per", "request", "3.0", "-", "-", "-"] for line in shown.splitlines()
     )
     assert "--metrics-url" not in shown
+    assert "Tolerance of scores: 0.001 (asked)." in shown
     *_, objective, verdict = shown.splitlines()
     assert objective.split() == ["p95_ms", "50", "20.1", "yes"]  # 20 ms, to within half a hundredth
     assert verdict == "load test: objectives met, all answers agree with the expected ones"
 
 
 def test_tables_of_a_failed_run(capsys: pytest.CaptureFixture[str]) -> None:
-    """What was missed is named, and what is not known says why."""
+    """Missed objectives are named, and missing figures have a reason."""
     run = finished(objectives={"p95_ms": 5.0})
     run.tally.lateness.add(250.0)
     shown = printed(summarize(run), capsys)
@@ -144,4 +146,4 @@ def test_tables_of_a_failed_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert "more than 249 ms late" in shown  # 250 ms, to within half a hundredth
     assert shown.splitlines()[-1] == "load test: FAILED, missed p95_ms"
     nothing = replace(summarize(run), texts=0, verdicts=[Verdict("error_rate", 0.0, None, False)])
-    assert printed(nothing, capsys).splitlines()[-1] == "load test: FAILED, nothing was answered rightly"
+    assert printed(nothing, capsys).splitlines()[-1] == "load test: FAILED, nothing was answered right"

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import random
+
 import msgpack
 import pytest
 
-from loadtest.tally import Outcome, Tally
+from loadtest.tally import Latencies, RequestOutcome, Tally
 
 
 def test_only_right_answers_count_as_texts() -> None:
     """A wrong answer is a mismatch and neither text nor token; an error is neither answered nor fast."""
     tally = Tally()
-    tally.add(Outcome.RIGHT, 3, 30, 10.0, ended=100.5)
-    tally.add(Outcome.MISMATCH, 3, 30, 10.0, ended=100.6)
-    tally.add(Outcome.FOREIGN, 3, 30, 10.0, ended=101.1)
-    tally.add(Outcome.REFUSED, 3, 30, 0.01, ended=101.2)
-    tally.add(Outcome.TIMEOUT, 3, 30, 5000.0, ended=107.0)
+    tally.add(RequestOutcome.RIGHT, 3, 30, 10.0, ended=100.5)
+    tally.add(RequestOutcome.MISMATCH, 3, 30, 10.0, ended=100.6)
+    tally.add(RequestOutcome.FOREIGN, 3, 30, 10.0, ended=101.1)
+    tally.add(RequestOutcome.REFUSED, 3, 30, 0.01, ended=101.2)
+    tally.add(RequestOutcome.TIMEOUT, 3, 30, 5000.0, ended=107.0)
     total = tally.total()
     assert (total.requests, total.texts, total.tokens) == (5, 3, 30)
     assert (total.mismatches, total.errors) == (2, 2)
@@ -29,7 +31,7 @@ def test_counts_of_a_time() -> None:
     """Between two times lie the requests that ended in the whole seconds from the first to before the second."""
     tally = Tally()
     for ended in (9.9, 10.0, 10.9, 11.0, 12.5):
-        tally.add(Outcome.RIGHT, 1, 1, 1.0, ended)
+        tally.add(RequestOutcome.RIGHT, 1, 1, 1.0, ended)
     assert tally.between(10.0, 12.0).texts == 3
     assert tally.between(9.5, 11.0).texts == 2
 
@@ -38,7 +40,7 @@ def test_reports_add_up() -> None:
     """Reports of two workers, sent as locust sends them, add up to all requests, each once."""
     workers, master = (Tally(), Tally()), Tally()
     for place in range(10):
-        workers[place % 2].add(Outcome.RIGHT, 2, 7, 5.0 + place, ended=50.0 + place)
+        workers[place % 2].add(RequestOutcome.RIGHT, 2, 7, 5.0 + place, ended=50.0 + place)
         workers[place % 2].lateness.add(0.5)
         if place % 3 == 0:
             for worker in workers:
@@ -50,3 +52,34 @@ def test_reports_add_up() -> None:
     assert master.began == pytest.approx(49.995)
     assert master.ended == 59.0
     assert workers[0].total().requests == workers[1].total().requests == 0
+
+
+def test_percentiles_are_exact_to_a_hundredth() -> None:
+    """Percentiles and mean of many latencies, from microseconds to minutes, are within 1 % of the true ones."""
+    draw = random.Random(1)
+    true = sorted(10 ** draw.uniform(-2, 5) for _ in range(5000))
+    found = Latencies()
+    for ms in true:
+        found.add(ms)
+    for share in (0.01, 0.5, 0.95, 0.99, 1.0):
+        assert found.percentile(share) == pytest.approx(true[round(share * 5000) - 1], rel=0.01)
+    assert found.mean() == pytest.approx(sum(true) / 5000, rel=0.01)
+
+
+def test_merging_is_adding() -> None:
+    """Two workers' latencies put together are those of one that saw all."""
+    parts, whole = (Latencies(), Latencies()), Latencies()
+    for place in range(1, 100):
+        parts[place % 2].add(place)
+        whole.add(place)
+    parts[0].merge(Latencies(parts[1].buckets))
+    assert parts[0].buckets == whole.buckets
+    assert len(whole) == 99
+
+
+def test_nothing_measured() -> None:
+    """Without a latency there is no percentile and no mean; one that is not positive counts as the smallest."""
+    found = Latencies()
+    assert (found.percentile(0.5), found.mean(), len(found)) == (None, None, 0)
+    found.add(0.0)
+    assert found.percentile(0.99) == pytest.approx(0.001, rel=0.01)

@@ -1,4 +1,4 @@
-"""Comparing answers with golden rows."""
+"""Comparing answers with the expected ones, and finding whose answer a wrong one is."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 
-from loadtest.golden import GoldenRow
-from loadtest.verify import find_mismatches
+from loadtest.expected import ExpectedAnswer
+from loadtest.verify import find_mismatches, find_owner
 from polyhead_client import HeadSchema, LabelScore, ModelSchema, MultiLabel, Prediction, Regression, SingleLabel
 from tests.client.fake_triton import ANSWER, SCHEMA, SCORES
 
 SERVED = ModelSchema.from_json(json.dumps(SCHEMA))
-GOLDEN = GoldenRow(1, "a goal", tuple(SCORES), 4, False)
+EXPECTED = ExpectedAnswer(1, "a goal", tuple(SCORES), 4, False)
 RIGHT = Prediction.from_json(json.dumps(ANSWER))
+ASKED = ExpectedAnswer(1, "asked", (0.1, 0.2, 0.7, 0.1, 0.2, 1.0), 4, False)
+OWNER = ExpectedAnswer(2, "owner", tuple(SCORES), 4, False)
+LONGER = ExpectedAnswer(3, "longer", tuple(SCORES), 5, False)
 
 
 def with_head(name: str, answer: Any) -> Prediction:
@@ -29,10 +32,10 @@ def single(label: str, score: float) -> SingleLabel:
 
 
 def test_right_answer() -> None:
-    """An answer as the golden row has it, or off by less than the tolerance, has no mismatch."""
-    assert find_mismatches(RIGHT, GOLDEN, SERVED) == []
-    assert find_mismatches(with_head("topic", single("sport", 0.7009)), GOLDEN, SERVED) == []
-    assert find_mismatches(with_head("stars", Regression(3.2525)), GOLDEN, SERVED) == []  # relative above 1
+    """An answer as the expected answer has it, or off by less than the tolerance, has no mismatch."""
+    assert find_mismatches(RIGHT, EXPECTED, SERVED) == []
+    assert find_mismatches(with_head("topic", single("sport", 0.7009)), EXPECTED, SERVED) == []
+    assert find_mismatches(with_head("stars", Regression(3.2525)), EXPECTED, SERVED) == []  # relative above 1
 
 
 @pytest.mark.parametrize(
@@ -41,7 +44,10 @@ def test_right_answer() -> None:
         (with_head("topic", single("news", 0.2)), "topic: 'news', expected 'sport'"),
         (with_head("topic", single("sport", 0.702)), "topic: 'sport' scored"),
         (with_head("topic", single("opera", 0.7)), "topic: label 'opera' is not in the schema"),
-        (with_head("topic", SingleLabel((LabelScore("sport", 0.7), LabelScore("news", 0.2)))), "2 labels"),
+        (
+            with_head("topic", SingleLabel((LabelScore("sport", 0.7), LabelScore("news", 0.2)))),
+            "2 labels",
+        ),
         (with_head("topic", Regression(1)), "topic: a Regression, expected a single_label"),
         (with_head("mood", MultiLabel(())), "mood: 'happy' is missing"),
         (
@@ -57,16 +63,16 @@ def test_right_answer() -> None:
     ],
 )
 def test_wrong_answer(prediction: Prediction, words: str) -> None:
-    """Every way of being wrong is found and said."""
-    found = find_mismatches(prediction, GOLDEN, SERVED)
+    """Every kind of wrong answer is found and described."""
+    found = find_mismatches(prediction, EXPECTED, SERVED)
     assert any(words in mismatch for mismatch in found), found
 
 
 def test_flip_near_a_tie() -> None:
     """Two labels as good as tied may be swapped; the same swap beyond twice the tolerance is a mismatch."""
     flipped = with_head("topic", single("news", 0.4495))
-    near = replace(GOLDEN, scores=(0.449, 0.450, 0.101, *SCORES[3:]))
-    far = replace(GOLDEN, scores=(0.449, 0.452, 0.099, *SCORES[3:]))
+    near = replace(EXPECTED, scores=(0.449, 0.450, 0.101, *SCORES[3:]))
+    far = replace(EXPECTED, scores=(0.449, 0.452, 0.099, *SCORES[3:]))
     assert find_mismatches(flipped, near, SERVED) == []
     assert find_mismatches(flipped, far, SERVED) != []
     assert find_mismatches(flipped, far, SERVED, tolerance=0.01) == []
@@ -75,15 +81,15 @@ def test_flip_near_a_tie() -> None:
 def test_flip_near_a_threshold() -> None:
     """A label within the tolerance of its own threshold may be there or not."""
     both = with_head("mood", MultiLabel((LabelScore("happy", 0.9, 0.5), LabelScore("sad", 0.4002, 0.4))))
-    near = replace(GOLDEN, scores=(*SCORES[:4], 0.3995, SCORES[5]))
+    near = replace(EXPECTED, scores=(*SCORES[:4], 0.3995, SCORES[5]))
     assert find_mismatches(both, near, SERVED) == []
     assert find_mismatches(RIGHT, near, SERVED) == []
-    above = replace(GOLDEN, scores=(*SCORES[:4], 0.402, SCORES[5]))
+    above = replace(EXPECTED, scores=(*SCORES[:4], 0.402, SCORES[5]))
     assert "mood: 'sad' is missing at score 0.402000" in find_mismatches(RIGHT, above, SERVED)
 
 
 def test_taxonomy_is_judged_as_a_path() -> None:
-    """In a taxonomy the best consistent path is right, though a level's own best label may lie elsewhere."""
+    """In a taxonomy the best path is right, even if a level's best label is not on it; each level has one label."""
     parent_of = {"cat": "animal", "dog": "animal", "oak": "plant"}
     schema = ModelSchema(
         8,
@@ -93,11 +99,29 @@ def test_taxonomy_is_judged_as_a_path() -> None:
         ),
     )
     # animal is the likelier kingdom, but plant with oak (0.36) is a likelier path than animal with cat (0.055).
-    golden = GoldenRow(1, "x", (0.55, 0.45, 0.1, 0.1, 0.8), 4, False)
+    golden = ExpectedAnswer(1, "x", (0.55, 0.45, 0.1, 0.1, 0.8), 4, False)
     plant, animal = single("plant", 0.45), single("animal", 0.55)
     best = Prediction({"kingdom": plant, "species": single("oak", 0.8)}, 4)
     torn = Prediction({"kingdom": animal, "species": single("oak", 0.8)}, 4)
     worse = Prediction({"kingdom": animal, "species": single("cat", 0.1)}, 4)
     assert find_mismatches(best, golden, schema) == []
     assert any("contradicts" in mismatch for mismatch in find_mismatches(torn, golden, schema))
+    none = Prediction({"kingdom": plant, "species": SingleLabel(())}, 4)
+    two = Prediction({"kingdom": plant, "species": SingleLabel((LabelScore("oak", 0.8), LabelScore("cat", 0.1)))}, 4)
+    assert find_mismatches(none, golden, schema) == ["species: 0 labels, expected one"]
+    assert find_mismatches(two, golden, schema) == ["species: 2 labels, expected one"]
     assert any("the best has" in mismatch for mismatch in find_mismatches(worse, golden, schema))
+
+
+def test_the_answer_to_another_text_is_found() -> None:
+    """The owner is the text for which the whole answer is right; equal scores with other tokens are not enough."""
+    assert find_owner(RIGHT, ASKED, [ASKED, LONGER, OWNER], SERVED, 1e-3) == OWNER
+
+
+def test_a_wrong_answer_may_be_nobodys() -> None:
+    """An answer that is right for no other text, or that is an error, has no owner; the text itself is not an owner."""
+    assert find_owner(RIGHT, ASKED, [ASKED, LONGER], SERVED, 1e-3) is None
+    assert find_owner(RIGHT, OWNER, [OWNER], SERVED, 1e-3) is None
+    odd = replace(RIGHT, heads={**RIGHT.heads, "topic": SingleLabel((LabelScore("opera", 0.7),))})
+    assert find_owner(odd, ASKED, [ASKED, OWNER], SERVED, 1e-3) is None
+    assert find_owner(Prediction(error="no"), ASKED, [ASKED, OWNER], SERVED, 1e-3) is None

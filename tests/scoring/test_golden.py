@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from polyhead.checkpoint import Golden
+from polyhead.checkpoint import GoldenRow
 from polyhead.predictor import Predictor
 from polyhead_scoring.golden import app
 from tests.tiny import TEXTS
@@ -23,9 +23,9 @@ def call(*arguments: Any) -> Any:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def golden_rows(path: Path) -> list[Golden]:
+def golden_rows(path: Path) -> list[GoldenRow]:
     """The rows that the command wrote."""
-    return [Golden.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [GoldenRow.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_rows_are_the_engines_answers(base_checkpoint: Path, tmp_path: Path) -> None:

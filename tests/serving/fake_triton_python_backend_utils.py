@@ -34,7 +34,7 @@ class Logger:
 
     @classmethod
     def log_error(cls, message: str) -> None:
-        """Takes ASCII only: the model process may have no other encoding."""
+        """Accepts only ASCII: the model process may have no other encoding."""
         message.encode("ascii")
         cls.lines.append(message)
 
@@ -43,7 +43,7 @@ class Logger:
 
     @classmethod
     def log_info(cls, message: str) -> None:
-        """What is no warning, apart."""
+        """Keeps information apart from warnings."""
         message.encode("ascii")
         cls.infos.append(message)
 

@@ -1,4 +1,4 @@
-"""The canary, against a small HTTP server that answers as Triton would."""
+"""The canary, against a small HTTP server that answers like Triton."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def canary(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> Canary:
 
 
 def test_finite_scores_are_good(canary: Canary) -> None:
-    """An answer with numbers is all it takes."""
-    assert canary.sing(5) is None
+    """An answer with finite numbers is good."""
+    assert canary.check(5) is None
 
 
 @pytest.mark.parametrize(
@@ -88,11 +88,11 @@ def test_finite_scores_are_good(canary: Canary) -> None:
     ],
 )
 def test_bad_answers_are_told(server: FakeServer, canary: Canary, code: int, body: bytes, reason: str) -> None:
-    """An error, a NaN or nonsense is a failure that names the model, even while others are answered."""
-    assert canary.sing(5) is None
+    """An error, a NaN or nonsense is a failure that names the model, even while other requests are answered."""
+    assert canary.check(5) is None
     server.answered += 1
     server.answer = (code, body)
-    wrong = canary.sing(5)
+    wrong = canary.check(5)
     assert wrong is not None
     assert wrong.startswith("m: ")
     assert reason in wrong
@@ -100,23 +100,23 @@ def test_bad_answers_are_told(server: FakeServer, canary: Canary, code: int, bod
 
 def test_no_server_is_told() -> None:
     """A refused connection is a failure, not an exception."""
-    assert "refused" in str(Canary("127.0.0.1:9", "127.0.0.1:9", ["m"]).sing(1))
+    assert "refused" in str(Canary("127.0.0.1:9", "127.0.0.1:9", ["m"]).check(1))
 
 
 @pytest.mark.parametrize(("answer", "delay_s"), [((503, b'{"error": "Request timeout expired"}'), 0.0), (GOOD, 1.0)])
 def test_overload_is_not_death(server: FakeServer, canary: Canary, answer: tuple[int, bytes], delay_s: float) -> None:
-    """A rejected or late canary counts as good while other requests are answered, and as bad when none is."""
-    assert canary.sing(0.3) is None
+    """A rejected or late canary counts as answered while other requests are answered, else as failed."""
+    assert canary.check(0.3) is None
     server.answer, server.delay_s = answer, delay_s
     server.answered += 5
-    assert canary.sing(0.3) is None
-    assert canary.sing(0.3) is not None
+    assert canary.check(0.3) is None
+    assert canary.check(0.3) is not None
 
 
 def test_a_long_batch_is_not_death(server: FakeServer, canary: Canary) -> None:
-    """A late canary counts as good while parts of a batch are scored, even if no request has been answered yet."""
-    assert canary.sing(0.3) is None
+    """A late canary counts as answered while parts of a batch are scored, even if no request has been answered."""
+    assert canary.check(0.3) is None
     server.delay_s = 1.0
     server.parts += 1
-    assert canary.sing(0.3) is None
-    assert canary.sing(0.3) is not None
+    assert canary.check(0.3) is None
+    assert canary.check(0.3) is not None

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from polyhead_serving.connections import close_idle_connections, has_clients, keep_out
+from polyhead_serving.connections import block_new_connections, close_idle_connections, has_clients
 from tests.kernel import lets_reach_into_processes
 
 SERVER = """
@@ -43,7 +43,7 @@ def server() -> Iterator[tuple[int, int]]:
 
 
 def test_idle_connections_end_and_busy_ones_are_answered(server: tuple[int, int]) -> None:
-    """A connection that waits for its next request is closed; one with a request under way is after its answer."""
+    """An idle connection is closed; a busy one is closed after its answer."""
     pid, port = server
     if not lets_reach_into_processes():
         assert close_idle_connections(pid, port) == 0
@@ -72,7 +72,7 @@ def test_idle_connections_end_and_busy_ones_are_answered(server: tuple[int, int]
 
 
 def test_other_ports_and_gone_processes_are_left_alone(server: tuple[int, int]) -> None:
-    """Nothing happens to connections of another port, nor for a process that has ended."""
+    """Connections of another port stay, and a process that has ended is no error."""
     pid, port = server
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     for _ in range(2):
@@ -84,7 +84,7 @@ def test_other_ports_and_gone_processes_are_left_alone(server: tuple[int, int]) 
 
 
 def test_clients_are_seen_until_they_leave(server: tuple[int, int]) -> None:
-    """A connection counts from its beginning to its end, and only on the ports in question."""
+    """A connection counts from its beginning to its end, and only on the given ports."""
     pid, port = server
     assert not has_clients(pid, port)
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
@@ -100,16 +100,16 @@ def test_clients_are_seen_until_they_leave(server: tuple[int, int]) -> None:
 
 
 def test_new_clients_are_kept_out(server: tuple[int, int]) -> None:
-    """A new client does not get through; one that is connected is answered still."""
+    """A new client is blocked; a connected client is still answered."""
     pid, port = server
     if not lets_reach_into_processes():
-        assert keep_out(pid, port) == 0
+        assert block_new_connections(pid, port) == 0
         return
     old = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     new = http.client.HTTPConnection("127.0.0.1", port, timeout=0.3)
     old.request("GET", "/0")
     assert old.getresponse().read() == b"ok"
-    assert keep_out(pid, port) == 1
+    assert block_new_connections(pid, port) == 1
     with pytest.raises(TimeoutError):
         new.request("GET", "/0")
     old.request("GET", "/0")

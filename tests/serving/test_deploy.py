@@ -1,8 +1,10 @@
-"""Deployments against a server that follows a script: what is undone, and what is said when it cannot be."""
+"""Deployments against a server that follows a script: what is rolled back, and what happens if that fails."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +16,15 @@ from polyhead.predictor import Predictor
 from polyhead.repository import locked, versions_of
 from polyhead_serving import deploy as module
 from polyhead_serving.deploy import Deployment, RollbackError, RolledBackError, deploy
-from polyhead_serving.live_server import Answers, ServerError
+from polyhead_serving.live_server import LiveAnswers, ServerError
 
 
 class ScriptedServer:
-    """Serves the highest version of a repository once it is told to load; fails as it is told.
+    """Serves the highest version of a repository when it is told to load; fails as the script says.
 
     Attributes:
-        wrong: what the next loads and answers raise, one after the other; None passes.
-        shift: is added to all scores.
+        wrong: errors that the next loads and answers raise, in this order; None raises nothing.
+        shift: added to all scores.
     """
 
     def __init__(self, repository: Path) -> None:
@@ -43,13 +45,13 @@ class ScriptedServer:
         self._fail()
         self.serving = versions_of(self.model)[-1]
 
-    def answers(self, texts: list[str], within_s: float) -> Answers:
+    def answers(self, texts: list[str], within_s: float) -> LiveAnswers:
         """The answers of the version that it serves."""
         self._fail()
         predictor = Predictor.load(self.model / str(self.serving) / "checkpoint", precision="fp32")
         encoded = predictor.encode(texts)
         scores = predictor.score(encoded) + np.float32(self.shift)
-        return Answers(self.serving, scores, [(text.token_count, text.truncated) for text in encoded])
+        return LiveAnswers(self.serving, scores, [(text.token_count, text.truncated) for text in encoded])
 
     def _fail(self) -> None:
         if self.wrong and (wrong := self.wrong.pop(0)) is not None:
@@ -76,8 +78,8 @@ def wanted(repository: Path, base_checkpoint: Path, monkeypatch: pytest.MonkeyPa
     return Deployment(base_checkpoint, repository, precision="fp32", verify_timeout_s=0.2, say=lambda line: None)
 
 
-def test_what_fails_is_taken_back(server: ScriptedServer, wanted: Deployment) -> None:
-    """A load that fails, and answers that are wrong, leave the version that served, and its files, as they were."""
+def test_failures_are_rolled_back(server: ScriptedServer, wanted: Deployment) -> None:
+    """After a failed load or wrong answers, the old version serves, and all files are as before."""
     before = {path: path.read_bytes() for path in server.model.rglob("[a-z]*") if path.is_file()}
     server.wrong = [ServerError("corrupt")]
     with pytest.raises(RolledBackError, match="corrupt; version 1 serves, version 2 was removed"):
@@ -90,7 +92,7 @@ def test_what_fails_is_taken_back(server: ScriptedServer, wanted: Deployment) ->
 
 
 def test_a_rollback_waits_for_a_server_that_comes_back(server: ScriptedServer, wanted: Deployment) -> None:
-    """A server that dies under the load is being restarted: the rollback asks again until it answers."""
+    """If the server dies during the load, the rollback asks again until it has restarted."""
     gone = ServerError("connection refused")
     server.wrong = [gone, gone, gone, gone, None]
     with pytest.raises(RolledBackError, match="version 1 serves"):
@@ -98,15 +100,15 @@ def test_a_rollback_waits_for_a_server_that_comes_back(server: ScriptedServer, w
     assert versions_of(server.model) == [1]
 
 
-def test_what_cannot_be_brought_back_is_said(server: ScriptedServer, wanted: Deployment) -> None:
-    """A server that stays away, or with the new version, needs a person; the version's files are gone all the same."""
+def test_a_failed_rollback_is_an_error(server: ScriptedServer, wanted: Deployment) -> None:
+    """A server that does not come back needs a person; the new version's files are removed all the same."""
     server.wrong = [ServerError("gone")] * 1_000_000
     with pytest.raises(RollbackError, match="version 1 could not be brought back: gone"):
         deploy(wanted, server)  # type: ignore[arg-type]
     assert versions_of(server.model) == [1]
 
 
-def test_ctrl_c_takes_back(server: ScriptedServer, wanted: Deployment) -> None:
+def test_ctrl_c_rolls_back(server: ScriptedServer, wanted: Deployment) -> None:
     """A deployment that is stopped while the server loads leaves nothing behind."""
     server.wrong = [KeyboardInterrupt()]
     with pytest.raises(KeyboardInterrupt):
@@ -114,8 +116,8 @@ def test_ctrl_c_takes_back(server: ScriptedServer, wanted: Deployment) -> None:
     assert (server.serving, versions_of(server.model)) == (1, [1])
 
 
-def test_what_a_killed_deployment_left_is_removed(server: ScriptedServer, wanted: Deployment) -> None:
-    """Half a copy beside the versions goes with the next deployment; two at a time are refused."""
+def test_half_copies_of_a_killed_deployment_are_removed(server: ScriptedServer, wanted: Deployment) -> None:
+    """The next deployment removes a half copy; a second deployment at the same time is refused."""
     (server.model / ".staging-x" / "version").mkdir(parents=True)
     with locked(server.model), pytest.raises(RepositoryError, match="another deployment"):
         deploy(wanted, server)  # type: ignore[arg-type]
@@ -126,7 +128,7 @@ def test_what_a_killed_deployment_left_is_removed(server: ScriptedServer, wanted
 def test_the_template_is_never_removed(
     server: ScriptedServer, wanted: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the version that new repositories are made from, only the checkpoint goes."""
+    """Of the version that is the template of new repositories, only the checkpoint is removed."""
     template = shutil.copytree(server.model, tmp_path / "template")
     monkeypatch.setattr("polyhead.export._template", lambda: template)
     for version in (2, 3, 4, 5):
@@ -141,13 +143,21 @@ def test_the_template_is_never_removed(
     assert [path.name for path in (server.model / "1").iterdir()] == ["model.py"]
 
 
+def run(*arguments: str) -> int:
+    """Runs the command line; gives its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        module.main([*arguments])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
 @pytest.mark.parametrize(
     ("error", "code"), [(RepositoryError("x"), 2), (RolledBackError("x"), 1), (RollbackError("x"), 3), (None, 0)]
 )
 def test_exit_codes(
     error: Exception | None, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each end has its code, and one line."""
+    """Each outcome has its exit code and prints one line."""
 
     def end(*_: object) -> int:
         if error is not None:
@@ -156,13 +166,38 @@ def test_exit_codes(
 
     monkeypatch.setattr(module, "deploy", end)
     monkeypatch.setenv("POLYHEAD_ADMIN_KEY", "0123456789abcdef")
-    assert module.main(["checkpoint"]) == code
+    assert run("checkpoint") == code
     captured = capsys.readouterr()
     assert (captured.out + captured.err).count("\n") == 1
 
 
 def test_the_key_must_be_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without the server's key nothing is tried."""
+    """Without the server's key, nothing is tried."""
     monkeypatch.delenv("POLYHEAD_ADMIN_KEY", raising=False)
-    assert module.main(["checkpoint"]) == 2
+    assert run("checkpoint") == 2
     assert "POLYHEAD_ADMIN_KEY" in capsys.readouterr().err
+
+
+def test_options_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """POLYHEAD_DEPLOY_ and an option's name sets its default; POLYHEAD_ADMIN_KEY is the server's own variable."""
+    seen: list[Deployment] = []
+    monkeypatch.setattr(module, "deploy", lambda wanted, server: seen.append(wanted) or 7)
+    monkeypatch.setenv("POLYHEAD_ADMIN_KEY", "0123456789abcdef")
+    monkeypatch.setenv("POLYHEAD_DEPLOY_KEEP", "5")
+    monkeypatch.setenv("POLYHEAD_DEPLOY_REPOSITORY", "elsewhere")
+    assert run("checkpoint", "--repository", "here") == 0
+    assert (seen[0].keep, seen[0].repository, seen[0].precision) == (5, Path("here"), None)
+    assert run("checkpoint", "--keep", "0") == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_stop_a_deployment(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the parent process ignores them, as a script does with SIGINT; afterwards they are ignored again."""
+    monkeypatch.setattr(module, "deploy", lambda wanted, server: os.kill(os.getpid(), number))
+    monkeypatch.setenv("POLYHEAD_ADMIN_KEY", "0123456789abcdef")
+    previous = signal.signal(number, signal.SIG_IGN)
+    try:
+        assert run("checkpoint") == 130
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, previous)

@@ -1,4 +1,4 @@
-"""The probe port: what probes and Prometheus read off the supervisor."""
+"""The probe port: what probes, Prometheus and the proxy learn from the supervisor."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from polyhead_serving.health import Health
-from polyhead_serving.probe_port import probe_port
+from polyhead_serving.health import Health, probe_port
 
 
 @pytest.fixture
@@ -27,11 +26,11 @@ def place(health: Health) -> Iterator[tuple[str, int]]:
         yield "127.0.0.1", port
 
 
-def get(place: tuple[str, int], path: str, method: str = "GET", body: bytes | None = None) -> tuple[int, str]:
+def get(place: tuple[str, int], path: str, method: str = "GET") -> tuple[int, str]:
     """Status and text."""
     connection = http.client.HTTPConnection(*place, timeout=5)
     try:
-        connection.request(method, path, body)
+        connection.request(method, path)
         response = connection.getresponse()
         return response.status, response.read().decode()
     finally:
@@ -39,7 +38,7 @@ def get(place: tuple[str, int], path: str, method: str = "GET", body: bytes | No
 
 
 def test_ready_follows_the_canary_and_the_drain(health: Health, place: tuple[str, int]) -> None:
-    """503 with the reason until a canary is answered, 200 then, 503 for good once a drain is on; live all the time."""
+    """503 with the reason until a canary is answered, then 200; 503 for good once it drains; always live."""
     assert get(place, "/ready") == (503, "starting\n")
     health.canary(None, 0.01)
     assert get(place, "/ready") == (200, "ready\n")
@@ -75,22 +74,18 @@ def test_metrics_count(health: Health, place: tuple[str, int]) -> None:
 
 
 def test_a_silent_client_holds_nobody_up(health: Health, place: tuple[str, int]) -> None:
-    """A connection on which nothing is sent keeps neither other probes nor the end waiting."""
+    """A connection on which nothing is sent delays neither other probes nor the end."""
     with socket.create_connection(place):
         assert get(place, "/live")[0] == 200
 
 
-def test_blame_tells_a_proxy_who_is_at_fault(health: Health, place: tuple[str, int]) -> None:
-    """400 for what nobody could read; for the rest 503 while the server is broken or not ready, else 500."""
-    tensor = b'{"name": "TEXT", "datatype": "BYTES", "shape": [1, 1], "data": ["x"]}'
-    good = b'{"inputs": [' + tensor + b"]}"
-    assert get(place, "/blame", "POST", b"{")[0] == 400
-    assert get(place, "/blame", "POST", good)[0] == 503
+def test_failure_tells_the_proxy_what_a_failed_request_gets(health: Health, place: tuple[str, int]) -> None:
+    """503 while the server is not ready or has lost a process, so that the client repeats the request; else 500."""
+    assert get(place, "/failure")[0] == 503
     health.canary(None, 0.1)
-    assert get(place, "/blame", "POST", good) == (500, '{"error": "the server failed to answer; see its log"}')
-    assert get(place, "/blame", "POST", b"{")[0] == 400
-    assert get(place, "/ready", "POST", b"{}")[0] == 404
-    assert get(place, "/blame", "POST", b"{" + b"x" * 5_000_000)[0] == 400
+    assert get(place, "/failure") == (500, '{"error": "the server failed to answer; see its log"}')
+    health.restarting("model_process", "died")
+    assert get(place, "/failure") == (503, '{"error": "the server is restarting; try again later"}')
     broken = Health(lambda: True)
     broken.canary(None, 0.1)
-    assert broken.may_come_again()
+    assert broken.is_restarting()

@@ -25,10 +25,10 @@ from polyhead_serving.log_lines import JsonFormatter, pass_on
     ],
 )
 def test_tritons_lines_become_objects(line: str, expected: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    """Level, place and message are those of the line; what is not in Triton's format is a message as it stands."""
+    """Level, place and message are the line's; a line in another format is a message, unchanged."""
     pass_on(line, "json")
-    (written,) = capsys.readouterr().err.splitlines()
-    found = json.loads(written)
+    (line,) = capsys.readouterr().err.splitlines()
+    found = json.loads(line)
     assert found["source"] == "triton"
     assert found["time"].endswith("+00:00")
     assert expected.items() <= found.items()
@@ -43,7 +43,7 @@ def test_blank_lines_are_left_out_and_text_is_left_alone(capsys: pytest.CaptureF
 
 
 def test_a_record_is_one_line() -> None:
-    """Message and traceback stand on one line, whatever they hold."""
+    """Message and traceback are on one line, whatever they contain."""
     try:
         raise ValueError("a\nb")
     except ValueError:
@@ -55,7 +55,7 @@ def test_a_record_is_one_line() -> None:
 
 
 def test_errors_of_usage_are_json_too(tmp_path: object) -> None:
-    """What ends the command before anything starts is an object as well."""
+    """An error that ends the command before anything starts is a JSON object too."""
     command = [
         sys.executable,
         "-m",

@@ -1,4 +1,4 @@
-"""model.py, Triton's adapter, driven without Triton."""
+"""model.py, Triton's adapter, run without Triton."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def predictions(response: Any) -> list[Any]:
 
 
 def test_answers_as_the_predictor(model: Any, repository: Path) -> None:
-    """All four outputs hold what the predictor says, in the shapes of the contract."""
+    """All four outputs have the predictor's values, in the shapes of the contract."""
     rows = [b"Rain and sport", b"word " * 200]
     response = only(model, Request(texts(*rows)))
     predictor = Predictor.load(repository / "gpt2_classifier" / "1" / "checkpoint")
@@ -90,7 +90,7 @@ def test_answers_as_the_predictor(model: Any, repository: Path) -> None:
 
 
 def test_requests_of_a_batch_keep_apart(model: Any) -> None:
-    """Requests that ask for different outputs with different options get in a batch what each gets alone."""
+    """Requests with different outputs and options get the same answers in a batch as alone."""
     requests = [
         Request(texts(b"schema only"), outputs=("SCHEMA",)),
         Request(texts(b"first", b"second one"), '{"top_k": 3}', ("PREDICTION",)),
@@ -116,15 +116,15 @@ def test_requests_of_a_batch_keep_apart(model: Any) -> None:
 
 @pytest.mark.parametrize("outputs", [("SCHEMA",), ("TOKEN_COUNT",), ("TOKEN_COUNT", "SCHEMA")])
 def test_only_asked_outputs_are_computed(model: Any, outputs: tuple[str, ...]) -> None:
-    """Where neither PREDICTION nor SCORES is asked for, the model does not run."""
+    """If neither PREDICTION nor SCORES is requested, the model does not run."""
     model.predictor.score = None  # a call would raise, and the response be an error
     response = only(model, Request(texts(b"Rain"), outputs=outputs))
     assert tuple(tensor.name for tensor in response.output_tensors) == outputs
 
 
 @pytest.mark.parametrize("text", [b"", b" \n", b"\xff\xfe", b"\x00\xc3"])
-def test_bad_text_spoils_itself(model: Any, text: bytes) -> None:
-    """A text that cannot be read is an error of its own row: NaN, no tokens, and its neighbours unchanged."""
+def test_a_bad_text_affects_only_itself(model: Any, text: bytes) -> None:
+    """An unreadable text has an error, NaN and no tokens in its own row; other rows are unchanged."""
     response = only(model, Request(texts(b"Rain", text, b"Sport")))
     first, bad, last = predictions(response)
     assert list(bad) == ["error"]
@@ -153,7 +153,7 @@ BAD_REQUESTS = {
 
 
 @pytest.mark.parametrize("name", BAD_REQUESTS)
-def test_bad_request_spoils_itself(model: Any, name: str) -> None:
+def test_a_bad_request_affects_only_itself(model: Any, name: str) -> None:
     """A request that is wrong as a whole gets INVALID_ARG with a reason; the others of its batch are answered."""
     bad, reason = BAD_REQUESTS[name]
     before, response, after = model.execute([Request(texts(b"Rain")), bad, Request(texts(b"Sport", b""))])
@@ -165,7 +165,7 @@ def test_bad_request_spoils_itself(model: Any, name: str) -> None:
 
 
 def test_unexpected_exception_leaks_nothing(model: Any) -> None:
-    """An unforeseen exception answers every request with INTERNAL and no detail, which goes to the log alone."""
+    """An unexpected exception answers every request with INTERNAL; only the log has the details."""
 
     def explode(encoded: Any) -> Any:
         raise RuntimeError("é secret \ud800")
@@ -210,14 +210,14 @@ def test_threads_must_be_a_number(repository: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_gpu_without_cuda_serves_from_the_cpu(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where Triton sees a GPU that torch does not, the model serves from the CPU and says so."""
+    """If Triton sees a GPU and torch does not, the model serves from the CPU and logs it."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     start(repository, monkeypatch, kind="GPU")
     assert "CPU" in pb_utils.Logger.lines[0]
 
 
 def test_other_labels_are_told(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """labels.txt that belongs to other heads is a warning in the log."""
+    """A labels.txt of other heads is a warning in the log."""
     other = tmp_path / "repository"
     shutil.copytree(repository, other)
     (other / "gpt2_classifier" / "labels.txt").write_text("topic/other\n", encoding="utf-8")
@@ -226,7 +226,7 @@ def test_other_labels_are_told(repository: Path, tmp_path: Path, monkeypatch: py
 
 
 def test_precision_comes_from_the_environment(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """POLYHEAD_PRECISION reaches the engine, and one that is none fails the load by name; the log says what runs."""
+    """POLYHEAD_PRECISION reaches the engine; an unknown one fails the load; the log says what runs."""
     monkeypatch.setenv("POLYHEAD_PRECISION", "fp32")
     assert start(repository, monkeypatch).predictor.precision == "fp32"
     (line,) = pb_utils.Logger.infos
@@ -241,7 +241,7 @@ def test_precision_comes_from_the_environment(repository: Path, monkeypatch: pyt
 def test_threads_are_the_instances_share(
     repository: Path, monkeypatch: pytest.MonkeyPatch, instances: int, cores: int, threads: int
 ) -> None:
-    """Instances divide the cores among them; POLYHEAD_THREADS stands above that."""
+    """Instances share the cores; POLYHEAD_THREADS overrides that."""
     monkeypatch.setattr("polyhead.machine.usable_cores", lambda: cores)
     start(repository, monkeypatch, instances=instances)
     assert f" {threads} threads" in pb_utils.Logger.infos[0]
@@ -251,16 +251,16 @@ def test_threads_are_the_instances_share(
 
 
 def test_too_little_memory_fails_the_load(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A micro-batch that would not fit ends the load with both numbers, not a request later on."""
+    """If a micro-batch does not fit into memory, the load fails with both numbers, not a later request."""
     monkeypatch.setattr("polyhead.predictor.available_memory_bytes", lambda: 2**20)
     with pytest.raises(pb_utils.TritonModelException, match=r"2048 tokens.*MiB.* 1 MiB are left"):
         start(repository, monkeypatch)
 
 
 def test_short_requests_do_not_wait_for_long_ones(model: Any) -> None:
-    """Each request has one response: those whose texts are in an early part are sent before the next is computed."""
+    """Each request has one response; if its texts are in an early part, it is sent before the next is computed."""
     model.predictor._engine.token_budget = 20
-    model.long_rest_s = 0
+    model.early_response_s = 0
     requests = [
         Request(texts(b"word " * 200), outputs=("PREDICTION",)),
         Request(texts(b"Rain")),
@@ -290,10 +290,10 @@ def test_short_requests_do_not_wait_for_long_ones(model: Any) -> None:
     assert returned[0] is not None
 
 
-def test_on_a_gpu_all_leave_together(model: Any) -> None:
-    """Where a message to the server costs more than a text, none is sent, and no one is asked for cancels."""
+def test_on_a_gpu_responses_are_returned_together(model: Any) -> None:
+    """On a GPU, no early response is sent and cancels are not checked, because both cost more than a text."""
     model.asks_for_cancels = False
-    model.long_rest_s = float("inf")
+    model.early_response_s = float("inf")
     model.predictor._engine.token_budget = 20
     requests = [Request(texts(b"word " * 200)), Request(texts(b"Rain"), cancelled=True)]
     assert [response.error for response in model.execute(requests)] == [None, None]
@@ -301,9 +301,9 @@ def test_on_a_gpu_all_leave_together(model: Any) -> None:
 
 
 def test_failure_between_parts_answers_the_rest(model: Any) -> None:
-    """An exception after some responses were sent is the answer of the others alone: none has two, none has none."""
+    """After an exception between parts, every request still has exactly one response."""
     model.predictor._engine.token_budget = 20
-    model.long_rest_s = 0
+    model.early_response_s = 0
     score, calls = model.predictor.score, []
 
     def explode_later(encoded: Any) -> Any:
@@ -322,9 +322,9 @@ def test_failure_between_parts_answers_the_rest(model: Any) -> None:
 
 
 def test_a_sender_that_fails_is_logged(model: Any) -> None:
-    """A response that cannot be sent takes no other response with it and is not sent twice."""
+    """A response that cannot be sent affects no other response and is not sent twice."""
     model.predictor._engine.token_budget = 20
-    model.long_rest_s = 0
+    model.early_response_s = 0
     requests = [Request(texts(b"word " * 200)), Request(texts(b"Rain"))]
     requests[1].sender.error = RuntimeError("no shared memory: \xe9")
     long, short = model.execute(requests)
@@ -334,7 +334,7 @@ def test_a_sender_that_fails_is_logged(model: Any) -> None:
 
 
 def test_cancelled_requests_are_not_computed(model: Any) -> None:
-    """Who has gone gets CANCELLED without a look at the model; the others of the batch are answered."""
+    """A cancelled request gets CANCELLED and is not computed; the others of the batch are answered."""
     seen: list[int] = []
     score = model.predictor.score
     model.predictor.score = lambda encoded: seen.append(len(encoded)) or score(encoded)
@@ -347,7 +347,7 @@ def test_cancelled_requests_are_not_computed(model: Any) -> None:
 
 
 def test_metrics_count_what_was_answered(model: Any) -> None:
-    """Texts, tokens, truncations and errors are exact; each stage that ran is one observation a batch."""
+    """Texts, tokens, truncations and errors are exact; each stage is one observation per batch."""
     value = pb_utils.MetricFamily.value
     rows = [b"Rain", b"word " * 200, b" ", b"Sport"]
     response = only(model, Request(texts(*rows)))
@@ -366,8 +366,8 @@ def test_metrics_count_what_was_answered(model: Any) -> None:
     assert sum(value("polyhead_instances")) == 0
 
 
-def test_a_long_batch_says_that_it_gets_on(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each part of a batch is counted when it is scored, those before the last without waiting for the end."""
+def test_a_long_batch_shows_progress(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part of a batch is counted as soon as it is scored."""
     counted: list[list[float]] = []
     score = model.predictor.score
 
@@ -386,8 +386,8 @@ def test_a_long_batch_says_that_it_gets_on(model: Any, monkeypatch: pytest.Monke
     assert pb_utils.MetricFamily.value("polyhead_parts_total") == [1, 1, 1]
 
 
-def test_other_families_of_the_name_harm_nothing(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a name is taken by another kind, or a message to the server fails, requests are answered all the same."""
+def test_metrics_that_fail_do_no_harm(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a metric's name is taken, or a message to the server fails, requests are still answered."""
     monkeypatch.setattr(pb_utils.MetricFamily, "registry", {})
     pb_utils.MetricFamily("polyhead_texts_total", "", pb_utils.MetricFamily.GAUGE)
     model = start(repository, monkeypatch)

@@ -1,4 +1,4 @@
-"""What a killed supervisor leaves behind is removed; what a living one uses is not."""
+"""Orphans of a killed supervisor are removed; what a living one uses is not."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-from polyhead_serving.orphans import LOCK, backends_of, remove_leftovers, run_of_ones_own
+from polyhead_serving.orphans import LOCK_PREFIX, backends_folder, remove_orphans, run_lock
 
 HELD = """
 import sys, time
 from pathlib import Path
-from polyhead_serving.orphans import run_of_ones_own
-with run_of_ones_own(Path(sys.argv[1])) as run:
+from polyhead_serving.orphans import run_lock
+with run_lock(Path(sys.argv[1])) as run:
     print(run, flush=True)
     time.sleep(60)
 """
 
 
-def test_only_what_the_dead_left_is_removed(tmp_path: Path) -> None:
-    """Regions, backends and orphans of a killed run go; those of a living run and of others stay."""
+def test_only_orphans_are_removed(tmp_path: Path) -> None:
+    """Regions, backends and processes of a killed run are removed; those of a living run and of others stay."""
     holder = subprocess.Popen([sys.executable, "-c", HELD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     run = holder.stdout.readline().strip()
@@ -29,18 +29,18 @@ def test_only_what_the_dead_left_is_removed(tmp_path: Path) -> None:
         region.write_bytes(b"x")
         other = tmp_path / "polyhead_1_abcdef_region_1"
         other.write_bytes(b"x")
-        backends_of(run).mkdir()
-        with run_of_ones_own(tmp_path) as mine:
+        backends_folder(run).mkdir()
+        with run_lock(tmp_path) as mine:
             (tmp_path / f"{mine}_region").touch()
-            assert remove_leftovers(tmp_path) == []
+            assert remove_orphans(tmp_path) == []
             assert region.exists()
             holder.kill()
             holder.wait()
-            assert remove_leftovers(tmp_path) == [run]
+            assert remove_orphans(tmp_path) == [run]
             assert (tmp_path / f"{mine}_region").exists()
-            assert (tmp_path / f"{LOCK}{mine}").exists()
+            assert (tmp_path / f"{LOCK_PREFIX}{mine}").exists()
         assert not region.exists()
-        assert not backends_of(run).exists()
+        assert not backends_folder(run).exists()
         assert other.exists()
         assert orphan.wait(5) == -9
     finally:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from polyhead_serving import serve, triton_install
-from polyhead_serving.triton_install import InstallError, TritonInstall, find_in_wheel, find_triton
+from polyhead_serving import serve, triton
+from polyhead_serving.triton import InstallError, TritonInstall, find_in_wheel, find_triton, server_command
+from tests.serving.options import parse
 
 WHEEL = TritonInstall(Path("/wheel/bin/tritonserver"), (Path("/wheel/libtriton_python.so"),), (Path("/wheel.libs"),))
 
@@ -27,18 +30,26 @@ def repository(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "find_triton", lambda: WHEEL)
-    monkeypatch.setattr(serve, "remove_leftovers", list)  # of others on this machine
+    monkeypatch.setattr(serve, "remove_orphans", list)  # of others on this machine
 
 
-def command(*arguments: str) -> list[str]:
-    """The command that these arguments lead to."""
-    settings = serve.parse([*arguments])
-    return serve.server_command(settings, WHEEL, Path("/backends"), "polyhead_1_ab", "k" * 16)
+def run(*arguments: str) -> int:
+    """Runs the command line; gives its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        serve.main([*arguments])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
 
 
-def test_flags_are_safe() -> None:
+def flags_of(repository: Path, *arguments: str, install: TritonInstall = WHEEL) -> list[str]:
+    """tritonserver's command line for these arguments."""
+    options = parse("--repository", str(repository), *arguments)
+    return server_command(options, install, Path("/backends"), "polyhead_1_ab", "k" * 16)
+
+
+def test_flags_are_safe(repository: Path) -> None:
     """Loopback everywhere, no way to load a model, no auto-complete, and shared memory under a name of its own."""
-    flags = command()
+    flags = flags_of(repository)
     assert {
         "--http-address=127.0.0.1",
         "--grpc-address=127.0.0.1",
@@ -52,9 +63,9 @@ def test_flags_are_safe() -> None:
 
 
 @pytest.mark.parametrize("flag", ["--http-restricted-api", "--grpc-restricted-protocol"])
-def test_admin_apis_need_the_key(flag: str) -> None:
-    """Each API that could harm is behind the key, over both protocols; inference, metadata and health are not."""
-    (value,) = [argument.partition("=")[2] for argument in command() if argument.startswith(flag)]
+def test_admin_apis_need_the_key(repository: Path, flag: str) -> None:
+    """Each dangerous API needs the key, over both protocols; inference, metadata and health do not."""
+    (value,) = [argument.partition("=")[2] for argument in flags_of(repository) if argument.startswith(flag)]
     apis, _, key = value.partition(":")
     assert set(apis.split(",")) == {
         "model-repository",
@@ -67,25 +78,40 @@ def test_admin_apis_need_the_key(flag: str) -> None:
     assert key == f"polyhead-admin-key={'k' * 16}"
 
 
-def test_options_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An environment variable is the default, the command line stands above it."""
-    monkeypatch.setenv("POLYHEAD_HTTP_PORT", "18000")
-    monkeypatch.setenv("POLYHEAD_GRPC_PORT", "18001")
-    flags = command("--grpc-port", "28001")
+def test_options_come_from_the_environment(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """POLYHEAD_SERVE_ and an option's name sets its default; the command line overrides it."""
+    monkeypatch.setenv("POLYHEAD_SERVE_HTTP_PORT", "18000")
+    monkeypatch.setenv("POLYHEAD_SERVE_GRPC_PORT", "18001")
+    flags = flags_of(repository, "--grpc-port", "28001")
     assert "--http-port=18000" in flags
     assert "--grpc-port=28001" in flags
 
 
-def test_own_server_keeps_its_backends() -> None:
+def test_help_names_every_variable(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each option's variable is in the help."""
+    monkeypatch.setenv("COLUMNS", "120")  # a narrower terminal would break the names
+    assert run("--help") == 0
+    shown = capsys.readouterr().out
+    for name in vars(parse()):
+        assert f"POLYHEAD_SERVE_{name.upper()}" in shown
+
+
+def test_the_supervisor_is_light() -> None:
+    """Neither the supervisor nor its command line imports torch, NumPy or rich, which would delay each start."""
+    program = "import sys, polyhead_serving.serve; print([name for name in sys.argv[1:] if name in sys.modules])"
+    command = [sys.executable, "-c", program, "torch", "numpy", "rich", "tritonclient"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_own_server_keeps_its_backends(repository: Path) -> None:
     """A tritonserver that was found on PATH uses the backends it came with."""
-    settings = serve.parse([])
-    flags = serve.server_command(settings, TritonInstall(Path("/opt/bin/tritonserver")), Path("/b"), "p", "k")
+    flags = flags_of(repository, install=TritonInstall(Path("/opt/bin/tritonserver")))
     assert not any(flag.startswith("--backend-directory") for flag in flags)
 
 
 def refuse(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """Runs the command, which must end with code 2 and one line."""
-    assert serve.main([*arguments]) == 2
+    assert run(*arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
@@ -93,12 +119,12 @@ def refuse(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_missing_repository(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A repository that is not there is named."""
+    """A missing repository is named."""
     assert f"{tmp_path}/none: no such folder" in refuse(capsys, "--repository", f"{tmp_path}/none")
 
 
 def test_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A repository without a checkpoint leads to polyhead-export."""
+    """For a repository without a checkpoint, the error names polyhead-export."""
     (tmp_path / "gpt2_classifier" / "1").mkdir(parents=True)
     assert "polyhead-export" in refuse(capsys, "--repository", str(tmp_path))
 
@@ -107,14 +133,14 @@ def test_a_model_without_checkpoint_is_named(repository: Path, capsys: pytest.Ca
     """A model folder that Triton would fail to load, beside one that it could serve."""
     (repository / "empty").mkdir()
     (repository / "empty" / "config.pbtxt").touch()
-    assert serve.main(["--repository", str(repository)]) == 2
+    assert run("--repository", str(repository)) == 2
     error = capsys.readouterr().err
-    assert "empty holds no checkpoint, which keeps gpt2_classifier from being served" in error
+    assert "empty holds no checkpoint, so Triton would not serve gpt2_classifier either" in error
     assert error.count("\n") == 1
 
 
 def test_busy_port(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A port that somebody listens on is named with its option."""
+    """A port in use is named with its option."""
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = str(busy.getsockname()[1])
         error = refuse(capsys, "--repository", str(repository), "--http-port", port)
@@ -124,7 +150,6 @@ def test_busy_port(repository: Path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("option", "value", "reason"),
     [
-        ("--http-port", "70000", "65535"),
         ("--grpc-port", "8000", "--http-port has the same port"),
         ("--address", "256.1.1.1", "cannot listen"),
     ],
@@ -132,7 +157,7 @@ def test_busy_port(repository: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_bad_address(
     repository: Path, capsys: pytest.CaptureFixture[str], option: str, value: str, reason: str
 ) -> None:
-    """A port or address that cannot be is refused before anything starts."""
+    """A wrong port or address is refused before anything starts."""
     free = {"--http-port": "8000", option: value}
     arguments = [word for pair in free.items() for word in pair]
     assert reason in refuse(capsys, "--repository", str(repository), *arguments)
@@ -142,7 +167,7 @@ def test_bad_address(
 def test_admin_key_must_fit_the_flag(
     repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
-    """A key that Triton would cut apart is refused, and not shown."""
+    """A key that Triton could not parse is refused, and not shown."""
     monkeypatch.setenv("POLYHEAD_ADMIN_KEY", key)
     error = refuse(capsys, "--repository", str(repository))
     assert "POLYHEAD_ADMIN_KEY" in error
@@ -159,20 +184,28 @@ def test_admin_key_must_fit_the_flag(
         ["--canary-failures", "0"],
         ["--drain-s", "-1"],
         ["--http-port", "x"],
+        ["--http-port", "70000"],
     ],
 )
-def test_bad_option(arguments: list[str]) -> None:
-    """A value that an option does not take ends with code 2."""
-    with pytest.raises(SystemExit, match="2"):
-        serve.parse(arguments)
+def test_bad_option(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A value that an option does not take ends with code 2 and names the option."""
+    assert run(*arguments) == 2
+    assert f"'{arguments[0]}'" in capsys.readouterr().err
+
+
+def test_bad_variable(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A variable is checked like its option."""
+    monkeypatch.setenv("POLYHEAD_SERVE_LOG_LEVEL", "loud")
+    assert run() == 2
+    assert "'--log-level'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("lacking", ["model.py", "checkpoint/config.json"])
 def test_a_half_copied_version_is_named(repository: Path, capsys: pytest.CaptureFixture[str], lacking: str) -> None:
-    """A version that Triton would hang on is refused with the file that it lacks; a lower number does no harm."""
+    """A version on which Triton would hang is refused, with the missing file; a lower version does no harm."""
     model = repository / "gpt2_classifier"
     (model / "0").mkdir()
-    assert serve.main(["--repository", str(repository), "--dry-run"]) == 0
+    assert run("--repository", str(repository), "--dry-run") == 0
     capsys.readouterr()
     shutil.copytree(model / "1", model / "2")
     (model / "2" / lacking).unlink()
@@ -187,19 +220,21 @@ def test_explicit_control_loads_each_model_and_needs_a_key(
     arguments = ["--repository", str(repository), "--control", "explicit"]
     monkeypatch.delenv("POLYHEAD_ADMIN_KEY", raising=False)
     assert "POLYHEAD_ADMIN_KEY: must be set" in refuse(capsys, *arguments)
-    assert {"--model-control-mode=explicit", "--load-model=gpt2_classifier"} <= set(command(*arguments))
+    assert {"--model-control-mode=explicit", "--load-model=gpt2_classifier"} <= set(
+        flags_of(repository, *arguments[2:])
+    )
 
 
 def test_dry_run_prints_a_script(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The script makes the backend folder, sets the environment and runs the server; nothing is started."""
-    assert serve.main(["--repository", str(repository), "--dry-run"]) == 0
+    assert run("--repository", str(repository), "--dry-run") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["mkdir", "ln", "export", "export", "ulimit", "exec"]
     assert f"--model-repository={repository}" in lines[-1]
 
 
 def make_wheel(folder: Path, python: str) -> Path:
-    """The files of pytriton that matter, empty."""
+    """The relevant files of pytriton, empty."""
     root = folder / "pytriton" / "tritonserver"
     for name in (
         "bin/tritonserver",
@@ -213,9 +248,9 @@ def make_wheel(folder: Path, python: str) -> Path:
 
 
 def test_wheel_gets_a_backend_of_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stub of this Python stands beside the backend, in a folder of its own; the wheel stays as it is."""
-    monkeypatch.setattr(triton_install, "loads", lambda library, changed: True)
-    wheel = make_wheel(tmp_path, triton_install.PYTHON)
+    """The stub of this Python is linked beside the backend, in a new folder; the wheel stays unchanged."""
+    monkeypatch.setattr(triton, "can_load", lambda library, changed: True)
+    wheel = make_wheel(tmp_path, triton.PYTHON)
     before = sorted(wheel.rglob("*"))
     install = find_in_wheel(wheel)
     install.link_backends(tmp_path / "backends")
@@ -228,32 +263,32 @@ def test_wheel_gets_a_backend_of_links(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_missing_stub(tmp_path: Path) -> None:
-    """A wheel without a stub for this Python says which it has."""
+    """If the wheel has no stub for this Python, the error says which it has."""
     with pytest.raises(InstallError, match=r"no stub for Python .*, only for 3\.8$"):
         find_in_wheel(make_wheel(tmp_path, "3.8"))
 
 
 def test_missing_libpython(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A libpython that the loader cannot find leads to the package to install."""
-    monkeypatch.setattr(triton_install, "LIBPYTHON", "libpython0.0.so.1.0")
+    """If libpython cannot be loaded, the error names the package to install."""
+    monkeypatch.setattr(triton, "LIBPYTHON", "libpython0.0.so.1.0")
     with pytest.raises(InstallError, match=r"libpython0\.0\.so\.1\.0: cannot be loaded.*Debian's package"):
-        find_in_wheel(make_wheel(tmp_path, triton_install.PYTHON))
+        find_in_wheel(make_wheel(tmp_path, triton.PYTHON))
 
 
 def test_libpython_of_the_environment_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A libpython in the environment's lib, where setup/libpython.sh puts it, goes to the loader's path."""
     (tmp_path / "lib").mkdir()
-    (tmp_path / "lib" / triton_install.LIBPYTHON).touch()
-    monkeypatch.setattr(triton_install.sys, "prefix", str(tmp_path))
-    monkeypatch.setattr(triton_install, "loads", lambda library, changed: True)
-    wheel = make_wheel(tmp_path, triton_install.PYTHON)
+    (tmp_path / "lib" / triton.LIBPYTHON).touch()
+    monkeypatch.setattr(triton.sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(triton, "can_load", lambda library, changed: True)
+    wheel = make_wheel(tmp_path, triton.PYTHON)
     changed = find_in_wheel(wheel).environment({"PATH": "/usr/bin", "LD_LIBRARY_PATH": "/other:"})
     assert changed["PATH"] == f"{tmp_path}/bin:/usr/bin"
     assert changed["LD_LIBRARY_PATH"] == f"{tmp_path}/lib:{tmp_path}/nvidia_pytriton.libs:/other"
 
 
 def test_server_on_path_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tritonserver on PATH, as in Triton's containers, stands above the wheel's."""
+    """A tritonserver on PATH, as in Triton's containers, is preferred to the wheel's."""
     (tmp_path / "tritonserver").touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert find_triton() == TritonInstall(tmp_path / "tritonserver")
@@ -262,6 +297,6 @@ def test_server_on_path_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without any tritonserver the error names the package that brings one."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(triton_install.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(triton.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InstallError, match="nvidia-pytriton"):
         find_triton()

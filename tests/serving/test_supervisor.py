@@ -10,7 +10,7 @@ from polyhead.errors import RepositoryError
 from polyhead_serving.health import Health
 from polyhead_serving.supervisor import StartError, Timing, supervise
 
-QUICK = Timing(startup_timeout_s=5, probe_interval_s=0.01, first_pause_s=0.01)
+QUICK = Timing(startup_timeout_s=5, probe_interval_s=0.01, restart_delay_s=0.01)
 
 
 class ScriptedServer:
@@ -45,16 +45,16 @@ class ScriptedServer:
 
 
 class ScriptedCanary:
-    """Gives the next answer of a script at each call: None or a reason; at its end, Ctrl-C.
+    """Gives the script's next answer at each call: None or a reason; after the last one, Ctrl-C.
 
-    With "exit" the server ends, with "dead" a model process does, with "hang" one does while the canary waits for it.
+    "exit" ends the server, "dead" ends a model process, and "hang" ends one while the canary waits for it.
     """
 
     def __init__(self, server: ScriptedServer, *script: str | None) -> None:
         self.server = server
         self.script = list(script)
 
-    def sing(self, timeout_s: float) -> str | None:
+    def check(self, timeout_s: float) -> str | None:
         """The script's next answer."""
         if not self.script:
             raise KeyboardInterrupt
@@ -73,12 +73,12 @@ def run(*script: str | None, health: Health | None = None, refusals: int = 0) ->
     server, ready = ScriptedServer(), []
     server.refusals = ["half a version"] * refusals
     with pytest.raises(KeyboardInterrupt):
-        supervise(server, ScriptedCanary(server, *script), QUICK, lambda: ready.append(1), health)
+        supervise(server, ScriptedCanary(server, *script).check, QUICK, lambda: ready.append(1), health)
     return server, len(ready)
 
 
 def test_three_failures_in_a_row_restart() -> None:
-    """Two failures are forgiven by an answer; the third in a row kills the group and starts anew."""
+    """An answer resets the count of failures; the third failure in a row kills the group and starts it again."""
     server, ready = run(None, "bad", "bad", None, "bad", "bad", "bad", None)
     assert (server.starts, server.kills, ready) == (2, 1, 2)
 
@@ -90,30 +90,30 @@ def test_exit_restarts() -> None:
 
 
 def test_first_start_that_fails_is_final() -> None:
-    """A server that ends before it was ever ready is not tried again; the reason is its own."""
+    """A server that ends before it was ready is not restarted; the error is its own reason."""
     server = ScriptedServer()
     with pytest.raises(StartError, match="it ended"):
-        supervise(server, ScriptedCanary(server, "refused", "exit"), QUICK, lambda: None)
+        supervise(server, ScriptedCanary(server, "refused", "exit").check, QUICK, lambda: None)
     assert server.starts == 1
 
 
 def test_start_has_a_time_limit() -> None:
-    """A server that never answers is given up with what the canary last said."""
+    """A server that never answers fails with the last canary's reason."""
     server = ScriptedServer()
     timing = Timing(startup_timeout_s=0.1, probe_interval_s=0.01)
     with pytest.raises(StartError, match=r"not ready after 0.1 s: refused"):
-        supervise(server, ScriptedCanary(server, *["refused"] * 100), timing, lambda: None)
+        supervise(server, ScriptedCanary(server, *["refused"] * 100).check, timing, lambda: None)
 
 
 def test_later_start_that_fails_is_tried_again() -> None:
-    """Once it has served, a start that fails leads to the next one."""
+    """After the server has served, a failed start is repeated."""
     server, ready = run(None, "exit", "exit", None)
     assert (server.starts, ready) == (3, 2)
 
 
 @pytest.mark.parametrize("how", ["dead", "hang"])
 def test_dead_model_process_restarts_at_once(how: str) -> None:
-    """A model process that died is not left to the canary, nor is a canary waited for that hangs with it."""
+    """A dead model process is noticed before the canary fails, also while a canary hangs."""
     began = time.monotonic()
     server, ready = run(None, how, None)
     assert (server.starts, server.kills, ready) == (2, 1, 2)
@@ -121,7 +121,7 @@ def test_dead_model_process_restarts_at_once(how: str) -> None:
 
 
 def test_health_counts_what_led_to_restarts() -> None:
-    """Each restart is counted under what was noticed; failed canaries of a server that was ready are counted too."""
+    """Restarts are counted by reason, and so are failed canaries of a server that was ready."""
     health = Health()
     run(None, "exit", None, "dead", None, "bad", "bad", "bad", None, health=health)
     metrics = health.metrics()
@@ -131,6 +131,6 @@ def test_health_counts_what_led_to_restarts() -> None:
 
 
 def test_a_repository_that_cannot_be_served_is_tried_again() -> None:
-    """A version that is half copied when the server must restart holds it up until the copy is whole, no longer."""
+    """A half-copied version delays a restart only until the copy is whole."""
     server, ready = run(None, "exit", None, refusals=2)
     assert (server.starts, ready, server.refusals) == (2, 2, [])

@@ -10,7 +10,6 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers.optimization import SchedulerType
 
-from polyhead.gate import check_golden
 from polyhead.predictor import Predictor
 from polyhead_training.config import FitConfig
 from polyhead_training.errors import ConfigError
@@ -84,7 +83,7 @@ def test_precision_follows_the_hardware() -> None:
 def test_half_precision_ends_in_golden_scores_of_float32(tmp_path: Path) -> None:
     """After bf16 training the engine is as near to transformers as ever, and the loss fell."""
     checkpoint = trained(write_run(tmp_path, 'precision = "bf16"'))
-    assert check_golden(Predictor.load(checkpoint)) < 1e-5
+    assert Predictor.load(checkpoint).check_golden() < 1e-5
     assert history(checkpoint, "eval_loss")[1] < history(checkpoint, "eval_loss")[0]
 
 

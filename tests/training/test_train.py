@@ -14,7 +14,6 @@ from transformers import GPT2LMHeadModel, GPT2Model
 from typer.testing import CliRunner
 
 from polyhead.checkpoint import read_checkpoint
-from polyhead.gate import check_golden
 from polyhead.predictor import Predictor
 from polyhead_training.model.modeling import GPT2BaseForSequenceClassification
 from polyhead_training.train import app
@@ -73,7 +72,7 @@ def test_eight_rows_are_learnt(tmp_path: Path, architecture: str) -> None:
     ]  # fmt: skip
     assert {"index.html", "history.json", "training.json"} <= {path.name for path in (checkpoint / "report").iterdir()}
     predictor = Predictor.load(checkpoint)
-    assert check_golden(predictor) < 1e-5
+    assert predictor.check_golden() < 1e-5
     for row, answer in zip(ROWS, predictor.predict([row["text"] for row in ROWS]), strict=True):
         heads = answer["heads"]
         assert heads["topic"]["labels"] == [row["topic"]]
@@ -162,9 +161,9 @@ def write_pretrained(folder: Path, model: Any) -> None:
             "layer2concat = 2\nhead_args = { num_labels = 5 }",
             "model: scores must be 9 numbers, got 5",
         ),
-        ("layer2concat = 2", 'layer2concat = 2\nhead_class = "Linear"', "Linear goes with architecture base"),
+        ("layer2concat = 2", 'layer2concat = 2\nhead_class = "Linear"', "Linear is for architecture base"),
         ('"hidden_state_concat"', '"base"\nhead_class = "ConcatHeadSimple"', "model: mat1 and mat2"),
-        ("/out", "/rows.jsonl", "rows.jsonl: holds something that is no checkpoint"),
+        ("/out", "/rows.jsonl", "rows.jsonl: holds files that are no checkpoint"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path: Path, old: str, new: str, message: str) -> None:

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from polyhead.checkpoint import staged_folder
 from polyhead.errors import PolyheadError
+from polyhead.files import replaced_folder
 from polyhead.predictor import Predictor
 from polyhead.schema import Schema
 from polyhead_training.config import DataConfig, HeadConfig, TrainingConfig, read_config
@@ -86,7 +86,7 @@ def evaluate_files(
         predictor = Predictor.load(checkpoint, device)
         columns, heads = _settings(checkpoint, config, data, text_column, predictor.schema)
         evaluation = _evaluate_files(predictor, data, columns, heads, list(dict.fromkeys(slices or ())), console, say)
-        with staged_folder(target) as fresh:
+        with replaced_folder(target) as fresh:
             write_report(
                 fresh,
                 evaluation,

@@ -1,4 +1,4 @@
-"""The engine: logits of token sequences. Checks them, computes equal ones once, cuts the rest into micro-batches."""
+"""The engine: checks token sequences, cuts them into micro-batches, and computes their logits on a CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ import torch
 from numpy.typing import NDArray
 
 from polyhead.checkpoint import Checkpoint
+from polyhead.engine.cpu.attention import has_attention_kernel
 from polyhead.engine.cpu.forward import CPUForward
-from polyhead.engine.micro_batch import micro_batches
-from polyhead.engine.precision import Precision, check_precision
-from polyhead.engine.rows import filled_up
-from polyhead.errors import InputError
+from polyhead.engine.micro_batch import micro_batches, pad_rows
+from polyhead.errors import TokenIdsError
+from polyhead.precision import Precision, check_precision, has_stable_products
 
 if TYPE_CHECKING:
     from polyhead.engine.cuda.forward import CUDAForward
 
 
 class Engine:
-    """Computes logits; safe to call from several threads, which take turns.
+    """Computes logits. Several threads may call it; they take turns.
 
     Args:
-        checkpoint: what to compute.
+        checkpoint: the model.
         device: ``cpu`` or a CUDA device.
         precision: of the linear layers, one of `PRECISIONS`; the head is always computed in float32.
-        token_budget: most tokens computed at once, which bounds memory; the device's own if None.
+        token_budget: the most tokens computed at once, which bounds memory; None takes the device's default.
 
     Raises:
-        CheckpointError: the activation function is none of those the engine knows.
+        CheckpointError: the engine does not know the activation function.
         OptionError: the precision is unknown, or not for this device.
     """
 
@@ -47,25 +47,33 @@ class Engine:
         self._head = checkpoint.build_head().to(self.device)
         self._turn = threading.Lock()
 
+    @property
+    def is_batch_invariant(self) -> bool:
+        """Whether a text's logits are the same bits alone and in any batch, with a built-in head.
+
+        If not, they are the same up to the precision's rounding. See docs/decisions/0017-batch-invariance.md.
+        """
+        return has_attention_kernel(self.body) and has_stable_products(self.precision, self.device)
+
     def logits(self, token_ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Logits of each token sequence.
 
         Args:
-            token_ids: non-empty sequences, none longer than ``n_positions``; ids below ``vocab_size``.
+            token_ids: non-empty sequences of at most ``n_positions`` ids; ids below ``vocab_size``.
 
         Returns:
             float32 ``(len(token_ids), num_labels)`` in the order given.
 
         Raises:
-            InputError: names the sequence that cannot be computed, and what is allowed.
+            TokenIdsError: names the sequence that cannot be computed, and what is allowed.
         """
         self._check(token_ids)
         rows_of = _rows_of_equal(token_ids)
         logits = np.empty((len(token_ids), self.width), dtype=np.float32)
         with self._turn, torch.inference_mode():
-            # A GPU works through the queue while the next micro-batch is packed; only reading waits for it.
+            # A GPU works through its queue while the next micro-batch is packed; only reading waits for it.
             parts = [
-                (batch, self._head(filled_up(self.forward.pooled(batch)))[: len(batch.rows)])
+                (batch, self._head(pad_rows(self.forward.pooled(batch)))[: len(batch.rows)])
                 for batch in micro_batches(list(rows_of), self.token_budget, self.forward.enough_tokens)
             ]
             texts = list(rows_of.values())
@@ -75,9 +83,9 @@ class Engine:
         return logits
 
     def plan(self, token_ids: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Positions of the sequences by the micro-batch that computes them, the shortest first.
+        """Positions of the sequences, grouped by the micro-batch that computes them, shortest first.
 
-        Computing one entry after the other costs what computing all at once does.
+        Computing one group after the other costs as much as computing all at once.
         """
         rows_of = _rows_of_equal(token_ids)
         texts = list(rows_of.values())
@@ -87,26 +95,26 @@ class Engine:
     def _check(self, token_ids: Sequence[Sequence[int]]) -> None:
         for position, ids in enumerate(token_ids):
             if not 1 <= len(ids) <= self.body.n_positions:
-                raise InputError(f"text {position} has {len(ids)} tokens; it must have 1 to {self.body.n_positions}")
+                raise TokenIdsError(f"text {position} has {len(ids)} tokens; it must have 1 to {self.body.n_positions}")
             array = np.asarray(ids)
             if array.dtype.kind not in "iu" or array.ndim != 1:
-                raise InputError(f"text {position}: token ids must be whole numbers, got {array.dtype}")
+                raise TokenIdsError(f"text {position}: token ids must be whole numbers, got {array.dtype}")
             if array.min() < 0 or array.max() >= self.body.vocab_size:
                 largest = self.body.vocab_size - 1
                 wrong = next(token for token in ids if not 0 <= token <= largest)
-                raise InputError(f"text {position} has token id {wrong}; ids must lie in 0 to {largest}")
+                raise TokenIdsError(f"text {position} has token id {wrong}; ids must lie in 0 to {largest}")
 
 
 def _forward(checkpoint: Checkpoint, device: torch.device, precision: Precision) -> CPUForward | CUDAForward:
     if device.type == "cpu":
         return CPUForward(checkpoint, precision)
-    from polyhead.engine.cuda.forward import CUDAForward  # what it imports of torch takes a CPU server's time
+    from polyhead.engine.cuda.forward import CUDAForward  # it imports parts of torch that a CPU server does not need
 
     return CUDAForward(checkpoint, device, precision)
 
 
 def _rows_of_equal(token_ids: Sequence[Sequence[int]]) -> dict[tuple[int, ...], list[int]]:
-    """Where each distinct sequence stands: equal ones are computed once."""
+    """The positions of each distinct sequence, because equal sequences are computed once."""
     rows: dict[tuple[int, ...], list[int]] = {}
     for row, ids in enumerate(token_ids):
         rows.setdefault(tuple(ids), []).append(row)

@@ -1,4 +1,7 @@
-"""Micro-batches: texts cut by tokens, so that memory is bounded and short texts wait for no long one."""
+"""Micro-batches: which texts are computed together, on which thread, and in matrices of how many rows.
+
+Texts are cut by tokens, so that memory is bounded and short texts do not wait for a long one.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-STRETCH = 4  # in a micro-batch that is large enough, the longest text is at most this many times its shortest
+import torch
+import torch.nn.functional as F
+
+STRETCH = 4  # in a micro-batch of enough tokens, the longest text is at most this many times the shortest
+SHARE_TOKENS = 128  # a share of fewer tokens is not worth a thread of its own
+BALANCE = 1.25  # the largest share has at most this many times the tokens of an even share
+LEAST_ROWS = 16  # of a matrix product
+ROW_MULTIPLE = 8
 
 
 @dataclass(frozen=True)
@@ -14,8 +24,8 @@ class MicroBatch:
     """Texts computed together, shortest first.
 
     Attributes:
-        rows: where each text stands in the list that was cut.
-        token_ids: the texts, one packed behind the other.
+        rows: the position of each text in the list that was cut.
+        token_ids: the texts.
     """
 
     rows: Sequence[int]
@@ -23,7 +33,7 @@ class MicroBatch:
 
     @cached_property
     def lengths(self) -> list[int]:
-        """Tokens of each text, ascending."""
+        """Tokens per text, ascending."""
         return [len(ids) for ids in self.token_ids]
 
     @property
@@ -32,25 +42,14 @@ class MicroBatch:
         return sum(self.lengths)
 
 
-def similar_lengths(lengths: Sequence[int], slack: float) -> Iterator[tuple[int, int]]:
-    """Cuts ascending lengths into runs, as first and end; a run's last is at most `slack` times its first."""
-    first = 0
-    for i, length in enumerate(lengths):
-        if length > lengths[first] * slack:
-            yield first, i
-            first = i
-    if lengths:
-        yield first, len(lengths)
-
-
 def micro_batches(token_ids: Sequence[Sequence[int]], token_budget: int, enough_tokens: int) -> Iterator[MicroBatch]:
     """Cuts texts into micro-batches, the shortest texts first.
 
     Args:
         token_ids: non-empty sequences, in any order.
-        token_budget: most tokens a micro-batch; a text longer than that stands alone.
-        enough_tokens: a micro-batch of that many tokens keeps the machine busy; it takes no text that is much longer
-            than its first, so that 64 short texts do not wait for a long one.
+        token_budget: the most tokens per micro-batch; a text longer than that stands alone.
+        enough_tokens: a micro-batch of so many tokens keeps the machine busy. It takes no text that is more than
+            `STRETCH` times as long as its first, so that 64 short texts do not wait for a long one.
     """
     order = sorted(range(len(token_ids)), key=lambda row: len(token_ids[row]))
     rows: list[int] = []
@@ -66,3 +65,34 @@ def micro_batches(token_ids: Sequence[Sequence[int]], token_budget: int, enough_
         tokens += length
     if rows:
         yield MicroBatch(rows, [token_ids[row] for row in rows])
+
+
+def even_shares(batch: MicroBatch, workers: int) -> list[MicroBatch]:
+    """Deals the texts to workers in turns, so each share's lengths ascend; `[batch]` if it is small or uneven."""
+    if workers == 1 or batch.tokens < workers * SHARE_TOKENS:
+        return [batch]
+    shares = [MicroBatch(batch.rows[k::workers], batch.token_ids[k::workers]) for k in range(workers)]
+    is_even = max(share.tokens for share in shares) <= BALANCE * batch.tokens / workers
+    return shares if is_even else [batch]
+
+
+def similar_lengths(lengths: Sequence[int], slack: float) -> Iterator[tuple[int, int]]:
+    """Cuts ascending lengths into runs (first, end); a run's last length is at most `slack` times its first."""
+    first = 0
+    for i, length in enumerate(lengths):
+        if length > lengths[first] * slack:
+            yield first, i
+            first = i
+    if lengths:
+        yield first, len(lengths)
+
+
+def pad_rows(matrix: torch.Tensor) -> torch.Tensor:
+    """Appends rows of zeros, up to a multiple of `ROW_MULTIPLE` and to at least `LEAST_ROWS` rows.
+
+    Libraries use other kernels for a few rows, and for rows that are left over when they are dealt to threads. These
+    kernels sum in another order, so a row's bits would depend on the number of rows
+    (docs/decisions/0017-batch-invariance.md).
+    """
+    rows = max(LEAST_ROWS, -(-len(matrix) // ROW_MULTIPLE) * ROW_MULTIPLE)
+    return F.pad(matrix, (0, 0, 0, rows - len(matrix))) if rows > len(matrix) else matrix

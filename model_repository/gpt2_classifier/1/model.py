@@ -1,6 +1,6 @@
-"""Triton's adapter: requests of a batch → Predictor → responses. What answers a text lives in polyhead.
+"""Triton's adapter: reads the requests of a batch, lets the Predictor answer their texts, builds the responses.
 
-The model process has ASCII for its encoding: open files as UTF-8, never print, log through pb_utils.Logger.
+The model process has ASCII as its encoding: open files as UTF-8, never print, log through pb_utils.Logger.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import os
 
-# Before torch loads OpenMP: its idle threads would spin on the cores that Triton's batcher needs to wake up in time
-# (docs/decisions/0004-passive-threads.md: 14 against 109 texts/s for one user on two cores).
+# Before torch loads OpenMP, whose idle threads would keep the cores busy that Triton's batcher needs
+# (docs/decisions/0004-passive-threads.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import traceback
@@ -25,25 +25,23 @@ import triton_python_backend_utils as pb_utils
 
 from polyhead.decode import DecodeOptions
 from polyhead.errors import OptionError, PolyheadError
-from polyhead.gate import check_golden
 from polyhead.machine import usable_cores
 from polyhead.predictor import Predictor
-from polyhead_serving.model_metrics import BatchRecord, Metrics
+from polyhead_serving.model_metrics import BatchRecord, ModelMetrics
 
-CHECKPOINT = "checkpoint"
-# A response of its own costs half a millisecond: it leaves before the rest of its batch only if that takes much longer
+# Sending a response early costs half a millisecond, so it is done only if the rest of the batch takes longer than this
 # (docs/decisions/0008-response-sender.md).
-LONG_REST_S = 0.1
-PROVEN_TOKENS = 512  # of golden.jsonl, at each load: half a second of a GPT-2 small on two slow cores
+EARLY_RESPONSE_S = 0.1
+PROVEN_TOKENS = 512  # of golden.jsonl, at each load: half a second for a GPT-2 small on two slow cores
 SMOKE_TEXTS = [b"A first text that proves the model.", b"short"]
 
 
 class BadRequestError(Exception):
-    """The request, not one of its texts, is wrong: it alone gets INVALID_ARG with this message."""
+    """The request is wrong as a whole, not one of its texts. It alone gets INVALID_ARG with this message."""
 
 
 @dataclass(frozen=True)
-class Job:
+class ParsedRequest:
     """What one request asks for."""
 
     texts: Sequence[bytes]
@@ -62,9 +60,9 @@ class Job:
 
 
 class Responses:
-    """One response a request, exactly once: early through its sender, or with the others when `execute` returns.
+    """Exactly one response per request: sent early, or returned with the others when `execute` ends.
 
-    A request without a response hangs its client, one with two kills the server.
+    A request without a response hangs its client. A request with two responses kills the server.
     """
 
     def __init__(self, requests: Sequence[Any]) -> None:
@@ -77,10 +75,10 @@ class Responses:
         self._ready[position] = response
 
     def send_ready(self) -> None:
-        """Sends what is ready without waiting for the rest of the batch."""
+        """Sends the responses that are ready, before the rest of the batch is computed."""
         while self._ready:
             position, response = self._ready.popitem()
-            self._sent.add(position)  # before it is tried: a sender that failed takes no second response
+            self._sent.add(position)  # before sending: after a failed send, no second response is allowed
             try:
                 sender = self.requests[position].get_response_sender()
                 sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
@@ -88,49 +86,43 @@ class Responses:
                 log_error(f"a response could not be sent: {error!r}")
 
     def rest(self) -> list[Any]:
-        """What `execute` returns: None for a response that was sent, an error for one that is missing."""
-        internal = pb_utils.TritonError.INTERNAL
-        return [
-            None
-            if position in self._sent
-            else self._ready.get(position) or failure("internal error, see the server's log", internal)
-            for position in range(len(self.requests))
-        ]
+        """What `execute` returns: per request a response, or None if it was sent. A missing response is an error."""
+        positions = range(len(self.requests))
+        for position in set(positions) - self._ready.keys() - self._sent:
+            self.put(position, failure("internal error, see the server's log", pb_utils.TritonError.INTERNAL))
+        return [None if position in self._sent else self._ready[position] for position in positions]
 
 
 class TritonPythonModel:
-    """One instance of the model; Triton calls `execute` with one batch of requests at a time."""
+    """One instance of the model. Triton calls `execute` with one batch of requests at a time."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Loads the checkpoint beside this file and proves with real inferences that it answers, and rightly."""
+        """Loads the checkpoint beside this file and proves with real inferences that its answers are right."""
         threads = threads_of(os.environ.get("POLYHEAD_THREADS"), json.loads(args["model_config"]))
         torch.set_num_threads(threads)
-        folder = Path(args["model_repository"]) / args["model_version"] / CHECKPOINT
+        folder = Path(args["model_repository"]) / args["model_version"] / "checkpoint"
         try:
             self.predictor = Predictor.load(folder, device=device_of(args))
             proven = self.predictor.warm_up()
             self.smoke()
-            if self.predictor.precision == "fp32":  # below, `load` has asked more of them
-                check_golden(self.predictor, PROVEN_TOKENS)
+            if self.predictor.precision == "fp32":  # for other precisions, `load` has checked more of them
+                self.predictor.check_golden(PROVEN_TOKENS)
         except PolyheadError as error:
             raise pb_utils.TritonModelException(str(error)) from None
         self.warn_of_other_labels(Path(args["model_repository"]) / "labels.txt")
-        self.long_rest_s = LONG_REST_S
-        # To ask takes some 40 microseconds a request: next to nothing beside a text on the CPU, not on a GPU.
+        self.early_response_s = EARLY_RESPONSE_S
+        # Asking takes 40 microseconds per request: nothing compared with a text on a CPU, but much on a GPU.
         self.asks_for_cancels = self.predictor.device.type == "cpu"
         engine = {"precision": self.predictor.precision, "device": str(self.predictor.device)}
         labels = {"model": args["model_name"], "version": args["model_version"]}
-        self.metrics = Metrics(pb_utils.MetricFamily, labels, engine, pb_utils.Logger.log_error)
+        self.metrics = ModelMetrics(pb_utils.MetricFamily, labels, engine, pb_utils.Logger.log_error)
         pb_utils.Logger.log_info(
             f"{args['model_name']} version {args['model_version']}: {engine['precision']} on {engine['device']}, "
             f"{threads} threads, token budget {self.predictor.token_budget}, a micro-batch of {proven} tokens fits"
         )
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answers every request.
-
-        No exception leaves: it would show its file and line to all callers, and after an early response end the server.
-        """
+        """Answers every request and never raises: after an early response, an exception would end the server."""
         responses = Responses(requests)
         try:
             self.answer(requests, responses)
@@ -139,45 +131,45 @@ class TritonPythonModel:
         return responses.rest()
 
     def finalize(self) -> None:
-        """This instance no longer counts as serving."""
+        """Takes this instance out of the metrics."""
         self.metrics.close()
 
     def answer(self, requests: Sequence[Any], responses: Responses) -> None:
         """Tokenizes the texts of all requests together, then scores them part by part, short texts first.
 
-        A request is answered as soon as its last text is scored: it does not wait for longer ones in the batch.
+        A request is answered as soon as its last text is scored. It does not wait for longer texts in the batch.
         """
-        jobs: dict[int, Job] = {}
+        parsed: dict[int, ParsedRequest] = {}
         rows: dict[int, range] = {}
         texts: list[bytes] = []
         for position, request in enumerate(requests):
             try:
-                job = jobs[position] = read(request)
+                wanted = parsed[position] = parse_request(request)
             except (BadRequestError, OptionError) as error:
                 responses.put(position, failure(str(error), pb_utils.TritonError.INVALID_ARG))
                 continue
-            rows[position] = range(len(texts), len(texts) + len(job.texts) * job.needs_tokens)
-            texts += job.texts if job.needs_tokens else []
+            rows[position] = range(len(texts), len(texts) + len(wanted.texts) * wanted.needs_tokens)
+            texts += wanted.texts if wanted.needs_tokens else []
         batch = BatchRecord(texts=len(texts))
         with batch.stage("tokenize"):
             encoded = self.predictor.encode(texts)
         batch.count(encoded)
 
         scores = np.full((len(texts), self.predictor.schema.width), np.nan, dtype=np.float32)
-        unscored = {position: len(rows[position]) for position, job in jobs.items() if job.needs_scores}
-        for position in jobs.keys() - unscored.keys():
-            responses.put(position, self.respond(jobs[position], [encoded[row] for row in rows[position]], None))
+        unscored = {position: len(rows[position]) for position, wanted in parsed.items() if wanted.needs_scores}
+        for position in parsed.keys() - unscored.keys():
+            responses.put(position, self.respond(parsed[position], [encoded[row] for row in rows[position]], None))
         owners = {row: position for position in unscored for row in rows[position]}
-        wanted = list(owners)
-        parts = self.predictor.parts([encoded[row] for row in wanted])
-        tokens = [sum(encoded[wanted[place]].token_count for place in part) for part in parts]
+        to_score = list(owners)
+        parts = self.predictor.parts([encoded[row] for row in to_score])
+        tokens = [sum(encoded[to_score[place]].token_count for place in part) for part in parts]
         for number, part in enumerate(parts):
             computed = sum(tokens[:number])
-            if computed and batch.stages["compute"] / computed * sum(tokens[number:]) > self.long_rest_s:
+            if computed and batch.stages["compute"] / computed * sum(tokens[number:]) > self.early_response_s:
                 responses.send_ready()
-            part_rows = [wanted[place] for place in part]
+            part_rows = [to_score[place] for place in part]
             for position in {owners[row] for row in part_rows} & unscored.keys():
-                if self.is_dropped(requests[position]):
+                if self.is_cancelled(requests[position]):
                     del unscored[position]
                     batch.cancelled_requests += 1
                     responses.put(position, failure("cancelled by the client", pb_utils.TritonError.CANCELLED))
@@ -189,35 +181,35 @@ class TritonPythonModel:
                     position = owners[row]
                     unscored[position] -= 1
                     if not unscored[position]:
-                        mine = slice(rows[position].start, rows[position].stop)
-                        responses.put(position, self.respond(jobs[position], encoded[mine], scores[mine]))
+                        own = slice(rows[position].start, rows[position].stop)
+                        responses.put(position, self.respond(parsed[position], encoded[own], scores[own]))
             if number + 1 < len(parts):
-                self.metrics.record(BatchRecord(parts=1))  # at once: the canary must not take a long batch for a hang
+                self.metrics.record(BatchRecord(parts=1))  # now: the canary must not take a long batch for a hang
             else:
                 batch.parts = 1
         self.metrics.record(batch)
 
-    def is_dropped(self, request: Any) -> bool:
-        """Whether the client has cancelled, which only gRPC can say."""
+    def is_cancelled(self, request: Any) -> bool:
+        """Whether the client has cancelled the request, which is possible over gRPC only."""
         return self.asks_for_cancels and request.is_cancelled()
 
-    def respond(self, job: Job, encoded: Sequence[Any], scores: np.ndarray | None) -> Any:
+    def respond(self, request: ParsedRequest, encoded: Sequence[Any], scores: np.ndarray | None) -> Any:
         """Builds the outputs that the request asked for, and no others."""
         tensors = []
-        if "PREDICTION" in job.outputs:
-            answers = self.predictor.decode(encoded, scores, job.options)
+        if "PREDICTION" in request.outputs:
+            answers = self.predictor.decode(encoded, scores, request.options)
             tensors.append(bytes_tensor("PREDICTION", [dump(answer) for answer in answers]))
-        if "SCORES" in job.outputs:
+        if "SCORES" in request.outputs:
             tensors.append(pb_utils.Tensor("SCORES", np.ascontiguousarray(scores, dtype=np.float32)))
-        if "TOKEN_COUNT" in job.outputs:
+        if "TOKEN_COUNT" in request.outputs:
             counts = [0 if text.error else len(text.token_ids) for text in encoded]
             tensors.append(pb_utils.Tensor("TOKEN_COUNT", np.array(counts, dtype=np.int32).reshape(-1, 1)))
-        if "SCHEMA" in job.outputs:
-            tensors.append(bytes_tensor("SCHEMA", [self.predictor.schema_json()] * len(job.texts)))
+        if "SCHEMA" in request.outputs:
+            tensors.append(bytes_tensor("SCHEMA", [self.predictor.schema_json()] * len(request.texts)))
         return pb_utils.InferenceResponse(output_tensors=tensors)
 
     def smoke(self) -> None:
-        """A version whose `initialize` passes replaces the good one: what cannot answer must not pass."""
+        """Answers two texts. If `initialize` passes, this version replaces the good one, so it must really answer."""
         encoded = self.predictor.encode(SMOKE_TEXTS)
         scores = self.predictor.score(encoded)
         expected = (len(SMOKE_TEXTS), len(self.predictor.schema.column_names()))
@@ -231,21 +223,21 @@ class TritonPythonModel:
         self.predictor.schema_json()
 
     def warn_of_other_labels(self, path: Path) -> None:
-        """The classification extension names columns after labels.txt, which all versions share."""
+        """Triton's classification extension names columns after labels.txt, which all versions share."""
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n") if path.is_file() else []
         if lines != self.predictor.schema.column_names():
             pb_utils.Logger.log_warn("labels.txt does not match this version's heads; export it again")
 
 
-def read(request: Any) -> Job:
-    """Reads a request and guards what Triton lets through.
+def parse_request(request: Any) -> ParsedRequest:
+    """Reads a request and checks what Triton does not.
 
     Raises:
         BadRequestError, OptionError: the request is wrong as a whole.
     """
     try:
         parameters = json.loads(request.parameters() or "{}")
-    except Exception as error:  # not UTF-8, among others
+    except Exception as error:  # among others: not UTF-8
         raise BadRequestError("the request's parameters must be valid UTF-8") from error
     tensor = pb_utils.get_input_tensor_by_name(request, "TEXT")
     if tensor is None:
@@ -253,13 +245,13 @@ def read(request: Any) -> Job:
     try:
         array = tensor.as_numpy()
     except Exception as error:
-        raise BadRequestError("TEXT: its bytes are not the strings that its shape announces") from error
+        raise BadRequestError("TEXT: its bytes do not match its shape") from error
     if array.dtype != np.object_:
         raise BadRequestError(f"TEXT: must be BYTES, got {array.dtype}")
     if array.shape[1:] != (1,) or len(array) < 1:
         raise BadRequestError(f"TEXT: must have the shape [n, 1] with n >= 1, got {list(array.shape)}")
     options = DecodeOptions.from_parameters(parameters)
-    return Job(array[:, 0].tolist(), options, frozenset(request.requested_output_names()))
+    return ParsedRequest(array[:, 0].tolist(), options, frozenset(request.requested_output_names()))
 
 
 def failure(message: str, code: Any) -> Any:
@@ -275,12 +267,12 @@ def bytes_tensor(name: str, rows: Sequence[bytes]) -> Any:
 
 
 def dump(answer: dict[str, Any]) -> bytes:
-    """JSON of one answer; numpy's numbers are allowed."""
+    """One answer as JSON; it may contain numpy's numbers."""
     return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def device_of(args: dict[str, str]) -> str:
-    """KIND_AUTO picks a GPU where Triton sees one; a torch without CUDA then still serves, from the CPU."""
+    """The device that Triton chose. KIND_AUTO means a GPU if there is one; a torch without CUDA then uses the CPU."""
     if args["model_instance_kind"] != "GPU":
         return "cpu"
     if not torch.cuda.is_available():
@@ -301,5 +293,5 @@ def threads_of(threads: str | None, model_config: dict[str, Any]) -> int:
 
 
 def log_error(message: str) -> None:
-    """Logs in the one encoding that the model process is sure to have."""
+    """Logs in ASCII, the only encoding that the model process is sure to have."""
     pb_utils.Logger.log_error(message.encode("ascii", "backslashreplace").decode("ascii"))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from polyhead.checkpoint import staged_folder
+from polyhead.files import replaced_folder
 from polyhead_training.errors import DataError
 
 SPLITS = ("train", "validation", "test")
@@ -48,7 +48,7 @@ def write_dataset(
     for split, row in rows:
         lines.setdefault(split, []).append(json.dumps(row, ensure_ascii=False) + "\n")
     try:
-        with staged_folder(output) as fresh:
+        with replaced_folder(output) as fresh:
             for split in lines:
                 (fresh / f"{split}.jsonl").write_text("".join(lines[split]), encoding="utf-8")
             (fresh / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

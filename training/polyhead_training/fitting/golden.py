@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from polyhead.checkpoint import Golden
+from polyhead.checkpoint import GoldenRow
 from polyhead.decode import to_scores
 from polyhead.encode import encode
 from polyhead.schema import Schema
@@ -19,14 +19,14 @@ from polyhead_training.errors import DataError
 @torch.inference_mode()
 def golden_rows(
     texts: Sequence[str], model: nn.Module, tokenizer: Tokenizer, schema: Schema, max_length: int, rows: int, seed: int
-) -> list[Golden]:
+) -> list[GoldenRow]:
     """Scores of at most `rows` texts, drawn at random; one text a forward, so no padding is in play.
 
     Raises:
         DataError: the tokenizer's normalizer leaves nothing of any text.
     """
     model = model.to("cpu", torch.float32).eval()
-    golden: dict[str, Golden] = {}
+    golden: dict[str, GoldenRow] = {}
     for index in np.random.default_rng(seed).permutation(len(texts)):
         if len(golden) == rows:
             break
@@ -36,7 +36,7 @@ def golden_rows(
             continue
         logits = model(torch.tensor([encoded.token_ids])).logits.numpy()
         scores = tuple(float(score) for score in to_scores(logits, schema)[0])
-        golden[text] = Golden(text=text, scores=scores, token_count=encoded.token_count, truncated=encoded.truncated)
+        golden[text] = GoldenRow(text=text, scores=scores, token_count=encoded.token_count, truncated=encoded.truncated)
     if not golden:
         raise DataError("golden rows: the tokenizer leaves no token of any text")
     return list(golden.values())

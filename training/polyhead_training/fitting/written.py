@@ -16,7 +16,6 @@ from tokenizers import Tokenizer
 
 from polyhead.checkpoint import Spec, write_checkpoint
 from polyhead.errors import one_line
-from polyhead.gate import check_golden
 from polyhead.predictor import Predictor
 from polyhead.schema import Schema
 from polyhead_training.config import TrainingConfig
@@ -116,7 +115,7 @@ def _write(
     distances: list[float] = []
 
     def prove(fresh: Path) -> None:
-        distances.append(check_golden(Predictor.load(fresh, precision="fp32")))
+        distances.append(Predictor.load(fresh, precision="fp32").check_golden())
         score(fresh)
 
     write_checkpoint(

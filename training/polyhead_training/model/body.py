@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from tokenizers import Tokenizer
 from transformers import GPT2Config, GPT2Model
 
-from polyhead.checkpoint import Body, Spec
+from polyhead.body import Body
+from polyhead.checkpoint import Spec
 from polyhead.errors import PolyheadError, describe, one_line
 from polyhead.schema import Schema
 from polyhead_training.config import ModelConfig

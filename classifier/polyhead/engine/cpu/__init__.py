@@ -1,1 +1,1 @@
-"""GPT-2 on the CPU."""
+"""GPT-2's forward pass on the CPU."""

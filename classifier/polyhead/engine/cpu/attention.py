@@ -1,7 +1,7 @@
-"""Causal attention over packed texts on the CPU: by the engine's own kernel, or by PyTorch's.
+"""Causal attention over packed texts on the CPU: by the engine's own kernel, or by PyTorch.
 
-For PyTorch's, texts of similar length form a group, padded on the right. Under a causal mask a real token never sees a
-pad to its right, so no mask is needed and no score depends on padding.
+For PyTorch, texts of similar length form a group, padded on the right. Under a causal mask a real token never sees a
+pad to its right, so no padding mask is needed and no score depends on padding.
 """
 
 from __future__ import annotations
@@ -12,17 +12,23 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 
+from polyhead.body import Body
 from polyhead.engine.cpu.kernels import HEAD_WIDTH, KERNELS
 from polyhead.engine.micro_batch import similar_lengths
 
 GROUP_SLACK = 1.1  # a group's longest text is at most this many times its shortest
 
 
+def has_attention_kernel(body: Body) -> bool:
+    """Whether the engine's own kernel computes attention: kernels were compiled, and heads have the width they take."""
+    return KERNELS is not None and body.n_embd == body.n_head * HEAD_WIDTH
+
+
 class PackedTexts:
-    """Where each text stands in the packed matrix.
+    """Which rows of the packed matrix belong to which text.
 
     Args:
-        lengths: tokens of each text, ascending.
+        lengths: tokens per text, ascending.
     """
 
     def __init__(self, lengths: Sequence[int]) -> None:
@@ -33,16 +39,16 @@ class PackedTexts:
 
     @cached_property
     def groups(self) -> list[_Group]:
-        """The texts by similar length."""
+        """The texts, grouped by similar length."""
         runs = similar_lengths(self._lengths, GROUP_SLACK)
         return [_Group(sum(self._lengths[:first]), self._lengths[first:end]) for first, end in runs]
 
     def attend(self, qkv: torch.Tensor, heads: int, scale: float, out: torch.Tensor) -> torch.Tensor:
-        """Each token looks at its text up to itself.
+        """Each token attends to its text up to itself.
 
         Args:
             qkv: ``(tokens, 3 * n_embd)``.
-            out: ``(tokens, n_embd)``, written to.
+            out: ``(tokens, n_embd)``; receives the result, and is returned.
         """
         if KERNELS and out.shape[1] == heads * HEAD_WIDTH:
             return KERNELS.attend(qkv, self.starts, heads, scale, out)
@@ -53,7 +59,7 @@ class PackedTexts:
         return out
 
     def attend_last(self, query: torch.Tensor, kv: torch.Tensor, heads: int, scale: float) -> torch.Tensor:
-        """Each text's last token looks at its whole text.
+        """Each text's last token attends to its whole text.
 
         Args:
             query: ``(texts, n_embd)``.
@@ -78,11 +84,11 @@ class PackedTexts:
 
 
 class _Group:
-    """Texts of similar length that stand together in the packed matrix, and the way to a padded tensor and back."""
+    """Consecutive texts of similar length; converts their packed rows to a padded tensor and back."""
 
     def __init__(self, start: int, lengths: Sequence[int]) -> None:
         sizes = torch.tensor(lengths)
-        offsets = start + sizes.cumsum(0) - sizes  # (texts,) where each text starts
+        offsets = start + sizes.cumsum(0) - sizes  # (texts,) row where each text starts
         places = torch.arange(max(lengths))  # (longest,)
         self.rows = slice(start, start + sum(lengths))
         self.shape = (len(lengths), max(lengths))

@@ -1,40 +1,67 @@
-"""GPT-2's forward on the CPU, without padding: linear layers run on the real tokens of all texts, packed into a matrix.
+"""GPT-2's forward pass on the CPU, without padding: linear layers run on the packed real tokens of all texts.
 
-Rows pass through a block in chunks, so that what the MLP holds between its two matrices stays in the cache.
+Rows pass through a block in chunks, so that the MLP's intermediate values stay in the cache.
 Model: Radford et al. 2019; names and layout as in transformers' ``GPT2Model``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import torch
 from torch import nn
 
-from polyhead.checkpoint import Body, Checkpoint
+from polyhead.body import Body
+from polyhead.checkpoint import Checkpoint
 from polyhead.engine.cpu.attention import PackedTexts
-from polyhead.engine.cpu.linear import Bfloat16Linear, Float32Linear, Int8Linear, Linear
-from polyhead.engine.cpu.mlp import mlp
-from polyhead.engine.cpu.shares import Workers
-from polyhead.engine.micro_batch import MicroBatch
-from polyhead.engine.precision import Precision
-from polyhead.engine.rows import MULTIPLE, filled_up
+from polyhead.engine.cpu.layers import LINEARS, Linear, make_mlp
+from polyhead.engine.micro_batch import ROW_MULTIPLE, MicroBatch, even_shares, pad_rows
+from polyhead.precision import Precision
 
-CHUNK_ROWS = 512  # rows that pass through a block's MLP at once, at most
+CHUNK_ROWS = 512  # the most rows that pass through a block's MLP at once
 
-LINEARS: dict[Precision, Callable[[torch.Tensor, torch.Tensor], Linear]] = {
-    "fp32": Float32Linear,
-    "bf16": Bfloat16Linear,
-    "int8": Int8Linear,
-}
+
+def activation_bytes(body: Body, tokens: int) -> int:
+    """An upper bound for the memory, beyond the weights, of a micro-batch of so many tokens at any precision.
+
+    Counted in float32 matrices of (tokens, n_embd): the residual stream, ``c_attn``, attention's result, the padded
+    copies of both and the pooled states are at most 12, and the C allocator keeps freed blocks. A process's peak showed
+    5.6 to 15, most for texts of two tokens; the bound is 20. The MLP's rows pass in chunks.
+    """
+    chunks = min(tokens, CHUNK_ROWS * torch.get_num_threads())
+    return 4 * (20 * body.n_embd * tokens + 2 * chunks * (body.n_embd + body.inner_width))
+
+
+class Workers:
+    """Single-threaded workers, as many as torch has threads when this is made.
+
+    Small matrix products side by side are faster than one product on all cores.
+    """
+
+    def __init__(self) -> None:
+        self.threads = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(self.threads, "polyhead-engine", torch.set_num_threads, (1,))
+
+    def map(self, pooled: Callable[[MicroBatch], torch.Tensor], batch: MicroBatch) -> torch.Tensor:
+        """Applies `pooled`, which returns a row per text, to the batch, or to shares of it at the same time."""
+        shares = even_shares(batch, self.threads)
+        if len(shares) == 1:
+            return pooled(batch)
+        parts = list(self._pool.map(pooled, shares))
+        torch.set_num_threads(self.threads)  # a new thread starts with the setting that was made last, the workers' 1
+        result = parts[0].new_empty(len(batch.rows), parts[0].shape[1])
+        for share, part in enumerate(parts):
+            result[share :: len(parts)] = part
+        return result
 
 
 class CPUForward:
     """Hidden states of each text's last token.
 
     Raises:
-        CheckpointError: the activation function is none of those the engine knows.
+        CheckpointError: the engine does not know the activation function.
     """
 
     def __init__(self, checkpoint: Checkpoint, precision: Precision) -> None:
@@ -62,14 +89,14 @@ class CPUForward:
         packed = PackedTexts(batch.lengths)
         ids = torch.tensor([token for text in batch.token_ids for token in text])  # (tokens,)
         embedded = self.tokens[ids] + self.positions[packed.positions]  # (tokens, n_embd)
-        hidden = filled_up(embedded.to(self.dtype))
+        hidden = pad_rows(embedded.to(self.dtype))
         states: list[torch.Tensor] = []  # each (texts, n_embd)
         for layer, block in enumerate(self.blocks[:-1]):
             block.forward(hidden, packed)
             if layer >= len(self.blocks) - self.pooled_layers:
                 states.append(hidden[packed.last])
         states.append(self.ln_f(self.blocks[-1].forward_last(hidden, packed)))
-        # Topmost state first, as the seed library concatenates.
+        # Topmost state first, as that_nlp_library concatenates.
         return torch.cat(states[::-1], dim=-1).float()
 
 
@@ -94,10 +121,10 @@ class _Block:
         else:
             self.c_attn = linear("attn.c_attn")
         self.attn_proj = linear("attn.c_proj")
-        self.mlp = mlp(linear("mlp.c_fc"), linear("mlp.c_proj"), body.activation_function)
+        self.mlp = make_mlp(linear("mlp.c_fc"), linear("mlp.c_proj"), body)
 
     def forward(self, hidden: torch.Tensor, packed: PackedTexts) -> None:
-        """Takes ``(tokens, n_embd)`` to the block's output."""
+        """Replaces ``(tokens, n_embd)`` by the block's output."""
         qkv = hidden.new_empty(len(hidden), 3 * hidden.shape[1])
         for rows in _chunks(hidden):
             self.c_attn(self.ln_1(hidden[rows]), out=qkv[rows])
@@ -106,14 +133,14 @@ class _Block:
             self._finish(hidden[rows], attended[rows])
 
     def forward_last(self, hidden: torch.Tensor, packed: PackedTexts) -> torch.Tensor:
-        """The output ``(texts, n_embd)`` of each text's last token, where only these are read."""
+        """The output ``(texts, n_embd)`` for each text's last token only."""
         kv = hidden.new_empty(len(hidden), 2 * hidden.shape[1])
         for rows in _chunks(hidden):
             self.c_key_value(self.ln_1(hidden[rows]), out=kv[rows])
-        last = filled_up(hidden[packed.last])
+        last = pad_rows(hidden[packed.last])
         texts = len(packed.last)
         query = self.c_query(self.ln_1(last))[:texts]
-        self._finish(last, filled_up(packed.attend_last(query, kv, self.heads, self.scale)))
+        self._finish(last, pad_rows(packed.attend_last(query, kv, self.heads, self.scale)))
         return last[:texts]
 
     def _finish(self, hidden: torch.Tensor, attended: torch.Tensor) -> None:
@@ -122,14 +149,14 @@ class _Block:
 
 
 def _chunks(hidden: torch.Tensor) -> Iterator[slice]:
-    """Chunks of even size, so that none is small where there is more than one."""
+    """Chunks of even size, so that no chunk is small if there are several."""
     chunks = -(-len(hidden) // CHUNK_ROWS)
-    ends = [len(hidden) // MULTIPLE * chunk // chunks * MULTIPLE for chunk in range(chunks + 1)]
+    ends = [len(hidden) // ROW_MULTIPLE * chunk // chunks * ROW_MULTIPLE for chunk in range(chunks + 1)]
     return (slice(first, end) for first, end in pairwise(ends))
 
 
 def _dtype(precision: Precision) -> torch.dtype:
-    """Of all but the linear layers' weights."""
+    """The type of everything except the linear layers' weights."""
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 

@@ -1,1 +1,1 @@
-"""GPT-2 on a CUDA device."""
+"""GPT-2's forward pass on a CUDA device."""

@@ -1,7 +1,7 @@
-"""Attention over packed texts, in the signature of PyTorch's ``varlen_attn`` (flash attention), and who computes it.
+"""Attention over packed texts on a GPU, with the signature of PyTorch's ``varlen_attn`` (flash attention).
 
-Flash attention takes 16-bit floats and heads whose width is a multiple of 8, up to 256, on sm_80 and newer. All else
-goes to ``padded_attention``.
+Flash attention takes 16-bit floats and heads whose width is a multiple of 8, up to 256, on sm_80 and newer.
+``padded_attention`` computes everything else.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from polyhead.engine.micro_batch import similar_lengths
 
 logger = logging.getLogger(__name__)
 
-CAUSAL = (-1, 0)  # a window: a token sees all before it and none after it
-FULL = (-1, -1)
+CAUSAL = (-1, 0)  # window: a token sees all tokens before it and none after it
+FULL = (-1, -1)  # window: a token sees all tokens
 
 GROUP_SLACK = 1.25  # a group's longest text is at most this many times its shortest
 
 
 class Attention(Protocol):
-    """Attention of packed queries to packed keys and values, each text to itself.
+    """Attention of packed queries to packed keys and values; each text attends only to itself.
 
     Args:
         query: (queries, heads, width)
         key: (tokens, heads, width)
         value: (tokens, heads, width)
-        cu_seq_q: int32 (texts + 1,), where each text's queries start; its last number is where the last text's end.
-        cu_seq_k: the same of keys and values.
-        max_q: no text has more queries.
-        max_k: no text has more keys.
+        cu_seq_q: int32 (texts + 1,), the row where each text's queries start, and the row where the last text ends.
+        cu_seq_k: the same for keys and values.
+        max_q: the most queries that a text may have.
+        max_k: the most keys that a text may have.
         scale: factor of the scores before the softmax.
         window_size: ``CAUSAL`` or ``FULL``.
 
     Returns:
-        (queries, heads, width); rows that belong to no text hold anything, not a number included.
+        (queries, heads, width); rows that belong to no text may hold anything, including NaN.
     """
 
     def __call__(
@@ -58,13 +58,15 @@ class Attention(Protocol):
 
 
 def attention_for(head_width: int, dtype: torch.dtype, device: torch.device) -> Attention:
-    """The fastest attention that takes this; says in the log where that is not flash attention."""
+    """The fastest attention for these arguments; logs a line if that is not flash attention."""
     is_new = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     if is_new and dtype in (torch.bfloat16, torch.float16) and head_width % 8 == 0 and head_width <= 256:
-        from torch.nn.attention.varlen import varlen_attn  # only here: its import takes a while
+        from torch.nn.attention.varlen import varlen_attn  # here, because the import is slow
 
         return cast(Attention, varlen_attn)
-    logger.info("attention in padded groups: no flash attention for %s heads of %d on %s", dtype, head_width, device)
+    logger.info(
+        "attention pads groups of texts: no flash attention for %s heads of %d on %s", dtype, head_width, device
+    )
     return padded_attention
 
 
@@ -80,15 +82,15 @@ def padded_attention(
     scale: float,
     window_size: tuple[int, int],
 ) -> torch.Tensor:
-    """``Attention`` by padding texts of similar length to the longest; waits for the device to learn the lengths."""
+    """``Attention`` that pads texts of similar length to the longest; waits for the device to read the lengths."""
     attended = torch.zeros(query.shape, dtype=query.dtype, device=query.device)
     lengths_q, lengths_k = cu_seq_q.diff(), cu_seq_k.diff()
-    real = [length for length in lengths_k.tolist() if length]  # spare texts, without tokens, come last
+    real = [length for length in lengths_k.tolist() if length]  # spare texts have no tokens and come last
     for first, end in similar_lengths(real, GROUP_SLACK):
         texts = slice(first, end)
         rows_q, real_q = _rows(cu_seq_q[texts], lengths_q[texts])
         rows_k, real_k = _rows(cu_seq_k[texts], lengths_k[texts])
-        causal = window_size == CAUSAL  # then no real token sees a pad, which stand to the right
+        causal = window_size == CAUSAL  # then no real token sees a pad, because pads are to its right
         context = F.scaled_dot_product_attention(
             query[rows_q].transpose(1, 2),  # (texts, heads, longest, width)
             key[rows_k].transpose(1, 2),
@@ -102,7 +104,7 @@ def padded_attention(
 
 
 def _rows(starts: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Packed rows of texts (texts, longest), where a pad repeats its text's last row, and which are real."""
+    """Packed rows of texts (texts, longest), and which of them are real; a pad repeats its text's last row."""
     places = torch.arange(int(lengths.max()), device=starts.device)
     rows = starts[:, None] + torch.minimum(places, lengths[:, None] - 1)
     return rows, places < lengths[:, None]

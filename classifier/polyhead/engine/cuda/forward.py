@@ -1,9 +1,9 @@
-"""The forward pass on a GPU: packed texts, flash attention, and CUDA graphs where launching costs more than computing.
+"""The forward pass on a GPU: packed texts, flash attention, and CUDA graphs for small batches.
 
-Weights, activations and residual stream are bf16; GEMMs, softmax and layer norms add up in fp32. A residual stream in
-fp32 would move 24 bytes a value and sublayer where bf16 moves 10, as without a compiler nothing fuses its cast into the
-layer norm. What is fp32 is cheap: the sum of embeddings, and, on one row a text, sums and norms after the final block's
-attention.
+Weights, activations and residual stream are bf16; GEMMs, softmax and layer norms sum in fp32. An fp32 residual stream
+would move 24 bytes per value and sublayer instead of 10, because nothing fuses its cast into the layer norm without a
+compiler. fp32 is used where it is cheap: for the sum of embeddings, and for sums and norms after the final block's
+attention, on one row per text.
 Model: Radford et al. 2019; names as in transformers' ``GPT2Model``.
 """
 
@@ -15,12 +15,10 @@ import torch
 import torch.nn.functional as F
 
 from polyhead.checkpoint import Checkpoint
-from polyhead.engine.activation import TANH_GELU, activation_named
 from polyhead.engine.cuda.attention import CAUSAL, FULL, Attention, attention_for, padded_attention
-from polyhead.engine.cuda.graphs import CUDARecorder, Graphs, Record, graph_shapes
-from polyhead.engine.cuda.packed import Packed, Shape, pack
+from polyhead.engine.cuda.packed import CUDARecorder, Graphs, Packed, PackedShape, Record, graph_shapes, pack
 from polyhead.engine.micro_batch import MicroBatch
-from polyhead.engine.precision import Precision
+from polyhead.precision import Precision
 
 logger = logging.getLogger(__name__)
 
@@ -28,21 +26,21 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 
 
 class CUDAForward:
-    """Computes what the head reads.
+    """Computes the head's input.
 
     Args:
-        checkpoint: what to compute.
+        checkpoint: the model.
         device: a CUDA device; on the CPU the same code runs without graphs, for tests.
         precision: ``bf16`` or ``fp32``.
-        attention: who computes it, if not ``attention_for``'s choice.
-        record: how passes are recorded, if not as CUDA graphs.
+        attention: the attention to use instead of ``attention_for``'s choice.
+        record: how to record passes, instead of as CUDA graphs.
 
     Raises:
-        CheckpointError: the activation function is none of those the engine knows.
+        CheckpointError: the engine does not know the activation function.
     """
 
     token_budget = 32768
-    enough_tokens = 16384  # from there on GEMMs are at their best
+    enough_tokens = 16384  # GEMMs of more rows are no faster
 
     def __init__(
         self,
@@ -58,8 +56,8 @@ class CUDAForward:
         self.dtype = DTYPES[precision]
         self.head_width = body.n_embd // body.n_head
         self.pooled_layers = checkpoint.spec.layer2concat or 1
-        self.activation = activation_named(body.activation_function)
-        self.fuses_gelu = body.activation_function in TANH_GELU and _fuses_tanh_gelu(self.device, self.dtype)
+        self.activation = body.activation()
+        self.fuses_gelu = body.has_tanh_gelu and _fuses_tanh_gelu(self.device, self.dtype)
         self.attention = attention or attention_for(self.head_width, self.dtype, self.device)
         self._load(checkpoint)
         if record is None and self.device.type == "cuda" and self.attention is not padded_attention:
@@ -71,22 +69,22 @@ class CUDAForward:
 
     @torch.inference_mode()
     def pooled(self, batch: MicroBatch) -> torch.Tensor:
-        """Queues the forward pass and returns at once: the device works on while the host packs the next batch.
+        """Queues the forward pass and returns at once, so that the host packs the next batch while the device works.
 
         Args:
             batch: at least one text; ids below ``vocab_size``, lengths from 1 to ``n_positions``.
 
         Returns:
-            float32 ``(texts, pooled_layers * n_embd)`` on the device; topmost state first, as the seed library has it.
+            float32 ``(texts, pooled_layers * n_embd)`` on the device; topmost state first, as in that_nlp_library.
         """
         if self.graphs and (shape := self.graphs.shape_for(batch)):
             return self.graphs.run(batch, shape)
-        shape = Shape.of(batch)
+        shape = PackedShape.of(batch)
         host = pack(batch, shape, pinned=self.device.type == "cuda")
         return self._forward(Packed.view(host.to(self.device, non_blocking=True), shape))
 
     def _load(self, checkpoint: Checkpoint) -> None:
-        """Folds each layer norm's gain and bias into the linear layer that follows, exactly, in fp32; then rounds.
+        """Folds each layer norm's gain and bias into the linear layer that follows, in fp32; then rounds.
 
         Weights become (out, in), the layout of ``F.linear``.
         """
@@ -136,7 +134,7 @@ class CUDAForward:
         return hidden + self._linear(self._expand(self._norm(hidden), name), f"{name}.mlp.c_proj")
 
     def _final_block(self, hidden: torch.Tensor, packed: Packed) -> torch.Tensor:
-        """Only what is read: keys and values of all tokens; all else of last tokens, which see their whole texts."""
+        """Keys and values for all tokens; everything else only for last tokens, which attend to their whole texts."""
         layer, width = self.body.n_layer - 1, self.body.n_embd
         name = f"h.{layer}"
         weight, bias = self.linears[f"{name}.attn.c_attn"]
@@ -168,10 +166,10 @@ class CUDAForward:
 
 
 def _fuses_tanh_gelu(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether PyTorch adds a bias and applies the tanh-GELU while the GEMM writes its result.
+    """Whether PyTorch applies bias and tanh-GELU inside the GEMM, found by trying it.
 
-    It does on CUDA, through cuBLASLt, under a private name; on the CPU that name is the GELU of erf. So it is tried.
-    Closer than 1e-3 need not be: bf16 is no finer near 1.
+    On CUDA it does, through cuBLASLt, in a private function; on the CPU that function applies the erf form of GELU.
+    The comparison allows 1e-3, because bf16 is no finer near 1.
     """
     if device.type != "cuda" or dtype != torch.bfloat16:
         return False
@@ -183,6 +181,6 @@ def _fuses_tanh_gelu(device: torch.device, dtype: torch.dtype) -> bool:
         expected = F.gelu(inputs.float() + 1, approximate="tanh")
         torch.testing.assert_close(fused.float(), expected, rtol=2**-7, atol=1e-3)
     except (AttributeError, AssertionError, RuntimeError) as error:
-        logger.warning("GELU is computed apart from its GEMM: %s", error)
+        logger.warning("GELU is not fused into its GEMM: %s", error)
         return False
     return True

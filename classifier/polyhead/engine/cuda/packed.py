@@ -1,35 +1,49 @@
-"""Packed texts: what a forward pass reads of a micro-batch, in one int32 tensor, so that one copy takes it to a GPU.
+"""Packed texts on a GPU, and the forward pass recorded as CUDA graphs for a few shapes of them.
 
-The tensor may have room for more tokens and texts than there are. Spare tokens are token 0 at position 0 and belong to
-no text; spare texts have no tokens.
+A forward pass reads a micro-batch from one int32 tensor, so that one copy takes it to the GPU. The tensor may have room
+for more tokens and texts than there are. Spare tokens are token 0 at position 0 and belong to no text; spare texts
+have no tokens. A graph makes a small batch one launch instead of 120.
+
+All graphs read the same input tensor and share one memory pool, so a replay may overwrite another graph's output. The
+output is copied in the same stream before anything else is replayed.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
-from typing import NamedTuple
+from threading import Lock
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from polyhead.engine.micro_batch import MicroBatch
 
+logger = logging.getLogger(__name__)
 
-class Shape(NamedTuple):
-    """How many tokens and texts there is room for, and how many tokens the longest text may have."""
+# Token counts of the graphs. For larger batches a GPU computes longer than Python launches, so padding only costs.
+TOKENS = (64, 128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096)
+SHORT = 256  # attention launches blocks for the longest text that a graph allows; most batches have none longer
+
+
+class PackedShape(NamedTuple):
+    """Room for how many tokens and texts, and the most tokens that a text may have."""
 
     tokens: int
     texts: int
     longest: int
 
     @classmethod
-    def of(cls, batch: MicroBatch) -> Shape:
-        """The shape without any room to spare."""
+    def of(cls, batch: MicroBatch) -> PackedShape:
+        """The shape that fits the batch exactly."""
         return cls(sum(batch.lengths), len(batch.lengths), batch.lengths[-1])
 
-    def holds(self, other: Shape) -> bool:
-        """Whether what has the other shape has its place here."""
+    def holds(self, other: PackedShape) -> bool:
+        """Whether a batch of the other shape fits into this one."""
         return all(ours >= theirs for ours, theirs in zip(self, other, strict=True))
 
     @property
@@ -44,13 +58,13 @@ class Packed:
 
     Attributes:
         ids: (tokens,)
-        positions: (tokens,) each token's place in its text.
+        positions: (tokens,) each token's position in its text.
         last: (texts,) the row of each text's last token.
-        query_starts: (texts + 1,) cumulative lengths where each text has one row, its last token's.
-        starts: (texts + 1,) cumulative lengths where each text has all its tokens.
+        query_starts: (texts + 1,) cumulative lengths if each text has one row, for its last token.
+        starts: (texts + 1,) cumulative lengths if each text has a row per token.
     """
 
-    shape: Shape
+    shape: PackedShape
     ids: torch.Tensor
     positions: torch.Tensor
     last: torch.Tensor
@@ -58,16 +72,16 @@ class Packed:
     starts: torch.Tensor
 
     @classmethod
-    def view(cls, buffer: torch.Tensor, shape: Shape) -> Packed:
+    def view(cls, buffer: torch.Tensor, shape: PackedShape) -> Packed:
         """Cuts the first ``sum(shape.sizes)`` numbers of a tensor into the fields."""
         return cls(shape, *torch.split(buffer[: sum(shape.sizes)], shape.sizes))
 
 
-def pack(batch: MicroBatch, shape: Shape, *, pinned: bool) -> torch.Tensor:
+def pack(batch: MicroBatch, shape: PackedShape, *, pinned: bool) -> torch.Tensor:
     """Writes a micro-batch to a fresh int32 tensor on the host.
 
-    Pinned memory is not written again while a copy from it may be under way: PyTorch's allocator hands a block out
-    again only after the copies that were queued from it.
+    Pinned memory is safe to drop while a copy from it is queued: PyTorch's allocator reuses the block only after that
+    copy.
     """
     buffer = torch.zeros(sum(shape.sizes), dtype=torch.int32, pin_memory=pinned)
     packed = Packed.view(buffer, shape)
@@ -81,3 +95,102 @@ def pack(batch: MicroBatch, shape: Shape, *, pinned: bool) -> torch.Tensor:
     packed.starts.numpy()[1:] = tokens
     packed.starts.numpy()[1 : texts + 1] = ends
     return buffer
+
+
+class Recording(Protocol):
+    """A forward pass that can be repeated on the current content of its input tensor."""
+
+    @property
+    def output(self) -> torch.Tensor:
+        """The result of the latest pass, valid once the device has finished it."""
+        ...
+
+    def replay(self) -> None:
+        """Queues the pass again; it overwrites `output`."""
+
+
+Record = Callable[[Callable[[], torch.Tensor]], Recording]
+
+
+def graph_shapes(max_length: int) -> list[PackedShape]:
+    """The shapes to record for texts of at most `max_length` tokens, ascending."""
+    shapes = {
+        PackedShape(tokens, max(16, tokens // 32), min(longest, tokens, max_length))
+        for tokens in TOKENS
+        for longest in (SHORT, max_length)
+    }
+    return sorted(shapes)
+
+
+class CUDARecorder:
+    """Records forward passes on a GPU; all recordings share one memory pool."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # untyped in torch
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, run: Callable[[], torch.Tensor]) -> Recording:
+        """Runs once, because libraries initialise in their first call and must not do so while recorded; then records.
+
+        Raises:
+            RuntimeError: a step of the pass cannot be recorded, or memory is short.
+        """
+        graph = torch.cuda.CUDAGraph()
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        # The outer context restores the caller's stream; torch.cuda.graph does not after a failure.
+        with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
+            run()
+            # thread_local, because another model's thread may allocate memory at the same time.
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+                output = run()
+        return _CUDARecording(graph, output)
+
+
+@dataclass(frozen=True)
+class _CUDARecording:
+    graph: torch.cuda.CUDAGraph
+    output: torch.Tensor
+
+    def replay(self) -> None:
+        self.graph.replay()
+
+
+class Graphs:
+    """Forward passes recorded for some shapes; a batch goes to the smallest shape that holds it."""
+
+    def __init__(
+        self, shapes: list[PackedShape], forward: Callable[[Packed], torch.Tensor], record: Record, device: torch.device
+    ) -> None:
+        self.device = device
+        self.input = torch.zeros(max(sum(shape.sizes) for shape in shapes), dtype=torch.int32, device=device)
+        self.recordings: dict[PackedShape, Recording] = {}
+        self._lock = Lock()
+        for shape in reversed(shapes):  # the largest first, so that the others reuse its memory from the pool
+            packed = Packed.view(self.input, shape)
+            try:
+                self.recordings[shape] = record(partial(forward, packed))
+            except RuntimeError as error:
+                logger.warning(
+                    "no CUDA graph for %s and smaller shapes; such batches launch kernel by kernel: %s", shape, error
+                )
+                break
+        self.shapes = sorted(self.recordings)
+
+    def shape_for(self, batch: MicroBatch) -> PackedShape | None:
+        """The smallest recorded shape that holds a batch, or None."""
+        wanted = PackedShape.of(batch)
+        return next((shape for shape in self.shapes if shape.holds(wanted)), None)
+
+    def run(self, batch: MicroBatch, shape: PackedShape) -> torch.Tensor:
+        """Queues the forward pass of a batch.
+
+        Returns:
+            The forward pass's result for the batch's texts, in memory that no later call overwrites.
+        """
+        host = pack(batch, shape, pinned=self.device.type == "cuda")
+        recording = self.recordings[shape]
+        with self._lock:  # input and output are shared, so copy, replay and copy must be queued in one go
+            self.input[: len(host)].copy_(host, non_blocking=True)
+            recording.replay()
+            return recording.output[: len(batch.lengths)].clone()

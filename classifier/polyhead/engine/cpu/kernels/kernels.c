@@ -1,9 +1,9 @@
-/* What stands between the matrix products of a GPT-2 block, each in one pass over data that is in the cache.
+/* The steps between the matrix products of a GPT-2 block, each in one pass over data that is in the cache.
  *
- * Plain C without dependencies, compiled once for AVX-512 and once for AVX2 (hatch_build.py) and called through ctypes
- * (library.py), which checks shapes and types: nothing here does. Every function runs on the calling thread alone, and
- * computes a row alike whatever stands around it.
- * bf16 values are uint16_t; sums are float32 throughout.
+ * Plain C without dependencies. hatch_build.py compiles it once for AVX-512 and once for AVX2; __init__.py calls it
+ * through ctypes and checks shapes and types, because nothing here does. Every function runs on the calling thread
+ * only, and computes a row the same way whatever the other rows are.
+ * bf16 values are uint16_t; all sums are float32.
  */
 #include <math.h>
 #include <stdint.h>
@@ -12,20 +12,20 @@
 
 #ifdef __AVX512F__
 #define LANES 16
-#define WIDE 4 /* vectors of the output row that one pass of a product sums up: ROWS * WIDE fit into the registers */
+#define WIDE 4 /* vectors of the output row that one pass of a product computes; ROWS * WIDE fit into the registers */
 #else
 #define LANES 8
 #define WIDE 2
 #endif
 #define ROWS 6       /* queries that pass over the keys together */
-#define WIDTH 64     /* channels of a head, as in every size of GPT-2 */
+#define WIDTH 64     /* channels per head, as in every size of GPT-2 */
 #define ALIGNMENT 64
 #ifndef SOURCE
 #define SOURCE ""
 #endif
 #define GELU_FLOOR 0.1701f /* gelu(y) > -0.1701 */
 
-const char *polyhead_source(void) { return SOURCE; } /* this file's hash, by which a stale library is told */
+const char *polyhead_source(void) { return SOURCE; } /* this file's hash; shows whether a library is stale */
 
 typedef float vector __attribute__((vector_size(4 * LANES)));
 typedef float unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -45,8 +45,8 @@ static inline int32_t to_bits(float value) {
     return bits;
 }
 
-/* Maxima are taken of bits, as integers: that order is total, so compilers use vector instructions for it. */
-static inline float largest_magnitude(const float *restrict x, int64_t values) { /* NaN if one is */
+/* Maxima compare bits as integers: that order is total, so compilers use vector instructions for it. */
+static inline float largest_magnitude(const float *restrict x, int64_t values) { /* NaN if any value is NaN */
     int32_t largest = 0;
     for (int64_t i = 0; i < values; i++) {
         int32_t bits = to_bits(x[i]) & 0x7fffffff;
@@ -80,12 +80,12 @@ static inline float exponential(float x) {
 
 /* gelu_new: y * (1 + tanh(z)) / 2 == y / (1 + exp(-2 z)) with z = sqrt(2 / pi) * (y + 0.044715 y^3). */
 static inline float gelu(float y) {
-    y = y < -100.0f ? -100.0f : y; /* where it is zero; beyond, the clamped exponential would not outgrow y */
+    y = y < -100.0f ? -100.0f : y; /* gelu is zero there; below, the clamped exponential would not outgrow y */
     float doubled = y * (1.59576912f + 0.0713548163f * y * y);
     return y / (1.0f + exponential(-doubled));
 }
 
-/* A row at a time: vectors and what is left over behind them round differently, so each row is cut alike. */
+/* Row by row: vectors and the remainder after them round differently, so every row must be cut the same way. */
 void polyhead_gelu_float32(float *x, int64_t rows, int64_t columns) {
     for (int64_t row = 0; row < rows; row++, x += columns)
         for (int64_t i = 0; i < columns; i++) x[i] = gelu(x[i]);
@@ -100,11 +100,11 @@ static inline void to_levels(const float *restrict x, uint8_t *restrict q, int64
     for (int64_t i = 0; i < values; i++) q[i] = (uint8_t)(int32_t)(x[i] * factor + shift);
 }
 
-/* Rows to 8 bits, each with the scale it needs: x ~ (q - middle) * scale, |q - middle| <= steps, middle = steps + 1. */
+/* Rows to 8 bits, with a scale per row: x ~ (q - middle) * scale, |q - middle| <= steps, middle = steps + 1. */
 void polyhead_quantise(const float *x, uint8_t *q, float *scales, int64_t rows, int64_t columns, int32_t steps) {
     for (int64_t row = 0; row < rows; row++, x += columns, q += columns) {
         float largest = largest_magnitude(x, columns) + 1e-12f;
-        to_levels(x, q, columns, (float)steps / largest, (float)steps + 1.5f); /* half a step: conversion truncates */
+        to_levels(x, q, columns, (float)steps / largest, (float)steps + 1.5f); /* plus half a step, because the conversion truncates */
         scales[row] = largest / (float)steps;
     }
 }
@@ -121,7 +121,7 @@ void polyhead_gelu_quantise(float *product, const float *row_scales, const float
     }
 }
 
-/* out = product * scale + bias, a scale a row; or added to what `out` holds. `out` may be `product`. */
+/* out = product * scale + bias with a scale per row; with `adds`, added to `out`. `out` may be `product`. */
 void polyhead_rescale(const float *product, const float *row_scales, const float *bias, float *out, int64_t rows,
                       int64_t columns, int32_t adds) {
     for (int64_t row = 0; row < rows; row++, product += columns, out += columns) {
@@ -136,9 +136,9 @@ void polyhead_rescale(const float *product, const float *row_scales, const float
 }
 
 /* -- Causal attention of packed texts -------------------------------------------------------------------------------
- * One text and head after the other: keys are laid out by channel, values by token, both float32 and dense; ROWS
- * queries then pass over the keys up to their own place. All scores of a query are kept: texts have 1,024 tokens at
- * most, so a block of them stays in the first-level cache.
+ * One text and head after the other. Keys are laid out by channel, values by token, both float32 and dense. Then ROWS
+ * queries pass over the keys up to their own position. All scores of a query are kept: texts have at most 1,024
+ * tokens, so the scores of ROWS queries stay in the first-level cache.
  */
 
 static void read_row(const void *packed, int64_t at, int is_bf16, float factor, float *row) {
@@ -212,12 +212,12 @@ static float soften(float *restrict scores, int64_t seen, int64_t columns) {
     return sum;
 }
 
-/* qkv: rows of 3 * heads * WIDTH values; out: rows of heads * WIDTH; starts: texts + 1 rows. Returns 0, or 1 without memory. */
+/* qkv: rows of 3 * heads * WIDTH values; out: rows of heads * WIDTH; starts: texts + 1 rows. Returns 0, or 1 if memory is short. */
 int32_t polyhead_attention(const void *qkv, void *out, const int64_t *starts, int64_t texts, int64_t heads,
                            int64_t first_head, int64_t end_head, float scale, int32_t is_bf16) {
     int64_t longest = 0, channels = heads * WIDTH;
     for (int64_t t = 0; t < texts; t++) longest = starts[t + 1] - starts[t] > longest ? starts[t + 1] - starts[t] : longest;
-    /* An odd number of cache lines: rows of a power of two would fall on each other in the cache. */
+    /* An odd number of cache lines: rows whose stride is a power of two would evict each other from the cache. */
     int64_t block = 2 * LANES, most = (longest + block - 1) / block * block + ALIGNMENT / 4;
     float *keys = aligned_alloc(ALIGNMENT, 4 * (WIDTH * most + WIDTH * (longest + 1) + ROWS * (most + 2 * WIDTH)) / ALIGNMENT * ALIGNMENT + ALIGNMENT);
     if (keys == NULL) return 1;
@@ -234,7 +234,7 @@ int32_t polyhead_attention(const void *qkv, void *out, const int64_t *starts, in
                 for (int c = 0; c < WIDTH; c++) keys[c * stride + j] = row[c];
                 read_row(qkv, token + 2 * channels, is_bf16, 1.0f, values + j * WIDTH);
             }
-            for (int c = 0; c < WIDTH; c++) /* what lies behind the last key is multiplied, too, but never seen */
+            for (int c = 0; c < WIDTH; c++) /* columns after the last key are multiplied too, but their scores are never read */
                 for (int64_t j = length; j < stride - ALIGNMENT / 4; j++) keys[c * stride + j] = 0.0f;
             for (int64_t i = 0; i < length; i += ROWS) {
                 int64_t last = i + ROWS <= length ? i + ROWS : length; /* a short block repeats its last query */
@@ -256,7 +256,7 @@ int32_t polyhead_attention(const void *qkv, void *out, const int64_t *starts, in
     return 0;
 }
 
-/* The same for each text's last token alone. query, out: rows of heads * WIDTH, one a text; kv: rows of twice that. */
+/* The same for only each text's last token. query, out: rows of heads * WIDTH, one per text; kv: rows of twice that. */
 int32_t polyhead_attention_last(const void *query, const void *kv, void *out, const int64_t *starts, int64_t texts,
                                 int64_t heads, float scale, int32_t is_bf16) {
     int64_t longest = 1, channels = heads * WIDTH;

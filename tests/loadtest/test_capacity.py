@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from benchmarks import capacity
-from benchmarks.rate_search import find_highest, highest_met
+from loadtest import capacity
+from loadtest.capacity import find_highest, highest_met
 from polyhead.predictor import Predictor
 from tests.client.fake_triton import serve_fake
 from tests.tiny import TEXTS
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A point of a server whose limit is known."""
-
-    met: bool
 
 
 @pytest.mark.parametrize("limit", [3.0, 49.0, 50.0, 51.0, 777.0, 20_000.0])
@@ -27,11 +19,11 @@ def test_finds_the_limit(limit: float) -> None:
     """From either side of the first rate the limit is found to within the closeness, each rate measured once."""
     asked: list[float] = []
 
-    def measure(rate: float) -> Measured:
+    def meets(rate: float) -> bool:
         asked.append(rate)
-        return Measured(rate <= limit)
+        return rate <= limit
 
-    points = find_highest(measure, 50.0, 1.05, 30)
+    points = find_highest(meets, 50.0, 1.05, 30)
     found = highest_met(points)
     assert found is not None
     assert limit / 1.06 < found <= limit
@@ -39,21 +31,21 @@ def test_finds_the_limit(limit: float) -> None:
 
 
 def test_ends_in_bounded_runs() -> None:
-    """A server without a limit, or that meets no rate, ends the search all the same."""
-    assert highest_met(find_highest(lambda rate: Measured(True), 10.0, 1.05, 6)) == 320.0
-    points = find_highest(lambda rate: Measured(False), 10.0, 1.05, 6)
+    """The search also ends if the server meets every rate, or none."""
+    assert highest_met(find_highest(lambda rate: True, 10.0, 1.05, 6)) == 320.0
+    points = find_highest(lambda rate: False, 10.0, 1.05, 6)
     assert len(points) == 6
     assert highest_met(points) is None
 
 
 def test_a_rate_above_a_missed_one_is_not_believed() -> None:
-    """Luck above a rate that was missed is not capacity."""
-    points = {10.0: Measured(True), 20.0: Measured(False), 25.0: Measured(True)}
+    """A rate above a missed one does not count, even if it met the objectives."""
+    points = {10.0: True, 20.0: False, 25.0: True}
     assert highest_met(points) == 10.0
 
 
 def test_benchmark_to_its_last_line(base_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Against a server that is there, rates are searched and one confirmed, and result and plot are written."""
+    """Against a running server, the search ends with a confirmed rate, a result file and a plot."""
     texts = tmp_path / "texts.jsonl"
     texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS), encoding="utf-8")
     predictor = Predictor.load(base_checkpoint, precision="fp32")

@@ -1,4 +1,4 @@
-"""The peers' servers as processes: how each is started, asked, and ended with all that it started."""
+"""The peers' servers: how each is started, asked, and ended together with the processes that it started."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from typing import Any
 import torch
 
 from benchmarks.load import Connect, json_sender
+from loadtest.local_server import ROOT
 from polyhead.engine import fastest_precision
 
-ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / ".venv-peers"
 INFINITY = ROOT / ".venv-infinity"
 START_S = 300.0
-# Idle OpenMP threads wait as they do in our model process (docs/decisions/0004-passive-threads.md).
+# Idle OpenMP threads sleep, as in our model process (docs/decisions/0004-passive-threads.md).
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
 
 
 @dataclass(frozen=True)
-class Peer:
-    """A server of others.
+class PeerServer:
+    """Another project's server.
 
     Attributes:
-        name: what it is called in the results.
-        executable: what runs it; the peer is left out where it is not there.
-        arguments: by model folder, port and device.
+        name: its name in the results.
+        executable: the program that runs it.
+        arguments: returns the program's arguments for a model folder, a port and a device.
         path: where it takes requests.
-        body: a request's JSON.
-        batches: the configurations to choose the best from, as options.
+        body: returns a request's JSON.
+        batches: configurations, as options; the fastest one is measured.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Peer:
     batches: tuple[tuple[str, ...], ...]
 
     def settings(self, device: str) -> list[tuple[str, ...]]:
-        """Each configuration in fp32, and in bf16 where the device is quick at it: elsewhere a text takes minutes."""
+        """Each configuration in fp32, and in bf16 if the device is fast at it; elsewhere a text takes minutes."""
         quick = fastest_precision(torch.device(device)) == "bf16"
         return [
             ("--dtype", dtype, *batch)
@@ -58,14 +58,14 @@ class Peer:
 
     @contextmanager
     def serving(self, model: Path, device: str, setting: tuple[str, ...]) -> Iterator[Connect]:
-        """Runs it until it answers, and gives what makes connections to it.
+        """Starts the server, waits until it answers, and yields a function that connects to it.
 
         Raises:
-            RuntimeError: it ended or did not answer in time; with the end of its log.
+            RuntimeError: the server ended or did not answer in time; the message has the end of its log.
         """
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
-        command = [self.executable, *self.arguments(model, port, device), *setting]
+        command: list[str | Path] = [self.executable, *self.arguments(model, port, device), *setting]
         with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
             process = subprocess.Popen(
                 command, cwd=ROOT, env={**os.environ, **ENVIRONMENT},
@@ -94,7 +94,7 @@ def _answers(process: subprocess.Popen[bytes], connect: Connect) -> bool:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    # Workers are processes of the same group; some outlive their server's SIGTERM.
+    # Workers are processes of the same group, and some outlive SIGTERM to their server.
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
@@ -104,9 +104,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _script(name: str) -> Callable[[Path, int, str], list[str]]:
-    path = str(Path(__file__).parent / "peers" / name)
-    return lambda model, port, device: [path, "--model", str(model), "--port", str(port), "--device", device]
+def _fastapi(model: Path, port: int, device: str) -> list[str]:
+    script = str(Path(__file__).with_name("fastapi_server.py"))
+    return [script, "--model", str(model), "--port", str(port), "--device", device]
 
 
 def _infinity(model: Path, port: int, device: str) -> list[str]:
@@ -121,16 +121,9 @@ def _one_text(texts: list[str]) -> dict[str, Any]:
     return {"text": text}
 
 
-ALL_PEERS = (
-    Peer(
-        "litserve", PEERS / "bin" / "python", _script("litserve_server.py"), "/predict", _one_text,
-        (("--batch", "8"), ("--batch", "16")),
-    ),
-    Peer(
-        "fastapi", PEERS / "bin" / "python", _script("fastapi_server.py"), "/predict", _one_text,
-        ((),),
-    ),
-    Peer(
+PEER_SERVERS = (
+    PeerServer("fastapi", PEERS / "bin" / "python", _fastapi, "/predict", _one_text, ((),)),
+    PeerServer(
         "infinity", INFINITY / "bin" / "infinity_emb", _infinity, "/classify",
         lambda texts: {"model": "peer", "input": texts},
         (("--batch-size", "8"), ("--batch-size", "16")),

@@ -1,4 +1,4 @@
-"""Reading golden files."""
+"""Reading files of expected answers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from loadtest.golden import GoldenError, GoldenRow, read_golden
+from loadtest.expected import ExpectedAnswer, ExpectedAnswersError, read_expected
 
 ROW: dict[str, Any] = {"text": "a goal", "scores": [0.25, 1], "token_count": 2, "truncated": False}
 
@@ -20,12 +20,12 @@ def write(path: Path, *rows: Any) -> Path:
 
 
 def test_reads_rows(tmp_path: Path) -> None:
-    """Each line becomes a row that knows its line; characters that only look like line ends are text."""
-    rows = read_golden(
-        write(tmp_path / "golden.jsonl", ROW, json.dumps({**ROW, "text": "a\u2028b"}, ensure_ascii=False))
+    """Each answer knows its line; blank lines are skipped, and characters that only look like line ends are text."""
+    rows = read_expected(
+        write(tmp_path / "golden.jsonl", ROW, "", json.dumps({**ROW, "text": "a\u2028b"}, ensure_ascii=False))
     )
-    assert rows[0] == GoldenRow(1, "a goal", (0.25, 1.0), 2, False)
-    assert rows[1].line == 2
+    assert rows[0] == ExpectedAnswer(1, "a goal", (0.25, 1.0), 2, False)
+    assert rows[1].line == 3
     assert rows[1].text == "a\u2028b"
 
 
@@ -33,15 +33,14 @@ def test_reads_rows(tmp_path: Path) -> None:
     ("row", "words"),
     [
         ("{", ":2: is not JSON"),
-        ("", ":2: is not JSON"),
-        ([], ":2: must be an object, got list"),
+        ([], ":2: must be an object"),
         ({**ROW, "extra": 1}, "unknown field 'extra'; allowed are text, scores, token_count, truncated"),
         ({"text": "a"}, "missing field 'scores'"),
         ({**ROW, "text": 3}, "text must be str, got int"),
         ({**ROW, "text": "  "}, "text must not be blank"),
         ({**ROW, "scores": [0.1, None]}, "scores must be finite numbers, got None"),
-        ({**ROW, "scores": [0.1, float("nan")]}, "scores must be finite numbers, got nan"),
-        ({**ROW, "scores": [0.1]}, r":2: scores must be as many as in line 1 \(2\), got 1"),
+        ({**ROW, "scores": [0.1, float("nan")]}, "scores must be finite numbers, got None"),
+        ({**ROW, "scores": [0.1]}, r":2: scores must be as many as in the first line \(2\), got 1"),
         ({**ROW, "token_count": True}, "token_count must be int, got bool"),
         ({**ROW, "token_count": 0}, "token_count must be at least 1"),
         ({**ROW, "truncated": 0}, "truncated must be bool"),
@@ -49,8 +48,8 @@ def test_reads_rows(tmp_path: Path) -> None:
 )
 def test_bad_line_is_named(tmp_path: Path, row: Any, words: str) -> None:
     """A line against the contract is refused with file, line and field."""
-    with pytest.raises(GoldenError, match=words):
-        read_golden(write(tmp_path / "golden.jsonl", ROW, row))
+    with pytest.raises(ExpectedAnswersError, match=words):
+        read_expected(write(tmp_path / "golden.jsonl", ROW, row))
 
 
 def test_bad_file_is_named(tmp_path: Path) -> None:
@@ -59,11 +58,11 @@ def test_bad_file_is_named(tmp_path: Path) -> None:
     empty.touch()
     binary.write_bytes(b"\xff\n")
     for path, words in (
-        (tmp_path / "none.jsonl", "cannot be read"),
-        (tmp_path, "cannot be read"),
+        (tmp_path / "none.jsonl", "no such file"),
+        (tmp_path, "is a folder"),
         (empty, "is empty"),
-        (binary, "must be UTF-8"),
+        (binary, "not UTF-8"),
     ):
-        with pytest.raises(GoldenError, match=words) as caught:
-            read_golden(path)
+        with pytest.raises(ExpectedAnswersError, match=words) as caught:
+            read_expected(path)
         assert str(path) in str(caught.value)

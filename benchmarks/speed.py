@@ -1,22 +1,30 @@
-"""How fast this machine multiplies matrices: what an engine's FLOP/s are a fraction of."""
+"""The engine's speed and memory on one batch, and how fast this machine multiplies matrices, which is its limit.
+
+This module imports little, because `measure_batch` runs in a new process for each batch.
+"""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from polyhead.checkpoint import Body
+from polyhead.body import Body
+from polyhead.checkpoint import read_checkpoint
+from polyhead.engine import Engine, fastest_precision
 
-# On CPU, GPT-2 small's widest linear layer on 4,096 tokens; on CUDA a shape that reaches the card's best rate.
+# On CPU: GPT-2 small's widest linear layer on 4,096 tokens. On CUDA: a shape that reaches the card's highest rate.
 SHAPES = {"cpu": (4096, 768, 3072), "cuda": (8192, 8192, 8192)}
-CUDA_CALLS = 20  # in a row, since one is too short for a clock
+MIB = 2**20
+CUDA_CALLS = 20  # timed together, because one is too short to time
 
 
 class GemmPeak:
-    """Times a matrix product in each way that torch has for a precision; measured in turns with the peers.
+    """Times each of torch's ways to multiply matrices in a precision, in turns with the peers.
 
     Args:
         shape: rows, inner, columns.
@@ -51,7 +59,7 @@ class GemmPeak:
 
 
 def multiplications(precision: str, device: str, shape: tuple[int, int, int]) -> dict[str, Callable[[], object]]:
-    """Ways to multiply two matrices: plain, and with the weight packed once where torch has a kernel for it."""
+    """Ways to multiply two matrices: plain, and with the weight packed once if torch has a kernel for that."""
     rows, inner, columns = shape
     torch.manual_seed(0)
     if precision == "int8":
@@ -64,7 +72,7 @@ def multiplications(precision: str, device: str, shape: tuple[int, int, int]) ->
     if device == "cpu" and (precision == "fp32" or torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
         ways["mkldnn packed"] = lambda: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
-    if device == "cpu" and precision == "fp32" and torch.backends.mkl.is_available():
+    if device == "cpu" and precision == "fp32" and torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]  # torch's
         mkl = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)
         ways["mkl packed"] = lambda: torch.ops.mkl._mkl_linear(x, mkl, weight, None, rows)
     return ways
@@ -76,7 +84,7 @@ def _int8_multiplications(device: str, shape: tuple[int, int, int]) -> dict[str,
     if device == "cuda":
         x = torch.randint(-127, 127, (rows, inner), dtype=torch.int8, device=device)
         return {"int_mm": lambda: torch._int_mm(x, weight.t())}
-    # torch._int_mm has no fast kernel on CPU; this one is what quantized models run.
+    # torch._int_mm has no fast kernel on CPU; quantized models run this one.
     x = torch.randint(0, 255, (rows, inner), dtype=torch.uint8)
     packed = torch.ops.onednn.qlinear_prepack(weight, [rows, inner])
     scales, zeros = torch.ones(columns), torch.zeros(columns, dtype=torch.int64)
@@ -88,6 +96,54 @@ def _int8_multiplications(device: str, shape: tuple[int, int, int]) -> dict[str,
 
 
 def linear_flops(body: Body) -> int:
-    """FLOPs a token of all blocks' linear layers; attention, embeddings and head are not counted."""
+    """FLOPs per token of all blocks' linear layers, without attention, embeddings and head."""
     inner = body.n_inner or 4 * body.n_embd
     return 2 * body.n_layer * (4 * body.n_embd**2 + 2 * body.n_embd * inner)
+
+
+def measure_batch(checkpoint: Path, batch: Sequence[Sequence[int]], device: str, repeats: int) -> dict[str, Any]:
+    """The engine's speed on one batch, and the memory that it takes: the growth of the peak during the calls.
+
+    It needs a new process, because memory that the process already has would hide the growth.
+    """
+    precision = fastest_precision(torch.device(device))
+    engine = Engine(read_checkpoint(checkpoint), device, precision)
+    engine.logits([[1, 2, 3, 4]])  # the first call makes what all calls use
+    _reset_peak(device)
+    loaded = _now_mib(device)
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        engine.logits(batch)
+        seconds.append(time.perf_counter() - started)
+    second, tokens = statistics.median(seconds), sum(map(len, batch))
+    return {
+        "tokens": tokens,
+        "texts": len(batch),
+        "texts_s": round(len(batch) / second, 2),
+        "tok_s": round(tokens / second, 1),
+        "loaded_mib": round(loaded, 1),
+        "growth_mib": round(_peak_mib(device) - loaded, 1),
+        "precision": precision,
+    }
+
+
+def _reset_peak(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        # "5" sets the peak of the resident set to its present size; see proc(5).
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def _now_mib(device: str) -> float:
+    return torch.cuda.memory_allocated() / MIB if device == "cuda" else _status_mib("VmRSS")
+
+
+def _peak_mib(device: str) -> float:
+    return torch.cuda.max_memory_allocated() / MIB if device == "cuda" else _status_mib("VmHWM")
+
+
+def _status_mib(field: str) -> float:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 1024  # given in kB
