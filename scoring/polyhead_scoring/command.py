@@ -69,23 +69,23 @@ def score(
     ] = None,
     text_column: Annotated[str, option(INPUT, "The column or field that holds the text.")] = "text",
     format: Annotated[
-        FormatName | None, option(INPUT, "Of the input files; their names say it otherwise.", "--format")
+        FormatName | None, option(INPUT, "Format of the input files; their names say it by default.", "--format")
     ] = None,
-    delimiter: Annotated[str | None, option(INPUT, "Between the cells of CSV files.")] = None,
-    encoding: Annotated[str | None, option(INPUT, "Of text files, such as cp1252; UTF-8 or UTF-16 otherwise.")] = None,
+    delimiter: Annotated[str | None, option(INPUT, "Separates the cells of CSV files; a comma by default.")] = None,
+    encoding: Annotated[str | None, option(INPUT, "Encoding of text files; UTF-8 or UTF-16 by default.")] = None,
     no_header: Annotated[bool, option(INPUT, "CSV files have no header; name --columns.", "--no-header")] = False,
     columns: Annotated[
         str | None, option(INPUT, "The columns of files without a header.", metavar="NAME,NAME,…")
     ] = None,
     keep: Annotated[
         list[str] | None,
-        option(OUTPUT, "A column of the input that the output has too; may be repeated. All by default.",
+        option(OUTPUT, "A column of the input that the output keeps; may be repeated. All by default.",
                metavar="COLUMN"),
     ] = None,
     prefix: Annotated[str, option(OUTPUT, "Stands before the names of the answers' columns.")] = "",
-    top_k: Annotated[int | None, option(OUTPUT, "Most labels per head.", min=1)] = None,
+    top_k: Annotated[int | None, option(OUTPUT, "How many labels a head names at most.", min=1)] = None,
     threshold: Annotated[
-        float | None, option(OUTPUT, "Replaces the own thresholds of multi-label heads.", min=0, max=1)
+        float | None, option(OUTPUT, "Replaces the thresholds of all multi-label heads.", min=0, max=1)
     ] = None,
     partition_tokens: Annotated[
         int | None,
@@ -108,9 +108,9 @@ def score(
         option(RAY, "local: a Ray on this machine. auto: the cluster that this machine belongs to. host:port, or "
                "ray://host:port from outside."),
     ] = None,
-    actors: Annotated[int | None, option(RAY, "Predictors; by default as many as there is room for.", min=1)] = None,
-    cpus_per_actor: Annotated[float, option(RAY, "Also the threads of an actor.", min=0.1)] = 1,
-    gpus_per_actor: Annotated[float, option(RAY, "If not 0, predictors run on CUDA.", min=0)] = 0,
+    actors: Annotated[int | None, option(RAY, "Number of actors; by default as many as have room.", min=1)] = None,
+    cpus_per_actor: Annotated[float, option(RAY, "CPUs per actor, and its threads.", min=0.1)] = 1,
+    gpus_per_actor: Annotated[float, option(RAY, "GPUs per actor; if not 0, actors compute on CUDA.", min=0)] = 0,
     model: Annotated[str, option(SERVER, "The model's name.")] = "gpt2_classifier",
     model_version: Annotated[str, option(SERVER, "The model's version; the newest by default.")] = "",
     protocol: Annotated[Literal["http", "grpc"], option(SERVER, "Triton's gRPC port is 8001.")] = "http",

@@ -26,7 +26,7 @@ class Request:
     Attributes:
         data: files, globs, folders, URIs, or ``-`` for standard input.
         output: a file, or a folder or URI of Parquet parts.
-        keep: columns of the input that the output has too; None for all.
+        keep: columns of the input that the output keeps; None for all.
         prefix: stands before the names of the answers' columns.
         partition_tokens: None for 50,000 with a file as the output, and 500,000 with a folder.
         checkpoint: None if a server answers.

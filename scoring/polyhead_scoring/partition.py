@@ -144,7 +144,7 @@ def survey(
 
 
 def kept_schema(job: Job, found: Sequence[Columns]) -> pyarrow.Schema:
-    """The columns of the input that the output has too.
+    """The columns of the input that the output keeps.
 
     Args:
         found: what `survey` found in each file.

@@ -113,7 +113,7 @@ class RunFolder:
         return self.run.exists() or self.manifest.exists()
 
     def check_free(self, *, restart: bool) -> None:
-        """Makes sure that nothing else stands in the output's place.
+        """Makes sure that nothing else is in the output's place.
 
         Raises:
             ScoringError: something does; a file, but no folder, may be replaced with `restart`.
@@ -123,7 +123,7 @@ class RunFolder:
         if self.one_file and self.output.exists() and not restart:
             raise ScoringError(f"{self.name}: exists already; name another output, or replace it with --restart")
         if not self.one_file and self.output.names():
-            raise ScoringError(f"{self.name}: holds something that is no scoring run; name another output")
+            raise ScoringError(f"{self.name}: holds something that is not a scoring run; name another output")
 
     def begin(self, job: Job, *, restart: bool) -> dict[str, Any] | None:
         """Notes the job, or makes sure that a run continues as the job that it began as.
@@ -231,9 +231,9 @@ class RunFolder:
             found = done.get(partition.number)
             if found is None or (self.parts / found.output).info().size != found.size:
                 raise ScoringError(f"{self.name}: {partition.name} is missing or changed; run the command again")
-            parts_are_kept = {"number"} if not self.one_file else {"number", "output", "size", "sha256"}
+            left_out = {"number", "output", "size", "sha256"} if self.one_file else {"number"}
             entries.append(
-                {"input": partition.file, "first_row": partition.first_row} | found.model_dump(exclude=parts_are_kept)
+                {"input": partition.file, "first_row": partition.first_row} | found.model_dump(exclude=left_out)
             )
         in_order = [done[partition.number] for partition in partitions]
         manifest = {
@@ -262,14 +262,10 @@ class RunFolder:
         """Writes all parts, in order, as the one output file; gives its size."""
         target = Path(self.output.path)
         staged = Path(self.run.path) / target.name
-        with replaced_file(staged) as path:
-            output = open_output(path, schema)
-            try:
-                for part in parts:
-                    with self.parts.files.open_input_file((self.parts / part.output).path) as file:
-                        output.write(pyarrow.parquet.read_table(file).cast(schema))
-            finally:
-                output.close()
+        with replaced_file(staged) as path, open_output(path, schema) as output:
+            for part in parts:
+                with self.parts.files.open_input_file((self.parts / part.output).path) as file:
+                    output.write(pyarrow.parquet.read_table(file))
         size = staged.stat().st_size
         os.replace(staged, target)
         return size

@@ -29,7 +29,7 @@ from polyhead_client import (
 from polyhead_rows.table_file import BadText
 from polyhead_scoring import ScoringError
 
-PASSING = (
+RETRIED = (
     ModelNotFoundError, NotReadyError, RequestTimeoutError, ServerFailedError, ServerOverloadedError,
     ServerUnreachableError,
 )  # fmt: skip  # what a server that starts or restarts may say
@@ -95,7 +95,7 @@ class ServerAnswers:
         PolyheadClientError: an option is wrong, or the server refuses the key.
     """
 
-    precision: str | None = None  # the server's own affair
+    precision: str | None = None  # only the server knows it
 
     def __init__(
         self, options: ServerOptions, top_k: int | None, threshold: float | None, say: Callable[[str], None]
@@ -132,16 +132,16 @@ class ServerAnswers:
             answers: list[dict[str, Any]] = []
             for prediction in self._predict(readable()):
                 while not opened[0][1]:
-                    yield self._whole(opened.popleft()[0], [])
+                    yield self._complete(opened.popleft()[0], [])
                 answers.append(prediction)
                 if len(answers) == opened[0][1]:
-                    yield self._whole(opened.popleft()[0], answers)
+                    yield self._complete(opened.popleft()[0], answers)
                     answers = []
             while opened:
-                yield self._whole(opened.popleft()[0], [])
+                yield self._complete(opened.popleft()[0], [])
 
-    def _whole(self, part: Texts, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """All answers of a part, bad texts included, once it is sure that they are those of the heads it began with."""
+    def _complete(self, part: Texts, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The answers of a part, with those of its bad texts, after a check that the heads are still the same."""
         if answers and heads_of(self._patiently(self.client.schema)) != self.heads:
             raise self._heads_changed()
         given = iter(answers)
@@ -177,7 +177,7 @@ class ServerAnswers:
                 for text in again[:size]:
                     yield self._ask_alone(text)
                 again = again[size:]
-            except (*PASSING, BadResponseError) as error:
+            except (*RETRIED, BadResponseError) as error:
                 again = list(asked)
                 self._wait(error, f"; the first text without an answer begins {again[0][:60]!r}" if again else "")
             asked.clear()
@@ -212,7 +212,7 @@ class ServerAnswers:
         while True:
             try:
                 value = ask()
-            except PASSING as error:
+            except RETRIED as error:
                 self._wait(error)
             else:
                 self._answered()

@@ -40,7 +40,7 @@ def test_wrong_paths_and_addresses(base_checkpoint: Path, damaged: Callable[[], 
     assert not (tmp_path / "out").exists()
     for address in ("127.0.0.1:1", "ray://127.0.0.1:1"):
         assert f"--address {address}: nothing answers" in said(file, *out, *engine, "--address", address)
-    assert "no scoring run" in said(file, "--output", base_checkpoint, *engine)
+    assert "not a scoring run" in said(file, "--output", base_checkpoint, *engine)
     assert "Missing option '--output'" in said(file, *engine)
     assert "cannot be read on the nodes" in said("-", *out, *engine, "--address", "ray://127.0.0.1:1")
 

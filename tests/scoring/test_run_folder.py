@@ -126,7 +126,7 @@ def test_foreign_outputs_are_left_alone(request_of: Any, tmp_path: Path) -> None
     foreign.mkdir()
     (foreign / "part-000000.parquet").write_bytes(b"precious")
     for restart in (False, True):
-        with pytest.raises(ScoringError, match="no scoring run"):
+        with pytest.raises(ScoringError, match="not a scoring run"):
             begin(request_of(output=str(foreign)), restart=restart)
     assert (foreign / "part-000000.parquet").read_bytes() == b"precious"
     (tmp_path / "mine.csv").write_bytes(b"precious")
