@@ -1,8 +1,8 @@
-"""One way to send texts, in a process of its own: what it reaches, its CPU time, and its memory as it goes.
+"""One way to send texts, in its own process: its rate, its CPU time, and its memory over time.
 
 ``python -m benchmarks.client_load WAY URL TEXTS COUNT BATCH CONCURRENCY`` prints one JSON object. TEXTS is a JSON file;
-its texts are given again and again by a generator until there are COUNT. Each way ends with an answer a text as Python
-objects, and fails where one is missing.
+a generator repeats its texts until there are COUNT. Each way ends with one answer per text as Python objects, and fails
+if an answer is missing.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-SAMPLE_EVERY = 10_000  # texts between two looks at the memory
+SAMPLE_EVERY = 10_000  # texts between two samples of the memory
 MODEL = "gpt2_classifier"
 
-Answered = Iterator[int]  # how many texts were answered, as it goes
-Way = Callable[[str, Iterator[str], int, int], Answered]
+Answered = Iterator[int]  # how many more texts are answered
+Way = Callable[..., Answered]  # of url, texts, batch and concurrency
 
 
 def stream(url: str, texts: Iterator[str], batch: int, concurrency: int) -> Answered:
@@ -37,7 +38,7 @@ def stream(url: str, texts: Iterator[str], batch: int, concurrency: int) -> Answ
 
 
 def tritonclient(url: str, texts: Iterator[str], batch: int, concurrency: int) -> Answered:
-    """NVIDIA's client as its examples use it, a connection a thread; each text's JSON is read."""
+    """NVIDIA's client as its examples use it, with one connection per thread; each text's JSON is parsed."""
     import numpy as np
     from tritonclient import http
 
@@ -56,14 +57,14 @@ def tritonclient(url: str, texts: Iterator[str], batch: int, concurrency: int) -
 
 
 def requests(url: str, texts: Iterator[str], batch: int, concurrency: int) -> Answered:
-    """The requests library with Triton's JSON, a session a thread."""
+    """The requests library with Triton's JSON, with one session per thread."""
     import requests as library
 
     def connect() -> Callable[[list[str]], list[object]]:
         session = library.Session()
 
         def send(rows: list[str]) -> list[object]:
-            body = {
+            body: Any = {
                 "inputs": [{"name": "TEXT", "datatype": "BYTES", "shape": [len(rows), 1], "data": rows}],
                 "outputs": [{"name": "PREDICTION"}],
             }

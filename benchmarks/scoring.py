@@ -1,10 +1,10 @@
-"""Bulk scoring on one node: texts a second of polyhead-score beside the engine's own, on the same texts and threads.
+"""Bulk scoring on one machine: texts per second of polyhead-score beside the engine alone, on the same texts.
 
-``engine`` is handed token ids and gives logits, nothing else. ``score`` is one actor with as many threads, from a JSONL
-file to Parquet: reading, tokens, engine, decoding, writing, Ray. Its rate counts from its first finished partition to
-its last, so that what it takes to start Ray and a process is left out; ``score_with_start`` is the rate with all that.
-The model has GPT-2 small's shape and random weights, or is that of ``--checkpoint``. The smaller it is, the more of the
-time goes to what is not the engine.
+``engine`` gets token ids and gives logits, nothing else. ``here`` is polyhead-score with the engine in its process,
+``ray`` with one actor that has as many threads; both read a JSON lines file, make tokens, compute, decode and write
+Parquet. Their rates count from the first finished partition to the last, which leaves out how long Ray, a process and
+the model take to start; the ``_with_start`` rates have all that. The model has GPT-2 small's shape and random weights,
+or is that of ``--checkpoint``. The smaller it is, the more of the time is spent outside the engine.
 """
 
 from __future__ import annotations
@@ -23,23 +23,27 @@ from typing import Any
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from rich.console import Console
 
 from benchmarks.result import RESULTS, write_result
 from benchmarks.workload import TOKENIZER_VOCAB_SIZE, random_checkpoint
 from polyhead.checkpoint import read_checkpoint
 from polyhead.encode import encode
 from polyhead.predictor import Predictor
-from polyhead_scoring.bulk import score_all
 from polyhead_scoring.cluster import connected
-from polyhead_scoring.request import Request, prepare
-from polyhead_scoring.run import make_plan
+from polyhead_scoring.job import Request, describe_file, job_of
+from polyhead_scoring.run import checkpoint_model, make_plan, score_partitions
+from polyhead_scoring.run_folder import RunFolder
+from polyhead_scoring.scorer import output_schema
 from polyhead_training.model.tokenizer import train_tokenizer
 
-COLOURS = {"engine": "#c8553d", "score": "#2a6fbb", "score_with_start": "#9dbfe0"}
+COLOURS = {
+    "engine": "#c8553d", "here": "#2a6fbb", "here_with_start": "#9dbfe0", "ray": "#8e7cc3", "ray_with_start": "#cfc6e6",
+}  # fmt: skip
 
 
 def main(options: Sequence[str] | None = None) -> None:
-    """Runs both in turns and prints one JSON object last."""
+    """Runs all three in turns and prints one JSON object last."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, help="a trained one, instead of one with random weights")
     parser.add_argument("--layers", type=int, default=12)
@@ -68,15 +72,18 @@ def main(options: Sequence[str] | None = None) -> None:
             runs["engine"].append(
                 _engine(checkpoint, texts, arguments.threads, max(1, arguments.partition_tokens // 100))
             )
-            output = Path(scratch) / f"scored-{repeat}"
-            rate, with_start = _score(checkpoint, data, output, arguments)
-            runs["score"].append(rate)
-            runs["score_with_start"].append(with_start)
+            for way, address in (("here", None), ("ray", "local")):
+                output = Path(scratch) / f"scored-{way}-{repeat}"
+                rate, with_start = _score(checkpoint, data, output, address, arguments)
+                runs[way].append(rate)
+                runs[f"{way}_with_start"].append(with_start)
             print(f"repeat {repeat + 1}: { {name: round(rates[-1], 1) for name, rates in runs.items()} }", flush=True)
     medians = {name: statistics.median(rates) for name, rates in runs.items()}
     summary = {
-        "score_over_engine": round(medians["score"] / medians["engine"], 3),
-        "score_over_engine_with_start": round(medians["score_with_start"] / medians["engine"], 3),
+        "score_over_engine": round(medians["here"] / medians["engine"], 3),
+        "score_over_engine_with_start": round(medians["here_with_start"] / medians["engine"], 3),
+        "ray_over_engine": round(medians["ray"] / medians["engine"], 3),
+        "ray_over_engine_with_start": round(medians["ray_with_start"] / medians["engine"], 3),
     }
     settings = {"rows": len(texts), "threads": arguments.threads, "partition_tokens": arguments.partition_tokens}
     measured: dict[str, Any] = {
@@ -95,7 +102,7 @@ def _texts(data: Path, rows: int) -> list[str]:
 
 
 def _engine(checkpoint: Path, texts: list[str], threads: int, batch: int) -> float:
-    """The better of all texts at once and as many at a time as a partition has: small batches stay in the caches."""
+    """The better of two: all texts at once, or as many as a partition has, because small batches stay in the caches."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     predictor = Predictor.load(checkpoint)
@@ -112,22 +119,30 @@ def _engine(checkpoint: Path, texts: list[str], threads: int, batch: int) -> flo
     return max(rates)
 
 
-def _score(checkpoint: Path, data: Path, output: Path, arguments: argparse.Namespace) -> tuple[float, float]:
-    """Rows a second between the first and the last finished partition, and from before Ray's start to its end."""
+def _score(
+    checkpoint: Path, data: Path, output: Path, address: str | None, arguments: argparse.Namespace
+) -> tuple[float, float]:
+    """Rows per second between the first and the last finished partition, and from the very beginning to the end."""
     request = Request(
-        checkpoint=checkpoint, data=(str(data),), output=str(output), actors=1, cpus_per_actor=arguments.threads,
-        partition_tokens=arguments.partition_tokens,
+        data=(str(data),), output=str(output), checkpoint=checkpoint, address=address, actors=1,
+        cpus_per_actor=arguments.threads, partition_tokens=arguments.partition_tokens,
     )  # fmt: skip
+    before = torch.get_num_threads()
+    torch.set_num_threads(arguments.threads)
     started = time.perf_counter()
-    job, read, folder = prepare(request)
+    model = checkpoint_model(request)
+    folder = RunFolder(str(output), one_file=False)
+    job = job_of(request, (describe_file(str(data)),), model.answers_from, one_file=False)
     folder.begin(job, restart=False)
     done, times = [], []
-    with connected("local"):
-        partitions, kept = make_plan(job, read, folder)
-        for finished in score_all(request, job, kept, folder.name, partitions):
+    with connected(address or ""):
+        partitions, kept = make_plan(request, job, model, folder, Console(quiet=True))
+        for finished in score_partitions(request, job, model, kept, folder, partitions):
             done.append(finished)
             times.append(time.perf_counter())
-    manifest = folder.finish(job, read.schema, partitions, {finished.number: finished for finished in done})
+    numbered = {finished.number: finished for finished in done}
+    manifest = folder.finish(job, model.heads, output_schema(kept, model.heads, job), partitions, numbered)
+    torch.set_num_threads(before)
     if manifest["errors"] or len(done) < 3:
         raise SystemExit(f"{len(done)} partitions with {manifest['errors']} errors: nothing to measure")
     rate = (manifest["rows"] - done[0].rows) / (times[-1] - times[0])
@@ -138,7 +153,8 @@ def _plot(medians: dict[str, float]) -> Figure:
     figure, axes = plt.subplots(figsize=(5, 4), layout="constrained")
     bars = axes.bar(list(medians), list(medians.values()), 0.6, color=list(COLOURS.values()))
     axes.bar_label(bars, [f"{height:,.0f}" for height in medians.values()], fontsize=8)
-    axes.set(title="Bulk scoring on one node", ylabel="texts/s")
+    axes.set(title="Bulk scoring on one machine", ylabel="texts/s")
+    axes.tick_params(axis="x", labelrotation=20)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 

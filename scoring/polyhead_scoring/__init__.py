@@ -1,1 +1,12 @@
-"""Scores data sets with a checkpoint on Ray: the engine without a server, on one machine or a cluster."""
+"""Bulk scoring: files of texts in, files of answers out; the answers come from a server, the engine here, or Ray."""
+
+from __future__ import annotations
+
+from polyhead.errors import PolyheadError
+
+
+class ScoringError(PolyheadError):
+    """A run cannot start, continue or end; the message is one line that says what to do.
+
+    A row that has no answer is not an error here: it is in the output, with its reason in the column ``error``.
+    """

@@ -1,25 +1,39 @@
-"""Ray: how it is reached, how many actors fit, and its errors as ours."""
+"""Ray: how it is reached, the survey and the scoring that run on it, and its errors as ours. Imports Ray."""
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
-# Read when Ray is imported: its usage reports stay at home, and its hints are none of a caller's business.
+# Ray reads these when it is imported. They turn off its usage reports and its hints about settings.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
+import numpy as np
+import pyarrow
 import ray
+import ray.data
+from pydantic import BaseModel, ConfigDict
 from ray.exceptions import RayError
 
+from polyhead.decode import DecodeOptions
 from polyhead.errors import PolyheadError, one_line
-from polyhead_scoring.errors import ClusterError
+from polyhead_rows.errors import TableError
+from polyhead_scoring import ScoringError
+from polyhead_scoring.engine_answers import EngineAnswers
+from polyhead_scoring.job import Job, Request, fingerprint
+from polyhead_scoring.partition import Columns, Limits, Partition, survey
+from polyhead_scoring.run_folder import Done, RunFolder
+from polyhead_scoring.scorer import Scorer
 
 CONNECT_S = 10.0
+TRIES = 5  # of a partition, if processes or nodes die during it
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -30,12 +44,12 @@ def connected(address: str) -> Iterator[None]:
     """Ray at an address, until the block's end.
 
     Args:
-        address: ``local`` (a Ray of this machine's cores, started here and ended with the block), ``auto`` (the cluster
-            to which this machine belongs, or that RAY_ADDRESS names), ``host:port`` or ``ray://host:port``; empty
-            within a task, which is connected.
+        address: ``local`` (a Ray on this machine's cores, which starts here and ends with the block), ``auto`` (the
+            cluster that this machine belongs to, or that RAY_ADDRESS names), ``host:port`` or ``ray://host:port``;
+            empty within a task, which is connected.
 
     Raises:
-        ClusterError: there is none.
+        ScoringError: no Ray answers there.
     """
     if not address:
         yield
@@ -45,8 +59,8 @@ def connected(address: str) -> Iterator[None]:
     try:
         ray.init(address, logging_level=logging.ERROR, log_to_driver=address.startswith("ray://"), **own)
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
-        cause = (str(error).strip() or type(error).__name__).splitlines()[-1]  # below it stands the server's traceback
-        raise ClusterError(f"--address {address}: no Ray answers there ({cause})") from error
+        cause = (str(error).strip() or type(error).__name__).splitlines()[-1]  # below it is the server's traceback
+        raise ScoringError(f"--address {address}: no Ray answers there ({cause})") from error
     try:
         yield
     finally:
@@ -63,17 +77,124 @@ def _check_reachable(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
     except OSError as error:
-        raise ClusterError(f"--address {address}: nothing answers there ({error})") from error
+        raise ScoringError(f"--address {address}: nothing answers there ({error})") from error
 
 
 def run_on_a_node(function: Callable[[Argument], Result], argument: Argument) -> Result:
     """Calls a function in a task of the cluster."""
-    result: Result = ray.get(ray.remote(num_cpus=0, max_retries=0)(function).remote(argument))
+    with naming_errors():
+        result: Result = ray.get(ray.remote(num_cpus=0, max_retries=0)(function).remote(argument))
     return result
 
 
+def survey_all(job: Job, limits: Limits) -> list[tuple[list[Partition], Columns]]:
+    """Cuts each file into partitions and finds out its columns, in one task per file.
+
+    Raises:
+        ScoringError: a file cannot be read.
+    """
+    task = ray.remote(num_cpus=1, max_retries=TRIES)(survey)
+    with naming_errors():
+        found: list[tuple[list[Partition], Columns]] = ray.get(
+            [task.remote(file, job, limits) for file in job.inputs if file.size]
+        )
+    return found
+
+
+class Task(BaseModel):
+    """What a scorer needs to know, the same on every node.
+
+    Attributes:
+        checkpoint: its folder, as the nodes see it.
+        heads: of the checkpoint.
+        output: file, folder or URI.
+        kept: columns of the input, serialized.
+        threads: that each predictor computes with.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    job: Job
+    checkpoint: Path
+    heads: list[dict[str, Any]]
+    output: str
+    one_file: bool
+    kept: bytes
+    threads: int
+
+
+class RayScorer:
+    """What an actor holds: one predictor, and the way from a partition to its part.
+
+    Raises:
+        ScoringError: the checkpoint on this node is another one.
+    """
+
+    def __init__(self, task: Task) -> None:
+        job, wanted = task.job, task.job.answers_from
+        if fingerprint(task.checkpoint) != wanted["checkpoint"]:
+            raise ScoringError(f"{task.checkpoint}: is another checkpoint on this node than where the run was started")
+        options = DecodeOptions(top_k=job.top_k, threshold=job.threshold)
+        answers = EngineAnswers(task.checkpoint, wanted["device"], wanted["precision"], options, task.threads)
+        kept = pyarrow.ipc.read_schema(pyarrow.py_buffer(task.kept))
+        self.folder = RunFolder(task.output, one_file=task.one_file)
+        self.scorer = Scorer(job, task.heads, kept, self.folder, answers)
+
+    def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, list[str]]:
+        """Scores partitions as Ray Data hands them over, as JSON; gives what is `Done`."""
+        partitions = [Partition.model_validate_json(text) for text in batch["partition"]]
+        return {"done": [self.score(partition).model_dump_json() for partition in partitions]}
+
+    def score(self, partition: Partition) -> Done:
+        """Scores one partition. A task that is done again writes the same; a killed one leaves nothing that is read."""
+        if self.folder.count_try(partition) > TRIES:
+            raise ScoringError(
+                f"{partition.file}: {TRIES} processes died over the {partition.rows} rows from row "
+                f"{partition.first_row + 1} on; give actors more memory, or smaller --partition-tokens with --restart"
+            )
+        (done,) = self.scorer.run([partition])
+        return done
+
+
+def score_all(
+    request: Request, job: Job, heads: Sequence[Mapping[str, Any]], kept: pyarrow.Schema, folder: RunFolder,
+    todo: Sequence[Partition],
+) -> Iterator[Done]:  # fmt: skip
+    """Ray Data over the plan: its rows are partitions, one per block. Gives what is done, in no order.
+
+    Raises:
+        ScoringError: no actor fits, or a task failed for good.
+    """
+    if not todo:
+        return
+    assert request.checkpoint is not None
+    cpus, gpus = request.cpus_per_actor, request.gpus_per_actor
+    task = Task(
+        job=job, checkpoint=request.checkpoint.absolute(), heads=[dict(head) for head in heads], output=folder.name,
+        one_file=folder.one_file, kept=kept.serialize().to_pybytes(), threads=max(1, math.floor(cpus)),
+    )  # fmt: skip
+    actors = min(request.actors or fitting_actors(cluster_resources(), cpus, gpus), len(todo))
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    done = ray.data.from_items(
+        [{"partition": partition.model_dump_json()} for partition in todo], override_num_blocks=len(todo)
+    ).map_batches(
+        RayScorer,
+        fn_constructor_args=(task,),
+        batch_size=1,
+        batch_format="numpy",
+        # Two, so that an actor never waits for the driver; no more, because a task stays where it was handed out.
+        compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=2),
+        num_cpus=cpus,
+        num_gpus=gpus,
+    )
+    with naming_errors():
+        for row in done.iter_rows():
+            yield Done.model_validate_json(row["done"])
+
+
 def cluster_resources() -> dict[str, float]:
-    """How much of what the cluster has, as it stands."""
+    """How much the cluster has of each resource, used or not."""
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return resources
 
@@ -82,11 +203,11 @@ def fitting_actors(has: Mapping[str, float], cpus: float, gpus: float) -> int:
     """How many actors a cluster has room for.
 
     Raises:
-        ClusterError: not one.
+        ScoringError: not one.
     """
     found = int(min(has.get(name, 0) // each for name, each in (("CPU", cpus), ("GPU", gpus)) if each))
     if not found:
-        raise ClusterError(
+        raise ScoringError(
             f"no actor fits: one needs {cpus:g} CPUs and {gpus:g} GPUs, "
             f"the whole cluster has {has.get('CPU', 0):g} and {has.get('GPU', 0):g}"
         )
@@ -95,21 +216,21 @@ def fitting_actors(has: Mapping[str, float], cpus: float, gpus: float) -> int:
 
 @contextmanager
 def naming_errors() -> Iterator[None]:
-    """Makes one line of what Ray raises: our own error of a task as it was, all else with the cause that counts.
+    """Makes one line of what Ray raises: a task's own error as it was, anything else with the cause that counts.
 
     Raises:
-        ScoringError: of a task, or a ClusterError.
+        ScoringError: or the error of a task.
     """
     try:
         yield
     except Exception as error:  # Ray Data wraps and re-raises in many ways
         causes = list(_causes(error))
         for cause in causes:
-            if isinstance(cause, PolyheadError) and not isinstance(cause, RayError):
+            if isinstance(cause, PolyheadError | TableError) and not isinstance(cause, RayError):
                 raise cause from error
         if not any(isinstance(cause, RayError) for cause in causes):
             raise
-        raise ClusterError(f"a task was lost for good ({one_line(causes[-1])})") from error
+        raise ScoringError(f"a task was lost for good ({one_line(causes[-1])})") from error
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -2,126 +2,219 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 
-from polyhead.engine import PRECISIONS
-from polyhead.errors import PolyheadError, one_line
-from polyhead_scoring.request import Request
+from polyhead.errors import PolyheadError, describe, one_line
+from polyhead.precision import requested_precision
+from polyhead_client import PolyheadClientError
+from polyhead_rows.errors import TableError
+from polyhead_rows.table import FormatName
+from polyhead_rows.table_file import ReadOptions
+from polyhead_scoring import ScoringError
+from polyhead_scoring.job import Request
 from polyhead_scoring.run import run
+from polyhead_scoring.server_answers import ServerOptions
 
-ROW_ERRORS = 1  # the run is whole, some rows have no answer
+ROW_ERRORS = 1  # the run is complete, some rows have no answer
 FAILED = 2
 INTERRUPTED = 130  # as shells count: 128 + SIGINT
 
-EXAMPLE = """\
-polyhead-score runs/reviews 'reviews/*.parquet' --text-column review --output scored
-polyhead-score /shared/runs/reviews s3://bucket/reviews --output s3://bucket/scored --address auto --gpus-per-actor 1
+EPILOG = """
+Examples, with the engine on this machine, with a server, and on Ray:
+
+* `polyhead-score reviews.csv --text-column review --output scored.csv --checkpoint runs/reviews`
+
+* `polyhead-score 'in/*.jsonl.gz' --output scored.parquet --server a:8000,b:8000`
+
+* `polyhead-score s3://bucket/in --output s3://bucket/out --checkpoint /mnt/model --address auto --gpus-per-actor 1`
 """
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+INPUT, OUTPUT = "Input", "Output"
+ENGINE, RAY, SERVER = "The engine answers (--checkpoint)", "On Ray (--address)", "A server answers (--server)"
+SERVER_ONLY = (
+    "model", "model_version", "protocol", "timeout_s", "wait_s", "batch_size", "workers", "api_key", "header",
+    "ca_file", "client_cert", "client_key", "proxy",
+)  # fmt: skip
+ENGINE_ONLY = ("device", "precision", "address")
+RAY_ONLY = ("actors", "cpus_per_actor", "gpus_per_actor")
+
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 
 
-@app.command(epilog="Examples:\n\n\b\n" + EXAMPLE)
+def option(panel: str, about: str, *names: str, **more: Any) -> Any:
+    """An option with its help."""
+    return typer.Option(*names, help=about, rich_help_panel=panel, **more)
+
+
+@app.command(epilog=EPILOG, context_settings={"auto_envvar_prefix": "POLYHEAD_SCORE"})
 def score(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder, at the same path on every node.")],
+    context: typer.Context,
     data: Annotated[
-        list[str], typer.Argument(help=".parquet, .jsonl or .csv: files, globs, folders or URIs as s3://bucket/folder.")
+        list[str],
+        typer.Argument(metavar="DATA...", help="Files, globs, folders or URIs (s3://bucket/in); - is standard input."),
     ],
-    output: Annotated[
-        str, typer.Option(help="Folder or URI of the Parquet files to be written.", envvar="POLYHEAD_SCORE_OUTPUT")
-    ],
-    text_column: Annotated[str, typer.Option(envvar="POLYHEAD_TEXT_COLUMN")] = "text",
+    output: Annotated[str, option(OUTPUT, "A file (.csv, .jsonl, .parquet, …), or a folder or URI of Parquet parts.")],
+    checkpoint: Annotated[
+        Path | None, option(ENGINE, "The engine answers with this checkpoint folder; with Ray, it is on every node.")
+    ] = None,
+    server: Annotated[
+        str | None, option(SERVER, "A running server answers; replicas are separated by commas.", metavar="HOST:PORT,…")
+    ] = None,
+    text_column: Annotated[str, option(INPUT, "The column or field that holds the text.")] = "text",
+    format: Annotated[
+        FormatName | None, option(INPUT, "Format of the input files; their names say it by default.", "--format")
+    ] = None,
+    delimiter: Annotated[str | None, option(INPUT, "Separates the cells of CSV files; a comma by default.")] = None,
+    encoding: Annotated[str | None, option(INPUT, "Encoding of text files; UTF-8 or UTF-16 by default.")] = None,
+    no_header: Annotated[bool, option(INPUT, "CSV files have no header; name --columns.", "--no-header")] = False,
+    columns: Annotated[
+        str | None, option(INPUT, "The columns of files without a header.", metavar="NAME,NAME,…")
+    ] = None,
     keep: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="COLUMN",
-            help="A column of the input that the output has too; may be repeated. All, if not given.",
-            envvar="POLYHEAD_KEEP",
-        ),
+        option(OUTPUT, "A column of the input that the output keeps; may be repeated. All by default.",
+               metavar="COLUMN"),
     ] = None,
-    prefix: Annotated[
-        str, typer.Option(help="Stands before the heads' names in column names.", envvar="POLYHEAD_PREFIX")
-    ] = "predicted_",
-    top_k: Annotated[
-        int | None, typer.Option(min=1, help="Labels a head names, at most.", envvar="POLYHEAD_TOP_K")
-    ] = None,
+    prefix: Annotated[str, option(OUTPUT, "Stands before the names of the answers' columns.")] = "",
+    top_k: Annotated[int | None, option(OUTPUT, "How many labels a head names at most.", min=1)] = None,
     threshold: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="Instead of multi-label heads' own thresholds.", envvar="POLYHEAD_THRESHOLD"),
+        float | None, option(OUTPUT, "Replaces the thresholds of all multi-label heads.", min=0, max=1)
+    ] = None,
+    partition_tokens: Annotated[
+        int | None,
+        option(OUTPUT, "A partition has about this many tokens. 50,000 by default, 500,000 if the output is a folder, "
+               "where each partition is a file.", min=1),
+    ] = None,
+    restart: Annotated[
+        bool,
+        option(OUTPUT, "Throw away what is scored, and replace the output.", "--restart", allow_from_autoenv=False),
+    ] = False,
+    quiet: Annotated[bool, option(OUTPUT, "Show no progress.", "--quiet")] = False,
+    device: Annotated[Literal["cpu", "cuda"], option(ENGINE, "Where the engine computes.")] = "cpu",
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16", "int8"] | None,
+        option(ENGINE, "auto: the fastest that the hardware has and the checkpoint allows. POLYHEAD_PRECISION or auto "
+               "by default."),
     ] = None,
     address: Annotated[
-        str,
-        typer.Option(
-            help="local: this machine's cores. auto: the Ray cluster that this machine belongs to. host:port, or "
-            "ray://host:port from outside.",
-            envvar="POLYHEAD_ADDRESS",
-        ),
-    ] = "local",
-    actors: Annotated[
-        int | None,
-        typer.Option(min=1, help="Predictors; as many as there is room for, if not given.", envvar="POLYHEAD_ACTORS"),
+        str | None,
+        option(RAY, "local: a Ray on this machine. auto: the cluster that this machine belongs to. host:port, or "
+               "ray://host:port from outside."),
     ] = None,
-    cpus_per_actor: Annotated[
-        float, typer.Option(min=0.1, help="Also its threads.", envvar="POLYHEAD_CPUS_PER_ACTOR")
-    ] = 1,
-    gpus_per_actor: Annotated[
-        float, typer.Option(min=0, help="With any, predictors run on CUDA.", envvar="POLYHEAD_GPUS_PER_ACTOR")
-    ] = 0,
-    partition_tokens: Annotated[
-        int,
-        typer.Option(
-            min=1, help="About as many tokens make one file of the output.", envvar="POLYHEAD_PARTITION_TOKENS"
-        ),
-    ] = 500_000,
-    precision: Annotated[
-        str,
-        typer.Option(
-            help=f"One of {', '.join(PRECISIONS)}; auto: the fastest that each node has and the checkpoint allows.",
-            envvar="POLYHEAD_PRECISION",
-        ),
-    ] = "auto",
-    restart: Annotated[bool, typer.Option("--restart", help="Throw away what lies in the output.")] = False,
-) -> None:
-    """Score data sets with the engine on Ray, without a server.
+    actors: Annotated[int | None, option(RAY, "Number of actors; by default as many as have room.", min=1)] = None,
+    cpus_per_actor: Annotated[float, option(RAY, "CPUs per actor, and its threads.", min=0.1)] = 1,
+    gpus_per_actor: Annotated[float, option(RAY, "GPUs per actor; if not 0, actors compute on CUDA.", min=0)] = 0,
+    model: Annotated[str, option(SERVER, "The model's name.")] = "gpt2_classifier",
+    model_version: Annotated[str, option(SERVER, "The model's version; the newest by default.")] = "",
+    protocol: Annotated[Literal["http", "grpc"], option(SERVER, "Triton's gRPC port is 8001.")] = "http",
+    timeout_s: Annotated[float, option(SERVER, "Seconds that a request may take.", min=0.001)] = 30.0,
+    wait_s: Annotated[float, option(SERVER, "Seconds to wait for a server that does not answer.", min=0)] = 600.0,
+    batch_size: Annotated[int, option(SERVER, "Texts per request.", min=1)] = 64,
+    workers: Annotated[int, option(SERVER, "Requests at a time.", min=1)] = 4,
+    api_key: Annotated[
+        str | None,
+        option(SERVER, "Sent as 'Authorization: Bearer KEY'. The environment variable does not show in `ps`.",
+               metavar="KEY", show_default=False),
+    ] = None,
+    header: Annotated[
+        list[str] | None, option(SERVER, "Sent with each request; may be repeated.", metavar="NAME:VALUE")
+    ] = None,
+    ca_file: Annotated[Path | None, option(SERVER, "PEM file of the authorities to trust, for https://.")] = None,
+    client_cert: Annotated[Path | None, option(SERVER, "PEM file of this client's certificates.")] = None,
+    client_key: Annotated[Path | None, option(SERVER, "PEM file of their key.")] = None,
+    proxy: Annotated[str | None, option(SERVER, "An HTTP proxy.", metavar="http://HOST:PORT")] = None,
+) -> None:  # fmt: skip
+    """Score files of texts with a running server, with the engine on this machine, or on Ray.
 
-    The same command goes on after a kill, and does nothing if all is done. Exit code 0: all rows are scored; 1: all are
-    in the output, some with an error; 2: the run did not start or end; 130: it was interrupted.
+    The same command continues after a kill, and does nothing if everything is done. Exit code 0: each row has its
+    answer. 1: all rows are in the output, and some have an error. 2: the run could not start or end. 130: interrupted.
     """
-    if precision not in ("auto", *PRECISIONS):
-        raise typer.BadParameter(f"--precision {precision!r}: must be auto or one of {', '.join(PRECISIONS)}")
-    request = Request(
-        checkpoint=checkpoint, data=tuple(data), output=output, text_column=text_column, keep=tuple(keep or ()) or None,
-        prefix=prefix, top_k=top_k, threshold=threshold, partition_tokens=partition_tokens, actors=actors,
-        cpus_per_actor=cpus_per_actor, gpus_per_actor=gpus_per_actor, precision=precision, restart=restart,
-    )  # fmt: skip
+    _check_options(context, checkpoint, server, address)
+    console = Console(stderr=True)
     try:
-        summary = run(request, address, Console())
+        request = Request(
+            data=tuple(data), output=output, read=_read_options(format, delimiter, encoding, no_header, columns),
+            text_column=text_column, keep=tuple(keep or ()) or None, prefix=prefix, top_k=top_k, threshold=threshold,
+            partition_tokens=partition_tokens, restart=restart, progress=not quiet,
+        )  # fmt: skip
+        way: dict[str, Any]
+        if server is not None:
+            way = {"server": ServerOptions(
+                servers=tuple(server.split(",")), model=model, version=model_version, protocol=protocol,
+                timeout_s=timeout_s, wait_s=wait_s, batch_size=batch_size, workers=workers, api_key=api_key,
+                headers=_headers(header or []), proxy=proxy, ca_file=_text(ca_file), client_cert=_text(client_cert),
+                client_key=_text(client_key),
+            )}  # fmt: skip
+        else:
+            way = {
+                "checkpoint": checkpoint, "device": "cuda" if gpus_per_actor else device,
+                "precision": requested_precision(precision), "address": address, "actors": actors,
+                "cpus_per_actor": cpus_per_actor, "gpus_per_actor": gpus_per_actor,
+            }  # fmt: skip
+        result = run(dataclasses.replace(request, **way), console)
     except KeyboardInterrupt:
-        print("polyhead-score: interrupted; the same command goes on", file=sys.stderr)
+        typer.echo("polyhead-score: interrupted; the same command continues from here", err=True)
         raise typer.Exit(INTERRUPTED) from None
-    except (PolyheadError, OSError) as error:
-        print(f"polyhead-score: {one_line(error)}", file=sys.stderr)
+    except (PolyheadError, PolyheadClientError, TableError, OSError) as error:
+        typer.echo(f"polyhead-score: {one_line(error)}", err=True)
         raise typer.Exit(FAILED) from None
-    manifest = summary.manifest
-    rate = f" ({summary.rows / summary.seconds:,.0f} rows/s)" if summary.rows else ""
-    console = Console()
-    console.print(
-        f"{output}: {manifest['rows']:,} rows{rate}, {manifest['errors']:,} of them with an error",
-        highlight=False, markup=False, soft_wrap=True,
-    )  # fmt: skip
+    manifest = result.manifest
+    rate = f" ({result.rows / result.seconds:,.0f} rows/s)" if result.rows and result.seconds else ""
+    typer.echo(f"{output}: {manifest['rows']:,} rows{rate}, {manifest['errors']:,} of them with an error")
     if manifest["errors"]:
         raise typer.Exit(ROW_ERRORS)
 
 
+def _check_options(context: typer.Context, checkpoint: Path | None, server: str | None, address: str | None) -> None:
+    if (checkpoint is None) == (server is None):
+        given = "both are given" if checkpoint is not None else "neither is given"
+        raise typer.BadParameter(f"name either --checkpoint DIR or --server HOST:PORT; {given}")
+    allowed = (() if server is None else SERVER_ONLY) + (() if checkpoint is None else ENGINE_ONLY)
+    allowed += () if address is None else RAY_ONLY
+    for name in (*SERVER_ONLY, *ENGINE_ONLY, *RAY_ONLY):
+        source = context.get_parameter_source(name)
+        if name not in allowed and source is not None and source.name == "COMMANDLINE":
+            needed = "--server" if name in SERVER_ONLY else "--address" if name in RAY_ONLY else "--checkpoint"
+            raise typer.BadParameter(f"--{name.replace('_', '-')} needs {needed}")
+
+
+def _read_options(
+    format: FormatName | None, delimiter: str | None, encoding: str | None, no_header: bool, columns: str | None
+) -> ReadOptions:
+    try:
+        return ReadOptions(
+            format=format, delimiter=delimiter, encoding=encoding,
+            header=not no_header, columns=None if columns is None else tuple(columns.split(",")),
+        )  # fmt: skip
+    except ValidationError as error:
+        raise ScoringError(describe(error)) from None
+
+
+def _headers(headers: list[str]) -> dict[str, str]:
+    pairs = [header.partition(":") for header in headers]
+    if bad := [name for name, colon, _ in pairs if not colon]:
+        raise ScoringError(f"--header must be NAME:VALUE, got {bad[0]!r}")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
 def main() -> None:
-    """Entry point of the console script."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's way to say Ctrl-C
+    """Entry point of the console script.
+
+    SIGTERM, a scheduler's Ctrl-C, ends a run like Ctrl-C does. SIGINT stays as it is: a background job of a script is
+    started with it ignored, and no signal loses what is done.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     app()
 
 

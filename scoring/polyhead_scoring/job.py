@@ -1,56 +1,119 @@
-"""The job: all that decides what the output holds, as it is recorded; a run goes on only as what it began as."""
+"""The request is what the command line says; the job is what decides the output. A run continues only as its job."""
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from polyhead.decode import DecodeOptions
-from polyhead_scoring.errors import InputError, OutputError
-from polyhead_scoring.place import Place, absolute, input_files
+from polyhead_rows.table_file import ReadOptions
+from polyhead_scoring import ScoringError
+from polyhead_scoring.place import Place
+from polyhead_scoring.server_answers import ServerOptions
 
-FORMATS = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 FINGERPRINTED = ("config.json", "model.safetensors", "tokenizer.json")
+LONGEST_SHOWN = 100  # characters of a value in a message
+FILE_TOKENS, FOLDER_TOKENS = 50_000, 500_000  # of a partition, if the caller does not say
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to score, with what, and where to.
+
+    Attributes:
+        data: files, globs, folders, URIs, or ``-`` for standard input.
+        output: a file, or a folder or URI of Parquet parts.
+        keep: columns of the input that the output keeps; None for all.
+        prefix: stands before the names of the answers' columns.
+        partition_tokens: None for 50,000 with a file as the output, and 500,000 with a folder.
+        checkpoint: None if a server answers.
+        device: ``cpu`` or ``cuda``.
+        server: None if the engine answers.
+        address: of Ray; None for the engine in this process.
+        actors: None for as many as the cluster has room for.
+        restart: throws away what earlier runs scored, and replaces the output.
+        progress: whether to show it.
+    """
+
+    data: tuple[str, ...]
+    output: str
+    read: ReadOptions = field(default_factory=ReadOptions)
+    text_column: str = "text"
+    keep: tuple[str, ...] | None = None
+    prefix: str = ""
+    top_k: int | None = None
+    threshold: float | None = None
+    partition_tokens: int | None = None
+    checkpoint: Path | None = None
+    device: str = "cpu"
+    precision: str = "auto"
+    server: ServerOptions | None = None
+    address: str | None = None
+    actors: int | None = None
+    cpus_per_actor: float = 1
+    gpus_per_actor: float = 0
+    restart: bool = False
+    progress: bool = True
 
 
 class InputFile(BaseModel):
-    """A file to be scored, as it was when the run began."""
+    """A file to score, as it was when the run began.
+
+    Attributes:
+        changed_ns: time of the last change; object stores may not know it, and it is None for standard input.
+        sha256: of the content of standard input; None for files.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     size: int
-    changed_ns: int | None  # an object store need not know
+    changed_ns: int | None
+    sha256: str | None = None
 
 
 class Job(BaseModel):
-    """What is scored, with what, and how.
+    """Everything that decides what the output holds.
 
     Attributes:
-        checkpoint: sha256 of what the answers depend on.
-        keep: columns of the input that the output has too; None for all.
-        partition_tokens: a partition's size.
+        answers_from: the checkpoint's sha256, device and precision, or the server's model, version and heads.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    checkpoint: str
     inputs: tuple[InputFile, ...]
+    read: ReadOptions
     text_column: str
     keep: tuple[str, ...] | None
     prefix: str
-    options: DecodeOptions
+    top_k: int | None
+    threshold: float | None
     partition_tokens: int = Field(ge=1)
-    device: str
-    precision: str
+    answers_from: dict[str, Any]
 
-    @property
-    def format(self) -> str:
-        """What the input files are."""
-        return format_of([file.name for file in self.inputs])
+
+def job_of(request: Request, inputs: tuple[InputFile, ...], answers_from: dict[str, Any], *, one_file: bool) -> Job:
+    """The job of a request; `one_file` says that the output is a file, not a folder."""
+    return Job(
+        inputs=inputs,
+        read=request.read,
+        text_column=request.text_column,
+        keep=request.keep,
+        prefix=request.prefix,
+        top_k=request.top_k,
+        threshold=request.threshold,
+        partition_tokens=request.partition_tokens or (FILE_TOKENS if one_file else FOLDER_TOKENS),
+        answers_from=answers_from,
+    )
+
+
+def describe_file(name: str) -> InputFile:
+    """Notes what a later run compares."""
+    info = Place.of(name).info()
+    return InputFile(name=name, size=info.size or 0, changed_ns=info.mtime_ns)
 
 
 def fingerprint(checkpoint: Path) -> str:
@@ -62,52 +125,42 @@ def fingerprint(checkpoint: Path) -> str:
     return digest.hexdigest()
 
 
-def describe_inputs(names: list[str]) -> tuple[InputFile, ...]:
-    """The files that paths, globs, folders and URIs stand for.
-
-    Raises:
-        InputError: there is none, or they are not of one known kind.
-    """
-    files = [absolute(file) for file in input_files(names)]
-    format_of(files)
-    infos = [Place.of(file).info() for file in files]
-    return tuple(
-        InputFile(name=file, size=info.size, changed_ns=info.mtime_ns) for file, info in zip(files, infos, strict=True)
-    )
-
-
-def format_of(files: list[str]) -> str:
-    """The one format of all files.
-
-    Raises:
-        InputError: they have several, or one that is not known.
-    """
-    kinds = {Path(file).suffix.lower() for file in files}
-    if len(kinds) != 1 or not kinds <= FORMATS.keys():
-        raise InputError(
-            f"input files must be of one kind, {', '.join(FORMATS)}; found are {', '.join(sorted(kinds)) or 'none'}"
-        )
-    return FORMATS[kinds.pop()]
-
-
 def check_same(before: Job, now: Job, folder: str) -> None:
-    """Makes sure that a run goes on as what it began as.
+    """Makes sure that a run continues as the job that it began as.
 
     Raises:
-        OutputError: names what changed.
+        ScoringError: names what changed.
     """
     old, new = _leaves(before), _leaves(now)
     for name in [*old, *(name for name in new if name not in old)]:
         if old.get(name) != new.get(name):
-            raise OutputError(
-                f"{folder}: cannot go on: {name} was {old.get(name)!r} and is {new.get(name)!r}; change it back, name "
-                "another output, or throw away what is scored with --restart"
+            raise ScoringError(
+                f"{folder}: cannot continue: {name} was {_shown(old.get(name))} and is {_shown(new.get(name))}; change "
+                "it back, name another output, or throw away what is scored with --restart"
             )
 
 
+def check_unchanged(inputs: tuple[InputFile, ...]) -> None:
+    """Makes sure that no input file changed while it was scored.
+
+    Raises:
+        ScoringError: names the file.
+    """
+    for file in inputs:
+        if file.sha256 is None and describe_file(file.name) != file:
+            raise ScoringError(f"{file.name}: was changed while it was scored; begin anew with --restart")
+
+
 def _leaves(job: Job) -> dict[str, Any]:
-    leaves = job.model_dump(mode="json", exclude={"inputs", "options"}) | job.options.model_dump()
+    leaves = job.model_dump(mode="json", exclude={"inputs", "read", "answers_from"}) | job.read.model_dump(mode="json")
+    for name, value in job.answers_from.items():
+        leaves |= {f"head {head['name']!r}": head for head in value} if name == "heads" else {name: value}
     leaves["the list of input files"] = [file.name for file in job.inputs]
     for file in job.inputs:
-        leaves[f"the size and time of {file.name}"] = (file.size, file.changed_ns)
+        leaves[f"the content of {file.name}"] = (file.size, file.changed_ns, file.sha256)
     return leaves
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 1]}…"

@@ -1,32 +1,46 @@
-"""The partition: consecutive rows of one file that are read, scored and written as one task, cut by tokens.
+"""The partition: consecutive rows of one file that are read, scored and written together. Files are cut here.
 
-Cutting reads texts but does not tokenize them: a text counts its bytes over the bytes a token of a sample, at most the
-model's ``max_length``. What a partition costs is so bounded whatever the lengths of its texts.
+Cutting reads texts but does not tokenize them: a text counts its bytes over the bytes per token of a sample, at most
+the model's ``max_length``. This bounds what a partition costs, whatever the lengths of its texts.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pyarrow
 from pydantic import BaseModel, ConfigDict
-from tokenizers import Tokenizer
 
-PARTITION_BYTES = 64 << 20  # of rows as they lie in the file: bounds memory where other columns are large
+from polyhead_rows.columns import Kinds, merge_kinds, note_kinds, to_table
+from polyhead_rows.table_file import BadText, ReadOptions, Row, Start, TableFile, open_table, text_of
+from polyhead_scoring import ScoringError
+from polyhead_scoring.job import InputFile, Job
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+PARTITION_BYTES = 64 << 20  # of a partition's rows: bounds memory if other columns are large
+UNPACKED = 4  # bytes in memory per byte of a Parquet or Arrow file, roughly
+SAMPLE_ROWS = 500  # whose tokens are counted before partitions are cut
+ENGLISH = 4.0  # bytes per token
+
+Columns = Any  # what a survey finds out about a file's columns: `Kinds`, or a pyarrow.Schema
 
 
 class Partition(BaseModel):
     """Consecutive rows of one file.
 
     Attributes:
-        file: as it was found, path or URI.
+        file: path or URI.
         first_row: its place in the file, counted from 0.
-        start: byte at which it begins; 0 where rows have no place in bytes (Parquet).
-        size: in bytes.
+        start: where the reader begins.
         tokens: estimated.
-        number: its place among all partitions; names the output file.
+        number: its place among all partitions; it names the part.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,31 +48,22 @@ class Partition(BaseModel):
     file: str
     first_row: int
     rows: int
-    start: int
-    size: int
+    start: Start
     tokens: int
     number: int = 0
 
     @property
     def name(self) -> str:
-        """The output's name without its suffix."""
+        """The part's name without a suffix."""
         return f"part-{self.number:06d}"
 
 
-class RowSize(NamedTuple):
-    """How large a row is: its text, and where in the file it begins and ends (or, in Parquet, 0 and its mean size)."""
-
-    text_bytes: int
-    start: int
-    end: int
-
-
 class Limits(BaseModel):
-    """What a partition may hold, and what a text counts.
+    """What a partition may hold, and how many tokens a text counts.
 
     Attributes:
-        tokens: from which on a partition takes no further row.
-        max_length: tokens of a text beyond are not read.
+        tokens: a partition that has this many takes no further row.
+        max_length: tokens of a text that the model reads at most.
         bytes_per_token: in texts of this data and tokens of this model.
     """
 
@@ -66,32 +71,167 @@ class Limits(BaseModel):
 
     tokens: int
     max_length: int
-    bytes_per_token: float
+    bytes_per_token: float = ENGLISH
 
     def estimate(self, text_bytes: int) -> int:
-        """Tokens that the model will read of a text; a row counts at least one."""
+        """How many tokens of a text the model will read; a row counts at least one."""
         return max(1, min(self.max_length, math.ceil(text_bytes / self.bytes_per_token)))
 
 
+class RowSize(NamedTuple):
+    """How large a row is, and where it begins."""
+
+    text_bytes: int
+    row_bytes: int
+    start: Start
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of a partition: their texts, and the columns of the input that the output keeps."""
+
+    rows: list[Row]
+    texts: list[str | BadText]
+    kept: pyarrow.Table
+
+
 def cut(file: str, rows: Iterable[RowSize], limits: Limits) -> Iterator[Partition]:
-    """Partitions of a file, in order; each row is in one. A row that alone exceeds the limits is one of its own."""
-    first = count = tokens = start = size = 0
-    end = 0
+    """The partitions of a file, in order. Each row is in one; a row that alone exceeds the limits has its own."""
+    first = count = tokens = size = 0
+    start = Start()
     for row in rows:
         more = limits.estimate(row.text_bytes)
-        if count and (tokens + more > limits.tokens or size + row.end - row.start > PARTITION_BYTES):
-            yield Partition(file=file, first_row=first, rows=count, start=start, size=end - start, tokens=tokens)
+        if count and (tokens + more > limits.tokens or size + row.row_bytes > PARTITION_BYTES):
+            yield Partition(file=file, first_row=first, rows=count, start=start, tokens=tokens)
             first, count, tokens, size = first + count, 0, 0, 0
         if not count:
             start = row.start
-        count, tokens, size, end = count + 1, tokens + more, size + row.end - row.start, row.end
+        count, tokens, size = count + 1, tokens + more, size + row.row_bytes
     if count:
-        yield Partition(file=file, first_row=first, rows=count, start=start, size=end - start, tokens=tokens)
+        yield Partition(file=file, first_row=first, rows=count, start=start, tokens=tokens)
 
 
-def bytes_per_token(texts: Sequence[str | bytes], tokenizer: Tokenizer) -> float:
-    """The median of a sample; 4.0, as of English text, if it is empty. Never below 1."""
-    readable = [text if isinstance(text, bytes) else text.encode("utf-8", "replace") for text in texts]
-    encoded = tokenizer.encode_batch([text.decode("utf-8", "replace") for text in readable])
-    ratios = [len(text) / len(tokens.ids) for text, tokens in zip(readable, encoded, strict=True) if tokens.ids]
-    return max(1.0, statistics.median(ratios)) if ratios else 4.0
+def survey(
+    file: InputFile, job: Job, limits: Limits, advance: Callable[[int], object] = lambda rows: None
+) -> tuple[list[Partition], Columns]:
+    """Cuts a file into partitions and finds out its columns. Calls `advance` for every thousand rows.
+
+    Raises:
+        TableError: the file cannot be read, or lacks the text column.
+    """
+    table = open_table(file.name, job.read)
+    table.check_columns([job.text_column, *(name for name in job.keep or () if name in table.doubled)])
+    kinds: Kinds = {name: {"string"} for name in table.columns or ()}
+
+    def sizes() -> Iterator[RowSize]:
+        mean = UNPACKED * file.size // max(table.total, 1) if table.arrow_schema is not None else 0
+        start = Start()
+        for row in table.rows(columns=[job.text_column]):
+            text = text_of(row, job.text_column)
+            text_bytes = _byte_count(text) if isinstance(text, str) else 0
+            if table.columns is None and row.fields is not None:
+                note_kinds(kinds, row.fields)
+            yield RowSize(text_bytes, max(mean, text_bytes) if mean else _row_bytes(row), start)
+            start = row.after
+            if row.number % 1000 == 0:
+                advance(1000)
+
+    partitions = list(cut(file.name, sizes(), limits))
+    if table.arrow_schema is None:
+        return partitions, kinds
+    schema = table.arrow_schema.remove_metadata() if len(job.inputs) > 1 else table.arrow_schema
+    return partitions, pyarrow.schema([field for field in schema if field.name not in table.doubled], schema.metadata)
+
+
+def kept_schema(job: Job, found: Sequence[Columns]) -> pyarrow.Schema:
+    """The columns of the input that the output keeps.
+
+    Args:
+        found: what `survey` found in each file.
+
+    Raises:
+        ScoringError: the files do not agree in their columns, or one that is asked for is in no file.
+    """
+    schemas = [columns for columns in found if isinstance(columns, pyarrow.Schema)]
+    if len(schemas) not in (0, len(found)):
+        raise ScoringError("the input mixes Parquet or Arrow files with text files; score them in two runs")
+    for schema in schemas[1:]:
+        if schema != schemas[0]:
+            differing = sorted({field.name for field in set(schemas[0]) ^ set(schema)}) or "the order of columns"
+            raise ScoringError(f"the input files do not agree in their columns; these differ: {differing}")
+    columns = schemas[0] if schemas else merge_kinds([kinds for kinds in found if isinstance(kinds, dict)])
+    for name in (job.text_column, *(job.keep or ())):
+        if name not in columns.names:
+            raise ScoringError(f"column {name!r} is in no input file; there are {', '.join(columns.names) or 'none'}")
+    return columns if job.keep is None else pyarrow.schema([columns.field(name) for name in job.keep], columns.metadata)
+
+
+def bytes_per_token(job: Job, tokenizer: Tokenizer) -> float:
+    """The median of the first rows of the first file that has any; that of English if they have no text."""
+    texts: list[str] = []
+    for file in job.inputs:
+        rows = open_table(file.name, job.read).rows(columns=[job.text_column])
+        first = [text_of(row, job.text_column) for row in islice(rows, SAMPLE_ROWS)]
+        texts = [text for text in first if isinstance(text, str)]
+        if first:
+            break
+    encoded = tokenizer.encode_batch(texts)
+    ratios = [_byte_count(text) / len(found.ids) for text, found in zip(texts, encoded, strict=True) if found.ids]
+    return max(1.0, statistics.median(ratios)) if ratios else ENGLISH
+
+
+class PartReader:
+    """Reads partitions. A file that cannot seek stays open, so that it is read once if they come in order."""
+
+    def __init__(self, read: ReadOptions, text_column: str, kept: pyarrow.Schema) -> None:
+        self._read = read
+        self._text_column = text_column
+        self._kept = kept
+        self._open: tuple[str, Iterator[Row], int] | None = None  # file, rows, number of the next row
+        self._table: TableFile | None = None
+
+    def read(self, partition: Partition) -> Part:
+        """The rows of a partition.
+
+        Raises:
+            TableError: the file cannot be read.
+            ScoringError: it has fewer rows than when it was cut.
+        """
+        if self._table is None or self._table.name != partition.file:
+            self._table = open_table(partition.file, self._read)
+        table = self._table
+        rows = list(islice(self._rows(table, partition), partition.rows))
+        changed = ScoringError(
+            f"{partition.file}: has {len(rows)} rows in a place that had {partition.rows}, or other columns: the file "
+            "changed; begin anew with --restart"
+        )
+        if len(rows) != partition.rows:
+            raise changed
+        try:
+            if table.arrow_schema is None:
+                kept = to_table([row.fields or {} for row in rows], self._kept)
+            else:
+                batches = list(table.batches(partition.start.number, partition.rows, self._kept.names))
+                kept = pyarrow.Table.from_batches(batches).select(self._kept.names).cast(self._kept)
+        except (pyarrow.ArrowException, KeyError, TypeError, OverflowError) as error:
+            raise changed from error
+        return Part(rows, [text_of(row, self._text_column) for row in rows], kept)
+
+    def _rows(self, table: TableFile, partition: Partition) -> Iterator[Row]:
+        if table.can_seek:
+            return table.rows(partition.start, [self._text_column])
+        name, rows, number = self._open or ("", iter(()), 0)
+        if name != table.name or number > partition.start.number:
+            rows, number = iter(table.rows()), 1
+        self._open = (table.name, rows, partition.start.number + partition.rows)
+        return islice(rows, partition.start.number - number, None)
+
+
+def _byte_count(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+
+
+def _row_bytes(row: Row) -> int:
+    if row.fields is None:
+        return len(row.raw or "")
+    return sum(len(value) if isinstance(value, str) else len(str(value)) for value in row.fields.values())

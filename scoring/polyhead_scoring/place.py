@@ -1,11 +1,7 @@
-"""Where files lie: a path of this machine's (or a shared) file system, or a URI as ``s3://bucket/folder``.
-
-A file is written under a temporary name and renamed, so that a name always stands for a whole file.
-"""
+"""A path on this machine or a shared file system, or a URI such as ``s3://bucket/folder``."""
 
 from __future__ import annotations
 
-import glob
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +9,8 @@ from pathlib import Path
 from pyarrow import ArrowException
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 
-from polyhead_scoring.errors import InputError
+from polyhead.files import write_file
+from polyhead_scoring import ScoringError
 
 
 @dataclass(frozen=True)
@@ -28,25 +25,35 @@ class Place:
         """The place that a path or URI names.
 
         Raises:
-            InputError: no file system answers to the URI.
+            ScoringError: no file system knows the URI.
         """
         if "://" not in name:
             return cls(LocalFileSystem(), absolute(name))
         try:
             return cls(*FileSystem.from_uri(name))
         except (ArrowException, OSError) as error:
-            raise InputError(f"{name}: is no place that can be reached ({error})") from error
+            raise ScoringError(f"{name}: cannot be reached ({error})") from error
 
     def __truediv__(self, name: str) -> Place:
         return Place(self.files, f"{self.path}/{name}")
 
+    def beside(self, suffix: str) -> Place:
+        """The place in the same folder whose name has `suffix` at its end."""
+        return Place(self.files, self.path.rstrip("/") + suffix)
+
     @property
     def is_local(self) -> bool:
-        """Whether it is a path of the machine's own file system, which has locks."""
+        """Whether it is on this machine's file systems, which have locks and renames."""
         return isinstance(self.files, LocalFileSystem)
 
+    def is_any_of(self, *others: Place) -> bool:
+        """Whether it is the same file as one of the others, also by a link."""
+        if self.is_local:
+            return Path(self.path).resolve() in {Path(other.path).resolve() for other in others if other.is_local}
+        return self in others
+
     def info(self) -> FileInfo:
-        """Kind, size and time of change."""
+        """Kind, size and time of the last change."""
         return self.files.get_file_info(self.path)
 
     def exists(self) -> bool:
@@ -54,7 +61,7 @@ class Place:
         return bool(self.info().type != FileType.NotFound)
 
     def names(self) -> list[str]:
-        """What lies in the folder, in order; nothing if there is no folder."""
+        """The names in the folder, sorted; an empty list if there is no folder."""
         found = self.files.get_file_info(FileSelector(self.path, allow_not_found=True))
         return sorted(info.base_name for info in found)
 
@@ -65,21 +72,22 @@ class Place:
         return content
 
     def write(self, content: bytes) -> None:
-        """Writes the file whole or not at all; an older one is replaced."""
+        """Writes the file in one step: it holds its old content or `content`, never a part."""
         folder, _, name = self.path.rpartition("/")
-        part = f"{folder}/.{name}.{uuid.uuid4().hex}.tmp"
         self.files.create_dir(folder, recursive=True)
+        if self.is_local:
+            write_file(Path(self.path), content)
+            return
+        part = Place(self.files, f"{folder}/.{name}.{uuid.uuid4().hex}.tmp")
         try:
-            with self.files.open_output_stream(part) as file:
+            with self.files.open_output_stream(part.path) as file:
                 file.write(content)
-            self.files.move(part, self.path)
-        except BaseException:
-            if Place(self.files, part).exists():
-                self.files.delete_file(part)
-            raise
+            self.files.move(part.path, self.path)
+        finally:
+            part.remove()
 
     def remove(self) -> None:
-        """Removes the file, or the folder with all that is in it."""
+        """Removes the file, or the folder with everything in it; nothing happens if it does not exist."""
         match self.info().type:
             case FileType.Directory:
                 self.files.delete_dir(self.path)
@@ -88,40 +96,5 @@ class Place:
 
 
 def absolute(name: str) -> str:
-    """A path from the root, since nodes have working folders of their own; a URI as it is."""
+    """A path from the root, because other nodes have other working folders; a URI as it is."""
     return name if "://" in name else str(Path(name).absolute())
-
-
-def input_files(names: list[str]) -> list[str]:
-    """The files that paths, globs and folders stand for, in order, each once.
-
-    A folder stands for all files in it and below, but those whose name, or a folder's on the way, begins with ``.`` or
-    ``_``. Globs are for paths, not for URIs.
-
-    Raises:
-        InputError: a name stands for no file.
-    """
-    found: dict[str, None] = {}
-    for name in names:
-        expanded = sorted(glob.glob(name, recursive=True)) if "://" not in name and glob.has_magic(name) else [name]
-        files = [file for path in expanded for file in _files_of(path)]
-        if not files:
-            raise InputError(f"{name}: no such file; paths are relative to {Path.cwd()}")
-        found |= dict.fromkeys(files)
-    return list(found)
-
-
-def _files_of(name: str) -> list[str]:
-    place = Place.of(name)
-    try:
-        info = place.info()
-        if info.type == FileType.NotFound:
-            return []
-        if info.type == FileType.File:
-            return [name]
-        below = place.files.get_file_info(FileSelector(place.path, recursive=True))
-    except OSError as error:
-        raise InputError(f"{name}: cannot be read ({error})") from error
-    root = place.path.rstrip("/")
-    inner = sorted(info.path.removeprefix(root).lstrip("/") for info in below if info.type == FileType.File)
-    return [f"{name.rstrip('/')}/{path}" for path in inner if not any(part[0] in "._" for part in path.split("/"))]

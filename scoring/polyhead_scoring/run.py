@@ -1,111 +1,245 @@
-"""A run from beginning to end: what is to be scored, the plan, the partitions, the manifest."""
+"""A run from beginning to end: the inputs, the job, the plan, the partitions, the output."""
 
 from __future__ import annotations
 
+import hashlib
+import shutil
+import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import pyarrow
 from rich.console import Console
 
-from polyhead.checkpoint import Checkpoint
-from polyhead_scoring.answers import output_schema
-from polyhead_scoring.errors import InputError
-from polyhead_scoring.formats import FORMATS
-from polyhead_scoring.job import Job
-from polyhead_scoring.partition import Limits, Partition, bytes_per_token
-from polyhead_scoring.progress import ScoringProgress
-from polyhead_scoring.request import Request, Summary, prepare
-from polyhead_scoring.run_folder import RunFolder
+from polyhead.files import replaced_file
+from polyhead_rows.place import STDIN
+from polyhead_rows.progress import progress
+from polyhead_rows.table_file import find_files
+from polyhead_scoring import ScoringError
+from polyhead_scoring.job import (
+    InputFile,
+    Job,
+    Request,
+    check_unchanged,
+    describe_file,
+    fingerprint,
+    job_of,
+)
+from polyhead_scoring.partition import Columns, Limits, Partition, bytes_per_token, kept_schema, survey
+from polyhead_scoring.place import Place, absolute
+from polyhead_scoring.run_folder import Done, RunFolder, is_one_file
+from polyhead_scoring.scorer import Answerer, Heads, Scorer, output_schema
+from polyhead_scoring.server_answers import ServerAnswers
 
-SAMPLE_ROWS = 500  # whose tokens are counted before partitions are cut
+Say = Callable[[str], None]
 
 
-def run(request: Request, address: str, console: Console) -> Summary:
-    """Scores what is not yet scored.
+@dataclass(frozen=True)
+class RunResult:
+    """The manifest, and how many rows this run itself scored in which time."""
 
-    Args:
-        address: of Ray, as `cluster.connected` takes it.
+    manifest: dict[str, Any]
+    rows: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a run has to know about the model before it begins.
+
+    Attributes:
+        answers_from: what identifies the model in the job.
+        tokenizer: None if a server has it.
+        server: the connected server, if one answers.
+    """
+
+    answers_from: dict[str, Any]
+    heads: Heads
+    max_length: int
+    tokenizer: Any = None
+    server: ServerAnswers | None = None
+
+
+def run(request: Request, console: Console) -> RunResult:
+    """Scores what is not scored yet.
 
     Raises:
-        PolyheadError: says what to do; what is finished stays finished.
+        PolyheadError, PolyheadClientError, TableError: one line says what to do; what is finished stays finished.
     """
-    if address.startswith("ray://"):
-        return _run_inside(request, address)
+    if request.address is not None and request.address.startswith("ray://"):
+        return _run_inside(request)
 
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    job, checkpoint, folder = prepare(request)
+    folder = RunFolder(absolute(request.output), one_file=is_one_file(request.output))
     with folder.lock():
-        manifest = folder.begin(job, restart=request.restart)
-        if manifest is not None:
-            say(f"{folder.name}: is finished already")
-            return Summary(manifest)
-        from polyhead_scoring.bulk import score_all  # imports Ray: seconds for which a typo need not wait
-        from polyhead_scoring.cluster import connected
-
-        with connected(address):
-            partitions, kept = folder.read_plan() or make_plan(job, checkpoint, folder)
-            done = folder.finished()
-            if done:
-                say(f"going on: {len(done)} of {len(partitions)} partitions are done")
-            todo = [partition for partition in partitions if partition.number not in done]
-            started, rows = time.monotonic(), 0
-            with ScoringProgress(partitions, list(done), console) as progress:
-                for finished in score_all(request, job, kept, folder.name, todo):
-                    done[finished.number] = finished
-                    rows += finished.rows
-                    progress.add(finished)
-            seconds = time.monotonic() - started
-        return Summary(folder.finish(job, checkpoint.schema, partitions, done), rows, seconds)
+        folder.check_free(restart=request.restart)
+        inputs = find_inputs(request, folder)
+        try:
+            model = _server_model(request, say) if request.server is not None else checkpoint_model(request)
+            with closing(model.server.client) if model.server is not None else nullcontext():
+                job = job_of(request, inputs, model.answers_from, one_file=folder.one_file)
+                manifest = folder.begin(job, restart=request.restart)
+                if manifest is None:
+                    return _score(request, job, model, folder, console, say)
+                say(f"{folder.name}: is finished already")
+                return RunResult(manifest)
+        finally:
+            folder.discard()
+            if not folder.plan.exists():
+                for copy in inputs:
+                    if copy.sha256 is not None:
+                        Path(copy.name).unlink(missing_ok=True)
 
 
-def make_plan(job: Job, checkpoint: Checkpoint, folder: RunFolder) -> tuple[list[Partition], pyarrow.Schema]:
-    """All partitions, and the columns to be kept; notes them in the folder.
+def find_inputs(request: Request, folder: RunFolder) -> tuple[InputFile, ...]:
+    """The files to score, as they are now. Standard input is copied beside the output first.
 
     Raises:
-        ScoringError: a file cannot be read, or lacks a column.
+        TableError: a name stands for no file.
+        ScoringError: standard input cannot be copied, or a file is also an output.
     """
-    from polyhead_scoring.bulk import survey_all
+    found: list[InputFile] = []
+    for name in find_files(request.data):
+        if name == STDIN:
+            found.append(_copy_stdin(folder, request.read.format or "jsonl"))
+        elif Place.of(name).is_any_of(folder.output, folder.errors, folder.manifest):
+            raise ScoringError(f"{name}: is the input, and the run would write to it; give the output another name")
+        else:
+            found.append(describe_file(absolute(name)))
+    return tuple(found)
 
-    files = [file.name for file in job.inputs if file.size]
-    if not files:
-        raise InputError("the input files are empty")
-    sample = FORMATS[job.format].sample(files[0], job.text_column, SAMPLE_ROWS)
-    limits = Limits(
-        tokens=job.partition_tokens,
-        max_length=checkpoint.spec.max_length,
-        bytes_per_token=bytes_per_token(sample, checkpoint.tokenizer),
-    )
-    surveyed = survey_all(job, limits)
-    kept = kept_columns(job, FORMATS[job.format].schema_of([found for _, found in surveyed]))
-    output_schema(kept, checkpoint.schema, job.options, job.prefix)
-    cut = [partition for partitions, _ in surveyed for partition in partitions]
+
+def _copy_stdin(folder: RunFolder, format_name: str) -> InputFile:
+    """A run that continues needs the same bytes again, so the content is part of the job."""
+    if not folder.output.is_local:
+        raise ScoringError("standard input: must be saved as a file first if the output is a URI")
+    copy = Path(folder.output.beside(f".stdin.{format_name}").path)
+    with replaced_file(copy) as part, part.open("wb+") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return InputFile(name=str(copy), size=copy.stat().st_size, changed_ns=None, sha256=digest)
+
+
+def checkpoint_model(request: Request) -> Model:
+    """Reads the checkpoint, for the engine here or on Ray."""
+    from polyhead.checkpoint import read_checkpoint  # imports torch
+
+    assert request.checkpoint is not None
+    checkpoint = read_checkpoint(request.checkpoint)
+    answers_from = {
+        "checkpoint": fingerprint(request.checkpoint), "device": request.device, "precision": request.precision,
+    }  # fmt: skip
+    return Model(answers_from, checkpoint.schema.to_json(), checkpoint.spec.max_length, checkpoint.tokenizer)
+
+
+def _server_model(request: Request, say: Say) -> Model:
+    assert request.server is not None
+    server = ServerAnswers(request.server, request.top_k, request.threshold, say)
+    answers_from = {"model": request.server.model, "model version": request.server.version, "heads": server.heads}
+    return Model(answers_from, server.heads, server.schema.max_length, server=server)
+
+
+def _score(request: Request, job: Job, model: Model, folder: RunFolder, console: Console, say: Say) -> RunResult:
+    with _ray(request):
+        partitions, kept = folder.read_plan() or make_plan(request, job, model, folder, console)
+        schema = output_schema(kept, model.heads, job)
+        done = folder.finished()
+        if done:
+            say(f"continuing: {len(done)} of {len(partitions)} partitions are done")
+        todo = [partition for partition in partitions if partition.number not in done]
+        tokens = {partition.number: partition.tokens for partition in partitions}
+        before = sum(tokens[number] for number in done)
+        started, rows, errors = time.monotonic(), 0, 0
+        with progress(
+            "scoring", sum(tokens.values()), unit="tokens", done=before, shown=request.progress, console=console
+        ) as shown:
+            for finished in score_partitions(request, job, model, kept, folder, todo):
+                done[finished.number] = finished
+                rows, errors = rows + finished.rows, errors + finished.errors
+                shown.advance(tokens[finished.number], rows=rows, errors=errors)
+        seconds = time.monotonic() - started
+    check_unchanged(job.inputs)
+    return RunResult(folder.finish(job, model.heads, schema, partitions, done), rows, seconds)
+
+
+def _ray(request: Request) -> AbstractContextManager[None]:
+    if request.address is None:
+        return nullcontext()
+    try:
+        from polyhead_scoring.cluster import connected  # imports Ray, which takes seconds
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "ray":
+            raise
+        raise ScoringError("--address needs Ray: pip install 'polyhead-scoring[ray]'") from None
+    return connected(request.address)
+
+
+def make_plan(
+    request: Request, job: Job, model: Model, folder: RunFolder, console: Console
+) -> tuple[list[Partition], pyarrow.Schema]:
+    """All partitions, and the columns that the output keeps; notes them in the folder.
+
+    Raises:
+        ScoringError, TableError: a file cannot be read, or lacks a column.
+    """
+    if not any(file.size for file in job.inputs):
+        raise ScoringError("the input files are empty")
+    limits = Limits(tokens=job.partition_tokens, max_length=model.max_length)
+    if model.tokenizer is not None:
+        limits = limits.model_copy(update={"bytes_per_token": bytes_per_token(job, model.tokenizer)})
+    found: list[tuple[list[Partition], Columns]]
+    if request.address is not None:
+        from polyhead_scoring.cluster import survey_all
+
+        found = survey_all(job, limits)
+    else:
+        with progress("reading", 0, shown=request.progress, console=console) as shown:
+            found = [survey(file, job, limits, shown.advance) for file in job.inputs if file.size]
+    kept = kept_schema(job, [columns for _, columns in found])
+    output_schema(kept, model.heads, job)  # before anything is scored
+    cut = [partition for partitions, _ in found for partition in partitions]
     numbered = [partition.model_copy(update={"number": number}) for number, partition in enumerate(cut)]
     folder.write_plan(numbered, kept)
     return numbered, kept
 
 
-def kept_columns(job: Job, columns: pyarrow.Schema) -> pyarrow.Schema:
-    """The columns of the input that the output has too.
+def score_partitions(
+    request: Request, job: Job, model: Model, kept: pyarrow.Schema, folder: RunFolder, todo: Sequence[Partition]
+) -> Iterator[Done]:
+    """Scores partitions with the server, the engine here, or Ray; each is noted in the folder when it is given."""
+    if request.address is not None:
+        from polyhead_scoring.cluster import score_all
 
-    Raises:
-        InputError: the input lacks one, or the text column.
-    """
-    for name in (job.text_column, *(job.keep or ())):
-        if name not in columns.names:
-            raise InputError(f"column {name!r} is in no input file; there are {', '.join(columns.names) or 'none'}")
-    return columns if job.keep is None else pyarrow.schema([columns.field(name) for name in job.keep])
+        return score_all(request, job, model.heads, kept, folder, todo)
+    answerer: Answerer
+    if model.server is not None:
+        answerer = model.server
+    else:
+        from polyhead.decode import DecodeOptions
+        from polyhead_scoring.engine_answers import EngineAnswers
+
+        assert request.checkpoint is not None
+        options = DecodeOptions(top_k=job.top_k, threshold=job.threshold)
+        answerer = EngineAnswers(request.checkpoint, request.device, request.precision, options)
+    return Scorer(job, model.heads, kept, folder, answerer).run(todo)
 
 
-def _run_inside(request: Request, address: str) -> Summary:
-    """Through Ray's client, which cannot carry Ray Data: all of it runs on a node, to which paths then belong."""
-    from polyhead_scoring.cluster import connected, naming_errors, run_on_a_node
+def _run_inside(request: Request) -> RunResult:
+    """Ray's client cannot carry Ray Data: the whole run takes place on a node, and paths mean that node's."""
+    if STDIN in request.data:
+        raise ScoringError(f"standard input: cannot be read on the nodes of {request.address}; save it as a file first")
+    with _ray(request):
+        from polyhead_scoring.cluster import run_on_a_node
 
-    with connected(address), naming_errors():
-        summary: Summary = run_on_a_node(_run_here, request)
-    return summary
+        return run_on_a_node(_run_here, replace(request, address=""))
 
 
-def _run_here(request: Request) -> Summary:
-    return run(request, "", Console())
+def _run_here(request: Request) -> RunResult:
+    return run(request, Console(stderr=True))

@@ -1,36 +1,42 @@
-"""The output folder: ``part-NNNNNN.parquet`` a partition, ``_manifest.json`` once all are there.
+"""Where a run keeps what it has done, so that it can continue after a kill at any point, and where its output appears.
 
-Until then ``_run/`` holds what the run needs to go on: ``job.json``, ``plan.json`` and, for each finished partition,
-``done/part-NNNNNN.json``, written after its output. Readers of Parquet folders pass over names that begin with ``_``.
+A folder as the output: ``part-NNNNNN.parquet`` per partition; ``_run/`` while it is not finished; at the end
+``_errors.jsonl`` (if rows failed) and ``_manifest.json``. A file as the output: ``OUT.partial/`` has the parts and all
+else; at the end come ``OUT.errors.jsonl``, ``OUT`` and ``OUT.manifest.json``. A part counts
+if its note is in ``done/``.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow
+import pyarrow.parquet
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from polyhead.schema import Schema
-from polyhead_scoring.errors import OutputError
+from polyhead.files import LockedError, file_lock, replaced_file
+from polyhead_rows.output import open_output
+from polyhead_rows.place import split_name
+from polyhead_scoring import ScoringError
 from polyhead_scoring.job import Job, check_same
 from polyhead_scoring.partition import Partition
 from polyhead_scoring.place import Place
 
 
 class Done(BaseModel):
-    """A partition whose output is whole: what the manifest says of it.
+    """A partition whose part is complete: what the manifest says about it.
 
     Attributes:
         errors: rows without an answer.
-        precision: in which the engine computed; with ``auto`` it is the node's.
-        sha256: of the output file.
+        precision: in which the engine computed; None if a server did.
+        output: the part's name.
+        sha256: of the part.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,27 +45,34 @@ class Done(BaseModel):
     rows: int
     errors: int
     tokens: int
-    precision: str
+    precision: str | None
     output: str
     size: int
     sha256: str
 
 
 class RunFolder:
-    """The output folder of a job.
+    """The run of one output.
 
     Args:
-        name: path or URI.
+        name: path or URI of the output.
+        one_file: whether it is a file; see `is_one_file`.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, one_file: bool) -> None:
         self.name = name
-        self.place = Place.of(name)
-        self.manifest = self.place / "_manifest.json"
-        self.run = self.place / "_run"
+        self.one_file = one_file
+        self.output = Place.of(name)
+        if one_file:
+            self.run = self.parts = self.output.beside(".partial")
+            self.manifest, self.errors = self.output.beside(".manifest.json"), self.output.beside(".errors.jsonl")
+        else:
+            self.run, self.parts = self.output / "_run", self.output
+            self.manifest, self.errors = self.output / "_manifest.json", self.output / "_errors.jsonl"
         self.job = self.run / "job.json"
         self.plan = self.run / "plan.json"
         self.done = self.run / "done"
+        self.failed_rows = self.run / "errors"
         self.tries = self.run / "tries"
         self.clearing = self.run / "clearing"
 
@@ -68,52 +81,70 @@ class RunFolder:
         """Keeps other runs on this machine away; the lock of a killed run is free. Object stores have no locks.
 
         Raises:
-            OutputError: another run has it, or the folder cannot be written.
+            ScoringError: another run holds it, or the output cannot be written.
         """
-        if not self.place.is_local:
+        if not self.output.is_local:
             yield
             return
-        path = Path(f"{self.place.path}.lock")
-        path = path.with_name(f".{path.name}")
+        output = Path(self.output.path)
+        path = output.with_name(f".{output.name}.lock")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("w")
+            path.touch()
         except OSError as error:
-            raise OutputError(f"{self.name}: cannot be written ({error})") from error
-        with file:
+            raise ScoringError(f"{self.name}: cannot be written ({error})") from error
+        with ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise OutputError(
+                stack.enter_context(file_lock(path))
+            except LockedError:
+                raise ScoringError(
                     f"{self.name}: another run is writing here; wait for its end or name another output"
                 ) from None
             except OSError:
-                pass  # a file system that has no locks
+                pass  # a file system without locks
             try:
                 yield
             finally:
                 path.unlink(missing_ok=True)
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether a run has begun or finished here."""
+        return self.run.exists() or self.manifest.exists()
+
+    def check_free(self, *, restart: bool) -> None:
+        """Makes sure that nothing else is in the output's place.
+
+        Raises:
+            ScoringError: something does; a file, but no folder, may be replaced with `restart`.
+        """
+        if self.is_ours:
+            return
+        if self.one_file and self.output.exists() and not restart:
+            raise ScoringError(f"{self.name}: exists already; name another output, or replace it with --restart")
+        if not self.one_file and self.output.names():
+            raise ScoringError(f"{self.name}: holds something that is not a scoring run; name another output")
+
     def begin(self, job: Job, *, restart: bool) -> dict[str, Any] | None:
-        """Notes the job, or makes sure that an unfinished run goes on as the one that it began as.
+        """Notes the job, or makes sure that a run continues as the job that it began as.
 
         Returns:
             The manifest, if this job is finished already.
 
         Raises:
-            OutputError: the folder holds something else, or another job.
+            ScoringError: the output holds something else, or another job.
         """
-        ours = self.run.exists() or self.manifest.exists()
-        if not ours and self.place.names():
-            raise OutputError(f"{self.name}: holds something that is no scoring run; name another output")
-        if (ours and restart) or self.clearing.exists():
+        self.check_free(restart=restart)
+        if (self.is_ours and restart) or self.clearing.exists():
             self.clear()
         elif self.manifest.exists():
             manifest: dict[str, Any] = json.loads(self.manifest.read())
             check_same(_read_job(manifest["job"], self.name), job, self.name)
-            self.run.remove()  # if a kill came between the manifest and this
+            if self.one_file and self.output.info().size != manifest["size"]:
+                raise ScoringError(f"{self.name}: was changed after it was scored; score it anew with --restart")
+            self.run.remove()  # it is left if a kill came between the manifest and this
             return manifest
-        elif self.plan.exists():  # without one nothing is scored yet: a mistyped column may be mended
+        elif self.plan.exists():  # nothing is scored without a plan: before it, a mistyped column can be corrected
             check_same(_read_job(json.loads(self.job.read()), self.name), job, self.name)
             self.tries.remove()
             return None
@@ -121,17 +152,25 @@ class RunFolder:
         return None
 
     def clear(self) -> None:
-        """Removes what a run of ours wrote; if it is killed meanwhile, the next run goes on with that."""
+        """Removes what runs wrote, except a file as the output; if this is killed, the next run continues with it."""
         self.clearing.write(b"")
         self.manifest.remove()
-        self._remove_files("part-", ".part-")
-        self.done.remove()
-        self.run.remove()
+        self.errors.remove()
+        self._remove_parts("part-", ".part-")
+        for place in (self.done, self.failed_rows, self.plan, self.run):
+            place.remove()
 
-    def _remove_files(self, *beginnings: str) -> None:
-        for name in self.place.names():
+    def discard(self) -> None:
+        """Leaves nothing of a run that never had a plan."""
+        if not self.plan.exists() and not self.clearing.exists():
+            self.run.remove()
+            if not self.one_file and self.output.is_local and not self.output.names():
+                self.output.remove()
+
+    def _remove_parts(self, *beginnings: str) -> None:
+        for name in self.parts.names():
             if name.startswith(beginnings):
-                (self.place / name).remove()
+                (self.parts / name).remove()
 
     def write_plan(self, partitions: list[Partition], kept: pyarrow.Schema) -> None:
         """Notes the partitions, and the columns that the output keeps of the input."""
@@ -140,7 +179,7 @@ class RunFolder:
         )
 
     def read_plan(self) -> tuple[list[Partition], pyarrow.Schema] | None:
-        """What `write_plan` noted, if it came to that."""
+        """What `write_plan` noted, if there is a plan."""
         if not self.plan.exists():
             return None
         plan = json.loads(self.plan.read())
@@ -148,61 +187,125 @@ class RunFolder:
         return [Partition.model_validate(partition) for partition in plan["partitions"]], kept
 
     def count_try(self, partition: Partition) -> int:
-        """Notes that a partition is begun; gives how often it was since the run was begun or gone on with.
+        """Notes that a partition is begun; gives how often since this run began or continued.
 
-        Ray itself would do a task again without end, whatever it dies of.
+        Ray by itself would repeat a task without end, whatever it dies of.
         """
         folder = self.tries / partition.name
         number = len(folder.names()) + 1
         (folder / f"{number}").write(b"")
         return number
 
+    def write_part(self, partition: Partition, content: bytes, error_lines: bytes, done: Done) -> None:
+        """Writes the lines of the rows that failed, the part, and last the note that it is done."""
+        if error_lines:
+            (self.failed_rows / f"{partition.name}.jsonl").write(error_lines)
+        (self.parts / done.output).write(content)
+        (self.done / f"{partition.name}.json").write(done.model_dump_json().encode())
+
     def finished(self) -> dict[int, Done]:
-        """The partitions that need not be scored again: noted as done, and their output is there at its full size."""
+        """The partitions that are not scored again: their note is there, and their part at its full size."""
         found = {}
         for name in self.done.names():
             if name.startswith("part-"):
                 done = Done.model_validate_json((self.done / name).read())
-                if (self.place / done.output).info().size == done.size:
+                if (self.parts / done.output).info().size == done.size:
                     found[done.number] = done
         return found
 
-    def finish(self, job: Job, schema: Schema, partitions: list[Partition], done: dict[int, Done]) -> dict[str, Any]:
-        """Writes the manifest, which says that the run is whole.
+    def finish(
+        self,
+        job: Job,
+        heads: Sequence[Mapping[str, Any]],
+        schema: pyarrow.Schema,
+        partitions: list[Partition],
+        done: dict[int, Done],
+    ) -> dict[str, Any]:
+        """Makes the output appear, and last the manifest, which says that the run is complete.
 
         Raises:
-            OutputError: a partition's output is not there.
+            ScoringError: a part is missing.
         """
         entries: list[dict[str, Any]] = []
         for partition in partitions:
             found = done.get(partition.number)
-            if found is None or (self.place / found.output).info().size != found.size:
-                raise OutputError(f"{self.name}/{partition.name}.parquet: is missing or changed; run the command again")
+            if found is None or (self.parts / found.output).info().size != found.size:
+                raise ScoringError(f"{self.name}: {partition.name} is missing or changed; run the command again")
+            left_out = {"number", "output", "size", "sha256"} if self.one_file else {"number"}
             entries.append(
-                {"input": partition.file, "first_row": partition.first_row}
-                | found.model_dump(exclude={"number"})
-            )  # fmt: skip
+                {"input": partition.file, "first_row": partition.first_row} | found.model_dump(exclude=left_out)
+            )
+        in_order = [done[partition.number] for partition in partitions]
         manifest = {
-            "format": 1,
+            "format": 2,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "rows": sum(entry["rows"] for entry in entries),
-            "errors": sum(entry["errors"] for entry in entries),
-            "tokens": sum(entry["tokens"] for entry in entries),
+            "rows": sum(one.rows for one in in_order),
+            "errors": sum(one.errors for one in in_order),
+            "tokens": sum(one.tokens for one in in_order),
             "job": job.model_dump(mode="json"),
-            "heads": schema.to_json(),
+            "heads": list(heads),
             "partitions": entries,
         }
-        self.manifest.write(_json(manifest))
-        self._remove_files(".part-")  # of tasks that were killed
+        if manifest["errors"]:
+            names = [f"{partition.name}.jsonl" for partition in partitions if done[partition.number].errors]
+            self._publish(self.errors, ((self.failed_rows / name).read() for name in names))
+        else:
+            self.errors.remove()  # that of an earlier job
+        if self.one_file:
+            manifest["size"] = self._assemble(in_order, schema)
+        self._publish(self.manifest, [_json(manifest)])
+        self._remove_parts(".part-")  # of tasks that were killed
         self.run.remove()
         return manifest
+
+    def _assemble(self, parts: Iterable[Done], schema: pyarrow.Schema) -> int:
+        """Writes all parts, in order, as the one output file; gives its size."""
+        target = Path(self.output.path)
+        staged = Path(self.run.path) / target.name
+        with replaced_file(staged) as path, open_output(path, schema) as output:
+            for part in parts:
+                with self.parts.files.open_input_file((self.parts / part.output).path) as file:
+                    output.write(pyarrow.parquet.read_table(file))
+        size = staged.stat().st_size
+        os.replace(staged, target)
+        return size
+
+    def _publish(self, place: Place, chunks: Iterable[bytes]) -> None:
+        """Writes a file in one step and leaves nothing outside the run's own folder if it is killed."""
+        if not place.is_local:
+            place.write(b"".join(chunks))
+            return
+        staged = Path(self.run.path) / "published"
+        with replaced_file(staged) as path, path.open("wb") as file:
+            file.writelines(chunks)
+        os.replace(staged, place.path)
+
+
+def is_one_file(output: str) -> bool:
+    """Whether an output is a file; else it is a folder of Parquet parts.
+
+    Raises:
+        ScoringError: it is a file in an object store, or its ending is no table's.
+    """
+    kind, _ = split_name(output)
+    name = output.rpartition("/")[2]
+    if kind is None or kind == "lines":
+        if "://" in output or "." not in name.strip(".") or Path(output).is_dir():
+            return False
+        raise ScoringError(
+            f"{output}: must end as a table does, such as .csv, .jsonl.gz or .parquet; for a folder of Parquet parts, "
+            "end it with a /"
+        )
+    if "://" in output:
+        raise ScoringError(f"{output}: one file can only be written on this machine's file systems; name a folder")
+    return not Path(output).is_dir()
 
 
 def _read_job(fields: Any, name: str) -> Job:
     try:
         return Job.model_validate(fields)
     except ValidationError:
-        raise OutputError(f"{name}: was written by another version; name another output or use --restart") from None
+        raise ScoringError(f"{name}: was written by another version; name another output or use --restart") from None
 
 
 def _json(value: Any) -> bytes:

@@ -1,145 +1,112 @@
-"""The scorer: what an actor holds, one predictor, and what it does with a partition: read, score, write."""
+"""A partition's way: its rows are read, the texts answered, and the part and the note that it is done are written."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
-import numpy as np
 import pyarrow
 import pyarrow.parquet
-from pydantic import BaseModel, ConfigDict
 
-from polyhead.decode import DecodeOptions
-from polyhead.encode import EncodedText
-from polyhead.predictor import Predictor
-from polyhead_scoring.answers import output_schema, output_table
-from polyhead_scoring.errors import ClusterError, InputError
-from polyhead_scoring.formats import FORMATS
-from polyhead_scoring.job import Job, fingerprint
-from polyhead_scoring.partition import Partition
-from polyhead_scoring.rows import reason_against
+from polyhead_rows.answers import answer_fields, answer_table
+from polyhead_rows.table_file import BadText
+from polyhead_scoring import ScoringError
+from polyhead_scoring.job import Job
+from polyhead_scoring.partition import Part, Partition, PartReader
 from polyhead_scoring.run_folder import Done, RunFolder
 
-BLOCK_TOKENS = 65_536  # are scored at once; the engine cuts its own micro-batches from them
-CHUNK_BYTES = 1 << 20  # of text are tokenized at once, or one text
-CHUNK_TEXTS = 1024
-TRIES = 5  # of a partition, when processes or nodes die under it
+Answer = dict[str, Any]  # `heads`, `token_count` and `truncated`, or `error` alone, as in the wire contract
+Heads = Sequence[Mapping[str, Any]]
 
 
-class Task(BaseModel):
-    """What a scorer needs to know, the same on every node.
+class Answerer(Protocol):
+    """Gives texts their answers: `engine_answers.EngineAnswers` or `server_answers.ServerAnswers`."""
 
-    Attributes:
-        checkpoint: its folder, as the nodes see it.
-        output: folder, path or URI.
-        kept: columns of the input, serialized.
-        threads: that the predictor computes with.
+    precision: str | None  # in which the answers are computed, if it is known
+
+    def answer(self, parts: Iterable[Sequence[str | BadText]]) -> Iterator[list[Answer]]:
+        """The answers to the texts of each part, in their order."""
+
+
+def output_schema(kept: pyarrow.Schema, heads: Heads, job: Job) -> pyarrow.Schema:
+    """All columns of the output: those kept of the input, then the answers.
+
+    Raises:
+        ScoringError: two columns would have one name.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    job: Job
-    checkpoint: Path
-    output: str
-    kept: bytes
-    threads: int
+    answers = answer_fields(heads, job.top_k, job.prefix)
+    if taken := sorted({field.name for field in answers} & set(kept.names)):
+        raise ScoringError(
+            f"the input already has a column {taken[0]!r}, as the answers do; give the answers' columns a --prefix, or "
+            "name the columns to keep with --keep"
+        )
+    return pyarrow.schema([*kept, *answers], kept.metadata)
 
 
 class Scorer:
-    """One predictor, and its way from a partition to its output.
+    """Scores partitions with one answerer."""
 
-    Raises:
-        InputError: the checkpoint on this node is another one.
-    """
+    def __init__(self, job: Job, heads: Heads, kept: pyarrow.Schema, folder: RunFolder, answerer: Answerer) -> None:
+        self.job = job
+        self.heads = heads
+        self.folder = folder
+        self.answerer = answerer
+        self.schema = output_schema(kept, heads, job)
+        self.reader = PartReader(job.read, job.text_column, kept)
 
-    def __init__(self, task: Task) -> None:
-        import torch
+    def run(self, partitions: Iterable[Partition]) -> Iterator[Done]:
+        """Scores partitions in their order; gives each when its part and its note are written."""
+        waiting: deque[tuple[Partition, Part]] = deque()
 
-        os.environ["RAYON_NUM_THREADS"] = str(task.threads)  # of the tokenizer
-        os.environ["TOKENIZERS_PARALLELISM"] = "true" if task.threads > 1 else "false"
-        torch.set_num_threads(task.threads)
-        self.job = task.job
-        if fingerprint(task.checkpoint) != self.job.checkpoint:
-            raise InputError(f"{task.checkpoint}: is another checkpoint on this node than where the run was started")
-        self.predictor = Predictor.load(task.checkpoint, self.job.device, self.job.precision)
-        self.folder = RunFolder(task.output)
-        self.kept = pyarrow.ipc.read_schema(pyarrow.py_buffer(task.kept))
-        self.output = output_schema(self.kept, self.predictor.schema, self.job.options, self.job.prefix)
+        def texts() -> Iterator[Sequence[str | BadText]]:
+            for partition in partitions:
+                part = self.reader.read(partition)
+                waiting.append((partition, part))
+                yield part.texts
 
-    def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, list[str]]:
-        """Scores partitions as Ray Data hands them over, as JSON; gives what is `Done`."""
-        partitions = [Partition.model_validate_json(text) for text in batch["partition"]]
-        return {"done": [self.score(partition).model_dump_json() for partition in partitions]}
+        for answers in self.answerer.answer(texts()):
+            yield self._write(*waiting.popleft(), answers)
 
-    def score(self, partition: Partition) -> Done:
-        """Writes a partition's output, then the note that it is there.
-
-        Each takes its place by a rename. A task that is done again writes the same once more; one that is killed leaves
-        nothing that anyone reads.
-        """
-        if self.folder.count_try(partition) > TRIES:
-            raise ClusterError(
-                f"{partition.file}: rows {partition.first_row} and on, {partition.rows} of them: {TRIES} processes "
-                "died over them; give actors more memory, or make --partition-tokens smaller with --restart"
-            )
-        rows = FORMATS[self.job.format].read(partition, self.job.text_column, self.kept)
-        if len(rows.texts) != partition.rows:
-            raise InputError(
-                f"{partition.file}: {len(rows.texts)} rows lie where {partition.rows} did: the file changed; "
-                "start anew with --restart"
-            )
-        answers = list(answer_texts(self.predictor, rows.texts, self.job.options))
-        table = output_table(rows.kept, answers, self.output, self.predictor.schema, self.job.prefix)
+    def _write(self, partition: Partition, part: Part, answers: list[Answer]) -> Done:
+        """Writes the part of a partition. Doing it again writes the same bytes."""
+        table = pyarrow.table(
+            [*part.kept.columns, *answer_table(answers, self.heads, self.job.top_k, self.job.prefix).columns],
+            schema=self.schema,
+        )
         sink = pyarrow.BufferOutputStream()
         pyarrow.parquet.write_table(table, sink, compression="zstd")
         content = sink.getvalue().to_pybytes()
-        name = f"{partition.name}.parquet"
-        (self.folder.place / name).write(content)
+        failed = [place for place, answer in enumerate(answers) if "error" in answer]
+        lines = [_error_line(partition.file, part, place, answers[place]["error"]) for place in failed]
         done = Done(
             number=partition.number,
             rows=len(answers),
-            errors=sum("error" in answer for answer in answers),
+            errors=len(failed),
             tokens=sum(answer.get("token_count", 0) for answer in answers),
-            precision=self.predictor.precision,
-            output=name,
+            precision=self.answerer.precision,
+            output=f"{partition.name}.parquet",
             size=len(content),
             sha256=hashlib.sha256(content).hexdigest(),
         )
-        (self.folder.done / f"{partition.name}.json").write(done.model_dump_json().encode())
+        self.folder.write_part(partition, content, "".join(lines).encode(), done)
         return done
 
 
-def answer_texts(predictor: Predictor, texts: Sequence[Any], options: DecodeOptions) -> Iterator[dict[str, Any]]:
-    """An answer a text, in order, scored in blocks cut by tokens; what is no text gets its error."""
-    block: list[EncodedText] = []
-    tokens = 0
-    for encoded in _encode(predictor, texts):
-        if tokens + encoded.token_count > BLOCK_TOKENS:
-            yield from predictor.decode(block, predictor.score(block), options)
-            block, tokens = [], 0
-        block.append(encoded)
-        tokens += encoded.token_count
-    yield from predictor.decode(block, predictor.score(block), options)
-
-
-def _encode(predictor: Predictor, texts: Sequence[Any]) -> Iterator[EncodedText]:
-    chunk: list[Any] = []
-    size = 0
-    for text in texts:
-        more = len(text) if isinstance(text, str | bytes) else 0
-        if chunk and (size + more > CHUNK_BYTES or len(chunk) == CHUNK_TEXTS):
-            yield from _encode_chunk(predictor, chunk)
-            chunk, size = [], 0
-        chunk.append(text)
-        size += more
-    yield from _encode_chunk(predictor, chunk)
-
-
-def _encode_chunk(predictor: Predictor, texts: Sequence[Any]) -> list[EncodedText]:
-    reasons = [reason_against(text) for text in texts]
-    readable = iter(predictor.encode([text for text, reason in zip(texts, reasons, strict=True) if reason is None]))
-    return [next(readable) if reason is None else EncodedText((), error=reason) for reason in reasons]
+def _error_line(file: str, part: Part, place: int, reason: str) -> str:
+    row = part.rows[place]
+    described: dict[str, Any] = {"file": file, "row": row.number}
+    if row.line is not None:
+        described["line"] = row.line
+    described["reason"] = reason
+    if row.fields is None:
+        described["raw"] = row.raw
+    else:
+        try:
+            kept = part.kept.slice(place, 1).to_pylist()[0] if row.line is None else {}
+        except UnicodeDecodeError:  # a string column of a broken writer may hold what is not UTF-8
+            kept = {}
+        described["input"] = kept | row.fields
+    return json.dumps(described, default=str) + "\n"

@@ -49,7 +49,7 @@ def test_quality_scores_both_on_the_test_rows(debian: Path, tmp_path: Path, caps
 
 
 def test_scoring_compares_with_the_engine(debian: Path, tmp_path: Path) -> None:
-    """Both score all rows; the last line has the ratio, the file every run and the rate with the start of Ray."""
+    """All three score all rows; the last line has the ratios, the file every run and the rates with the start."""
     options = ["--data", str(debian / "test.jsonl"), "--out", str(tmp_path / "result.json"), "--rows", "40",
                "--layers", "2", "--channels", "64", "--repeats", "1", "--threads", "1",
                "--partition-tokens", "100"]  # fmt: skip
@@ -63,4 +63,4 @@ def test_scoring_compares_with_the_engine(debian: Path, tmp_path: Path) -> None:
     assert 0 < summary["score_over_engine_with_start"] < summary["score_over_engine"]
     result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     assert result["settings"]["rows"] == 40
-    assert set(result["texts_s_all"]) == {"engine", "score", "score_with_start"}
+    assert set(result["texts_s_all"]) == {"engine", "here", "here_with_start", "ray", "ray_with_start"}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from loadtest.local_server import ROOT, LocalServer
-from polyhead.golden import main as write_golden
+from polyhead_scoring.golden import write_golden
 from tests.tiny import TEXTS
 
 
@@ -39,7 +39,7 @@ def golden(checkpoint: Path, tmp_path: Path) -> Path:
     """Expected answers to texts of our own, made by the engine."""
     texts = tmp_path / "texts.txt"
     texts.write_text("".join(f"{' '.join(text.split())} {place}\n" for text in TEXTS for place in range(10)), "utf-8")
-    assert write_golden([str(checkpoint), str(texts), str(tmp_path / "expected.jsonl")]) == 0
+    assert write_golden(checkpoint, str(texts), tmp_path / "expected.jsonl")
     return tmp_path / "expected.jsonl"
 
 

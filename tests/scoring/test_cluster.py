@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow
 import pyarrow.parquet
 import pytest
 from ray.cluster_utils import Cluster
+from ray.exceptions import RayTaskError
 
 from polyhead.predictor import Predictor
+from polyhead_rows.errors import TableError
+from polyhead_scoring import ScoringError
+from polyhead_scoring.cluster import TRIES, RayScorer, Task, fitting_actors, naming_errors
+from polyhead_scoring.partition import Partition
 from tests.scoring.conftest import NODE
-from tests.scoring.texts import BAD_LINES, plain_rows, write_jsonl
+from tests.scoring.test_scorer import scorer_of
+from tests.scoring.texts import BAD_LINES, plain_rows, read_rows, write_jsonl
 from tests.tiny import write_tiny_checkpoint
 
 ROWS = plain_rows(2000)
@@ -35,11 +43,12 @@ def deep_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(checkpoint: Path, file: Path, output: Path, *options: str) -> subprocess.Popen[str]:
     """``polyhead-score`` in a process of its own."""
-    command = [Path(sys.executable).parent / "polyhead-score", checkpoint, file, "--output", output, *options]
+    command = [sys.executable, "-m", "polyhead_scoring.command", file, "--output", output, "--checkpoint", checkpoint]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+        [*command, *options], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
 
 
 def end(run: subprocess.Popen[str], exit_code: int) -> str:
@@ -56,33 +65,27 @@ def wait_for(run: subprocess.Popen[str], what: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def partitions_done(output: Path) -> int:
+def partitions_done(run_folder: Path) -> int:
     """How many are noted as done in an unfinished run."""
-    return len(list((output / "_run" / "done").glob("part-*.json")))
+    return len(list((run_folder / "done").glob("part-*.json")))
 
 
-def check_output(output: Path, checkpoint: Path, reasons: Sequence[str] = ()) -> None:
-    """Every row is there once, in order, with the predictor's answer or its reason, and nothing else is."""
-    manifest = json.loads((output / "_manifest.json").read_text(encoding="utf-8"))
-    assert (manifest["rows"], manifest["errors"]) == (len(ROWS) + len(reasons), len(reasons))
-    parts = [pyarrow.parquet.read_table(output / part["output"]) for part in manifest["partitions"]]
-    scored = [row for part in parts for row in part.to_pylist()]
-    assert [row["id"] for row in scored[: len(ROWS)]] == [row["id"] for row in ROWS]
+def check_rows(scored: list[dict[str, Any]], checkpoint: Path, reasons: Sequence[str] = ()) -> None:
+    """Every row is there once, in order, with the predictor's answer or its reason."""
+    assert len(scored) == len(ROWS) + len(reasons)
+    assert [int(row["id"]) for row in scored[: len(ROWS)]] == [row["id"] for row in ROWS]
     answers = Predictor.load(checkpoint).predict([row["text"] for row in ROWS])
     for row, answer in zip(scored, answers, strict=False):
         best = answer["heads"]["topic"]
-        assert row["predicted_topic"]["score"] == pytest.approx(best["scores"][0], abs=1e-5)
-        assert row["predicted_topic"]["label"] == best["labels"][0] or best["scores"][0] < 0.5
-        assert row["predicted_stars"]["value"] == pytest.approx(answer["heads"]["stars"]["value"], abs=1e-4)
+        assert float(row["topic_score"]) == pytest.approx(best["scores"][0], abs=1e-5)
+        assert row["topic_label"] == best["labels"][0] or best["scores"][0] < 0.5
+        assert float(row["stars_value"]) == pytest.approx(answer["heads"]["stars"]["value"], abs=1e-4)
     for row, reason in zip(scored[len(ROWS) :], reasons, strict=True):
-        assert row["error"].startswith(reason)
-    assert {path.name for path in output.iterdir()} == {
-        "_manifest.json", *(part["output"] for part in manifest["partitions"]),
-    }  # fmt: skip
+        assert reason in row["error"]
 
 
 def test_a_node_dies(cluster: Cluster, deep_checkpoint: Path, tmp_path: Path) -> None:
-    """A node that is killed in the middle of its work costs time, and no row."""
+    """A node that is killed in the middle of its work costs time, and no row; the output is a folder of parts."""
     file, out = tmp_path / "rows.parquet", tmp_path / "out"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), file, row_group_size=300)
     doomed = cluster.add_node(**NODE)
@@ -92,30 +95,96 @@ def test_a_node_dies(cluster: Cluster, deep_checkpoint: Path, tmp_path: Path) ->
     def at_work() -> bool:
         """Its actor, whose title names what it does, was given a partition, and others are done."""
         titles = [" ".join(process.cmdline()) for process in raylet.children(recursive=True)]
-        return partitions_done(out) > 2 and any("MapWorker" in title and ".submit" in title for title in titles)
+        return partitions_done(out / "_run") > 2 and any(
+            "MapWorker" in title and ".submit" in title for title in titles
+        )
 
     run = start(deep_checkpoint, file, out, *options)
     wait_for(run, at_work)
     cluster.remove_node(doomed, allow_graceful=False)
     assert not (out / "_manifest.json").exists()
     end(run, 0)
-    check_output(out, deep_checkpoint)
+    manifest = json.loads((out / "_manifest.json").read_text(encoding="utf-8"))
+    assert (manifest["rows"], manifest["errors"]) == (len(ROWS), 0)
+    names = [part["output"] for part in manifest["partitions"]]
+    check_rows([row for name in names for row in read_rows(out / name)], deep_checkpoint)
+    assert {path.name for path in out.iterdir()} == {"_manifest.json", *names}
 
 
 def test_the_driver_dies(cluster: Cluster, client_port: int, deep_checkpoint: Path, tmp_path: Path) -> None:
-    """After SIGKILL the same command goes on with the rest, also from outside the cluster; bad rows are kept."""
-    file, out = write_jsonl(tmp_path / "rows.jsonl", ROWS), tmp_path / "out"
+    """After SIGKILL the same command continues, also from outside the cluster; bad rows are kept; one file appears."""
+    file, out = write_jsonl(tmp_path / "rows.jsonl", ROWS), tmp_path / "out.csv"
     with file.open("ab") as more:
         more.write(b"\n".join(BAD_LINES))
+    run_folder = tmp_path / "out.csv.partial"
     options = ["--partition-tokens", "1000", "--actors", "1"]
     killed = start(deep_checkpoint, file, out, *options, "--address", cluster.address)
-    wait_for(killed, lambda: partitions_done(out) > 1)
+    wait_for(killed, lambda: partitions_done(run_folder) > 1)
     killed.send_signal(signal.SIGKILL)
     end(killed, -signal.SIGKILL)
-    assert not (out / "_manifest.json").exists()
-    notes = [json.loads(path.read_text(encoding="utf-8")) for path in (out / "_run" / "done").glob("part-*.json")]
-    before = {out / note["output"]: (out / note["output"]).stat().st_mtime_ns for note in notes}
-    end(start(deep_checkpoint, file, out, *options, "--address", f"ray://127.0.0.1:{client_port}"), 1)
-    assert len(before) > 1
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-    check_output(out, deep_checkpoint, list(BAD_LINES.values()))
+    assert not out.exists()
+    before = len(list((run_folder / "done").glob("part-*.json")))
+    said = end(start(deep_checkpoint, file, out, *options, "--address", f"ray://127.0.0.1:{client_port}"), 1)
+    continued = re.search(r"continuing: (\d+) of (\d+) partitions are done", said)
+    assert continued is not None, said
+    assert before <= int(continued[1]) < int(continued[2])
+    check_rows(read_rows(out), deep_checkpoint, list(BAD_LINES.values()))
+    aside = read_rows(tmp_path / "out.csv.errors.jsonl")
+    assert [one["row"] for one in aside] == list(range(len(ROWS) + 1, len(ROWS) + len(BAD_LINES) + 1))
+    assert not run_folder.exists()
+
+
+def test_a_task_that_always_dies(deep_checkpoint: Path, tmp_path: Path) -> None:
+    """A partition over which process after process dies ends the run, and says what to do."""
+    scorer, (partition,) = ray_scorer(deep_checkpoint, write_jsonl(tmp_path / "rows.jsonl", ROWS[:3]), tmp_path / "out")
+    for _ in range(TRIES):
+        scorer.score(partition)
+    with pytest.raises(ScoringError, match="5 processes died over the 3 rows from row 1 on"):
+        scorer.score(partition)
+
+
+def test_another_checkpoint_on_a_node(base_checkpoint: Path, deep_checkpoint: Path, tmp_path: Path) -> None:
+    """Each node's checkpoint is compared with the one that the run was started with."""
+    file = write_jsonl(tmp_path / "rows.jsonl", ROWS[:3])
+    with pytest.raises(ScoringError, match="is another checkpoint on this node"):
+        ray_scorer(deep_checkpoint, file, tmp_path / "out", on_node=base_checkpoint)
+
+
+def ray_scorer(
+    checkpoint: Path, file: Path, output: Path, on_node: Path | None = None
+) -> tuple[RayScorer, list[Partition]]:
+    """What an actor holds, in this process."""
+    scorer, partitions = scorer_of(checkpoint, file, output)
+    task = Task(
+        job=scorer.job, checkpoint=on_node or checkpoint, heads=[dict(head) for head in scorer.heads],
+        output=str(output), one_file=False, kept=file_columns(), threads=1,
+    )  # fmt: skip
+    return RayScorer(task), partitions
+
+
+def file_columns() -> bytes:
+    """The columns of the rows, as a task carries them."""
+    kept: bytes = pyarrow.Table.from_pylist(ROWS[:3]).schema.serialize().to_pybytes()
+    return kept
+
+
+def test_how_many_actors_fit() -> None:
+    """As many as the scarcest resource allows; none is an error with the numbers."""
+    assert fitting_actors({"CPU": 16.0, "memory": 1e9}, 2, 0) == 8
+    assert fitting_actors({"CPU": 64.0, "GPU": 4.0}, 6, 0.5) == 8
+    with pytest.raises(ScoringError, match="one needs 1 CPUs and 1 GPUs, the whole cluster has 8 and 0"):
+        fitting_actors({"CPU": 8.0}, 1, 1)
+
+
+def test_errors_of_tasks_are_named() -> None:
+    """Our own comes through as it was; any other error of a task is one line; a bug of the driver stays one."""
+
+    def raised_in_a_task(error: Exception) -> Exception:
+        return RayTaskError("score", "traceback", error).as_instanceof_cause()
+
+    with pytest.raises(TableError, match=r"^rows\.csv: broken$"), naming_errors():
+        raise raised_in_a_task(TableError("rows.csv: broken"))
+    with pytest.raises(ScoringError, match=r"a task was lost for good .*No space left"), naming_errors():
+        raise raised_in_a_task(OSError("No space left on device"))
+    with pytest.raises(ZeroDivisionError), naming_errors():
+        raise ZeroDivisionError

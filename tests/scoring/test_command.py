@@ -1,79 +1,112 @@
-"""polyhead-score: what is wrong with a command is said in one line, with exit code 2, before anything is scored."""
+"""polyhead-score: how it is called, what it imports, and what is wrong with a command, in one line with exit code 2."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow
 import pytest
-from ray.exceptions import RayTaskError
+import typer
 from typer.testing import CliRunner
 
-from polyhead_scoring.cluster import fitting_actors, naming_errors
 from polyhead_scoring.command import app
-from polyhead_scoring.errors import ClusterError, InputError
-from polyhead_scoring.request import Request, prepare
-from polyhead_scoring.run import kept_columns, make_plan
-from tests.scoring.texts import plain_rows, write_jsonl
+from polyhead_scoring.golden import app as golden_app
+from tests.scoring.conftest import Served
+from tests.scoring.texts import plain_rows, read_rows, write_jsonl
 
 
 def said(*arguments: Any) -> str:
-    """What the command says as it ends with exit code 2."""
+    """What the command says when it ends with exit code 2."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == 2, result.output
-    return " ".join(result.output.split())
+    return " ".join(result.output.replace("│", " ").split())
 
 
 def test_wrong_paths_and_addresses(base_checkpoint: Path, damaged: Callable[[], Path], tmp_path: Path) -> None:
     """Each names what is wrong: data, checkpoint, address, output."""
     file = write_jsonl(tmp_path / "rows.jsonl", plain_rows(3))
     out = ["--output", tmp_path / "out"]
-    assert "no such file" in said(base_checkpoint, tmp_path / "nothing.jsonl", *out)
-    assert "is no place that can be reached" in said(base_checkpoint, "nowhere://bucket/rows.jsonl", *out)
+    engine = ["--checkpoint", base_checkpoint]
+    assert "no such file" in said(tmp_path / "nothing.jsonl", *out, *engine)
+    assert "cannot be reached" in said("nowhere://bucket/rows.jsonl", *out, *engine)
     broken = damaged()
     (broken / "tokenizer.json").write_text("{", encoding="utf-8")
-    assert "is damaged or not a tokenizer" in said(broken, file, *out)
+    assert "is damaged or not a tokenizer" in said(file, *out, "--checkpoint", broken)
+    assert "'fp8' is not one of 'auto', 'fp32'" in said(file, *out, *engine, "--precision", "fp8")
     assert not (tmp_path / "out").exists()
     for address in ("127.0.0.1:1", "ray://127.0.0.1:1"):
-        assert f"--address {address}: nothing answers" in said(base_checkpoint, file, *out, "--address", address)
-    assert "no scoring run" in said(base_checkpoint, file, "--output", base_checkpoint)
-    assert "Missing option '--output'" in said(base_checkpoint, file)
+        assert f"--address {address}: nothing answers" in said(file, *out, *engine, "--address", address)
+    assert "not a scoring run" in said(file, "--output", base_checkpoint, *engine)
+    assert "Missing option '--output'" in said(file, *engine)
+    assert "cannot be read on the nodes" in said("-", *out, *engine, "--address", "ray://127.0.0.1:1")
 
 
-def test_columns_that_are_not_there(base_checkpoint: Path, tmp_path: Path) -> None:
-    """A column to read or to keep must be in some file; empty files are no data."""
+def test_one_way_to_answers(base_checkpoint: Path, tmp_path: Path) -> None:
+    """A checkpoint or a server is named, not both; options of another way say what they need."""
+    file, out = write_jsonl(tmp_path / "rows.jsonl", plain_rows(3)), ["--output", tmp_path / "out"]
+    engine, server = ["--checkpoint", base_checkpoint], ["--server", "127.0.0.1:1"]
+    assert "either --checkpoint DIR or --server HOST:PORT; neither is given" in said(file, *out)
+    assert "either --checkpoint DIR or --server HOST:PORT; both are given" in said(file, *out, *engine, *server)
+    assert "--wait-s needs --server" in said(file, *out, *engine, "--wait-s", "1")
+    assert "--address needs --checkpoint" in said(file, *out, *server, "--address", "local")
+    assert "--actors needs --address" in said(file, *out, *engine, "--actors", "1")
+
+
+def test_options_are_environment_variables(fake: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each option has the command's prefix; only --restart cannot be set, because it destroys what is scored."""
+    file = write_jsonl(tmp_path / "rows.jsonl", [{"body": "row 1"}])
+    variables = {"SERVER": fake.url, "OUTPUT": str(tmp_path / "out.csv"), "TEXT_COLUMN": "body", "API_KEY": "secret"}
+    for name, value in variables.items():
+        monkeypatch.setenv(f"POLYHEAD_SCORE_{name}", value)
+    assert CliRunner().invoke(app, [str(file)]).exit_code == 0
+    assert fake.server.requests[0].headers["authorization"] == "Bearer secret"
+    assert [row["stars_value"] for row in read_rows(tmp_path / "out.csv")] == ["1.0"]
+    monkeypatch.setenv("POLYHEAD_SCORE_RESTART", "1")
+    monkeypatch.setenv("POLYHEAD_SCORE_TOP_K", "2")
+    assert "cannot continue: top_k" in said(file)
+    for one, prefix in ((app, "POLYHEAD_SCORE"), (golden_app, "POLYHEAD_GOLDEN")):
+        assert typer.main.get_command(one).context_settings == {"auto_envvar_prefix": prefix}
+    unset = [one.name for one in typer.main.get_command(app).params if not getattr(one, "allow_from_autoenv", True)]
+    assert unset == ["restart"]
+
+
+SCORE = """
+import sys
+from polyhead_scoring.command import app
+try:
+    app(sys.argv[1:])
+except SystemExit as ended:
+    assert ended.code in (0, None), ended.code
+loaded = {name.partition(".")[0] for name in sys.modules}
+print(sorted(loaded & {"ray", "torch", "transformers"}))
+"""
+
+
+@pytest.mark.parametrize("way", ["server", "engine"])
+def test_what_is_imported(way: str, fake: Served, base_checkpoint: Path, tmp_path: Path) -> None:
+    """A run with a server imports neither Ray nor torch; one with the engine here imports no Ray."""
     file = write_jsonl(tmp_path / "rows.jsonl", plain_rows(3))
-    columns = pyarrow.schema([("id", pyarrow.int64()), ("text", pyarrow.string())])
-    request = {"checkpoint": base_checkpoint, "data": (str(file),), "output": str(tmp_path / "out")}
-    assert kept_columns(prepare(Request(**request, keep=("id",)))[0], columns).names == ["id"]
-    assert kept_columns(prepare(Request(**request))[0], columns) == columns
-    for fields in ({"text_column": "review"}, {"keep": ("id", "review")}):
-        with pytest.raises(InputError, match="column 'review' is in no input file; there are id, text"):
-            kept_columns(prepare(Request(**request, **fields))[0], columns)
-    file.write_text("", encoding="utf-8")
-    with pytest.raises(InputError, match="the input files are empty"):
-        make_plan(*prepare(Request(**request)))
+    options = ["--server", fake.url] if way == "server" else ["--checkpoint", str(base_checkpoint)]
+    run = subprocess.run(
+        [sys.executable, "-c", SCORE, str(file), "--output", str(tmp_path / "out.csv"), *options],
+        capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert run.stdout.splitlines()[-1] == ("[]" if way == "server" else "['torch']")
+    assert len(read_rows(tmp_path / "out.csv")) == 3
 
 
-def test_how_many_actors_fit() -> None:
-    """As many as the scarcest resource allows; none is an error with the numbers."""
-    assert fitting_actors({"CPU": 16.0, "memory": 1e9}, 2, 0) == 8
-    assert fitting_actors({"CPU": 64.0, "GPU": 4.0}, 6, 0.5) == 8
-    with pytest.raises(ClusterError, match="one needs 1 CPUs and 1 GPUs, the whole cluster has 8 and 0"):
-        fitting_actors({"CPU": 8.0}, 1, 1)
-
-
-def test_errors_of_tasks_are_named() -> None:
-    """Our own comes through as it was; what else a task raised is a ClusterError; a bug of the driver stays one."""
-
-    def raised_in_a_task(error: Exception) -> Exception:
-        return RayTaskError("score", "traceback", error).as_instanceof_cause()
-
-    with pytest.raises(InputError, match=r"^rows\.csv: broken$"), naming_errors():
-        raise raised_in_a_task(InputError("rows.csv: broken"))
-    with pytest.raises(ClusterError, match=r"a task was lost for good .*No space left"), naming_errors():
-        raise raised_in_a_task(OSError("No space left on device"))
-    with pytest.raises(ZeroDivisionError), naming_errors():
-        raise ZeroDivisionError
+def test_ray_is_an_extra(base_checkpoint: Path, tmp_path: Path) -> None:
+    """Without it, --address says what to install."""
+    file = write_jsonl(tmp_path / "rows.jsonl", plain_rows(3))
+    hidden = "import sys; sys.modules['ray'] = None\n" + SCORE
+    run = subprocess.run(
+        [sys.executable, "-c", hidden, str(file), "--output", str(tmp_path / "out"), "--checkpoint",
+         str(base_checkpoint), "--address", "local"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "pip install 'polyhead-scoring[ray]'" in run.stderr
+    assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""deploy/ray: the files are what Ray and KubeRay read, and the commands in them are ours."""
+"""deploy/ray: Ray and KubeRay accept the files, and their commands are valid."""
 
 from __future__ import annotations
 

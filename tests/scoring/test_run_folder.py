@@ -1,4 +1,4 @@
-"""The output folder: what goes on, what is refused, and what a kill at any point leaves."""
+"""The run folder: what continues, what is refused, and what a kill leaves."""
 
 from __future__ import annotations
 
@@ -7,152 +7,197 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow
+import pyarrow.parquet
 import pytest
 
-from polyhead_scoring.errors import OutputError
-from polyhead_scoring.job import Job
-from polyhead_scoring.partition import Partition
-from polyhead_scoring.request import Request, prepare
-from polyhead_scoring.run_folder import Done, RunFolder
+from polyhead_scoring import ScoringError
+from polyhead_scoring.job import Job, Request, describe_file, job_of
+from polyhead_scoring.partition import Partition, Start
+from polyhead_scoring.run import checkpoint_model
+from polyhead_scoring.run_folder import Done, RunFolder, is_one_file
 from tests.scoring.texts import plain_rows, write_jsonl
 from tests.tiny import SCHEMA, write_tiny_checkpoint
 
+HEADS = SCHEMA.to_json()
+COLUMNS = pyarrow.schema([("id", pyarrow.int64())])
+PARTITIONS = [
+    Partition(file="rows.jsonl", first_row=2 * i, rows=2, start=Start(2 * i + 1), tokens=9, number=i) for i in range(2)
+]
 
-@pytest.fixture
-def request_of(base_checkpoint: Path, tmp_path: Path) -> Any:
-    """Makes requests over one file, with what a test changes in them."""
+
+@pytest.fixture(params=["out", "out.csv"])
+def request_of(base_checkpoint: Path, tmp_path: Path, request: Any) -> Any:
+    """Makes requests over one file, with what a test changes in them; to a folder, and to one file."""
     file = write_jsonl(tmp_path / "rows.jsonl", plain_rows(4))
 
     def make(**fields: Any) -> Request:
-        return Request(
-            **({"checkpoint": base_checkpoint, "data": (str(file),), "output": str(tmp_path / "out")} | fields)
-        )
+        known = {"checkpoint": base_checkpoint, "data": (str(file),), "output": str(tmp_path / request.param)}
+        return Request(**(known | fields))
 
     return make
 
 
-PARTITIONS = [
-    Partition(file="rows.jsonl", first_row=2 * i, rows=2, start=0, size=9, tokens=9, number=i) for i in range(2)
-]
-
-
-def finish_partition(folder: RunFolder, number: int) -> Done:
-    """As a scorer does it."""
-    name = f"part-{number:06d}"
-    (folder.place / f"{name}.parquet").write(b"12345")
+def finish_partition(folder: RunFolder, number: int, failed: bool = False) -> Done:
+    """Does what a scorer does."""
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.table({"id": [2 * number, 2 * number + 1]}), sink)
+    content = sink.getvalue().to_pybytes()
     done = Done(
-        number=number, rows=2, errors=number, tokens=9, precision="fp32", output=f"{name}.parquet", size=5, sha256="x"
-    )
-    (folder.done / f"{name}.json").write(done.model_dump_json().encode())
+        number=number, rows=2, errors=int(failed), tokens=9, precision="fp32", output=f"part-{number:06d}.parquet",
+        size=len(content), sha256="x",
+    )  # fmt: skip
+    folder.write_part(PARTITIONS[number], content, b'{"row": 1}\n' if failed else b"", done)
     return done
 
 
 def begin(request: Request, restart: bool = False) -> tuple[Job, RunFolder, dict[str, Any] | None]:
-    """Begins a run and plans it, or goes on with it."""
-    job, _, folder = prepare(request)
+    """Begins a run and plans it, or continues it."""
+    folder = RunFolder(request.output, one_file=is_one_file(request.output))
+    inputs = tuple(describe_file(name) for name in request.data)
+    job = job_of(request, inputs, checkpoint_model(request).answers_from, one_file=folder.one_file)
     manifest = folder.begin(job, restart=restart)
     if manifest is None and not folder.plan.exists():
-        folder.write_plan(PARTITIONS, pyarrow.schema([("id", pyarrow.int64())]))
+        folder.write_plan(PARTITIONS, COLUMNS)
     return job, folder, manifest
 
 
-def test_a_run_goes_on_from_what_is_whole(request_of: Any) -> None:
-    """Only partitions whose note and output are both there count; the manifest comes last, and says all."""
+def test_a_run_continues_from_what_is_complete(request_of: Any, tmp_path: Path) -> None:
+    """Only partitions whose note and part are both there count; the manifest comes last, and nothing else is left."""
     job, folder, manifest = begin(request_of())
     assert manifest is None
     done = finish_partition(folder, 0)
     finish_partition(folder, 1)
-    (folder.place / "part-000001.parquet").write(b"123")
+    (folder.parts / "part-000001.parquet").write(b"123")
     assert begin(request_of())[2] is None
     assert folder.finished() == {0: done}
-    with pytest.raises(OutputError, match=r"part-000001\.parquet: is missing or changed"):
-        folder.finish(job, SCHEMA, PARTITIONS, {0: done})
-    folder.finish(job, SCHEMA, PARTITIONS, {0: done, 1: finish_partition(folder, 1)})
+    with pytest.raises(ScoringError, match="part-000001 is missing or changed"):
+        folder.finish(job, HEADS, COLUMNS, PARTITIONS, {0: done})
+    folder.finish(job, HEADS, COLUMNS, PARTITIONS, {0: done, 1: finish_partition(folder, 1, failed=True)})
     manifest = begin(request_of())[2]
     assert manifest is not None
     assert (manifest["rows"], manifest["errors"], manifest["tokens"]) == (4, 1, 18)
-    assert [(part["first_row"], part["rows"], part["output"]) for part in manifest["partitions"]] == [
-        (0, 2, "part-000000.parquet"),
-        (2, 2, "part-000001.parquet"),
-    ]
-    assert folder.place.names() == ["_manifest.json", "part-000000.parquet", "part-000001.parquet"]
+    assert [(part["first_row"], part["rows"], part["errors"]) for part in manifest["partitions"]] == [
+        (0, 2, 0), (2, 2, 1),
+    ]  # fmt: skip
+    assert folder.errors.read() == b'{"row": 1}\n'
+    if folder.one_file:
+        assert folder.output.read() == b"id\n0\n1\n2\n3\n"
+        assert sorted(path.name for path in tmp_path.glob("*out*")) == [
+            "out.csv", "out.csv.errors.jsonl", "out.csv.manifest.json",
+        ]  # fmt: skip
+    else:
+        assert folder.output.names() == [
+            "_errors.jsonl", "_manifest.json", "part-000000.parquet", "part-000001.parquet",
+        ]  # fmt: skip
 
 
 @pytest.mark.parametrize("finished", [False, True])
-def test_another_run_is_refused(request_of: Any, base_checkpoint: Path, tmp_path: Path, finished: bool) -> None:
+def test_another_run_is_refused(request_of: Any, tmp_path: Path, finished: bool) -> None:
     """Another checkpoint, option, list of files or content is named and refused; --restart throws the old run away."""
     job, folder, _ = begin(request_of())
     done = {number: finish_partition(folder, number) for number in range(2)}
     if finished:
-        folder.finish(job, SCHEMA, PARTITIONS, done)
+        folder.finish(job, HEADS, COLUMNS, PARTITIONS, done)
     write_tiny_checkpoint(tmp_path / "other", seed=1)
     more = write_jsonl(tmp_path / "more.jsonl", plain_rows(2))
     for fields, named in (
         ({"checkpoint": tmp_path / "other"}, "checkpoint was"),
         ({"top_k": 2}, "top_k was None and is 2"),
         ({"keep": ("id",)}, r"keep was None and is \['id'\]"),
-        ({"partition_tokens": 9}, "partition_tokens was 500000 and is 9"),
+        ({"partition_tokens": 9}, "partition_tokens was 50*0000 and is 9"),
         ({"data": (str(tmp_path / "rows.jsonl"), str(more))}, "the list of input files was"),
-        ({"gpus_per_actor": 1}, "device was 'cpu' and is 'cuda'"),
+        ({"device": "cuda"}, "device was 'cpu' and is 'cuda'"),
+        ({"precision": "fp32"}, "precision was 'auto' and is 'fp32'"),
     ):
-        with pytest.raises(OutputError, match=f"cannot go on: {named}.* --restart"):
+        with pytest.raises(ScoringError, match=f"cannot continue: {named}.* --restart"):
             begin(request_of(**fields))
     write_jsonl(tmp_path / "rows.jsonl", plain_rows(5))
-    with pytest.raises(OutputError, match=r"the size and time of .*rows\.jsonl was"):
+    with pytest.raises(ScoringError, match=r"the content of .*rows\.jsonl was"):
         begin(request_of())
-    assert "part-000000.parquet" in folder.place.names()
     assert begin(request_of(), restart=True)[2] is None
-    assert folder.place.names() == ["_run"]
+    assert folder.run.names() == ["job.json", "plan.json"]
     assert folder.finished() == {}
 
 
-def test_foreign_folders_are_left_alone(request_of: Any, tmp_path: Path) -> None:
-    """A folder that holds anything else is refused, also with --restart; a folder of another version says so."""
-    (tmp_path / "out").mkdir()
-    begin(request_of())
+def test_foreign_outputs_are_left_alone(request_of: Any, tmp_path: Path) -> None:
+    """A folder that holds anything else is refused, also with --restart; a file is replaced with it only."""
+    folder = begin(request_of())[1]
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "part-000000.parquet").write_bytes(b"precious")
     for restart in (False, True):
-        with pytest.raises(OutputError, match="no scoring run"):
+        with pytest.raises(ScoringError, match="not a scoring run"):
             begin(request_of(output=str(foreign)), restart=restart)
     assert (foreign / "part-000000.parquet").read_bytes() == b"precious"
-    (tmp_path / "out" / "_run" / "job.json").write_text(json.dumps({"format": 0}), encoding="utf-8")
-    with pytest.raises(OutputError, match="another version"):
+    (tmp_path / "mine.csv").write_bytes(b"precious")
+    with pytest.raises(ScoringError, match="exists already"):
+        begin(request_of(output=str(tmp_path / "mine.csv")))
+    assert begin(request_of(output=str(tmp_path / "mine.csv")), restart=True)[2] is None
+    assert (tmp_path / "mine.csv").read_bytes() == b"precious"
+    folder.job.write(json.dumps({"format": 0}).encode())
+    with pytest.raises(ScoringError, match="another version"):
         begin(request_of())
 
 
-def test_a_mistake_before_the_plan_can_be_mended(request_of: Any) -> None:
-    """As long as nothing is planned, nothing is scored, and other options need no --restart."""
-    job, _, folder = prepare(request_of(text_column="texxt"))
-    folder.begin(job, restart=False)
+def test_a_changed_output_is_noticed(request_of: Any) -> None:
+    """A file that was edited after it was scored is not called finished."""
+    job, folder, _ = begin(request_of())
+    done = {number: finish_partition(folder, number) for number in range(2)}
+    folder.finish(job, HEADS, COLUMNS, PARTITIONS, done)
+    if folder.one_file:
+        folder.output.write(b"edited")
+        with pytest.raises(ScoringError, match="was changed after it was scored"):
+            begin(request_of())
+
+
+def test_a_mistake_before_the_plan_can_be_corrected(request_of: Any) -> None:
+    """As long as there is no plan, nothing is scored, and other options need no --restart."""
+    request = request_of(text_column="texxt")
+    folder = RunFolder(request.output, one_file=is_one_file(request.output))
+    inputs = tuple(describe_file(name) for name in request.data)
+    folder.begin(job_of(request, inputs, {}, one_file=folder.one_file), restart=False)
     assert begin(request_of())[2] is None
     plan = folder.read_plan()
     assert plan is not None
     assert (plan[0], plan[1].names) == (PARTITIONS, ["id"])
 
 
-def test_a_restart_that_was_killed_is_gone_on_with(request_of: Any) -> None:
-    """Whatever was removed by then, nothing of the old run counts as done."""
+def test_a_killed_restart_continues(request_of: Any) -> None:
+    """Whatever it had removed by then, nothing of the old run counts as done."""
     _, folder, _ = begin(request_of())
     finish_partition(folder, 0)
     folder.clearing.write(b"")  # the first thing that clearing does
     assert begin(request_of(top_k=2))[2] is None
-    assert folder.place.names() == ["_run"]
     assert folder.run.names() == ["job.json", "plan.json"]
 
 
 def test_one_run_at_a_time(request_of: Any) -> None:
     """A second run of one output is refused while the first lasts."""
     folder = begin(request_of())[1]
-    with folder.lock(), pytest.raises(OutputError, match="another run is writing here"), folder.lock():
+    with folder.lock(), pytest.raises(ScoringError, match="another run is writing here"), folder.lock():
         pass
     with folder.lock():
         pass
 
 
-def test_uris_are_places_too(request_of: Any, tmp_path: Path) -> None:
+def test_what_is_one_file(tmp_path: Path) -> None:
+    """The ending says it; an existing folder stays one, and a mistyped ending makes no folder."""
+    (tmp_path / "old.parquet").mkdir()
+    assert [is_one_file(str(tmp_path / name)) for name in ("a.csv", "a.jsonl.gz", "b.parquet", "a", "old.parquet")] == [
+        True, True, True, False, False,
+    ]  # fmt: skip
+    assert not is_one_file("s3://bucket/v1.2")
+    assert not is_one_file(f"{tmp_path}/v1.2/")
+    for name in ("a.txt", "a.xlsx", "a.csvv"):
+        with pytest.raises(ScoringError, match="must end as a table does"):
+            is_one_file(name)
+    with pytest.raises(ScoringError, match="one file can only be written on this machine"):
+        is_one_file("s3://bucket/a.csv")
+
+
+def test_uris_are_places_too(base_checkpoint: Path, tmp_path: Path) -> None:
     """An output by URI is the folder that it names."""
-    _, folder, _ = begin(request_of(output=f"file://{tmp_path}/by-uri"))
-    finish_partition(folder, 0)
+    file = write_jsonl(tmp_path / "rows.jsonl", plain_rows(4))
+    request = Request(data=(str(file),), output=f"file://{tmp_path}/by-uri", checkpoint=base_checkpoint)
+    finish_partition(begin(request)[1], 0)
     assert sorted(path.name for path in (tmp_path / "by-uri").iterdir()) == ["_run", "part-000000.parquet"]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
 import json
 from pathlib import Path
 from typing import Any
+
+import pyarrow.parquet
 
 from tests.tiny import TEXTS
 
@@ -17,22 +22,34 @@ def plain_rows(count: int) -> list[dict[str, Any]]:
     ]
 
 
-# Lines of JSONL, and the reason that the output gives; in one of them, the key is lost with the rest of the line.
+# Lines of JSONL, and what stands in the reason that the output gives; the last two lose their key with the line.
 BAD_LINES = {
-    b'{"id": 100, "text": null}': "the text is missing",
-    b'{"id": 101}': "the text is missing",
-    b'{"id": 102, "text": 5}': "the text must be a string, got int",
-    b'{"id": 103, "text": ["a"]}': "the text must be a string, got list",
-    b'{"id": 104, "text": "a lone \\ud800 surrogate"}': "the text is not valid UTF-8",
-    b'{"id": 105, "text": "broken \xff byte"}': "the text is not valid UTF-8",
+    b'{"id": 100, "text": null}': "column 'text' is null",
+    b'{"id": 101}': "no column 'text'",
+    b'{"id": 102, "text": 5}': "must be a string, got a number",
+    b'{"id": 103, "text": ["a"]}': "must be a string, got a list",
+    b'{"id": 104, "text": "a lone \\ud800 surrogate"}': "half of a surrogate pair",
     b'{"id": 106, "text": ""}': "the text is empty or blank",
     b'{"id": 107, "text": " \\n\\t"}': "the text is empty or blank",
-    b'{"id": 108, "text": "cut': "the line is not JSON",
-    b'["id", 109]': "the line must be an object, got list",
+    b'{"id": 105, "text": "broken \xff byte"}': "UTF-8",
+    b'{"id": 108, "text": "cut': "is not JSON",
+    b'["id", 109]': "object",
 }
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """One object a line."""
+    """One object per line."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of an output file of any format, or of a folder of parts."""
+    if path.is_dir() or path.suffix == ".parquet":
+        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
+        return rows
+    content = path.read_bytes()
+    lines = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
+    if ".csv" in path.suffixes and path.suffix != ".jsonl":
+        return list(csv.DictReader(io.StringIO(lines, newline="")))
+    return [json.loads(line) for line in lines.splitlines()]

@@ -1,0 +1,260 @@
+"""Answers of a running server: several requests at a time, and patience with a server that restarts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, Literal, TypeVar
+
+from polyhead_client import (
+    BadResponseError,
+    Client,
+    ModelNotFoundError,
+    NotReadyError,
+    PolyheadClientError,
+    Prediction,
+    RequestRejectedError,
+    RequestTimeoutError,
+    ServerFailedError,
+    ServerOverloadedError,
+    ServerUnreachableError,
+    Tls,
+)
+from polyhead_rows.table_file import BadText
+from polyhead_scoring import ScoringError
+
+RETRIED = (
+    ModelNotFoundError, NotReadyError, RequestTimeoutError, ServerFailedError, ServerOverloadedError,
+    ServerUnreachableError,
+)  # fmt: skip  # what a server that starts or restarts may say
+KEY_REFUSED = ("401", "403", "UNAUTHENTICATED", "PERMISSION_DENIED")
+CANARY = "canary"
+TRIES = 5  # of a request, while the server answers the canary
+LONGEST_PAUSE_S = 5.0
+LONGEST_TEXT = 16 * 2**20 - 2**16  # bytes: the client's requests have at most 16 MiB
+MOST_BAD_ROWS = 10_000  # that wait in memory for the answers before them
+
+T = TypeVar("T")
+Texts = Sequence[str | BadText]
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """Which server to ask, and how.
+
+    Attributes:
+        wait_s: how long to wait for a server that does not answer.
+        batch_size: texts per request.
+        workers: requests at a time.
+        others as in `polyhead_client.Client`.
+    """
+
+    servers: tuple[str, ...]
+    model: str = "gpt2_classifier"
+    version: str = ""
+    protocol: Literal["http", "grpc"] = "http"
+    timeout_s: float = 30.0
+    wait_s: float = 600.0
+    batch_size: int = 64
+    workers: int = 4
+    api_key: str | None = field(default=None, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    ca_file: str | None = None
+    client_cert: str | None = None
+    client_key: str | None = None
+    proxy: str | None = None
+
+    def client(self) -> Client:
+        """A client with these options.
+
+        Raises:
+            UsageError: one of them is wrong.
+        """
+        files = (self.ca_file, self.client_cert, self.client_key)
+        return Client(
+            list(self.servers), self.model, self.protocol, self.version, self.timeout_s, self.batch_size,
+            api_key=self.api_key, headers=self.headers, tls=Tls(*files) if any(files) else None, proxy=self.proxy,
+            user_agent="polyhead-score", max_connections=max(64, self.workers),
+        )  # fmt: skip
+
+
+class ServerAnswers:
+    """Asks a server. Its heads must stay the same from the first text to the last.
+
+    Args:
+        say: tells the user that the server is waited for.
+
+    Raises:
+        ScoringError: the server did not answer within ``wait_s``.
+        PolyheadClientError: an option is wrong, or the server refuses the key.
+    """
+
+    precision: str | None = None  # only the server knows it
+
+    def __init__(
+        self, options: ServerOptions, top_k: int | None, threshold: float | None, say: Callable[[str], None]
+    ) -> None:
+        self.options = options
+        self.top_k = top_k
+        self.threshold = threshold
+        self.client = options.client()
+        self._say = say
+        self._failing_since: float | None = None
+        self._tries = 0
+        self.schema = self._patiently(self.client.schema)
+        self.heads = heads_of(self.schema)
+        self._names = [head["name"] for head in self.heads]
+
+    def answer(self, parts: Iterable[Texts]) -> Iterator[list[dict[str, Any]]]:
+        """The answers to the texts of each part, in their order; requests reach ahead into the next parts."""
+        opened: deque[tuple[Texts, int]] = deque()  # parts that were handed out, and how many texts they have
+        more = True
+
+        def readable() -> Iterator[str]:
+            nonlocal more
+            bad = 0
+            for part in parts:
+                texts = [text for text in map(_sendable, part) if isinstance(text, str)]
+                opened.append((part, len(texts)))
+                yield from texts
+                bad += len(part) - len(texts)
+                if bad > MOST_BAD_ROWS:
+                    return
+            more = False
+
+        while more:
+            answers: list[dict[str, Any]] = []
+            for prediction in self._predict(readable()):
+                while not opened[0][1]:
+                    yield self._complete(opened.popleft()[0], [])
+                answers.append(prediction)
+                if len(answers) == opened[0][1]:
+                    yield self._complete(opened.popleft()[0], answers)
+                    answers = []
+            while opened:
+                yield self._complete(opened.popleft()[0], [])
+
+    def _complete(self, part: Texts, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The answers of a part, with those of its bad texts, after a check that the heads are still the same."""
+        if answers and heads_of(self._patiently(self.client.schema)) != self.heads:
+            raise self._heads_changed()
+        given = iter(answers)
+        texts = [_sendable(text) for text in part]
+        return [next(given) if isinstance(text, str) else {"error": text.reason} for text in texts]
+
+    def _predict(self, texts: Iterator[str]) -> Iterator[dict[str, Any]]:
+        """One answer per text, in order, whatever happens to the server meanwhile.
+
+        If the server rejects a batch, its texts are asked one by one.
+        """
+        size = self.options.batch_size
+        asked: deque[str] = deque()  # texts that the stream has taken and not answered
+
+        def noted(source: Iterable[str]) -> Iterator[str]:
+            for text in source:
+                asked.append(text)
+                yield text
+
+        rest: Iterable[str] = texts
+        while True:
+            stream = self.client.stream(noted(rest), size, self.options.workers, self.top_k, self.threshold)
+            try:
+                with closing(stream):  # type: ignore[type-var] # it is a generator
+                    for prediction in stream:
+                        self._answered()
+                        asked.popleft()
+                        yield self._checked(prediction)
+                return
+            except RequestRejectedError as error:
+                _check_key(error)
+                again = list(asked)
+                for text in again[:size]:
+                    yield self._ask_alone(text)
+                again = again[size:]
+            except (*RETRIED, BadResponseError) as error:
+                again = list(asked)
+                self._wait(error, f"; the first text without an answer begins {again[0][:60]!r}" if again else "")
+            asked.clear()
+            rest = chain(again, texts)
+
+    def _ask_alone(self, text: str) -> dict[str, Any]:
+        try:
+            return self._checked(self._patiently(lambda: self.client.classify(text, self.top_k, self.threshold)))
+        except RequestRejectedError as error:
+            _check_key(error)
+            # This raises if it is not the text that the server rejects.
+            self._patiently(lambda: self.client.classify(CANARY, self.top_k, self.threshold))
+            return {"error": str(error)}
+
+    def _checked(self, prediction: Prediction) -> dict[str, Any]:
+        answer = prediction.to_json()
+        if "heads" in answer and list(answer["heads"]) != self._names:
+            raise self._heads_changed()
+        return answer
+
+    def _heads_changed(self) -> ScoringError:
+        return ScoringError(
+            f"{self._servers}: the model's heads changed during the run; what is done is kept: serve the old model and "
+            "run the command again, or score everything with the new one: --restart"
+        )
+
+    @property
+    def _servers(self) -> str:
+        return ", ".join(self.options.servers)
+
+    def _patiently(self, ask: Callable[[], T]) -> T:
+        while True:
+            try:
+                value = ask()
+            except RETRIED as error:
+                self._wait(error)
+            else:
+                self._answered()
+                return value
+
+    def _answered(self) -> None:
+        if self._failing_since is not None:
+            self._say(f"{self._servers} answers again after {time.monotonic() - self._failing_since:.0f} s")
+        self._failing_since, self._tries = None, 0
+
+    def _wait(self, error: PolyheadClientError, where: str = "") -> None:
+        """Waits until the server answers its canary, or raises if that takes too long or does not help."""
+        wait_s, now = self.options.wait_s, time.monotonic()
+        if self._failing_since is None:
+            self._failing_since = now
+            if wait_s:
+                self._say(f"waiting up to {wait_s:g} s for {self._servers} ({error})")
+        self._tries += 1
+        left_s = wait_s - (now - self._failing_since)
+        if left_s <= 0 or self._tries > TRIES:
+            seconds = now - self._failing_since
+            raise ScoringError(f"{error}; gave up after {self._tries} tries in {seconds:.0f} s{where}")
+        time.sleep(min(0.1 * 2**self._tries, LONGEST_PAUSE_S, left_s))
+        try:
+            self.client.wait_until_ready(left_s)
+        except NotReadyError as late:
+            raise ScoringError(str(late)) from error
+
+
+def heads_of(schema: Any) -> list[dict[str, Any]]:
+    """The heads of what `Client.schema` gives, as JSON."""
+    heads: list[dict[str, Any]] = json.loads(json.dumps([dataclasses.asdict(head) for head in schema.heads]))
+    return heads
+
+
+def _sendable(text: str | BadText) -> str | BadText:
+    if isinstance(text, str) and 4 * len(text) > LONGEST_TEXT and (size := len(text.encode())) > LONGEST_TEXT:
+        return BadText(f"the text has {size:,} bytes; a request takes at most {LONGEST_TEXT:,}: cut the text")
+    return text
+
+
+def _check_key(error: RequestRejectedError) -> None:
+    """A refused key is not the fault of a text."""
+    if error.status in KEY_REFUSED:
+        raise error

@@ -1,0 +1,88 @@
+"""polyhead-golden: expected answers for your own texts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from polyhead.checkpoint import GoldenRow
+from polyhead.predictor import Predictor
+from polyhead_scoring.golden import app
+from tests.tiny import TEXTS
+
+
+def call(*arguments: Any) -> Any:
+    """Runs the command."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def golden_rows(path: Path) -> list[GoldenRow]:
+    """The rows that the command wrote."""
+    return [GoldenRow.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_rows_are_the_engines_answers(base_checkpoint: Path, tmp_path: Path) -> None:
+    """Each text, also beyond one chunk, has what the model gives; a blank one has no row."""
+    texts = [f"{TEXTS[0]} {place}" for place in range(300)]
+    source, out = tmp_path / "texts.txt", tmp_path / "expected.jsonl"
+    source.write_text("\n".join([texts[0], "", *texts[1:], TEXTS[-1]]) + "\n", encoding="utf-8")
+    result = call(base_checkpoint, source, out)
+    assert (result.exit_code, result.stdout) == (0, f"wrote {out}: 301 texts with their scores\n")
+    rows = golden_rows(out)
+    assert [row.text for row in rows] == [*texts, TEXTS[-1]]
+    predictor = Predictor.load(base_checkpoint, precision="fp32")
+    expected = predictor.score(predictor.encode([row.text for row in rows]))
+    np.testing.assert_allclose([row.scores for row in rows], expected, atol=1e-5)
+    assert [row.truncated for row in rows] == [False] * 300 + [True]
+    assert rows[-1].token_count == predictor.max_length
+
+
+@pytest.mark.parametrize("name", ["texts.jsonl", "texts.csv"])
+def test_reads_tables(name: str, base_checkpoint: Path, tmp_path: Path) -> None:
+    """Of a table the named column is read, and only as many texts as asked for."""
+    source, out = tmp_path / name, tmp_path / "expected.jsonl"
+    lines = [json.dumps({"body": f"text {place}"}) for place in range(5)]
+    if name == "texts.csv":
+        lines = ["body", *(f"text {place}" for place in range(5))]
+    source.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert call(base_checkpoint, source, out, "--text-column", "body", "--most", "3").exit_code == 0
+    assert [row.text for row in golden_rows(out)] == ["text 0", "text 1", "text 2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("texts.jsonl", b'{"text": "a"}\n{"body": "b"}\n', ":2: no column 'text'"),
+        ("texts.jsonl", b'{"text": 3}\n', ":1: column 'text' must be a string, got a number"),
+        ("texts.txt", b"fine\n\xff\n", ":2: "),
+        ("texts.txt", b"\n \n", "has no text that the model can answer"),
+        ("missing.txt", None, "no such file"),
+    ],
+)
+def test_refuses_and_leaves_the_file_as_it_was(
+    name: str, content: bytes | None, words: str, base_checkpoint: Path, tmp_path: Path
+) -> None:
+    """A bad line is named with exit code 2, and an older file stays as it was."""
+    source, out = tmp_path / name, tmp_path / "expected.jsonl"
+    out.write_text("older\n")
+    if content is not None:
+        source.write_bytes(content)
+    result = call(base_checkpoint, source, out)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert out.read_text() == "older\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted({name, out.name} if content else {out.name})
+
+
+def test_imports_no_ray() -> None:
+    """Golden rows are made on the machines where models are trained and served, without the extra."""
+    command = "import sys, polyhead_scoring.golden; print('ray' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    assert run.stdout == "False\n"
