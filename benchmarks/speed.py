@@ -72,7 +72,7 @@ def multiplications(precision: str, device: str, shape: tuple[int, int, int]) ->
     if device == "cpu" and (precision == "fp32" or torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
         ways["mkldnn packed"] = lambda: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
-    if device == "cpu" and precision == "fp32" and torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]  # torch's
+    if device == "cpu" and precision == "fp32" and torch.backends.mkl.is_available():
         mkl = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)
         ways["mkl packed"] = lambda: torch.ops.mkl._mkl_linear(x, mkl, weight, None, rows)
     return ways

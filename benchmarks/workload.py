@@ -158,7 +158,7 @@ def write_checkpoints(shape: argparse.Namespace, texts: Sequence[str], ours: Pat
     peer.transformer.load_state_dict(model.body_model.state_dict())
     peer.score.load_state_dict(model.head.state_dict())
     peer.save_pretrained(theirs)
-    PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers'
+    PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=END_OF_TEXT, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT,
         model_max_length=shape.max_length,
     ).save_pretrained(theirs)  # fmt: skip
