@@ -78,7 +78,7 @@ class PlainClassifier(nn.Module):
 
 
 @dataclass(frozen=True)
-class BenchmarkModels:
+class BenchmarkInputs:
     """Texts as token ids and labels, and everything that is needed to build a peer."""
 
     schema: Schema
@@ -164,7 +164,7 @@ def _measure(
     return result
 
 
-def _prepare(corpus: Corpus, tokenizer: Tokenizer, length: int, arguments: argparse.Namespace) -> BenchmarkModels:
+def _prepare(corpus: Corpus, tokenizer: Tokenizer, length: int, arguments: argparse.Namespace) -> BenchmarkInputs:
     end = tokenizer.token_to_id(END_OF_TEXT)
     config = GPT2Config(
         vocab_size=tokenizer.get_vocab_size(), n_positions=length, n_layer=arguments.layers, n_embd=arguments.channels,
@@ -173,7 +173,7 @@ def _prepare(corpus: Corpus, tokenizer: Tokenizer, length: int, arguments: argpa
     )  # fmt: skip
     spec = Spec(architecture="base", layer2concat=None, head_class="Linear", head_args={}, max_length=length)
     drawn = np.random.default_rng(0).permutation(len(corpus.train))[: arguments.rows].tolist()
-    return BenchmarkModels(
+    return BenchmarkInputs(
         corpus.schema,
         tokenizer,
         config,
@@ -193,19 +193,19 @@ def _columns(texts: list[str], labels: Any, tokenizer: Tokenizer, length: int) -
     return datasets.Dataset.from_dict({"input_ids": ids, "labels": labels, "length": [len(row) for row in ids]})
 
 
-def _ours(prepared: BenchmarkModels) -> MultiHeadClassifier:
+def _ours(prepared: BenchmarkInputs) -> MultiHeadClassifier:
     set_seed(0)
     return build_model(prepared.config, prepared.spec, prepared.schema)
 
 
-def _plain(prepared: BenchmarkModels, activation: str = "gelu_new") -> PlainClassifier:
+def _plain(prepared: BenchmarkInputs, activation: str = "gelu_new") -> PlainClassifier:
     ours = _ours(prepared)
     plain = PlainClassifier(GPT2Config(**prepared.config.to_dict() | {"activation_function": activation}), ours.terms)
     plain.load_state_dict(ours.state_dict())
     return plain
 
 
-def _padding(prepared: BenchmarkModels) -> Callable[[list[dict[str, Any]]], Any]:
+def _padding(prepared: BenchmarkInputs) -> Callable[[list[dict[str, Any]]], Any]:
     pad = DataCollatorWithPadding(PreTrainedTokenizerFast(tokenizer_object=prepared.tokenizer, pad_token=END_OF_TEXT))
     return lambda rows: pad([{key: row[key] for key in ("input_ids", "labels")} for row in rows])
 
@@ -215,7 +215,7 @@ def _train(
     build: Callable[[], MultiHeadClassifier | PlainClassifier],
     collator: Callable[[list[dict[str, Any]]], Any],
     *,
-    prepared: BenchmarkModels,
+    prepared: BenchmarkInputs,
     arguments: argparse.Namespace,
     scratch: str,
     rows: int,
@@ -247,7 +247,7 @@ def _train(
 @torch.inference_mode()
 def _validation_loss(
     model: MultiHeadClassifier | PlainClassifier,
-    prepared: BenchmarkModels,
+    prepared: BenchmarkInputs,
     collator: Callable[[list[dict[str, Any]]], Any],
 ) -> float:
     model.eval()
