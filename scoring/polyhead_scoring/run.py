@@ -189,8 +189,6 @@ def make_plan(
     Raises:
         ScoringError, TableError: a file cannot be read, or lacks a column.
     """
-    if not any(file.size for file in job.inputs):
-        raise ScoringError("the input files are empty")
     limits = Limits(tokens=job.partition_tokens, max_length=model.max_length)
     if model.tokenizer is not None:
         limits = limits.model_copy(update={"bytes_per_token": bytes_per_token(job, model.tokenizer)})
@@ -201,7 +199,7 @@ def make_plan(
         found = survey_all(job, limits)
     else:
         with progress("reading", 0, shown=request.progress, console=console) as shown:
-            found = [survey(file, job, limits, shown.advance) for file in job.inputs if file.size]
+            found = [survey(file, job, limits, shown.advance) for file in job.inputs]
     kept = kept_schema(job, [columns for _, columns in found])
     output_schema(kept, model.heads, job)  # before anything is scored
     cut = [partition for partitions, _ in found for partition in partitions]

@@ -166,7 +166,7 @@ def test_bad_parquet_rows_go_aside(score: Callable[..., Any], tmp_path: Path) ->
     ("name", "content", "options", "words"),
     [
         ("in.csv", b"id,review\n1,a\n", [], "no column 'text'; it has 'id', 'review'"),
-        ("in.csv", b"", [], "the input files are empty"),
+        ("in.csv", b"", [], "in.csv: is empty; the first line must name the columns"),
         ("in.csv", b"text,text\na,b\n", [], "several columns are named 'text'"),
         ("in.csv", b"text,token_count\na,1\n", [], "already has a column 'token_count'"),
         ("in.parquet", b"PAR?", [], "in.parquet"),
