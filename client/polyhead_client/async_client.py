@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from contextlib import closing
 from types import TracebackType
 from typing import Any, Protocol, TypeVar, overload
 
@@ -78,11 +79,10 @@ class AsyncClient(Settings):
         raise_on_error: bool = False,
     ) -> Prediction | list[Prediction]:
         """Like `Client.classify`."""
-        one = isinstance(texts, str)
         deadline = self._deadline(timeout_s)
-        steps = self._operations.classify([texts] if one else texts, top_k, threshold, deadline, raise_on_error)
-        predictions = await self._run("classify", steps)
-        return predictions[0] if one else predictions
+        steps = self._operations.classify(texts, top_k, threshold, deadline, raise_on_error)
+        answer: Prediction | list[Prediction] = await self._run("classify", steps)
+        return answer
 
     def stream(
         self,
@@ -148,7 +148,7 @@ class AsyncClient(Settings):
         await self.close()
 
     async def _run(self, name: str, steps: Steps[T]) -> T:
-        with tracing.operation(name, self.model):
+        with tracing.operation(name, self.model), closing(steps):
             try:
                 step = next(steps)
                 while True:
@@ -161,8 +161,6 @@ class AsyncClient(Settings):
             except StopIteration as done:
                 value: T = done.value
                 return value
-            finally:
-                steps.close()
 
     async def _perform(self, step: Send | Pause) -> Any:
         if isinstance(step, Pause):

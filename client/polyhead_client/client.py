@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from types import TracebackType
 from typing import Any, Protocol, TypeVar, overload
 
@@ -93,11 +94,10 @@ class Client(Settings):
         Raises:
             PolyheadClientError: see `polyhead_client.errors`.
         """
-        one = isinstance(texts, str)
         deadline = self._deadline(timeout_s)
-        steps = self._operations.classify([texts] if one else texts, top_k, threshold, deadline, raise_on_error)
-        predictions = self._run("classify", steps)
-        return predictions[0] if one else predictions
+        steps = self._operations.classify(texts, top_k, threshold, deadline, raise_on_error)
+        answer: Prediction | list[Prediction] = self._run("classify", steps)
+        return answer
 
     def stream(
         self,
@@ -165,7 +165,7 @@ class Client(Settings):
     def is_ready(self, canary: bool = True, timeout_s: float | None = None) -> bool:
         """Whether a replica answers a canary text now.
 
-        Without `canary` it asks Triton's own endpoint, which stays good when a model process has died or hangs.
+        Without `canary` it asks Triton's own endpoint, which is no sign of health (docs/serving.md#is-it-healthy).
         """
         deadline = self._deadline(timeout_s)
         return self._run("is_ready", self._operations.why_not_ready(canary, deadline)) is None
@@ -193,7 +193,7 @@ class Client(Settings):
         self.close()
 
     def _run(self, name: str, steps: Steps[T]) -> T:
-        with tracing.operation(name, self.model):
+        with tracing.operation(name, self.model), closing(steps):
             try:
                 step = next(steps)
                 while True:
@@ -206,8 +206,6 @@ class Client(Settings):
             except StopIteration as done:
                 value: T = done.value
                 return value
-            finally:
-                steps.close()
 
     def _perform(self, step: Send | Pause) -> Any:
         if isinstance(step, Pause):

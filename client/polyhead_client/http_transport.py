@@ -27,7 +27,7 @@ import aiohttp
 from polyhead_client.errors import NotConnectedError, RequestTimeoutError, UsageError
 from polyhead_client.replicas import Replica, brief_lock
 from polyhead_client.request import Deadline, HttpReply, HttpRequest
-from polyhead_client.settings import Network, Tls
+from polyhead_client.settings import Network
 
 LEAST_TIMEOUT_S = 0.001  # a socket reads a timeout of 0 as "do not wait at all"
 
@@ -83,9 +83,10 @@ class _DeadlineReader(io.RawIOBase):
 class Connection:
     """One connection to a replica, through the proxy if there is one."""
 
-    def __init__(self, replica: Replica, network: Network, context: ssl.SSLContext | None, deadline: Deadline) -> None:
+    def __init__(self, replica: Replica, network: Network, deadline: Deadline) -> None:
         self.keeps = False  # whether the server keeps it open for the next request
         self.answering = False  # whether an answer to the current request has begun
+        context = network.context if replica.secure else None
         host, _, self._base = replica.place.partition("/")
         self._headers: dict[str, str] = {}
         self._origin = ""
@@ -157,7 +158,6 @@ class HttpPool:
 
     def __init__(self, network: Network) -> None:
         self._network = network
-        self._context: ssl.SSLContext | None = None
         self._idle: dict[tuple[str, Any], list[Connection]] = defaultdict(list)
         self._lock = brief_lock()
         self._closed = False
@@ -189,8 +189,7 @@ class HttpPool:
                 # The server closed the idle connection while the request was sent, so a new connection sends it.
                 if connection.answering or deadline.remaining_s() <= 0:
                     raise
-        fresh = Connection(replica, self._network, self._encryption() if replica.secure else None, deadline)
-        return self._use(fresh, key, request, deadline)
+        return self._use(Connection(replica, self._network, deadline), key, request, deadline)
 
     def _use(self, connection: Connection, key: tuple[str, Any], request: HttpRequest, deadline: Deadline) -> HttpReply:
         kept = False
@@ -215,11 +214,6 @@ class HttpPool:
             if connection is None or not connection.is_dropped():
                 return connection
             connection.close()
-
-    def _encryption(self) -> ssl.SSLContext:
-        if self._context is None:
-            self._context = (self._network.tls or Tls()).context()
-        return self._context
 
     def close(self) -> None:
         """Closes idle connections now, and the others when their answer has come."""
@@ -263,7 +257,6 @@ class HttpSessions:
 
     def __init__(self, network: Network) -> None:
         self._network = network
-        self._context: ssl.SSLContext | None = None
         self._sessions: WeakKeyDictionary[asyncio.AbstractEventLoop, aiohttp.ClientSession] = WeakKeyDictionary()
 
     async def exchange(self, replica: Replica, request: HttpRequest, deadline: Deadline) -> HttpReply:
@@ -297,7 +290,7 @@ class HttpSessions:
             headers=request.headers,
             timeout=limits,
             allow_redirects=False,
-            ssl=self._encryption() if replica.secure else True,
+            ssl=self._network.context or True,
             proxy=proxy.url if proxy else None,
             trace_request_ctx=use,
         ) as response:
@@ -316,11 +309,6 @@ class HttpSessions:
             session = aiohttp.ClientSession(connector=connector, auto_decompress=False, trace_configs=[traces])
             self._sessions[loop] = session
         return session
-
-    def _encryption(self) -> ssl.SSLContext:
-        if self._context is None:
-            self._context = (self._network.tls or Tls()).context()
-        return self._context
 
     async def close(self) -> None:
         """Closes the running loop's session."""

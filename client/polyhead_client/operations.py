@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -21,47 +22,50 @@ from polyhead_client.errors import (
     UsageError,
 )
 from polyhead_client.prediction import Prediction
-from polyhead_client.request import Call, Deadline, build_parameters, build_request
+from polyhead_client.request import Call, Deadline, Parameters, build_parameters, infer_call
 from polyhead_client.retry import Pause, RetryLoop, Steps
 from polyhead_client.schema import ModelSchema
 
 CANARY = b"canary"
 TOO_MANY = re.compile(r"batch-size must be <= (\d+)")  # Triton's words when it refuses a longer batch
-Parameters = dict[str, int | float]
 Column = NDArray[Any]
 
 T = TypeVar("T")
 
 
+@dataclass
 class Operations:
-    """The operations of one client on one model; safe for threads, because each generator has one caller."""
+    """The operations of one client on one model; safe for threads, because each generator has one caller.
 
-    def __init__(
-        self,
-        retry_loop: RetryLoop,
-        module: ModuleType,
-        model: str,
-        version: str,
-        batch_size: int,
-        max_request_bytes: int,
-    ) -> None:
-        self._retry_loop = retry_loop
-        self._module = module
-        self._model = model
-        self._version = version
-        self._batch_size = batch_size
-        self._max_request_bytes = max_request_bytes
-        self._largest_batch: int | None = None  # known once a server has refused a longer one
+    Attributes:
+        retry_loop: asks the replicas.
+        module: ``tritonclient.http`` or ``tritonclient.grpc``.
+        model: the model's name.
+        version: the model's version; the newest if empty.
+        batch_size: texts per request.
+        max_request_bytes: longest request.
+        largest_batch: what the server takes; None until it has refused a longer batch.
+    """
+
+    retry_loop: RetryLoop
+    module: ModuleType
+    model: str
+    version: str
+    batch_size: int
+    max_request_bytes: int
+    largest_batch: int | None = None
 
     def classify(
         self, texts: Any, top_k: int | None, threshold: float | None, deadline: Deadline, raise_on_error: bool
-    ) -> Steps[list[Prediction]]:
-        """One typed answer per text."""
-        parts = yield from self._column(texts, "PREDICTION", 1, build_parameters(top_k, threshold), deadline, _predict)
+    ) -> Steps[Any]:
+        """One typed answer per text: a Prediction for a str, otherwise a list."""
+        one = isinstance(texts, str)
+        parameters = build_parameters(top_k, threshold)
+        parts = yield from self._column([texts] if one else texts, "PREDICTION", 1, parameters, deadline, _predict)
         predictions = [prediction for part in parts for prediction in part]
         if raise_on_error:
             self._check_answered(predictions)
-        return predictions
+        return predictions[0] if one else predictions
 
     def classify_json(
         self, texts: Any, top_k: int | None, threshold: float | None, deadline: Deadline
@@ -82,25 +86,25 @@ class Operations:
             return np.empty((0, (yield from self.schema(deadline)).width), dtype=np.float32)
         if len({part.shape[1] for part in parts}) > 1:
             raise BadResponseError(
-                "SCORES changed its width between two batches, so the model was replaced; ask again", model=self._model
+                "SCORES changed its width between two batches, so the model was replaced; ask again", model=self.model
             )
         return np.concatenate(parts)
 
     def schema(self, deadline: Deadline) -> Steps[ModelSchema]:
         """The heads of the version that answers."""
-        return (yield from self._retry_loop.ask(self._canary("SCHEMA"), deadline, _read_schema))
+        return (yield from self.retry_loop.ask(self._canary("SCHEMA"), deadline, _read_schema))
 
     def why_not_ready(self, canary: bool, deadline: Deadline) -> Steps[PolyheadClientError | None]:
         """None as soon as one replica answers, otherwise the error of the last one. Nothing is retried."""
-        call = self._canary("PREDICTION") if canary else Call(self._model, self._version)
+        call = self._canary("PREDICTION") if canary else Call(self.model, self.version)
         read = _read_canary if canary else _read_ready
-        waiting = sorted(self._retry_loop.replicas.all, key=lambda one: one.aside_until)
+        waiting = sorted(self.retry_loop.replicas.all, key=lambda one: one.aside_until)
         reason: PolyheadClientError | None = None
         for asked, replica in enumerate(waiting):
             # A replica that hangs must leave time for the others.
             share = Deadline(max(deadline.remaining_s() / (len(waiting) - asked), 0.001))
             try:
-                yield from self._retry_loop.ask_replica(replica, call, share, read)
+                yield from self.retry_loop.ask_replica(replica, call, share, read)
             except UsageError:
                 raise
             except PolyheadClientError as error:
@@ -119,10 +123,10 @@ class Operations:
             if reason is None:
                 return
             if deadline.remaining_s() <= pause_s:
-                names = ", ".join(replica.address for replica in self._retry_loop.replicas.all)
+                names = ", ".join(replica.address for replica in self.retry_loop.replicas.all)
                 message = f"{names} was not ready within {timeout_s:g} s; the last attempt failed: {reason}"
                 raise NotReadyError(
-                    message, model=self._model, replica=reason.replica, status=reason.status
+                    message, model=self.model, replica=reason.replica, status=reason.status
                 ) from reason
             yield Pause(pause_s)
             pause_s = min(2 * pause_s, 1.0)
@@ -137,7 +141,7 @@ class Operations:
         read: Callable[[Column], T],
     ) -> Steps[list[T]]:
         """One output of all texts, `read` per batch. All texts are checked before the first is sent."""
-        batches = list(cut(as_list(texts), self._batch_size, self._max_request_bytes))
+        batches = list(cut(as_list(texts), self.batch_size, self.max_request_bytes))
         answers: list[T] = []
         for batch in batches:
             answers += yield from self._infer(batch, output, width, parameters, deadline, read)
@@ -153,34 +157,34 @@ class Operations:
         read: Callable[[Column], T],
     ) -> Steps[list[T]]:
         """One output of a batch: one value, or several if the server takes only shorter batches."""
-        count, most = len(batch), self._largest_batch
+        count, most = len(batch), self.largest_batch
         if most is not None and count > most:
             answers: list[T] = []
             for start in range(0, count, most):
                 piece = batch[start : start + most]
                 answers += yield from self._infer(piece, output, width, parameters, deadline, read)
             return answers
-        call = Call(self._model, self._version, build_request(self._module, batch, [output], parameters), count)
+        call = infer_call(self.model, batch, output, parameters, self.version, self.module)
         try:
-            answer = yield from self._retry_loop.ask(
+            answer = yield from self.retry_loop.ask(
                 call, deadline, lambda result: read(take_output(result, output, count, width))
             )
         except RequestRejectedError as error:
             refused = TOO_MANY.search(str(error))
             if refused is None or not 0 < int(refused[1]) < count:
                 raise
-            self._largest_batch = int(refused[1])
+            self.largest_batch = int(refused[1])
             return (yield from self._infer(batch, output, width, parameters, deadline, read))
         return [answer]
 
     def _canary(self, output: str) -> Call:
-        return Call(self._model, self._version, build_request(self._module, [CANARY], [output], {}), 1)
+        return infer_call(self.model, [CANARY], output, {}, self.version, self.module)
 
     def _check_answered(self, predictions: Iterable[Prediction]) -> None:
         for position, prediction in enumerate(predictions):
             if prediction.error is not None:
                 message = f"text {position} has no answer: {prediction.error}; correct or drop it"
-                error = TextError(message, model=self._model)
+                error = TextError(message, model=self.model)
                 error.position, error.reason = position, prediction.error
                 raise error
 

@@ -8,24 +8,23 @@ import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
+
+import tritonclient.http
 
 from polyhead_client.batches import LONGEST_REQUEST
 from polyhead_client.errors import UsageError
 from polyhead_client.operations import Operations
 from polyhead_client.replicas import Replicas
-from polyhead_client.request import Deadline, check_count, check_seconds, protocol_module
+from polyhead_client.request import GRPC_PACKAGE, Deadline, check_count, check_seconds, import_extra
 from polyhead_client.retry import RetryLoop, RetryPolicy
 
 HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 FRAMING = ("host", "connection", "content-length", "content-type", "transfer-encoding", "accept-encoding",
            "inference-header-content-length", "traceparent")  # fmt: skip
-try:
-    USER_AGENT = f"polyhead-client/{version('polyhead-client')}"
-except PackageNotFoundError:
-    USER_AGENT = "polyhead-client"
+USER_AGENT = f"polyhead-client/{version('polyhead-client')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +88,14 @@ class Proxy:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """What all transports need; `max_connections` counts HTTP connections to one replica."""
+    """What all transports need: gRPC reads `tls`, HTTP its `context`, which is there if a replica is encrypted."""
 
-    tls: Tls | None = None
-    proxy: Proxy | None = None
-    connect_timeout_s: float = 5.0
-    max_connections: int = 64
-    user_agent: str = "polyhead-client"
+    tls: Tls | None
+    context: ssl.SSLContext | None
+    proxy: Proxy | None
+    connect_timeout_s: float
+    max_connections: int
+    user_agent: str
 
 
 class Settings(ABC):
@@ -143,6 +143,8 @@ class Settings(ABC):
         max_connections: int = 64,
         connect_timeout_s: float = 5.0,
     ) -> None:
+        if protocol not in ("http", "grpc"):
+            raise UsageError(f"protocol must be 'http' or 'grpc', got {protocol!r}")
         if not isinstance(version, str):
             raise UsageError(f"version must be a str such as '1', got {version!r}")
         if not isinstance(model, str) or not model:
@@ -158,10 +160,10 @@ class Settings(ABC):
         self.replicas = tuple(replica.address for replica in replicas.all)
         if tls is not None and not all(replica.secure for replica in replicas.all):
             raise UsageError("tls encrypts nothing by itself: write the servers as 'https://host:port'")
-        if tls is not None:
-            tls.context()  # a missing file is an error of the constructor, not of the first request
+        secure = any(replica.secure for replica in replicas.all)
         self._network = Network(
             tls=tls,
+            context=(tls or Tls()).context() if secure else None,
             proxy=None if proxy is None else Proxy.parse(proxy),
             connect_timeout_s=check_seconds("connect_timeout_s", connect_timeout_s),
             max_connections=check_count("max_connections", max_connections),
@@ -170,7 +172,7 @@ class Settings(ABC):
         self._headers = _check_headers({"User-Agent": self._network.user_agent, **(headers or {})}, api_key)
         self._operations = Operations(
             RetryLoop(replicas, retry or RetryPolicy()),
-            protocol_module(protocol),
+            tritonclient.http if protocol == "http" else import_extra("tritonclient.grpc", GRPC_PACKAGE),
             model,
             version,
             self.batch_size,
