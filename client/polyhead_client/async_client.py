@@ -19,6 +19,7 @@ from polyhead_client.batches import Batch, Texts, cut_async, iterate
 from polyhead_client.errors import PolyheadClientError, mapped
 from polyhead_client.grpc_transport import AsyncGrpcChannels
 from polyhead_client.http_transport import HttpSessions
+from polyhead_client.operations import PREDICTION, PREDICTION_JSON
 from polyhead_client.prediction import Prediction
 from polyhead_client.replicas import Replica
 from polyhead_client.request import Deadline, HttpReply, HttpRequest, build_parameters, check_count, decode, encode
@@ -101,7 +102,7 @@ class AsyncClient(Settings):
         batches = cut_async(rows, most_texts, self.max_request_bytes)
 
         async def answer(batch: Batch, deadline: Deadline) -> list[Prediction]:
-            return await self._run("stream", self._operations.classify_batch(batch, parameters, deadline))
+            return await self._run("stream", self._operations.ask_batch(batch, PREDICTION, parameters, deadline))
 
         return stream_in_tasks(batches, answer, check_count("concurrency", concurrency), request_timeout_s)
 
@@ -113,8 +114,9 @@ class AsyncClient(Settings):
         timeout_s: float | None = None,
     ) -> list[bytes]:
         """Like `Client.classify_json`."""
-        steps = self._operations.classify_json(texts, top_k, threshold, self._deadline(timeout_s))
-        return await self._run("classify", steps)
+        deadline = self._deadline(timeout_s)
+        parameters = build_parameters(top_k, threshold)
+        return await self._run("classify", self._operations.ask(texts, PREDICTION_JSON, parameters, deadline))
 
     async def scores(self, texts: Texts, timeout_s: float | None = None) -> NDArray[np.float32]:
         """Like `Client.scores`."""

@@ -19,6 +19,7 @@ from polyhead_client.batches import Batch, Texts, cut, iterate
 from polyhead_client.errors import PolyheadClientError, mapped
 from polyhead_client.grpc_transport import GrpcChannels
 from polyhead_client.http_transport import HttpPool
+from polyhead_client.operations import PREDICTION, PREDICTION_JSON
 from polyhead_client.prediction import Prediction
 from polyhead_client.replicas import Replica
 from polyhead_client.request import Deadline, HttpReply, HttpRequest, build_parameters, check_count, decode, encode
@@ -131,7 +132,7 @@ class Client(Settings):
         batches = cut(iterate(texts), most_texts, self.max_request_bytes)
 
         def answer(batch: Batch, deadline: Deadline) -> list[Prediction]:
-            return self._run("stream", self._operations.classify_batch(batch, parameters, deadline))
+            return self._run("stream", self._operations.ask_batch(batch, PREDICTION, parameters, deadline))
 
         return stream_in_threads(batches, answer, check_count("concurrency", concurrency), request_timeout_s)
 
@@ -143,8 +144,9 @@ class Client(Settings):
         timeout_s: float | None = None,
     ) -> list[bytes]:
         """Like `classify` of a list, but returns the server's JSON as it came, for pipes and load tests."""
-        steps = self._operations.classify_json(texts, top_k, threshold, self._deadline(timeout_s))
-        return self._run("classify", steps)
+        deadline = self._deadline(timeout_s)
+        parameters = build_parameters(top_k, threshold)
+        return self._run("classify", self._operations.ask(texts, PREDICTION_JSON, parameters, deadline))
 
     def scores(self, texts: Texts, timeout_s: float | None = None) -> NDArray[np.float32]:
         """All heads' calibrated scores.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,42 @@ TOO_MANY = re.compile(r"batch-size must be <= (\d+)")  # Triton's words when it 
 Column = NDArray[Any]
 
 T = TypeVar("T")
+
+
+def take_output(result: Any, name: str, rows: int, width: int | None) -> Column:
+    """An output of tritonclient's result, ``(rows, width)``.
+
+    Raises:
+        BadResponseError: the output is missing, unreadable or has another shape.
+    """
+    try:
+        output: Column | None = result.as_numpy(name)
+    except TRANSPORT_ERRORS as error:
+        raise BadResponseError(f"output {name} cannot be read: {error}") from error
+    if output is None:
+        raise BadResponseError(f"the answer lacks output {name}")
+    if output.ndim != 2 or output.shape[0] != rows or width not in (None, output.shape[1]):
+        raise BadResponseError(f"output {name} has shape {list(output.shape)} for {rows} texts")
+    return output
+
+
+@dataclass(frozen=True)
+class Output(Generic[T]):
+    """An output of the model, and how one text's row of it becomes a value."""
+
+    name: str
+    width: int | None
+    read: Callable[[Any], T]
+
+    def values(self, result: Any, rows: int) -> list[T]:
+        """One value per text."""
+        return [self.read(row) for row in take_output(result, self.name, rows, self.width)]
+
+
+PREDICTION = Output("PREDICTION", 1, lambda row: Prediction.from_json(row[0]))
+PREDICTION_JSON = Output("PREDICTION", 1, lambda row: row[0].encode() if isinstance(row[0], str) else bytes(row[0]))
+SCORES: Output[NDArray[np.float32]] = Output("SCORES", None, lambda row: row.astype(np.float32))
+SCHEMA = Output("SCHEMA", 1, lambda row: ModelSchema.from_json(row[0]))
 
 
 @dataclass
@@ -61,42 +97,33 @@ class Operations:
         """One typed answer per text: a Prediction for a str, otherwise a list."""
         one = isinstance(texts, str)
         parameters = build_parameters(top_k, threshold)
-        parts = yield from self._column([texts] if one else texts, "PREDICTION", 1, parameters, deadline, _predict)
-        predictions = [prediction for part in parts for prediction in part]
-        if raise_on_error:
-            self._check_answered(predictions)
+        predictions = yield from self.ask([texts] if one else texts, PREDICTION, parameters, deadline)
+        for position, prediction in enumerate(predictions if raise_on_error else ()):
+            if prediction.error is not None:
+                message = f"text {position} has no answer: {prediction.error}; correct or drop it"
+                error = TextError(message, model=self.model)
+                error.position, error.reason = position, prediction.error
+                raise error
         return predictions[0] if one else predictions
-
-    def classify_json(
-        self, texts: Any, top_k: int | None, threshold: float | None, deadline: Deadline
-    ) -> Steps[list[bytes]]:
-        """The server's JSON as it came, one per text."""
-        parts = yield from self._column(texts, "PREDICTION", 1, build_parameters(top_k, threshold), deadline, _raw)
-        return [row for part in parts for row in part]
-
-    def classify_batch(self, batch: Batch, parameters: Parameters, deadline: Deadline) -> Steps[list[Prediction]]:
-        """Typed answers to one batch of a stream."""
-        parts = yield from self._infer(batch, "PREDICTION", 1, parameters, deadline, _predict)
-        return [prediction for part in parts for prediction in part]
 
     def scores(self, texts: Any, deadline: Deadline) -> Steps[NDArray[np.float32]]:
         """SCORES of all texts, ``(n, schema width)``."""
-        parts = yield from self._column(texts, "SCORES", None, {}, deadline, _floats)
-        if not parts:
+        rows = yield from self.ask(texts, SCORES, {}, deadline)
+        if not rows:
             return np.empty((0, (yield from self.schema(deadline)).width), dtype=np.float32)
-        if len({part.shape[1] for part in parts}) > 1:
+        if len({len(row) for row in rows}) > 1:
             raise BadResponseError(
                 "SCORES changed its width between two batches, so the model was replaced; ask again", model=self.model
             )
-        return np.concatenate(parts)
+        return np.stack(rows)
 
     def schema(self, deadline: Deadline) -> Steps[ModelSchema]:
         """The heads of the version that answers."""
-        return (yield from self.retry_loop.ask(self._canary("SCHEMA"), deadline, _read_schema))
+        return (yield from self.ask_batch([CANARY], SCHEMA, {}, deadline))[0]
 
     def why_not_ready(self, canary: bool, deadline: Deadline) -> Steps[PolyheadClientError | None]:
         """None as soon as one replica answers, otherwise the error of the last one. Nothing is retried."""
-        call = self._canary("PREDICTION") if canary else Call(self.model, self.version)
+        call = self._call([CANARY], PREDICTION, {}) if canary else Call(self.model, self.version)
         read = _read_canary if canary else _read_ready
         waiting = sorted(self.retry_loop.replicas.all, key=lambda one: one.aside_until)
         reason: PolyheadClientError | None = None
@@ -125,105 +152,41 @@ class Operations:
             if deadline.remaining_s() <= pause_s:
                 names = ", ".join(replica.address for replica in self.retry_loop.replicas.all)
                 message = f"{names} was not ready within {timeout_s:g} s; the last attempt failed: {reason}"
-                raise NotReadyError(
-                    message, model=self.model, replica=reason.replica, status=reason.status
-                ) from reason
+                raise NotReadyError(message, model=self.model, replica=reason.replica, status=reason.status) from reason
             yield Pause(pause_s)
             pause_s = min(2 * pause_s, 1.0)
 
-    def _column(
-        self,
-        texts: Any,
-        output: str,
-        width: int | None,
-        parameters: Parameters,
-        deadline: Deadline,
-        read: Callable[[Column], T],
-    ) -> Steps[list[T]]:
-        """One output of all texts, `read` per batch. All texts are checked before the first is sent."""
-        batches = list(cut(as_list(texts), self.batch_size, self.max_request_bytes))
-        answers: list[T] = []
-        for batch in batches:
-            answers += yield from self._infer(batch, output, width, parameters, deadline, read)
-        return answers
+    def ask(self, texts: Any, output: Output[T], parameters: Parameters, deadline: Deadline) -> Steps[list[T]]:
+        """One output of all texts. All texts are checked before the first is sent."""
+        values: list[T] = []
+        for batch in list(cut(as_list(texts), self.batch_size, self.max_request_bytes)):
+            values += yield from self.ask_batch(batch, output, parameters, deadline)
+        return values
 
-    def _infer(
-        self,
-        batch: Batch,
-        output: str,
-        width: int | None,
-        parameters: Parameters,
-        deadline: Deadline,
-        read: Callable[[Column], T],
-    ) -> Steps[list[T]]:
-        """One output of a batch: one value, or several if the server takes only shorter batches."""
+    def ask_batch(self, batch: Batch, output: Output[T], parameters: Parameters, deadline: Deadline) -> Steps[list[T]]:
+        """One output of a batch, in several requests if the server takes only shorter batches."""
         count, most = len(batch), self.largest_batch
         if most is not None and count > most:
-            answers: list[T] = []
+            values: list[T] = []
             for start in range(0, count, most):
-                piece = batch[start : start + most]
-                answers += yield from self._infer(piece, output, width, parameters, deadline, read)
-            return answers
-        call = infer_call(self.model, batch, output, parameters, self.version, self.module)
+                values += yield from self.ask_batch(batch[start : start + most], output, parameters, deadline)
+            return values
+        call = self._call(batch, output, parameters)
         try:
-            answer = yield from self.retry_loop.ask(
-                call, deadline, lambda result: read(take_output(result, output, count, width))
-            )
+            return (yield from self.retry_loop.ask(call, deadline, lambda result: output.values(result, count)))
         except RequestRejectedError as error:
             refused = TOO_MANY.search(str(error))
             if refused is None or not 0 < int(refused[1]) < count:
                 raise
             self.largest_batch = int(refused[1])
-            return (yield from self._infer(batch, output, width, parameters, deadline, read))
-        return [answer]
+            return (yield from self.ask_batch(batch, output, parameters, deadline))
 
-    def _canary(self, output: str) -> Call:
-        return infer_call(self.model, [CANARY], output, {}, self.version, self.module)
-
-    def _check_answered(self, predictions: Iterable[Prediction]) -> None:
-        for position, prediction in enumerate(predictions):
-            if prediction.error is not None:
-                message = f"text {position} has no answer: {prediction.error}; correct or drop it"
-                error = TextError(message, model=self.model)
-                error.position, error.reason = position, prediction.error
-                raise error
-
-
-def take_output(result: Any, name: str, rows: int, width: int | None) -> Column:
-    """An output of tritonclient's result, ``(rows, width)``.
-
-    Raises:
-        BadResponseError: the output is missing, unreadable or has another shape.
-    """
-    try:
-        output: Column | None = result.as_numpy(name)
-    except TRANSPORT_ERRORS as error:
-        raise BadResponseError(f"output {name} cannot be read: {error}") from error
-    if output is None:
-        raise BadResponseError(f"the answer lacks output {name}")
-    if output.ndim != 2 or output.shape[0] != rows or width not in (None, output.shape[1]):
-        raise BadResponseError(f"output {name} has shape {list(output.shape)} for {rows} texts")
-    return output
-
-
-def _raw(column: Column) -> list[bytes]:
-    return [row.encode() if isinstance(row, str) else bytes(row) for row in column[:, 0]]
-
-
-def _predict(column: Column) -> list[Prediction]:
-    return [Prediction.from_json(row) for row in column[:, 0]]
-
-
-def _floats(column: Column) -> NDArray[np.float32]:
-    return column.astype(np.float32)
-
-
-def _read_schema(result: Any) -> ModelSchema:
-    return ModelSchema.from_json(take_output(result, "SCHEMA", 1, 1)[0, 0])
+    def _call(self, rows: Sequence[bytes], output: Output[Any], parameters: Parameters) -> Call:
+        return infer_call(self.model, rows, output.name, parameters, self.version, self.module)
 
 
 def _read_canary(result: Any) -> None:
-    (prediction,) = _predict(take_output(result, "PREDICTION", 1, 1))
+    (prediction,) = PREDICTION.values(result, 1)
     if prediction.error is not None:
         raise BadResponseError(f"the canary text has no answer: {prediction.error}")
 
