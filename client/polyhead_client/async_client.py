@@ -6,7 +6,8 @@ It carries out what `polyhead_client.operations` yields. Batches, replicas, retr
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from abc import abstractmethod
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from contextlib import closing
 from types import TracebackType
 from typing import Any, Protocol, TypeVar, overload
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from polyhead_client import tracing
 from polyhead_client.batches import Batch, Texts, cut_async, iterate
-from polyhead_client.errors import PolyheadClientError, mapped
+from polyhead_client.errors import PolyheadClientError
 from polyhead_client.grpc_transport import AsyncGrpcChannels
 from polyhead_client.http_transport import HttpSessions
 from polyhead_client.operations import PREDICTION, PREDICTION_JSON
@@ -32,13 +33,13 @@ T = TypeVar("T")
 
 
 class AsyncHttpTransport(Protocol):
-    """Carries HTTP requests: connections, or the fake of `polyhead_client.testing`."""
+    """Carries HTTP requests: connections, or the fake of `polyhead_client.testing`. Network failures raise OSError."""
 
-    async def exchange(self, replica: Replica, request: HttpRequest, deadline: Deadline) -> HttpReply:
-        """Sends one request and returns the answer. Network failures raise OSError."""
+    @abstractmethod
+    async def exchange(self, replica: Replica, request: HttpRequest, deadline: Deadline) -> HttpReply: ...
 
-    async def close(self) -> None:
-        """Closes all connections."""
+    @abstractmethod
+    async def close(self) -> None: ...
 
 
 class AsyncClient(Settings):
@@ -93,7 +94,7 @@ class AsyncClient(Settings):
         top_k: int | None = None,
         threshold: float | None = None,
         timeout_s: float | None = None,
-    ) -> AsyncIterator[Prediction]:
+    ) -> AsyncGenerator[Prediction, None]:
         """Like `Client.stream`, with tasks; the texts may also come from an asynchronous iterable."""
         request_timeout_s = self._deadline(timeout_s).timeout_s
         parameters = build_parameters(top_k, threshold)
@@ -150,7 +151,7 @@ class AsyncClient(Settings):
         await self.close()
 
     async def _run(self, name: str, steps: Steps[T]) -> T:
-        with tracing.operation(name, self.model), closing(steps):
+        with tracing.span(name, {"polyhead.model": self.model}), closing(steps):
             try:
                 step = next(steps)
                 while True:
@@ -168,13 +169,8 @@ class AsyncClient(Settings):
         if isinstance(step, Pause):
             await asyncio.sleep(step.seconds)
             return None
-        call, deadline, address = step.call, step.deadline, step.replica.address
-        with (
-            tracing.request(call.kind, address, call.model, call.texts, step.attempt) as trace,
-            mapped(model=call.model, replica=address, protocol=self.protocol, timeout_s=deadline.timeout_s),
-        ):
-            headers = {**self._headers, **trace}
+        with self._attempt(step) as headers:
             if isinstance(self._transport, AsyncGrpcChannels):
-                return await self._transport.send(step.replica, call, headers, deadline)
-            request = encode(call, headers, deadline.remaining_s())
-            return decode(call, await self._transport.exchange(step.replica, request, deadline))
+                return await self._transport.send(step.replica, step.call, headers, step.deadline)
+            request = encode(step.call, headers, step.deadline.remaining_s())
+            return decode(step.call, await self._transport.exchange(step.replica, request, step.deadline))

@@ -6,7 +6,8 @@ It carries out what `polyhead_client.operations` yields. Batches, replicas, retr
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from abc import abstractmethod
+from collections.abc import Generator, Iterable
 from contextlib import closing
 from types import TracebackType
 from typing import Any, Protocol, TypeVar, overload
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from polyhead_client import tracing
 from polyhead_client.batches import Batch, Texts, cut, iterate
-from polyhead_client.errors import PolyheadClientError, mapped
+from polyhead_client.errors import PolyheadClientError
 from polyhead_client.grpc_transport import GrpcChannels
 from polyhead_client.http_transport import HttpPool
 from polyhead_client.operations import PREDICTION, PREDICTION_JSON
@@ -32,13 +33,13 @@ T = TypeVar("T")
 
 
 class HttpTransport(Protocol):
-    """Carries HTTP requests: connections, or the fake of `polyhead_client.testing`."""
+    """Carries HTTP requests: connections, or the fake of `polyhead_client.testing`. Network failures raise OSError."""
 
-    def exchange(self, replica: Replica, request: HttpRequest, deadline: Deadline) -> HttpReply:
-        """Sends one request and returns the answer. Network failures raise OSError."""
+    @abstractmethod
+    def exchange(self, replica: Replica, request: HttpRequest, deadline: Deadline) -> HttpReply: ...
 
-    def close(self) -> None:
-        """Closes all connections."""
+    @abstractmethod
+    def close(self) -> None: ...
 
 
 class Client(Settings):
@@ -108,7 +109,7 @@ class Client(Settings):
         top_k: int | None = None,
         threshold: float | None = None,
         timeout_s: float | None = None,
-    ) -> Iterator[Prediction]:
+    ) -> Generator[Prediction, None, None]:
         """Classifies the texts of any iterable, such as a generator or a file, and yields predictions in its order.
 
         At most ``2 * concurrency + 1`` batches are in memory. A batch is sent when it is full or the texts end.
@@ -195,7 +196,7 @@ class Client(Settings):
         self.close()
 
     def _run(self, name: str, steps: Steps[T]) -> T:
-        with tracing.operation(name, self.model), closing(steps):
+        with tracing.span(name, {"polyhead.model": self.model}), closing(steps):
             try:
                 step = next(steps)
                 while True:
@@ -213,13 +214,8 @@ class Client(Settings):
         if isinstance(step, Pause):
             time.sleep(step.seconds)
             return None
-        call, deadline, address = step.call, step.deadline, step.replica.address
-        with (
-            tracing.request(call.kind, address, call.model, call.texts, step.attempt) as trace,
-            mapped(model=call.model, replica=address, protocol=self.protocol, timeout_s=deadline.timeout_s),
-        ):
-            headers = {**self._headers, **trace}
+        with self._attempt(step) as headers:
             if isinstance(self._transport, GrpcChannels):
-                return self._transport.send(step.replica, call, headers, deadline)
-            request = encode(call, headers, deadline.remaining_s())
-            return decode(call, self._transport.exchange(step.replica, request, deadline))
+                return self._transport.send(step.replica, step.call, headers, step.deadline)
+            request = encode(step.call, headers, step.deadline.remaining_s())
+            return decode(step.call, self._transport.exchange(step.replica, request, step.deadline))

@@ -32,8 +32,12 @@ class Deadline:
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s = timeout_s
         self.cancelled = False
-        self._ends = time.monotonic() + timeout_s
         self._abort: Callable[[], None] | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        """Lets the time begin now. A cancelled deadline stays cancelled."""
+        self._ends = time.monotonic() + self.timeout_s
 
     def remaining_s(self) -> float:
         """Seconds left; 0 once the deadline has passed or was cancelled."""

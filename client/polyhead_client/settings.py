@@ -6,7 +6,8 @@ import base64
 import re
 import ssl
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Literal
@@ -14,12 +15,13 @@ from urllib.parse import unquote, urlsplit
 
 import tritonclient.http
 
+from polyhead_client import tracing
 from polyhead_client.batches import LONGEST_REQUEST
-from polyhead_client.errors import UsageError
+from polyhead_client.errors import UsageError, mapped
 from polyhead_client.operations import Operations
 from polyhead_client.replicas import Replicas
 from polyhead_client.request import GRPC_PACKAGE, Deadline, check_count, check_seconds, import_extra
-from polyhead_client.retry import RetryLoop, RetryPolicy
+from polyhead_client.retry import RetryLoop, RetryPolicy, Send
 
 HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 FRAMING = ("host", "connection", "content-length", "content-type", "transfer-encoding", "accept-encoding",
@@ -182,8 +184,7 @@ class Settings(ABC):
         self._open()
 
     @abstractmethod
-    def _open(self) -> None:
-        """Prepares the transport, without a connection yet."""
+    def _open(self) -> None: ...  # prepares the transport, without a connection yet
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({list(self.replicas)}, {self.model!r}, {self.protocol!r})"
@@ -192,6 +193,22 @@ class Settings(ABC):
         if self._closed:
             raise UsageError("this client is closed; make a new one", model=self.model)
         return Deadline(self.timeout_s if timeout_s is None else check_seconds("timeout_s", timeout_s))
+
+    @contextmanager
+    def _attempt(self, step: Send) -> Iterator[dict[str, str]]:
+        """A span around one request, and the request's headers. Exceptions become errors of this package."""
+        call, address = step.call, step.replica.address
+        attributes: dict[str, str | int] = {
+            "server.address": address,
+            "polyhead.model": call.model,
+            "polyhead.texts": call.texts,
+            "polyhead.attempt": step.attempt,
+        }
+        with (
+            tracing.span(f"request {call.kind}", attributes, client=True) as trace,
+            mapped(model=call.model, replica=address, protocol=self.protocol, timeout_s=step.deadline.timeout_s),
+        ):
+            yield self._headers | trace
 
 
 def _check_headers(headers: dict[Any, Any], api_key: str | None) -> dict[str, str]:
