@@ -18,7 +18,7 @@ import sys
 import threading
 from collections import defaultdict
 from dataclasses import dataclass
-from http.client import HTTPConnection, IncompleteRead
+from http.client import HTTPConnection, HTTPResponse, IncompleteRead
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -32,52 +32,29 @@ from polyhead_client.settings import Network
 LEAST_TIMEOUT_S = 0.001  # a socket reads a timeout of 0 as "do not wait at all"
 
 
-class _DeadlineSocket:
-    """A socket whose every read ends at the deadline, also if an answer arrives byte by byte."""
+class _Answer(io.RawIOBase):
+    """The bytes of one answer. Each read ends at the deadline, also if they arrive one by one."""
 
-    def __init__(self, plain: socket.socket) -> None:
-        self.plain = plain
-        self.deadline = Deadline(0.0)
-        self._waiting: list[bytes] = []
-
-    def sendall(self, data: bytes) -> None:
-        self._waiting.append(data)
-
-    def flush(self) -> None:
-        """Sends head and body together, because two packets would wake the server twice."""
-        data, self._waiting = b"".join(self._waiting), []
-        self.limit()
-        self.plain.sendall(data)
+    def __init__(self, plain: socket.socket, deadline: Deadline) -> None:
+        self._plain = plain
+        self._deadline = deadline
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        # The plain socket counts its files, so an answer that ends with the connection is still read after close().
-        return io.BufferedReader(_DeadlineReader(self, self.plain.makefile("rb", buffering=0)), 65536)
-
-    def limit(self) -> None:
-        remaining_s = self.deadline.remaining_s()
-        if remaining_s <= 0:
-            raise TimeoutError("the deadline has passed")
-        self.plain.settimeout(max(remaining_s, LEAST_TIMEOUT_S))
-
-    def close(self) -> None:
-        self.plain.close()
-
-
-class _DeadlineReader(io.RawIOBase):
-    def __init__(self, owner: _DeadlineSocket, raw: io.RawIOBase) -> None:
-        self._owner = owner
-        self._raw = raw
+        return io.BufferedReader(self, 65536)  # http.client takes this object for a socket
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        self._owner.limit()
-        return self._raw.readinto(buffer) or 0
+        _limit(self._plain, self._deadline)
+        return self._plain.recv_into(buffer)
 
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
+
+def _limit(plain: socket.socket, deadline: Deadline) -> None:
+    remaining_s = deadline.remaining_s()
+    if remaining_s <= 0:
+        raise TimeoutError("the deadline has passed")
+    plain.settimeout(max(remaining_s, LEAST_TIMEOUT_S))
 
 
 class Connection:
@@ -87,45 +64,42 @@ class Connection:
         self.keeps = False  # whether the server keeps it open for the next request
         self.answering = False  # whether an answer to the current request has begun
         context = network.context if replica.secure else None
-        host, _, self._base = replica.place.partition("/")
-        self._headers: dict[str, str] = {}
-        self._origin = ""
+        host, slash, base = replica.place.partition("/")
         name, port = _split_host(host, 443 if context else 80)
         proxy = network.proxy
+        authorization = {"Proxy-Authorization": proxy.authorization} if proxy and proxy.authorization else {}
         timeout_s = max(min(network.connect_timeout_s, deadline.remaining_s()), LEAST_TIMEOUT_S)
-        self._http = HTTPConnection(*((proxy.host, proxy.port) if proxy else (name, port)), timeout=timeout_s)
+        http = HTTPConnection(*((proxy.host, proxy.port) if proxy else (name, port)), timeout=timeout_s)
+        self._target = slash + base
+        self._headers = {"Host": host}
         if proxy and context:
-            tunnel = {"Proxy-Authorization": proxy.authorization} if proxy.authorization else {}
-            self._http.set_tunnel(name, port, headers=tunnel)
+            http.set_tunnel(name, port, headers=authorization)
         elif proxy:
-            self._origin = f"http://{host}"
-            self._headers = {"Proxy-Authorization": proxy.authorization} if proxy.authorization else {}
+            self._target = f"http://{replica.place}"
+            self._headers |= authorization
         try:
-            self._http.connect()
-            plain = self._http.sock
+            http.connect()
+            self._socket: socket.socket = http.sock
             if context:
-                plain = context.wrap_socket(plain, server_hostname=name)
+                self._socket = context.wrap_socket(http.sock, server_hostname=name)
         except OSError as error:
-            self._http.close()
+            http.close()
             raise NotConnectedError(str(error) or type(error).__name__) from error
-        self._host = host
-        self._socket = _DeadlineSocket(plain)
-        self._http.sock = self._socket
 
     def exchange(self, request: HttpRequest, deadline: Deadline) -> HttpReply:
         """Sends a request and reads the whole answer."""
-        self._socket.deadline = deadline
         self.answering = False
+        headers = self._headers | dict(request.headers) | {"Content-Length": str(len(request.body))}
+        lines = [f"{request.method} {self._target}{request.path} HTTP/1.1"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        head = "\r\n".join([*lines, "", ""]).encode("latin-1")
         deadline.on_cancel(self.abort)
         try:
-            target = f"{self._origin}/{self._base}{request.path}" if self._base else f"{self._origin}{request.path}"
-            self._http.putrequest(request.method, target, skip_host=True, skip_accept_encoding=True)
-            headers = {"Host": self._host, **self._headers, **request.headers, "Content-Length": str(len(request.body))}
-            for name, value in headers.items():
-                self._http.putheader(name, value)
-            self._http.endheaders(request.body or None)
-            self._socket.flush()
-            response = self._http.getresponse()
+            _limit(self._socket, deadline)
+            self._socket.sendall(head + request.body)  # together, because two packets would wake the server twice
+            answer: Any = _Answer(self._socket, deadline)
+            response = HTTPResponse(answer, method=request.method)
+            response.begin()
             self.answering = True
             body = response.read()
         except IncompleteRead as error:
@@ -139,18 +113,18 @@ class Connection:
         """Whether the server has closed it, or has sent bytes without a request."""
         if hasattr(select, "poll"):
             poll = select.poll()
-            poll.register(self._socket.plain, select.POLLIN)
+            poll.register(self._socket, select.POLLIN)
             return bool(poll.poll(0))
-        return bool(select.select([self._socket.plain], [], [], 0)[0])
+        return bool(select.select([self._socket], [], [], 0)[0])
 
     def abort(self) -> None:
         """Wakes the thread that waits on it; called from another thread."""
         with contextlib.suppress(OSError):
-            self._socket.plain.shutdown(socket.SHUT_RDWR)
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Closes the connection."""
-        self._http.close()
+        self._socket.close()
 
 
 class HttpPool:
