@@ -9,7 +9,6 @@ import asyncio
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from contextlib import closing
-from types import TracebackType
 from typing import Any, Protocol, TypeVar, overload
 
 import numpy as np
@@ -145,9 +144,7 @@ class AsyncClient(Settings):
     async def __aenter__(self) -> AsyncClient:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.close()
 
     async def _run(self, name: str, steps: Steps[T]) -> T:

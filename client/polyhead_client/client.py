@@ -9,7 +9,6 @@ import time
 from abc import abstractmethod
 from collections.abc import Generator, Iterable
 from contextlib import closing
-from types import TracebackType
 from typing import Any, Protocol, TypeVar, overload
 
 import numpy as np
@@ -190,9 +189,7 @@ class Client(Settings):
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _run(self, name: str, steps: Steps[T]) -> T:

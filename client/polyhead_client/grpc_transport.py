@@ -88,7 +88,7 @@ def _open_channel(module: ModuleType, replica: Replica, network: Network) -> Any
         ("grpc.enable_http_proxy", 0),  # only the proxy of the settings, not the environment's
     ]
     if network.proxy is not None:
-        options[-1] = ("grpc.http_proxy", network.proxy.url)
+        options[-1] = ("grpc.http_proxy", network.proxy.geturl())
     tls = network.tls
     files = {
         "root_certificates": tls and tls.ca_file,

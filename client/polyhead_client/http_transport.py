@@ -8,6 +8,7 @@ opened it (fork) and, if gevent has patched the sockets, in its hub (native thre
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import io
 import os
@@ -20,6 +21,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPResponse, IncompleteRead
 from typing import Any
+from urllib.parse import unquote
 from weakref import WeakKeyDictionary
 
 import aiohttp
@@ -67,9 +69,13 @@ class Connection:
         host, slash, base = replica.place.partition("/")
         name, port = _split_host(host, 443 if context else 80)
         proxy = network.proxy
-        authorization = {"Proxy-Authorization": proxy.authorization} if proxy and proxy.authorization else {}
+        authorization = {}
+        if proxy and proxy.username is not None:
+            pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+            authorization["Proxy-Authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
         timeout_s = max(min(network.connect_timeout_s, deadline.remaining_s()), LEAST_TIMEOUT_S)
-        http = HTTPConnection(*((proxy.host, proxy.port) if proxy else (name, port)), timeout=timeout_s)
+        to = (proxy.hostname or "", proxy.port or 3128) if proxy else (name, port)
+        http = HTTPConnection(*to, timeout=timeout_s)
         self._target = slash + base
         self._headers = {"Host": host}
         if proxy and context:
@@ -265,7 +271,7 @@ class HttpSessions:
             timeout=limits,
             allow_redirects=False,
             ssl=self._network.context or True,
-            proxy=proxy.url if proxy else None,
+            proxy=proxy.geturl() if proxy else None,
             trace_request_ctx=use,
         ) as response:
             use.answering = True

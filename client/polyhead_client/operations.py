@@ -71,25 +71,15 @@ SCHEMA = Output("SCHEMA", 1, lambda row: ModelSchema.from_json(row[0]))
 
 @dataclass
 class Operations:
-    """The operations of one client on one model; safe for threads, because each generator has one caller.
-
-    Attributes:
-        retry_loop: asks the replicas.
-        module: ``tritonclient.http`` or ``tritonclient.grpc``.
-        model: the model's name.
-        version: the model's version; the newest if empty.
-        batch_size: texts per request.
-        max_request_bytes: longest request.
-        largest_batch: what the server takes; None until it has refused a longer batch.
-    """
+    """The operations of one client on one model; safe for threads, because each generator has one caller."""
 
     retry_loop: RetryLoop
-    module: ModuleType
+    module: ModuleType  # tritonclient.http or tritonclient.grpc
     model: str
     version: str
     batch_size: int
     max_request_bytes: int
-    largest_batch: int | None = None
+    largest_batch: int | None = None  # what the server takes, once it has refused a longer batch
 
     def classify(
         self, texts: Any, top_k: int | None, threshold: float | None, deadline: Deadline, raise_on_error: bool

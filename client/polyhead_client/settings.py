@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import re
 import ssl
 from abc import ABC, abstractmethod
@@ -11,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import tritonclient.http
 
@@ -59,42 +58,12 @@ class Tls:
 
 
 @dataclass(frozen=True, slots=True)
-class Proxy:
-    """An HTTP proxy; `authorization` is the value of the header if the URL has a user."""
-
-    url: str
-    host: str
-    port: int
-    authorization: str | None
-
-    @classmethod
-    def parse(cls, url: str) -> Proxy:
-        """Reads ``http://user:password@host:port``.
-
-        Raises:
-            UsageError: it is not such a URL.
-        """
-        try:
-            parts = urlsplit(url)
-            host, port = parts.hostname, parts.port
-        except (ValueError, AttributeError, TypeError) as error:
-            raise UsageError(f"proxy must be a URL such as 'http://proxy:3128' ({error})") from error
-        if parts.scheme != "http" or not host:
-            raise UsageError("proxy must be a URL such as 'http://proxy:3128'")
-        authorization = None
-        if parts.username is not None:
-            pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-            authorization = "Basic " + base64.b64encode(pair.encode()).decode()
-        return cls(url, host, port or 3128, authorization)
-
-
-@dataclass(frozen=True, slots=True)
 class Network:
     """What all transports need: gRPC reads `tls`, HTTP its `context`, which is there if a replica is encrypted."""
 
     tls: Tls | None
     context: ssl.SSLContext | None
-    proxy: Proxy | None
+    proxy: SplitResult | None
     connect_timeout_s: float
     max_connections: int
     user_agent: str
@@ -166,7 +135,7 @@ class Settings(ABC):
         self._network = Network(
             tls=tls,
             context=(tls or Tls()).context() if secure else None,
-            proxy=None if proxy is None else Proxy.parse(proxy),
+            proxy=None if proxy is None else _check_proxy(proxy),
             connect_timeout_s=check_seconds("connect_timeout_s", connect_timeout_s),
             max_connections=check_count("max_connections", max_connections),
             user_agent=f"{user_agent} {USER_AGENT}".strip(),
@@ -209,6 +178,16 @@ class Settings(ABC):
             mapped(model=call.model, replica=address, protocol=self.protocol, timeout_s=step.deadline.timeout_s),
         ):
             yield self._headers | trace
+
+
+def _check_proxy(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        if parts.scheme == "http" and parts.hostname and parts.port != 0:
+            return parts
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UsageError(f"proxy must be a URL such as 'http://proxy:3128' ({error})") from error
+    raise UsageError("proxy must be a URL such as 'http://proxy:3128'")
 
 
 def _check_headers(headers: dict[Any, Any], api_key: str | None) -> dict[str, str]:
