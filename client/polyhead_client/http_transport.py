@@ -16,18 +16,17 @@ import select
 import socket
 import ssl
 import sys
-import threading
-from collections import defaultdict
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPResponse, IncompleteRead
+from queue import Empty, LifoQueue
 from typing import Any
 from urllib.parse import unquote
 from weakref import WeakKeyDictionary
 
 import aiohttp
 
-from polyhead_client.errors import NotConnectedError, RequestTimeoutError, UsageError
-from polyhead_client.replicas import Replica, brief_lock
+from polyhead_client.errors import NotConnectedError, RequestTimeoutError
+from polyhead_client.replicas import Replica
 from polyhead_client.request import Deadline, HttpReply, HttpRequest
 from polyhead_client.settings import Network
 
@@ -94,7 +93,7 @@ class Connection:
 
     def exchange(self, request: HttpRequest, deadline: Deadline) -> HttpReply:
         """Sends a request and reads the whole answer."""
-        self.answering = False
+        self.answering = self.keeps = False
         headers = self._headers | dict(request.headers) | {"Content-Length": str(len(request.body))}
         lines = [f"{request.method} {self._target}{request.path} HTTP/1.1"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
@@ -130,79 +129,76 @@ class Connection:
 
     def close(self) -> None:
         """Closes the connection."""
+        self.keeps = False
         self._socket.close()
 
 
 class HttpPool:
-    """Idle connections and free slots by replica and home (see `_home`); safe for threads and gevent's greenlets."""
+    """Connections by replica and home (see `_home`); safe for threads and gevent's greenlets.
+
+    A queue has a slot per allowed connection, with an idle connection or None. Who takes a slot gives it back.
+    """
 
     def __init__(self, network: Network) -> None:
         self._network = network
-        self._idle: dict[tuple[str, Any], list[Connection]] = defaultdict(list)
-        self._lock = brief_lock()
+        self._slots: dict[tuple[str, Any], LifoQueue[Connection | None]] = {}
         self._closed = False
-        most = network.max_connections
-        self._slots: dict[Any, threading.BoundedSemaphore] = defaultdict(lambda: threading.BoundedSemaphore(most))
 
     def exchange(self, replica: Replica, request: HttpRequest, deadline: Deadline) -> HttpReply:
         """Sends one request and returns the answer. Network failures raise OSError or HTTPException."""
         key = (replica.address, _home())
-        with self._lock:
-            slots = self._slots[key]
-        if not slots.acquire(timeout=max(deadline.remaining_s(), LEAST_TIMEOUT_S)):
+        slots = self._slots.get(key) or self._slots.setdefault(key, self._new_slots())
+        try:
+            connection = slots.get(timeout=max(deadline.remaining_s(), LEAST_TIMEOUT_S))
+        except Empty as error:
             raise RequestTimeoutError(
                 f"{replica.address}: all {self._network.max_connections} connections stayed in use for "
                 f"{deadline.timeout_s:g} s; allow more time, or raise max_connections",
                 replica=replica.address,
-            )
+            ) from error
         try:
-            return self._exchange(replica, key, request, deadline)
-        finally:
-            slots.release()
-
-    def _exchange(self, replica: Replica, key: tuple[str, Any], request: HttpRequest, deadline: Deadline) -> HttpReply:
-        connection = self._check_out(key)
-        if connection is not None:
-            try:
-                return self._use(connection, key, request, deadline)
-            except (ConnectionError, ssl.SSLError):
-                # The server closed the idle connection while the request was sent, so a new connection sends it.
-                if connection.answering or deadline.remaining_s() <= 0:
-                    raise
-        return self._use(Connection(replica, self._network, deadline), key, request, deadline)
-
-    def _use(self, connection: Connection, key: tuple[str, Any], request: HttpRequest, deadline: Deadline) -> HttpReply:
-        kept = False
-        try:
-            reply = connection.exchange(request, deadline)
-            if connection.keeps:
-                with self._lock:
-                    kept = not self._closed
-                    if kept:
-                        self._idle[key].append(connection)
-            return reply
-        finally:
-            if not kept:
+            if connection is not None and not connection.is_dropped():
+                try:
+                    return connection.exchange(request, deadline)
+                except (ConnectionError, ssl.SSLError):
+                    # The server closed the idle connection while the request was sent, so a new connection sends it.
+                    if connection.answering or deadline.remaining_s() <= 0:
+                        raise
+            if connection is not None:
                 connection.close()
+            connection = Connection(replica, self._network, deadline)
+            return connection.exchange(request, deadline)
+        finally:
+            if connection is not None and not connection.keeps:
+                connection.close()
+                connection = None
+            slots.put(connection)
+            if self._closed:
+                _close_idle(slots)
 
-    def _check_out(self, key: tuple[str, Any]) -> Connection | None:
-        while True:
-            with self._lock:
-                if self._closed:
-                    raise UsageError("this client is closed; make a new one")
-                connection = self._idle[key].pop() if self._idle[key] else None
-            if connection is None or not connection.is_dropped():
-                return connection
-            connection.close()
+    def _new_slots(self) -> LifoQueue[Connection | None]:
+        slots: LifoQueue[Connection | None] = LifoQueue()
+        for _ in range(self._network.max_connections):
+            slots.put(None)
+        return slots
 
     def close(self) -> None:
         """Closes idle connections now, and the others when their answer has come."""
-        with self._lock:
-            self._closed = True
-            idle = [one for (_, home), kept in self._idle.items() for one in kept if home == _home()]
-            self._idle.clear()
-        for connection in idle:
+        self._closed = True
+        for (_, home), slots in list(self._slots.items()):
+            if home == _home():
+                _close_idle(slots)
+
+
+def _close_idle(slots: LifoQueue[Connection | None]) -> None:
+    idle = []
+    with contextlib.suppress(Empty):
+        while True:
+            idle.append(slots.get_nowait())
+    for connection in idle:
+        if connection is not None:
             connection.close()
+        slots.put(None)
 
 
 def _home() -> Any:
