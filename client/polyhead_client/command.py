@@ -11,10 +11,9 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -49,13 +48,6 @@ To score whole files (CSV, JSON lines, Parquet) with a running server, use `poly
 """
 
 
-class WireProtocol(StrEnum):
-    """The protocols of `Client`."""
-
-    HTTP = "http"
-    GRPC = "grpc"
-
-
 @app.callback()
 def root() -> None:
     """Asks a Polyhead text classifier on a Triton server."""
@@ -78,7 +70,7 @@ def connect(
     server: Annotated[list[str], _server(SERVERS_HELP, metavar="HOST:PORT")] = ["localhost:8000"],  # noqa: B006 # typer copies it
     model: Annotated[str, _server("The model's name.")] = "gpt2_classifier",
     model_version: Annotated[str, _server("The model's version; the newest if empty.")] = "",
-    protocol: Annotated[WireProtocol, _server("Triton's HTTP port is 8000, its gRPC port 8001.")] = WireProtocol.HTTP,
+    protocol: Annotated[Literal["http", "grpc"], _server("Triton's HTTP port is 8000, its gRPC port 8001.")] = "http",
     timeout_s: Annotated[float, _server("Seconds that a request may take, including retries.")] = 30.0,
     api_key: Annotated[str | None, _server(KEY_HELP, metavar="KEY", show_default=False)] = None,
     header: Annotated[
@@ -99,7 +91,7 @@ def connect(
         with Client(
             server,
             model,
-            protocol.value,
+            protocol,
             model_version,
             timeout_s,
             api_key=api_key,

@@ -59,20 +59,13 @@ class Deadline:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What is asked of which model: an inference, or, without `outputs`, Triton's own readiness endpoint.
-
-    Attributes:
-        texts: how many.
-        inputs: tritonclient's InferInput, for its HTTP or its gRPC module.
-        outputs: tritonclient's InferRequestedOutput, likewise.
-        parameters: from `build_parameters`.
-    """
+    """What is asked of which model: an inference, or, without `outputs`, Triton's own readiness endpoint."""
 
     model: str
     version: str
-    texts: int = 0
-    inputs: list[Any] = field(default_factory=list)
-    outputs: list[Any] = field(default_factory=list)
+    texts: int = 0  # how many
+    inputs: list[Any] = field(default_factory=list)  # tritonclient's InferInput, of its HTTP or gRPC module
+    outputs: list[Any] = field(default_factory=list)  # its InferRequestedOutput
     parameters: Parameters = field(default_factory=dict)
 
     @property
@@ -125,10 +118,10 @@ def infer_call(
 
     Args:
         model: the model's name.
-        rows: texts as UTF-8, at most as many as the server's ``max_batch_size``.
+        rows: texts as UTF-8.
         output: the output's name.
         parameters: from `build_parameters`.
-        version: the model's version; the newest if empty.
+        version: the newest if empty.
         module: ``tritonclient.http`` or ``tritonclient.grpc``, which have the same class names.
     """
     column = np.empty((len(rows), 1), dtype=np.object_)  # not a bytes dtype, because that drops trailing NULs
