@@ -6,8 +6,9 @@ It carries out what `polyhead_client.operations` yields. Batches, replicas, retr
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
-from types import TracebackType
+from abc import abstractmethod
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from contextlib import closing
 from typing import Any, Protocol, TypeVar, overload
 
 import numpy as np
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 
 from polyhead_client import tracing
 from polyhead_client.batches import Batch, Texts, cut_async, iterate
-from polyhead_client.errors import PolyheadClientError, mapped
+from polyhead_client.errors import PolyheadClientError
 from polyhead_client.grpc_transport import AsyncGrpcChannels
 from polyhead_client.http_transport import HttpSessions
+from polyhead_client.operations import PREDICTION, PREDICTION_JSON
 from polyhead_client.prediction import Prediction
 from polyhead_client.replicas import Replica
 from polyhead_client.request import Deadline, HttpReply, HttpRequest, build_parameters, check_count, decode, encode
@@ -30,13 +32,13 @@ T = TypeVar("T")
 
 
 class AsyncHttpTransport(Protocol):
-    """Carries HTTP requests: connections, or the fake of `polyhead_client.testing`."""
+    """Carries HTTP requests: connections, or the fake of `polyhead_client.testing`. Network failures raise OSError."""
 
-    async def exchange(self, replica: Replica, request: HttpRequest, deadline: Deadline) -> HttpReply:
-        """Sends one request and returns the answer. Network failures raise OSError."""
+    @abstractmethod
+    async def exchange(self, replica: Replica, request: HttpRequest, deadline: Deadline) -> HttpReply: ...
 
-    async def close(self) -> None:
-        """Closes all connections."""
+    @abstractmethod
+    async def close(self) -> None: ...
 
 
 class AsyncClient(Settings):
@@ -78,11 +80,10 @@ class AsyncClient(Settings):
         raise_on_error: bool = False,
     ) -> Prediction | list[Prediction]:
         """Like `Client.classify`."""
-        one = isinstance(texts, str)
         deadline = self._deadline(timeout_s)
-        steps = self._operations.classify([texts] if one else texts, top_k, threshold, deadline, raise_on_error)
-        predictions = await self._run("classify", steps)
-        return predictions[0] if one else predictions
+        steps = self._operations.classify(texts, top_k, threshold, deadline, raise_on_error)
+        answer: Prediction | list[Prediction] = await self._run("classify", steps)
+        return answer
 
     def stream(
         self,
@@ -92,7 +93,7 @@ class AsyncClient(Settings):
         top_k: int | None = None,
         threshold: float | None = None,
         timeout_s: float | None = None,
-    ) -> AsyncIterator[Prediction]:
+    ) -> AsyncGenerator[Prediction, None]:
         """Like `Client.stream`, with tasks; the texts may also come from an asynchronous iterable."""
         request_timeout_s = self._deadline(timeout_s).timeout_s
         parameters = build_parameters(top_k, threshold)
@@ -101,7 +102,7 @@ class AsyncClient(Settings):
         batches = cut_async(rows, most_texts, self.max_request_bytes)
 
         async def answer(batch: Batch, deadline: Deadline) -> list[Prediction]:
-            return await self._run("stream", self._operations.classify_batch(batch, parameters, deadline))
+            return await self._run("stream", self._operations.ask_batch(batch, PREDICTION, parameters, deadline))
 
         return stream_in_tasks(batches, answer, check_count("concurrency", concurrency), request_timeout_s)
 
@@ -113,8 +114,9 @@ class AsyncClient(Settings):
         timeout_s: float | None = None,
     ) -> list[bytes]:
         """Like `Client.classify_json`."""
-        steps = self._operations.classify_json(texts, top_k, threshold, self._deadline(timeout_s))
-        return await self._run("classify", steps)
+        deadline = self._deadline(timeout_s)
+        parameters = build_parameters(top_k, threshold)
+        return await self._run("classify", self._operations.ask(texts, PREDICTION_JSON, parameters, deadline))
 
     async def scores(self, texts: Texts, timeout_s: float | None = None) -> NDArray[np.float32]:
         """Like `Client.scores`."""
@@ -142,13 +144,11 @@ class AsyncClient(Settings):
     async def __aenter__(self) -> AsyncClient:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.close()
 
     async def _run(self, name: str, steps: Steps[T]) -> T:
-        with tracing.operation(name, self.model):
+        with tracing.span(name, {"polyhead.model": self.model}), closing(steps):
             try:
                 step = next(steps)
                 while True:
@@ -161,20 +161,13 @@ class AsyncClient(Settings):
             except StopIteration as done:
                 value: T = done.value
                 return value
-            finally:
-                steps.close()
 
     async def _perform(self, step: Send | Pause) -> Any:
         if isinstance(step, Pause):
             await asyncio.sleep(step.seconds)
             return None
-        call, deadline, address = step.call, step.deadline, step.replica.address
-        with (
-            tracing.request(call.kind, address, call.model, call.texts, step.attempt) as trace,
-            mapped(model=call.model, replica=address, protocol=self.protocol, timeout_s=deadline.timeout_s),
-        ):
-            headers = {**self._headers, **trace}
+        with self._attempt(step) as headers:
             if isinstance(self._transport, AsyncGrpcChannels):
-                return await self._transport.send(step.replica, call, headers, deadline)
-            request = encode(call, headers, deadline.remaining_s())
-            return decode(call, await self._transport.exchange(step.replica, request, deadline))
+                return await self._transport.send(step.replica, step.call, headers, step.deadline)
+            request = encode(step.call, headers, step.deadline.remaining_s())
+            return decode(step.call, await self._transport.exchange(step.replica, request, step.deadline))

@@ -5,12 +5,13 @@ Errors name the position of the text.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence, Sized
+from abc import abstractmethod
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, Protocol
 
 from polyhead_client.errors import UsageError
 
-COLUMNAR = ("pandas", "pyarrow", "numpy")  # libraries whose columns of texts are accepted as lists
 ARROW_SLICE = 4096  # rows of an Arrow column that become Python objects at a time
 ROW_BYTES = 4  # Triton writes the length of each text before it
 HEADER_BYTES = 4096  # more than the JSON of a request takes
@@ -20,15 +21,15 @@ LONGEST_REQUEST = 16 * 2**20  # bytes; reverse proxies commonly accept this much
 class ArrayOfTexts(Protocol):
     """A pandas Series or NumPy array; neither library need be installed."""
 
-    def tolist(self) -> list[Any]:
-        """All values."""
+    @abstractmethod
+    def tolist(self) -> list[Any]: ...
 
 
 class ArrowOfTexts(Protocol):
     """A pyarrow Array or ChunkedArray; the library need not be installed."""
 
-    def to_pylist(self) -> list[Any]:
-        """All values."""
+    @abstractmethod
+    def to_pylist(self) -> list[Any]: ...
 
 
 Texts = list[str] | tuple[str, ...] | ArrayOfTexts | ArrowOfTexts
@@ -57,20 +58,15 @@ def iterate(texts: Any) -> Iterator[object]:
     """
     if isinstance(texts, str | bytes | bytearray) or not isinstance(texts, Iterable):
         raise UsageError(f"texts must be an iterable of str, got {type(texts).__name__}")
-    return _iterate_arrow(texts) if _library(texts) == "pyarrow" and _is_column(texts) else iter(texts)
-
-
-def _iterate_arrow(texts: Any) -> Iterator[object]:
-    for start in range(0, len(texts), ARROW_SLICE):
-        yield from texts.slice(start, ARROW_SLICE).to_pylist()
-
-
-def _library(texts: object) -> str:
-    return type(texts).__module__.partition(".")[0]
+    column: Any = texts
+    if not (_is_column(column) and hasattr(column, "to_pylist")):
+        return iter(column)
+    slices = (column.slice(start, ARROW_SLICE) for start in range(0, len(column), ARROW_SLICE))
+    return chain.from_iterable(part.to_pylist() for part in slices)
 
 
 def _is_column(texts: Any) -> bool:
-    if _library(texts) not in COLUMNAR or not (isinstance(texts, Iterable) and isinstance(texts, Sized)):
+    if not hasattr(texts, "tolist") and not hasattr(texts, "to_pylist"):
         return False
     # Iterating a table would give its column names or whole rows.
     return getattr(texts, "ndim", 1) == 1 and not hasattr(texts, "columns")

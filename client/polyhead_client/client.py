@@ -6,8 +6,9 @@ It carries out what `polyhead_client.operations` yields. Batches, replicas, retr
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
-from types import TracebackType
+from abc import abstractmethod
+from collections.abc import Generator, Iterable
+from contextlib import closing
 from typing import Any, Protocol, TypeVar, overload
 
 import numpy as np
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 
 from polyhead_client import tracing
 from polyhead_client.batches import Batch, Texts, cut, iterate
-from polyhead_client.errors import PolyheadClientError, mapped
+from polyhead_client.errors import PolyheadClientError
 from polyhead_client.grpc_transport import GrpcChannels
 from polyhead_client.http_transport import HttpPool
+from polyhead_client.operations import PREDICTION, PREDICTION_JSON
 from polyhead_client.prediction import Prediction
 from polyhead_client.replicas import Replica
 from polyhead_client.request import Deadline, HttpReply, HttpRequest, build_parameters, check_count, decode, encode
@@ -30,13 +32,13 @@ T = TypeVar("T")
 
 
 class HttpTransport(Protocol):
-    """Carries HTTP requests: connections, or the fake of `polyhead_client.testing`."""
+    """Carries HTTP requests: connections, or the fake of `polyhead_client.testing`. Network failures raise OSError."""
 
-    def exchange(self, replica: Replica, request: HttpRequest, deadline: Deadline) -> HttpReply:
-        """Sends one request and returns the answer. Network failures raise OSError."""
+    @abstractmethod
+    def exchange(self, replica: Replica, request: HttpRequest, deadline: Deadline) -> HttpReply: ...
 
-    def close(self) -> None:
-        """Closes all connections."""
+    @abstractmethod
+    def close(self) -> None: ...
 
 
 class Client(Settings):
@@ -93,11 +95,10 @@ class Client(Settings):
         Raises:
             PolyheadClientError: see `polyhead_client.errors`.
         """
-        one = isinstance(texts, str)
         deadline = self._deadline(timeout_s)
-        steps = self._operations.classify([texts] if one else texts, top_k, threshold, deadline, raise_on_error)
-        predictions = self._run("classify", steps)
-        return predictions[0] if one else predictions
+        steps = self._operations.classify(texts, top_k, threshold, deadline, raise_on_error)
+        answer: Prediction | list[Prediction] = self._run("classify", steps)
+        return answer
 
     def stream(
         self,
@@ -107,7 +108,7 @@ class Client(Settings):
         top_k: int | None = None,
         threshold: float | None = None,
         timeout_s: float | None = None,
-    ) -> Iterator[Prediction]:
+    ) -> Generator[Prediction, None, None]:
         """Classifies the texts of any iterable, such as a generator or a file, and yields predictions in its order.
 
         At most ``2 * concurrency + 1`` batches are in memory. A batch is sent when it is full or the texts end.
@@ -131,7 +132,7 @@ class Client(Settings):
         batches = cut(iterate(texts), most_texts, self.max_request_bytes)
 
         def answer(batch: Batch, deadline: Deadline) -> list[Prediction]:
-            return self._run("stream", self._operations.classify_batch(batch, parameters, deadline))
+            return self._run("stream", self._operations.ask_batch(batch, PREDICTION, parameters, deadline))
 
         return stream_in_threads(batches, answer, check_count("concurrency", concurrency), request_timeout_s)
 
@@ -143,8 +144,9 @@ class Client(Settings):
         timeout_s: float | None = None,
     ) -> list[bytes]:
         """Like `classify` of a list, but returns the server's JSON as it came, for pipes and load tests."""
-        steps = self._operations.classify_json(texts, top_k, threshold, self._deadline(timeout_s))
-        return self._run("classify", steps)
+        deadline = self._deadline(timeout_s)
+        parameters = build_parameters(top_k, threshold)
+        return self._run("classify", self._operations.ask(texts, PREDICTION_JSON, parameters, deadline))
 
     def scores(self, texts: Texts, timeout_s: float | None = None) -> NDArray[np.float32]:
         """All heads' calibrated scores.
@@ -165,7 +167,7 @@ class Client(Settings):
     def is_ready(self, canary: bool = True, timeout_s: float | None = None) -> bool:
         """Whether a replica answers a canary text now.
 
-        Without `canary` it asks Triton's own endpoint, which stays good when a model process has died or hangs.
+        Without `canary` it asks Triton's own endpoint, which is no sign of health (docs/serving.md#is-it-healthy).
         """
         deadline = self._deadline(timeout_s)
         return self._run("is_ready", self._operations.why_not_ready(canary, deadline)) is None
@@ -187,13 +189,11 @@ class Client(Settings):
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _run(self, name: str, steps: Steps[T]) -> T:
-        with tracing.operation(name, self.model):
+        with tracing.span(name, {"polyhead.model": self.model}), closing(steps):
             try:
                 step = next(steps)
                 while True:
@@ -206,20 +206,13 @@ class Client(Settings):
             except StopIteration as done:
                 value: T = done.value
                 return value
-            finally:
-                steps.close()
 
     def _perform(self, step: Send | Pause) -> Any:
         if isinstance(step, Pause):
             time.sleep(step.seconds)
             return None
-        call, deadline, address = step.call, step.deadline, step.replica.address
-        with (
-            tracing.request(call.kind, address, call.model, call.texts, step.attempt) as trace,
-            mapped(model=call.model, replica=address, protocol=self.protocol, timeout_s=deadline.timeout_s),
-        ):
-            headers = {**self._headers, **trace}
+        with self._attempt(step) as headers:
             if isinstance(self._transport, GrpcChannels):
-                return self._transport.send(step.replica, call, headers, deadline)
-            request = encode(call, headers, deadline.remaining_s())
-            return decode(call, self._transport.exchange(step.replica, request, deadline))
+                return self._transport.send(step.replica, step.call, headers, step.deadline)
+            request = encode(step.call, headers, step.deadline.remaining_s())
+            return decode(step.call, self._transport.exchange(step.replica, request, step.deadline))

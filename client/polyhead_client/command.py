@@ -11,23 +11,20 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from polyhead_client.client import Client
-from polyhead_client.console import answer_lines, print_json, print_schema, print_schema_json, print_table, read_lines
+from polyhead_client.console import Line, answer_lines, print_json, print_schema, print_table, read_lines
 from polyhead_client.errors import PolyheadClientError, UsageError
-from polyhead_client.prediction import Prediction
 from polyhead_client.settings import Tls
 from polyhead_client.stream import CONCURRENCY
 
 INTERRUPTED = 130  # what shells report for SIGINT
 MOST_WORKERS = 256
-ASK, SERVER = "What is asked", "Server"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -51,64 +48,38 @@ To score whole files (CSV, JSON lines, Parquet) with a running server, use `poly
 """
 
 
-class WireProtocol(StrEnum):
-    """The protocols of `Client`."""
-
-    HTTP = "http"
-    GRPC = "grpc"
-
-
 @app.callback()
 def root() -> None:
     """Asks a Polyhead text classifier on a Triton server."""
 
 
+def _server(help: str, **settings: Any) -> Any:
+    return typer.Option(help=help, rich_help_panel="Server", **settings)
+
+
+def _ask(help: str, **settings: Any) -> Any:
+    return typer.Option(help=help, rich_help_panel="What is asked", **settings)
+
+
+SERVERS_HELP = "host:port of a replica; several allowed, in the variable separated by spaces."
+KEY_HELP = "Sent as 'Authorization: Bearer KEY'. The variable keeps the key out of `ps`."
+
+
 @contextmanager
 def connect(
-    server: Annotated[
-        list[str],
-        typer.Option(
-            help="host:port of a replica; several allowed, in the variable separated by spaces.",
-            metavar="HOST:PORT",
-            rich_help_panel=SERVER,
-        ),
-    ] = ["localhost:8000"],  # noqa: B006 # typer copies it
-    model: Annotated[str, typer.Option(help="The model's name.", rich_help_panel=SERVER)] = "gpt2_classifier",
-    model_version: Annotated[
-        str, typer.Option(help="The model's version; the newest if empty.", rich_help_panel=SERVER)
-    ] = "",
-    protocol: Annotated[
-        WireProtocol, typer.Option(help="Triton's HTTP port is 8000, its gRPC port 8001.", rich_help_panel=SERVER)
-    ] = WireProtocol.HTTP,
-    timeout_s: Annotated[
-        float, typer.Option(help="Seconds that a request may take, including retries.", rich_help_panel=SERVER)
-    ] = 30.0,
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            help="Sent as 'Authorization: Bearer KEY'. The variable keeps the key out of `ps`.",
-            metavar="KEY",
-            show_default=False,
-            rich_help_panel=SERVER,
-        ),
-    ] = None,
+    server: Annotated[list[str], _server(SERVERS_HELP, metavar="HOST:PORT")] = ["localhost:8000"],  # noqa: B006 # typer copies it
+    model: Annotated[str, _server("The model's name.")] = "gpt2_classifier",
+    model_version: Annotated[str, _server("The model's version; the newest if empty.")] = "",
+    protocol: Annotated[Literal["http", "grpc"], _server("Triton's HTTP port is 8000, its gRPC port 8001.")] = "http",
+    timeout_s: Annotated[float, _server("Seconds that a request may take, including retries.")] = 30.0,
+    api_key: Annotated[str | None, _server(KEY_HELP, metavar="KEY", show_default=False)] = None,
     header: Annotated[
-        list[str] | None,
-        typer.Option(help="Sent with every request; several allowed.", metavar="NAME:VALUE", rich_help_panel=SERVER),
+        list[str] | None, _server("Sent with every request; several allowed.", metavar="NAME:VALUE")
     ] = None,
-    ca_file: Annotated[
-        Path | None,
-        typer.Option(help="PEM file of the authorities to trust, for https:// servers.", rich_help_panel=SERVER),
-    ] = None,
-    client_cert: Annotated[
-        Path | None, typer.Option(help="PEM file of this client's certificate chain.", rich_help_panel=SERVER)
-    ] = None,
-    client_key: Annotated[
-        Path | None, typer.Option(help="PEM file of this client's private key.", rich_help_panel=SERVER)
-    ] = None,
-    proxy: Annotated[
-        str | None, typer.Option(help="HTTP proxy.", metavar="http://HOST:PORT", rich_help_panel=SERVER)
-    ] = None,
+    ca_file: Annotated[Path | None, _server("PEM file of the authorities to trust, for https:// servers.")] = None,
+    client_cert: Annotated[Path | None, _server("PEM file of this client's certificate chain.")] = None,
+    client_key: Annotated[Path | None, _server("PEM file of this client's private key.")] = None,
+    proxy: Annotated[str | None, _server("HTTP proxy.", metavar="http://HOST:PORT")] = None,
 ) -> Iterator[Client]:
     """The client for these options. Errors inside the block become a line on standard error and an exit code."""
     try:
@@ -120,7 +91,7 @@ def connect(
         with Client(
             server,
             model,
-            protocol.value,
+            protocol,
             model_version,
             timeout_s,
             api_key=api_key,
@@ -169,21 +140,16 @@ def classify(
         list[str] | None,
         typer.Argument(metavar="[TEXT]...", help="Texts; without any, one per line of standard input."),
     ] = None,
-    top_k: Annotated[int | None, typer.Option(help="Labels per head.", min=1, rich_help_panel=ASK)] = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option(help="Replaces the thresholds of multi_label heads.", min=0, max=1, rich_help_panel=ASK),
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="Texts per request.", min=1, rich_help_panel=ASK)] = 64,
-    workers: Annotated[
-        int, typer.Option(help="Requests at a time.", min=1, max=MOST_WORKERS, rich_help_panel=ASK)
-    ] = CONCURRENCY,
+    top_k: Annotated[int | None, _ask("Labels per head.", min=1)] = None,
+    threshold: Annotated[float | None, _ask("Replaces the thresholds of multi_label heads.", min=0, max=1)] = None,
+    batch_size: Annotated[int, _ask("Texts per request.", min=1)] = 64,
+    workers: Annotated[int, _ask("Requests at a time.", min=1, max=MOST_WORKERS)] = CONCURRENCY,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per text instead of a table.")] = False,
 ) -> None:
     """Classifies texts, or the lines of standard input."""
-    answers: Iterator[tuple[str, Prediction]]
+    lines: Iterator[Line]
     if texts:
-        answers = zip(texts, client.stream(texts, batch_size, workers, top_k, threshold), strict=True)
+        lines = map(Line, texts)
     elif sys.stdin.isatty():
         raise UsageError("no texts: give them as arguments, or pipe one per line into standard input")
     else:
@@ -191,7 +157,8 @@ def classify(
         first = next(lines, None)
         if first is None:
             raise UsageError("no texts: standard input is empty")
-        answers = answer_lines(client, chain([first], lines), batch_size, workers, top_k, threshold)
+        lines = chain([first], lines)
+    answers = answer_lines(client, lines, batch_size, workers, top_k, threshold)
     errors = print_json(answers) if json else print_table(answers)
     if errors:
         raise typer.Exit(1)
@@ -203,11 +170,7 @@ def schema(
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Shows the heads and labels of the served model."""
-    found = client.schema()
-    if json:
-        print_schema_json(found)
-    else:
-        print_schema(found)
+    print_schema(client.schema(), json)
 
 
 @client_command()
@@ -215,10 +178,7 @@ def ready(
     client: Client,
     wait_s: Annotated[float, typer.Option(help="Seconds to wait until a server is ready.", min=0)] = 0.0,
     canary: Annotated[
-        bool,
-        typer.Option(
-            help="Have a text answered. --no-canary asks Triton's endpoint, which stays good over a dead model process."
-        ),
+        bool, typer.Option(help="Have a text answered. --no-canary asks Triton's endpoint, which is no sign of health.")
     ] = True,
 ) -> None:
     """Says whether a server answers: exit code 0 if one does, otherwise 2.

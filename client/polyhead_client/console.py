@@ -7,7 +7,7 @@ import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from itertools import count
+from itertools import count, islice
 from typing import BinaryIO, NamedTuple
 
 import typer
@@ -17,12 +17,14 @@ from rich.text import Text
 
 from polyhead_client.batches import HEADER_BYTES, LONGEST_REQUEST, ROW_BYTES
 from polyhead_client.client import Client
+from polyhead_client.errors import RequestRejectedError
+from polyhead_client.operations import CANARY
 from polyhead_client.prediction import HeadPrediction, MultiLabel, Prediction, Regression, SingleLabel
 from polyhead_client.schema import HeadKind, HeadSchema, ModelSchema
 
 BOM = b"\xef\xbb\xbf"
 LONGEST_LINE = LONGEST_REQUEST - HEADER_BYTES - ROW_BYTES  # bytes
-MOST_BAD_LINES = 10_000  # bad lines that wait for the answers before them
+LINES_PER_STREAM = 50_000  # so that bad lines, which wait for the answers before them, never fill the memory
 SHOWN_BYTES = 200  # of a bad line
 SHOWN_CHARACTERS = 60  # of a text in the table
 SHOWN_LABELS = 8  # of a head in the schema's table
@@ -69,38 +71,54 @@ def answer_lines(
 ) -> Iterator[tuple[str, Prediction]]:
     """Yields each line with its answer, in order. A line that cannot be sent has its reason as the error.
 
+    If the server rejects a batch, its lines are asked one by one, and those that it rejects alone have that as their
+    error.
+
     Raises:
         PolyheadClientError: see `Client.stream`; the lines before it have been yielded.
     """
-    waiting: deque[Line] = deque()  # lines that were read and not yet yielded
-    at_end = False
+    unread = deque(islice(lines, 1))  # read again after a rejection
+    waiting: deque[Line] = deque()  # read, and not yet yielded
 
     def texts() -> Iterator[str]:
-        nonlocal at_end
-        bad = 0
-        for line in lines:
+        for _ in range(LINES_PER_STREAM):
+            line = unread.popleft() if unread else next(lines, None)
+            if line is None:
+                return
             waiting.append(line)
             if line.error is None:
                 yield line.text
-                continue
-            bad += 1
-            if bad == MOST_BAD_LINES:
-                return  # ends this stream, so that the bad lines do not fill the memory; the next stream goes on
-        at_end = True
 
-    while not at_end:
-        stream = client.stream(texts(), batch_size, workers, top_k, threshold)
-        with closing(stream):  # type: ignore[type-var] # the iterator is a generator
-            for prediction in stream:
-                yield from _bad_lines(waiting)
-                yield waiting.popleft().text, prediction
+    while unread:
+        try:
+            with closing(client.stream(texts(), batch_size, workers, top_k, threshold)) as stream:
+                for prediction in stream:
+                    yield from _bad_lines(waiting)
+                    yield waiting.popleft().text, prediction
+        except RequestRejectedError:
+            for _ in range(min(batch_size, len(waiting))):
+                line = waiting.popleft()
+                alone = Prediction(error=line.error) if line.error else _ask_alone(client, line.text, top_k, threshold)
+                yield line.text, alone
+            unread.extendleft(reversed(waiting))
+            waiting.clear()
         yield from _bad_lines(waiting)
+        if not unread:
+            unread.extend(islice(lines, 1))
 
 
 def _bad_lines(waiting: deque[Line]) -> Iterator[tuple[str, Prediction]]:
     while waiting and waiting[0].error is not None:
         line = waiting.popleft()
         yield line.text, Prediction(error=line.error)
+
+
+def _ask_alone(client: Client, text: str, top_k: int | None, threshold: float | None) -> Prediction:
+    try:
+        return client.classify(text, top_k, threshold)
+    except RequestRejectedError as error:
+        client.classify(CANARY.decode(), top_k, threshold)  # raises if the text is not the reason
+        return Prediction(error=str(error))
 
 
 def print_json(answers: Iterable[tuple[str, Prediction]]) -> int:
@@ -126,24 +144,22 @@ def print_table(answers: Iterable[tuple[str, Prediction]]) -> int:
         cells = [_plain(shown), *(_plain(_describe(prediction.heads.get(name))) for name in heads)]
         cells.append(Text(f"{prediction.token_count}{' (truncated)' if prediction.truncated else ''}"))
         if errors:
-            cells.append(Text(_printable(prediction.error or ""), style="red"))
+            cells.append(_plain(prediction.error or "", "red"))
         table.add_row(*cells)
     Console().print(table)
     return errors
 
 
-def print_schema(schema: ModelSchema) -> None:
-    """Prints one row per head."""
+def print_schema(schema: ModelSchema, as_json: bool) -> None:
+    """Prints one row per head, or one JSON object."""
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(schema), indent=2))
+        return
     caption = f"The model reads at most {schema.max_length} tokens of a text."
     table = Table("head", "kind", "labels", "parent", caption=caption)
     for head in schema.heads:
         table.add_row(_plain(head.name), head.kind, _plain(_labels(head)), _plain(head.parent or ""))
     Console().print(table)
-
-
-def print_schema_json(schema: ModelSchema) -> None:
-    """Prints the schema as one JSON object."""
-    typer.echo(json.dumps(dataclasses.asdict(schema), indent=2))
 
 
 def _labels(head: HeadSchema) -> str:
@@ -160,18 +176,13 @@ def _describe(head: HeadPrediction | None) -> str:
     match head:
         case None:
             return ""
-        case SingleLabel(top):
-            return "\n".join(f"{one.label} {one.score:.2f}" for one in top)
-        case MultiLabel(labels):
-            return "\n".join(f"{one.label} {one.score:.2f}" for one in labels) or "none"
+        case SingleLabel(chosen) | MultiLabel(chosen):
+            return "\n".join(f"{one.label} {one.score:.2f}" for one in chosen) or "none"
         case Regression(value):
             return f"{value:.4g}"
 
 
-def _plain(text: str) -> Text:
-    return Text(_printable(text))
-
-
-def _printable(text: str) -> str:
+def _plain(text: str, style: str = "") -> Text:
     # Texts and labels are data: an escape sequence in them must not reach the terminal.
-    return "".join(character if character.isprintable() or character == "\n" else "�" for character in text)
+    shown = (character if character.isprintable() or character == "\n" else "�" for character in text)
+    return Text("".join(shown), style)

@@ -20,7 +20,7 @@ raises nothing: see `polyhead_client.prediction.Prediction.error`.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
 
@@ -154,42 +154,20 @@ def may_have_crashed_server(error: PolyheadClientError) -> bool:
 
 
 NO_SUCH_MODEL = ("unknown model", "no available versions", "is not at ready state")
-NOBODY_LISTENS = (
-    "failed to connect",
-    "connection refused",
-    "dns resolution",
-    "errors resolving",
-    "timed out connecting",
-    "connection reset",
-    "socket closed",
-    "broken pipe",
-    "stream removed",
-    "goaway",
-)
 BROKE = ("connection reset", "socket closed", "broken pipe", "stream removed", "goaway")
+NOBODY_LISTENS = (
+    "failed to connect", "connection refused", "dns resolution", "errors resolving", "timed out connecting", *BROKE
+)  # fmt: skip
 # Triton's words when a Python model's process is dead (also for the requests it held) or its shared memory is full.
 NOT_COMPUTED = ("stub process", "shared memory pool")
 CLOSED = ("this protocol is restricted", "this api is restricted")
-REJECTING = (
-    "INVALID_ARGUMENT",
-    "FAILED_PRECONDITION",
-    "OUT_OF_RANGE",
-    "PERMISSION_DENIED",
-    "UNAUTHENTICATED",
-)
+REJECTING = ("INVALID_ARGUMENT", "FAILED_PRECONDITION", "OUT_OF_RANGE", "PERMISSION_DENIED", "UNAUTHENTICATED")
 
 # What tritonclient and the libraries below it raise. Anything else is a bug and passes through.
 TRANSPORT_ERRORS = (
-    InferenceServerException,
-    HTTPException,
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    RecursionError,
-    struct.error,
-)
+    InferenceServerException, HTTPException, OSError, ValueError, LookupError, TypeError, AttributeError,
+    RecursionError, struct.error,
+)  # fmt: skip
 
 
 @contextmanager
@@ -200,8 +178,7 @@ def mapped(*, model: str, replica: str, protocol: str, timeout_s: float) -> Iter
     except PolyheadClientError:
         raise
     except TRANSPORT_ERRORS as error:
-        mapping = from_transport(error, model=model, replica=replica, protocol=protocol, timeout_s=timeout_s)
-        raise mapping from error
+        raise from_transport(error, model=model, replica=replica, protocol=protocol, timeout_s=timeout_s) from error
 
 
 def from_transport(
@@ -214,44 +191,35 @@ def from_transport(
         status = str(error.status()).removeprefix("StatusCode.") if error.status() else None
         detail = str(error.message() or error)
     detail = one_line(detail)
-    lowered = detail.lower()
-    unreachable = f"no connection to {replica} ({detail}); is the server running?"
-    missing = f"{replica} does not serve model {model!r} ({detail}); check its name and version"
-    foreign = f"{replica} gave no Triton response ({detail}); is it a Triton server, and this its {protocol} port?"
-    match status:
-        case _ if isinstance(error, TimeoutError) or status == "DEADLINE_EXCEEDED":
-            message = f"{replica} did not answer within {timeout_s:g} s; allow more time"
-            return RequestTimeoutError(message, model=model, replica=replica, status=status)
-        case _ if any(words in lowered for words in NO_SUCH_MODEL) or status in ("404", "NOT_FOUND"):
-            return ModelNotFoundError(missing, model=model, replica=replica, status=status)
-        case None if isinstance(error, OSError):
-            lost = ServerUnreachableError(unreachable, model=model, replica=replica)
-            lost.request_sent = not isinstance(error, NotConnectedError)
-            return lost
-        # gRPC says UNAVAILABLE if nobody listens, and also if a running server sheds load.
-        case "UNAVAILABLE" if any(words in lowered for words in NOBODY_LISTENS):
-            lost = ServerUnreachableError(unreachable, model=model, replica=replica, status=status)
-            lost.request_sent = any(words in lowered for words in BROKE)
-            return lost
-        # The server restricts this API; over gRPC that is UNAVAILABLE too.
-        case str() if any(words in lowered for words in CLOSED):
-            message = f"{replica} rejected the request: {detail}"
-            return RequestRejectedError(message, model=model, replica=replica, status=status)
-        case "503" | "429" | "UNAVAILABLE" | "RESOURCE_EXHAUSTED":
-            message = f"{replica} is overloaded ({detail}); try again later"
-            shed = ServerOverloadedError(message, model=model, replica=replica, status=status)
-            shed.retry_after_s = getattr(error, "retry_after_s", None)
-            return shed
-        case str() if status.startswith("4") or status in REJECTING:
-            message = f"{replica} rejected the request: {detail}"
-            return RequestRejectedError(message, model=model, replica=replica, status=status)
-        case str():
-            message = f"{replica} failed on the request ({detail}); see the server's log"
-            failed = ServerFailedError(message, model=model, replica=replica, status=status)
-            failed.not_computed = any(words in lowered for words in NOT_COMPUTED)
-            return failed
-        case _:
-            return BadResponseError(foreign, model=model, replica=replica, status=status)
+    place = {"model": model, "replica": replica, "status": status}
+
+    def has(words: Iterable[str]) -> bool:
+        return any(word in detail.lower() for word in words)
+
+    if isinstance(error, TimeoutError) or status == "DEADLINE_EXCEEDED":
+        return RequestTimeoutError(f"{replica} did not answer within {timeout_s:g} s; allow more time", **place)
+    if has(NO_SUCH_MODEL) or status in ("404", "NOT_FOUND"):
+        message = f"{replica} does not serve model {model!r} ({detail}); check its name and version"
+        return ModelNotFoundError(message, **place)
+    # gRPC says UNAVAILABLE if nobody listens, if a running server sheds load, and if the server restricts this API.
+    if isinstance(error, OSError) or (status == "UNAVAILABLE" and has(NOBODY_LISTENS)):
+        lost = ServerUnreachableError(f"no connection to {replica} ({detail}); is the server running?", **place)
+        lost.request_sent = not isinstance(error, NotConnectedError) if status is None else has(BROKE)
+        return lost
+    if status is None:
+        message = f"{replica} gave no Triton response ({detail}); is it a Triton server, and this its {protocol} port?"
+        return BadResponseError(message, **place)
+    if has(CLOSED):
+        return RequestRejectedError(f"{replica} rejected the request: {detail}", **place)
+    if status in ("503", "429", "UNAVAILABLE", "RESOURCE_EXHAUSTED"):
+        shed = ServerOverloadedError(f"{replica} is overloaded ({detail}); try again later", **place)
+        shed.retry_after_s = getattr(error, "retry_after_s", None)
+        return shed
+    if status.startswith("4") or status in REJECTING:
+        return RequestRejectedError(f"{replica} rejected the request: {detail}", **place)
+    failed = ServerFailedError(f"{replica} failed on the request ({detail}); see the server's log", **place)
+    failed.not_computed = has(NOT_COMPUTED)
+    return failed
 
 
 def one_line(text: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from polyhead_client.replicas import Replica
-from polyhead_client.request import Call, Deadline, import_grpc
+from polyhead_client.request import GRPC_PACKAGE, Call, Deadline, import_extra
 from polyhead_client.settings import Network
 
 LARGEST_MESSAGE = 2**31 - 1
@@ -29,7 +29,7 @@ class GrpcChannels:
     """Channels for threads and, with gevent, for greenlets."""
 
     def __init__(self, network: Network) -> None:
-        self._module = import_grpc("tritonclient.grpc")
+        self._module = import_extra("tritonclient.grpc", GRPC_PACKAGE)
         self._network = network
         self._clients: dict[str, Any] = {}
         self._lock = threading.Lock()
@@ -57,7 +57,7 @@ class AsyncGrpcChannels:
     """Channels for asyncio; each belongs to one loop."""
 
     def __init__(self, network: Network) -> None:
-        self._module = import_grpc("tritonclient.grpc.aio")
+        self._module = import_extra("tritonclient.grpc.aio", GRPC_PACKAGE)
         self._network = network
         self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Any]] = WeakKeyDictionary()
 
@@ -88,7 +88,7 @@ def _open_channel(module: ModuleType, replica: Replica, network: Network) -> Any
         ("grpc.enable_http_proxy", 0),  # only the proxy of the settings, not the environment's
     ]
     if network.proxy is not None:
-        options[-1] = ("grpc.http_proxy", network.proxy.url)
+        options[-1] = ("grpc.http_proxy", network.proxy.geturl())
     tls = network.tls
     files = {
         "root_certificates": tls and tls.ca_file,
@@ -107,9 +107,9 @@ def _arguments(call: Call, headers: Mapping[str, str], deadline: Deadline) -> tu
         "headers": {name.lower(): value for name, value in headers.items() if name.lower() != "user-agent"},
         "client_timeout": remaining_s,
     }
-    if call.infer is None:
+    if call.kind == "ready":
         return "is_model_ready", arguments
-    asked = {"inputs": call.infer.inputs, "outputs": call.infer.outputs, "parameters": call.infer.parameters}
+    asked = {"inputs": call.inputs, "outputs": call.outputs, "parameters": call.parameters}
     return "infer", {**arguments, **asked, "timeout": max(int(remaining_s * 1e6), 1)}
 
 

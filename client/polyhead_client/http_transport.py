@@ -8,6 +8,7 @@ opened it (fork) and, if gevent has patched the sockets, in its hub (native thre
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import io
 import os
@@ -15,116 +16,95 @@ import select
 import socket
 import ssl
 import sys
-import threading
-from collections import defaultdict
 from dataclasses import dataclass
-from http.client import HTTPConnection, IncompleteRead
+from http.client import HTTPConnection, HTTPResponse, IncompleteRead
+from queue import Empty, LifoQueue
 from typing import Any
+from urllib.parse import unquote
 from weakref import WeakKeyDictionary
 
 import aiohttp
 
-from polyhead_client.errors import NotConnectedError, RequestTimeoutError, UsageError
-from polyhead_client.replicas import Replica, brief_lock
+from polyhead_client.errors import NotConnectedError, RequestTimeoutError
+from polyhead_client.replicas import Replica
 from polyhead_client.request import Deadline, HttpReply, HttpRequest
-from polyhead_client.settings import Network, Tls
+from polyhead_client.settings import Network
 
 LEAST_TIMEOUT_S = 0.001  # a socket reads a timeout of 0 as "do not wait at all"
 
 
-class _DeadlineSocket:
-    """A socket whose every read ends at the deadline, also if an answer arrives byte by byte."""
+class _Answer(io.RawIOBase):
+    """The bytes of one answer. Each read ends at the deadline, also if they arrive one by one."""
 
-    def __init__(self, plain: socket.socket) -> None:
-        self.plain = plain
-        self.deadline = Deadline(0.0)
-        self._waiting: list[bytes] = []
-
-    def sendall(self, data: bytes) -> None:
-        self._waiting.append(data)
-
-    def flush(self) -> None:
-        """Sends head and body together, because two packets would wake the server twice."""
-        data, self._waiting = b"".join(self._waiting), []
-        self.limit()
-        self.plain.sendall(data)
+    def __init__(self, plain: socket.socket, deadline: Deadline) -> None:
+        self._plain = plain
+        self._deadline = deadline
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        # The plain socket counts its files, so an answer that ends with the connection is still read after close().
-        return io.BufferedReader(_DeadlineReader(self, self.plain.makefile("rb", buffering=0)), 65536)
-
-    def limit(self) -> None:
-        remaining_s = self.deadline.remaining_s()
-        if remaining_s <= 0:
-            raise TimeoutError("the deadline has passed")
-        self.plain.settimeout(max(remaining_s, LEAST_TIMEOUT_S))
-
-    def close(self) -> None:
-        self.plain.close()
-
-
-class _DeadlineReader(io.RawIOBase):
-    def __init__(self, owner: _DeadlineSocket, raw: io.RawIOBase) -> None:
-        self._owner = owner
-        self._raw = raw
+        return io.BufferedReader(self, 65536)  # http.client takes this object for a socket
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        self._owner.limit()
-        return self._raw.readinto(buffer) or 0
+        _limit(self._plain, self._deadline)
+        return self._plain.recv_into(buffer)
 
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
+
+def _limit(plain: socket.socket, deadline: Deadline) -> None:
+    remaining_s = deadline.remaining_s()
+    if remaining_s <= 0:
+        raise TimeoutError("the deadline has passed")
+    plain.settimeout(max(remaining_s, LEAST_TIMEOUT_S))
 
 
 class Connection:
     """One connection to a replica, through the proxy if there is one."""
 
-    def __init__(self, replica: Replica, network: Network, context: ssl.SSLContext | None, deadline: Deadline) -> None:
+    def __init__(self, replica: Replica, network: Network, deadline: Deadline) -> None:
         self.keeps = False  # whether the server keeps it open for the next request
         self.answering = False  # whether an answer to the current request has begun
-        host, _, self._base = replica.place.partition("/")
-        self._headers: dict[str, str] = {}
-        self._origin = ""
+        context = network.context if replica.secure else None
+        host, slash, base = replica.place.partition("/")
         name, port = _split_host(host, 443 if context else 80)
         proxy = network.proxy
+        authorization = {}
+        if proxy and proxy.username is not None:
+            pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+            authorization["Proxy-Authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
         timeout_s = max(min(network.connect_timeout_s, deadline.remaining_s()), LEAST_TIMEOUT_S)
-        self._http = HTTPConnection(*((proxy.host, proxy.port) if proxy else (name, port)), timeout=timeout_s)
+        to = (proxy.hostname or "", proxy.port or 3128) if proxy else (name, port)
+        http = HTTPConnection(*to, timeout=timeout_s)
+        self._target = slash + base
+        self._headers = {"Host": host}
         if proxy and context:
-            tunnel = {"Proxy-Authorization": proxy.authorization} if proxy.authorization else {}
-            self._http.set_tunnel(name, port, headers=tunnel)
+            http.set_tunnel(name, port, headers=authorization)
         elif proxy:
-            self._origin = f"http://{host}"
-            self._headers = {"Proxy-Authorization": proxy.authorization} if proxy.authorization else {}
+            self._target = f"http://{replica.place}"
+            self._headers |= authorization
         try:
-            self._http.connect()
-            plain = self._http.sock
+            http.connect()
+            self._socket: socket.socket = http.sock
             if context:
-                plain = context.wrap_socket(plain, server_hostname=name)
+                self._socket = context.wrap_socket(http.sock, server_hostname=name)
         except OSError as error:
-            self._http.close()
+            http.close()
             raise NotConnectedError(str(error) or type(error).__name__) from error
-        self._host = host
-        self._socket = _DeadlineSocket(plain)
-        self._http.sock = self._socket
 
     def exchange(self, request: HttpRequest, deadline: Deadline) -> HttpReply:
         """Sends a request and reads the whole answer."""
-        self._socket.deadline = deadline
-        self.answering = False
+        self.answering = self.keeps = False
+        headers = self._headers | dict(request.headers) | {"Content-Length": str(len(request.body))}
+        lines = [f"{request.method} {self._target}{request.path} HTTP/1.1"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        head = "\r\n".join([*lines, "", ""]).encode("latin-1")
         deadline.on_cancel(self.abort)
         try:
-            target = f"{self._origin}/{self._base}{request.path}" if self._base else f"{self._origin}{request.path}"
-            self._http.putrequest(request.method, target, skip_host=True, skip_accept_encoding=True)
-            headers = {"Host": self._host, **self._headers, **request.headers, "Content-Length": str(len(request.body))}
-            for name, value in headers.items():
-                self._http.putheader(name, value)
-            self._http.endheaders(request.body or None)
-            self._socket.flush()
-            response = self._http.getresponse()
+            _limit(self._socket, deadline)
+            self._socket.sendall(head + request.body)  # together, because two packets would wake the server twice
+            answer: Any = _Answer(self._socket, deadline)
+            response = HTTPResponse(answer, method=request.method)
+            response.begin()
             self.answering = True
             body = response.read()
         except IncompleteRead as error:
@@ -138,97 +118,87 @@ class Connection:
         """Whether the server has closed it, or has sent bytes without a request."""
         if hasattr(select, "poll"):
             poll = select.poll()
-            poll.register(self._socket.plain, select.POLLIN)
+            poll.register(self._socket, select.POLLIN)
             return bool(poll.poll(0))
-        return bool(select.select([self._socket.plain], [], [], 0)[0])
+        return bool(select.select([self._socket], [], [], 0)[0])
 
     def abort(self) -> None:
         """Wakes the thread that waits on it; called from another thread."""
         with contextlib.suppress(OSError):
-            self._socket.plain.shutdown(socket.SHUT_RDWR)
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Closes the connection."""
-        self._http.close()
+        self.keeps = False
+        self._socket.close()
 
 
 class HttpPool:
-    """Idle connections and free slots by replica and home (see `_home`); safe for threads and gevent's greenlets."""
+    """Connections by replica and home (see `_home`); safe for threads and gevent's greenlets.
+
+    A queue has a slot per allowed connection, with an idle connection or None. Who takes a slot gives it back.
+    """
 
     def __init__(self, network: Network) -> None:
         self._network = network
-        self._context: ssl.SSLContext | None = None
-        self._idle: dict[tuple[str, Any], list[Connection]] = defaultdict(list)
-        self._lock = brief_lock()
+        self._slots: dict[tuple[str, Any], LifoQueue[Connection | None]] = {}
         self._closed = False
-        most = network.max_connections
-        self._slots: dict[Any, threading.BoundedSemaphore] = defaultdict(lambda: threading.BoundedSemaphore(most))
 
     def exchange(self, replica: Replica, request: HttpRequest, deadline: Deadline) -> HttpReply:
         """Sends one request and returns the answer. Network failures raise OSError or HTTPException."""
         key = (replica.address, _home())
-        with self._lock:
-            slots = self._slots[key]
-        if not slots.acquire(timeout=max(deadline.remaining_s(), LEAST_TIMEOUT_S)):
+        slots = self._slots.get(key) or self._slots.setdefault(key, self._new_slots())
+        try:
+            connection = slots.get(timeout=max(deadline.remaining_s(), LEAST_TIMEOUT_S))
+        except Empty as error:
             raise RequestTimeoutError(
                 f"{replica.address}: all {self._network.max_connections} connections stayed in use for "
                 f"{deadline.timeout_s:g} s; allow more time, or raise max_connections",
                 replica=replica.address,
-            )
+            ) from error
         try:
-            return self._exchange(replica, key, request, deadline)
-        finally:
-            slots.release()
-
-    def _exchange(self, replica: Replica, key: tuple[str, Any], request: HttpRequest, deadline: Deadline) -> HttpReply:
-        connection = self._check_out(key)
-        if connection is not None:
-            try:
-                return self._use(connection, key, request, deadline)
-            except (ConnectionError, ssl.SSLError):
-                # The server closed the idle connection while the request was sent, so a new connection sends it.
-                if connection.answering or deadline.remaining_s() <= 0:
-                    raise
-        fresh = Connection(replica, self._network, self._encryption() if replica.secure else None, deadline)
-        return self._use(fresh, key, request, deadline)
-
-    def _use(self, connection: Connection, key: tuple[str, Any], request: HttpRequest, deadline: Deadline) -> HttpReply:
-        kept = False
-        try:
-            reply = connection.exchange(request, deadline)
-            if connection.keeps:
-                with self._lock:
-                    kept = not self._closed
-                    if kept:
-                        self._idle[key].append(connection)
-            return reply
-        finally:
-            if not kept:
+            if connection is not None and not connection.is_dropped():
+                try:
+                    return connection.exchange(request, deadline)
+                except (ConnectionError, ssl.SSLError):
+                    # The server closed the idle connection while the request was sent, so a new connection sends it.
+                    if connection.answering or deadline.remaining_s() <= 0:
+                        raise
+            if connection is not None:
                 connection.close()
+            connection = Connection(replica, self._network, deadline)
+            return connection.exchange(request, deadline)
+        finally:
+            if connection is not None and not connection.keeps:
+                connection.close()
+                connection = None
+            slots.put(connection)
+            if self._closed:
+                _close_idle(slots)
 
-    def _check_out(self, key: tuple[str, Any]) -> Connection | None:
-        while True:
-            with self._lock:
-                if self._closed:
-                    raise UsageError("this client is closed; make a new one")
-                connection = self._idle[key].pop() if self._idle[key] else None
-            if connection is None or not connection.is_dropped():
-                return connection
-            connection.close()
-
-    def _encryption(self) -> ssl.SSLContext:
-        if self._context is None:
-            self._context = (self._network.tls or Tls()).context()
-        return self._context
+    def _new_slots(self) -> LifoQueue[Connection | None]:
+        slots: LifoQueue[Connection | None] = LifoQueue()
+        for _ in range(self._network.max_connections):
+            slots.put(None)
+        return slots
 
     def close(self) -> None:
         """Closes idle connections now, and the others when their answer has come."""
-        with self._lock:
-            self._closed = True
-            idle = [one for (_, home), kept in self._idle.items() for one in kept if home == _home()]
-            self._idle.clear()
-        for connection in idle:
+        self._closed = True
+        for (_, home), slots in list(self._slots.items()):
+            if home == _home():
+                _close_idle(slots)
+
+
+def _close_idle(slots: LifoQueue[Connection | None]) -> None:
+    idle = []
+    with contextlib.suppress(Empty):
+        while True:
+            idle.append(slots.get_nowait())
+    for connection in idle:
+        if connection is not None:
             connection.close()
+        slots.put(None)
 
 
 def _home() -> Any:
@@ -263,7 +233,6 @@ class HttpSessions:
 
     def __init__(self, network: Network) -> None:
         self._network = network
-        self._context: ssl.SSLContext | None = None
         self._sessions: WeakKeyDictionary[asyncio.AbstractEventLoop, aiohttp.ClientSession] = WeakKeyDictionary()
 
     async def exchange(self, replica: Replica, request: HttpRequest, deadline: Deadline) -> HttpReply:
@@ -297,8 +266,8 @@ class HttpSessions:
             headers=request.headers,
             timeout=limits,
             allow_redirects=False,
-            ssl=self._encryption() if replica.secure else True,
-            proxy=proxy.url if proxy else None,
+            ssl=self._network.context or True,
+            proxy=proxy.geturl() if proxy else None,
             trace_request_ctx=use,
         ) as response:
             use.answering = True
@@ -316,11 +285,6 @@ class HttpSessions:
             session = aiohttp.ClientSession(connector=connector, auto_decompress=False, trace_configs=[traces])
             self._sessions[loop] = session
         return session
-
-    def _encryption(self) -> ssl.SSLContext:
-        if self._context is None:
-            self._context = (self._network.tls or Tls()).context()
-        return self._context
 
     async def close(self) -> None:
         """Closes the running loop's session."""

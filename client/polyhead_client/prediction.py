@@ -11,8 +11,7 @@ from typing import Any
 from polyhead_client.errors import BadResponseError, UnknownNameError, one_line
 from polyhead_client.schema import HeadKind
 
-_TEXT = frozenset({str})
-_NUMBERS = frozenset({int, float})
+_NUMBERS = frozenset({int, float})  # a bool is an int in Python, but not on the wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +129,10 @@ def _read_head(head: Any, place: str) -> HeadPrediction:
         case HeadKind.MULTI_LABEL:
             return MultiLabel(_read_labels(head, place, with_thresholds=True))
         case HeadKind.REGRESSION:
-            return Regression(_number(head.get("value"), f"{place}.value"))
+            return Regression(_numbers([head.get("value")], f"{place}.value")[0])
         case kind:
-            raise BadResponseError(
-                f"{place}.kind must be one of {', '.join(HeadKind)}, got {kind!r}; is this client too old?"
-            )
+            kinds = ", ".join(HeadKind)
+            raise BadResponseError(f"{place}.kind must be one of {kinds}, got {kind!r}; is this client too old?")
 
 
 def _read_labels(head: dict[str, Any], place: str, *, with_thresholds: bool) -> tuple[LabelScore, ...]:
@@ -145,13 +143,12 @@ def _read_labels(head: dict[str, Any], place: str, *, with_thresholds: bool) -> 
         raise BadResponseError(
             f"{place}: labels, scores and thresholds differ in length: {len(labels)}, {len(scores)}, {len(thresholds)}"
         )
-    if not _TEXT.issuperset(map(type, labels)):
-        strange = next(label for label in labels if not isinstance(label, str))
-        raise BadResponseError(f"{place}.labels must be strings, got {strange!r}")
-    numbers = _numbers(scores, place, "scores")
+    if not all(isinstance(label, str) for label in labels):
+        raise BadResponseError(f"{place}.labels must be strings, got {one_line(repr(labels))}")
+    numbers = _numbers(scores, f"{place}.scores")
     if not with_thresholds:
         return tuple(map(LabelScore, labels, numbers))
-    return tuple(map(LabelScore, labels, numbers, _numbers(thresholds, place, "thresholds")))
+    return tuple(map(LabelScore, labels, numbers, _numbers(thresholds, f"{place}.thresholds")))
 
 
 def _write_head(head: HeadPrediction) -> dict[str, Any]:
@@ -177,27 +174,15 @@ def _take(fields: dict[str, Any], name: str, kind: type, place: str) -> Any:
     if name not in fields:
         raise BadResponseError(f"{place}: missing field {name!r}")
     value = fields[name]
-    # A bool is an int in Python, but not on the wire.
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+    if type(value) is not kind:  # isinstance would accept a bool as an int
         raise BadResponseError(f"{place}.{name} must be {kind.__name__}, got {type(value).__name__}")
     return value
 
 
-def _numbers(values: list[Any], place: str, name: str) -> list[float]:
-    """Checks all values at C speed, and looks for the wrong one only if there is one."""
+def _numbers(values: list[Any], place: str) -> list[float]:
     try:
         if _NUMBERS.issuperset(map(type, values)) and all(map(math.isfinite, values)):
             return list(map(float, values))
     except OverflowError:  # an int that is larger than every float
         pass
-    return [_number(value, f"{place}.{name}") for value in values]
-
-
-def _number(value: Any, place: str) -> float:
-    try:
-        number = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
-    except OverflowError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise BadResponseError(f"{place} must hold finite numbers, got {one_line(repr(value))}")
-    return number
+    raise BadResponseError(f"{place} must hold finite numbers, got {one_line(repr(values))}")

@@ -1,7 +1,4 @@
-"""One request to a model: what it asks, until when, and its form over HTTP. Nothing here talks to a server.
-
-`build_request` works with both of tritonclient's modules, because ``http`` and ``grpc`` use the same class names.
-"""
+"""One request to a model: what it asks, until when, and its form over HTTP. Nothing here talks to a server."""
 
 from __future__ import annotations
 
@@ -24,6 +21,9 @@ from tritonclient.utils import InferenceServerException
 from polyhead_client.errors import UsageError
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
+GRPC_PACKAGE = "'polyhead-client[grpc]'"
+
+Parameters = dict[str, int | float]
 
 
 class Deadline:
@@ -32,8 +32,12 @@ class Deadline:
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s = timeout_s
         self.cancelled = False
-        self._ends = time.monotonic() + timeout_s
         self._abort: Callable[[], None] | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        """Lets the time begin now. A cancelled deadline stays cancelled."""
+        self._ends = time.monotonic() + self.timeout_s
 
     def remaining_s(self) -> float:
         """Seconds left; 0 once the deadline has passed or was cancelled."""
@@ -54,27 +58,20 @@ class Deadline:
 
 
 @dataclass(frozen=True, slots=True)
-class InferRequest:
-    """The arguments of tritonclient's ``infer``."""
-
-    inputs: list[Any]
-    outputs: list[Any]
-    parameters: dict[str, int | float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
 class Call:
-    """What is asked of which model: an inference, or, without `infer`, Triton's own readiness endpoint."""
+    """What is asked of which model: an inference, or, without `outputs`, Triton's own readiness endpoint."""
 
     model: str
     version: str
-    infer: InferRequest | None = None
-    texts: int = 0
+    texts: int = 0  # how many
+    inputs: list[Any] = field(default_factory=list)  # tritonclient's InferInput, of its HTTP or gRPC module
+    outputs: list[Any] = field(default_factory=list)  # its InferRequestedOutput
+    parameters: Parameters = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
         """``infer`` or ``ready``."""
-        return "ready" if self.infer is None else "infer"
+        return "infer" if self.outputs else "ready"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,61 +93,51 @@ class HttpReply:
     body: bytes = b""
 
 
-def import_grpc(name: str) -> ModuleType:
-    """Imports one of tritonclient's gRPC modules.
+def import_extra(module: str, package: str) -> ModuleType:
+    """Imports a module that a plain installation lacks.
 
     Raises:
-        UsageError: grpc is not installed.
+        UsageError: it is not installed; the message says what to install.
     """
     try:
-        return importlib.import_module(name)
-    # tritonclient turns the missing package into a RuntimeError that names tritonclient's own extra.
+        return importlib.import_module(module)
+    # tritonclient turns a missing grpc into a RuntimeError that names tritonclient's own extra.
     except (ImportError, RuntimeError) as error:
-        raise UsageError("grpc is not installed: pip install 'polyhead-client[grpc]'") from error
+        raise UsageError(f"{module} cannot be imported: pip install {package}") from error
 
 
-def protocol_module(protocol: str) -> ModuleType:
-    """``tritonclient.http`` or ``tritonclient.grpc``.
-
-    Raises:
-        UsageError: the protocol is unknown, or its library is not installed.
-    """
-    if protocol not in ("http", "grpc"):
-        raise UsageError(f"protocol must be 'http' or 'grpc', got {protocol!r}")
-    module: ModuleType = tritonclient.http if protocol == "http" else import_grpc("tritonclient.grpc")
-    return module
-
-
-def build_request(
-    module: ModuleType, rows: Sequence[bytes], outputs: Sequence[str], parameters: dict[str, int | float]
-) -> InferRequest:
-    """Builds one inference request.
+def infer_call(
+    model: str,
+    rows: Sequence[bytes],
+    output: str,
+    parameters: Parameters | None = None,
+    version: str = "",
+    module: ModuleType = tritonclient.http,
+) -> Call:
+    """A call for one output of a model.
 
     Args:
-        module: ``tritonclient.http`` or ``tritonclient.grpc``.
-        rows: texts as UTF-8, at most as many as the server's ``max_batch_size``.
-        outputs: names of the outputs to compute.
+        model: the model's name.
+        rows: texts as UTF-8.
+        output: the output's name.
         parameters: from `build_parameters`.
+        version: the newest if empty.
+        module: ``tritonclient.http`` or ``tritonclient.grpc``, which have the same class names.
     """
     column = np.empty((len(rows), 1), dtype=np.object_)  # not a bytes dtype, because that drops trailing NULs
     column[:, 0] = rows
     tensor = module.InferInput("TEXT", list(column.shape), "BYTES")
     tensor.set_data_from_numpy(column)
-    return InferRequest([tensor], [module.InferRequestedOutput(name) for name in outputs], parameters)
+    return Call(model, version, len(rows), [tensor], [module.InferRequestedOutput(output)], parameters or {})
 
 
-def infer_call(model: str, rows: Sequence[bytes], output: str) -> Call:
-    """A call for one output of a model, for programs that send HTTP themselves."""
-    return Call(model, "", build_request(tritonclient.http, rows, [output], {}), len(rows))
-
-
-def build_parameters(top_k: int | None, threshold: float | None) -> dict[str, int | float]:
+def build_parameters(top_k: int | None, threshold: float | None) -> Parameters:
     """Request parameters for the options that are not None.
 
     Raises:
         UsageError: an option has the wrong type or is out of range.
     """
-    parameters: dict[str, int | float] = {}
+    parameters: Parameters = {}
     if top_k is not None:
         parameters["top_k"] = check_count("top_k", top_k)
     if threshold is not None:
@@ -185,13 +172,13 @@ def encode(call: Call, headers: Mapping[str, str], remaining_s: float) -> HttpRe
     path = f"/v2/models/{quote(call.model, safe='')}"
     if call.version:
         path += f"/versions/{quote(call.version, safe='')}"
-    if call.infer is None:
+    if call.kind == "ready":
         return HttpRequest("GET", f"{path}/ready", headers)
     body, header_length = InferenceServerClient.generate_request_body(
-        call.infer.inputs,
-        outputs=call.infer.outputs,
+        call.inputs,
+        outputs=call.outputs,
         timeout=max(int(remaining_s * 1e6), 1),
-        parameters=call.infer.parameters,
+        parameters=call.parameters,
     )
     described = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(header_length)}
     return HttpRequest("POST", f"{path}/infer", {**headers, **described}, body)
@@ -204,7 +191,7 @@ def decode(call: Call, reply: HttpReply) -> Any:
         InferenceServerException: the server reports an error.
         ValueError, LookupError, TypeError: the reply is not Triton's.
     """
-    if call.infer is None and reply.status in (200, 400):
+    if call.kind == "ready" and reply.status in (200, 400):
         return reply.status == 200
     if reply.status != 200:
         error = InferenceServerException(_message(reply), status=str(reply.status))

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import base64
 import re
 import ssl
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, urlsplit
 
+import tritonclient.http
+
+from polyhead_client import tracing
 from polyhead_client.batches import LONGEST_REQUEST
-from polyhead_client.errors import UsageError
+from polyhead_client.errors import UsageError, mapped
 from polyhead_client.operations import Operations
 from polyhead_client.replicas import Replicas
-from polyhead_client.request import Deadline, check_count, check_seconds, protocol_module
-from polyhead_client.retry import RetryLoop, RetryPolicy
+from polyhead_client.request import GRPC_PACKAGE, Deadline, check_count, check_seconds, import_extra
+from polyhead_client.retry import RetryLoop, RetryPolicy, Send
 
 HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 FRAMING = ("host", "connection", "content-length", "content-type", "transfer-encoding", "accept-encoding",
            "inference-header-content-length", "traceparent")  # fmt: skip
-try:
-    USER_AGENT = f"polyhead-client/{version('polyhead-client')}"
-except PackageNotFoundError:
-    USER_AGENT = "polyhead-client"
+USER_AGENT = f"polyhead-client/{version('polyhead-client')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,44 +58,15 @@ class Tls:
 
 
 @dataclass(frozen=True, slots=True)
-class Proxy:
-    """An HTTP proxy; `authorization` is the value of the header if the URL has a user."""
-
-    url: str
-    host: str
-    port: int
-    authorization: str | None
-
-    @classmethod
-    def parse(cls, url: str) -> Proxy:
-        """Reads ``http://user:password@host:port``.
-
-        Raises:
-            UsageError: it is not such a URL.
-        """
-        try:
-            parts = urlsplit(url)
-            host, port = parts.hostname, parts.port
-        except (ValueError, AttributeError, TypeError) as error:
-            raise UsageError(f"proxy must be a URL such as 'http://proxy:3128' ({error})") from error
-        if parts.scheme != "http" or not host:
-            raise UsageError("proxy must be a URL such as 'http://proxy:3128'")
-        authorization = None
-        if parts.username is not None:
-            pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-            authorization = "Basic " + base64.b64encode(pair.encode()).decode()
-        return cls(url, host, port or 3128, authorization)
-
-
-@dataclass(frozen=True, slots=True)
 class Network:
-    """What all transports need; `max_connections` counts HTTP connections to one replica."""
+    """What all transports need: gRPC reads `tls`, HTTP its `context`, which is there if a replica is encrypted."""
 
-    tls: Tls | None = None
-    proxy: Proxy | None = None
-    connect_timeout_s: float = 5.0
-    max_connections: int = 64
-    user_agent: str = "polyhead-client"
+    tls: Tls | None
+    context: ssl.SSLContext | None
+    proxy: SplitResult | None
+    connect_timeout_s: float
+    max_connections: int
+    user_agent: str
 
 
 class Settings(ABC):
@@ -143,6 +114,8 @@ class Settings(ABC):
         max_connections: int = 64,
         connect_timeout_s: float = 5.0,
     ) -> None:
+        if protocol not in ("http", "grpc"):
+            raise UsageError(f"protocol must be 'http' or 'grpc', got {protocol!r}")
         if not isinstance(version, str):
             raise UsageError(f"version must be a str such as '1', got {version!r}")
         if not isinstance(model, str) or not model:
@@ -158,11 +131,11 @@ class Settings(ABC):
         self.replicas = tuple(replica.address for replica in replicas.all)
         if tls is not None and not all(replica.secure for replica in replicas.all):
             raise UsageError("tls encrypts nothing by itself: write the servers as 'https://host:port'")
-        if tls is not None:
-            tls.context()  # a missing file is an error of the constructor, not of the first request
+        secure = any(replica.secure for replica in replicas.all)
         self._network = Network(
             tls=tls,
-            proxy=None if proxy is None else Proxy.parse(proxy),
+            context=(tls or Tls()).context() if secure else None,
+            proxy=None if proxy is None else _check_proxy(proxy),
             connect_timeout_s=check_seconds("connect_timeout_s", connect_timeout_s),
             max_connections=check_count("max_connections", max_connections),
             user_agent=f"{user_agent} {USER_AGENT}".strip(),
@@ -170,7 +143,7 @@ class Settings(ABC):
         self._headers = _check_headers({"User-Agent": self._network.user_agent, **(headers or {})}, api_key)
         self._operations = Operations(
             RetryLoop(replicas, retry or RetryPolicy()),
-            protocol_module(protocol),
+            tritonclient.http if protocol == "http" else import_extra("tritonclient.grpc", GRPC_PACKAGE),
             model,
             version,
             self.batch_size,
@@ -180,8 +153,7 @@ class Settings(ABC):
         self._open()
 
     @abstractmethod
-    def _open(self) -> None:
-        """Prepares the transport, without a connection yet."""
+    def _open(self) -> None: ...  # prepares the transport, without a connection yet
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({list(self.replicas)}, {self.model!r}, {self.protocol!r})"
@@ -190,6 +162,32 @@ class Settings(ABC):
         if self._closed:
             raise UsageError("this client is closed; make a new one", model=self.model)
         return Deadline(self.timeout_s if timeout_s is None else check_seconds("timeout_s", timeout_s))
+
+    @contextmanager
+    def _attempt(self, step: Send) -> Iterator[dict[str, str]]:
+        """A span around one request, and the request's headers. Exceptions become errors of this package."""
+        call, address = step.call, step.replica.address
+        attributes: dict[str, str | int] = {
+            "server.address": address,
+            "polyhead.model": call.model,
+            "polyhead.texts": call.texts,
+            "polyhead.attempt": step.attempt,
+        }
+        with (
+            tracing.span(f"request {call.kind}", attributes, client=True) as trace,
+            mapped(model=call.model, replica=address, protocol=self.protocol, timeout_s=step.deadline.timeout_s),
+        ):
+            yield self._headers | trace
+
+
+def _check_proxy(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        if parts.scheme == "http" and parts.hostname and parts.port != 0:
+            return parts
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UsageError(f"proxy must be a URL such as 'http://proxy:3128' ({error})") from error
+    raise UsageError("proxy must be a URL such as 'http://proxy:3128'")
 
 
 def _check_headers(headers: dict[Any, Any], api_key: str | None) -> dict[str, str]:

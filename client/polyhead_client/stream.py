@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import threading
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from polyhead_client.batches import Batch
@@ -28,18 +27,15 @@ def stream_in_threads(
     answer: Callable[[Batch, Deadline], Answer],
     concurrency: int,
     timeout_s: float,
-) -> Iterator[Prediction]:
+) -> Generator[Prediction, None, None]:
     """Answers with threads (greenlets, under gevent); closing it gives up the requests under way."""
-    window: deque[tuple[Future[Answer], list[Deadline]]] = deque()
+    window: deque[tuple[Future[Answer], Deadline]] = deque()
     failure: Exception | None = None
-    closing = threading.Event()
     executor = ThreadPoolExecutor(concurrency, thread_name_prefix="polyhead-stream")
 
-    def work(batch: Batch, begun: list[Deadline]) -> Answer:
-        begun.append(Deadline(timeout_s))  # the time starts when the batch is sent, not while it waits in the window
-        if closing.is_set():
-            begun[0].cancel()
-        return answer(batch, begun[0])
+    def work(batch: Batch, deadline: Deadline) -> Answer:
+        deadline.restart()  # the time starts when the batch is sent, not while it waits in the window
+        return answer(batch, deadline)
 
     try:
         more = True
@@ -52,19 +48,17 @@ def stream_in_threads(
                 if batch is None:
                     more = False
                     break
-                begun: list[Deadline] = []
-                window.append((executor.submit(contextvars.copy_context().run, work, batch, begun), begun))
+                deadline = Deadline(timeout_s)
+                window.append((executor.submit(contextvars.copy_context().run, work, batch, deadline), deadline))
             if window:
-                yield from window.popleft()[0].result()
+                yield from window[0][0].result()
+                window.popleft()
         if failure is not None:
             raise failure
     finally:
-        closing.set()
-        executor.shutdown(wait=False, cancel_futures=True)
-        for future, begun in window:
-            if not future.done() and begun:
-                begun[0].cancel()
-        executor.shutdown(wait=True)
+        for _, deadline in window:
+            deadline.cancel()
+        executor.shutdown(cancel_futures=True)
 
 
 async def stream_in_tasks(
@@ -72,7 +66,7 @@ async def stream_in_tasks(
     answer: Callable[[Batch, Deadline], Awaitable[Answer]],
     concurrency: int,
     timeout_s: float,
-) -> AsyncIterator[Prediction]:
+) -> AsyncGenerator[Prediction, None]:
     """Answers with asyncio tasks; closing it cancels the requests under way."""
     window: deque[asyncio.Task[Answer]] = deque()
     failure: Exception | None = None

@@ -2,29 +2,25 @@
 
 A head has ``HEAD_label`` and ``HEAD_score`` (single_label: the best label), ``HEAD_labels`` and ``HEAD_scores`` (lists:
 multi_label, and the best labels of a single_label head with ``top_k``), or ``HEAD_value`` (regression). After the heads
-come ``token_count``, ``truncated`` and ``error``. Files that `polyhead-score` writes have the same columns and types.
+come ``token_count``, ``truncated`` and ``error``. If a row has an error, its other columns are null. Files that
+`polyhead-score` writes have the same columns, types and nulls.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
-from polyhead_client.errors import UsageError
-from polyhead_client.prediction import HeadPrediction, MultiLabel, Prediction, Regression, SingleLabel
+from polyhead_client.prediction import Prediction
+from polyhead_client.request import import_extra
 from polyhead_client.schema import HeadKind, ModelSchema
 
-KIND_OF = {
-    SingleLabel: HeadKind.SINGLE_LABEL,
-    MultiLabel: HeadKind.MULTI_LABEL,
-    Regression: HeadKind.REGRESSION,
-}
 BEST = {"label": "string", "score": "float32"}
 LISTS = {"labels": "list<string>", "scores": "list<float32>"}
 VALUE = {"value": "float32"}
 REST = {"token_count": "int32", "truncated": "bool", "error": "string"}
+# Lists and texts are objects. pandas' own int32 and bool have no null.
+PANDAS_TYPES = {"float32": "float32", "int32": "Int32", "bool": "boolean"}
 
 
 def to_arrow(predictions: Sequence[Prediction], schema: ModelSchema | None = None, top_k: int | None = None) -> Any:
@@ -39,77 +35,58 @@ def to_arrow(predictions: Sequence[Prediction], schema: ModelSchema | None = Non
     Raises:
         UsageError: pyarrow is not installed.
     """
-    pyarrow = _import("pyarrow")
-    types, values = _columns(predictions, schema, top_k)
-    plain = {name: pyarrow.type_for_alias(name) for name in ("string", "float32", "int32", "bool")}
-    lists = {f"list<{name}>": pyarrow.list_(kind) for name, kind in plain.items()}
-    return pyarrow.table({name: pyarrow.array(values[name], (plain | lists)[kind]) for name, kind in types.items()})
+    pyarrow = import_extra("pyarrow", "pyarrow")
+    types = {name: pyarrow.type_for_alias(name) for name in ("string", "float32", "int32", "bool")}
+    types |= {f"list<{name}>": pyarrow.list_(kind) for name, kind in types.items()}
+    columns = _columns(predictions, schema, top_k)
+    return pyarrow.table({name: pyarrow.array(values, types[kind]) for name, (kind, values) in columns.items()})
 
 
 def to_pandas(predictions: Sequence[Prediction], schema: ModelSchema | None = None, top_k: int | None = None) -> Any:
-    """A ``pandas.DataFrame``; the arguments are those of `to_arrow`.
+    """A ``pandas.DataFrame``; the arguments are those of `to_arrow`. Nulls are ``NA``, ``NaN`` or None.
 
     Raises:
         UsageError: pandas is not installed.
     """
-    pandas = _import("pandas")
-    types, values = _columns(predictions, schema, top_k)
-    frame = {
-        name: pandas.Series(values[name], dtype="object" if kind.startswith("list") or kind == "string" else kind)
-        for name, kind in types.items()
-    }
-    return pandas.DataFrame(frame)
+    pandas = import_extra("pandas", "pandas")
+    columns = _columns(predictions, schema, top_k)
+    return pandas.DataFrame(
+        {
+            name: pandas.Series(values, dtype=PANDAS_TYPES.get(kind, "object"))
+            for name, (kind, values) in columns.items()
+        }
+    )
 
 
 def _columns(
     predictions: Sequence[Prediction], schema: ModelSchema | None, top_k: int | None
-) -> tuple[dict[str, str], dict[str, list[Any]]]:
+) -> dict[str, tuple[str, list[Any]]]:
     """The type and the values of each column, in the table's order."""
+    answers = [prediction.to_json() for prediction in predictions]
+    heads = [answer.get("heads", {}) for answer in answers]
     if schema is not None:
         kinds = {head.name: head.kind for head in schema.heads}
     else:
-        kinds = {name: KIND_OF[type(head)] for one in predictions for name, head in one.heads.items()}
-    ranked = (top_k or 1) > 1
-    types: dict[str, str] = {}
-    for head, kind in kinds.items():
-        types |= {f"{head}_{name}": of for name, of in _head_types(kind, ranked).items()}
-    types |= REST
-    rows = [_row(prediction) for prediction in predictions]
-    return types, {name: [row.get(name) for row in rows] for name in types}
+        kinds = {name: HeadKind(head["kind"]) for answered in heads for name, head in answered.items()}
+    columns = {
+        f"{name}_{part}": (type_, [_cell(answered.get(name), part) for answered in heads])
+        for name, kind in kinds.items()
+        for part, type_ in _parts(kind, top_k).items()
+    }
+    return columns | {name: (type_, [answer.get(name) for answer in answers]) for name, type_ in REST.items()}
 
 
-def _head_types(kind: HeadKind, ranked: bool) -> dict[str, str]:
+def _parts(kind: HeadKind, top_k: int | None) -> dict[str, str]:
     match kind:
         case HeadKind.SINGLE_LABEL:
-            return BEST | LISTS if ranked else BEST
+            return BEST | LISTS if (top_k or 1) > 1 else BEST
         case HeadKind.MULTI_LABEL:
             return LISTS
         case HeadKind.REGRESSION:
             return VALUE
 
 
-def _row(prediction: Prediction) -> dict[str, Any]:
-    """All values that a prediction has for the columns; the table may need fewer."""
-    row: dict[str, Any] = {
-        f"{name}_{column}": value for name, head in prediction.heads.items() for column, value in _cells(head).items()
-    }
-    rest = {"token_count": prediction.token_count, "truncated": prediction.truncated, "error": prediction.error}
-    return row | rest
-
-
-def _cells(head: HeadPrediction) -> dict[str, Any]:
-    match head:
-        case SingleLabel(top):
-            lists = {"labels": [one.label for one in top], "scores": [one.score for one in top]}
-            return {"label": head.label, "score": head.score} | lists
-        case MultiLabel(labels):
-            return {"labels": list(head.names), "scores": [one.score for one in labels]}
-        case Regression(value):
-            return {"value": value}
-
-
-def _import(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UsageError(f"{name} is not installed: pip install {name}") from error
+def _cell(head: dict[str, Any] | None, part: str) -> Any:
+    if head is None:
+        return None
+    return head[f"{part}s"][0] if part in BEST else head[part]

@@ -1,6 +1,6 @@
 """OpenTelemetry, if it is installed: a span per call, a child span per request, and ``traceparent`` on the wire.
 
-Without ``opentelemetry-api`` these functions do nothing.
+Without ``opentelemetry-api`` nothing is traced.
 """
 
 from __future__ import annotations
@@ -16,42 +16,28 @@ try:
 except ImportError:
     _trace = _propagate = None
 
-TRACER = "polyhead_client"
-
 
 @contextlib.contextmanager
-def operation(name: str, model: str) -> Iterator[None]:
-    """A span around one call of the user, such as ``polyhead.classify``."""
-    if _trace is None:
-        yield
-        return
-    with _trace.get_tracer(TRACER).start_as_current_span(
-        f"polyhead.{name}", kind=_trace.SpanKind.INTERNAL, attributes={"polyhead.model": model}
-    ):
-        yield
+def span(name: str, attributes: Mapping[str, str | int], client: bool = False) -> Iterator[dict[str, str]]:
+    """A span ``polyhead.NAME``; yields the headers that tell a server about it.
 
-
-@contextlib.contextmanager
-def request(kind: str, address: str, model: str, texts: int, attempt: int) -> Iterator[Mapping[str, str]]:
-    """A span around one request to one replica; yields the headers that tell the server about it."""
-    if _trace is None:
-        yield {}
-        return
-    attributes: dict[str, str | int] = {
-        "server.address": address,
-        "polyhead.model": model,
-        "polyhead.texts": texts,
-        "polyhead.attempt": attempt,
-    }
+    Args:
+        name: a call of the user, such as ``classify``, or ``request`` and what it asks.
+        attributes: of the span.
+        client: whether the span is a request to a server.
+    """
     headers: dict[str, str] = {}
-    with _trace.get_tracer(TRACER).start_as_current_span(
-        f"polyhead.request {kind}", kind=_trace.SpanKind.CLIENT, attributes=attributes
-    ) as span:
+    if _trace is None:
+        yield headers
+        return
+    kind = _trace.SpanKind.CLIENT if client else _trace.SpanKind.INTERNAL
+    tracer = _trace.get_tracer("polyhead_client")
+    with tracer.start_as_current_span(f"polyhead.{name}", kind=kind, attributes=attributes) as current:
         _propagate.inject(headers)
         try:
             yield headers
         except Exception as error:
-            span.set_attribute("error.type", type(error).__name__)
+            current.set_attribute("error.type", type(error).__name__)
             if getattr(error, "status", None):
-                span.set_attribute("polyhead.status", str(error.status))  # type: ignore[attr-defined]
+                current.set_attribute("polyhead.status", str(error.status))  # type: ignore[attr-defined]
             raise

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from polyhead_client.testing import Failure, FakeServer
-from polyhead_client.testing.answers import pack, unpack
 
-__all__ = ["ANSWER", "SCHEMA", "SCORES", "FakeTriton", "pack", "serve_fake", "unpack"]
+__all__ = ["ANSWER", "SCHEMA", "SCORES", "FakeTriton", "serve_fake"]
 
 REST: dict[str, Any] = {"weight": 1.0, "temperature": 1.0, "parent": None, "parent_of": None}
 SCHEMA: dict[str, Any] = {

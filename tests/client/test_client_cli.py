@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 
 from polyhead_client import console
 from polyhead_client.command import app
+from polyhead_client.request import HttpReply, HttpRequest
+from polyhead_client.testing import Failure
 from tests.client.fake_triton import ANSWER, FakeTriton
 
 runner = CliRunner()
@@ -125,7 +127,7 @@ def test_bad_lines_have_their_reason_in_place(fake: FakeTriton) -> None:
     lines = b"".join(b"\xff\n" if text is None else text.encode() + b"\n" for text in texts)
     for most in (10, 10_000):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(console, "MOST_BAD_LINES", most)
+            patch.setattr(console, "LINES_PER_STREAM", most)
             result = runner.invoke(app, ["classify", "--server", fake.url, "--json", "--batch-size", "2"], input=lines)
         assert result.exit_code == 1, result.stderr
         answers = [json.loads(line) for line in result.stdout.splitlines()]
@@ -135,6 +137,34 @@ def test_bad_lines_have_their_reason_in_place(fake: FakeTriton) -> None:
             for number, text in enumerate(texts, start=1)
             if text is None
         ]
+
+
+def test_a_rejected_batch_costs_only_the_bad_text(fake: FakeTriton, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the server rejects a batch, its lines are asked one by one, and only the bad ones have an error."""
+    reply = fake.server.reply
+
+    def reject(request: HttpRequest, failure: Failure) -> HttpReply:
+        return HttpReply(413, {}, b'{"error": "too long"}') if b"bad" in request.body else reply(request, failure)
+
+    monkeypatch.setattr(fake.server, "reply", reject)
+    texts = [b"bad" if number in (17, 18, 63) else b"\xff" if number == 16 else b"%d" % number for number in range(64)]
+    arguments = ["classify", "--server", fake.url, "--json", "--batch-size", "8"]
+    fake.answer = lambda text: {"heads": {}, "token_count": 0 if text == "canary" else int(text), "truncated": False}
+    result = runner.invoke(app, arguments, input=b"\n".join(texts))
+    assert result.exit_code == 1, result.stderr
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [answer["text"].encode() for answer in answers] == [text.replace(b"\xff", b"\\xff") for text in texts]
+    assert [number for number, answer in enumerate(answers) if "error" in answer] == [16, 17, 18, 63]
+    assert "too long" in answers[17]["error"]
+
+
+def test_a_rejection_of_every_text_is_exit_code_2(fake: FakeTriton) -> None:
+    """If the server rejects a harmless text too, such as without a key, the command ends with the reason."""
+    fake.failure = (401, "who are you")
+    result = runner.invoke(app, ["classify", "--server", fake.url, "--json"], input="a\nb\n")
+    assert result.exit_code == 2
+    assert "who are you" in result.stderr
+    assert result.stdout == ""
 
 
 def test_lines_longer_than_the_limit() -> None:

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
+from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from polyhead_client import (
     BadResponseError,
@@ -22,7 +24,6 @@ from polyhead_client import (
     ServerOverloadedError,
     ServerUnreachableError,
 )
-from polyhead_client.testing.answers import pack, unpack
 from tests.client.fake_triton import ANSWER
 from tests.client.surface import Ask, blocking
 
@@ -46,7 +47,7 @@ def grpc_server() -> Iterator[dict[str, Any]]:
         def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC names it
             if request.model_name == "missing":
                 context.abort(grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'missing' is not found")
-            texts = unpack(request.raw_input_contents[0])
+            texts = [text.decode() for text in deserialize_bytes_tensor(request.raw_input_contents[0])]
             metadata = dict(context.invocation_metadata())
             seen.update(texts=texts, parameters=dict(request.parameters), metadata=metadata)
             if seen["abort"]:
@@ -57,7 +58,8 @@ def grpc_server() -> Iterator[dict[str, Any]]:
             output = response.outputs.add(name="PREDICTION", datatype="BYTES")
             output.shape.extend([len(texts), 1])
             answers = [{**ANSWER, "token_count": int(text) if text.isdigit() else 4} for text in texts]
-            response.raw_output_contents.append(pack([json.dumps(answer).encode() for answer in answers]))
+            rows = np.array([json.dumps(answer).encode() for answer in answers], dtype=np.object_)
+            response.raw_output_contents.append(serialize_byte_tensor(rows).item())
             return response
 
         def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802

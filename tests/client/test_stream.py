@@ -101,7 +101,7 @@ def test_closing_gives_up_what_is_under_way(fake: FakeTriton) -> None:
         next(stream)  # sends another, which hangs
         time.sleep(0.3)
         began = time.monotonic()
-        stream.close()  # type: ignore[attr-defined]
+        stream.close()
         assert time.monotonic() - began < 3
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("polyhead-stream")]
 

@@ -33,19 +33,20 @@ def test_arrow(server: FakeServer) -> None:
         {"topic_label": "sport", "topic_score": rounded(0.7), "mood_labels": ["happy"], "mood_scores": [rounded(0.9)],
          "stars_value": 3.25, "token_count": 2, "truncated": False, "error": None},
         {"topic_label": None, "topic_score": None, "mood_labels": None, "mood_scores": None, "stars_value": None,
-         "token_count": 0, "truncated": False, "error": "the text is empty or blank"},
+         "token_count": None, "truncated": None, "error": "the text is empty or blank"},
     ]  # fmt: skip
 
 
 def test_pandas(server: FakeServer) -> None:
-    """The same columns; numbers are numbers."""
+    """The same columns; numbers are numbers, and a text without an answer has no number."""
     with server.client() as client:
         frame = to_pandas(client.classify(["a goal", " "]))
     assert list(frame.columns) == NAMES
     assert frame["topic_label"].tolist()[0] == "sport"
     assert frame["topic_score"].isna().tolist() == [False, True]
     assert frame["mood_labels"][0] == ["happy"]
-    assert (frame["truncated"].dtype, frame["token_count"].dtype) == (bool, "int32")
+    assert (frame["truncated"].dtype, frame["token_count"].dtype) == ("boolean", "Int32")
+    assert frame["truncated"].isna().tolist() == frame["token_count"].isna().tolist() == [False, True]
     assert (frame["topic_score"].dtype, frame["stars_value"].dtype) == ("float32", "float32")
     assert frame["error"].isna().tolist() == [True, False]
 
@@ -63,9 +64,9 @@ def test_schema_keeps_columns_without_answers(server: FakeServer) -> None:
 
 @pytest.mark.parametrize("top_k", [None, 1, 2])
 def test_files_have_the_same_columns(server: FakeServer, top_k: int | None) -> None:
-    """Names, order, types and answers are those of the files that polyhead_rows lays out."""
+    """Names, order, types, answers and nulls are those of the files that polyhead_rows lays out."""
     with server.client() as client:
-        schema, predictions = client.schema(), client.classify(["a goal", "a vote"], top_k)
+        schema, predictions = client.schema(), client.classify(["a goal", " ", "a vote"], top_k)
     heads = [{"name": head.name, "kind": head.kind.value} for head in schema.heads]
     expected = answer_table([prediction.to_json() for prediction in predictions], heads, top_k)
     assert to_arrow(predictions, schema, top_k).equals(expected)

@@ -1,10 +1,18 @@
-"""The fake server: what it answers, how it fails, and the port of the loopback interface that it can listen on."""
+"""A fake server for your own tests. It answers by text, records its requests, and fails on demand.
+
+    fake = FakeServer(answer={"a goal": {"topic": "sport", "mood": ["happy"], "stars": 4.5}})
+    with fake.client() as client:
+        assert client.classify("a goal")["topic"].label == "sport"
+
+It replaces the network only, so everything above is the client's real code. `FakeServer.serve` puts it behind a real
+HTTP port, for programs that are given an address.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import struct
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,21 +22,31 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
+from numpy.typing import NDArray
+from tritonclient.utils import deserialize_bytes_tensor, np_to_triton_dtype, serialize_byte_tensor
+
 from polyhead_client.async_client import AsyncClient
 from polyhead_client.client import Client
 from polyhead_client.errors import NotConnectedError
 from polyhead_client.replicas import Replica
 from polyhead_client.request import HEADER_LENGTH, Deadline, HttpReply, HttpRequest
-from polyhead_client.schema import HeadKind, ModelSchema
-from polyhead_client.testing.answers import Answer, count_tokens, pack, prediction_json, score_row, unpack
+from polyhead_client.schema import HeadKind, HeadSchema, ModelSchema
+
+__all__ = ["Asked", "Failure", "FakeServer"]
 
 ADDRESS = "fake.invalid:8000"
+BLANK = "the text is empty or blank"
 
 HEADS: tuple[dict[str, Any], ...] = (
     {"name": "topic", "kind": HeadKind.SINGLE_LABEL, "labels": ["news", "sport", "science"]},
     {"name": "mood", "kind": HeadKind.MULTI_LABEL, "labels": ["happy", "sad"], "thresholds": [0.5, 0.4]},
     {"name": "stars", "kind": HeadKind.REGRESSION},
 )
+
+# A mapping by head: a label, labels or scores by label, or a number. Or the wire's own object (with ``heads`` or
+# ``error``), or bytes.
+Answer = Mapping[str, Any] | bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,91 +158,140 @@ class FakeServer:
         return self._infer(request, unquote(model), unquote(rest[1]) if rest[0] == "versions" else "")
 
     def _infer(self, request: HttpRequest, model: str, version: str) -> HttpReply:
-        named = {name.lower(): value for name, value in request.headers.items()}
-        length = int(named.get(HEADER_LENGTH.lower(), len(request.body)))
+        sent = {name.lower(): value for name, value in request.headers.items()}
+        length = int(sent.get(HEADER_LENGTH.lower(), len(request.body)))
         header = json.loads(request.body[:length])
-        texts = unpack(request.body[length:])
+        texts = [text.decode() for text in deserialize_bytes_tensor(request.body[length:])]
         parameters = {name: value for name, value in header.get("parameters", {}).items() if name != "timeout"}
         names = [output["name"] for output in header["outputs"]]
         with self._lock:
-            self.requests.append(Asked(texts, names, parameters, model, version, named))
+            self.requests.append(Asked(texts, names, parameters, model, version, sent))
         if len(texts) > self.max_batch_size:
             refusal = f"inference request batch-size must be <= {self.max_batch_size} for '{model}'"
             return HttpReply(400, {}, json.dumps({"error": refusal}).encode())
-        columns = [self._column(name, texts, parameters) for name in names]
-        described = [
-            {"name": name, "datatype": kind, "shape": shape, "parameters": {"binary_data_size": len(data)}}
-            for name, (kind, shape, data) in zip(names, columns, strict=True)
-        ]
-        head = json.dumps({"model_name": model, "model_version": version or "1", "outputs": described}).encode()
-        body = head + b"".join(data for _, _, data in columns)
-        return HttpReply(200, {HEADER_LENGTH.lower(): str(len(head))}, body)
+        outputs, data = [], b""
+        for name in names:
+            column = self._column(name, texts, parameters)
+            raw = serialize_byte_tensor(column).item() if column.dtype == object else column.tobytes()
+            described = {"datatype": np_to_triton_dtype(column.dtype), "shape": column.shape}
+            outputs.append({"name": name, **described, "parameters": {"binary_data_size": len(raw)}})
+            data += raw
+        head = json.dumps({"model_name": model, "model_version": version or "1", "outputs": outputs}).encode()
+        return HttpReply(200, {HEADER_LENGTH.lower(): str(len(head))}, head + data)
 
-    def _column(self, name: str, texts: list[str], parameters: dict[str, Any]) -> tuple[str, list[int], bytes]:
-        """Datatype, shape and data of one output."""
-        shape = [len(texts), 1]
+    def _column(self, name: str, texts: list[str], parameters: dict[str, Any]) -> NDArray[Any]:
+        """One output, ``(n, width)``."""
         match name:
             case "PREDICTION":
-                rows = [prediction_json(text, self._answer(text), self.schema, parameters) for text in texts]
-                return "BYTES", shape, pack(rows)
+                rows = [self._prediction(text, parameters) for text in texts]
+                return np.array(rows, dtype=np.object_)[:, None]
             case "SCHEMA":
-                return "BYTES", shape, pack([self._schema_json()] * len(texts))
+                return np.array([self._schema_json()] * len(texts), dtype=np.object_)[:, None]
             case "TOKEN_COUNT":
-                counts = [count_tokens(text, self.max_length) for text in texts]
-                return "INT32", shape, struct.pack(f"<{len(counts)}i", *counts)
+                return np.array([self._count_tokens(text) for text in texts], dtype=np.int32)[:, None]
             case _:
-                scores = [score_row(text, self._answer(text), self.schema) for text in texts]
-                flat = [score for row in scores for score in row]
-                return "FP32", [len(scores), len(scores[0])], struct.pack(f"<{len(flat)}f", *flat)
+                return np.array([self._scores(text) for text in texts], dtype=np.float32)
 
     def _answer(self, text: str) -> Answer:
         if not text.strip():
-            return {}
+            return {"error": BLANK}
         return self.answer(text) if callable(self.answer) else self.answer.get(text, {})
+
+    def _prediction(self, text: str, parameters: dict[str, Any]) -> bytes:
+        answer = self._answer(text)
+        if isinstance(answer, bytes):
+            return answer
+        if "error" not in answer and "heads" not in answer:
+            heads = {head.name: _decode(head, answer, parameters) for head in self.schema.heads}
+            truncated = len(text.split()) > self.max_length
+            answer = {"heads": heads, "token_count": self._count_tokens(text), "truncated": truncated}
+        return json.dumps(answer).encode()
+
+    def _scores(self, text: str) -> list[float]:
+        answer = self._answer(text)
+        if isinstance(answer, bytes) or "error" in answer:
+            return [math.nan] * self.schema.width
+        return [score for head in self.schema.heads for score in _head_scores(head, answer)]
+
+    def _count_tokens(self, text: str) -> int:
+        return min(len(text.split()), self.max_length)
 
     def _schema_json(self) -> bytes:
         return json.dumps({"max_length": self.max_length, "heads": list(self.heads)}).encode()
 
 
+def _decode(head: HeadSchema, answer: Mapping[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
+    """A head's part of PREDICTION, decoded from scores as the server decodes them."""
+    scores = _head_scores(head, answer)
+    if head.kind == HeadKind.REGRESSION:
+        return {"kind": head.kind, "value": scores[0]}
+    thresholds = head.thresholds or (0.0,) * len(head.labels)
+    ranked = sorted(zip(head.labels, scores, thresholds, strict=True), key=lambda one: one[1], reverse=True)
+    if head.kind == HeadKind.SINGLE_LABEL:
+        top = ranked[: parameters.get("top_k", 1)]
+        return {"kind": head.kind, "labels": [one[0] for one in top], "scores": [one[1] for one in top]}
+    override = parameters.get("threshold")
+    ranked = [(label, score, own if override is None else override) for label, score, own in ranked]
+    chosen = [one for one in ranked if one[1] >= one[2]][: parameters.get("top_k")]
+    labels, passed_scores, passed = ([one[place] for one in chosen] for place in range(3))
+    return {"kind": head.kind, "labels": labels, "scores": passed_scores, "thresholds": passed}
+
+
+def _head_scores(head: HeadSchema, answer: Mapping[str, Any]) -> list[float]:
+    """A head's scores. A label without a score has 1; without an answer: the first label, no label, or 0."""
+    said = answer.get(head.name)
+    if "heads" in answer:
+        wire = answer["heads"][head.name]
+        said = wire["value"] if "value" in wire else dict(zip(wire["labels"], wire["scores"], strict=True))
+    if head.kind == HeadKind.REGRESSION:
+        return [float(said or 0.0)]
+    if said is None:
+        said = head.labels[0] if head.kind == HeadKind.SINGLE_LABEL else ()
+    by_label = said if isinstance(said, Mapping) else dict.fromkeys([said] if isinstance(said, str) else said, 1.0)
+    if unknown := [label for label in by_label if label not in head.labels]:
+        labels = list(head.labels)
+        raise AssertionError(f"the fake's answer: head {head.name!r} has labels {labels}, not {unknown[0]!r}")
+    return [float(by_label.get(label, 0.0)) for label in head.labels]
+
+
+@dataclass
 class _FakeTransport:
     """Replaces the connections of `Client`."""
 
-    def __init__(self, server: FakeServer) -> None:
-        self._server = server
+    server: FakeServer
 
     def exchange(self, replica: Replica, request: HttpRequest, deadline: Deadline) -> HttpReply:
-        failure = self._server.next_failure()
+        failure = self.server.next_failure()
         time.sleep(min(failure.hang_s, deadline.remaining_s()))
-        _raise_failure(failure, deadline)
-        return self._server.reply(request, failure)
+        return _reply_in_time(self.server, request, failure, deadline)
 
     def close(self) -> None:
         """Nothing is open."""
 
 
+@dataclass
 class _AsyncFakeTransport:
     """Replaces the connections of `AsyncClient`."""
 
-    def __init__(self, server: FakeServer) -> None:
-        self._server = server
+    server: FakeServer
 
     async def exchange(self, replica: Replica, request: HttpRequest, deadline: Deadline) -> HttpReply:
-        failure = self._server.next_failure()
+        failure = self.server.next_failure()
         await asyncio.sleep(min(failure.hang_s, deadline.remaining_s()))
-        _raise_failure(failure, deadline)
-        return self._server.reply(request, failure)
+        return _reply_in_time(self.server, request, failure, deadline)
 
     async def close(self) -> None:
         """Nothing is open."""
 
 
-def _raise_failure(failure: Failure, deadline: Deadline) -> None:
+def _reply_in_time(server: FakeServer, request: HttpRequest, failure: Failure, deadline: Deadline) -> HttpReply:
     if deadline.remaining_s() <= 0:
         raise TimeoutError("the fake did not answer in time")
     if failure.refused:
         raise NotConnectedError("connection refused by the fake")
     if failure.broken:
         raise ConnectionResetError("connection broken by the fake")
+    return server.reply(request, failure)
 
 
 class _QuietServer(ThreadingHTTPServer):
@@ -241,16 +308,11 @@ def _handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
         wbufsize = -1  # one packet per response; two would wait for each other (Nagle, delayed ACK)
 
-        def do_GET(self) -> None:
-            self.answer()
-
         def do_POST(self) -> None:
-            self.answer()
-
-        def answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             failure = fake.next_failure()
             time.sleep(failure.hang_s)
+            self.close_connection = not fake.keep_alive
             if failure.broken or failure.refused:
                 self.close_connection = True
                 return
@@ -264,7 +326,8 @@ def _handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
                 self.wfile.flush()
             except OSError:
                 self.close_connection = True  # the client stopped waiting
-            self.close_connection = self.close_connection or not fake.keep_alive
+
+        do_GET = do_POST  # noqa: N815 # http.server names it
 
         def log_message(self, format: str, *arguments: Any) -> None:
             """Prints nothing."""
