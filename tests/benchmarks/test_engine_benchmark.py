@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import engine, scaling
-from benchmarks.peers.line_up import PRODUCT, builders, line_up
+from benchmarks.peers.engines import PRODUCT, builders, line_up
 from benchmarks.peers.peer import PaddedPeer, compare, reference_logits
 from benchmarks.speed import GemmPeak, linear_flops
 from benchmarks.workload import SCHEMA, debian_texts, debian_tokenizer, of_length, random_checkpoint, tokenized
@@ -153,7 +153,7 @@ def test_flops_and_peak() -> None:
     """GPT-2 small's linear layers are 170 MFLOP a token, and every way to multiply has a rate."""
     body = Body(vocab_size=50257, n_positions=1024, n_embd=768, n_layer=12, n_head=12)
     assert linear_flops(body) == 2 * 12 * 12 * 768**2
-    for precision in ("fp32", "int8"):
+    for precision in ("fp32", "bf16"):
         peak = GemmPeak(precision, "cpu", (32, 64, 48))
         peak.measure()
         assert all(rate > 0 for rate in peak.gflops().values())
