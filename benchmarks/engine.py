@@ -23,7 +23,7 @@ from benchmarks.peers.engines import PLAIN, PRODUCT, PRODUCTS, builders, line_up
 from benchmarks.peers.peer import Peer, compare, reference_logits
 from benchmarks.result import RESULTS, machine
 from benchmarks.speed import SHAPES, GemmPeak, linear_flops, median_s
-from benchmarks.workload import TokenIds, debian_texts, debian_tokenizer, of_length, random_checkpoint, tokenized
+from benchmarks.workload import TokenIds, debian_corpus, of_length, random_checkpoint
 from loadtest.result import BLUE, RED, report
 from polyhead.checkpoint import Checkpoint, read_checkpoint
 from polyhead.engine import fastest_precision
@@ -44,9 +44,7 @@ def main(options: Sequence[str] | None = None) -> None:
     """Measures every mix on both architectures and prints one JSON object as the last line."""
     arguments = _arguments(options)
     device = arguments.device
-    texts = debian_texts(arguments.data)
-    tokenizer = debian_tokenizer(arguments.data)
-    token_ids = tokenized(texts, tokenizer)
+    texts, tokenizer, token_ids = debian_corpus(arguments.data)
     mixes = {DEBIAN: token_ids[: arguments.texts]}
     mixes |= {str(length): of_length(length, arguments.tokens, token_ids) for length in arguments.lengths}
     table: Table = {}

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from benchmarks.result import RESULTS, machine
 from benchmarks.speed import linear_flops, measure_batch
-from benchmarks.workload import TokenIds, debian_texts, debian_tokenizer, random_checkpoint, tokenized
+from benchmarks.workload import TokenIds, debian_corpus, random_checkpoint
 from loadtest.result import BLUE, report
 from polyhead.checkpoint import read_checkpoint
 
@@ -39,8 +39,7 @@ def main(options: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3, help="calls per point; one call from 16,000 tokens on")
     arguments = parser.parse_args(options)
     arguments.out = arguments.out or RESULTS / f"scaling-{arguments.device}.json"
-    texts, tokenizer = debian_texts(arguments.data), debian_tokenizer(arguments.data)
-    token_ids = tokenized(texts, tokenizer)
+    texts, tokenizer, token_ids = debian_corpus(arguments.data)
     by_tokens: list[dict[str, Any]] = []
     by_model: list[dict[str, Any]] = []
     for model in dict.fromkeys([arguments.model, *arguments.models]):

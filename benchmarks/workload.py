@@ -47,22 +47,18 @@ GPT2_FIELDS = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_in
 TokenIds = list[list[int]]
 
 
-def debian_texts(data: Path) -> list[str]:
-    """All texts of the test split, in a fixed random order."""
-    lines = (data / "test.jsonl").read_text(encoding="utf-8").splitlines()
-    texts = list(dict.fromkeys(json.loads(line)["text"] for line in lines))
-    return [texts[i] for i in np.random.default_rng(0).permutation(len(texts))]
+def read_texts(path: Path) -> list[str]:
+    """The field ``text`` of each JSON line."""
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line)["text"] for line in lines]
 
 
-def debian_tokenizer(data: Path) -> Tokenizer:
-    """A byte-level BPE like the demo's, trained on the training split."""
-    with (data / "train.jsonl").open(encoding="utf-8") as lines:
-        return train_tokenizer((json.loads(line)["text"] for line in lines), TOKENIZER_VOCAB_SIZE)
-
-
-def tokenized(texts: Sequence[str], tokenizer: Tokenizer) -> TokenIds:
-    """Token ids of each text, as in training and serving."""
-    return [list(text.token_ids) for text in encode(texts, tokenizer, MAX_LENGTH)]
+def debian_corpus(data: Path) -> tuple[list[str], Tokenizer, TokenIds]:
+    """All texts of the test split in a fixed random order, a tokenizer like the demo's, and the texts' token ids."""
+    texts = list(dict.fromkeys(read_texts(data / "test.jsonl")))
+    texts = [texts[i] for i in np.random.default_rng(0).permutation(len(texts))]
+    tokenizer = train_tokenizer(read_texts(data / "train.jsonl"), TOKENIZER_VOCAB_SIZE)
+    return texts, tokenizer, [list(text.token_ids) for text in encode(texts, tokenizer, MAX_LENGTH)]
 
 
 def of_length(length: int, tokens: int, token_ids: TokenIds) -> TokenIds:

@@ -12,7 +12,7 @@ from benchmarks import engine, scaling
 from benchmarks.peers.engines import PRODUCT, builders, line_up
 from benchmarks.peers.peer import PaddedPeer, compare, reference_logits
 from benchmarks.speed import GemmPeak, linear_flops
-from benchmarks.workload import SCHEMA, debian_texts, debian_tokenizer, of_length, random_checkpoint, tokenized
+from benchmarks.workload import SCHEMA, debian_corpus, of_length, random_checkpoint
 from polyhead.body import Body
 from polyhead.checkpoint import Architecture, Checkpoint, read_checkpoint
 from tests.tiny import TEXTS, tiny_tokenizer
@@ -140,8 +140,7 @@ def test_other_scores_fail_and_flips_are_counted() -> None:
 
 def test_texts_of_one_length_are_distinct(debian: Path) -> None:
     """The product computes equal texts once, so none may be equal; too few tokens end the run."""
-    texts = debian_texts(debian)
-    token_ids = tokenized(texts, debian_tokenizer(debian))
+    _, _, token_ids = debian_corpus(debian)
     pieces = of_length(8, 80, token_ids)
     assert [len(piece) for piece in pieces] == [8] * 10
     assert len(set(map(tuple, pieces))) == 10
