@@ -22,11 +22,6 @@ from polyhead_client import (
     SingleLabel,
 )
 
-ANSWER_TYPES: dict[HeadKind, type[SingleLabel | MultiLabel | Regression]] = {
-    HeadKind.SINGLE_LABEL: SingleLabel,
-    HeadKind.MULTI_LABEL: MultiLabel,
-    HeadKind.REGRESSION: Regression,
-}
 TOLERANCE = 1e-3  # what fp32 scores of two machines and batch sizes may differ by
 
 
@@ -49,30 +44,32 @@ def find_mismatches(
     if sorted(prediction.heads) != sorted(names):
         return [*found, f"heads {sorted(prediction.heads)}, expected {sorted(names)}"]
 
+    scores = {name: expected.scores[columns] for name, columns in schema.columns.items()}
+    by_head = {head.name: dict(zip(head.labels, scores[head.name], strict=False)) for head in schema.heads}
     taxonomy = {head.name for head in schema.heads if head.parent} | {head.parent for head in schema.heads}
     for head in schema.heads:
-        scores = expected.scores[schema.columns[head.name]]
-        by_label = dict(zip(head.labels, scores, strict=False))
+        by_label = by_head[head.name]
         answer = prediction.heads[head.name]
-        if type(answer) is not ANSWER_TYPES[head.kind]:
-            found.append(f"{head.name}: a {type(answer).__name__}, expected a {head.kind}")
-            continue
-        match answer:
-            case SingleLabel(top):
-                found += _compare_scores(head, top, by_label, tolerance)
-                if len(top) != 1:
-                    found.append(f"{head.name}: {len(top)} labels, expected one")
-                elif head.name not in taxonomy:
-                    found += _compare_best(head, top[0].label, by_label, tolerance)
-            case MultiLabel(labels):
+        match head.kind, answer:
+            case HeadKind.SINGLE_LABEL, SingleLabel((top,)):
+                found += _compare_scores(head, [top], by_label, tolerance)
+                best = max(by_label, key=lambda one: by_label[one])
+                gap = by_label[best] - by_label.get(top.label, -math.inf)
+                # Each of the two scores may differ by the tolerance, so a gap of up to twice that can change its sign.
+                if head.name not in taxonomy and gap > 2 * tolerance:
+                    found.append(f"{head.name}: {top.label!r}, expected {best!r}")
+            case HeadKind.SINGLE_LABEL, SingleLabel(labels):
+                found.append(f"{head.name}: {len(labels)} labels, expected one")
+            case HeadKind.MULTI_LABEL, MultiLabel(labels):
                 found += _compare_scores(head, labels, by_label, tolerance)
                 found += _compare_chosen(head, labels, by_label, tolerance)
-            case Regression(value):
-                if abs(value - scores[0]) > tolerance * max(1.0, abs(scores[0])):
-                    found.append(f"{head.name}: value {value:.6g}, expected {scores[0]:.6g}")
-    if not found:
-        found += _compare_paths(prediction, expected, schema, tolerance)
-    return found
+            case HeadKind.REGRESSION, Regression(value):
+                (score,) = scores[head.name]
+                if abs(value - score) > tolerance * max(1.0, abs(score)):
+                    found.append(f"{head.name}: value {value:.6g}, expected {score:.6g}")
+            case _:
+                found.append(f"{head.name}: a {type(answer).__name__}, expected a {head.kind}")
+    return found or _compare_paths(prediction, by_head, schema, tolerance)
 
 
 def find_owner(
@@ -109,14 +106,6 @@ def _compare_scores(
     return found
 
 
-def _compare_best(head: HeadSchema, label: str, by_label: Mapping[str, float], tolerance: float) -> list[str]:
-    expected = max(by_label, key=lambda one: by_label[one])
-    # Each of the two scores may differ by the tolerance, so a gap of up to twice that can change its sign.
-    if by_label[expected] - by_label.get(label, -math.inf) > 2 * tolerance:
-        return [f"{head.name}: {label!r}, expected {expected!r}"]
-    return []
-
-
 def _compare_chosen(
     head: HeadSchema, answered: Sequence[LabelScore], by_label: Mapping[str, float], tolerance: float
 ) -> list[str]:
@@ -136,7 +125,7 @@ def _compare_chosen(
 
 
 def _compare_paths(
-    prediction: Prediction, expected: ExpectedAnswer, schema: ModelSchema, tolerance: float
+    prediction: Prediction, by_head: Mapping[str, Mapping[str, float]], schema: ModelSchema, tolerance: float
 ) -> list[str]:
     """Checks each taxonomy: its labels form a path, and no path is more probable by the expected scores."""
     found: list[str] = []
@@ -145,12 +134,9 @@ def _compare_paths(
         if head.parent:
             children.setdefault(head.parent, []).append(head)
 
-    def scores_of(head: HeadSchema) -> dict[str, float]:
-        return dict(zip(head.labels, expected.scores[schema.columns[head.name]], strict=True))
-
     def best_below(head: HeadSchema, label: str) -> float:
         """The highest product of scores from a label downwards."""
-        product = scores_of(head)[label]
+        product = by_head[head.name][label]
         for child in children.get(head.name, []):
             below = [name for name in child.labels if (child.parent_of or {}).get(name) == label]
             product *= max((best_below(child, name) for name in below), default=0.0)
@@ -165,7 +151,7 @@ def _compare_paths(
         answers = {head.name: prediction.heads[head.name] for head in members}
         chosen = {name: answer.label for name, answer in answers.items() if isinstance(answer, SingleLabel)}
         for head in members:
-            product *= scores_of(head)[chosen[head.name]]
+            product *= by_head[head.name][chosen[head.name]]
             if head.parent and (head.parent_of or {}).get(chosen[head.name]) != chosen[head.parent]:
                 found.append(f"{head.name}: {chosen[head.name]!r} contradicts {head.parent} {chosen[head.parent]!r}")
         best = max(best_below(root, label) for label in root.labels)
