@@ -23,19 +23,17 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from loadtest.local_server import ROOT, LocalServer
-from loadtest.result import RESULTS, describe_machine, write_result
+from loadtest.result import BLUE, GREEN, ORANGE, PURPLE, RED, RESULTS, describe_machine, report
 
 SHOWN = ("texts_s", "p50_ms", "p95_ms", "p99_ms", "errors", "mismatches")
 KEPT = (*SHOWN, "tokens_s", "requests", "texts_a_batch", "late_p99_ms")
 SERVER_NICE = 5
 SLACK_S = 90  # a load test may take this much longer than its length
-LATENCIES = {"p50_ms": "#9bbfe0", "p95_ms": "#2a6fbb", "p99_ms": "#16365c"}
-STAGES = {"queue": "#c8553d", "tokenize": "#e0a458", "compute": "#2a6fbb", "decode": "#8e7cc3"}
-CAPACITY_COLOUR = "#3a7d44"
+LATENCIES = {"p50_ms": "#9bbfe0", "p95_ms": BLUE, "p99_ms": "#16365c"}
+STAGES = {"queue": RED, "tokenize": ORANGE, "compute": BLUE, "decode": PURPLE}
 
 
 @dataclass(frozen=True)
@@ -121,10 +119,8 @@ class RateRuns:
         self.run(settings.start_rate, max(settings.seconds // 3, 1))  # warms up caches and connections
         met = find_highest(
             lambda rate: self.measure(rate, settings.seconds).met,
-            settings.start_rate,
-            settings.closeness,
-            settings.most_runs,
-        )
+            settings.start_rate, settings.closeness, settings.most_runs,
+        )  # fmt: skip
         for _ in range(3):
             rate = highest_met(met)
             if rate is None:
@@ -202,18 +198,17 @@ def main(options: Sequence[str] | None = None) -> None:
     points = [point.figures() for _, point in sorted(runs.points.items())]
     limits = {verdict["objective"]: verdict["limit"] for verdict in runs.runs[0].summary["verdicts"]}
     # The rate that was answered. It is a little lower than the rate that was due: the run ends with its last answer.
-    summary: dict[str, Any] = {"capacity_texts_s": confirmed.summary["texts_s"] if confirmed else 0.0}
-    summary["objectives"] = limits
-    if confirmed:
-        names = ("tokens_s", "p50_ms", "p95_ms", "p99_ms", "generator_cores")
-        summary |= {name: value for name, value in confirmed.figures().items() if name in names}
-    for name in ("requests", "errors", "mismatches"):
-        summary[name] = sum(point.summary[name] for point in runs.runs)
-    described = {name: value for name, value in vars(settings).items() if not isinstance(value, Path)}
-    details = {"settings": described, "confirmed": confirmed and confirmed.figures(), "points": points}
-    figure = plot_capacity(points, summary["capacity_texts_s"], limits)
-    write_result(settings.out, summary | details, figure, describe_machine("locust", "numpy"))
-    print(json.dumps(summary))
+    capacity = confirmed.summary["texts_s"] if confirmed else 0.0
+    figures = confirmed.figures() if confirmed else {}
+    names = ("tokens_s", "p50_ms", "p95_ms", "p99_ms", "generator_cores")
+    summary = {
+        "capacity_texts_s": capacity,
+        "objectives": limits,
+        **{name: figures[name] for name in names if name in figures},
+        **{name: sum(run.summary[name] for run in runs.runs) for name in ("requests", "errors", "mismatches")},
+    }
+    details = {"confirmed": figures or None, "points": points}
+    report(settings, summary, details, plot_capacity(points, capacity, limits), describe_machine("locust", "numpy"))
 
 
 @contextmanager
@@ -256,35 +251,28 @@ def plot_capacity(points: Sequence[Mapping[str, Any]], capacity: float, limits: 
         limits: objectives by name.
     """
     answered = "texts/s answered right"
-    figure, (client, server) = plt.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
+    at = [point["texts_s"] for point in points]
+    figure, (client, server) = plt.subplots(1, 2, figsize=(12, 4.4))
     for name, colour in LATENCIES.items():
-        _line(client, [(point["texts_s"], point[name]) for point in points], name.removesuffix("_ms"), colour)
+        client.plot(at, [point[name] for point in points], "o-", ms=4, color=colour, label=name.removesuffix("_ms"))
         if name in limits:
             client.axhline(limits[name], color=colour, linestyle=":", linewidth=1)
             label = f"objective: {name.removesuffix('_ms')} {limits[name]:g} ms"
             client.annotate(label, (0, limits[name]), (4, 3), textcoords="offset points", fontsize=8, color=colour)
     if capacity:
-        client.axvline(capacity, color=CAPACITY_COLOUR, linewidth=1)
+        client.axvline(capacity, color=GREEN, linewidth=1)
         client.annotate(
             f"capacity {capacity:.0f} texts/s", (capacity, 1), (-4, -10), ("data", "axes fraction"), "offset points",
-            fontsize=8, color=CAPACITY_COLOUR, ha="right",
+            fontsize=8, color=GREEN, ha="right",
         )  # fmt: skip
     for name, colour in STAGES.items():
-        _line(server, [(point["texts_s"], point["server_mean_ms"].get(name)) for point in points], name, colour)
+        server.plot(at, [point["server_mean_ms"].get(name) for point in points], "o-", ms=4, color=colour, label=name)
     client.set(title="Latency from the time when a request was due", ylabel="ms", xlabel=answered, yscale="log")
     server.set(title="Server: queue per request, stages per batch", ylabel="ms, mean", xlabel=answered, yscale="log")
     for axes in (client, server):
-        axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlim(0, None)
-        if axes.lines:
-            axes.legend(frameon=False, fontsize=8)
+        axes.legend()
     return figure
-
-
-def _line(axes: Axes, points: Sequence[tuple[float, float | None]], label: str, colour: str) -> None:
-    known = [(rate, ms) for rate, ms in points if ms is not None]
-    if known:
-        axes.plot(*zip(*known, strict=True), color=colour, marker="o", markersize=4, label=label)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -139,23 +140,23 @@ def connect_workers(environment: Any) -> None:
     runner, hooks = environment.runner, environment.events
     if isinstance(runner, WorkerRunner):
         runner.register_message(FINISH, _finish_worker, concurrent=True)
-        listen(hooks.report_to_master, lambda data, **_: _report(environment.run, data))
+        listen(hooks.report_to_master, partial(_report, environment))
     elif isinstance(runner, MasterRunner):
         finished: set[str] = set()
         runner.register_message(FINISHED, lambda msg, **_: finished.add(msg.node_id))
-        listen(hooks.worker_report, lambda data, **_: _merge_report(environment.run, data))
+        listen(hooks.worker_report, partial(_merge_report, environment))
         listen(hooks.test_start, lambda **_: finished.clear())
         listen(hooks.test_stopping, lambda **_: _wait_for_workers(environment, finished))
 
 
-def _report(run: LoadRun | None, data: dict[str, Any]) -> None:
-    if run is not None:
-        data[TALLY] = run.tally.drain()
+def _report(environment: Any, data: dict[str, Any], **_: Any) -> None:
+    if environment.run is not None:  # a worker reports before its first run, too
+        data[TALLY] = environment.run.tally.drain()
 
 
-def _merge_report(run: LoadRun | None, data: dict[str, Any]) -> None:
-    if run is not None and TALLY in data:
-        run.tally.merge(Tally.from_message(data[TALLY]))
+def _merge_report(environment: Any, data: dict[str, Any], **_: Any) -> None:
+    if TALLY in data:
+        environment.run.tally.merge(Tally.from_message(data[TALLY]))
 
 
 def _finish_worker(environment: Any, **_: Any) -> None:
