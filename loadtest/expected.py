@@ -10,15 +10,12 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from loadtest import CannotRunError
 from polyhead_client import BadResponseError, HeadSchema, ModelSchema
 from polyhead_rows.errors import TableError
 from polyhead_rows.table_file import ReadOptions, Row, open_table
 
 FIELDS = {"text": str, "scores": list, "token_count": int, "truncated": bool}
-
-
-class ExpectedAnswersError(Exception):
-    """The file of expected answers cannot be used; one line with the file, the line and what is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,19 +33,19 @@ def read_expected(path: Path) -> list[ExpectedAnswer]:
     """Reads a file of expected answers.
 
     Raises:
-        ExpectedAnswersError: the file cannot be read or is empty, or a line breaks the checkpoint's contract.
+        CannotRunError: the file cannot be read or is empty, or a line breaks the checkpoint's contract.
     """
     try:
         table = open_table(str(path), ReadOptions(format="jsonl"))
         answers = [_read_row(row, table.place_of(row)) for row in table.rows()]
     except TableError as error:
-        raise ExpectedAnswersError(f"{error}; expected a checkpoint's golden.jsonl") from error
+        raise CannotRunError(f"{error}; expected a checkpoint's golden.jsonl") from error
     if not answers:
-        raise ExpectedAnswersError(f"{path}: is empty; expected a checkpoint's golden.jsonl")
+        raise CannotRunError(f"{path}: is empty; expected a checkpoint's golden.jsonl")
     wanted = len(answers[0].scores)
     for answer in answers:
         if len(answer.scores) != wanted:
-            raise ExpectedAnswersError(
+            raise CannotRunError(
                 f"{path}:{answer.line}: scores must be as many as in the first line ({wanted}), "
                 f"got {len(answer.scores)}"
             )
@@ -62,7 +59,7 @@ def read_heads(path: Path) -> tuple[HeadSchema, ...] | None:
         None if there is no such file.
 
     Raises:
-        ExpectedAnswersError: the file has no heads.
+        CannotRunError: the file has no heads.
     """
     if not path.exists():
         return None
@@ -70,28 +67,28 @@ def read_heads(path: Path) -> tuple[HeadSchema, ...] | None:
         section = json.loads(path.read_text(encoding="utf-8"))["polyhead"]
         return ModelSchema.from_json(json.dumps({"max_length": section["max_length"], "heads": section["heads"]})).heads
     except (OSError, ValueError, LookupError, TypeError, BadResponseError) as error:
-        raise ExpectedAnswersError(f"{path}: has no heads of a checkpoint ({error})") from error
+        raise CannotRunError(f"{path}: has no heads of a checkpoint ({error})") from error
 
 
 def _read_row(row: Row, place: str) -> ExpectedAnswer:
     fields = row.fields
     if fields is None:
-        raise ExpectedAnswersError(f"{place}: {row.reason}")
+        raise CannotRunError(f"{place}: {row.reason}")
     if missing := [name for name in FIELDS if name not in fields]:
-        raise ExpectedAnswersError(f"{place}: missing field {missing[0]!r}")
+        raise CannotRunError(f"{place}: missing field {missing[0]!r}")
     if unknown := sorted(set(fields) - set(FIELDS)):
-        raise ExpectedAnswersError(f"{place}: unknown field {unknown[0]!r}; allowed are {', '.join(FIELDS)}")
+        raise CannotRunError(f"{place}: unknown field {unknown[0]!r}; allowed are {', '.join(FIELDS)}")
     for name, kind in FIELDS.items():
         if type(fields[name]) is not kind:  # isinstance would take true for an int
-            raise ExpectedAnswersError(f"{place}: {name} must be {kind.__name__}, got {type(fields[name]).__name__}")
+            raise CannotRunError(f"{place}: {name} must be {kind.__name__}, got {type(fields[name]).__name__}")
     if not fields["text"].strip():
-        raise ExpectedAnswersError(f"{place}: text must not be blank")
+        raise CannotRunError(f"{place}: text must not be blank")
     if fields["token_count"] < 1:
-        raise ExpectedAnswersError(f"{place}: token_count must be at least 1, got {fields['token_count']}")
+        raise CannotRunError(f"{place}: token_count must be at least 1, got {fields['token_count']}")
     if not fields["scores"]:
-        raise ExpectedAnswersError(f"{place}: scores must not be empty")
+        raise CannotRunError(f"{place}: scores must not be empty")
     for score in fields["scores"]:
         if type(score) not in (int, float) or not math.isfinite(score):
-            raise ExpectedAnswersError(f"{place}: scores must be finite numbers, got {score!r}")
+            raise CannotRunError(f"{place}: scores must be finite numbers, got {score!r}")
     scores = tuple(float(score) for score in fields["scores"])
     return ExpectedAnswer(row.line or row.number, fields["text"], scores, fields["token_count"], fields["truncated"])

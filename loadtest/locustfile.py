@@ -17,11 +17,10 @@ import gevent
 from locust import LoadTestShape, events
 from locust.runners import MasterRunner, WorkerRunner
 
-from loadtest.expected import ExpectedAnswersError
-from loadtest.objectives import ObjectivesError
+from loadtest import CannotRunError
 from loadtest.options import add_options
-from loadtest.run import LoadRun, MismatchedModelError, prepare_run
-from loadtest.server_metrics import MetricsError, scrape
+from loadtest.run import LoadRun, prepare_run
+from loadtest.server_metrics import scrape
 from loadtest.summary import print_summary, summarize, write_summary
 from loadtest.tally import Tally
 from loadtest.users import CLASSES, GrpcClassifier, HttpClassifier
@@ -29,7 +28,6 @@ from polyhead_client import PolyheadClientError
 
 __all__ = ["GrpcClassifier", "HttpClassifier", "LoadShape"]  # Locust looks for users and a shape here
 
-CANNOT_RUN = (ExpectedAnswersError, ObjectivesError, MetricsError, MismatchedModelError, PolyheadClientError)
 SPAWN_RATE = 100.0  # users per second; Locust warns above that
 # Messages between a master and its workers.
 FINISH, FINISHED, TALLY = "polyhead_finish", "polyhead_finished", "polyhead"
@@ -94,7 +92,7 @@ def end(environment: Any, **_: Any) -> None:
     if run is not None and run.before is not None and not isinstance(environment.runner, WorkerRunner):
         try:
             run.after = scrape(run.options.metrics_url)
-        except MetricsError as error:
+        except CannotRunError as error:
             print(f"loadtest: {error}", file=sys.stderr)
 
 
@@ -122,7 +120,7 @@ def prepare_or_refuse(environment: Any) -> LoadRun:
     """Prepares the run, or ends the process."""
     try:
         return prepare_run(environment.host, environment.parsed_options)
-    except CANNOT_RUN as error:
+    except (CannotRunError, PolyheadClientError) as error:
         refuse(str(error))
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loadtest import CannotRunError
+
 # Objective: the figure of the summary that it limits. ``min_`` is a lower limit, all others are upper limits.
 BOUNDS = {
     "p50_ms": "p50_ms",
@@ -20,10 +22,6 @@ BOUNDS = {
 }
 # These hold even if the file does not mention them: a fast wrong answer is not a success, and neither is a lost one.
 ALWAYS = {"error_rate": 0.0, "mismatch_rate": 0.0}
-
-
-class ObjectivesError(Exception):
-    """The file cannot be used; one line with the file, the key and what is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,22 +38,22 @@ def read_objectives(path: Path | None) -> dict[str, float]:
     """Reads the file. The objectives in `ALWAYS` apply unless the file sets them.
 
     Raises:
-        ObjectivesError: the file cannot be read, or a key or value is not allowed.
+        CannotRunError: the file cannot be read, or a key or value is not allowed.
     """
     if path is None:
         return dict(ALWAYS)
     try:
         fields = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ObjectivesError(f"{path}: cannot be read as TOML ({error})") from error
+        raise CannotRunError(f"{path}: cannot be read as TOML ({error})") from error
     for name, value in fields.items():
         if name not in BOUNDS:
-            raise ObjectivesError(f"{path}: unknown key {name!r}; allowed are {', '.join(BOUNDS)}")
+            raise CannotRunError(f"{path}: unknown key {name!r}; allowed are {', '.join(BOUNDS)}")
         # isinstance takes true for an int
         if isinstance(value, bool) or not isinstance(value, int | float) or not (value >= 0 and math.isfinite(value)):
-            raise ObjectivesError(f"{path}: {name} must be a number of at least 0, got {value!r}")
+            raise CannotRunError(f"{path}: {name} must be a number of at least 0, got {value!r}")
         if name.endswith("_rate") and value > 1:
-            raise ObjectivesError(f"{path}: {name} is a share of requests, at most 1, got {value!r}")
+            raise CannotRunError(f"{path}: {name} is a share of requests, at most 1, got {value!r}")
     return ALWAYS | {name: float(value) for name, value in fields.items()}
 
 

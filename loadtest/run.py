@@ -10,6 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from loadtest import CannotRunError
 from loadtest.expected import ExpectedAnswer, read_expected, read_heads
 from loadtest.objectives import read_objectives
 from loadtest.phases import SHAPES, Phase, find_saturation, phases_of
@@ -17,10 +18,6 @@ from loadtest.server_metrics import Samples, scrape
 from loadtest.tally import Counts, Tally
 from loadtest.verify import TOLERANCE
 from polyhead_client import Client, ModelSchema, RetryPolicy
-
-
-class MismatchedModelError(Exception):
-    """The server serves a different model from the one that the expected answers come from."""
 
 
 @dataclass
@@ -87,8 +84,7 @@ def prepare_run(host: str, options: Any) -> LoadRun:
     """Reads what is expected and checks that the server has the same model; sets ``options.tolerance``.
 
     Raises:
-        ExpectedAnswersError, ObjectivesError, MetricsError, MismatchedModelError, PolyheadClientError: the run cannot
-            be made.
+        CannotRunError, PolyheadClientError: the run cannot be made.
     """
     golden = Path(options.golden)
     expected = read_expected(golden)
@@ -96,14 +92,14 @@ def prepare_run(host: str, options: Any) -> LoadRun:
     with connect(host, options) as client:
         schema = client.schema()
     if schema.width != len(expected[0].scores):
-        raise MismatchedModelError(
+        raise CannotRunError(
             f"{golden}: has {len(expected[0].scores)} scores per text, the served model {schema.width}; "
             "was it made from the served checkpoint?"
         )
     config = (Path(options.checkpoint) if options.checkpoint else golden.parent) / "config.json"
     heads = read_heads(config)
     if heads is not None and heads != schema.heads:
-        raise MismatchedModelError(f"{golden}: the served model's heads differ from those in {config}")
+        raise CannotRunError(f"{golden}: the served model's heads differ from those in {config}")
     before = scrape(options.metrics_url) if options.metrics_url and not options.worker else None
     options.tolerance, options.tolerance_reason = choose_tolerance(options.tolerance, schema)
     return LoadRun(options, expected, schema, objectives, before=before)

@@ -9,19 +9,15 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from itertools import pairwise
 
+from loadtest import CannotRunError
+
 STAGES = ("tokenize", "compute", "decode")
 PATIENCE_S = 10.0
 LINE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)")
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
-
-
 EXAMPLE = "expected something like http://localhost:8002/metrics"
-
-
-class MetricsError(Exception):
-    """The metrics cannot be read; one line with the address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +34,16 @@ def scrape(url: str) -> Samples:
     """Reads a server's metrics.
 
     Raises:
-        MetricsError: nothing answers there, or the answer is not a Triton server's metrics.
+        CannotRunError: nothing answers there, or the answer is not a Triton server's metrics.
     """
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=PATIENCE_S) as response:
             samples = parse(response.read().decode("utf-8"))
     except (OSError, HTTPException, ValueError) as error:
-        raise MetricsError(f"no metrics at {url} ({error}); {EXAMPLE}") from error
+        raise CannotRunError(f"no metrics at {url} ({error}); {EXAMPLE}") from error
     if not any(name == "nv_inference_request_success" for name, _ in samples):
-        raise MetricsError(f"no metrics of a Triton server at {url}; {EXAMPLE}")
+        raise CannotRunError(f"no metrics of a Triton server at {url}; {EXAMPLE}")
     return samples
 
 

@@ -34,10 +34,6 @@ class MismatchError(Exception):
     """The server's answer is not the expected one."""
 
 
-class ForeignAnswerError(MismatchError):
-    """The server gave the answer to another text."""
-
-
 class Classifier(User):
     """The base class of both protocols' users."""
 
@@ -156,11 +152,9 @@ class Classifier(User):
             found += [f"golden line {row.line}: {mismatch}" for mismatch in mismatches]
         if not found:
             return RequestOutcome.RIGHT, None
-        more = f"; and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
-        message = "; ".join(found[:MOST_NAMED]) + more
-        if foreign:
-            return RequestOutcome.FOREIGN, ForeignAnswerError(message)
-        return RequestOutcome.MISMATCH, MismatchError(message)
+        more = [f"and {len(found) - MOST_NAMED} more"] if len(found) > MOST_NAMED else []
+        outcome = RequestOutcome.FOREIGN if foreign else RequestOutcome.MISMATCH
+        return outcome, MismatchError("; ".join(found[:MOST_NAMED] + more))
 
     def send(self, texts: list[str], patience_s: float) -> list[bytes]:
         """Sends one request and returns the server's JSON, one per text.
