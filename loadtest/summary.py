@@ -12,9 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.objectives import Verdict, judge
 from loadtest.phases import Phase, find_saturation
-from loadtest.run import LoadRun
+from loadtest.run import LoadRun, Verdict, judge
 from loadtest.server_metrics import Stage, stages, subtract, texts_per_batch
 from loadtest.tally import Counts, RequestOutcome
 

@@ -15,12 +15,11 @@ from gevent.lock import BoundedSemaphore
 from gevent.pool import Group
 from locust import FastHttpUser, User, task
 
-from loadtest.expected import ExpectedAnswer
+from loadtest.expected import ExpectedAnswer, find_mismatches, find_owner
 from loadtest.options import sizes_of
 from loadtest.phases import PoissonArrivals
 from loadtest.run import LoadRun, connect
 from loadtest.tally import RequestOutcome
-from loadtest.verify import find_mismatches, find_owner
 from polyhead_client import PolyheadClientError, Prediction, RequestTimeoutError
 from polyhead_client.errors import mapped
 from polyhead_client.operations import take_output

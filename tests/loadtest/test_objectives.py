@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from loadtest import CannotRunError
-from loadtest.objectives import judge, read_objectives
+from loadtest.run import judge, read_objectives
 
 FIGURES = {"p50_ms": 10.0, "p95_ms": 20.0, "p99_ms": 30.0, "error_rate": 0.0, "mismatch_rate": 0.0, "texts_s": 100.0}
 
