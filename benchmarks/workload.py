@@ -41,9 +41,6 @@ GOLDEN_ROWS = 8
 WEIGHT_STD = 0.04
 HEAD_STD = 0.1  # over 768 normalized values: logits of about 3, so that scores are as clear as a trained model's
 
-GPT2_FIELDS = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "activation_function",
-               "layer_norm_epsilon")  # fmt: skip
-
 TokenIds = list[list[int]]
 
 
@@ -179,13 +176,11 @@ class ReferenceClassifier(nn.Module):
         self, checkpoint: Checkpoint, fused_gelu: bool = False, attention: str = "sdpa", masked: bool = True
     ) -> None:
         super().__init__()
-        fields: dict[str, Any] = {name: value for name, value in checkpoint.config.items() if name in GPT2_FIELDS}
-        if fused_gelu:
-            fields["activation_function"] = "gelu_pytorch_tanh"
         self.masked = masked
         self.pooled_layers = checkpoint.spec.layer2concat or 1
-        config = GPT2Config(**fields)
-        config._attn_implementation = attention
+        config = GPT2Config(**checkpoint.config, attn_implementation=attention)
+        if fused_gelu:
+            config.activation_function = "gelu_pytorch_tanh"
         self.body_model = GPT2Model(config)
         self.head = checkpoint.build_head()
         self.load_state_dict(checkpoint.tensors)
