@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import urllib.request
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -98,10 +99,9 @@ def _ratio(total: float, count: float) -> float | None:
 
 def _buckets(samples: Samples, name: str, labels: Mapping[str, str]) -> list[tuple[float, float]]:
     """Cumulative counts by upper bound in seconds, added up over versions and instances."""
-    counts: dict[float, float] = {}
+    counts: defaultdict[float, float] = defaultdict(float)
     for found, value in _matching(samples, name, labels):
-        bound = float(found["le"].replace("+Inf", "inf"))
-        counts[bound] = counts.get(bound, 0.0) + value
+        counts[float(found["le"])] += value
     return sorted(counts.items())
 
 

@@ -198,18 +198,15 @@ def _verdict(summary: LoadSummary) -> str:
 
 
 def _throughput(summary: LoadSummary) -> Table:
-    names = (f"{summary.shape}, {summary.protocol}, {summary.duration_s:.1f} s", "count", "per second")
-    return _table(
-        names,
-        [
-            ("requests", summary.requests, summary.requests_s),
-            ("texts answered right", summary.texts, summary.texts_s),
-            ("tokens in them", summary.tokens, summary.tokens_s),
-            ("mismatches", summary.mismatches, ""),
-            ("  answers to other texts", summary.foreign, ""),
-            ("errors", summary.errors, ""),
-        ],
+    rows = (
+        ("requests", summary.requests, summary.requests_s),
+        ("texts answered right", summary.texts, summary.texts_s),
+        ("tokens in them", summary.tokens, summary.tokens_s),
+        ("mismatches", summary.mismatches, ""),
+        ("  answers to other texts", summary.foreign, ""),
+        ("errors", summary.errors, ""),
     )
+    return _table((f"{summary.shape}, {summary.protocol}, {summary.duration_s:.1f} s", "count", "per second"), rows)
 
 
 def _times(summary: LoadSummary) -> Table:

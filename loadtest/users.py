@@ -56,10 +56,8 @@ class Classifier(User):
         """Waits for requests in progress, then closes the connections: open ones would keep the server from exiting."""
         if not self.under_way.join(timeout=self.load_run.options.request_timeout_s + 1):
             for greenlet in list(self.under_way):
-                rows, due = greenlet.args
-                self.conclude(
-                    rows, due, RequestOutcome.TIMEOUT, RequestTimeoutError("no answer when the run had ended")
-                )
+                error = RequestTimeoutError("no answer when the run had ended")
+                self.conclude(*greenlet.args, RequestOutcome.TIMEOUT, error)
             self.under_way.kill()
         self.close()
 
@@ -89,9 +87,6 @@ class Classifier(User):
         """Sends one request that was due at `due`, and judges its answers."""
         if self.arrivals is not None:
             self.load_run.tally.lateness.add(1000 * (time.perf_counter() - due))
-        answers: list[bytes] = []
-        predictions: list[Prediction] = []
-        error: Exception | None = None
         patience_s = self.load_run.options.request_timeout_s
         try:
             if not self.connections.acquire(timeout=max(due + patience_s - time.perf_counter(), 0)):
@@ -101,13 +96,13 @@ class Classifier(User):
             finally:
                 self.connections.release()
             predictions = [Prediction.from_json(answer) for answer in answers]
-        except PolyheadClientError as failed:
-            error = failed
-        ended = time.perf_counter()
-        outcome = RequestOutcome.TIMEOUT if isinstance(error, RequestTimeoutError) else RequestOutcome.REFUSED
-        if error is None:
-            outcome, error = self.judge(predictions, rows)
-        self.conclude(rows, due, outcome, error, ended, sum(map(len, answers)))
+        except RequestTimeoutError as error:
+            self.conclude(rows, due, RequestOutcome.TIMEOUT, error)
+        except PolyheadClientError as error:
+            self.conclude(rows, due, RequestOutcome.REFUSED, error)
+        else:
+            ended = time.perf_counter()
+            self.conclude(rows, due, *self.judge(predictions, rows), ended, sum(map(len, answers)))
 
     def conclude(
         self,
