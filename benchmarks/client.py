@@ -20,7 +20,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from matplotlib.figure import Figure
 from benchmarks.client_load import WAYS
 from benchmarks.load import analyze, passes_of
 from benchmarks.peers.servers import PEERS
-from benchmarks.result import RESULTS, machine
+from benchmarks.result import RESULTS, in_turns, machine
 from benchmarks.workload import read_texts
 from loadtest.local_server import ROOT, LocalServer
 from loadtest.result import BLUE, PURPLE, RED, report
@@ -82,17 +83,18 @@ def _measure_served(
     version = export_checkpoint(settings.checkpoint, repository)
     _keep_two_outputs(version.parent / "config.pbtxt")
     key = secrets.token_hex(16)
-    size, clients = settings.batch_size, settings.concurrency
-    runs: dict[str, list[float]] = {"perf_analyzer": [], "stream": []}
     with LocalServer(repository, environment={"POLYHEAD_ADMIN_KEY": key}) as server:
         url = server.url("http")
         rate = _run("stream", url, given, len(texts), settings)["texts_s"]
         passes = passes_of(texts, rate, settings.window_s)
-        for _ in range(settings.repeats):
-            load = analyze(settings.perf_analyzer, url, key, texts, size, clients, passes)
-            runs["perf_analyzer"].append(load.texts_s)
-            runs["stream"].append(_run("stream", url, given, len(texts) * passes, settings)["texts_s"])
-            print({name: rates[-1] for name, rates in runs.items()}, flush=True)
+        perf_analyzer = partial(
+            analyze, settings.perf_analyzer, url, key, texts, settings.batch_size, settings.concurrency, passes
+        )
+        turns: dict[str, Callable[[], float]] = {
+            "perf_analyzer": lambda: perf_analyzer().texts_s,
+            "stream": lambda: _run("stream", url, given, len(texts) * passes, settings)["texts_s"],
+        }
+        runs = in_turns("real server, texts/s", turns, settings.repeats)
     ratios = [round(ours / theirs, 3) for theirs, ours in zip(*runs.values(), strict=True)]
     medians = {name: statistics.median(rates) for name, rates in runs.items()}
     return {"ratio": round(statistics.median(ratios), 3), "ratio_all": ratios, "texts_s": medians, "texts_s_all": runs}
@@ -108,13 +110,10 @@ def _measure_echo(
     shutil.copy(Path(__file__).with_name("echo_model.py"), model / "1" / "model.py")
     shutil.copy(CONFIG, model)
     _keep_two_outputs(model / CONFIG.name)
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in WAYS}
     with LocalServer(repository) as server:
         url = server.url("http")
-        for _ in range(settings.repeats):
-            for name, found in runs.items():
-                found.append(_run(name, url, given, settings.echo_texts, settings))
-                print(f"echo, {name}: { {key: found[-1][key] for key in ('texts_s', 'cpu_us_a_text')} }", flush=True)
+        ways = {name: partial(_run, name, url, given, settings.echo_texts, settings) for name in WAYS}
+        runs = in_turns("echo model", ways, settings.repeats)
         long = _run("stream", url, given, settings.memory_texts, settings)
     echo = {
         name: {key: statistics.median(run[key] for run in found) for key in ("texts_s", "cpu_us_a_text")}

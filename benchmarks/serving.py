@@ -35,7 +35,7 @@ from matplotlib.figure import Figure
 from benchmarks.engine_alone import EngineAlone, engine_alone
 from benchmarks.load import Connect, Load, Send, analyze, drive, median_load, passes_of, requests_of
 from benchmarks.peers.servers import PEER_SERVERS, PEERS, PeerServer
-from benchmarks.result import RESULTS, machine
+from benchmarks.result import RESULTS, in_turns, machine
 from benchmarks.workload import add_shape, read_texts, write_checkpoints
 from loadtest.local_server import LocalServer
 from loadtest.result import BLUE, GREEN, ORANGE, PURPLE, report
@@ -148,24 +148,25 @@ def _measure_product(
         best = max((point for point in points if "texts_s" in point), key=lambda point: point["texts_s"])
         size, clients = best["texts_a_request"], best["clients"]
         sent, few = _texts_of_point(texts, fewest, size, clients), texts[:fewest]
-        pairs, same_load = [], []
-        for _ in range(settings.repeats):
-            passes = passes_of(sent, rate, settings.window_s)
-            alone = engine(requests_of(sent, ENGINE_BATCH, passes))
-            pairs.append((alone, loads[best["load"]](sent, size, clients, passes)))
-            same_load.append(known["client"](few, 1, PEER_CLIENTS, passes_of(few, rate, settings.window_s)))
-            print(f"engine, server: {[load.texts_s for load in pairs[-1]]} texts/s", flush=True)
-    ratios = [round(server.texts_s / alone.texts_s, 3) for alone, server in pairs]
+        passes = passes_of(sent, rate, settings.window_s)
+        turns: dict[str, Callable[[], Load]] = {
+            "engine": partial(engine, requests_of(sent, ENGINE_BATCH, passes)),
+            "server": partial(loads[best["load"]], sent, size, clients, passes),
+            "as_peers": partial(known["client"], few, 1, PEER_CLIENTS, passes_of(few, rate, settings.window_s)),
+        }
+        found = in_turns("best point", turns, settings.repeats)
+    ratios = [
+        round(server.texts_s / alone.texts_s, 3) for alone, server in zip(found["engine"], found["server"], strict=True)
+    ]
     return {
         "server_over_engine": statistics.median(ratios),
         "server_over_engine_all": ratios,
         "latency": latency,
         "short_texts_beside_a_long_one": beside_long,
-        "engine": median_load([alone for alone, _ in pairs]),
-        "server": {name: best[name] for name in ("load", "texts_a_request", "clients")}
-        | median_load([server for _, server in pairs]),
+        "engine": median_load(found["engine"]),
+        "server": {name: best[name] for name in ("load", "texts_a_request", "clients")} | median_load(found["server"]),
         "points": points,
-        "same_load_as_peers": median_load(same_load),
+        "same_load_as_peers": median_load(found["as_peers"]),
     }
 
 
@@ -200,17 +201,15 @@ def _measure_point(
 
 def _added_latency(engine: EngineAlone, loads: dict[str, Point], texts: Sequence[str], repeats: int) -> dict[str, Any]:
     """What the server adds to the latency of a single text, by load: the difference of medians over the same texts."""
-    added: dict[str, list[float]] = {name: [] for name in loads}
-    rounds: dict[str, list[Load]] = {name: [] for name in ("engine", *loads)}
     for load in loads.values():
         load(texts[:4], 1, 1, 1)
-    for _ in range(repeats):
-        alone = engine(requests_of(texts, 1, 1))
-        rounds["engine"].append(alone)
-        for name, load in loads.items():
-            rounds[name].append(load(texts, 1, 1, 1))
-            added[name].append(round(rounds[name][-1].p50_ms - alone.p50_ms, 2))
-    print(f"added latency, ms: {added}", flush=True)
+    turns: dict[str, Callable[[], Load]] = {"engine": partial(engine, requests_of(texts, 1, 1))}
+    turns |= {name: partial(load, texts, 1, 1, 1) for name, load in loads.items()}
+    rounds = in_turns("single texts", turns, repeats)
+    added = {
+        name: [round(one.p50_ms - alone.p50_ms, 2) for one, alone in zip(rounds[name], rounds["engine"], strict=True)]
+        for name in loads
+    }
     return {
         "added_ms": {name: round(statistics.median(values), 2) for name, values in added.items()},
         "added_ms_all": added,
@@ -222,13 +221,11 @@ def _beside_long_text(connect: Connect, texts: Sequence[str], repeats: int) -> d
     """How much longer short texts wait when a text of the model's greatest length comes first: ratio of medians."""
     short = [[text] for text in sorted(dict.fromkeys(texts), key=len)[:SHORT_TEXTS]]
     long = [" ".join(texts)[:20_000]]  # the model truncates it
-    ratios, waits = [], []
-    for _ in range(repeats):
-        alone = drive(connect, short, len(short))
-        beside = drive(connect, [long, *short], len(short) + 1)
-        waits.append([alone.p50_ms, beside.p50_ms])
-        ratios.append(round(beside.p50_ms / alone.p50_ms, 2))
-    print(f"short texts beside a long one: {ratios} times as long", flush=True)
+    alone = partial(drive, connect, short, len(short))
+    beside = partial(drive, connect, [long, *short], len(short) + 1)
+    found = in_turns("short texts", {"alone": alone, "beside a long one": beside}, repeats)
+    waits = [[one.p50_ms, two.p50_ms] for one, two in zip(*found.values(), strict=True)]
+    ratios = [round(two / one, 2) for one, two in waits]
     return {"ratio": statistics.median(ratios), "ratio_all": ratios, "p50_ms_alone_and_beside": waits}
 
 

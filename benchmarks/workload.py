@@ -178,7 +178,8 @@ class ReferenceClassifier(nn.Module):
         super().__init__()
         self.masked = masked
         self.pooled_layers = checkpoint.spec.layer2concat or 1
-        config = GPT2Config(**checkpoint.config, attn_implementation=attention)
+        config = GPT2Config(**checkpoint.config)
+        config._attn_implementation = attention
         if fused_gelu:
             config.activation_function = "gelu_pytorch_tanh"
         self.body_model = GPT2Model(config)

@@ -56,8 +56,9 @@ class Classifier(User):
         """Waits for requests in progress, then closes the connections: open ones would keep the server from exiting."""
         if not self.under_way.join(timeout=self.load_run.options.request_timeout_s + 1):
             for greenlet in list(self.under_way):
+                rows, due = greenlet.args
                 error = RequestTimeoutError("no answer when the run had ended")
-                self.conclude(*greenlet.args, RequestOutcome.TIMEOUT, error)
+                self.conclude(rows, due, RequestOutcome.TIMEOUT, error)
             self.under_way.kill()
         self.close()
 
