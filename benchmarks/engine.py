@@ -11,7 +11,8 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.peers.engines import PLAIN, PRODUCT, PRODUCTS, builders, line_up
 from benchmarks.peers.peer import Peer, compare, reference_logits
-from benchmarks.result import RESULTS, machine
+from benchmarks.result import RESULTS, in_turns, machine
 from benchmarks.speed import SHAPES, GemmPeak, linear_flops, median_s
 from benchmarks.workload import TokenIds, debian_corpus, of_length, random_checkpoint
 from loadtest.result import BLUE, RED, report
@@ -111,24 +112,24 @@ def _measure(
     reference = reference_logits(checkpoint, token_ids, arguments.device)
     for peer in peers:
         peer.warm_up(token_ids)
-    seconds: dict[str, list[float]] = {peer.name: [] for peer in peers}
     agreement: dict[str, dict[str, Any]] = {}
-    for repeat in range(arguments.repeats):
-        for peer in peers:
-            started = time.perf_counter()
-            logits = peer.logits(token_ids)
-            seconds[peer.name].append(time.perf_counter() - started)
-            agreement[peer.name] = compare(f"{title}, {peer.name}", peer.precision, logits, reference)
-            print(
-                f"{title}, repeat {repeat + 1}, {peer.name}: {tokens / seconds[peer.name][-1]:,.0f} tok/s", flush=True
-            )
-        if gemm:
-            gemm.measure()
+
+    def tok_s(peer: Peer) -> float:
+        started = time.perf_counter()
+        logits = peer.logits(token_ids)
+        rate = round(tokens / (time.perf_counter() - started), 1)
+        agreement[peer.name] = compare(f"{title}, {peer.name}", peer.precision, logits, reference)
+        return rate
+
+    turns: dict[str, Callable[[], float]] = {peer.name: partial(tok_s, peer) for peer in peers}
+    if gemm:
+        turns["GEMM (GFLOP/s)"] = gemm.measure
+    rates = in_turns(f"{title} (tok/s)", turns, arguments.repeats)
     return {
         peer.name: {
-            "texts_s": round(len(token_ids) / statistics.median(seconds[peer.name]), 2),
-            "tok_s": round(tokens / statistics.median(seconds[peer.name]), 1),
-            "tok_s_all": [round(tokens / value, 1) for value in seconds[peer.name]],
+            "texts_s": round(statistics.median(rates[peer.name]) * len(token_ids) / tokens, 2),
+            "tok_s": round(statistics.median(rates[peer.name]), 1),
+            "tok_s_all": rates[peer.name],
             "precision": peer.precision,
             "batch_size": peer.batch_size,
             **agreement[peer.name],

@@ -39,8 +39,8 @@ class GemmPeak:
         for multiply in self._ways.values():
             multiply()
 
-    def measure(self) -> None:
-        """Times each way once more."""
+    def measure(self) -> float:
+        """Times each way once more; returns the highest rate, GFLOP/s."""
         calls = CUDA_CALLS if self.device == "cuda" else 1
         for way, multiply in self._ways.items():
             self._wait()
@@ -49,6 +49,7 @@ class GemmPeak:
                 multiply()
             self._wait()
             self._rates[way].append(calls * self._flops / (time.perf_counter() - started) / 1e9)
+        return max(rates[-1] for rates in self._rates.values())
 
     def gflops(self) -> dict[str, float]:
         """The median rate of each way, GFLOP/s."""
