@@ -20,7 +20,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,16 @@ from matplotlib.figure import Figure
 from benchmarks.client_load import WAYS
 from benchmarks.load import analyze, passes_of
 from benchmarks.peers.servers import PEERS
-from benchmarks.result import RESULTS, write_result
+from benchmarks.result import RESULTS, in_turns, machine
+from benchmarks.workload import read_texts
 from loadtest.local_server import ROOT, LocalServer
+from loadtest.result import BLUE, PURPLE, RED, report
 from polyhead.export import export_checkpoint
 
 MODEL = "gpt2_classifier"
 CONFIG = ROOT / "model_repository" / MODEL / "config.pbtxt"
 OTHER_OUTPUTS = re.compile(r',\s*\{[^{}]*name: "(SCHEMA|TOKEN_COUNT)"[^{}]*\}')
-COLOURS = {"stream": "#2a6fbb", "tritonclient": "#8e7cc3", "requests": "#c8553d"}
+COLOURS = {"stream": BLUE, "tritonclient": PURPLE, "requests": RED}
 
 
 def main(options: Sequence[str] | None = None) -> None:
@@ -56,8 +59,7 @@ def main(options: Sequence[str] | None = None) -> None:
     parser.add_argument("--memory-texts", type=int, default=1_000_000)
     parser.add_argument("--scoring", type=Path, help="result of benchmarks.scoring")
     settings = parser.parse_args(options)
-    lines = settings.data.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    texts = [json.loads(line)["text"] for line in lines][: settings.texts]
+    texts = read_texts(settings.data)[: settings.texts]
     texts = texts[: len(texts) - len(texts) % settings.batch_size]
     with tempfile.TemporaryDirectory(prefix="polyhead-bench-") as scratch:
         given = Path(scratch) / "texts.json"
@@ -71,10 +73,8 @@ def main(options: Sequence[str] | None = None) -> None:
         summary[f"echo_over_{peer}"] = round(echo["stream"]["texts_s"] / echo[peer]["texts_s"], 2)
         summary[f"cpu_over_{peer}"] = round(echo["stream"]["cpu_us_a_text"] / echo[peer]["cpu_us_a_text"], 2)
     summary["memory_growth_mib"] = memory["growth_mib"]
-    described = {name: value for name, value in vars(settings).items() if not isinstance(value, Path)}
-    details = {"settings": described, "served": served, "echo": echo, "memory": memory}
-    write_result(settings.out, summary | details, _plot(served, echo, memory))
-    print(json.dumps(summary))
+    details = {"served": served, "echo": echo, "memory": memory}
+    report(settings, summary, details, _plot(served, echo, memory), machine())
 
 
 def _measure_served(
@@ -83,17 +83,18 @@ def _measure_served(
     version = export_checkpoint(settings.checkpoint, repository)
     _keep_two_outputs(version.parent / "config.pbtxt")
     key = secrets.token_hex(16)
-    size, clients = settings.batch_size, settings.concurrency
-    runs: dict[str, list[float]] = {"perf_analyzer": [], "stream": []}
     with LocalServer(repository, environment={"POLYHEAD_ADMIN_KEY": key}) as server:
         url = server.url("http")
         rate = _run("stream", url, given, len(texts), settings)["texts_s"]
         passes = passes_of(texts, rate, settings.window_s)
-        for _ in range(settings.repeats):
-            load = analyze(settings.perf_analyzer, url, key, texts, size, clients, passes)
-            runs["perf_analyzer"].append(load.texts_s)
-            runs["stream"].append(_run("stream", url, given, len(texts) * passes, settings)["texts_s"])
-            print({name: rates[-1] for name, rates in runs.items()}, flush=True)
+        perf_analyzer = partial(
+            analyze, settings.perf_analyzer, url, key, texts, settings.batch_size, settings.concurrency, passes
+        )
+        turns: dict[str, Callable[[], float]] = {
+            "perf_analyzer": lambda: perf_analyzer().texts_s,
+            "stream": lambda: _run("stream", url, given, len(texts) * passes, settings)["texts_s"],
+        }
+        runs = in_turns("real server, texts/s", turns, settings.repeats)
     ratios = [round(ours / theirs, 3) for theirs, ours in zip(*runs.values(), strict=True)]
     medians = {name: statistics.median(rates) for name, rates in runs.items()}
     return {"ratio": round(statistics.median(ratios), 3), "ratio_all": ratios, "texts_s": medians, "texts_s_all": runs}
@@ -109,13 +110,10 @@ def _measure_echo(
     shutil.copy(Path(__file__).with_name("echo_model.py"), model / "1" / "model.py")
     shutil.copy(CONFIG, model)
     _keep_two_outputs(model / CONFIG.name)
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in WAYS}
     with LocalServer(repository) as server:
         url = server.url("http")
-        for _ in range(settings.repeats):
-            for name, found in runs.items():
-                found.append(_run(name, url, given, settings.echo_texts, settings))
-                print(f"echo, {name}: { {key: found[-1][key] for key in ('texts_s', 'cpu_us_a_text')} }", flush=True)
+        ways = {name: partial(_run, name, url, given, settings.echo_texts, settings) for name in WAYS}
+        runs = in_turns("echo model", ways, settings.repeats)
         long = _run("stream", url, given, settings.memory_texts, settings)
     echo = {
         name: {key: statistics.median(run[key] for run in found) for key in ("texts_s", "cpu_us_a_text")}
@@ -123,9 +121,10 @@ def _measure_echo(
         for name, found in runs.items()
     }
     samples = [(texts, round(size / 2**20, 1)) for texts, size in long["memory"]]
+    about_twenty = [*samples[: -1 : max(1, len(samples) // 20)], samples[-1]]
     growth = round(max(size for _, size in samples) - samples[0][1], 1)
     print(f"memory: {samples[0]} to {samples[-1]}, MiB; {long['texts_s']} texts/s", flush=True)
-    return echo, {"growth_mib": growth, "mib_after_texts": _thinned(samples), "texts_s": long["texts_s"]}
+    return echo, {"growth_mib": growth, "mib_after_texts": about_twenty, "texts_s": long["texts_s"]}
 
 
 def _keep_two_outputs(config: Path) -> None:
@@ -145,25 +144,17 @@ def _run(way: str, url: str, texts: Path, count: int, settings: argparse.Namespa
     return result
 
 
-def _thinned(samples: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """About twenty of the samples, with the first and the last."""
-    step = max(1, len(samples) // 20)
-    return [*samples[:-1:step], samples[-1]]
-
-
 def _plot(served: dict[str, Any], echo: dict[str, dict[str, Any]], memory: dict[str, Any]) -> Figure:
-    figure, (real, rates, times, sizes) = plt.subplots(1, 4, figsize=(14, 3.6), layout="constrained")
-    real.bar(list(served["texts_s"]), list(served["texts_s"].values()), color=["#888888", COLOURS["stream"]])
+    figure, (real, rates, times, sizes) = plt.subplots(1, 4, figsize=(14, 3.6))
+    real.bar(list(served["texts_s"]), list(served["texts_s"].values()), color=["#888888", BLUE])
     real.set(title="Real server", ylabel="texts/s")
     for axes, key, title in ((rates, "texts_s", "texts/s"), (times, "cpu_us_a_text", "µs of CPU per text")):
         bars = axes.bar(list(echo), [way[key] for way in echo.values()], color=[COLOURS[name] for name in echo])
         axes.bar_label(bars, fmt="{:,.0f}", fontsize=8)
         axes.set(title="Echo model", ylabel=title)
     counts, found = zip(*memory["mib_after_texts"], strict=True)
-    sizes.plot(counts, found, color=COLOURS["stream"])
+    sizes.plot(counts, found, color=BLUE)
     sizes.set(title="Memory of stream", ylabel="MiB", xlabel="texts", ylim=(0, None))
-    for axes in (real, rates, times, sizes):
-        axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 

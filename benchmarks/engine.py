@@ -8,11 +8,11 @@ within what rounding in its precision explains; otherwise the run fails. Run it 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from benchmarks.peers.line_up import PLAIN, PRODUCT, PRODUCTS, builders, line_up
+from benchmarks.peers.engines import PLAIN, PRODUCT, PRODUCTS, builders, line_up
 from benchmarks.peers.peer import Peer, compare, reference_logits
-from benchmarks.result import RESULTS, write_result
-from benchmarks.speed import SHAPES, GemmPeak, linear_flops
-from benchmarks.workload import TokenIds, debian_texts, debian_tokenizer, of_length, random_checkpoint, tokenized
+from benchmarks.result import RESULTS, in_turns, machine
+from benchmarks.speed import SHAPES, GemmPeak, linear_flops, median_s
+from benchmarks.workload import TokenIds, debian_corpus, of_length, random_checkpoint
+from loadtest.result import BLUE, RED, report
 from polyhead.checkpoint import Checkpoint, read_checkpoint
 from polyhead.engine import fastest_precision
 
@@ -36,7 +37,6 @@ CONCAT_PEERS = {
 }
 SINGLE_TEXT_TOKENS = 16
 PACKED_TOKENS = (1_000, 4_000, 16_000, 32_000, 64_000)
-COLOURS = {"product": "#2a6fbb", "peer": "#c8553d"}
 
 Table = dict[str, dict[str, dict[str, dict[str, Any]]]]  # architecture, mix, peer
 
@@ -45,9 +45,7 @@ def main(options: Sequence[str] | None = None) -> None:
     """Measures every mix on both architectures and prints one JSON object as the last line."""
     arguments = _arguments(options)
     device = arguments.device
-    texts = debian_texts(arguments.data)
-    tokenizer = debian_tokenizer(arguments.data)
-    token_ids = tokenized(texts, tokenizer)
+    texts, tokenizer, token_ids = debian_corpus(arguments.data)
     mixes = {DEBIAN: token_ids[: arguments.texts]}
     mixes |= {str(length): of_length(length, arguments.tokens, token_ids) for length in arguments.lengths}
     table: Table = {}
@@ -68,22 +66,10 @@ def main(options: Sequence[str] | None = None) -> None:
                 for mix, ids in mixes.items()
             }
             if gemm:
-                found = _gemm_figures(gemm, table["base"][DEBIAN][PRODUCT]["tok_s"], checkpoint)
-                found |= _extremes(peers[0], checkpoint, token_ids, device, found["gemm_peak_gflops"])
-    summary = _summary(table["base"][DEBIAN], device) | found
-    write_result(
-        arguments.out,
-        summary
-        | {
-            "device": device,
-            "settings": {name: value for name, value in vars(arguments).items() if not isinstance(value, Path)},
-            "tokens": {mix: sum(map(len, ids)) for mix, ids in mixes.items()},
-            "left_out": left_out,
-            "table": table,
-        },
-        _plot(table["base"]),
-    )
-    print(json.dumps(summary))
+                found = _beside_gemm(gemm, table["base"][DEBIAN][PRODUCT]["tok_s"], peers[0], checkpoint, token_ids)
+    tokens = {mix: sum(map(len, ids)) for mix, ids in mixes.items()}
+    details = {"device": device, "tokens": tokens, "left_out": left_out, "table": table}
+    report(arguments, _summary(table["base"][DEBIAN], device) | found, details, _plot(table["base"]), machine())
 
 
 def _arguments(options: Sequence[str] | None) -> argparse.Namespace:
@@ -126,24 +112,24 @@ def _measure(
     reference = reference_logits(checkpoint, token_ids, arguments.device)
     for peer in peers:
         peer.warm_up(token_ids)
-    seconds: dict[str, list[float]] = {peer.name: [] for peer in peers}
     agreement: dict[str, dict[str, Any]] = {}
-    for repeat in range(arguments.repeats):
-        for peer in peers:
-            started = time.perf_counter()
-            logits = peer.logits(token_ids)
-            seconds[peer.name].append(time.perf_counter() - started)
-            agreement[peer.name] = compare(f"{title}, {peer.name}", peer.precision, logits, reference)
-            print(
-                f"{title}, repeat {repeat + 1}, {peer.name}: {tokens / seconds[peer.name][-1]:,.0f} tok/s", flush=True
-            )
-        if gemm:
-            gemm.measure()
+
+    def tok_s(peer: Peer) -> float:
+        started = time.perf_counter()
+        logits = peer.logits(token_ids)
+        rate = round(tokens / (time.perf_counter() - started), 1)
+        agreement[peer.name] = compare(f"{title}, {peer.name}", peer.precision, logits, reference)
+        return rate
+
+    turns: dict[str, Callable[[], float]] = {peer.name: partial(tok_s, peer) for peer in peers}
+    if gemm:
+        turns["GEMM (GFLOP/s)"] = gemm.measure
+    rates = in_turns(f"{title} (tok/s)", turns, arguments.repeats)
     return {
         peer.name: {
-            "texts_s": round(len(token_ids) / statistics.median(seconds[peer.name]), 2),
-            "tok_s": round(tokens / statistics.median(seconds[peer.name]), 1),
-            "tok_s_all": [round(tokens / value, 1) for value in seconds[peer.name]],
+            "texts_s": round(statistics.median(rates[peer.name]) * len(token_ids) / tokens, 2),
+            "tok_s": round(statistics.median(rates[peer.name]), 1),
+            "tok_s_all": rates[peer.name],
             "precision": peer.precision,
             "batch_size": peer.batch_size,
             **agreement[peer.name],
@@ -152,43 +138,33 @@ def _measure(
     }
 
 
-def _gemm_figures(gemm: GemmPeak, tok_s: float, checkpoint: Checkpoint) -> dict[str, Any]:
+def _beside_gemm(
+    gemm: GemmPeak, tok_s: float, product: Peer, checkpoint: Checkpoint, token_ids: TokenIds
+) -> dict[str, Any]:
+    """The product's fraction of the GEMM peak, on CUDA also by packed tokens, and its time for one short text."""
     rates = gemm.gflops()
     peak = max(rates.values())
-    reached = tok_s * linear_flops(checkpoint.body) / 1e9
-    return {
-        "gemm_peak_gflops": peak,
-        "gemm_peaks": rates,
-        "gemm_gflops": round(reached, 1),
-        "gemm_fraction": round(reached / peak, 3),
-    }
-
-
-def _extremes(
-    product: Peer, checkpoint: Checkpoint, token_ids: TokenIds, device: str, peak_gflops: float
-) -> dict[str, Any]:
-    """Measures the product on one short text and, on CUDA, its fraction of the GEMM peak by packed tokens."""
+    gflop = linear_flops(checkpoint.body) / 1e9
     short = of_length(SINGLE_TEXT_TOKENS, SINGLE_TEXT_TOKENS, token_ids)
     found: dict[str, Any] = {
-        "single_text_ms": round(1000 * _median_s(product, short, 200 if device == "cuda" else 10), 3)
+        "gemm_peak_gflops": peak,
+        "gemm_peaks": rates,
+        "gemm_gflops": round(tok_s * gflop, 1),
+        "gemm_fraction": round(tok_s * gflop / peak, 3),
+        "single_text_ms": round(1000 * _warm_median_s(product, short, 200 if gemm.device == "cuda" else 10), 3),
     }
-    if device == "cuda":
+    if gemm.device == "cuda":
         found["gemm_fraction_by_tokens"] = {}
         for tokens in PACKED_TOKENS:
             batch = token_ids[: max(1, tokens * len(token_ids) // sum(map(len, token_ids)))]
-            rate = sum(map(len, batch)) / _median_s(product, batch, 10)
-            fraction = rate * linear_flops(checkpoint.body) / 1e9 / peak_gflops
-            found["gemm_fraction_by_tokens"][str(tokens)] = round(fraction, 3)
+            rate = sum(map(len, batch)) / _warm_median_s(product, batch, 10)
+            found["gemm_fraction_by_tokens"][str(tokens)] = round(rate * gflop / peak, 3)
     return found
 
 
-def _median_s(peer: Peer, token_ids: TokenIds, calls: int) -> float:
-    seconds = []
-    for _ in range(calls + 3):  # the first three warm up
-        started = time.perf_counter()
-        peer.logits(token_ids)
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[3:])
+def _warm_median_s(peer: Peer, token_ids: TokenIds, calls: int) -> float:
+    median_s(lambda: peer.logits(token_ids), 3)
+    return median_s(lambda: peer.logits(token_ids), calls)
 
 
 def _summary(measured: dict[str, dict[str, Any]], device: str) -> dict[str, Any]:
@@ -221,10 +197,10 @@ def _summary(measured: dict[str, dict[str, Any]], device: str) -> dict[str, Any]
 
 def _plot(mixes: dict[str, dict[str, dict[str, Any]]]) -> Figure:
     """Draws tokens per second by peer on the Debian texts, and grouped by length."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(14, 5), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(14, 5))
     speed = {name: row["tok_s"] for name, row in mixes[DEBIAN].items()}
     names = sorted(speed, key=lambda name: speed[name])
-    colours = [COLOURS["product" if name in PRODUCTS else "peer"] for name in names]
+    colours = [BLUE if name in PRODUCTS else RED for name in names]
     left.bar_label(left.barh(names, [speed[name] for name in names], color=colours), fmt="{:,.0f}", padding=3)
     left.set(title="Debian texts, their own mix of lengths", xlabel="real tokens/s")
     lengths = [mix for mix in mixes if mix != DEBIAN]
@@ -235,9 +211,7 @@ def _plot(mixes: dict[str, dict[str, dict[str, Any]]]) -> Figure:
         right.bar(at, [mixes[mix][name]["tok_s"] for mix in lengths], width, label=name, color=shades(place))
     right.set_xticks(range(len(lengths)), [f"{length} tokens" for length in lengths])
     right.set(title="Texts of one length", ylabel="tokens/s")
-    right.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
+    right.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 

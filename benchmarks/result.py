@@ -1,10 +1,10 @@
-"""The result of a benchmark: as `loadtest.result`, with what torch says about the machine."""
+"""Measuring in turns, and the result of a benchmark: as `loadtest.result`, with what torch says about the machine."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from matplotlib.figure import Figure
@@ -12,7 +12,19 @@ from matplotlib.figure import Figure
 from loadtest import result
 from loadtest.result import RESULTS
 
-__all__ = ["RESULTS", "machine", "write_result"]
+__all__ = ["RESULTS", "in_turns", "machine", "write_result"]
+
+T = TypeVar("T")
+
+
+def in_turns(title: str, runs: Mapping[str, Callable[[], T]], repeats: int) -> dict[str, list[T]]:
+    """Makes all runs in turns, so that a disturbance of the machine hits all of them; prints and returns results."""
+    found: dict[str, list[T]] = {name: [] for name in runs}
+    for repeat in range(repeats):
+        for name, run in runs.items():
+            found[name].append(run())
+            print(f"{title}, repeat {repeat + 1}, {name}: {found[name][-1]}", flush=True)
+    return found
 
 
 def write_result(path: Path, measured: Mapping[str, Any], figure: Figure) -> None:

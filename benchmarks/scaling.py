@@ -6,7 +6,6 @@ Each point is measured in a new process. ``growth_mib`` is the memory that the b
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -18,13 +17,13 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from tokenizers import Tokenizer
 
-from benchmarks.result import RESULTS, write_result
+from benchmarks.result import RESULTS, machine
 from benchmarks.speed import linear_flops, measure_batch
-from benchmarks.workload import TokenIds, debian_texts, debian_tokenizer, random_checkpoint, tokenized
+from benchmarks.workload import TokenIds, debian_corpus, random_checkpoint
+from loadtest.result import BLUE, report
 from polyhead.checkpoint import read_checkpoint
 
 GPT2_SMALL = "12x768"
-COLOUR = "#2a6fbb"
 
 
 def main(options: Sequence[str] | None = None) -> None:
@@ -32,7 +31,7 @@ def main(options: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data/debian"), help="folder of polyhead-dataset debian")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--out", type=Path, help="if not given, scaling-DEVICE.json among the results")
+    parser.add_argument("--out", type=Path, help="default: scaling-DEVICE.json in the results folder")
     parser.add_argument("--batch-tokens", type=int, nargs="+", default=[64, 256, 1000, 4000, 16_000, 64_000])
     parser.add_argument("--model", default=GPT2_SMALL, help="model of the curve by tokens: layers x channels")
     parser.add_argument("--models", nargs="+", default=["2x256", "4x512", "6x768", GPT2_SMALL, "24x1024"])
@@ -40,9 +39,7 @@ def main(options: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3, help="calls per point; one call from 16,000 tokens on")
     arguments = parser.parse_args(options)
     arguments.out = arguments.out or RESULTS / f"scaling-{arguments.device}.json"
-    texts = debian_texts(arguments.data)
-    tokenizer = debian_tokenizer(arguments.data)
-    token_ids = tokenized(texts, tokenizer)
+    texts, tokenizer, token_ids = debian_corpus(arguments.data)
     by_tokens: list[dict[str, Any]] = []
     by_model: list[dict[str, Any]] = []
     for model in dict.fromkeys([arguments.model, *arguments.models]):
@@ -58,14 +55,12 @@ def main(options: Sequence[str] | None = None) -> None:
     for point in by_tokens + by_model:
         point["gemm_gflops"] = round(point["tok_s"] * point["linear_mflop_a_token"] / 1000, 1)
     summary = {
-        "tok_s_by_tokens": {str(point["tokens"]): point["tok_s"] for point in by_tokens},
-        "growth_mib_by_tokens": {str(point["tokens"]): point["growth_mib"] for point in by_tokens},
-        "tok_s_by_model": {point["model"]: point["tok_s"] for point in by_model},
-        "growth_mib_by_model": {point["model"]: point["growth_mib"] for point in by_model},
+        f"{figure}_by_{axis}": {str(point[axis]): point[figure] for point in points}
+        for axis, points in (("tokens", by_tokens), ("model", by_model))
+        for figure in ("tok_s", "growth_mib")
     }
     details = {"device": arguments.device, "by_tokens": by_tokens, "by_model": by_model}
-    write_result(arguments.out, summary | details, _plot(by_tokens, by_model))
-    print(json.dumps(summary))
+    report(arguments, summary, details, _plot(by_tokens, by_model), machine())
 
 
 def batch_of(tokens: int, token_ids: TokenIds) -> TokenIds:
@@ -100,20 +95,19 @@ def _point(checkpoint: Path, batch: TokenIds, arguments: argparse.Namespace) -> 
 
 
 def _plot(by_tokens: Sequence[dict[str, Any]], by_model: Sequence[dict[str, Any]]) -> Figure:
-    figure, panels = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
+    figure, panels = plt.subplots(2, 2, figsize=(11, 8))
     for column, (points, x, label) in enumerate(
         [(by_tokens, "tokens", "tokens in a batch"), (by_model, "linear_mflop_a_token", "MFLOP per token")]
     ):
         at = [point[x] for point in points]
         for axes, key, title in ((panels[0][column], "texts_s", "texts/s"), (panels[1][column], "growth_mib", "MiB")):
             heights = [point[key] for point in points]
-            axes.plot(at, heights, "o-", color=COLOUR)
+            axes.plot(at, heights, "o-", color=BLUE)
             axes.set(xscale="log", xlabel=label, ylabel=title)
             axes.set_ylim(0, 1.15 * max(heights))  # room for the highest label
             for place, height, point in zip(at, heights, points, strict=True):
                 name = f"{height:,.1f}" if points is by_tokens else f"{point['model']}: {height:,.1f}"
                 axes.annotate(name, (place, height), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8)
-            axes.spines[["top", "right"]].set_visible(False)
     model = by_tokens[0]["model"] if by_tokens else ""
     panels[0][0].set_title(f"Debian texts by batch size, model {model}")
     panels[0][1].set_title("Debian texts by model, layers x channels")

@@ -16,27 +16,40 @@ The queue's timeout is raised in the served copy, because full queues are measur
 from __future__ import annotations
 
 import argparse
-import json
+import itertools
 import math
+import secrets
 import statistics
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from benchmarks.load import drive, median_load, passes_of, requests_of
+from benchmarks.engine_alone import EngineAlone, engine_alone
+from benchmarks.load import Connect, Load, Send, analyze, drive, median_load, passes_of, requests_of
 from benchmarks.peers.servers import PEER_SERVERS, PEERS, PeerServer
-from benchmarks.result import RESULTS, write_result
-from benchmarks.serving_product import PEER_CLIENTS, measure_product, measure_startup
-from benchmarks.workload import add_shape, write_checkpoints
+from benchmarks.result import RESULTS, in_turns, machine
+from benchmarks.workload import add_shape, read_texts, write_checkpoints
+from loadtest.local_server import LocalServer
+from loadtest.result import BLUE, GREEN, ORANGE, PURPLE, report
 from polyhead.export import export_checkpoint
+from polyhead_client import Client
 
+ENGINE_BATCH = 64  # max_batch_size in config.pbtxt
+PEER_CLIENTS = 16
+SHORT_TEXTS = 63  # with one long text they fill a batch
 QUEUE_TIMEOUT = "default_timeout_microseconds: "
-COLOURS = {"fastapi": "#e0a458", "infinity": "#8e7cc3"}
-LINES = {"perf_analyzer": ("#2a6fbb", "o"), "client": ("#6aa84f", "s")}
+COLOURS = {"fastapi": ORANGE, "infinity": PURPLE}
+LINES = {"perf_analyzer": (BLUE, "o"), "client": (GREEN, "s")}
+
+Point = Callable[[Sequence[str], int, int, int], Load]  # arguments: texts, texts per request, clients, passes
 
 
 def main(options: Sequence[str] | None = None) -> None:
@@ -58,18 +71,16 @@ def main(options: Sequence[str] | None = None) -> None:
     add_shape(parser)
     settings = parser.parse_args(options)
     settings.out = settings.out or RESULTS / f"serving-{settings.device}.json"
-    lines = settings.data.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    texts = [json.loads(line)["text"] for line in lines]
+    texts = read_texts(settings.data)
     with tempfile.TemporaryDirectory(prefix="polyhead-bench-") as scratch:
         repository, theirs = Path(scratch) / "repository", Path(scratch) / "transformers"
         tokenizer = write_checkpoints(settings, texts, Path(scratch) / "polyhead", theirs)
         version = export_checkpoint(Path(scratch) / "polyhead", repository)
         _raise_queue_timeout(version.parent / "config.pbtxt")
-        startup = measure_startup(repository, settings.repeats)
-        product = measure_product(repository, version / "checkpoint", texts, settings)
-        peers = {
-            peer.name: _measure(peer, theirs, texts, settings) for peer in PEER_SERVERS if peer.name in settings.peers
-        }
+        startup = _measure_startup(repository, settings.repeats)
+        product = _measure_product(repository, version / "checkpoint", texts, settings)
+        asked = [peer for peer in PEER_SERVERS if peer.name in settings.peers]
+        peers = {peer.name: _measure_peer(peer, theirs, texts[: settings.texts], settings) for peer in asked}
     tokens = [len(row.ids[: settings.max_length]) for row in tokenizer.encode_batch(texts[: settings.texts])]
     same_load = product.pop("same_load_as_peers")
     added = product["latency"]["added_ms"]
@@ -82,14 +93,12 @@ def main(options: Sequence[str] | None = None) -> None:
         "startup_s": startup["median"],
     }
     details = {
-        "settings": {name: value for name, value in vars(settings).items() if not isinstance(value, Path)},
         "mean_tokens": round(statistics.mean(tokens), 1),
         "startup": startup,
         "product": product,
         "peers": {"clients": PEER_CLIENTS, "texts_a_request": 1, "product": same_load, **peers},
     }
-    write_result(settings.out, summary | details, _plot(product, peers))
-    print(json.dumps(summary))
+    report(settings, summary, details, _plot(product, peers), machine())
 
 
 def _raise_queue_timeout(config: Path) -> None:
@@ -99,9 +108,135 @@ def _raise_queue_timeout(config: Path) -> None:
     config.write_text(f"{before}{found}600000000{after.lstrip('0123456789')}", encoding="utf-8")
 
 
-def _measure(peer: PeerServer, model: Path, texts: Sequence[str], settings: argparse.Namespace) -> dict[str, Any]:
+def _measure_startup(repository: Path, repeats: int) -> dict[str, Any]:
+    """Seconds from the start of polyhead-serve to its line ``ready``, which it prints when a canary was answered."""
+    seconds = []
+    for _ in range(repeats):
+        began = time.monotonic()
+        with LocalServer(repository):
+            seconds.append(round(time.monotonic() - began, 2))
+    print(f"start-up: {seconds} s", flush=True)
+    return {"median": statistics.median(seconds), "all": seconds}
+
+
+def _measure_product(
+    repository: Path, checkpoint: Path, texts: Sequence[str], settings: argparse.Namespace
+) -> dict[str, Any]:
+    """Measures latency, all points, and then the best point in turns with the engine. The other one is always idle."""
+    key = secrets.token_hex(16)
+    with (
+        engine_alone(checkpoint, settings.device) as engine,
+        LocalServer(repository, environment={"POLYHEAD_ADMIN_KEY": key}) as served,
+    ):
+        connect = partial(_our_client, served.url("http"))
+        known: dict[str, Point] = {
+            "client": lambda sent, size, clients, passes: drive(connect, requests_of(sent, size, passes), clients),
+            "perf_analyzer": partial(analyze, settings.perf_analyzer, served.url("http"), key),
+        }
+        loads = {name: known[name] for name in settings.loads}
+        fewest = settings.texts
+        rate = engine(requests_of(texts[:fewest], ENGINE_BATCH, 1)).texts_s
+        latency = _added_latency(engine, loads, texts[: settings.latency_texts], settings.repeats)
+        rates = (rate, latency["rounds"]["engine"][0]["texts_s"])
+        beside_long = _beside_long_text(connect, texts, settings.repeats)
+        points = [
+            _measure_point(name, load, size, clients, _texts_of_point(texts, fewest, size, clients), rates, settings)
+            for size in settings.texts_a_request
+            for clients in settings.clients
+            for name, load in loads.items()
+        ]
+        best = max((point for point in points if "texts_s" in point), key=lambda point: point["texts_s"])
+        size, clients = best["texts_a_request"], best["clients"]
+        sent, few = _texts_of_point(texts, fewest, size, clients), texts[:fewest]
+        passes = passes_of(sent, rate, settings.window_s)
+        turns: dict[str, Callable[[], Load]] = {
+            "engine": partial(engine, requests_of(sent, ENGINE_BATCH, passes)),
+            "server": partial(loads[best["load"]], sent, size, clients, passes),
+            "as_peers": partial(known["client"], few, 1, PEER_CLIENTS, passes_of(few, rate, settings.window_s)),
+        }
+        found = in_turns("best point", turns, settings.repeats)
+    ratios = [
+        round(server.texts_s / alone.texts_s, 3) for alone, server in zip(found["engine"], found["server"], strict=True)
+    ]
+    return {
+        "server_over_engine": statistics.median(ratios),
+        "server_over_engine_all": ratios,
+        "latency": latency,
+        "short_texts_beside_a_long_one": beside_long,
+        "engine": median_load(found["engine"]),
+        "server": {name: best[name] for name in ("load", "texts_a_request", "clients")} | median_load(found["server"]),
+        "points": points,
+        "same_load_as_peers": median_load(found["as_peers"]),
+    }
+
+
+def _texts_of_point(texts: Sequence[str], fewest: int, size: int, clients: int) -> Sequence[str]:
+    """Whole requests, and no text twice in flight, because the engine computes equal texts of a batch only once."""
+    enough = min(max(fewest, size * clients), len(texts))
+    return texts[: enough - enough % size]
+
+
+def _measure_point(
+    name: str,
+    load: Point,
+    size: int,
+    clients: int,
+    sent: Sequence[str],
+    rates: tuple[float, float],
+    settings: argparse.Namespace,
+) -> dict[str, Any]:
+    """Measures one point, or says why it is left out; `rates` are the engine's in batches and one by one."""
+    point: dict[str, Any] = {"load": name, "texts_a_request": size, "clients": clients}
+    in_flight = size * clients
+    rate = min(rates[0], in_flight * rates[1])
+    if in_flight > 2 * settings.window_s * rate:
+        point["left_out"] = f"{in_flight} texts in flight would take longer than two windows"
+    elif in_flight > len(sent):
+        point["left_out"] = f"{in_flight} texts in flight, but {len(sent)} in --data"
+    else:
+        point |= asdict(load(sent, size, clients, passes_of(sent, rate, settings.window_s)))
+    print(point, flush=True)
+    return point
+
+
+def _added_latency(engine: EngineAlone, loads: dict[str, Point], texts: Sequence[str], repeats: int) -> dict[str, Any]:
+    """What the server adds to the latency of a single text, by load: the difference of medians over the same texts."""
+    for load in loads.values():
+        load(texts[:4], 1, 1, 1)
+    turns: dict[str, Callable[[], Load]] = {"engine": partial(engine, requests_of(texts, 1, 1))}
+    turns |= {name: partial(load, texts, 1, 1, 1) for name, load in loads.items()}
+    rounds = in_turns("single texts", turns, repeats)
+    added = {
+        name: [round(one.p50_ms - alone.p50_ms, 2) for one, alone in zip(rounds[name], rounds["engine"], strict=True)]
+        for name in loads
+    }
+    return {
+        "added_ms": {name: round(statistics.median(values), 2) for name, values in added.items()},
+        "added_ms_all": added,
+        "rounds": {name: [asdict(load) for load in measured] for name, measured in rounds.items()},
+    }
+
+
+def _beside_long_text(connect: Connect, texts: Sequence[str], repeats: int) -> dict[str, Any]:
+    """How much longer short texts wait when a text of the model's greatest length comes first: ratio of medians."""
+    short = [[text] for text in sorted(dict.fromkeys(texts), key=len)[:SHORT_TEXTS]]
+    long = [" ".join(texts)[:20_000]]  # the model truncates it
+    alone = partial(drive, connect, short, len(short))
+    beside = partial(drive, connect, [long, *short], len(short) + 1)
+    found = in_turns("short texts", {"alone": alone, "beside a long one": beside}, repeats)
+    waits = [[one.p50_ms, two.p50_ms] for one, two in zip(*found.values(), strict=True)]
+    ratios = [round(two / one, 2) for one, two in waits]
+    return {"ratio": statistics.median(ratios), "ratio_all": ratios, "p50_ms_alone_and_beside": waits}
+
+
+@contextmanager
+def _our_client(url: str) -> Iterator[Send]:
+    with Client(url, timeout_s=600) as client:
+        yield client.classify
+
+
+def _measure_peer(peer: PeerServer, model: Path, sent: Sequence[str], settings: argparse.Namespace) -> dict[str, Any]:
     """Tries each of a peer's configurations on a quarter of the texts, then measures the fastest."""
-    sent = texts[: settings.texts]
     few = requests_of(sent[: math.ceil(len(sent) / 4)], 1, 1)
     tried = {}
     for setting in peer.settings(settings.device):
@@ -120,8 +255,9 @@ def _measure(peer: PeerServer, model: Path, texts: Sequence[str], settings: argp
 
 
 def _plot(product: dict[str, Any], peers: dict[str, dict[str, Any]]) -> Figure:
-    figure, (rates, waits) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for (name, (colour, marker)), size in ((line, size) for line in LINES.items() for size in _sizes(product)):
+    figure, (rates, waits) = plt.subplots(1, 2, figsize=(11, 4.2))
+    sizes = sorted({point["texts_a_request"] for point in product["points"]})
+    for (name, (colour, marker)), size in itertools.product(LINES.items(), sizes):
         points = [p for p in product["points"] if (p["load"], p["texts_a_request"]) == (name, size) and "texts_s" in p]
         clients = [point["clients"] for point in points]
         single = size == 1
@@ -142,13 +278,8 @@ def _plot(product: dict[str, Any], peers: dict[str, dict[str, Any]]) -> Figure:
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.set_xlabel("clients")
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*rates.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    figure.legend(*rates.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
-
-
-def _sizes(product: dict[str, Any]) -> list[int]:
-    return sorted({point["texts_a_request"] for point in product["points"]})
 
 
 if __name__ == "__main__":

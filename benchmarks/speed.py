@@ -5,6 +5,7 @@ This module imports little, because `measure_batch` runs in a new process for ea
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -24,23 +25,23 @@ CUDA_CALLS = 20  # timed together, because one is too short to time
 
 
 class GemmPeak:
-    """Times each of torch's ways to multiply matrices in a precision, in turns with the peers.
+    """Times each of torch's ways to multiply matrices in fp32 or bf16, in turns with the peers.
 
     Args:
         shape: rows, inner, columns.
     """
 
     def __init__(self, precision: str, device: str, shape: tuple[int, int, int]) -> None:
-        self._device = device
-        self._flops = 2 * shape[0] * shape[1] * shape[2]
+        self.device = device
+        self._flops = 2 * math.prod(shape)
         self._ways = multiplications(precision, device, shape)
         self._rates: dict[str, list[float]] = {way: [] for way in self._ways}
         for multiply in self._ways.values():
             multiply()
 
-    def measure(self) -> None:
-        """Times each way once more."""
-        calls = CUDA_CALLS if self._device == "cuda" else 1
+    def measure(self) -> float:
+        """Times each way once more; returns the highest rate, GFLOP/s."""
+        calls = CUDA_CALLS if self.device == "cuda" else 1
         for way, multiply in self._ways.items():
             self._wait()
             started = time.perf_counter()
@@ -48,13 +49,14 @@ class GemmPeak:
                 multiply()
             self._wait()
             self._rates[way].append(calls * self._flops / (time.perf_counter() - started) / 1e9)
+        return max(rates[-1] for rates in self._rates.values())
 
     def gflops(self) -> dict[str, float]:
         """The median rate of each way, GFLOP/s."""
         return {way: round(statistics.median(rates), 1) for way, rates in self._rates.items()}
 
     def _wait(self) -> None:
-        if self._device == "cuda":
+        if self.device == "cuda":
             torch.cuda.synchronize()
 
 
@@ -62,8 +64,6 @@ def multiplications(precision: str, device: str, shape: tuple[int, int, int]) ->
     """Ways to multiply two matrices: plain, and with the weight packed once if torch has a kernel for that."""
     rows, inner, columns = shape
     torch.manual_seed(0)
-    if precision == "int8":
-        return _int8_multiplications(device, shape)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     x = torch.randn(rows, inner, dtype=dtype, device=device)
     weight = torch.randn(columns, inner, dtype=dtype, device=device)
@@ -78,21 +78,14 @@ def multiplications(precision: str, device: str, shape: tuple[int, int, int]) ->
     return ways
 
 
-def _int8_multiplications(device: str, shape: tuple[int, int, int]) -> dict[str, Callable[[], object]]:
-    rows, inner, columns = shape
-    weight = torch.randint(-127, 127, (columns, inner), dtype=torch.int8, device=device)
-    if device == "cuda":
-        x = torch.randint(-127, 127, (rows, inner), dtype=torch.int8, device=device)
-        return {"int_mm": lambda: torch._int_mm(x, weight.t())}
-    # torch._int_mm has no fast kernel on CPU; quantized models run this one.
-    x = torch.randint(0, 255, (rows, inner), dtype=torch.uint8)
-    packed = torch.ops.onednn.qlinear_prepack(weight, [rows, inner])
-    scales, zeros = torch.ones(columns), torch.zeros(columns, dtype=torch.int64)
-    return {
-        "onednn qlinear": lambda: torch.ops.onednn.qlinear_pointwise(
-            x, 1.0, 128, packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
-        )
-    }
+def median_s(call: Callable[[], object], calls: int) -> float:
+    """The median time of a call in seconds."""
+    seconds = []
+    for _ in range(calls):
+        started = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
 
 
 def linear_flops(body: Body) -> int:
@@ -109,39 +102,23 @@ def measure_batch(checkpoint: Path, batch: Sequence[Sequence[int]], device: str,
     precision = fastest_precision(torch.device(device))
     engine = Engine(read_checkpoint(checkpoint), device, precision)
     engine.logits([[1, 2, 3, 4]])  # the first call makes what all calls use
-    _reset_peak(device)
-    loaded = _now_mib(device)
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        engine.logits(batch)
-        seconds.append(time.perf_counter() - started)
-    second, tokens = statistics.median(seconds), sum(map(len, batch))
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        loaded = torch.cuda.memory_allocated() / MIB
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # sets the peak to the present size; see proc(5)
+        loaded = _status_mib("VmRSS")
+    second, tokens = median_s(lambda: engine.logits(batch), repeats), sum(map(len, batch))
+    peak = torch.cuda.max_memory_allocated() / MIB if device == "cuda" else _status_mib("VmHWM")
     return {
         "tokens": tokens,
         "texts": len(batch),
         "texts_s": round(len(batch) / second, 2),
         "tok_s": round(tokens / second, 1),
         "loaded_mib": round(loaded, 1),
-        "growth_mib": round(_peak_mib(device) - loaded, 1),
+        "growth_mib": round(peak - loaded, 1),
         "precision": precision,
     }
-
-
-def _reset_peak(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        # "5" sets the peak of the resident set to its present size; see proc(5).
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def _now_mib(device: str) -> float:
-    return torch.cuda.memory_allocated() / MIB if device == "cuda" else _status_mib("VmRSS")
-
-
-def _peak_mib(device: str) -> float:
-    return torch.cuda.max_memory_allocated() / MIB if device == "cuda" else _status_mib("VmHWM")
 
 
 def _status_mib(field: str) -> float:

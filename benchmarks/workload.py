@@ -41,28 +41,21 @@ GOLDEN_ROWS = 8
 WEIGHT_STD = 0.04
 HEAD_STD = 0.1  # over 768 normalized values: logits of about 3, so that scores are as clear as a trained model's
 
-GPT2_FIELDS = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "activation_function",
-               "layer_norm_epsilon")  # fmt: skip
-
 TokenIds = list[list[int]]
 
 
-def debian_texts(data: Path) -> list[str]:
-    """All texts of the test split, in a fixed random order."""
-    lines = (data / "test.jsonl").read_text(encoding="utf-8").splitlines()
-    texts = list(dict.fromkeys(json.loads(line)["text"] for line in lines))
-    return [texts[i] for i in np.random.default_rng(0).permutation(len(texts))]
+def read_texts(path: Path) -> list[str]:
+    """The field ``text`` of each JSON line."""
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line)["text"] for line in lines]
 
 
-def debian_tokenizer(data: Path) -> Tokenizer:
-    """A byte-level BPE like the demo's, trained on the training split."""
-    with (data / "train.jsonl").open(encoding="utf-8") as lines:
-        return train_tokenizer((json.loads(line)["text"] for line in lines), TOKENIZER_VOCAB_SIZE)
-
-
-def tokenized(texts: Sequence[str], tokenizer: Tokenizer) -> TokenIds:
-    """Token ids of each text, as in training and serving."""
-    return [list(text.token_ids) for text in encode(texts, tokenizer, MAX_LENGTH)]
+def debian_corpus(data: Path) -> tuple[list[str], Tokenizer, TokenIds]:
+    """All texts of the test split in a fixed random order, a tokenizer like the demo's, and the texts' token ids."""
+    texts = list(dict.fromkeys(read_texts(data / "test.jsonl")))
+    texts = [texts[i] for i in np.random.default_rng(0).permutation(len(texts))]
+    tokenizer = train_tokenizer(read_texts(data / "train.jsonl"), TOKENIZER_VOCAB_SIZE)
+    return texts, tokenizer, [list(text.token_ids) for text in encode(texts, tokenizer, MAX_LENGTH)]
 
 
 def of_length(length: int, tokens: int, token_ids: TokenIds) -> TokenIds:
@@ -183,13 +176,12 @@ class ReferenceClassifier(nn.Module):
         self, checkpoint: Checkpoint, fused_gelu: bool = False, attention: str = "sdpa", masked: bool = True
     ) -> None:
         super().__init__()
-        fields: dict[str, Any] = {name: value for name, value in checkpoint.config.items() if name in GPT2_FIELDS}
-        if fused_gelu:
-            fields["activation_function"] = "gelu_pytorch_tanh"
         self.masked = masked
         self.pooled_layers = checkpoint.spec.layer2concat or 1
-        config = GPT2Config(**fields)
+        config = GPT2Config(**checkpoint.config)
         config._attn_implementation = attention
+        if fused_gelu:
+            config.activation_function = "gelu_pytorch_tanh"
         self.body_model = GPT2Model(config)
         self.head = checkpoint.build_head()
         self.load_state_dict(checkpoint.tensors)

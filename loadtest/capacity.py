@@ -18,64 +18,39 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from loadtest.local_server import ROOT, LocalServer
-from loadtest.result import RESULTS, describe_machine, write_result
+from loadtest.result import BLUE, GREEN, ORANGE, PURPLE, RED, RESULTS, describe_machine, report
+
+Figures = dict[str, Any]
 
 SHOWN = ("texts_s", "p50_ms", "p95_ms", "p99_ms", "errors", "mismatches")
 KEPT = (*SHOWN, "tokens_s", "requests", "texts_a_batch", "late_p99_ms")
 SERVER_NICE = 5
 SLACK_S = 90  # a load test may take this much longer than its length
-LATENCIES = {"p50_ms": "#9bbfe0", "p95_ms": "#2a6fbb", "p99_ms": "#16365c"}
-STAGES = {"queue": "#c8553d", "tokenize": "#e0a458", "compute": "#2a6fbb", "decode": "#8e7cc3"}
-CAPACITY_COLOUR = "#3a7d44"
-
-
-@dataclass(frozen=True)
-class RatePoint:
-    """One load test with open arrivals.
-
-    Attributes:
-        rate: texts per second that were due.
-        summary: the load test's summary.
-        generator_cores: the load generator's CPU time divided by the length of the run.
-    """
-
-    rate: float
-    summary: dict[str, Any]
-    generator_cores: float
-
-    @property
-    def met(self) -> bool:
-        """Whether the run met all objectives."""
-        return bool(self.summary["exit_code"] == 0)
-
-    def figures(self) -> dict[str, Any]:
-        """The part of it that the result file keeps."""
-        server = {name: stage["mean_ms"] for name, stage in self.summary["server"].items()}
-        kept = {name: self.summary[name] for name in KEPT}
-        return {"rate": self.rate, "met": self.met, **kept, "server_mean_ms": server,
-                "generator_cores": round(self.generator_cores, 2)}  # fmt: skip
+LATENCIES = {"p50_ms": "#9bbfe0", "p95_ms": BLUE, "p99_ms": "#16365c"}
+STAGES = {"queue": RED, "tokenize": ORANGE, "compute": BLUE, "decode": PURPLE}
 
 
 class RateRuns:
-    """Load tests of one server at different rates.
+    """Load tests of one server with open arrivals at different rates.
 
     Attributes:
-        runs: all load tests, in the order in which they were made.
-        points: the deciding load test of each rate.
+        runs: the figures of all load tests, in the order in which they were made; ``rate`` is the texts per second
+            that were due, and ``generator_cores`` the load generator's CPU time divided by the length of the run.
+        points: the figures of the deciding load test of each rate.
+        limits: the objectives.
     """
 
     def __init__(self, host: str, metrics_url: str, golden: Path, settings: argparse.Namespace) -> None:
-        self.runs: list[RatePoint] = []
-        self.points: dict[float, RatePoint] = {}
+        self.runs: list[Figures] = []
+        self.points: dict[float, Figures] = {}
+        self.limits: dict[str, float] = {}
         self._settings = settings
         self._command = [
             sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--headless", "--only-summary",
@@ -85,53 +60,58 @@ class RateRuns:
             "--shape", "open", "-u", "4", *(["--metrics-url", metrics_url] if metrics_url else []),
         ]  # fmt: skip
 
-    def run(self, rate: float, seconds: int) -> RatePoint:
+    def run(self, rate: float, seconds: int) -> Figures:
         """Makes one load test; if it cannot be made, the program ends."""
         with tempfile.TemporaryDirectory(prefix="polyhead-capacity-") as scratch:
-            summary = Path(scratch) / "summary.json"
-            command = [*self._command, "--rate", str(rate), "-t", f"{seconds}s", "--summary", str(summary)]
+            path = Path(scratch) / "summary.json"
+            command = [*self._command, "--rate", str(rate), "-t", f"{seconds}s", "--summary", str(path)]
             before = _children_cpu_s()
             done = subprocess.run(
                 command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=seconds + SLACK_S
             )
-            if done.returncode not in (0, 1) or not summary.exists():
+            if done.returncode not in (0, 1) or not path.exists():
                 raise SystemExit(f"the load test failed: {(done.stdout + done.stderr)[-2000:]}")
-            found = json.loads(summary.read_text(encoding="utf-8"))
-        point = RatePoint(rate, found, (_children_cpu_s() - before) / seconds)
-        shown = {name: point.summary[name] for name in SHOWN}
-        print(f"{rate:g} texts/s for {seconds} s: {'met' if point.met else 'missed'} {shown}", flush=True)
-        self.runs.append(point)
-        return point
+            summary = json.loads(path.read_text(encoding="utf-8"))
+        figures = {
+            "rate": rate,
+            "met": summary["exit_code"] == 0,
+            **{name: summary[name] for name in KEPT},
+            "server_mean_ms": {name: stage["mean_ms"] for name, stage in summary["server"].items()},
+            "generator_cores": round((_children_cpu_s() - before) / seconds, 2),
+        }
+        shown = {name: figures[name] for name in SHOWN}
+        print(f"{rate:g} texts/s for {seconds} s: {'met' if figures['met'] else 'missed'} {shown}", flush=True)
+        self.runs.append(figures)
+        self.limits = {verdict["objective"]: verdict["limit"] for verdict in summary["verdicts"]}
+        return figures
 
-    def measure(self, rate: float, seconds: int) -> RatePoint:
+    def measure(self, rate: float, seconds: int) -> Figures:
         """Makes one load test, and a second one if the first missed, because the machine may have been disturbed.
 
         The better of the two becomes the point of this rate.
         """
         point = self.run(rate, seconds)
-        if not point.met:
+        if not point["met"]:
             again = self.run(rate, seconds)
-            point = min((again, point), key=lambda one: (not one.met, one.summary["p95_ms"] or float("inf")))
+            point = min((again, point), key=lambda one: (not one["met"], one["p95_ms"] or math.inf))
         self.points[rate] = point
         return point
 
-    def search(self) -> RatePoint | None:
+    def search(self) -> Figures | None:
         """Searches the highest rate and confirms it in longer runs; a rate that is not confirmed counts as missed."""
         settings = self._settings
         self.run(settings.start_rate, max(settings.seconds // 3, 1))  # warms up caches and connections
         met = find_highest(
-            lambda rate: self.measure(rate, settings.seconds).met,
-            settings.start_rate,
-            settings.closeness,
-            settings.most_runs,
-        )
+            lambda rate: self.measure(rate, settings.seconds)["met"],
+            settings.start_rate, settings.closeness, settings.most_runs,
+        )  # fmt: skip
         for _ in range(3):
             rate = highest_met(met)
             if rate is None:
                 return None
             point = self.measure(rate, settings.confirm_seconds)
-            met[rate] = point.met
-            if point.met:
+            met[rate] = point["met"]
+            if point["met"]:
                 return point
         return None
 
@@ -199,21 +179,19 @@ def main(options: Sequence[str] | None = None) -> None:
         setattr(settings, name, getattr(settings, name).resolve())
     with _server(settings) as runs:
         confirmed = runs.search()
-    points = [point.figures() for _, point in sorted(runs.points.items())]
-    limits = {verdict["objective"]: verdict["limit"] for verdict in runs.runs[0].summary["verdicts"]}
+    points = [point for _, point in sorted(runs.points.items())]
     # The rate that was answered. It is a little lower than the rate that was due: the run ends with its last answer.
-    summary: dict[str, Any] = {"capacity_texts_s": confirmed.summary["texts_s"] if confirmed else 0.0}
-    summary["objectives"] = limits
-    if confirmed:
-        names = ("tokens_s", "p50_ms", "p95_ms", "p99_ms", "generator_cores")
-        summary |= {name: value for name, value in confirmed.figures().items() if name in names}
-    for name in ("requests", "errors", "mismatches"):
-        summary[name] = sum(point.summary[name] for point in runs.runs)
-    described = {name: value for name, value in vars(settings).items() if not isinstance(value, Path)}
-    details = {"settings": described, "confirmed": confirmed and confirmed.figures(), "points": points}
-    figure = plot_capacity(points, summary["capacity_texts_s"], limits)
-    write_result(settings.out, summary | details, figure, describe_machine("locust", "numpy"))
-    print(json.dumps(summary))
+    capacity = confirmed["texts_s"] if confirmed else 0.0
+    names = ("tokens_s", "p50_ms", "p95_ms", "p99_ms", "generator_cores")
+    summary = {
+        "capacity_texts_s": capacity,
+        "objectives": runs.limits,
+        **({name: confirmed[name] for name in names} if confirmed else {}),
+        **{name: sum(run[name] for run in runs.runs) for name in ("requests", "errors", "mismatches")},
+    }
+    figure = plot_capacity(points, capacity, runs.limits)
+    details = {"confirmed": confirmed, "points": points}
+    report(settings, summary, details, figure, describe_machine("locust", "numpy"))
 
 
 @contextmanager
@@ -237,8 +215,7 @@ def _server(settings: argparse.Namespace) -> Iterator[RateRuns]:
 
 def _command(name: str, *arguments: object) -> None:
     """Runs a command of the product that is installed beside this Python; if it fails, the program ends."""
-    command = [str(Path(sys.executable).with_name(name)), *map(str, arguments)]
-    if code := subprocess.run(command, check=False).returncode:
+    if code := subprocess.run([Path(sys.executable).with_name(name), *map(str, arguments)], check=False).returncode:
         raise SystemExit(f"{name} failed with {code}")
 
 
@@ -252,39 +229,32 @@ def plot_capacity(points: Sequence[Mapping[str, Any]], capacity: float, limits: 
     """Draws latency over throughput, and the server's times beside it.
 
     Args:
-        points: figures of `RatePoint`, in the order of their rates.
+        points: as in `RateRuns`, in the order of their rates.
         limits: objectives by name.
     """
     answered = "texts/s answered right"
-    figure, (client, server) = plt.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
+    at = [point["texts_s"] for point in points]
+    figure, (client, server) = plt.subplots(1, 2, figsize=(12, 4.4))
     for name, colour in LATENCIES.items():
-        _line(client, [(point["texts_s"], point[name]) for point in points], name.removesuffix("_ms"), colour)
+        client.plot(at, [point[name] for point in points], "o-", ms=4, color=colour, label=name.removesuffix("_ms"))
         if name in limits:
             client.axhline(limits[name], color=colour, linestyle=":", linewidth=1)
             label = f"objective: {name.removesuffix('_ms')} {limits[name]:g} ms"
             client.annotate(label, (0, limits[name]), (4, 3), textcoords="offset points", fontsize=8, color=colour)
     if capacity:
-        client.axvline(capacity, color=CAPACITY_COLOUR, linewidth=1)
+        client.axvline(capacity, color=GREEN, linewidth=1)
         client.annotate(
             f"capacity {capacity:.0f} texts/s", (capacity, 1), (-4, -10), ("data", "axes fraction"), "offset points",
-            fontsize=8, color=CAPACITY_COLOUR, ha="right",
+            fontsize=8, color=GREEN, ha="right",
         )  # fmt: skip
     for name, colour in STAGES.items():
-        _line(server, [(point["texts_s"], point["server_mean_ms"].get(name)) for point in points], name, colour)
+        server.plot(at, [point["server_mean_ms"].get(name) for point in points], "o-", ms=4, color=colour, label=name)
     client.set(title="Latency from the time when a request was due", ylabel="ms", xlabel=answered, yscale="log")
     server.set(title="Server: queue per request, stages per batch", ylabel="ms, mean", xlabel=answered, yscale="log")
     for axes in (client, server):
-        axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlim(0, None)
-        if axes.lines:
-            axes.legend(frameon=False, fontsize=8)
+        axes.legend()
     return figure
-
-
-def _line(axes: Axes, points: Sequence[tuple[float, float | None]], label: str, colour: str) -> None:
-    known = [(rate, ms) for rate, ms in points if ms is not None]
-    if known:
-        axes.plot(*zip(*known, strict=True), color=colour, marker="o", markersize=4, label=label)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,11 +17,10 @@ import gevent
 from locust import LoadTestShape, events
 from locust.runners import MasterRunner, WorkerRunner
 
-from loadtest.expected import ExpectedAnswersError
-from loadtest.objectives import ObjectivesError
+from loadtest import CannotRunError
 from loadtest.options import add_options
-from loadtest.run import LoadRun, MismatchedModelError, prepare_run
-from loadtest.server_metrics import MetricsError, scrape
+from loadtest.run import LoadRun, prepare_run
+from loadtest.server_metrics import scrape
 from loadtest.summary import print_summary, summarize, write_summary
 from loadtest.tally import Tally
 from loadtest.users import CLASSES, GrpcClassifier, HttpClassifier
@@ -28,7 +28,6 @@ from polyhead_client import PolyheadClientError
 
 __all__ = ["GrpcClassifier", "HttpClassifier", "LoadShape"]  # Locust looks for users and a shape here
 
-CANNOT_RUN = (ExpectedAnswersError, ObjectivesError, MetricsError, MismatchedModelError, PolyheadClientError)
 SPAWN_RATE = 100.0  # users per second; Locust warns above that
 # Messages between a master and its workers.
 FINISH, FINISHED, TALLY = "polyhead_finish", "polyhead_finished", "polyhead"
@@ -93,7 +92,7 @@ def end(environment: Any, **_: Any) -> None:
     if run is not None and run.before is not None and not isinstance(environment.runner, WorkerRunner):
         try:
             run.after = scrape(run.options.metrics_url)
-        except MetricsError as error:
+        except CannotRunError as error:
             print(f"loadtest: {error}", file=sys.stderr)
 
 
@@ -121,7 +120,7 @@ def prepare_or_refuse(environment: Any) -> LoadRun:
     """Prepares the run, or ends the process."""
     try:
         return prepare_run(environment.host, environment.parsed_options)
-    except CANNOT_RUN as error:
+    except (CannotRunError, PolyheadClientError) as error:
         refuse(str(error))
 
 
@@ -139,23 +138,23 @@ def connect_workers(environment: Any) -> None:
     runner, hooks = environment.runner, environment.events
     if isinstance(runner, WorkerRunner):
         runner.register_message(FINISH, _finish_worker, concurrent=True)
-        listen(hooks.report_to_master, lambda data, **_: _report(environment.run, data))
+        listen(hooks.report_to_master, partial(_report, environment))
     elif isinstance(runner, MasterRunner):
         finished: set[str] = set()
         runner.register_message(FINISHED, lambda msg, **_: finished.add(msg.node_id))
-        listen(hooks.worker_report, lambda data, **_: _merge_report(environment.run, data))
+        listen(hooks.worker_report, partial(_merge_report, environment))
         listen(hooks.test_start, lambda **_: finished.clear())
         listen(hooks.test_stopping, lambda **_: _wait_for_workers(environment, finished))
 
 
-def _report(run: LoadRun | None, data: dict[str, Any]) -> None:
-    if run is not None:
-        data[TALLY] = run.tally.drain()
+def _report(environment: Any, data: dict[str, Any], **_: Any) -> None:
+    if environment.run is not None:  # a worker reports before its first run, too
+        data[TALLY] = environment.run.tally.drain()
 
 
-def _merge_report(run: LoadRun | None, data: dict[str, Any]) -> None:
-    if run is not None and TALLY in data:
-        run.tally.merge(Tally.from_message(data[TALLY]))
+def _merge_report(environment: Any, data: dict[str, Any], **_: Any) -> None:
+    if TALLY in data:
+        environment.run.tally.merge(Tally.from_message(data[TALLY]))
 
 
 def _finish_worker(environment: Any, **_: Any) -> None:

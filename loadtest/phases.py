@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 # Shape: its length in seconds without -t.
@@ -45,10 +45,7 @@ def phases_of(shape: str, users: int, duration_s: float, steps: int) -> list[Pha
         case "spike":
             usual = max(1, users // 4)
             parts = _equal_phases("", duration_s, [(usual, usual), (users, users), (usual, usual)])
-            return [
-                Phase(name, part.start_s, part.end_s, part.users_from, part.users_to)
-                for name, part in zip(("before", "spike", "after"), parts, strict=True)
-            ]
+            return [replace(part, name=name) for name, part in zip(("before", "spike", "after"), parts, strict=True)]
         case "soak":
             return _equal_phases("soak", duration_s, [(users, users)] * SOAK_PHASES)
         case _:

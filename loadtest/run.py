@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from loadtest.expected import ExpectedAnswer, read_expected, read_heads
-from loadtest.objectives import read_objectives
+from loadtest import CannotRunError
+from loadtest.expected import TOLERANCE, ExpectedAnswer, read_expected, read_heads
 from loadtest.phases import SHAPES, Phase, find_saturation, phases_of
 from loadtest.server_metrics import Samples, scrape
 from loadtest.tally import Counts, Tally
-from loadtest.verify import TOLERANCE
 from polyhead_client import Client, ModelSchema, RetryPolicy
 
-
-class MismatchedModelError(Exception):
-    """The server serves a different model from the one that the expected answers come from."""
+# Figures of the summary that objectives can limit. ``min_`` is a lower limit, all others are upper limits.
+BOUNDS = ("p50_ms", "p95_ms", "p99_ms", "error_rate", "mismatch_rate", "min_texts_s")
+# These hold even if the file does not mention them: a fast wrong answer is not a success, and neither is a lost one.
+ALWAYS = {"error_rate": 0.0, "mismatch_rate": 0.0}
 
 
 @dataclass
@@ -87,8 +88,7 @@ def prepare_run(host: str, options: Any) -> LoadRun:
     """Reads what is expected and checks that the server has the same model; sets ``options.tolerance``.
 
     Raises:
-        ExpectedAnswersError, ObjectivesError, MetricsError, MismatchedModelError, PolyheadClientError: the run cannot
-            be made.
+        CannotRunError, PolyheadClientError: the run cannot be made.
     """
     golden = Path(options.golden)
     expected = read_expected(golden)
@@ -96,14 +96,14 @@ def prepare_run(host: str, options: Any) -> LoadRun:
     with connect(host, options) as client:
         schema = client.schema()
     if schema.width != len(expected[0].scores):
-        raise MismatchedModelError(
+        raise CannotRunError(
             f"{golden}: has {len(expected[0].scores)} scores per text, the served model {schema.width}; "
             "was it made from the served checkpoint?"
         )
     config = (Path(options.checkpoint) if options.checkpoint else golden.parent) / "config.json"
     heads = read_heads(config)
     if heads is not None and heads != schema.heads:
-        raise MismatchedModelError(f"{golden}: the served model's heads differ from those in {config}")
+        raise CannotRunError(f"{golden}: the served model's heads differ from those in {config}")
     before = scrape(options.metrics_url) if options.metrics_url and not options.worker else None
     options.tolerance, options.tolerance_reason = choose_tolerance(options.tolerance, schema)
     return LoadRun(options, expected, schema, objectives, before=before)
@@ -128,3 +128,46 @@ def connect(host: str, options: Any) -> Client:
         retry=RetryPolicy(max_attempts=1),
         api_key=options.api_key or None,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One objective and its measured figure; None if there was nothing to measure."""
+
+    objective: str
+    limit: float
+    measured: float | None
+    met: bool
+
+
+def read_objectives(path: Path | None) -> dict[str, float]:
+    """Reads the file. The objectives in `ALWAYS` apply unless the file sets them.
+
+    Raises:
+        CannotRunError: the file cannot be read, or a key or value is not allowed.
+    """
+    if path is None:
+        return dict(ALWAYS)
+    try:
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CannotRunError(f"{path}: cannot be read as TOML ({error})") from error
+    for name, value in fields.items():
+        if name not in BOUNDS:
+            raise CannotRunError(f"{path}: unknown key {name!r}; allowed are {', '.join(BOUNDS)}")
+        # isinstance takes true for an int
+        if isinstance(value, bool) or not isinstance(value, int | float) or not (value >= 0 and math.isfinite(value)):
+            raise CannotRunError(f"{path}: {name} must be a number of at least 0, got {value!r}")
+        if name.endswith("_rate") and value > 1:
+            raise CannotRunError(f"{path}: {name} is a share of requests, at most 1, got {value!r}")
+    return ALWAYS | {name: float(value) for name, value in fields.items()}
+
+
+def judge(objectives: Mapping[str, float], figures: Mapping[str, Any]) -> list[Verdict]:
+    """Compares each objective with its figure; without a figure the objective is missed."""
+    verdicts = []
+    for name, limit in objectives.items():
+        measured = figures[name.removeprefix("min_")]
+        met = measured is not None and (measured >= limit if name.startswith("min_") else measured <= limit)
+        verdicts.append(Verdict(name, limit, measured, met))
+    return verdicts

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 import urllib.request
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from itertools import pairwise
+
+from loadtest import CannotRunError
 
 STAGES = ("tokenize", "compute", "decode")
 PATIENCE_S = 10.0
@@ -15,13 +18,7 @@ LINE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)")
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
-
-
 EXAMPLE = "expected something like http://localhost:8002/metrics"
-
-
-class MetricsError(Exception):
-    """The metrics cannot be read; one line with the address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +35,16 @@ def scrape(url: str) -> Samples:
     """Reads a server's metrics.
 
     Raises:
-        MetricsError: nothing answers there, or the answer is not a Triton server's metrics.
+        CannotRunError: nothing answers there, or the answer is not a Triton server's metrics.
     """
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=PATIENCE_S) as response:
             samples = parse(response.read().decode("utf-8"))
     except (OSError, HTTPException, ValueError) as error:
-        raise MetricsError(f"no metrics at {url} ({error}); {EXAMPLE}") from error
+        raise CannotRunError(f"no metrics at {url} ({error}); {EXAMPLE}") from error
     if not any(name == "nv_inference_request_success" for name, _ in samples):
-        raise MetricsError(f"no metrics of a Triton server at {url}; {EXAMPLE}")
+        raise CannotRunError(f"no metrics of a Triton server at {url}; {EXAMPLE}")
     return samples
 
 
@@ -102,10 +99,9 @@ def _ratio(total: float, count: float) -> float | None:
 
 def _buckets(samples: Samples, name: str, labels: Mapping[str, str]) -> list[tuple[float, float]]:
     """Cumulative counts by upper bound in seconds, added up over versions and instances."""
-    counts: dict[float, float] = {}
+    counts: defaultdict[float, float] = defaultdict(float)
     for found, value in _matching(samples, name, labels):
-        bound = float(found["le"].replace("+Inf", "inf"))
-        counts[bound] = counts.get(bound, 0.0) + value
+        counts[float(found["le"])] += value
     return sorted(counts.items())
 
 

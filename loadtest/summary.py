@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.objectives import Verdict, judge
-from loadtest.phases import find_saturation
-from loadtest.run import LoadRun
+from loadtest.phases import Phase, find_saturation
+from loadtest.run import LoadRun, Verdict, judge
 from loadtest.server_metrics import Stage, stages, subtract, texts_per_batch
-from loadtest.tally import Counts
+from loadtest.tally import Counts, RequestOutcome
 
+STAGE_NAMES = ("queue per request", "tokenize per batch", "compute per batch", "decode per batch")
 LATE_MS = 10.0  # from this delay on, the load generator is itself a noticeable part of the latency
+
+Row = tuple[float | str | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +94,12 @@ class LoadSummary:
 def summarize(run: LoadRun, broken_users: int = 0) -> LoadSummary:
     """Summarizes a run that has ended; `broken_users` is the number of exceptions outside requests."""
     total, options = run.tally.total(), run.options
-    duration_s = (run.tally.ended or 0.0) - (run.tally.began or 0.0)
+    duration_s = max(run.tally.ended - run.tally.began, 0.0)
     errors = total.errors + broken_users
     ended = total.requests + broken_users
-    phases = [_phase_result(run, place) for place in range(len(run.phases))] if len(run.phases) > 1 else []
+    phases = [_phase_result(phase, *run.counts(phase)) for phase in run.phases] if len(run.phases) > 1 else []
     saturation = find_saturation([phase.texts_s for phase in phases]) if options.shape == "steps" else None
     added = subtract(run.before, run.after) if run.before and run.after else {}
-    lateness = run.tally.lateness.percentile(0.99)
     figures: dict[str, Any] = {
         "requests_s": _per_second(total.requests, duration_s),
         "texts_s": _per_second(total.texts, duration_s),
@@ -117,10 +118,10 @@ def summarize(run: LoadRun, broken_users: int = 0) -> LoadSummary:
         texts=total.texts,
         tokens=total.tokens,
         mismatches=total.mismatches,
-        foreign=total.outcomes.get("foreign", 0),
+        foreign=total.outcomes[RequestOutcome.FOREIGN],
         errors=errors,
         **figures,
-        late_p99_ms=_rounded(lateness),
+        late_p99_ms=_rounded(run.tally.lateness.percentile(0.99)),
         server=stages(added, options.model) if added else {},
         texts_a_batch=texts_per_batch(added, options.model) if added else None,
         tolerance=options.tolerance,
@@ -131,9 +132,7 @@ def summarize(run: LoadRun, broken_users: int = 0) -> LoadSummary:
     )
 
 
-def _phase_result(run: LoadRun, place: int) -> PhaseResult:
-    phase = run.phases[place]
-    counts, seconds = run.counts(phase)
+def _phase_result(phase: Phase, counts: Counts, seconds: int) -> PhaseResult:
     return PhaseResult(
         name=phase.name,
         users=phase.users_to,
@@ -157,21 +156,21 @@ def _rounded(ms: float | None) -> float | None:
 
 
 def write_summary(summary: LoadSummary, path: Path) -> None:
-    """Writes the summary as JSON. The file appears complete: it is written beside its place and then renamed."""
+    """Writes the summary as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(json.dumps(asdict(summary) | {"exit_code": summary.exit_code}, indent=2) + "\n", "utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    path.write_text(json.dumps(asdict(summary) | {"exit_code": summary.exit_code}, indent=2) + "\n", encoding="utf-8")
 
 
 def print_summary(summary: LoadSummary) -> None:
     """Prints tables to stdout, with the objectives last; 100 characters wide if stdout is no terminal."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
     if summary.phases:
-        console.print(_phases(summary))
+        names = ("phase", "users", "texts/s", "p50 ms", "p95 ms", "p99 ms", "errors", "mismatches")
+        rows = (
+            (f"{one.name} (saturated)" if one.name == summary.saturated else one.name, *astuple(one)[1:])
+            for one in summary.phases
+        )
+        console.print(_table(names, rows))
     console.print(_throughput(summary))
     console.print(_times(summary))
     if not summary.server:
@@ -183,7 +182,8 @@ def print_summary(summary: LoadSummary) -> None:
             soft_wrap=True,
         )
     console.print(f"Tolerance of scores: {summary.tolerance:g} ({summary.tolerance_reason}).", soft_wrap=True)
-    console.print(_objectives(summary))
+    verdicts = [(one.objective, f"{one.limit:g}", one.measured, "yes" if one.met else "NO") for one in summary.verdicts]
+    console.print(_table(("objective", "limit", "measured", "met"), verdicts))
     console.print(f"load test: {_verdict(summary)}", soft_wrap=True)
 
 
@@ -197,51 +197,34 @@ def _verdict(summary: LoadSummary) -> str:
     return f"objectives met, {agree} with the expected ones"
 
 
-def _phases(summary: LoadSummary) -> Table:
-    table = _table("phase", "users", "texts/s", "p50 ms", "p95 ms", "p99 ms", "errors", "mismatches")
-    for phase in summary.phases:
-        name = f"{phase.name} (saturated)" if phase.name == summary.saturated else phase.name
-        table.add_row(name, *map(_number, astuple(phase)[1:]))
-    return table
-
-
 def _throughput(summary: LoadSummary) -> Table:
-    table = _table(f"{summary.shape}, {summary.protocol}, {summary.duration_s:.1f} s", "count", "per second")
-    table.add_row("requests", _number(summary.requests), _number(summary.requests_s))
-    table.add_row("texts answered right", _number(summary.texts), _number(summary.texts_s))
-    table.add_row("tokens in them", _number(summary.tokens), _number(summary.tokens_s))
-    table.add_row("mismatches", _number(summary.mismatches), "")
-    table.add_row("  answers to other texts", _number(summary.foreign), "")
-    table.add_row("errors", _number(summary.errors), "")
-    return table
+    rows = (
+        ("requests", summary.requests, summary.requests_s),
+        ("texts answered right", summary.texts, summary.texts_s),
+        ("tokens in them", summary.tokens, summary.tokens_s),
+        ("mismatches", summary.mismatches, ""),
+        ("  answers to other texts", summary.foreign, ""),
+        ("errors", summary.errors, ""),
+    )
+    return _table((f"{summary.shape}, {summary.protocol}, {summary.duration_s:.1f} s", "count", "per second"), rows)
 
 
 def _times(summary: LoadSummary) -> Table:
-    table = _table("ms", "mean", "p50", "p95", "p99")
-    figures = (summary.mean_ms, summary.p50_ms, summary.p95_ms, summary.p99_ms)
-    table.add_row("client: latency per request", *map(_number, figures))
-    kinds = {"queue": "per request", "tokenize": "per batch", "compute": "per batch", "decode": "per batch"}
-    for name, unit in kinds.items():
-        stage = summary.server.get(name)
-        times = astuple(stage) if stage else (None, None, None, None)
-        table.add_row(f"server: {name} {unit}", *map(_number, times))
+    rows: list[Row] = [
+        ("client: latency per request", summary.mean_ms, summary.p50_ms, summary.p95_ms, summary.p99_ms),
+        *((f"server: {name}", *astuple(summary.server.get(name.split()[0], Stage(None)))) for name in STAGE_NAMES),
+    ]
     if summary.texts_a_batch is not None:
-        table.add_row("server: texts per batch", _number(summary.texts_a_batch), "", "", "")
-    return table
+        rows.append(("server: texts per batch", summary.texts_a_batch, "", "", ""))
+    return _table(("ms", "mean", "p50", "p95", "p99"), rows)
 
 
-def _objectives(summary: LoadSummary) -> Table:
-    table = _table("objective", "limit", "measured", "met")
-    for verdict in summary.verdicts:
-        met = "yes" if verdict.met else "NO"
-        table.add_row(verdict.objective, f"{verdict.limit:g}", _number(verdict.measured), met)
-    return table
-
-
-def _table(first: str, *others: str) -> Table:
-    table = Table(first, box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
-    for name in others:
+def _table(names: Sequence[str], rows: Iterable[Row]) -> Table:
+    table = Table(names[0], box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
+    for name in names[1:]:
         table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*map(_number, row))
     return table
 
 

@@ -15,12 +15,11 @@ from gevent.lock import BoundedSemaphore
 from gevent.pool import Group
 from locust import FastHttpUser, User, task
 
-from loadtest.expected import ExpectedAnswer
+from loadtest.expected import ExpectedAnswer, find_mismatches, find_owner
 from loadtest.options import sizes_of
 from loadtest.phases import PoissonArrivals
 from loadtest.run import LoadRun, connect
 from loadtest.tally import RequestOutcome
-from loadtest.verify import find_mismatches, find_owner
 from polyhead_client import PolyheadClientError, Prediction, RequestTimeoutError
 from polyhead_client.errors import mapped
 from polyhead_client.operations import take_output
@@ -32,10 +31,6 @@ MOST_NAMED = 3  # mismatches in one message
 
 class MismatchError(Exception):
     """The server's answer is not the expected one."""
-
-
-class ForeignAnswerError(MismatchError):
-    """The server gave the answer to another text."""
 
 
 class Classifier(User):
@@ -62,9 +57,8 @@ class Classifier(User):
         if not self.under_way.join(timeout=self.load_run.options.request_timeout_s + 1):
             for greenlet in list(self.under_way):
                 rows, due = greenlet.args
-                self.conclude(
-                    rows, due, RequestOutcome.TIMEOUT, RequestTimeoutError("no answer when the run had ended")
-                )
+                error = RequestTimeoutError("no answer when the run had ended")
+                self.conclude(rows, due, RequestOutcome.TIMEOUT, error)
             self.under_way.kill()
         self.close()
 
@@ -94,9 +88,6 @@ class Classifier(User):
         """Sends one request that was due at `due`, and judges its answers."""
         if self.arrivals is not None:
             self.load_run.tally.lateness.add(1000 * (time.perf_counter() - due))
-        answers: list[bytes] = []
-        predictions: list[Prediction] = []
-        error: Exception | None = None
         patience_s = self.load_run.options.request_timeout_s
         try:
             if not self.connections.acquire(timeout=max(due + patience_s - time.perf_counter(), 0)):
@@ -106,13 +97,13 @@ class Classifier(User):
             finally:
                 self.connections.release()
             predictions = [Prediction.from_json(answer) for answer in answers]
-        except PolyheadClientError as failed:
-            error = failed
-        ended = time.perf_counter()
-        outcome = RequestOutcome.TIMEOUT if isinstance(error, RequestTimeoutError) else RequestOutcome.REFUSED
-        if error is None:
-            outcome, error = self.judge(predictions, rows)
-        self.conclude(rows, due, outcome, error, ended, sum(map(len, answers)))
+        except RequestTimeoutError as error:
+            self.conclude(rows, due, RequestOutcome.TIMEOUT, error)
+        except PolyheadClientError as error:
+            self.conclude(rows, due, RequestOutcome.REFUSED, error)
+        else:
+            ended = time.perf_counter()
+            self.conclude(rows, due, *self.judge(predictions, rows), ended, sum(map(len, answers)))
 
     def conclude(
         self,
@@ -156,11 +147,9 @@ class Classifier(User):
             found += [f"golden line {row.line}: {mismatch}" for mismatch in mismatches]
         if not found:
             return RequestOutcome.RIGHT, None
-        more = f"; and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
-        message = "; ".join(found[:MOST_NAMED]) + more
-        if foreign:
-            return RequestOutcome.FOREIGN, ForeignAnswerError(message)
-        return RequestOutcome.MISMATCH, MismatchError(message)
+        more = [f"and {len(found) - MOST_NAMED} more"] if len(found) > MOST_NAMED else []
+        outcome = RequestOutcome.FOREIGN if foreign else RequestOutcome.MISMATCH
+        return outcome, MismatchError("; ".join(found[:MOST_NAMED] + more))
 
     def send(self, texts: list[str], patience_s: float) -> list[bytes]:
         """Sends one request and returns the server's JSON, one per text.

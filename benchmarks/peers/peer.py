@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -72,14 +72,13 @@ class PaddedPeer:
 
     def warm_up(self, token_ids: Sequence[Sequence[int]]) -> None:
         """Runs every batch size on a third of the texts and keeps the fastest."""
-        sample = token_ids[::3]
         # A compiled model is compiled once for a single text and once for more.
         for texts in (1, min(self._batch_sizes[0], len(token_ids))):
             self._logits([token_ids[-1]] * texts, texts)
         # A batch size above the number of texts is the same work as one equal to it.
         candidates = [size for size in self._batch_sizes if size <= len(token_ids)] or [self._batch_sizes[0]]
-        if len(candidates) > 1:
-            sample = token_ids[: max(len(sample), candidates[-1])]
+        few = token_ids[::3]
+        sample = token_ids[: max(len(few), candidates[-1])] if len(candidates) > 1 else few
         seconds = {}
         for size in candidates:
             started = time.perf_counter()
@@ -88,25 +87,20 @@ class PaddedPeer:
         self.batch_size = min(seconds, key=lambda size: seconds[size])
 
     def _logits(self, token_ids: Sequence[Sequence[int]], batch_size: int) -> Logits:
+        order = list(range(len(token_ids)))
+        if self._by_length:
+            order.sort(key=lambda i: len(token_ids[i]), reverse=True)
         rows: list[Logits] = []
-        order: list[int] = []
-        for batch in self._batches(token_ids, batch_size):
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
             lengths = np.array([len(token_ids[i]) for i in batch])
             ids = np.zeros((len(batch), lengths.max()), dtype=np.int64)
             for row, i in zip(ids, batch, strict=True):
                 row[: len(token_ids[i])] = token_ids[i]
             rows.append(self._infer(ids, lengths))
-            order.extend(batch)
         result = np.concatenate(rows)
         result[order] = result.copy()
         return result
-
-    def _batches(self, token_ids: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
-        order = list(range(len(token_ids)))
-        if self._by_length:
-            order.sort(key=lambda i: len(token_ids[i]), reverse=True)
-        for start in range(0, len(order), batch_size):
-            yield order[start : start + batch_size]
 
 
 @torch.inference_mode()

@@ -50,11 +50,8 @@ class PeerServer:
     def settings(self, device: str) -> list[tuple[str, ...]]:
         """Each configuration in fp32, and in bf16 if the device is fast at it; elsewhere a text takes minutes."""
         quick = fastest_precision(torch.device(device)) == "bf16"
-        return [
-            ("--dtype", dtype, *batch)
-            for dtype in ("float32", *(["bfloat16"] if quick else []))
-            for batch in self.batches
-        ]
+        dtypes = ("float32", "bfloat16") if quick else ("float32",)
+        return [("--dtype", dtype, *batch) for dtype in dtypes for batch in self.batches]
 
     @contextmanager
     def serving(self, model: Path, device: str, setting: tuple[str, ...]) -> Iterator[Connect]:
@@ -116,13 +113,8 @@ def _infinity(model: Path, port: int, device: str) -> list[str]:
     ]  # fmt: skip
 
 
-def _one_text(texts: list[str]) -> dict[str, Any]:
-    (text,) = texts
-    return {"text": text}
-
-
 PEER_SERVERS = (
-    PeerServer("fastapi", PEERS / "bin" / "python", _fastapi, "/predict", _one_text, ((),)),
+    PeerServer("fastapi", PEERS / "bin" / "python", _fastapi, "/predict", lambda texts: {"text": texts[0]}, ((),)),
     PeerServer(
         "infinity", INFINITY / "bin" / "infinity_emb", _infinity, "/classify",
         lambda texts: {"model": "peer", "input": texts},

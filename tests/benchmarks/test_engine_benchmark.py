@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from benchmarks import engine, scaling
-from benchmarks.peers.line_up import PRODUCT, builders, line_up
+from benchmarks.peers.engines import PRODUCT, builders, line_up
 from benchmarks.peers.peer import PaddedPeer, compare, reference_logits
 from benchmarks.speed import GemmPeak, linear_flops
-from benchmarks.workload import SCHEMA, debian_texts, debian_tokenizer, of_length, random_checkpoint, tokenized
+from benchmarks.workload import SCHEMA, debian_corpus, of_length, random_checkpoint
 from polyhead.body import Body
 from polyhead.checkpoint import Architecture, Checkpoint, read_checkpoint
 from tests.tiny import TEXTS, tiny_tokenizer
@@ -140,8 +140,7 @@ def test_other_scores_fail_and_flips_are_counted() -> None:
 
 def test_texts_of_one_length_are_distinct(debian: Path) -> None:
     """The product computes equal texts once, so none may be equal; too few tokens end the run."""
-    texts = debian_texts(debian)
-    token_ids = tokenized(texts, debian_tokenizer(debian))
+    _, _, token_ids = debian_corpus(debian)
     pieces = of_length(8, 80, token_ids)
     assert [len(piece) for piece in pieces] == [8] * 10
     assert len(set(map(tuple, pieces))) == 10
@@ -153,7 +152,7 @@ def test_flops_and_peak() -> None:
     """GPT-2 small's linear layers are 170 MFLOP a token, and every way to multiply has a rate."""
     body = Body(vocab_size=50257, n_positions=1024, n_embd=768, n_layer=12, n_head=12)
     assert linear_flops(body) == 2 * 12 * 12 * 768**2
-    for precision in ("fp32", "int8"):
+    for precision in ("fp32", "bf16"):
         peak = GemmPeak(precision, "cpu", (32, 64, 48))
         peak.measure()
         assert all(rate > 0 for rate in peak.gflops().values())

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from loadtest.objectives import BOUNDS, read_objectives
 from loadtest.phases import SHAPES
+from loadtest.run import BOUNDS, read_objectives
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = (ROOT / "docs" / "loadtest.md").read_text(encoding="utf-8")

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from loadtest.expected import ExpectedAnswer, ExpectedAnswersError, read_expected
+from loadtest import CannotRunError
+from loadtest.expected import ExpectedAnswer, read_expected
 
 ROW: dict[str, Any] = {"text": "a goal", "scores": [0.25, 1], "token_count": 2, "truncated": False}
 
@@ -48,7 +49,7 @@ def test_reads_rows(tmp_path: Path) -> None:
 )
 def test_bad_line_is_named(tmp_path: Path, row: Any, words: str) -> None:
     """A line against the contract is refused with file, line and field."""
-    with pytest.raises(ExpectedAnswersError, match=words):
+    with pytest.raises(CannotRunError, match=words):
         read_expected(write(tmp_path / "golden.jsonl", ROW, row))
 
 
@@ -63,6 +64,6 @@ def test_bad_file_is_named(tmp_path: Path) -> None:
         (empty, "is empty"),
         (binary, "not UTF-8"),
     ):
-        with pytest.raises(ExpectedAnswersError, match=words) as caught:
+        with pytest.raises(CannotRunError, match=words) as caught:
             read_expected(path)
         assert str(path) in str(caught.value)

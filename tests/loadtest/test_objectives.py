@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.objectives import ObjectivesError, judge, read_objectives
+from loadtest import CannotRunError
+from loadtest.run import judge, read_objectives
 
 FIGURES = {"p50_ms": 10.0, "p95_ms": 20.0, "p99_ms": 30.0, "error_rate": 0.0, "mismatch_rate": 0.0, "texts_s": 100.0}
 
@@ -43,14 +44,14 @@ def test_bad_files_are_refused(content: str, words: str, tmp_path: Path) -> None
     """What is wrong is named with what is allowed."""
     path = tmp_path / "objectives.toml"
     path.write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(ObjectivesError, match=str(path)) as refused:
+    with pytest.raises(CannotRunError, match=str(path)) as refused:
         read_objectives(path)
     assert words in str(refused.value)
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     """A name that is mistyped is no file without objectives."""
-    with pytest.raises(ObjectivesError, match="cannot be read"):
+    with pytest.raises(CannotRunError, match="cannot be read"):
         read_objectives(tmp_path / "none.toml")
 
 

@@ -9,7 +9,8 @@ from threading import Thread
 
 import pytest
 
-from loadtest.server_metrics import MetricsError, Stage, parse, scrape, stages, subtract, texts_per_batch
+from loadtest import CannotRunError
+from loadtest.server_metrics import Stage, parse, scrape, stages, subtract, texts_per_batch
 
 PAGE = """\
 # HELP nv_inference_request_success Number of successful inference requests, all batch sizes
@@ -82,11 +83,11 @@ def test_reads_over_http() -> None:
 @pytest.mark.parametrize("body", [b"<html>hello</html>", b"\xff", b"up 1\n", b"up nothing\n"])
 def test_another_page_is_refused(body: bytes) -> None:
     """A page that is not a Triton server's is refused with its address."""
-    with page(body) as url, pytest.raises(MetricsError, match="no metrics"):
+    with page(body) as url, pytest.raises(CannotRunError, match="no metrics"):
         scrape(url)
 
 
 def test_no_server_is_refused() -> None:
     """The error names the address if no server answers there."""
-    with pytest.raises(MetricsError, match=r"no metrics at http://127\.0\.0\.1:1/metrics"):
+    with pytest.raises(CannotRunError, match=r"no metrics at http://127\.0\.0\.1:1/metrics"):
         scrape("http://127.0.0.1:1/metrics")

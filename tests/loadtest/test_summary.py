@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from loadtest.objectives import Verdict
 from loadtest.phases import phases_of
-from loadtest.run import LoadRun
+from loadtest.run import LoadRun, Verdict
 from loadtest.summary import LoadSummary, print_summary, summarize, write_summary
 from loadtest.tally import RequestOutcome
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from loadtest.expected import ExpectedAnswer
-from loadtest.verify import find_mismatches, find_owner
+from loadtest.expected import ExpectedAnswer, find_mismatches, find_owner
 from polyhead_client import HeadSchema, LabelScore, ModelSchema, MultiLabel, Prediction, Regression, SingleLabel
 from tests.client.fake_triton import ANSWER, SCHEMA, SCORES
 

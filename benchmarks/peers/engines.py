@@ -1,24 +1,132 @@
-"""Other runtimes for the same model: transformers (eager and compiled), ONNX Runtime and OpenVINO."""
+"""The engines that are compared: the product, transformers (eager and compiled), ONNX Runtime and OpenVINO.
+
+An engine that cannot run here is left out, with the reason.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.peers.peer import Logits, PaddedPeer, PeerMissingError
+from benchmarks.peers.peer import Logits, PaddedPeer, Peer, PeerMissingError
 from benchmarks.workload import ReferenceClassifier
 from polyhead.checkpoint import Checkpoint
+from polyhead.engine import PRECISIONS, Engine, Precision, fastest_precision
+from polyhead.errors import OptionError
 
+Build = Callable[[str, Checkpoint], Peer]  # arguments: the peer's name and the model
+
+PRODUCT = "polyhead"
+PRODUCTS: dict[str, Precision | None] = {PRODUCT: None} | {f"{PRODUCT}_{name}": name for name in PRECISIONS}
+# What most people run first; the summary's ratio_hf compares with it.
+PLAIN = {"cpu": "transformers_fp32_batch8", "cuda": "transformers_bf16_batch64"}
+NO_BF16 = "this CPU has no bf16 instructions"  # it would be many times slower
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 OPENVINO_HINTS = {"fp32": "f32", "bf16": "bf16"}
 # Example input for exports; its axes differ in size, so that an export cannot mix them up.
 EXAMPLE = (torch.tensor([[1, 2, 3, 4, 5]] * 3), torch.tensor([3, 5, 4]))
+
+
+def builders(device: str) -> dict[str, Build]:
+    """All peers of a device by name, the product first."""
+    products: dict[str, Build] = {
+        name: partial(ProductPeer, device=device, precision=precision) for name, precision in PRODUCTS.items()
+    }
+    return products | (_cuda() if device == "cuda" else _cpu())
+
+
+def _cpu() -> dict[str, Build]:
+    best = fastest_precision(torch.device("cpu"))
+    eager = partial(transformers_peer, device="cpu")
+    compiled = partial(transformers_peer, device="cpu", batch_sizes=(8, 1, 4, 16), compiled=True)
+    no_bf16 = partial(_missing, reason=NO_BF16)
+    slow_fp32 = partial(_missing, reason="this CPU runs bf16, which is faster")
+    return {
+        "transformers_fp32_batch1": partial(eager, precision="fp32", batch_sizes=(1,), plain=True),
+        "transformers_fp32_batch8": partial(eager, precision="fp32", batch_sizes=(8,), plain=True),
+        "transformers_bf16_sorted": partial(eager, precision="bf16", batch_sizes=(8,)) if best == "bf16" else no_bf16,
+        "compile_bf16": partial(compiled, precision="bf16") if best == "bf16" else no_bf16,
+        "compile_fp32": partial(compiled, precision="fp32") if best == "fp32" else slow_fp32,
+        "openvino": partial(openvino_peer, precision=best),
+        "onnx_fp32": partial(onnx_peer, precision="fp32"),
+        "onnx_int8": partial(onnx_peer, precision="int8"),
+    }
+
+
+def _cuda() -> dict[str, Build]:
+    bf16 = partial(transformers_peer, device="cuda", precision="bf16")
+    tuned = partial(bf16, batch_sizes=(64, 128, 256))
+    return {
+        PLAIN["cuda"]: partial(bf16, batch_sizes=(64,), plain=True),
+        "transformers_bf16_sorted": tuned,
+        "compile_bf16": partial(tuned, compiled=True),
+        "flash_attention_2": partial(tuned, attention="flash_attention_2")
+        if importlib.util.find_spec("flash_attn")
+        else partial(_missing, reason="No module named 'flash_attn'"),
+        "flex_attention": partial(tuned, attention="flex_attention", compiled=True),
+    }
+
+
+def _missing(name: str, checkpoint: Checkpoint, reason: str) -> Peer:
+    raise PeerMissingError(reason)
+
+
+def line_up(checkpoint: Checkpoint, device: str, names: Sequence[str]) -> tuple[list[Peer], dict[str, str]]:
+    """Builds the named peers. Returns them and, for those that cannot run here, the reason."""
+    build = builders(device)
+    peers: list[Peer] = []
+    left_out: dict[str, str] = {}
+    for name in names:
+        try:
+            peer = build[name](name, checkpoint)
+        except PeerMissingError as error:
+            left_out[name] = str(error)
+            continue
+        if name in PRODUCTS and any(one.name == PRODUCT and one.precision == peer.precision for one in peers):
+            left_out[name] = f"{PRODUCT} itself runs this precision here"
+        else:
+            peers.append(peer)
+    return peers, left_out
+
+
+class ProductPeer:
+    """The product: the engine, which sorts texts and cuts batches itself.
+
+    Args:
+        precision: if None, the fastest one on this machine.
+
+    Raises:
+        PeerMissingError: the device has no instructions for this precision.
+    """
+
+    batch_size: int | None = None
+
+    def __init__(self, name: str, checkpoint: Checkpoint, device: str, precision: Precision | None = None) -> None:
+        self.name = name
+        chosen = precision or fastest_precision(torch.device(device))
+        if device == "cpu" and chosen == "bf16" != fastest_precision(torch.device("cpu")):
+            raise PeerMissingError(NO_BF16)
+        try:
+            self._engine = Engine(checkpoint, device, chosen)
+        except OptionError as error:
+            raise PeerMissingError(str(error)) from error
+        self.precision: str = chosen
+
+    def logits(self, token_ids: Sequence[Sequence[int]]) -> Logits:
+        """Logits in the order given."""
+        return self._engine.logits(token_ids)
+
+    def warm_up(self, token_ids: Sequence[Sequence[int]]) -> None:
+        """Runs a third of the texts."""
+        self._engine.logits(token_ids[::3])
 
 
 def transformers_peer(
