@@ -51,7 +51,7 @@ def take_output(result: Any, name: str, rows: int, width: int | None) -> Column:
 
 
 @dataclass(frozen=True)
-class Output(Generic[T]):
+class ModelOutput(Generic[T]):
     """An output of the model, and how one text's row of it becomes a value."""
 
     name: str
@@ -63,10 +63,12 @@ class Output(Generic[T]):
         return [self.read(row) for row in take_output(result, self.name, rows, self.width)]
 
 
-PREDICTION = Output("PREDICTION", 1, lambda row: Prediction.from_json(row[0]))
-PREDICTION_JSON = Output("PREDICTION", 1, lambda row: row[0].encode() if isinstance(row[0], str) else bytes(row[0]))
-SCORES: Output[NDArray[np.float32]] = Output("SCORES", None, lambda row: row.astype(np.float32))
-SCHEMA = Output("SCHEMA", 1, lambda row: ModelSchema.from_json(row[0]))
+PREDICTION = ModelOutput("PREDICTION", 1, lambda row: Prediction.from_json(row[0]))
+PREDICTION_JSON = ModelOutput(
+    "PREDICTION", 1, lambda row: row[0].encode() if isinstance(row[0], str) else bytes(row[0])
+)
+SCORES: ModelOutput[NDArray[np.float32]] = ModelOutput("SCORES", None, lambda row: row.astype(np.float32))
+SCHEMA = ModelOutput("SCHEMA", 1, lambda row: ModelSchema.from_json(row[0]))
 
 
 @dataclass
@@ -146,14 +148,16 @@ class Operations:
             yield Pause(pause_s)
             pause_s = min(2 * pause_s, 1.0)
 
-    def ask(self, texts: Any, output: Output[T], parameters: Parameters, deadline: Deadline) -> Steps[list[T]]:
+    def ask(self, texts: Any, output: ModelOutput[T], parameters: Parameters, deadline: Deadline) -> Steps[list[T]]:
         """One output of all texts. All texts are checked before the first is sent."""
         values: list[T] = []
         for batch in list(cut(as_list(texts), self.batch_size, self.max_request_bytes)):
             values += yield from self.ask_batch(batch, output, parameters, deadline)
         return values
 
-    def ask_batch(self, batch: Batch, output: Output[T], parameters: Parameters, deadline: Deadline) -> Steps[list[T]]:
+    def ask_batch(
+        self, batch: Batch, output: ModelOutput[T], parameters: Parameters, deadline: Deadline
+    ) -> Steps[list[T]]:
         """One output of a batch, in several requests if the server takes only shorter batches."""
         count, most = len(batch), self.largest_batch
         if most is not None and count > most:
@@ -171,7 +175,7 @@ class Operations:
             self.largest_batch = int(refused[1])
             return (yield from self.ask_batch(batch, output, parameters, deadline))
 
-    def _call(self, rows: Sequence[bytes], output: Output[Any], parameters: Parameters) -> Call:
+    def _call(self, rows: Sequence[bytes], output: ModelOutput[Any], parameters: Parameters) -> Call:
         return infer_call(self.model, rows, output.name, parameters, self.version, self.module)
 
 

@@ -95,9 +95,7 @@ def survey_all(job: Job, limits: Limits) -> list[tuple[list[Partition], Columns]
     """
     task = ray.remote(num_cpus=1, max_retries=TRIES)(survey)
     with naming_errors():
-        found: list[tuple[list[Partition], Columns]] = ray.get(
-            [task.remote(file, job, limits) for file in job.inputs]
-        )
+        found: list[tuple[list[Partition], Columns]] = ray.get([task.remote(file, job, limits) for file in job.inputs])
     return found
 
 
