@@ -165,7 +165,7 @@ class ServerAnswers:
         while True:
             stream = self.client.stream(noted(rest), size, self.options.workers, self.top_k, self.threshold)
             try:
-                with closing(stream):  # type: ignore[type-var] # it is a generator
+                with closing(stream):
                     for prediction in stream:
                         self._answered()
                         asked.popleft()
