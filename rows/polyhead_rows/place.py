@@ -152,7 +152,7 @@ def _folder_files(folder: str) -> list[str]:
             folders.clear()
             continue
         seen.add(real)
-        inner += [os.path.relpath(os.path.join(path, name), folder) for name in names]
+        inner += [str((Path(path) / name).relative_to(folder)) for name in names]
     return _tables(folder, inner)
 
 
