@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import pyarrow
 
@@ -54,10 +54,11 @@ class ByteSource:
         self.once = name == STDIN or is_pipe(name)
         self._compression = compression
         self._pipe: io.BufferedReader | None = None
+        self._file: BinaryIO | None = None  # that is read
         with reading(name, compression):
             if self.once:
-                self._counted = _Counted(self._open_pipe())
-                self._pipe = _buffered(_decompress(self._counted, compression))
+                self._pipe = _buffered(compressed(self._open_pipe(), compression, "rb"))
+                weakref.finalize(self, self._pipe.detach if name == STDIN else self._pipe.close)
                 self.head = self._pipe.peek(HEAD_BYTES)[:HEAD_BYTES]
             else:
                 with self.open_undecoded() as stream:
@@ -80,12 +81,12 @@ class ByteSource:
             The stream, and a function that says how far the file is read once so many bytes of its text are.
         """
         with self.open_undecoded(offset) as stream:
-            counted = self._counted
+            file = self._file
             if self.encoding is not None:
                 stream = _buffered(_Converted(stream, _transcoder(self.encoding)))
             if self._has_carriage_returns:
                 stream = _buffered(_Converted(stream, _line_feeds))
-            yield stream, (lambda read: read) if self.exact else (lambda _: counted.count)
+            yield stream, (lambda read: read) if self.exact or file is None else (lambda _: file.tell())
 
     @contextmanager
     def open_undecoded(self, offset: int = 0) -> Iterator[io.BufferedReader]:
@@ -98,11 +99,11 @@ class ByteSource:
             return
         with closing(open_bytes(self.name)) as file:
             file.seek(offset)
-            self._counted = _Counted(file)
+            self._file = file
             if self._compression is None and isinstance(file, io.BufferedReader):
                 yield file
             else:
-                with closing(_buffered(_decompress(self._counted, self._compression))) as stream:
+                with closing(_buffered(compressed(file, self._compression, "rb"))) as stream:
                     yield stream
 
     @contextmanager
@@ -157,34 +158,20 @@ def _buffered(raw: Any) -> io.BufferedReader:
     return io.BufferedReader(raw, BUFFER_BYTES)
 
 
-def _decompress(raw: Any, compression: str | None) -> Any:
+def compressed(file: Any, compression: str | None, mode: Literal["rb", "wb"]) -> Any:
+    """The file as it is without its compression; closing it leaves the file open."""
     match compression:
         case "gzip":
-            return gzip.GzipFile(fileobj=raw, mode="rb")
+            return gzip.GzipFile("", mode, fileobj=file, mtime=0)  # the same rows, the same bytes
         case "bz2":
-            return bz2.BZ2File(raw)
+            return bz2.BZ2File(file, mode)
         case "xz":
-            return lzma.LZMAFile(raw)
+            return lzma.LZMAFile(file, mode)
         case "zstd":
-            return pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd")
+            stream = pyarrow.CompressedInputStream if mode == "rb" else pyarrow.CompressedOutputStream
+            return stream(pyarrow.PythonFile(file, mode), "zstd")
         case _:
-            return raw
-
-
-class _Counted(io.RawIOBase):
-    """Counts the bytes that are read. It does not close what it reads."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self.count = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        size = self._file.readinto(buffer) or 0
-        self.count += size
-        return int(size)
+            return file
 
 
 class _Converted(io.RawIOBase):

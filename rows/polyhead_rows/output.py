@@ -6,11 +6,8 @@ A file is written where it is named. Callers that need it whole or not at all wr
 from __future__ import annotations
 
 import base64
-import bz2
-import gzip
 import io
 import json
-import lzma
 import math
 import re
 import struct
@@ -23,6 +20,7 @@ import pyarrow
 from pyarrow import ipc, parquet
 
 from polyhead_rows.arrow_files import python_values
+from polyhead_rows.byte_source import compressed
 from polyhead_rows.errors import TableError
 from polyhead_rows.place import file_system, is_uri, known_names, split_name, why
 
@@ -93,7 +91,7 @@ def open_output(path: str | Path, schema: pyarrow.Schema) -> Output:
     with _writing(name), ExitStack() as opened:
         file = opened.enter_context(_create(name))
         if compression is not None:
-            file = opened.enter_context(_compress(file, compression))
+            file = opened.enter_context(compressed(file, compression, "wb"))
         writer = opened.enter_context(_open_writer(file, schema, kind))
         stack = opened.pop_all()
         return _ArrowOutput(name, schema, stack, writer) if typed else _TextOutput(name, schema, stack, writer, kind)
@@ -181,18 +179,6 @@ def _open_writer(file: Any, schema: pyarrow.Schema, kind: str) -> Any:
             return ipc.new_file(file, schema)
         case _:
             return io.TextIOWrapper(file, "utf-8", "backslashreplace", newline="")
-
-
-def _compress(raw: Any, compression: str) -> Any:
-    match compression:
-        case "gzip":
-            return gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0)  # the same rows, the same bytes
-        case "bz2":
-            return bz2.BZ2File(raw, "wb")
-        case "xz":
-            return lzma.LZMAFile(raw, "wb")
-        case _:
-            return pyarrow.CompressedOutputStream(pyarrow.PythonFile(raw, mode="w"), "zstd")
 
 
 def _plain_values(column: pyarrow.Array) -> list[Any]:
