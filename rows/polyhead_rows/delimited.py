@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from polyhead_rows.byte_source import ByteSource, reading
 from polyhead_rows.errors import TableError, one_line
@@ -53,33 +53,28 @@ class DelimitedFile(TextTableFile):
             feed = _Feed(Lines(stream, begin if self.can_seek else Start()), self._delimiter, begin.single_until)
             while not self.can_seek and feed.line < self._first.line:
                 feed.record()  # the header, and what is before
-            for row in self._rows(feed, begin.number, position):
-                if row.number >= wanted:
-                    yield row
-
-    def _rows(self, feed: _Feed, number: int, position: Callable[[int], int]) -> Iterator[Row]:
-        names, width = self._names, len(self._names)
-        while (record := feed.record()) is not None:
-            values, reason, line, raw = record
-            if reason is None:
-                if len(values) != width:
-                    if len(values) == 1 and values[0].isspace():
-                        continue  # a blank line is no row
-                    if len(values) < width or any(values[width:]):
-                        reason = self._width_reason(len(values))
-                    else:
-                        values = values[:width]  # Excel's empty columns
-                if feed.stray and reason is None:
-                    reason = self._encoding_reason(values)
-            end = position(feed.offset)
-            if reason is None:
-                fields = dict(zip(names, values, strict=True))
-                for name in self.doubled:
-                    del fields[name]
-                yield Row(number, line, fields, None, end, None, feed.line, feed.single_until)
-            else:
-                yield Row(number, line, None, reason, end, shown(raw), feed.line, feed.single_until)
-            number += 1
+            number, names, width = begin.number, self._names, len(self._names)
+            while (record := feed.record()) is not None:
+                values, reason, line, raw = record
+                if reason is None:
+                    if len(values) != width:
+                        if len(values) == 1 and values[0].isspace():
+                            continue  # a blank line is no row
+                        if len(values) < width or any(values[width:]):
+                            reason = self._width_reason(len(values))
+                        else:
+                            values = values[:width]  # Excel's empty columns
+                    if feed.stray and reason is None:
+                        reason = self._encoding_reason(values)
+                if number >= wanted:
+                    end, fields = position(feed.offset), None
+                    if reason is None:
+                        fields = dict(zip(names, values, strict=True))
+                        for name in self.doubled:
+                            del fields[name]
+                    source = None if reason is None else shown(raw)
+                    yield Row(number, line, fields, reason, end, source, feed.line, feed.single_until)
+                number += 1
 
     def _read_header(self, feed: _Feed) -> list[str]:
         names = [""]
