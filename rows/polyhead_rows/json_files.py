@@ -30,7 +30,8 @@ class JsonLinesFile(LineTableFile):
 
     def _fields(self, line: bytes) -> tuple[dict[str, Any] | None, str | None]:
         try:
-            text = line.decode().lstrip("\ufeff")  # files that were joined have byte order marks within
+            # Files that were joined have byte order marks within.
+            text = line.decode() if line[0] != UTF8_BOM[0] else line.decode("utf-8-sig")
             value = _DECODER.decode(text)
         except UnicodeDecodeError:
             return None, _encoding_reason(line, self._source.encoding)
@@ -38,9 +39,10 @@ class JsonLinesFile(LineTableFile):
             comma = "; remove the comma at its end" if line.rstrip().endswith(b",") else ""
             return None, f"{_json_reason(error)}; one object per line is wanted{comma}"
         reason = _reason_against(value, text)
-        if isinstance(value, list):
-            reason = f'{reason}; for a file that is one array name it .json or set format = "json"'
-        return (value, None) if reason is None else (None, reason)
+        if reason is None:
+            return value, None
+        hint = '; for a file that is one array name it .json or set format = "json"' if isinstance(value, list) else ""
+        return None, reason + hint
 
 
 class JsonArrayFile(TextTableFile):

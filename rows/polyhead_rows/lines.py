@@ -93,13 +93,13 @@ class LineTableFile(TextTableFile):
         """All rows from `start` on."""
         start = start or Start()
         begin = start if self.can_seek else Start()
-        number = begin.number
+        number, first, skips_blank = begin.number, start.number, not self.has_blank_rows
         with reading(self.name), self._source.open(begin.offset) as (stream, position):
             lines = Lines(stream, begin)
             for line in lines:
-                if not self.has_blank_rows and (line.isspace() or not line):
+                if skips_blank and (line.isspace() or not line):
                     continue
-                if number >= start.number:
+                if number >= first:
                     next_line, end = lines.line, position(lines.offset)
                     fields, reason = (None, line.reason) if isinstance(line, LongLine) else self._fields(line)
                     raw = None if reason is None else shown(line)
