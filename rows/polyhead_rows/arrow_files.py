@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
@@ -13,29 +14,35 @@ from pyarrow import ipc
 from pyarrow.parquet import ParquetFile as Parquet
 
 from polyhead_rows.byte_source import BUFFER_BYTES, READ_ERRORS, ByteSource, reading
-from polyhead_rows.errors import TableError, one_line
+from polyhead_rows.errors import TableError
 from polyhead_rows.place import file_system, is_uri
 from polyhead_rows.table import Row, Start, TableFile
 
 BATCH_ROWS, BATCH_BYTES = 1024, 16 * 2**20  # in memory at a time, whichever is less
-COPY_BYTES = 2**20
 
 
 class ArrowTableFile(TableFile):
     """Base class of both: rows and batches from a stream of record batches."""
 
+    _sizes: list[int]  # rows of each piece that can be skipped: row groups, record batches
+
     def __init__(self, source: ByteSource, compression: str | None) -> None:
         super().__init__(source.name)
         self._path = _whole_file(self, source, compression)
 
-    def _from(self, first_row: int, columns: list[str] | None) -> Iterator[tuple[int, pyarrow.RecordBatch]]:
-        """Batches and the numbers of their first rows. It begins with the batch that holds `first_row`, or before."""
-        raise NotImplementedError
-
-    def _describe(self, schema: pyarrow.Schema, rows: int) -> None:
+    def _describe(self, schema: pyarrow.Schema) -> None:
         self.arrow_schema = schema
-        self.total = rows
+        self.total = sum(self._sizes)
         self.set_columns(schema.names)
+
+    def _skip(self, first_row: int) -> tuple[int, int]:
+        """The number of the first row behind the pieces that end before `first_row`, and how many these are."""
+        first = 1
+        for skipped, rows in enumerate(self._sizes):
+            if first + rows > first_row:
+                return first, skipped
+            first += rows
+        return first, len(self._sizes)
 
     def _open(self) -> Any:
         if is_uri(self._path):
@@ -43,28 +50,34 @@ class ArrowTableFile(TableFile):
             return files.open_input_file(path)
         return pyarrow.OSFile(self._path)
 
+    def _read(self, first_row: int, columns: list[str] | None) -> Iterator[tuple[int, pyarrow.RecordBatch]]:
+        """Batches and the numbers of their first rows. It begins with the batch that holds `first_row`, or before."""
+        raise NotImplementedError
+
+    def _from(self, first_row: int, columns: Sequence[str] | None) -> Iterator[tuple[int, pyarrow.RecordBatch]]:
+        """Rows from `first_row` on in the columns that are wanted, and the number of the first of each batch."""
+        names = self.columns if self.doubled else None
+        if columns is not None:
+            names = [name for name in dict.fromkeys(columns) if name in (self.columns or ())]
+        for first, batch in self._read(first_row, names):
+            skipped = max(first_row - first, 0)
+            if skipped < batch.num_rows:
+                yield first + skipped, (batch if names is None else batch.select(names)).slice(skipped)
+
     def rows(self, start: Start | None = None, columns: Sequence[str] | None = None) -> Iterator[Row]:
         """All rows from `start` on; with `columns`, only these are read."""
-        wanted = start.number if start is not None else 1
         with reading(self.name, self.format):
-            for first, batch in self._from(wanted, self._names(columns)):
-                for at in range(max(wanted - first, 0), batch.num_rows, BATCH_ROWS):
+            for first, batch in self._from((start or Start()).number, columns):
+                for at in range(0, batch.num_rows, BATCH_ROWS):
                     yield from _rows_of(batch.slice(at, BATCH_ROWS), first + at)
 
     def batches(self, first_row: int, rows: int, columns: Sequence[str] | None = None) -> Iterator[pyarrow.RecordBatch]:
         """Rows with their Arrow types; `first_row` counts from 1."""
         with reading(self.name, self.format):
-            for first, batch in self._from(first_row, self._names(columns)):
-                begin, end = max(first_row - first, 0), min(first_row + rows - first, batch.num_rows)
-                if begin < end:
-                    yield batch.slice(begin, end - begin)
-                if first + batch.num_rows >= first_row + rows:
+            for first, batch in self._from(first_row, columns):
+                if (wanted := first_row + rows - first) <= 0:
                     return
-
-    def _names(self, columns: Sequence[str] | None) -> list[str] | None:
-        if columns is None:
-            return self.columns if self.doubled else None
-        return [name for name in dict.fromkeys(columns) if name in (self.columns or ())]
+                yield batch.slice(0, wanted)
 
 
 class ParquetFile(ArrowTableFile):
@@ -75,27 +88,16 @@ class ParquetFile(ArrowTableFile):
 
     def __init__(self, source: ByteSource, compression: str | None) -> None:
         super().__init__(source, compression)
-        try:
-            with self._open() as file, Parquet(file) as parquet:
-                groups = [parquet.metadata.row_group(group) for group in range(parquet.num_row_groups)]
-                self._groups = [group.num_rows for group in groups]
-                row_bytes = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=1)
-                self._batch_rows = min(max(BATCH_BYTES // max(row_bytes, 1), 1), BATCH_ROWS)
-                self._describe(parquet.schema_arrow, parquet.metadata.num_rows)
-        except READ_ERRORS as error:
-            raise TableError(f"{self.name}: cannot be read as Parquet ({one_line(error)})") from error
+        with reading(self.name, "Parquet"), self._open() as file, Parquet(file) as parquet:
+            groups = [parquet.metadata.row_group(group) for group in range(parquet.num_row_groups)]
+            self._sizes = [group.num_rows for group in groups]
+            row_bytes = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=1)
+            self._batch_rows = min(max(BATCH_BYTES // max(row_bytes, 1), 1), BATCH_ROWS)
+            self._describe(parquet.schema_arrow)
 
-    def _from(self, first_row: int, columns: list[str] | None) -> Iterator[tuple[int, pyarrow.RecordBatch]]:
-        first, passed = 1, 0
-        groups = []  # those that do not end before first_row
-        for group, rows in enumerate(self._groups):
-            passed += rows
-            if passed >= first_row:
-                groups.append(group)
-            else:
-                first += rows
-        if not groups:
-            return
+    def _read(self, first_row: int, columns: list[str] | None) -> Iterator[tuple[int, pyarrow.RecordBatch]]:
+        first, skipped = self._skip(first_row)
+        groups = list(range(skipped, len(self._sizes)))
         # With buffers no column of a large row group is in memory as a whole. Far stores are read in large pieces.
         far = is_uri(self._path)
         with self._open() as file, Parquet(file, pre_buffer=far, buffer_size=0 if far else BUFFER_BYTES) as parquet:
@@ -111,26 +113,20 @@ class ArrowFile(ArrowTableFile):
 
     def __init__(self, source: ByteSource, compression: str | None) -> None:
         super().__init__(source, compression)
-        try:
-            with self._open() as file:
-                self.can_seek = file.read(6) == b"ARROW1"
-                file.seek(0)
-                reader = ipc.open_file(file) if self.can_seek else ipc.open_stream(file)
-                self._sizes = [batch.num_rows for batch in _batches(reader)]
-                self._describe(reader.schema, sum(self._sizes))
-        except READ_ERRORS as error:
-            raise TableError(f"{self.name}: cannot be read as Arrow ({one_line(error)})") from error
-
-    def _from(self, first_row: int, columns: list[str] | None) -> Iterator[tuple[int, pyarrow.RecordBatch]]:
-        first = 1
-        with self._open() as file:
+        with reading(self.name, "Arrow"), self._open() as file:
+            self.can_seek = file.read(6) == b"ARROW1"
+            file.seek(0)
             reader = ipc.open_file(file) if self.can_seek else ipc.open_stream(file)
-            skipped = 0
-            while self.can_seek and skipped < len(self._sizes) and first + self._sizes[skipped] <= first_row:
-                first += self._sizes[skipped]
-                skipped += 1
-            for batch in _batches(reader, skipped):
-                yield first, batch if columns is None else batch.select(columns)
+            self._sizes = [batch.num_rows for batch in _batches(reader)]
+            self._describe(reader.schema)
+            if not self.can_seek and file.read(1):
+                raise TableError(f"{self.name}: has more than one Arrow stream; write each to a file of its own")
+
+    def _read(self, first_row: int, columns: list[str] | None) -> Iterator[tuple[int, pyarrow.RecordBatch]]:
+        first, skipped = self._skip(first_row) if self.can_seek else (1, 0)
+        with self._open() as file:
+            for batch in _batches(ipc.open_file(file) if self.can_seek else ipc.open_stream(file), skipped):
+                yield first, batch
                 first += batch.num_rows
 
 
@@ -145,14 +141,12 @@ def python_values(column: pyarrow.Array) -> list[Any]:
 
 def _batches(reader: Any, skipped: int = 0) -> Iterator[pyarrow.RecordBatch]:
     if isinstance(reader, ipc.RecordBatchFileReader):
-        for place in range(skipped, reader.num_record_batches):
-            batch = reader.get_batch(place)
-            batch.validate()  # a damaged file must not lead outside its buffers
-            yield batch
+        batches = map(reader.get_batch, range(skipped, reader.num_record_batches))
     else:
-        for batch in reader:
-            batch.validate()
-            yield batch
+        batches = iter(reader)
+    for batch in batches:
+        batch.validate()  # a damaged file must not lead outside its buffers
+        yield batch
 
 
 def _whole_file(owner: object, source: ByteSource, compression: str | None) -> str:
@@ -162,8 +156,7 @@ def _whole_file(owner: object, source: ByteSource, compression: str | None) -> s
     handle, path = tempfile.mkstemp(prefix="polyhead-rows-")
     weakref.finalize(owner, os.unlink, path)
     with reading(source.name, compression), os.fdopen(handle, "wb") as copy, source.open_undecoded() as stream:
-        while chunk := stream.read(COPY_BYTES):
-            copy.write(chunk)
+        shutil.copyfileobj(stream, copy)
     return path
 
 

@@ -14,9 +14,9 @@ import sys
 import weakref
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import pyarrow
 
@@ -26,7 +26,11 @@ from polyhead_rows.place import STDIN, is_pipe, open_bytes, size_of
 HEAD_BYTES = 64 * 2**10
 BUFFER_BYTES = 2**18
 UTF8_BOM = b"\xef\xbb\xbf"
-BOMS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+BOMS = {
+    UTF8_BOM: "utf-8",
+    b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16",
+}  # fmt: skip
+ESCAPE = "polyhead_rows.escape"
 
 READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, pyarrow.ArrowException)
 
@@ -50,21 +54,22 @@ class ByteSource:
         self.once = name == STDIN or is_pipe(name)
         self._compression = compression
         self._pipe: io.BufferedReader | None = None
+        self._file: BinaryIO | None = None  # that is read
         with reading(name, compression):
             if self.once:
-                self._counted = _Counted(self._open_pipe())
-                self._pipe = _buffered(_decompress(self._counted, compression))
+                self._pipe = _buffered(compressed(self._open_pipe(), compression, "rb"))
+                weakref.finalize(self, self._pipe.detach if name == STDIN else self._pipe.close)
                 self.head = self._pipe.peek(HEAD_BYTES)[:HEAD_BYTES]
             else:
                 with self.open_undecoded() as stream:
                     self.head = stream.read(HEAD_BYTES)
-        found = next((known for bom, known in BOMS.items() if self.head.startswith(bom)), None)
-        named = codecs.lookup(encoding).name if encoding is not None else found
-        self.encoding = None if named in (None, "utf-8", "utf-8-sig") else named
+        found = next((known for bom, known in BOMS.items() if self.head.startswith(bom)), encoding or "utf-8")
+        named = codecs.lookup(found).name
+        self.encoding = None if named in ("utf-8", "utf-8-sig") else named
         self.head_text = self.head
         if self.encoding is not None:
             with reading(name, self.encoding):
-                self.head_text = _to_utf8(codecs.getincrementaldecoder(self.encoding)(ESCAPE).decode(self.head))
+                self.head_text = _transcoder(self.encoding)(self.head)
         self._has_carriage_returns = b"\r" in self.head_text and b"\n" not in self.head_text
         self.exact = compression is None and self.encoding is None and not self.once
 
@@ -75,14 +80,13 @@ class ByteSource:
         Yields:
             The stream, and a function that says how far the file is read once so many bytes of its text are.
         """
-        with ExitStack() as opened:
-            stream = opened.enter_context(self.open_undecoded(offset))
-            counted = self._counted
+        with self.open_undecoded(offset) as stream:
+            file = self._file
             if self.encoding is not None:
-                stream = opened.enter_context(closing(_buffered(_Transcoded(stream, self.encoding))))
+                stream = _buffered(_Converted(stream, _transcoder(self.encoding)))
             if self._has_carriage_returns:
-                stream = opened.enter_context(closing(_buffered(_LineFeeds(stream))))
-            yield stream, (lambda read: read) if self.exact else (lambda _: counted.count)
+                stream = _buffered(_Converted(stream, _line_feeds))
+            yield stream, (lambda read: read) if self.exact or file is None else (lambda _: file.tell())
 
     @contextmanager
     def open_undecoded(self, offset: int = 0) -> Iterator[io.BufferedReader]:
@@ -93,27 +97,28 @@ class ByteSource:
             stream, self._pipe = self._pipe, None
             yield stream
             return
-        with ExitStack() as opened:
-            file = opened.enter_context(closing(open_bytes(self.name)))
+        with closing(open_bytes(self.name)) as file:
             file.seek(offset)
-            self._counted = _Counted(file)
+            self._file = file
             if self._compression is None and isinstance(file, io.BufferedReader):
                 yield file
             else:
-                raw = opened.enter_context(closing(_decompress(self._counted, self._compression)))
-                yield opened.enter_context(closing(_buffered(raw)))
+                with closing(_buffered(compressed(file, self._compression, "rb"))) as stream:
+                    yield stream
 
     @contextmanager
     def open_head(self) -> Iterator[BinaryIO]:
         """The text from its beginning; of a pipe the first bytes only, which stay in it."""
         if self.once:
-            yield io.BytesIO(self.head_text.replace(b"\r", b"\n") if self._has_carriage_returns else self.head_text)
+            yield io.BytesIO(_line_feeds(self.head_text) if self._has_carriage_returns else self.head_text)
         else:
             with self.open() as (stream, _):
                 yield stream
 
     def _open_pipe(self) -> Any:
         if self.name == STDIN:
+            if sys.stdin is None:
+                raise TableError("-: standard input is closed")
             return getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
         pipe = Path(self.name).open("rb", buffering=0)  # noqa: SIM115 - read until this source is gone
         weakref.finalize(self, pipe.close)
@@ -130,11 +135,8 @@ def reading(name: str, form: str | None = None) -> Iterator[None]:
         raise TableError(f"{name}: cannot be read{kind} ({one_line(error)})") from error
 
 
-ESCAPE = "polyhead_rows.escape"
-
-
 def _escape(error: UnicodeError) -> tuple[str, int]:
-    """Stands lone surrogates for bytes that are no text; `_to_utf8` makes invalid UTF-8 of them."""
+    """Stands lone surrogates for bytes that are no text; `_transcoder` makes invalid UTF-8 of them."""
     assert isinstance(error, UnicodeDecodeError)
     return "".join(chr(0xDC00 + byte) for byte in error.object[error.start : error.end]), error.end
 
@@ -142,75 +144,52 @@ def _escape(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error(ESCAPE, _escape)
 
 
-def _to_utf8(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
+def _transcoder(encoding: str) -> Callable[[bytes], bytes]:
+    """Makes UTF-8 of one chunk after the other; an empty chunk is the last."""
+    decoder = codecs.getincrementaldecoder(encoding)(ESCAPE)
+    return lambda chunk: decoder.decode(chunk, final=not chunk).encode("utf-8", "surrogatepass")
+
+
+def _line_feeds(chunk: bytes) -> bytes:
+    return chunk.replace(b"\r", b"\n")
 
 
 def _buffered(raw: Any) -> io.BufferedReader:
     return io.BufferedReader(raw, BUFFER_BYTES)
 
 
-def _decompress(raw: Any, compression: str | None) -> Any:
+def compressed(file: Any, compression: str | None, mode: Literal["rb", "wb"]) -> Any:
+    """The file as it is without its compression; closing it leaves the file open."""
     match compression:
         case "gzip":
-            return gzip.GzipFile(fileobj=raw, mode="rb")
+            return gzip.GzipFile("", mode, fileobj=file, mtime=0)  # the same rows, the same bytes
         case "bz2":
-            return bz2.BZ2File(raw)
+            return bz2.BZ2File(file, mode)
         case "xz":
-            return lzma.LZMAFile(raw)
+            return lzma.LZMAFile(file, mode)
         case "zstd":
-            return pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd")
+            stream = pyarrow.CompressedInputStream if mode == "rb" else pyarrow.CompressedOutputStream
+            return stream(pyarrow.PythonFile(file, mode), "zstd")
         case _:
-            return raw
+            return file
 
 
-class _Counted(io.RawIOBase):
-    """Counts the bytes that are read. It does not close what it reads."""
+class _Converted(io.RawIOBase):
+    """A stream whose chunks go through a function; the last one is empty. It does not close what it reads."""
 
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self.count = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        size = self._file.readinto(buffer) or 0
-        self.count += size
-        return int(size)
-
-
-class _Transcoded(io.RawIOBase):
-    def __init__(self, stream: BinaryIO, encoding: str) -> None:
+    def __init__(self, stream: BinaryIO, convert: Callable[[bytes], bytes]) -> None:
         self._stream = stream
-        self._decoder = codecs.getincrementaldecoder(encoding)(ESCAPE)
-        self._waiting = memoryview(b"")
+        self._convert = convert
+        self._waiting = b""
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while not self._waiting:
+        chunk: bytes | None = None
+        while not self._waiting and chunk != b"":
             chunk = self._stream.read(HEAD_BYTES)
-            self._waiting = memoryview(_to_utf8(self._decoder.decode(chunk, final=not chunk)))
-            if not chunk:
-                break
+            self._waiting = self._convert(chunk)
         size = min(len(buffer), len(self._waiting))
-        buffer[:size] = self._waiting[:size]
-        self._waiting = self._waiting[size:]
+        buffer[:size], self._waiting = self._waiting[:size], self._waiting[size:]
         return size
-
-
-class _LineFeeds(io.RawIOBase):
-    """Line feeds in place of carriage returns, one byte for one byte."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        chunk = self._stream.read(len(buffer)).replace(b"\r", b"\n")
-        buffer[: len(chunk)] = chunk
-        return len(chunk)

@@ -9,101 +9,96 @@ from __future__ import annotations
 import csv
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from polyhead_rows.byte_source import ByteSource, reading
 from polyhead_rows.errors import TableError, one_line
-from polyhead_rows.lines import LONGEST_LINE, Lines, LongLine, encoding_reason, shown
-from polyhead_rows.table import ReadOptions, Row, Start, TableFile
+from polyhead_rows.lines import LONGEST_LINE, SHOWN, Lines, LongLine, TextTableFile, encoding_reason, shown
+from polyhead_rows.table import ReadOptions, Row, Start
 
 LINE_COST = 64  # bytes that a short line takes in memory besides its characters
-CARRIAGE_RETURN = "has a carriage return in a cell without quotes"
-EXCEL_DELIMITER = re.compile("sep=(.)")  # a first line that Excel understands
+CARRIAGE_RETURN = "has a carriage return in a cell without quotes; put double quotes around the cell"
+EXCEL_DELIMITER = re.compile(
+    r'\ufeff?"?sep=([^"\r\n])"?(?:[\r\n]|$)', re.IGNORECASE
+)  # a first line that Excel understands
+JSON_ROW = re.compile(rb'\s*(\[)?\s*\{\s*"')
 OTHERS = {";": 'delimiter = ";"', "\t": 'format = "tsv"', "|": 'delimiter = "|"', ",": 'delimiter = ","'}
 
 
-class DelimitedFile(TableFile):
+class DelimitedFile(TextTableFile):
     """A CSV or TSV file."""
 
     def __init__(self, source: ByteSource, options: ReadOptions, kind: str) -> None:
-        super().__init__(source.name)
+        super().__init__(source)
         self.format = kind
-        self.total = source.size
-        self.can_seek = source.exact
-        self._source = source
-        self._delimiter = options.delimiter or ("\t" if kind == "tsv" else ",")
-        self._first = Start()
-        self._names: list[str] = []
         if csv.field_size_limit() < 2 * LONGEST_LINE:
             csv.field_size_limit(2 * LONGEST_LINE)  # of the process; texts are longer than the default of 128 KiB
-        self._names = list(options.columns) if options.columns is not None else self._read_header()
+        self._names: list[str] = []
+        said = EXCEL_DELIMITER.match(source.head_text[:SHOWN].decode("utf-8", "ignore"))
+        self._delimiter = options.delimiter or (said[1] if said else "\t" if kind == "tsv" else ",")
+        with reading(self.name), source.open_head() as stream:
+            lines = Lines(stream, Start())
+            if said:
+                next(lines)
+            feed = _Feed(lines, self._delimiter, 0)
+            self._names = list(options.columns) if options.columns is not None else self._read_header(feed)
+            self._first = Start(1, feed.line, feed.offset)
         self.set_columns(self._names)
 
     def rows(self, start: Start | None = None, columns: Sequence[str] | None = None) -> Iterator[Row]:
         """All rows from `start` on."""
-        wanted = start.number if start is not None else 1
-        begin = start if start is not None and self.can_seek and start.number > 1 else self._first
+        wanted = (start or Start()).number
+        begin = start if start is not None and self.can_seek and wanted > 1 else self._first
         with reading(self.name), self._source.open(begin.offset if self.can_seek else 0) as (stream, position):
             feed = _Feed(Lines(stream, begin if self.can_seek else Start()), self._delimiter, begin.single_until)
             while not self.can_seek and feed.line < self._first.line:
-                feed.record()  # the header
-            for row in self._rows(feed, begin.number, position):
-                if row.number >= wanted:
-                    yield row
+                feed.record()  # the header, and what is before
+            number, names, width = begin.number, self._names, len(self._names)
+            while (record := feed.record()) is not None:
+                values, reason, line, raw = record
+                if reason is None:
+                    if len(values) != width:
+                        if len(values) == 1 and values[0].isspace():
+                            continue  # a blank line is no row
+                        if len(values) < width or any(values[width:]):
+                            reason = self._width_reason(len(values))
+                        else:
+                            values = values[:width]  # Excel's empty columns
+                    if feed.stray and reason is None:
+                        reason = self._encoding_reason(values)
+                if number >= wanted:
+                    end, fields = position(feed.offset), None
+                    if reason is None:
+                        fields = dict(zip(names, values, strict=True))
+                        for name in self.doubled:
+                            del fields[name]
+                    source = None if reason is None else shown(raw)
+                    yield Row(number, line, fields, reason, end, source, feed.line, feed.single_until)
+                number += 1
 
-    def _rows(self, feed: _Feed, number: int, position: Callable[[int], int]) -> Iterator[Row]:
-        names, width = self._names, len(self._names)
-        while (record := feed.record()) is not None:
-            values, reason, line, raw = record
-            if reason is None:
-                if len(values) != width:
-                    if len(values) == 1 and values[0].isspace():
-                        continue  # a blank line is no row
-                    if len(values) < width or any(values[width:]):
-                        reason = self._width_reason(len(values))
-                    else:
-                        values = values[:width]  # Excel's empty columns
-                if feed.stray and reason is None:
-                    reason = self._encoding_reason(values)
-            end = position(feed.offset)
-            if reason is None:
-                fields = dict(zip(names, values, strict=True))
-                for name in self.doubled:
-                    del fields[name]
-                yield Row(number, line, fields, None, end, None, feed.line, feed.single_until)
-            else:
-                yield Row(number, line, None, reason, end, shown(raw), feed.line, feed.single_until)
-            number += 1
-
-    def _read_header(self) -> list[str]:
-        with reading(self.name), self._source.open_head() as stream:
-            feed = _Feed(Lines(stream, Start()), self._delimiter, 0)
+    def _read_header(self, feed: _Feed) -> list[str]:
+        names = [""]
+        while len(names) == 1 and not names[0].strip():  # a blank line
             record = feed.record()
             if record is None:
                 raise TableError(f"{self.name}: is empty; the first line must name the columns")
-            if (said := EXCEL_DELIMITER.fullmatch(self._delimiter.join(record[0]))) is not None:
-                self._delimiter = said[1]
-                feed = _Feed(feed.lines, self._delimiter, 0)
-                record = feed.record() or ([], "is missing", 0, b"")
-            names, reason, _, _ = record
+            names, reason, _, raw = record
+            if (json := JSON_ROW.match(raw)) is not None:
+                looks = 'a JSON array: set format = "json"' if json[1] else 'JSON lines: set format = "jsonl"'
+                raise TableError(f"{self.name}: looks like {looks}")
             if reason is None and feed.stray:
                 raise TableError(f"{self.name}: the first line: {self._encoding_reason(names)}")
             if reason is not None:
                 raise TableError(f"{self.name}: the first line must name the columns, but it {reason}")
-            self._first = Start(1, feed.line, feed.offset)
         while names and not names[-1].strip():
             names.pop()
         if not names:
-            raise TableError(f"{self.name}: the first line names no column")
-        if len(names) == 1:
-            if names[0].startswith("{"):
-                self.hint = '; the file looks like JSON lines: set format = "jsonl"'
-                return names
-            if self.format == "tsv":
-                self.hint = "; the first line has one column only: is it tabs that stand between its cells?"
-                return names
-            found = [do for other, do in OTHERS.items() if other != self._delimiter and other in names[0]]
-            self.hint = f"; the first line has one column only, {names[0]!r}: set {found[0]}" if found else ""
+            raise TableError(f"{self.name}: the first line names no column; remove it")
+        found = next((do for other, do in OTHERS.items() if other != self._delimiter and other in names[0]), None)
+        if len(names) == 1 and self.format == "tsv":
+            self.hint = "; the first line has one column only: is it tabs that stand between its cells?"
+        elif len(names) == 1 and found is not None:
+            self.hint = f"; the first line has one column only, {one_line(repr(names[0]))}: set {found}"
         return names
 
     def _width_reason(self, cells: int) -> str:
@@ -152,6 +147,7 @@ class _Feed:
         """The next cells, or why there are none; the line; its source. None at the end of the file."""
         while True:
             at, begin = self.line, self.offset
+            self.stray = False
             try:
                 line = self._take()
             except StopIteration:
@@ -159,7 +155,7 @@ class _Feed:
             if isinstance(line, LongLine):
                 return [], line.reason, at, line
             if b'"' not in line:
-                text = self._decode(line).removesuffix("\n").removesuffix("\r")
+                text = self._decode(line).rstrip("\r\n")
                 if "\r" in text:
                     return [], CARRIAGE_RETURN, at, line
                 if text:
@@ -167,7 +163,6 @@ class _Feed:
                 continue  # a blank line is no row
             self._first, self._taken, self._size = line, [line], len(line)
             self._single = begin < self.single_until
-            self.stray = False
             try:
                 return next(self._parser), None, at, line
             except (csv.Error, StopIteration) as error:
@@ -188,10 +183,7 @@ class _Feed:
         self._size += len(line) + LINE_COST
         if isinstance(line, LongLine):
             raise StopIteration
-        stray = self.stray
-        text = self._decode(line)
-        self.stray |= stray
-        return text
+        return self._decode(line)
 
     def _take(self) -> bytes:
         if self._again:
@@ -205,7 +197,6 @@ class _Feed:
 
     def _decode(self, line: bytes) -> str:
         try:
-            self.stray = False
             return line.decode()
         except UnicodeDecodeError:
             self.stray = True

@@ -5,13 +5,15 @@ from __future__ import annotations
 import codecs
 import json
 import re
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from polyhead_rows.byte_source import UTF8_BOM, ByteSource, reading
-from polyhead_rows.errors import TableError, one_line
-from polyhead_rows.lines import LONGEST_LINE, Lines, LongLine, encoding_reason, shown
-from polyhead_rows.table import Row, Start, TableFile, kind_of
+from polyhead_rows.errors import TableError
+from polyhead_rows.lines import LONGEST_LINE, LineTableFile, TextTableFile, encoding_reason, shown
+from polyhead_rows.table import Row, Start, kind_of
 
 DEEPEST = 100  # brackets within brackets
 TOO_DEEP = f"is nested deeper than {DEEPEST} levels"
@@ -21,58 +23,36 @@ _CONSTANTS = {"NaN": None, "Infinity": float("inf"), "-Infinity": float("-inf")}
 _DECODER = json.JSONDecoder(parse_constant=_CONSTANTS.__getitem__)
 
 
-class JsonLinesFile(TableFile):
+class JsonLinesFile(LineTableFile):
     """One JSON object per line. Blank lines are no rows. NaN, which JSON does not have, is null."""
 
     format = "jsonl"
 
-    def __init__(self, source: ByteSource) -> None:
-        super().__init__(source.name)
-        self.total = source.size
-        self.can_seek = source.exact
-        self._source = source
-
-    def rows(self, start: Start | None = None, columns: Sequence[str] | None = None) -> Iterator[Row]:
-        """All rows from `start` on."""
-        begin = start if start is not None and self.can_seek else Start()
-        first = start.number if start is not None else 1
-        number = begin.number
-        with reading(self.name), self._source.open(begin.offset) as (stream, position):
-            lines = Lines(stream, begin)
-            for line in lines:
-                if line.isspace() or not line:
-                    continue
-                if number >= first:
-                    next_line, end = lines.line, position(lines.offset)
-                    fields, reason = self._fields(line)
-                    raw = None if reason is None else shown(line)
-                    yield Row(number, next_line - 1, fields, reason, end, raw, next_line)
-                number += 1
-
     def _fields(self, line: bytes) -> tuple[dict[str, Any] | None, str | None]:
-        """The row, or why it is none."""
-        if isinstance(line, LongLine):
-            return None, line.reason
         try:
-            text = line.decode()
+            # Files that were joined have byte order marks within.
+            text = line.decode() if line[0] != UTF8_BOM[0] else line.decode("utf-8-sig")
             value = _DECODER.decode(text)
-        except UnicodeDecodeError as error:
-            return None, encoding_reason(_broken_column(line), line[error.start], self._source.encoding)
+        except UnicodeDecodeError:
+            return None, _encoding_reason(line, self._source.encoding)
         except (ValueError, RecursionError) as error:
-            return None, json_reason(error) + "; one object per line is wanted"
-        reason = reason_against(value, text)
-        return (value, None) if reason is None else (None, reason)
+            comma = "; remove the comma at its end" if line.rstrip().endswith(b",") else ""
+            return None, f"{_json_reason(error)}; one object per line is wanted{comma}"
+        reason = _reason_against(value, text)
+        if reason is None:
+            return value, None
+        hint = '; for a file that is one array name it .json or set format = "json"' if isinstance(value, list) else ""
+        return None, reason + hint
 
 
-class JsonArrayFile(TableFile):
+class JsonArrayFile(TextTableFile):
     """A JSON array of objects, one per row."""
 
     format = "json"
 
     def __init__(self, source: ByteSource) -> None:
-        super().__init__(source.name)
-        self.total = source.size
-        self._source = source
+        super().__init__(source)
+        self.can_seek = False
 
     def rows(self, start: Start | None = None, columns: Sequence[str] | None = None) -> Iterator[Row]:
         """All rows from `start` on; what is before it is read again.
@@ -80,7 +60,7 @@ class JsonArrayFile(TableFile):
         Raises:
             TableError: what stands there is no array, or the array is broken, so that its rest cannot be read.
         """
-        first = start.number if start is not None else 1
+        first = (start or Start()).number
         with reading(self.name), self._source.open() as (stream, position):
             text = _JsonText(self.name, stream)
             text.expect("[")
@@ -91,19 +71,12 @@ class JsonArrayFile(TableFile):
                 source, value = text.take(number)
                 if number < first:
                     continue
-                reason = reason_against(value, source)
+                reason = _reason_against(value, source)
                 if reason is None and not source.isascii():
-                    reason = self._encoding_reason(source)
-                fields, raw = (value, None) if reason is None else (None, shown(_bytes(source)))
+                    reason = _encoding_reason(source.encode("utf-8", "surrogateescape"), self._source.encoding)
+                raw = None if reason is None else shown(source.encode("utf-8", "surrogateescape"))
+                fields = value if reason is None else None
                 yield Row(number, line, fields, reason, position(text.offset), raw, text.line)
-
-    def _encoding_reason(self, source: str) -> str | None:
-        data = _bytes(source)
-        try:
-            data.decode()
-        except UnicodeDecodeError as error:
-            return encoding_reason(_broken_column(data), data[error.start], self._source.encoding)
-        return None
 
 
 class _JsonText:
@@ -149,7 +122,8 @@ class _JsonText:
             return False
         if number:
             self.expect(",")
-            self._peek()
+            if self._peek() == "]":
+                raise TableError(f"{self._name}:{self.line}: a comma stands before the end of the array; remove it")
         return True
 
     def take(self, number: int) -> tuple[str, Any]:
@@ -159,7 +133,7 @@ class _JsonText:
             TableError: it is no JSON, or over the limit.
         """
         while True:
-            error: Exception | None = None
+            size = len(self._window) - self._at
             try:
                 value, end = _DECODER.raw_decode(self._window, self._at)
                 if end < len(self._window) or self._ended:
@@ -167,15 +141,14 @@ class _JsonText:
                     self._at = end
                     self.line += source.count("\n")
                     return source, value
-            except (ValueError, RecursionError) as caught:
-                error = caught
-            size = len(self._window) - self._at
-            if error is not None and (self._ended or isinstance(error, RecursionError) or size > LONGEST_LINE):
-                reason = json_reason(error, self._at) if size <= LONGEST_LINE else f"over {LONGEST_LINE:,} characters"
-                raise TableError(
-                    f"{self._name}:{self.line}: row {number} and those behind it cannot be read: {reason}"
-                ) from error
-            self._read(max(size, 2**18))
+            except (ValueError, RecursionError) as error:
+                if self._ended or isinstance(error, RecursionError) or size > LONGEST_LINE:
+                    long = f"over {LONGEST_LINE:,} characters"
+                    reason = _json_reason(error, self._at) if size <= LONGEST_LINE else long
+                    raise TableError(
+                        f"{self._name}:{self.line}: row {number} and those behind it cannot be read: {reason}"
+                    ) from error
+            self._read(max(size, CHUNK_BYTES))
 
     def _peek(self) -> str:
         while True:
@@ -198,11 +171,9 @@ class _JsonText:
         self._at = 0
 
 
-def reason_against(value: Any, source: str) -> str | None:
+def _reason_against(value: Any, source: str) -> str | None:
     """Why a JSON value is no row; None if it is one."""
     if not isinstance(value, dict):
-        if isinstance(value, list):
-            return 'must be an object, got a list; for a file that is one array name it .json or set format = "json"'
         return f"must be an object, got {kind_of(value)}"
     if source.count("[") + source.count("{") > DEEPEST and _depth(value) > DEEPEST:
         return TOO_DEEP
@@ -213,25 +184,27 @@ def reason_against(value: Any, source: str) -> str | None:
     return None
 
 
-def json_reason(error: Exception, start: int = 0) -> str:
+def _json_reason(error: Exception, start: int = 0) -> str:
     """Why the text that begins at `start` is no JSON."""
     if isinstance(error, RecursionError):
         return TOO_DEEP
     if isinstance(error, json.JSONDecodeError):
-        return f"is not JSON ({error.msg} at character {max(error.pos - start, 0) + 1})"
-    return f"is not JSON ({one_line(error)})"
+        return f"is not JSON ({error.msg.removesuffix(' at')} at character {max(error.pos - start, 0) + 1})"
+    return f"has a whole number of more than {sys.get_int_max_str_digits():,} digits"  # nothing else is a ValueError
 
 
-def _broken_column(line: bytes) -> str:
-    """Which column holds bytes that are not UTF-8."""
+def _encoding_reason(source: bytes, encoding: str | None) -> str | None:
+    """Which column holds bytes that are not UTF-8; None if all are."""
     try:
-        fields = _DECODER.decode(line.decode("utf-8", "surrogateescape"))
-    except (ValueError, RecursionError):
-        return "the line"
-    for name, value in fields.items() if isinstance(fields, dict) else ():
-        if isinstance(value, str) and any("\udc80" <= one <= "\udcff" for one in value):
-            return f"column {name!r}"
-    return "the line"
+        source.decode()
+    except UnicodeDecodeError as error:
+        with suppress(ValueError, RecursionError):
+            fields = _DECODER.decode(source.decode("utf-8", "surrogateescape"))
+            for name, value in fields.items() if isinstance(fields, dict) else ():
+                if isinstance(value, str) and any("\udc80" <= one <= "\udcff" for one in value):
+                    return encoding_reason(f"column {name!r}", source[error.start], encoding)
+        return encoding_reason("the line", source[error.start], encoding)
+    return None
 
 
 def _depth(value: Any) -> int:
@@ -243,7 +216,3 @@ def _depth(value: Any) -> int:
             for inner in (one.values() if isinstance(one, dict) else one) if isinstance(inner, dict | list)
         ]  # fmt: skip
     return deepest
-
-
-def _bytes(source: str) -> bytes:
-    return source.encode("utf-8", "surrogateescape")

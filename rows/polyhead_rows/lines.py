@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from polyhead_rows.byte_source import UTF8_BOM, ByteSource, reading
 from polyhead_rows.table import Row, Start, TableFile
@@ -74,33 +74,52 @@ def shown(line: bytes) -> str:
     return text + ("…" if len(line) > SHOWN else "")
 
 
-class LinesFile(TableFile):
-    """Plain lines: each one is a text, in the column ``text``. A blank line is a row too."""
-
-    format = "lines"
+class TextTableFile(TableFile):
+    """Base class for files of text."""
 
     def __init__(self, source: ByteSource) -> None:
         super().__init__(source.name)
-        self.columns = ["text"]
         self.total = source.size
         self.can_seek = source.exact
         self._source = source
 
+
+class LineTableFile(TextTableFile):
+    """Base class for files whose lines are rows."""
+
+    has_blank_rows = False
+
     def rows(self, start: Start | None = None, columns: Sequence[str] | None = None) -> Iterator[Row]:
         """All rows from `start` on."""
-        begin = start if start is not None and self.can_seek else Start()
+        start = start or Start()
+        begin = start if self.can_seek else Start()
+        number, first, skips_blank = begin.number, start.number, not self.has_blank_rows
         with reading(self.name), self._source.open(begin.offset) as (stream, position):
             lines = Lines(stream, begin)
-            for number, line in enumerate(lines, start=begin.number):
-                if start is None or number >= start.number:
-                    yield self._row(line, number, lines.line - 1, position(lines.offset))
+            for line in lines:
+                if skips_blank and (line.isspace() or not line):
+                    continue
+                if number >= first:
+                    next_line, end = lines.line, position(lines.offset)
+                    fields, reason = (None, line.reason) if isinstance(line, LongLine) else self._fields(line)
+                    raw = None if reason is None else shown(line)
+                    yield Row(number, next_line - 1, fields, reason, end, raw, next_line)
+                number += 1
 
-    def _row(self, line: bytes, number: int, at: int, end: int) -> Row:
-        reason = line.reason if isinstance(line, LongLine) else None
-        if reason is None:
-            try:
-                text = line.removesuffix(b"\n").removesuffix(b"\r").decode()
-                return Row(number, at, {"text": text}, None, end, None, at + 1)
-            except UnicodeDecodeError as error:
-                reason = encoding_reason("the line", line[error.start], self._source.encoding)
-        return Row(number, at, None, reason, end, shown(line), at + 1)
+    def _fields(self, line: bytes) -> tuple[dict[str, Any] | None, str | None]:
+        """The row, or why it is none."""
+        raise NotImplementedError
+
+
+class LinesFile(LineTableFile):
+    """Plain lines: each one is a text, in the column ``text``. A blank line is a row too."""
+
+    format = "lines"
+    columns = ["text"]  # noqa: RUF012 - nobody changes it
+    has_blank_rows = True
+
+    def _fields(self, line: bytes) -> tuple[dict[str, Any] | None, str | None]:
+        try:
+            return {"text": line.rstrip(b"\r\n").decode()}, None
+        except UnicodeDecodeError as error:
+            return None, encoding_reason("the line", line[error.start], self._source.encoding)

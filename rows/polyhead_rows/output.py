@@ -6,24 +6,22 @@ A file is written where it is named. Callers that need it whole or not at all wr
 from __future__ import annotations
 
 import base64
-import bz2
-import gzip
 import io
 import json
-import lzma
 import math
 import re
 import struct
-from collections.abc import Iterable
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow
 from pyarrow import ipc, parquet
 
 from polyhead_rows.arrow_files import python_values
-from polyhead_rows.errors import TableError, one_line
+from polyhead_rows.byte_source import compressed
+from polyhead_rows.errors import TableError
 from polyhead_rows.place import file_system, is_uri, known_names, split_name, why
 
 GROUP_ROWS, GROUP_BYTES = 65_536, 64 * 2**20  # of a row group of Parquet, whichever comes first
@@ -37,10 +35,10 @@ PLAIN = (str, int, bool, type(None))
 class Output:
     """A file that is being written; a context manager. `open_output` makes it."""
 
-    def __init__(self, name: str, schema: pyarrow.Schema) -> None:
+    def __init__(self, name: str, schema: pyarrow.Schema, opened: ExitStack) -> None:
         self.name = name
         self.schema = schema
-        self._opened = ExitStack()
+        self._opened = opened
 
     def write(self, table: pyarrow.Table) -> None:
         """Adds rows; the table has the output's schema.
@@ -48,10 +46,8 @@ class Output:
         Raises:
             TableError: the file cannot be written.
         """
-        try:
-            self._write(table.cast(self.schema) if table.schema != self.schema else table)
-        except WRITE_ERRORS as error:
-            raise TableError(f"{self.name}: cannot be written ({_why(error)})") from error
+        with _writing(self.name):
+            self._write(table.cast(self.schema))
 
     def close(self) -> None:
         """Ends the file.
@@ -59,11 +55,8 @@ class Output:
         Raises:
             TableError: the file cannot be written.
         """
-        try:
-            with self._opened:
-                self._finish()
-        except WRITE_ERRORS as error:
-            raise TableError(f"{self.name}: cannot be written ({_why(error)})") from error
+        with _writing(self.name), self._opened:
+            self._finish()
 
     def __enter__(self) -> Output:
         return self
@@ -92,24 +85,22 @@ def open_output(path: str | Path, schema: pyarrow.Schema) -> Output:
     kind, compression = split_name(name)
     if kind is None or kind == "lines":
         raise TableError(f"{name}: the name must end in one of {known_names()}")
-    try:
-        if kind in ("parquet", "arrow"):
-            if compression is not None:
-                raise TableError(f"{name}: {kind} files are compressed inside; leave the last ending out")
-            return _ArrowOutput(name, schema, kind)
-        return _TextOutput(name, schema, kind, compression)
-    except WRITE_ERRORS as error:
-        raise TableError(f"{name}: cannot be written ({_why(error)})") from error
+    typed = kind in ("parquet", "arrow")
+    if typed and compression is not None:
+        raise TableError(f"{name}: {kind} files are compressed inside; leave the last ending out")
+    with _writing(name), ExitStack() as opened:
+        file = opened.enter_context(_create(name))
+        if compression is not None:
+            file = opened.enter_context(compressed(file, compression, "wb"))
+        writer = opened.enter_context(_open_writer(file, schema, kind))
+        stack = opened.pop_all()
+        return _ArrowOutput(name, schema, stack, writer) if typed else _TextOutput(name, schema, stack, writer, kind)
 
 
 class _ArrowOutput(Output):
-    def __init__(self, name: str, schema: pyarrow.Schema, kind: str) -> None:
-        super().__init__(name, schema)
-        with ExitStack() as opened:
-            file = opened.enter_context(_create(name))
-            writer = parquet.ParquetWriter(file, schema) if kind == "parquet" else ipc.new_file(file, schema)
-            self._writer = opened.enter_context(writer)
-            self._opened = opened.pop_all()
+    def __init__(self, name: str, schema: pyarrow.Schema, opened: ExitStack, writer: Any) -> None:
+        super().__init__(name, schema, opened)
+        self._writer = writer
         self._waiting: list[pyarrow.Table] = []
         self._rows = self._bytes = 0
 
@@ -127,38 +118,24 @@ class _ArrowOutput(Output):
 
 
 class _TextOutput(Output):
-    def __init__(self, name: str, schema: pyarrow.Schema, kind: str, compression: str | None) -> None:
-        super().__init__(name, schema)
-        with ExitStack() as opened:
-            raw = opened.enter_context(_create(name))
-            packed = raw if compression is None else opened.enter_context(_compress(raw, compression))
-            self._file = opened.enter_context(io.TextIOWrapper(packed, "utf-8", "backslashreplace", newline=""))
-            self._opened = opened.pop_all()
+    def __init__(self, name: str, schema: pyarrow.Schema, opened: ExitStack, file: TextIO, kind: str) -> None:
+        super().__init__(name, schema, opened)
+        self._file = file
         self._kind = kind
-        self._names = schema.names
-        self._any = False
+        self._before_row = "\n"  # in a JSON array
         if kind in ("csv", "tsv"):
             self._delimiter = "\t" if kind == "tsv" else ","
             # Also what would be a byte order mark. The csv module of Python 3.11 leaves carriage returns unquoted.
             self._to_quote = re.compile(f'[{self._delimiter}"\r\n]|^\ufeff')
-            self._write_cells(self._names)
+            self._write_cells(schema.names)
         elif kind == "json":
             self._file.write("[")
 
     def _write(self, table: pyarrow.Table) -> None:
+        write_row = self._write_cells if self._kind in ("csv", "tsv") else self._write_object
         for batch in table.to_batches(CHUNK_ROWS):
-            columns = [_plain_values(column) for column in batch.columns]
-            if self._kind in ("csv", "tsv"):
-                for values in zip(*columns, strict=True):
-                    self._write_cells(values)
-                continue
-            for values in zip(*columns, strict=True):
-                row = json.dumps(dict(zip(self._names, map(_json_value, values), strict=True)), ensure_ascii=False)
-                if self._kind == "jsonl":
-                    self._file.write(row + "\n")
-                else:
-                    self._file.write(f"{',' if self._any else ''}\n{row}")
-                    self._any = True
+            for values in zip(*map(_plain_values, batch.columns), strict=True):
+                write_row(values)
 
     def _write_cells(self, values: Iterable[Any]) -> None:
         cells = [_csv_cell(value) for value in values]
@@ -166,9 +143,25 @@ class _TextOutput(Output):
             cells = [f'"{cell.replace(QUOTE, 2 * QUOTE)}"' if self._to_quote.search(cell) else cell for cell in cells]
         self._file.write((self._delimiter.join(cells) or 2 * QUOTE) + "\n")  # an empty line would be no row
 
+    def _write_object(self, values: Iterable[Any]) -> None:
+        row = json.dumps(dict(zip(self.schema.names, map(_json_value, values), strict=True)), ensure_ascii=False)
+        if self._kind == "jsonl":
+            self._file.write(row + "\n")
+        else:
+            self._file.write(self._before_row + row)
+            self._before_row = ",\n"
+
     def _finish(self) -> None:
         if self._kind == "json":
             self._file.write("\n]\n")
+
+
+@contextmanager
+def _writing(name: str) -> Iterator[None]:
+    try:
+        yield
+    except WRITE_ERRORS as error:
+        raise TableError(f"{name}: cannot be written ({why(error)})") from error
 
 
 def _create(name: str) -> Any:
@@ -178,16 +171,14 @@ def _create(name: str) -> Any:
     return Path(name).open("wb")
 
 
-def _compress(raw: Any, compression: str) -> Any:
-    match compression:
-        case "gzip":
-            return gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0)  # the same rows, the same bytes
-        case "bz2":
-            return bz2.BZ2File(raw, "wb")
-        case "xz":
-            return lzma.LZMAFile(raw, "wb")
+def _open_writer(file: Any, schema: pyarrow.Schema, kind: str) -> Any:
+    match kind:
+        case "parquet":
+            return parquet.ParquetWriter(file, schema)
+        case "arrow":
+            return ipc.new_file(file, schema)
         case _:
-            return pyarrow.CompressedOutputStream(pyarrow.PythonFile(raw, mode="w"), "zstd")
+            return io.TextIOWrapper(file, "utf-8", "backslashreplace", newline="")
 
 
 def _plain_values(column: pyarrow.Array) -> list[Any]:
@@ -228,7 +219,3 @@ def _csv_cell(value: Any) -> str:
         return json.dumps(_json_value(value), ensure_ascii=False)
     value = _json_value(value)
     return "" if value is None else str(value)
-
-
-def _why(error: Exception) -> str:
-    return why(error) if isinstance(error, OSError) else one_line(error)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import glob
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, cast
@@ -82,8 +84,7 @@ def size_of(name: str) -> int:
     except (OSError, ValueError) as error:
         raise TableError(f"{name}: {why(error)}") from error
     if not exists:
-        where = "" if is_uri(name) or Path(name).is_absolute() else f"; paths are relative to {Path.cwd()}"
-        raise TableError(f"{name}: no such file{where}")
+        raise _missing(name)
     if is_folder:
         raise TableError(f"{name}: is a folder; name its files, such as {name.rstrip('/')}/*.csv")
     return size
@@ -100,15 +101,16 @@ def why(error: Exception) -> str:
 
 
 def find_files(patterns: str | Sequence[str]) -> list[str]:
-    """The files that paths, globs, folders and URIs stand for, in order, each once.
+    """The files that paths, globs, folders and URIs stand for, in order, each once, also if links give it two names.
 
     A folder stands for all tables in it and below, except those whose name, or a folder's on the way, begins with
-    ``.`` or ``_``. Globs are for paths, not for URIs. ``-`` is standard input.
+    ``.`` or ``_``; plain texts (``.txt``) only if it has no other tables. Globs are for paths, not for URIs. ``-`` is
+    standard input.
 
     Raises:
-        TableError: a pattern stands for no file.
+        TableError: a pattern stands for no file, or a folder cannot be read.
     """
-    found: dict[str, None] = {}
+    found: dict[str, str] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         try:
             files = _expand(pattern)
@@ -116,30 +118,42 @@ def find_files(patterns: str | Sequence[str]) -> list[str]:
             raise TableError(f"{pattern}: {why(error)}") from error
         if not files:
             raise TableError(f"{pattern}: the folder has no table; names must end in {known_names()}")
-        found |= dict.fromkeys(files)
-    return list(found)
+        for name in files:
+            found.setdefault(name if name == STDIN or is_uri(name) else os.path.realpath(name), name)
+    return list(found.values())
 
 
 def _expand(pattern: str) -> list[str]:
+    if not pattern:
+        raise TableError("the name of an input is empty")
     if pattern == STDIN:
         return [pattern]
     if is_uri(pattern):
         return _uri_files(pattern)
-    if Path(pattern).is_dir():
-        return _folder_files(pattern)
-    if Path(pattern).exists():
-        return [pattern]
-    matches = sorted(glob.glob(pattern, recursive=True))
+    matches = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))
     if not matches:
-        where = "" if Path(pattern).is_absolute() else f"; paths are relative to {Path.cwd()}"
-        raise TableError(f"{pattern}: no such file{where}")
-    files = [path for path in matches if not Path(path).is_dir()]
-    return files or [file for path in matches for file in _folder_files(path)]
+        raise _missing(pattern)
+    return [file for path in matches for file in (_folder_files(path) if Path(path).is_dir() else [path])]
+
+
+def _missing(name: str) -> TableError:
+    relative = not is_uri(name) and not Path(name).is_absolute()
+    return TableError(f"{name}: no such file{f'; paths are relative to {Path.cwd()}' if relative else ''}")
 
 
 def _folder_files(folder: str) -> list[str]:
-    inner = sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file())
-    return [f"{folder.rstrip('/')}/{path}" for path in inner if _is_table(path)]
+    def stop(error: OSError) -> None:
+        raise TableError(f"{error.filename}: {why(error)}") from error
+
+    inner, seen = [], {str(above) for above in Path(folder).resolve().parents}
+    for path, folders, names in os.walk(folder, onerror=stop, followlinks=True):
+        real = os.path.realpath(path)
+        if real in seen:  # a link leads back
+            folders.clear()
+            continue
+        seen.add(real)
+        inner += [str((Path(path) / name).relative_to(folder)) for name in names]
+    return _tables(folder, inner)
 
 
 def _uri_files(name: str) -> list[str]:
@@ -149,16 +163,19 @@ def _uri_files(name: str) -> list[str]:
     try:
         info = files.get_file_info(path)
         if info.type == fs.FileType.NotFound:
-            raise TableError(f"{name}: no such file")
+            raise _missing(name)
         if info.type == fs.FileType.File:
             return [name]
         below = files.get_file_info(fs.FileSelector(path, recursive=True))
     except OSError as error:
         raise TableError(f"{name}: cannot be read ({one_line(error)})") from error
     root = path.rstrip("/")
-    inner = sorted(info.path.removeprefix(root).lstrip("/") for info in below if info.type == fs.FileType.File)
-    return [f"{name.rstrip('/')}/{path}" for path in inner if _is_table(path)]
+    inner = [info.path.removeprefix(root).lstrip("/") for info in below if info.type == fs.FileType.File]
+    return _tables(name, inner)
 
 
-def _is_table(path: str) -> bool:
-    return split_name(path)[0] is not None and not any(part[0] in "._" for part in path.split("/"))
+def _tables(folder: str, inner: list[str]) -> list[str]:
+    """Those of a folder's files that are tables."""
+    known = [path for path in sorted(inner) if split_name(path)[0] and not re.search("(^|/)[._]", path)]
+    tables = [path for path in known if split_name(path)[0] != "lines"] or known  # a readme is no table
+    return [f"{folder.rstrip('/')}/{path}" for path in tables]

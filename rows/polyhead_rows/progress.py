@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -23,8 +23,6 @@ class ProgressMeter:
         done: how much is done, by earlier runs too.
     """
 
-    every_s = LINE_S
-
     def __init__(self, title: str, total: float, unit: str, done: float) -> None:
         self.title = title
         self.total = total
@@ -33,12 +31,14 @@ class ProgressMeter:
         self._before = done
         self._figures: dict[str, object] = {}
         self._began = self._shown = time.monotonic()
+        self._every_s = LINE_S
+        self._show: Callable[[], None] = lambda: None
 
     def advance(self, units: float = 1, **figures: object) -> None:
         """So much more is done. Figures, such as ``loss=0.12``, stay on show until they change."""
         self.done += units
         self._figures.update(figures)
-        if time.monotonic() - self._shown >= self.every_s:
+        if time.monotonic() - self._shown >= self._every_s:
             self._shown = time.monotonic()
             self.show()
 
@@ -52,33 +52,25 @@ class ProgressMeter:
             parts.append(f"{_clock((self.total - self.done) / ahead * seconds) if ahead > 0 else '?'} left")
         return ", ".join(parts + [f"{name} {_figure(value)}" for name, value in self._figures.items()])
 
-    def percent(self) -> int:
-        """Of the total."""
-        return min(int(100 * self.done / self.total), 100) if self.total else 0
-
     def show(self) -> None:
         """Shows it now; nothing if progress is not shown."""
+        self._show()
 
+    def show_lines(self, console: Console) -> None:
+        """Shows it as lines from now on."""
 
-class _LineMeter(ProgressMeter):
-    console: Console
+        def show() -> None:
+            percent = f", {min(int(100 * self.done / self.total), 100)} %" if self.total else ""
+            line = f"{self.title}{percent}: {self.describe()}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def show(self) -> None:
-        percent = f", {self.percent()} %" if self.total else ""
-        self.console.print(f"{self.title}{percent}: {self.describe()}", markup=False, highlight=False, soft_wrap=True)
+        self._show = show
 
-
-class _BarMeter(ProgressMeter):
-    every_s = BAR_S
-    bar: RichProgress
-
-    def start(self) -> None:
-        self._task = self.bar.add_task(
-            self.title, total=self.total or None, completed=int(self.done), said=self.describe()
-        )
-
-    def show(self) -> None:
-        self.bar.update(self._task, completed=self.done, said=self.describe())
+    def show_bar(self, bar: RichProgress) -> None:
+        """Shows it as a bar from now on."""
+        task = bar.add_task(self.title, total=self.total or None, completed=int(self.done), said=self.describe())
+        self._every_s = BAR_S
+        self._show = lambda: bar.update(task, completed=self.done, said=self.describe())
 
 
 @contextmanager
@@ -102,20 +94,16 @@ def progress(
         console: standard error if None.
     """
     console = console if console is not None else Console(stderr=True)
+    meter = ProgressMeter(title, total, unit, done)
     if not shown:
-        yield ProgressMeter(title, total, unit, done)
+        yield meter
     elif not console.is_terminal:
-        lines = _LineMeter(title, total, unit, done)
-        lines.console = console
-        yield lines
+        meter.show_lines(console)
+        yield meter
     else:
-        said = TextColumn("{task.fields[said]}", markup=False)
-        with RichProgress(
-            TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), said, console=console
-        ) as bar:
-            meter = _BarMeter(title, total, unit, done)
-            meter.bar = bar
-            meter.start()
+        title_column, said = (TextColumn(f"{{task.{of}}}", markup=False) for of in ("description", "fields[said]"))
+        with RichProgress(title_column, BarColumn(), TaskProgressColumn(), said, console=console) as bar:
+            meter.show_bar(bar)
             try:
                 yield meter
             finally:

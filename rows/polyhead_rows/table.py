@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import pyarrow
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
-from polyhead_rows.errors import TableError
+from polyhead_rows.errors import TableError, one_line
 
 FormatName = Literal["csv", "tsv", "jsonl", "json", "parquet", "arrow", "lines"]
 
@@ -47,7 +47,7 @@ class ReadOptions(BaseModel):
     @classmethod
     def _check_encoding(cls, encoding: str | None) -> str | None:
         try:
-            "".encode(encoding or "utf-8")
+            "".encode("utf-8" if encoding is None else encoding)
         except (LookupError, ValueError) as error:
             raise ValueError(f"encoding {encoding!r} is unknown; utf-8, utf-16 and cp1252 are examples") from error
         return encoding
@@ -222,5 +222,5 @@ _KINDS: dict[type, str] = {
 
 
 def _listed(names: Sequence[str] | dict[str, Any], most: int = 12) -> str:
-    shown = ", ".join(repr(name) for name in list(names)[:most])
+    shown = ", ".join(one_line(repr(name)) for name in list(names)[:most])
     return (shown + (", …" if len(names) > most else "")) or "none"

@@ -1,22 +1,44 @@
-"""Opens tables of texts, whatever their format: the way in for every command that reads files."""
+"""Opens tables of texts, whatever their format: the way in for every command that reads files.
+
+A file that is not what its name says is refused; the error says what it seems to be and what to do.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from polyhead_rows.arrow_files import ArrowFile, ParquetFile
-from polyhead_rows.byte_source import ByteSource
+from polyhead_rows.byte_source import UTF8_BOM, ByteSource
 from polyhead_rows.delimited import DelimitedFile
 from polyhead_rows.errors import TableError
 from polyhead_rows.json_files import JsonArrayFile, JsonLinesFile
 from polyhead_rows.lines import LinesFile
 from polyhead_rows.place import STDIN, find_files, known_names, split_name
 from polyhead_rows.table import BadText, ReadOptions, Row, Start, TableFile, text_of
-from polyhead_rows.wrong_file import WORKBOOK, WORKBOOK_NAMES, check_content
 
 __all__ = ["BadText", "ReadOptions", "Row", "Start", "TableFile", "find_files", "open_table", "read_texts", "text_of"]
 
 TEXT_FORMATS = ("csv", "tsv", "jsonl", "json", "lines")
+WORKBOOK = 'is a workbook or an archive; save its sheet as CSV ("CSV UTF-8" in Excel)'
+MAGIC = {
+    b"PAR1\x15": 'holds Parquet; name it .parquet or set format = "parquet"',
+    b"ARROW1\0\0": 'holds Arrow; name it .arrow or set format = "arrow"',
+    b"\x1f\x8b": "is compressed with gzip; name it with .gz at the end",
+    b"\x28\xb5\x2f\xfd": "is compressed with zstd; name it with .zst at the end",
+    b"BZh91AY&SY": "is compressed with bzip2; name it with .bz2 at the end",
+    b"\xfd7zXZ\0": "is compressed with xz; name it with .xz at the end",
+    b"PK\x03\x04": WORKBOOK,
+    b"\xd0\xcf\x11\xe0": WORKBOOK,
+    b"\x89HDF": "holds HDF5; write it as Parquet",
+    b"FEA1": "is Feather of version 1; write it as version 2",
+    b"version https://git-lfs": "is a pointer of Git LFS; get the file with git lfs pull",
+    b"<!DOCTYPE html": "is a web page; download the file itself",
+    b"<!doctype html": "is a web page; download the file itself",
+    b"SQLite format 3\0": "is a SQLite database; write its table as CSV",
+}
+WORKBOOK_NAMES = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers", ".zip")
+SAMPLE = 4096  # bytes
 
 
 def open_table(name: str, options: ReadOptions = ReadOptions()) -> TableFile:  # noqa: B008 - it is frozen
@@ -33,7 +55,7 @@ def open_table(name: str, options: ReadOptions = ReadOptions()) -> TableFile:  #
         raise TableError(f"{name}: the name must end in one of {known_names()}; or set format")
     _check_options(name, kind, options)
     source = ByteSource(name, compression, options.encoding)
-    check_content(source, kind)
+    _check_content(source, kind)
     match kind:
         case "csv" | "tsv":
             return DelimitedFile(source, options, kind)
@@ -74,3 +96,45 @@ def _check_options(name: str, kind: str, options: ReadOptions) -> None:
         raise TableError(f"{name}: header = false is for CSV and TSV files, this one is {kind}")
     if options.encoding is not None and kind not in TEXT_FORMATS:
         raise TableError(f"{name}: encoding is for text files, this one is {kind}")
+
+
+def _check_content(source: ByteSource, kind: str) -> None:
+    """Refuses a file whose first bytes do not suit its format, and says what it seems to be."""
+    head = source.head
+    found = next((what for magic, what in MAGIC.items() if head.startswith(magic)), None)
+    if kind == "parquet":
+        unlike = f"begins with {head[:8]!r}, not Parquet" if head else "is empty"
+        found = None if head.startswith(b"PAR1") else found or unlike
+    elif kind == "arrow":
+        found = None if head.startswith(b"ARROW1") else found if head else "is empty"
+    else:
+        binary = found or _utf16(head[:SAMPLE]) if source.encoding is None else None
+        found = binary or _not_json(source, kind)
+    if found is not None:
+        raise TableError(f"{source.name}: {found}")
+
+
+def _not_json(source: ByteSource, kind: str) -> str | None:
+    text = source.head_text.removeprefix(UTF8_BOM).decode("utf-8", "replace").lstrip(" \t\r\n")
+    if kind in ("json", "jsonl") and re.match(r"\{\s*\n", text):
+        return "holds objects of several lines; write one object per line (jq -c does that)"
+    if kind == "jsonl" and re.match(r"\[\s*(\{|\n)", text):
+        wanted = 'for an array name it .json or set format = "json"'
+        return f"holds one JSON array; one object per line is wanted; {wanted}"
+    if kind == "json" and not text.startswith("["):
+        seen = f"it begins with {text[:20]!r}" if text else "it is empty"
+        if text.startswith("{"):
+            seen = 'for one object per line name it .jsonl or set format = "jsonl"'
+        return f"must hold one array of objects; {seen}"
+    return None
+
+
+def _utf16(head: bytes) -> str | None:
+    """Nearly every second byte of Latin text in UTF-16 is zero, also at the ends of lines."""
+    even, odd = head[::2].count(0), head[1::2].count(0)
+    if len(head) < 8 or min(even, odd) or max(even, odd) < 0.4 * len(head):
+        return None
+    encoding = "utf-16-le" if odd else "utf-16-be"
+    if head.decode(encoding, "ignore").count("\n") != head.count(b"\n"):
+        return None
+    return f'looks like UTF-16 without a byte order mark; set encoding = "{encoding}"'

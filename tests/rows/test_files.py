@@ -54,6 +54,13 @@ def write(folder: Path, name: str, content: str | bytes) -> Path:
         ({}, "id,text,note,note\n1,café,x,y\n".encode()),
         ({}, "id,text\r1,café\r".encode()),
         ({}, '\n\nid,"text"\n   \n1,"café"\n\n'.encode()),
+        ({}, "\n  \nid,text\n1,café\n".encode()),
+        ({}, "id,text\r\r\n1,café\r\r\n".encode()),
+        ({}, "SEP=;\r\nid;text\r\n1;café\r\n".encode()),
+        ({"delimiter": ","}, "sep=;\nid,text\n1,café\n".encode()),
+        ({"header": False, "columns": ["id", "text"]}, "sep=;\n1;café\n".encode()),
+        ({"encoding": "cp1252"}, "id,text\n1,café\n".encode("utf-8-sig")),
+        ({"encoding": "cp1252"}, "id,text\n1,café\n".encode("utf-16")),
     ],
 )
 def test_the_ways_in_which_people_write_csv(options: dict[str, object], content: bytes, tmp_path: Path) -> None:
@@ -74,6 +81,11 @@ def test_the_ways_in_which_people_write_csv(options: dict[str, object], content:
         ("a.csv", '{"text":"a"}\n', 'looks like JSON lines: set format = "jsonl"'),
         ("a.csv", "id,text\n1,caf\xe9\n".encode("latin-1"), ":2: column 'text' is not UTF-8: it has byte 0xe9; for a "
          'text of Windows or Excel set encoding = "cp1252"'),
+        ("a.csv", '{"id":1,"text":"a"}\n', 'looks like JSON lines: set format = "jsonl"'),
+        ("a.csv", '[{"id":1,"text":"a"}]\n', 'looks like a JSON array: set format = "json"'),
+        ("a.csv", "<!DOCTYPE html>\n<html></html>\n", "is a web page"),
+        ("a.csv", 100_000 * "x" + "\n", "no column 'text'; it has 'xxx"),
+        ("a.txt", "version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
         ("a.csv", "id,caf\xe9\n1,a\n".encode("latin-1"), "column 2 is not UTF-8"),
         ("a.csv", "id,text\n1,a\n".encode("utf-16-le"), 'set encoding = "utf-16-le"'),
         ("a.csv", "id,text\n1,a\n".encode("utf-16-be"), 'set encoding = "utf-16-be"'),
@@ -86,7 +98,8 @@ def test_the_ways_in_which_people_write_csv(options: dict[str, object], content:
         ("a.xlsx", b"PK\x03\x04....", "save its sheet as CSV"),
         ("a.csv.gz", b"id,text\n1,a\n", "cannot be read as gzip"),
         ("a.csv", "", "is empty; the first line must name the columns"),
-        ("a.csv", ",,\n1,2,3\n", "the first line names no column"),
+        ("a.csv", " \n\n\t\n", "is empty; the first line must name the columns"),
+        ("a.csv", ",,\n1,2,3\n", "the first line names no column; remove it"),
         ("a.csv", 'id,"text\n1,a\n', "the first line must name the columns, but it opens a quote"),
         ("a.csv", "id,text\n1,a\rb\n", ":2: has a carriage return in a cell without quotes"),
         ("a.dat", "id,text\n", "the name must end in one of .csv, .tsv, .jsonl"),
@@ -98,12 +111,22 @@ def test_the_ways_in_which_people_write_csv(options: dict[str, object], content:
         ("a.json", '[{"text":"a"},\n{"text":}]', ":2: row 2 and those behind it cannot be read: is not JSON"),
         ("a.json", '[{"text":"a"}', ":1: ',' is expected, got the end of the file"),
         ("a.json", '[{"text":"a"}] x', "text behind the end of the array"),
+        ("a.json", '[{"text":"a"},\n]', ":2: a comma stands before the end of the array; remove it"),
+        ("a.json", "id,text\n1,a\n", "must hold one array of objects; it begins with 'id,text"),
+        ("a.json", '{\n "text":"a"\n}\n', "holds objects of several lines; write one object per line"),
+        ("a.jsonl", '{\n "text":"a"\n}\n', "holds objects of several lines; write one object per line"),
+        ("a.jsonl", '[ {"text":"a"},\n{"text":"b"}]', 'for an array name it .json or set format = "json"'),
+        ("a.jsonl", '{"text":"a"},\n', "remove the comma at its end"),
+        ("a.jsonl", f'{{"text":{5000 * "9"}}}', "has a whole number of more than 4,300 digits"),
+        ("a.json", "[[1]]", "must be an object, got a list"),
         ("a.json", "[1]", ":1: must be an object, got a number"),
         ("a.json", '[{"text":"a"},\n' + 100_000 * "[", ":2: row 2 and those behind it cannot be read: is nested"),
         ("a.parquet", "id,text\n", "begins with b'id,text\\n', not Parquet"),
         ("a.parquet", b"PAR1....PAR1", "cannot be read as Parquet"),
         ("a.arrow", "id,text\n", "cannot be read as Arrow"),
         ("a.arrow", b"PAR1\x15...", 'set format = "parquet"'),
+        ("a.arrow", "", "is empty"),
+        ("a.feather", b"FEA1....", "Feather of version 1"),
     ],
 )  # fmt: skip
 def test_a_file_that_cannot_be_read_says_what_to_do(name: str, content: str | bytes, said: str, tmp_path: Path) -> None:
@@ -114,6 +137,7 @@ def test_a_file_that_cannot_be_read_says_what_to_do(name: str, content: str | by
     assert said in str(caught.value)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < len(str(path)) + 500
 
 
 @pytest.mark.parametrize(
@@ -121,6 +145,7 @@ def test_a_file_that_cannot_be_read_says_what_to_do(name: str, content: str | by
     [
         ({"delimiter": ";;"}, "delimiter must be one character"),
         ({"encoding": "utf-99"}, "encoding 'utf-99' is unknown"),
+        ({"encoding": ""}, "encoding '' is unknown"),
         ({"header": False}, "header = false needs the names of the columns"),
         ({"columns": ["text"]}, "columns is for files without a header"),
         ({"header": False, "columns": ["a", "a"]}, "columns must differ"),
@@ -198,6 +223,14 @@ def test_a_rows_text_has_one_meaning(row: Row, said: str | BadText) -> None:
     assert text_of(row, "text") == said
 
 
+def test_files_that_were_joined_are_read(tmp_path: Path) -> None:
+    """JSON lines with byte order marks within, and compressed files one behind the other."""
+    line = '{"text":"a"}\n'.encode("utf-8-sig")
+    packed = {"": line, ".gz": gzip.compress(line), ".bz2": bz2.compress(line), ".xz": lzma.compress(line)}
+    for ending, content in packed.items():
+        assert texts(write(tmp_path, "a.jsonl" + ending, 2 * content)) == ["a", "a"]
+
+
 def test_numbers_that_json_does_not_have(tmp_path: Path) -> None:
     """NaN is null, as data frames mean it; infinity stays."""
     path = write(tmp_path, "a.jsonl", '{"a": NaN, "b": Infinity, "c": -Infinity, "d": 12345678901234567890123}\n')
@@ -233,6 +266,26 @@ def test_arrow_files_and_streams(stream: bool, packed: bool, tmp_path: Path) -> 
     assert [row.fields for row in table.rows(Start(8), ["none"])] == [{}, {}]
 
 
+def test_data_behind_an_arrow_stream_is_an_error(tmp_path: Path) -> None:
+    """Two streams in one file are not half a table."""
+    sink = pyarrow.BufferOutputStream()
+    with ipc.new_stream(sink, pyarrow.schema([("text", pyarrow.string())])) as writer:
+        writer.write_batch(pyarrow.record_batch({"text": ["a"]}))
+    path = write(tmp_path, "a.arrow", 2 * sink.getvalue().to_pybytes())
+    with pytest.raises(TableError, match="has more than one Arrow stream"):
+        open_table(str(path))
+
+
+def test_a_dot_in_the_name_of_a_column_means_nothing(tmp_path: Path) -> None:
+    """Parquet's own reader takes it for a way into a nested column."""
+    table = pyarrow.table({"a.b": ["x"], "a": [{"b": "y"}], "text": ["t"]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    read = open_table(str(tmp_path / "a.parquet"))
+    assert [row.fields for row in read.rows(columns=["text", "a.b"])] == [{"text": "t", "a.b": "x"}]
+    (batch,) = read.batches(1, 1, ["a.b"])
+    assert batch.schema.names == ["a.b"]
+
+
 def test_parquet_keeps_types_and_sets_aside_texts_that_are_not_utf8(tmp_path: Path) -> None:
     """Row groups are skipped, doubled names left out, nanoseconds are text."""
     broken = pyarrow.Array.from_buffers(
@@ -262,7 +315,7 @@ def test_files_are_found_by_path_glob_folder_and_uri(tmp_path: Path, monkeypatch
         (tmp_path / name).touch()
     assert find_files("*.csv") == ["[h].csv", "a.csv", "b.csv"]
     assert find_files("[h].csv") == ["[h].csv"]
-    assert find_files([".", "a.csv"]) == ["./[h].csv", "./a.csv", "./b.csv", "./sub/c.jsonl.gz", "a.csv"]
+    assert find_files([".", "a.csv"]) == ["./[h].csv", "./a.csv", "./b.csv", "./sub/c.jsonl.gz"]
     assert find_files(f"file://{tmp_path}/sub") == [f"file://{tmp_path}/sub/c.jsonl.gz"]
     assert find_files("-") == ["-"]
     for pattern, said in [("x*.csv", "no such file"), ("x.csv", "paths are relative to"), ("file:///x.csv", "no such"),
@@ -276,6 +329,26 @@ def test_files_are_found_by_path_glob_folder_and_uri(tmp_path: Path, monkeypatch
         open_table("sub", ReadOptions(format="csv"))
     with pytest.raises(TableError, match="no such file"):
         open_table("none.csv")
+
+
+def test_no_table_of_a_folder_is_left_out_or_read_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Links to files and folders count once, also in a circle; a broken link is no empty table."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("data/a.csv", "data/readme.txt", "else/b.csv", "out/c.csv/part.csv", "texts/d.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    for link, target in [("data/more", "../else"), ("data/latest.csv", "a.csv"), ("data/up", ".."), ("else/x", ".")]:
+        (tmp_path / link).symlink_to(target)
+    assert find_files("data") == ["data/a.csv", "data/more/b.csv"]
+    assert find_files(["data/a.csv", "./data/a.csv", "data/latest.csv"]) == ["data/a.csv"]
+    assert find_files(["data/*.csv", "out/*.csv"]) == ["data/a.csv", "out/c.csv/part.csv"]
+    assert find_files("texts") == ["texts/d.txt"]
+    (tmp_path / "data" / "broken.csv").symlink_to("gone")
+    with pytest.raises(TableError, match=r"data/broken\.csv: no such file"):
+        list(read_texts("data/b*.csv", "text"))
+    assert "data/broken.csv" in find_files("data")
+    with pytest.raises(TableError, match="the name of an input is empty"):
+        find_files("")
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.csv.zst", "a.jsonl", "a.json", "a.parquet"])
@@ -308,6 +381,13 @@ def test_standard_input_is_read_once(
     assert [text_of(row, "text") for row in table.rows()] == ["a", "b"]
     with pytest.raises(TableError, match="can be read once only"):
         list(table.rows())
+
+
+def test_standard_input_may_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is in a service."""
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(TableError, match="standard input is closed"):
+        open_table("-")
 
 
 def test_a_pipe_is_read_as_it_comes(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ FORMATS = ["csv", "tsv", "jsonl", "json", "lines", "parquet", "arrow"]
 PIECES = (
     b"a", b'"', b'""', b",", b"\n", b"\r", b"\r\n", b"\t", b" ", b"\0", b"\xff", b"\xc3\xa9", b"\xef\xbb\xbf", b"{",
     b"}", b"[", b"]", b":", b'"t"', b"1", b"NaN", b"\\", b"\\ud800", b"\xe2\x80\xa8", b'{"t":"a"}', b"[{}", b"\xff\xfe",
+    b"sep=;\n", b"\r\r\n",
 )  # fmt: skip
 BYTES = st.binary(max_size=80) | st.lists(st.sampled_from(PIECES), max_size=40).map(b"".join)
 VALUES = st.fixed_dictionaries(
