@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from polyhead.checkpoint import Checkpoint
 from polyhead.engine.cuda.attention import CAUSAL, FULL, Attention, attention_for, padded_attention
-from polyhead.engine.cuda.packed import CUDARecorder, Graphs, Packed, PackedShape, Record, graph_shapes, pack
+from polyhead.engine.cuda.packed import Graphs, Packed, PackedShape, Record, cuda_recorder, graph_shapes, pack
 from polyhead.engine.micro_batch import MicroBatch
 from polyhead.precision import Precision
 
@@ -61,7 +61,7 @@ class CUDAForward:
         self.attention = attention or attention_for(self.head_width, self.dtype, self.device)
         self._load(checkpoint)
         if record is None and self.device.type == "cuda" and self.attention is not padded_attention:
-            record = CUDARecorder(self.device)
+            record = cuda_recorder(self.device)
         self.graphs: Graphs | None = None
         if record is not None:
             with torch.inference_mode():
