@@ -88,11 +88,7 @@ class CUDAForward:
 
         Weights become (out, in), the layout of ``F.linear``.
         """
-        tensors = {
-            name.removeprefix("body_model."): tensor.to(self.device)
-            for name, tensor in checkpoint.tensors.items()
-            if name.startswith("body_model.")
-        }
+        tensors = {name: tensor.to(self.device) for name, tensor in checkpoint.tensors_of("body_model").items()}
         self.token_table, self.position_table = tensors["wte.weight"], tensors["wpe.weight"]
         self.final_norm = tensors["ln_f.weight"], tensors["ln_f.bias"]
         self.linears: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
