@@ -183,14 +183,8 @@ def write_checkpoint(
     """Writes a checkpoint folder, complete or not at all; replaces an older checkpoint at `path`.
 
     Args:
-        path: the folder.
         config: the GPT-2 config; its ``polyhead`` section is made from `spec` and `schema`.
-        spec: how hidden states become logits.
-        schema: the heads.
         tensors: float32, by the names ``body_model.*`` and ``head.*``.
-        tokenizer_json: content of ``tokenizer.json``.
-        golden: rows of ``golden.jsonl``.
-        metrics: content of ``metrics.json``.
         report: files of ``report/`` by name.
         prove: called with the finished folder before it is moved to `path`; if it raises, nothing is moved.
 

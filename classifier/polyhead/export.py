@@ -74,11 +74,6 @@ def export_checkpoint(
     folder and renamed into place.
 
     Args:
-        checkpoint: the checkpoint folder.
-        repository: the model repository.
-        name: the model's name.
-        version: the version, 1 or more.
-        replace: replace the checkpoint that this version holds.
         precision: checked in addition to fp32; see `Predictor.load`.
 
     Returns:

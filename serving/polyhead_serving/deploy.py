@@ -213,8 +213,7 @@ def command(
         raise typer.Exit(2)
     wanted = Deployment(checkpoint, repository, name, version, precision, keep, load_timeout_s, verify_timeout_s)
     # A stopped deployment is rolled back like a failed one, whatever the parent process does with these signals.
-    signals = (signal.SIGTERM, signal.SIGINT)
-    previous = [signal.signal(number, signal.default_int_handler) for number in signals]
+    previous = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         with contextlib.closing(LiveServer(grpc, name, key)) as server:
             new = deploy(wanted, server)
@@ -225,7 +224,7 @@ def command(
         print("polyhead-deploy: stopped; the old version serves", file=sys.stderr)
         raise typer.Exit(130) from None
     finally:
-        for number, handler in zip(signals, previous, strict=True):
+        for number, handler in previous.items():
             signal.signal(number, handler)
     print(f"{name}: version {new} serves")
 

@@ -110,7 +110,7 @@ def command(
 
 def serve(options: ServeOptions) -> int:
     """Runs the server until a signal; returns the exit code."""
-    models_with_checkpoint(options.repository)
+    models = models_with_checkpoint(options.repository)
     install, key = find_triton(), admin_key(options.control)
     if options.dry_run:
         print_script(options, install, key)
@@ -121,7 +121,7 @@ def serve(options: ServeOptions) -> int:
         if install.backend_files:
             install.link_backends(backends_folder(run))
         try:
-            return run_server(options, install, run, key)
+            return run_server(options, models, install, run, key)
         finally:
             shutil.rmtree(backends_folder(run), ignore_errors=True)
 
@@ -155,20 +155,15 @@ class StopSignal:
         self._is_stopping = True
         raise KeyboardInterrupt
 
-    def listen(self) -> None:
-        """Installs the handler, even if the parent process ignores SIGINT, as a script does for `command &`."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self)
 
-    def ignore(self) -> None:
-        """Ignores signals while the rest, which takes no time, is cleaned up."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
+def handle_stop_signals(handler: StopSignal | signal.Handlers) -> None:
+    """Installs the handler, even if the parent process ignores SIGINT, as a script does for `command &`."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handler)
 
 
-def run_server(options: ServeOptions, install: TritonInstall, run: str, key: str) -> int:
+def run_server(options: ServeOptions, models: list[str], install: TritonInstall, run: str, key: str) -> int:
     """Supervises the server until a signal, then drains it; returns the exit code."""
-    models = models_with_checkpoint(options.repository)
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options.address, options.address)
     host = f"[{host}]" if ":" in host else host
     urls = {name: f"{host}:{port}" for name, port in options.ports().items()}
@@ -186,7 +181,7 @@ def run_server(options: ServeOptions, install: TritonInstall, run: str, key: str
     try:
         with probe_port(health, options.address, options.probe_port):
             try:
-                stop.listen()
+                handle_stop_signals(stop)
                 supervise(server, canary.check, options, announce, health)
             except KeyboardInterrupt:
                 health.drain()
@@ -194,15 +189,14 @@ def run_server(options: ServeOptions, install: TritonInstall, run: str, key: str
                 if server.exit_code is None:
                     stop.skip_pause.wait(options.drain_s)
                 if not server.drain():
-                    log.error(
-                        "accepted requests may be lost: --exit-timeout-s %g was too short", options.exit_timeout_s
-                    )
+                    wrong = "accepted requests may be lost: --exit-timeout-s %g was too short"
+                    log.error(wrong, options.exit_timeout_s)
                     return 1
             except StartError as error:
                 log.error("the server did not start: %s", error)
                 return 1
     finally:
-        stop.ignore()
+        handle_stop_signals(signal.SIG_IGN)  # the rest takes no time
         server.kill()
     return 0
 

@@ -115,28 +115,28 @@ class ServerProcess:
     def drain(self) -> bool:
         """Lets the server answer what it has accepted, then ends it; returns False if the time was not enough."""
         code: int | None = 0
-        http_port, grpc_port = self._options.http_port, self._options.grpc_port
-        if self._process is not None and self._process.poll() is None:
-            if not block_new_connections(self._process.pid, http_port):
+        process, options = self._process, self._options
+        if process is not None and process.poll() is None:
+            if not block_new_connections(process.pid, options.http_port):
                 log.warning(
                     "the kernel forbids access to the server's connections: open connections will delay the exit"
                 )
             time.sleep(ACCEPT_S)
-            self._process.terminate()
+            process.terminate()
             # Triton waits for all connections to end, also for idle ones.
-            deadline = time.monotonic() + self._options.exit_timeout_s + 5
+            deadline = time.monotonic() + options.exit_timeout_s + 5
             drained = 0
-            while (code := self._process.poll()) is None and time.monotonic() < deadline:
-                close_idle_connections(self._process.pid, http_port)
+            while (code := process.poll()) is None and time.monotonic() < deadline:
+                close_idle_connections(process.pid, options.http_port)
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(0.1)
+                    process.wait(0.1)
                 # The model processes end when everything is answered. After that, gRPC answers NOT_FOUND for seconds,
                 # which no client understands as "shutting down". And Triton waits in vain for requests whose batch
                 # failed as a whole, for example for want of shared memory. So when all clients have left, it is done.
-                is_drained = not _model_processes(self._process.pid) or not has_clients(
-                    self._process.pid, http_port, grpc_port
+                has_work = _model_processes(process.pid) and has_clients(
+                    process.pid, options.http_port, options.grpc_port
                 )
-                drained = drained + 1 if is_drained else 0
+                drained = 0 if has_work else drained + 1
                 if drained > DRAINED_CHECKS:
                     code = 0
                     break
