@@ -288,7 +288,7 @@ def threads_of(threads: str | None, model_config: dict[str, Any]) -> int:
     """Threads for torch: POLYHEAD_THREADS, or this instance's share of the cores that the process may use."""
     if threads is None:
         groups = model_config.get("instance_group", [])
-        instances = sum(group["count"] for group in groups if group["kind"] != "KIND_GPU")
+        instances: int = sum(group["count"] for group in groups if group["kind"] != "KIND_GPU")
         return max(1, usable_cores() // max(1, instances))
     if not (threads.isascii() and threads.isdigit() and int(threads) >= 1):
         raise pb_utils.TritonModelException(f"POLYHEAD_THREADS must be a whole number >= 1, got {threads!r}")
