@@ -89,10 +89,13 @@ class Checkpoint:
     def build_head(self) -> nn.Module:
         """The head module in eval mode, with the checkpoint's weights."""
         head = head_module(self.config, self.spec, self.schema)
-        head.load_state_dict(
-            {name.removeprefix("head."): t for name, t in self.tensors.items() if name.startswith("head.")}
-        )
+        head.load_state_dict(self.tensors_of("head"))
         return head.eval()
+
+    def tensors_of(self, part: str) -> dict[str, torch.Tensor]:
+        """The tensors of ``body_model`` or of ``head``, by their names in it."""
+        prefix = f"{part}."
+        return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
 
     def golden(self) -> list[GoldenRow]:
         """Reads ``golden.jsonl``.
@@ -102,7 +105,9 @@ class Checkpoint:
         """
         path = self.path / "golden.jsonl"
         rows = []
-        for number, line in enumerate(_read_lines(path), start=1):
+        text = _read_text(path).removesuffix("\n")
+        # ``splitlines`` would also split at U+2028 and similar characters inside a text.
+        for number, line in enumerate(text.split("\n") if text else [], start=1):
             try:
                 row = GoldenRow.model_validate_json(line)
             except ValidationError as error:
@@ -178,14 +183,8 @@ def write_checkpoint(
     """Writes a checkpoint folder, complete or not at all; replaces an older checkpoint at `path`.
 
     Args:
-        path: the folder.
         config: the GPT-2 config; its ``polyhead`` section is made from `spec` and `schema`.
-        spec: how hidden states become logits.
-        schema: the heads.
         tensors: float32, by the names ``body_model.*`` and ``head.*``.
-        tokenizer_json: content of ``tokenizer.json``.
-        golden: rows of ``golden.jsonl``.
-        metrics: content of ``metrics.json``.
         report: files of ``report/`` by name.
         prove: called with the finished folder before it is moved to `path`; if it raises, nothing is moved.
 
@@ -219,12 +218,6 @@ def _read_text(path: Path) -> str:
         raise CheckpointError(f"{path}: is missing") from None
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
-
-
-def _read_lines(path: Path) -> list[str]:
-    """Lines of a JSONL file. ``splitlines`` would also split at U+2028 and similar characters inside a text."""
-    text = _read_text(path).removesuffix("\n")
-    return text.split("\n") if text else []
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], Body, Spec, Schema]:

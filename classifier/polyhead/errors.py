@@ -1,16 +1,7 @@
 """The errors of this library: everything that can be wrong with what a caller passes in.
 
-PolyheadError
-├── SchemaError       heads, labels or the taxonomy contradict themselves
-├── CheckpointError   a checkpoint folder is incomplete, damaged or not a checkpoint
-├── RepositoryError   a model repository cannot take or serve a checkpoint
-├── OptionError       an option is unknown or out of range
-├── TokenIdsError     the model cannot read these token ids
-├── ToleranceError    scores differ from the golden scores by more than the precision allows
-└── MachineError      the machine has too little memory for the model
-
-Other distributions derive theirs from PolyheadError too. Each message is one line that names the place, the value and
-what is allowed. Command lines print it and end with exit code 2.
+All derive from PolyheadError, also those of other distributions. Each message is one line that names the place, the
+value and what is allowed. Command lines print it and end with exit code 2.
 """
 
 from __future__ import annotations

@@ -24,9 +24,6 @@ from polyhead.repository import remove_version
 if TYPE_CHECKING:
     from polyhead.predictor import Predictor
 
-STAGING = ".staging-"
-FAILED = 2  # exit code
-
 app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
@@ -59,7 +56,7 @@ def export(
         target = export_checkpoint(checkpoint, repository, name, version, replace, precision)
     except PolyheadError as error:
         print(f"polyhead-export: {error}", file=sys.stderr)
-        raise typer.Exit(FAILED) from None
+        raise typer.Exit(2) from None
     print(f"exported {checkpoint} to {target}")
 
 
@@ -77,11 +74,6 @@ def export_checkpoint(
     folder and renamed into place.
 
     Args:
-        checkpoint: the checkpoint folder.
-        repository: the model repository.
-        name: the model's name.
-        version: the version, 1 or more.
-        replace: replace the checkpoint that this version holds.
         precision: checked in addition to fp32; see `Predictor.load`.
 
     Returns:
@@ -138,7 +130,7 @@ def install_version(checkpoint: Path, columns: list[str], model: Path, version: 
     try:
         model.mkdir(parents=True, exist_ok=True)
         # In the model folder, so that no rename crosses file systems; Triton reads only numbered folders.
-        with tempfile.TemporaryDirectory(prefix=STAGING, dir=model) as folder:
+        with tempfile.TemporaryDirectory(prefix=".staging-", dir=model) as folder:
             staging = Path(folder)
             staged = staging / "version"
             staged.mkdir()

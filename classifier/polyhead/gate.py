@@ -29,11 +29,8 @@ def check_answers(
     """Compares answers with golden rows; returns the largest distance of a score.
 
     Args:
-        golden: the rows that were asked.
         tokens: per row, how many tokens were read and whether the text was truncated.
         scores: ``(len(golden), schema.width)``.
-        precision: the precision whose tolerance applies.
-        schema: the heads of the model.
         place: the file of the golden rows, for messages.
 
     Raises:

@@ -20,7 +20,7 @@ from polyhead.engine.cpu.forward import activation_bytes
 from polyhead.errors import MachineError, ToleranceError
 from polyhead.gate import check_answers
 from polyhead.machine import available_memory_bytes
-from polyhead.precision import TOLERANCE, Precision, fastest_precision, requested_precision
+from polyhead.precision import TOLERANCE, fastest_precision, requested_precision
 
 LOAD_TOKENS = 2048  # tokens of golden rows that a load checks: under a second if the precision is fast here
 
@@ -36,6 +36,9 @@ class Predictor:
         self.max_length = checkpoint.spec.max_length
         self._tokenizer: Tokenizer = checkpoint.tokenizer
         self._engine = Engine(checkpoint, device, precision)
+        self.precision = self._engine.precision
+        self.device = self._engine.device
+        self.token_budget = self._engine.token_budget  # the most tokens that are computed at once
 
     @classmethod
     def load(cls, path: Path | str, device: str = "cpu", precision: str | None = None) -> Predictor:
@@ -66,21 +69,6 @@ class Predictor:
             logger.warning("serving in fp32: %s", error)
             return cls(checkpoint, device, "fp32")
         return predictor
-
-    @property
-    def precision(self) -> Precision:
-        """The precision of the engine's linear layers."""
-        return self._engine.precision
-
-    @property
-    def token_budget(self) -> int:
-        """The most tokens that are computed at once."""
-        return self._engine.token_budget
-
-    @property
-    def device(self) -> torch.device:
-        """Where the engine computes."""
-        return self._engine.device
 
     def predict(self, texts: Sequence[str | bytes], options: DecodeOptions | None = None) -> list[dict[str, Any]]:
         """One answer per text, as `decode` returns them."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -58,8 +59,7 @@ class Head(BaseModel):
             raise ValueError(
                 f"head {self.name!r}: a {self.kind} head needs at least {least} labels, got {list(self.labels)}"
             )
-        twice = sorted(label for label, count in Counter(self.labels).items() if count > 1)
-        if twice:
+        if twice := _repeated(self.labels):
             raise ValueError(f"head {self.name!r}: labels must be unique, these are repeated: {twice}")
         broken = [label for label in self.labels if not label or "\n" in label or "\r" in label]
         if broken:
@@ -114,7 +114,12 @@ class Schema:
 
     def __init__(self, heads: tuple[Head, ...] | list[Head]) -> None:
         self.heads = tuple(heads)
-        self._check()
+        if not self.heads:
+            raise SchemaError("heads: a model needs at least one head")
+        if twice := _repeated(head.name for head in self.heads):
+            raise SchemaError(f"heads: names must be unique, these are repeated: {twice}")
+        for head in self.heads:
+            self._check_parent(head)
 
     @classmethod
     def from_json(cls, heads: Any) -> Schema:
@@ -155,20 +160,12 @@ class Schema:
     @cached_property
     def columns(self) -> dict[str, slice]:
         """For each head's name, the columns of its logits and scores."""
-        columns, start = {}, 0
-        for head in self.heads:
-            columns[head.name] = slice(start, start + head.width)
-            start += head.width
-        return columns
+        return _columns({head.name: head.width for head in self.heads})
 
     @cached_property
     def label_columns(self) -> dict[str, slice]:
         """For each head's name, its columns in a matrix of true labels."""
-        columns, start = {}, 0
-        for head in self.heads:
-            columns[head.name] = slice(start, start + head.label_width)
-            start += head.label_width
-        return columns
+        return _columns({head.name: head.label_width for head in self.heads})
 
     def column_names(self) -> list[str]:
         """One ``head/label`` per score, ``head/value`` for a regression: the lines of ``labels.txt``."""
@@ -177,16 +174,6 @@ class Schema:
     def children(self, parent: str | None) -> list[Head]:
         """The heads with this parent; None gives the heads without a parent."""
         return [head for head in self.heads if head.parent == parent]
-
-    def _check(self) -> None:
-        names = [head.name for head in self.heads]
-        if not names:
-            raise SchemaError("heads: a model needs at least one head")
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise SchemaError(f"heads: names must be unique, these are repeated: {twice}")
-        for head in self.heads:
-            self._check_parent(head)
 
     def _check_parent(self, head: Head) -> None:
         if head.parent is None:
@@ -225,3 +212,12 @@ def head_from_json(fields: Any, place: str) -> Head:
         return Head.model_validate(dict(fields))
     except ValidationError as error:
         raise SchemaError(f"{place}: {describe(error)}") from error
+
+
+def _repeated(names: Iterable[str]) -> list[str]:
+    return sorted(name for name, count in Counter(names).items() if count > 1)
+
+
+def _columns(widths: Mapping[str, int]) -> dict[str, slice]:
+    ends = accumulate(widths.values())
+    return {name: slice(end - width, end) for (name, width), end in zip(widths.items(), ends, strict=True)}

@@ -86,7 +86,7 @@ done
 text='{"inputs": [{"name": "TEXT", "datatype": "BYTES", "shape": [1, 1], "data": ["Rain."]}], "outputs": [{"name": "PREDICTION"}]}'
 model=$(basename "$(dirname "$(ls -d "$repository"/*/config.pbtxt | head -n 1)")")
 curl -sf "http://127.0.0.1:18500/v2/models/$model/infer" -d "$text" >"$work/answer.json" || { cat "$work/serve.log"; fail "no answer"; }
-grep -q '"heads' "$work/answer.json" || grep -q 'heads' "$work/answer.json" || fail "an answer without heads: $(cat "$work/answer.json")"
+grep -q heads "$work/answer.json" || fail "an answer without heads: $(cat "$work/answer.json")"
 process=$(pgrep -f -- "--http-port 18500 --grpc-port 18501" | tail -n 1)
 grep -q '^CapEff:.*0000000000000000$' "/proc/$process/status" || fail "the server has capabilities"
 kill -TERM "$process"

@@ -68,13 +68,12 @@ def close_idle_connections(pid: int, port: int) -> int:
 
 def _is_idle(connection: socket.socket) -> bool:
     info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-
-    def field(offset: int) -> int:
-        return int(struct.unpack_from("I", info, offset)[0])
-
-    if field(_SEGMENTS_IN) and not field(_SEGMENTS_OUT):  # the first request is still unanswered
+    offsets = (_LAST_SENT, _LAST_RECEIVED, _SEGMENTS_IN, _SEGMENTS_OUT)
+    sent_ms, received_ms, segments_in, segments_out = (
+        int(struct.unpack_from("I", info, place)[0]) for place in offsets
+    )
+    if segments_in and not segments_out:  # the first request is still unanswered
         return False
-    sent_ms, received_ms = field(_LAST_SENT), field(_LAST_RECEIVED)
     # An unanswered request, complete or not, is newer than the last answer.
     return sent_ms < received_ms or sent_ms == received_ms > _CLOCK_MS
 
@@ -87,20 +86,15 @@ def _sockets(pid: int, port: int, state: str) -> Iterator[socket.socket]:
         process = os.pidfd_open(pid)
         try:
             for link in Path(f"/proc/{pid}/fd").iterdir():
-                if _name(link) in names:
+                with contextlib.suppress(OSError):  # it has just been closed
+                    if str(link.readlink()) not in names:
+                        continue
                     number = _libc.syscall(_PIDFD_GETFD, process, int(link.name), 0)
                     if number >= 0:
                         with socket.socket(fileno=number) as duplicate:
                             yield duplicate
         finally:
             os.close(process)
-
-
-def _name(link: Path) -> str:
-    try:
-        return str(link.readlink())
-    except OSError:  # it has just been closed
-        return ""
 
 
 def _entries(pid: int) -> Iterator[tuple[str, str, int]]:

@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +23,7 @@ from polyhead.files import write_file
 from polyhead.gate import check_answers
 from polyhead.predictor import Predictor
 from polyhead.repository import locked, missing_file, remove_version, versions_of
+from polyhead_serving.command_line import new_app, seconds
 from polyhead_serving.live_server import LiveServer, ServerError
 
 EPILOG = """\b
@@ -60,7 +60,6 @@ class Deployment:
         keep: how many versions stay on disk, including the new one.
         load_timeout_s: how long the server may take to load the version.
         verify_timeout_s: how long the live golden answers may take, beside other traffic.
-        say: prints one line per step.
     """
 
     checkpoint: Path
@@ -71,7 +70,6 @@ class Deployment:
     keep: int = 3
     load_timeout_s: float = 300.0
     verify_timeout_s: float = 120.0
-    say: Callable[[str], None] = print
 
 
 def deploy(wanted: Deployment, server: LiveServer) -> int:
@@ -90,26 +88,26 @@ def deploy(wanted: Deployment, server: LiveServer) -> int:
         server.check_key()
         live = server.version()
         version = next_version(model, live, wanted.version)
-        wanted.say(f"{wanted.name}: version {live} serves; proving {wanted.checkpoint} for version {version}")
+        print(f"{wanted.name}: version {live} serves; proving {wanted.checkpoint} for version {version}")
         predictor = prove(wanted.checkpoint, wanted.precision)
         labels = model / "labels.txt"
         old_labels = labels.read_bytes() if labels.exists() else None
         try:
             install_version(wanted.checkpoint, predictor.schema.column_names(), model, version)
-            wanted.say(f"{wanted.name}: version {version} is in place, proved in {predictor.precision}; loading it")
+            print(f"{wanted.name}: version {version} is in place, proved in {predictor.precision}; loading it")
             began = time.monotonic()
             server.load(wanted.load_timeout_s)
-            wanted.say(f"{wanted.name}: loaded in {time.monotonic() - began:.1f} s; asking it for its golden answers")
+            print(f"{wanted.name}: loaded in {time.monotonic() - began:.1f} s; asking it for its golden answers")
             worst = verify(server, predictor, version, wanted.verify_timeout_s)
         except BaseException as error:
             _roll_back(server, model, version, live, old_labels, wanted)
             if isinstance(error, PolyheadError) and not isinstance(error, RepositoryError):
                 raise RolledBackError(f"{error}; version {live} serves, version {version} was removed") from error
             raise
-        wanted.say(f"{wanted.name}: its live scores are within {worst:.2g} of the golden ones")
+        print(f"{wanted.name}: its live scores are within {worst:.2g} of the golden ones")
         for old in versions_of(model)[: -wanted.keep]:
             if retire_version(model, old):
-                wanted.say(f"{wanted.name}: removed version {old}, because --keep is {wanted.keep}")
+                print(f"{wanted.name}: removed version {old}, because --keep is {wanted.keep}")
     return version
 
 
@@ -158,7 +156,7 @@ def _roll_back(
     was_installed = (model / str(version)).exists()
     try:
         if was_installed:
-            wanted.say(f"{wanted.name}: rolling back version {version}")
+            print(f"{wanted.name}: rolling back version {version}")
             remove_version(model, version)
             _restore(model / "labels.txt", labels)
     except OSError as error:
@@ -188,12 +186,7 @@ def _restore(file: Path, content: bytes | None) -> None:
         write_file(file, content)
 
 
-app = typer.Typer(
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"auto_envvar_prefix": "POLYHEAD_DEPLOY", "max_content_width": 120},
-)
+app = new_app("POLYHEAD_DEPLOY")
 
 
 @app.command(
@@ -210,8 +203,8 @@ def command(
         typer.Option(help="What the server computes in: auto, fp32, bf16 or int8; by default POLYHEAD_PRECISION."),
     ] = None,
     keep: Annotated[int, typer.Option(min=1, help="How many versions stay on disk.")] = 3,
-    load_timeout_s: Annotated[float, typer.Option(min=0.001, help="How long the server may take to load it.")] = 300.0,
-    verify_timeout_s: Annotated[float, typer.Option(min=0.001, help="How long its golden answers may take.")] = 120.0,
+    load_timeout_s: Annotated[float, seconds("How long the server may take to load it.")] = 300.0,
+    verify_timeout_s: Annotated[float, seconds("How long its golden answers may take.")] = 120.0,
 ) -> None:
     """Reads the options and deploys."""
     key = os.environ.get("POLYHEAD_ADMIN_KEY", "")
@@ -220,8 +213,7 @@ def command(
         raise typer.Exit(2)
     wanted = Deployment(checkpoint, repository, name, version, precision, keep, load_timeout_s, verify_timeout_s)
     # A stopped deployment is rolled back like a failed one, whatever the parent process does with these signals.
-    signals = (signal.SIGTERM, signal.SIGINT)
-    previous = [signal.signal(number, signal.default_int_handler) for number in signals]
+    previous = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         with contextlib.closing(LiveServer(grpc, name, key)) as server:
             new = deploy(wanted, server)
@@ -232,7 +224,7 @@ def command(
         print("polyhead-deploy: stopped; the old version serves", file=sys.stderr)
         raise typer.Exit(130) from None
     finally:
-        for number, handler in zip(signals, previous, strict=True):
+        for number, handler in previous.items():
             signal.signal(number, handler)
     print(f"{name}: version {new} serves")
 

@@ -6,19 +6,17 @@ import json
 import socket
 import socketserver
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Literal
+from typing import Literal, get_args
 
 RestartReason = Literal["exit", "canary", "model_process"]
-REASONS: tuple[RestartReason, ...] = ("exit", "canary", "model_process")
 
 
 class Health:
-    """What the supervisor knows of its server. The supervisor writes it; probes read it in other threads.
+    """What the supervisor knows of its server. Only the supervisor's thread writes; probes read in other threads.
 
     Args:
         is_broken: whether the server has lost a process that the supervisor may not have noticed yet.
@@ -26,18 +24,16 @@ class Health:
 
     def __init__(self, is_broken: Callable[[], bool] = lambda: False) -> None:
         self._is_broken = is_broken
-        self._lock = threading.Lock()
         self._wrong: str | None = "starting"
         self._draining = False
         self._canary_s = 0.0
         self._canary_failures = 0
-        self._restarts: Counter[RestartReason] = Counter()
+        self._restarts: dict[RestartReason, int] = dict.fromkeys(get_args(RestartReason), 0)
 
     @property
     def not_ready(self) -> str | None:
         """Why the server should get no traffic, or None if it should."""
-        with self._lock:
-            return "draining" if self._draining else self._wrong
+        return "draining" if self._draining else self._wrong
 
     def is_restarting(self) -> bool:
         """Whether the server is being restarted or is about to be, so that a request that failed may be repeated."""
@@ -45,39 +41,35 @@ class Health:
 
     def canary(self, wrong: str | None, seconds: float) -> None:
         """Records the result of a canary of a started server, and how long it took."""
-        with self._lock:
-            self._wrong = wrong
-            self._canary_s = seconds
-            self._canary_failures += wrong is not None
+        self._wrong = wrong
+        self._canary_s = seconds
+        self._canary_failures += wrong is not None
 
     def restarting(self, reason: RestartReason, wrong: str) -> None:
         """Counts a restart. The server is not ready until the next canary is answered."""
-        with self._lock:
-            self._restarts[reason] += 1
-            self._wrong = f"restarting: {wrong}"
+        self._restarts[reason] += 1
+        self._wrong = f"restarting: {wrong}"
 
     def drain(self) -> None:
         """From now on the server is not ready, whatever the canary says."""
-        with self._lock:
-            self._draining = True
+        self._draining = True
 
     def metrics(self) -> str:
         """The same in Prometheus' text format."""
-        with self._lock:
-            lines = [
-                "# HELP polyhead_ready Whether the last canary was answered and the server is not draining",
-                "# TYPE polyhead_ready gauge",
-                f"polyhead_ready {int(self._wrong is None and not self._draining)}",
-                "# HELP polyhead_canary_seconds Seconds that the last canary took",
-                "# TYPE polyhead_canary_seconds gauge",
-                f"polyhead_canary_seconds {self._canary_s:.6f}",
-                "# HELP polyhead_canary_failures_total Canaries of a started server that failed",
-                "# TYPE polyhead_canary_failures_total counter",
-                f"polyhead_canary_failures_total {self._canary_failures}",
-                "# HELP polyhead_restarts_total Restarts of the whole server, by reason",
-                "# TYPE polyhead_restarts_total counter",
-                *(f'polyhead_restarts_total{{reason="{reason}"}} {self._restarts[reason]}' for reason in REASONS),
-            ]
+        lines = [
+            "# HELP polyhead_ready Whether the last canary was answered and the server is not draining",
+            "# TYPE polyhead_ready gauge",
+            f"polyhead_ready {int(self.not_ready is None)}",
+            "# HELP polyhead_canary_seconds Seconds that the last canary took",
+            "# TYPE polyhead_canary_seconds gauge",
+            f"polyhead_canary_seconds {self._canary_s:.6f}",
+            "# HELP polyhead_canary_failures_total Canaries of a started server that failed",
+            "# TYPE polyhead_canary_failures_total counter",
+            f"polyhead_canary_failures_total {self._canary_failures}",
+            "# HELP polyhead_restarts_total Restarts of the whole server, by reason",
+            "# TYPE polyhead_restarts_total counter",
+            *(f'polyhead_restarts_total{{reason="{reason}"}} {count}' for reason, count in self._restarts.items()),
+        ]
         return "".join(f"{line}\n" for line in lines)
 
 

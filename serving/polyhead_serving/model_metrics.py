@@ -33,7 +33,7 @@ class BatchRecord:
         truncated_texts: how many of `texts` were truncated.
         error_texts: how many of `texts` have an error instead of an answer.
         cancelled_requests: requests dropped before their texts were computed.
-        parts: scored parts of the batch. Each part but the last is recorded by itself, as soon as it is done.
+        parts: scored parts. Each part has a record of its own, as soon as it is done.
         stages: seconds per stage: tokenize, compute, decode; only the stages that ran.
     """
 
@@ -53,7 +53,8 @@ class BatchRecord:
         self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - began
 
     def count(self, encoded: Sequence[EncodedText]) -> None:
-        """Counts the tokens, truncations and errors of tokenized texts."""
+        """Counts tokenized texts, their tokens, truncations and errors."""
+        self.texts = len(encoded)
         self.tokens = sum(text.token_count for text in encoded)
         self.truncated_texts = sum(text.truncated for text in encoded)
         self.error_texts = sum(text.error is not None for text in encoded)
@@ -146,4 +147,4 @@ class ModelMetrics:
             self._stages[name].observe(seconds)
 
     def _give_up(self, error: Exception) -> None:
-        self._log(f"polyhead sends no more metrics: {error}".encode("ascii", "backslashreplace").decode("ascii"))
+        self._log(f"polyhead sends no more metrics: {error}")

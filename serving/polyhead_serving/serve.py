@@ -9,7 +9,6 @@ import signal
 import sys
 import threading
 import time
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Literal
@@ -19,10 +18,11 @@ import typer
 from polyhead.errors import PolyheadError
 from polyhead.repository import models_with_checkpoint
 from polyhead_serving.canary import Canary
+from polyhead_serving.command_line import new_app, seconds
 from polyhead_serving.health import Health, probe_port
-from polyhead_serving.log_lines import log, pass_on, set_up_logging, to_json
+from polyhead_serving.log_lines import log, set_up_logging, to_json
 from polyhead_serving.orphans import backends_folder, remove_orphans, run_lock
-from polyhead_serving.server_process import CPU_NOISE, STACK_BYTES, ServerProcess, stack_bytes
+from polyhead_serving.server_process import STACK_BYTES, ServerProcess, stack_bytes
 from polyhead_serving.supervisor import StartError, supervise
 from polyhead_serving.triton import (
     ADMIN_APIS,
@@ -32,7 +32,6 @@ from polyhead_serving.triton import (
     admin_key,
     check_ports,
     find_triton,
-    has_gpu,
     server_command,
 )
 
@@ -59,12 +58,7 @@ Exit codes: 0 stopped by a signal; 1 the first start failed, or accepted request
 2 wrong options, repository or port
 """
 
-app = typer.Typer(
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"auto_envvar_prefix": "POLYHEAD_SERVE", "max_content_width": 120},
-)
+app = new_app("POLYHEAD_SERVE")
 
 
 @app.command(help=HELP, epilog=EPILOG)
@@ -88,15 +82,15 @@ def command(
     log_format: Annotated[
         Literal["text", "json"], typer.Option(help="json: one object per line, Triton's lines included.")
     ] = "text",
-    startup_timeout_s: Annotated[float, typer.Option(min=0.001, help="How long a start may take.")] = 300.0,
-    probe_interval_s: Annotated[float, typer.Option(min=0.001, help="Pause after an answered canary.")] = 2.0,
-    canary_timeout_s: Annotated[float, typer.Option(min=0.001, help="How long to wait for a canary's answer.")] = 5.0,
+    startup_timeout_s: Annotated[float, seconds("How long a start may take.")] = 300.0,
+    probe_interval_s: Annotated[float, seconds("Pause after an answered canary.")] = 2.0,
+    canary_timeout_s: Annotated[float, seconds("How long to wait for a canary's answer.")] = 5.0,
     canary_failures: Annotated[int, typer.Option(min=1, help="Failed canaries in a row that lead to a restart.")] = 3,
     drain_s: Annotated[
-        float, typer.Option(min=0, help="How long /ready says 503 before the server stops, for load balancers to see.")
+        float, seconds("How long /ready says 503 before the server stops, for load balancers to see.", least=0)
     ] = 1.0,
     exit_timeout_s: Annotated[
-        float, typer.Option(min=0.001, help="How long accepted requests may take at the end; 10 s of it in the queue.")
+        float, seconds("How long accepted requests may take at the end; 10 s of it in the queue.")
     ] = 30.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print shell commands that run the server.")] = False,
 ) -> None:
@@ -116,7 +110,7 @@ def command(
 
 def serve(options: ServeOptions) -> int:
     """Runs the server until a signal; returns the exit code."""
-    models_with_checkpoint(options.repository)
+    models = models_with_checkpoint(options.repository)
     install, key = find_triton(), admin_key(options.control)
     if options.dry_run:
         print_script(options, install, key)
@@ -127,7 +121,7 @@ def serve(options: ServeOptions) -> int:
         if install.backend_files:
             install.link_backends(backends_folder(run))
         try:
-            return run_server(options, install, run, key)
+            return run_server(options, models, install, run, key)
         finally:
             shutil.rmtree(backends_folder(run), ignore_errors=True)
 
@@ -161,35 +155,21 @@ class StopSignal:
         self._is_stopping = True
         raise KeyboardInterrupt
 
-    def listen(self) -> None:
-        """Installs the handler, even if the parent process ignores SIGINT, as a script does for `command &`."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self)
 
-    def ignore(self) -> None:
-        """Ignores signals while the rest, which takes no time, is cleaned up."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
+def handle_stop_signals(handler: StopSignal | signal.Handlers) -> None:
+    """Installs the handler, even if the parent process ignores SIGINT, as a script does for `command &`."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handler)
 
 
-def run_server(options: ServeOptions, install: TritonInstall, run: str, key: str) -> int:
+def run_server(options: ServeOptions, models: list[str], install: TritonInstall, run: str, key: str) -> int:
     """Supervises the server until a signal, then drains it; returns the exit code."""
-    models = models_with_checkpoint(options.repository)
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options.address, options.address)
     host = f"[{host}]" if ":" in host else host
     urls = {name: f"{host}:{port}" for name, port in options.ports().items()}
     if stack_bytes() < STACK_BYTES:
         log.warning("the stack's hard limit is %d KiB: deeply nested JSON can end the server", stack_bytes() // 1024)
-    server = ServerProcess(
-        lambda: server_command(options, install, backends_folder(run), run, key),
-        {**os.environ, **install.environment(os.environ)},
-        shm_prefix=run,
-        muted=() if has_gpu() else CPU_NOISE,
-        pass_on=partial(pass_on, kind=options.log_format),
-        http_port=options.http_port,
-        grpc_port=options.grpc_port,
-        exit_timeout_s=options.exit_timeout_s,
-    )
+    server = ServerProcess(options, install, run, key)
     health, stop = Health(server.is_broken), StopSignal()
     canary = Canary(urls["http"], urls["metrics"], models)
 
@@ -201,7 +181,7 @@ def run_server(options: ServeOptions, install: TritonInstall, run: str, key: str
     try:
         with probe_port(health, options.address, options.probe_port):
             try:
-                stop.listen()
+                handle_stop_signals(stop)
                 supervise(server, canary.check, options, announce, health)
             except KeyboardInterrupt:
                 health.drain()
@@ -209,15 +189,14 @@ def run_server(options: ServeOptions, install: TritonInstall, run: str, key: str
                 if server.exit_code is None:
                     stop.skip_pause.wait(options.drain_s)
                 if not server.drain():
-                    log.error(
-                        "accepted requests may be lost: --exit-timeout-s %g was too short", options.exit_timeout_s
-                    )
+                    wrong = "accepted requests may be lost: --exit-timeout-s %g was too short"
+                    log.error(wrong, options.exit_timeout_s)
                     return 1
             except StartError as error:
                 log.error("the server did not start: %s", error)
                 return 1
     finally:
-        stop.ignore()
+        handle_stop_signals(signal.SIG_IGN)  # the rest takes no time
         server.kill()
     return 0
 

@@ -12,12 +12,13 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from polyhead_serving.connections import block_new_connections, close_idle_connections, has_clients
-from polyhead_serving.orphans import SHARED_MEMORY
+from polyhead_serving.log_lines import pass_on
+from polyhead_serving.orphans import SHARED_MEMORY, backends_folder
+from polyhead_serving.triton import ServeOptions, TritonInstall, has_gpu, server_command
 
 log = logging.getLogger("polyhead_serving")
 
@@ -41,36 +42,18 @@ class ServerProcess:
     """tritonserver in its own process group.
 
     Args:
-        command: returns the command line; called at each start.
-        environment: all variables of the server.
-        shm_prefix: how the names of its shared-memory regions start; `kill` removes these regions.
-        muted: log lines that contain one of these are dropped.
-        pass_on: gets all other log lines.
-        http_port: a drain closes idle connections to this port.
-        grpc_port: a drain also ends when no client is connected to either port.
-        exit_timeout_s: how long a drain may take.
+        options: what to serve, and how long a drain may take.
+        install: the tritonserver to run.
+        run: the run's name; the names of its shared-memory regions start with it.
+        key: opens the admin APIs.
     """
 
-    def __init__(
-        self,
-        command: Callable[[], Sequence[str]],
-        environment: Mapping[str, str],
-        shm_prefix: str,
-        muted: Sequence[str] = (),
-        *,
-        pass_on: Callable[[str], None],
-        http_port: int,
-        grpc_port: int,
-        exit_timeout_s: float,
-    ) -> None:
-        self._command = command
-        self._environment = environment
-        self._shm_prefix = shm_prefix
-        self._muted = muted
-        self._pass_on = pass_on
-        self._http_port = http_port
-        self._grpc_port = grpc_port
-        self._exit_timeout_s = exit_timeout_s
+    def __init__(self, options: ServeOptions, install: TritonInstall, run: str, key: str) -> None:
+        self._options = options
+        self._install = install
+        self._run = run
+        self._key = key
+        self._muted = () if has_gpu() else CPU_NOISE
         self._zombies: dict[int, float] = {}  # when each was first seen
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
@@ -81,8 +64,8 @@ class ServerProcess:
         self._errors = []
         self._zombies = {}
         self._process = subprocess.Popen(
-            self._command(),
-            env=self._environment,
+            server_command(self._options, self._install, backends_folder(self._run), self._run, self._key),
+            env=os.environ | self._install.environment(os.environ),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -132,27 +115,28 @@ class ServerProcess:
     def drain(self) -> bool:
         """Lets the server answer what it has accepted, then ends it; returns False if the time was not enough."""
         code: int | None = 0
-        if self._process is not None and self._process.poll() is None:
-            if not block_new_connections(self._process.pid, self._http_port):
+        process, options = self._process, self._options
+        if process is not None and process.poll() is None:
+            if not block_new_connections(process.pid, options.http_port):
                 log.warning(
                     "the kernel forbids access to the server's connections: open connections will delay the exit"
                 )
             time.sleep(ACCEPT_S)
-            self._process.terminate()
+            process.terminate()
             # Triton waits for all connections to end, also for idle ones.
-            deadline = time.monotonic() + self._exit_timeout_s + 5
+            deadline = time.monotonic() + options.exit_timeout_s + 5
             drained = 0
-            while (code := self._process.poll()) is None and time.monotonic() < deadline:
-                close_idle_connections(self._process.pid, self._http_port)
+            while (code := process.poll()) is None and time.monotonic() < deadline:
+                close_idle_connections(process.pid, options.http_port)
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(0.1)
+                    process.wait(0.1)
                 # The model processes end when everything is answered. After that, gRPC answers NOT_FOUND for seconds,
                 # which no client understands as "shutting down". And Triton waits in vain for requests whose batch
                 # failed as a whole, for example for want of shared memory. So when all clients have left, it is done.
-                is_drained = not _model_processes(self._process.pid) or not has_clients(
-                    self._process.pid, self._http_port, self._grpc_port
+                has_work = _model_processes(process.pid) and has_clients(
+                    process.pid, options.http_port, options.grpc_port
                 )
-                drained = drained + 1 if is_drained else 0
+                drained = 0 if has_work else drained + 1
                 if drained > DRAINED_CHECKS:
                     code = 0
                     break
@@ -171,14 +155,14 @@ class ServerProcess:
         self._process.wait()
         _wait_for_group(group, timeout_s=5)
         self._process = None
-        for region in SHARED_MEMORY.glob(f"{self._shm_prefix}*"):
+        for region in SHARED_MEMORY.glob(f"{self._run}*"):
             region.unlink(missing_ok=True)
 
     def _read_log(self, lines: IO[str]) -> None:
         for line in lines:
             if any(part in line for part in self._muted):
                 continue
-            self._pass_on(line)
+            pass_on(line, self._options.log_format)
             # The first errors name the cause. The list must not grow for months.
             if len(self._errors) < MAX_ERRORS_KEPT and (error := _ERROR_LINE.match(line)):
                 self._errors.append(error[1])

@@ -18,7 +18,7 @@ from torch.nn.attention.varlen import varlen_attn
 from polyhead.checkpoint import read_checkpoint
 from polyhead.engine.cuda.attention import CAUSAL, FULL, padded_attention
 from polyhead.engine.cuda.forward import CUDAForward
-from polyhead.engine.cuda.packed import Graphs, Packed, PackedShape, graph_shapes, pack
+from polyhead.engine.cuda.packed import Graphs, Packed, PackedShape, Recording, graph_shapes, pack
 from polyhead.engine.micro_batch import MicroBatch
 from tests.tiny import MAX_LENGTH, write_tiny_checkpoint
 
@@ -95,16 +95,10 @@ def assert_near(computed: np.ndarray, expected: np.ndarray, spread: float) -> No
     assert error.max() < MAX_BF16
 
 
-class Rerun:
+def rerun(run: Callable[[], torch.Tensor]) -> Recording:
     """A recording that computes again into the same output tensor, as a CUDA graph does."""
-
-    def __init__(self, run: Callable[[], torch.Tensor]) -> None:
-        self.run = run
-        self.output = run()
-
-    def replay(self) -> None:
-        """Computes again."""
-        self.output.copy_(self.run())
+    output = run()
+    return lambda: output.copy_(run()), output
 
 
 class Pair:
@@ -142,7 +136,7 @@ def forwards(pair: Pair) -> list[CUDAForward]:
     return [
         CUDAForward(pair.checkpoint, "cpu", "fp32"),
         CUDAForward(pair.checkpoint, "cpu", "fp32", attention=flash_stand_in),
-        CUDAForward(pair.checkpoint, "cpu", "fp32", attention=flash_stand_in, record=Rerun),
+        CUDAForward(pair.checkpoint, "cpu", "fp32", attention=flash_stand_in, record=rerun),
     ]
 
 
@@ -179,7 +173,7 @@ def test_a_result_outlives_the_next_call(pair: Pair, forwards: list[CUDAForward]
     torch.testing.assert_close(forwards[2].pooled(first), before, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("record", [None, Rerun])
+@pytest.mark.parametrize("record", [None, rerun])
 def test_bf16_stays_near(pair: Pair, record: Any) -> None:
     """In bf16 logits stay within a few percent of their spread, as in transformers."""
     forward = CUDAForward(pair.checkpoint, "cpu", "bf16", attention=flash_stand_in, record=record)
@@ -260,7 +254,7 @@ def test_packing() -> None:
 )
 def test_a_batch_goes_to_the_smallest_shape(lengths: list[int], shape: PackedShape | None) -> None:
     """The smallest shape with room for the tokens, the texts and the longest text; None if there is none."""
-    graphs = Graphs(graph_shapes(1000), lambda packed: packed.ids, Rerun, torch.device("cpu"))
+    graphs = Graphs(graph_shapes(1000), lambda packed: packed.ids, rerun, torch.device("cpu"))
     assert graphs.shape_for(micro_batch([[0] * length for length in lengths])) == shape
 
 
@@ -268,12 +262,12 @@ def test_a_failed_recording_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptu
     """Shapes that cannot be recorded are computed without a recording, and the log says so."""
     made = 0
 
-    def record(run: Callable[[], torch.Tensor]) -> Rerun:
+    def record(run: Callable[[], torch.Tensor]) -> Recording:
         nonlocal made
         made += 1
         if made > 3:
             raise RuntimeError("out of memory")
-        return Rerun(run)
+        return rerun(run)
 
     checkpoint = Pair(tmp_path / "c", "base", None, {})
     with caplog.at_level(logging.WARNING):
@@ -287,7 +281,7 @@ def test_a_failed_recording_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptu
 
 def test_torch_takes_what_it_is_given(pair: Pair) -> None:
     """PyTorch's own flash attention and fused GELU accept the shapes and dtypes of the calls, on the meta device."""
-    forward = CUDAForward(pair.checkpoint, "meta", "bf16", attention=varlen_attn, record=Rerun)
+    forward = CUDAForward(pair.checkpoint, "meta", "bf16", attention=varlen_attn, record=rerun)
     forward.fuses_gelu = True
     for lengths in ([9, 4, 1], [1] * 200):  # recorded and not
         pooled = forward.pooled(micro_batch(random_texts(lengths, 100)))

@@ -75,7 +75,7 @@ def server(repository: Path) -> ScriptedServer:
 def wanted(repository: Path, base_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Deployment:
     """The same checkpoint once more; pauses take no time."""
     monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
-    return Deployment(base_checkpoint, repository, precision="fp32", verify_timeout_s=0.2, say=lambda line: None)
+    return Deployment(base_checkpoint, repository, precision="fp32", verify_timeout_s=0.2)
 
 
 def test_failures_are_rolled_back(server: ScriptedServer, wanted: Deployment) -> None:
@@ -188,6 +188,15 @@ def test_options_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
     assert run("checkpoint", "--repository", "here") == 0
     assert (seen[0].keep, seen[0].repository, seen[0].precision) == (5, Path("here"), None)
     assert run("checkpoint", "--keep", "0") == 2
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_times_are_finite(value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A time that no timer takes is refused."""
+    monkeypatch.setenv("POLYHEAD_ADMIN_KEY", "0123456789abcdef")
+    for option in ("--load-timeout-s", "--verify-timeout-s"):
+        assert run("checkpoint", option, value) == 2
+        assert option in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -109,6 +109,17 @@ def test_own_server_keeps_its_backends(repository: Path) -> None:
     assert not any(flag.startswith("--backend-directory") for flag in flags)
 
 
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_times_are_finite(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A time that no timer takes is refused."""
+    times = [name for name in vars(parse()) if name.endswith("_s")]
+    assert len(times) == 5
+    for name in times:
+        option = f"--{name.replace('_', '-')}"
+        assert run(option, value) == 2
+        assert option in capsys.readouterr().err
+
+
 def refuse(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """Runs the command, which must end with code 2 and one line."""
     assert run(*arguments) == 2

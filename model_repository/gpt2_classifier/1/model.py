@@ -14,7 +14,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ import orjson
 import torch
 import triton_python_backend_utils as pb_utils
 
-from polyhead.decode import DecodeOptions
+from polyhead.decode import DecodeOptions, Scores
+from polyhead.encode import EncodedText
 from polyhead.errors import OptionError, PolyheadError
 from polyhead.machine import usable_cores
 from polyhead.predictor import Predictor
@@ -40,13 +42,26 @@ class BadRequestError(Exception):
     """The request is wrong as a whole, not one of its texts. It alone gets INVALID_ARG with this message."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ParsedRequest:
-    """What one request asks for."""
+    """What one request asks for, and how far its answer is.
 
+    Attributes:
+        position: its place in the batch.
+        source: Triton's request.
+        encoded: its texts, once they are tokenized.
+        scores: ``(texts, width)``; made when scoring begins.
+        unscored: how many texts still wait for their scores; 0 if the request is answered or cancelled.
+    """
+
+    position: int
+    source: Any
     texts: Sequence[bytes]
     options: DecodeOptions
     outputs: frozenset[str]
+    encoded: list[EncodedText] = field(default_factory=list)
+    scores: Scores = field(init=False)
+    unscored: int = 0
 
     @property
     def needs_tokens(self) -> bool:
@@ -66,7 +81,7 @@ class Responses:
     """
 
     def __init__(self, requests: Sequence[Any]) -> None:
-        self.requests = requests
+        self._requests = requests
         self._ready: dict[int, Any] = {}
         self._sent: set[int] = set()
 
@@ -80,17 +95,17 @@ class Responses:
             position, response = self._ready.popitem()
             self._sent.add(position)  # before sending: after a failed send, no second response is allowed
             try:
-                sender = self.requests[position].get_response_sender()
+                sender = self._requests[position].get_response_sender()
                 sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
             except Exception as error:
                 log_error(f"a response could not be sent: {error!r}")
 
     def rest(self) -> list[Any]:
         """What `execute` returns: per request a response, or None if it was sent. A missing response is an error."""
-        positions = range(len(self.requests))
+        positions = range(len(self._requests))
         for position in set(positions) - self._ready.keys() - self._sent:
             self.put(position, failure("internal error, see the server's log", pb_utils.TritonError.INTERNAL))
-        return [None if position in self._sent else self._ready[position] for position in positions]
+        return [self._ready.get(position) for position in positions]
 
 
 class TritonPythonModel:
@@ -104,18 +119,18 @@ class TritonPythonModel:
         try:
             self.predictor = Predictor.load(folder, device=device_of(args))
             proven = self.predictor.warm_up()
-            self.smoke()
             if self.predictor.precision == "fp32":  # for other precisions, `load` has checked more of them
                 self.predictor.check_golden(PROVEN_TOKENS)
+            for answer in self.predictor.predict(SMOKE_TEXTS):
+                dump(answer)
         except PolyheadError as error:
             raise pb_utils.TritonModelException(str(error)) from None
         self.warn_of_other_labels(Path(args["model_repository"]) / "labels.txt")
-        self.early_response_s = EARLY_RESPONSE_S
         # Asking takes 40 microseconds per request: nothing compared with a text on a CPU, but much on a GPU.
         self.asks_for_cancels = self.predictor.device.type == "cpu"
         engine = {"precision": self.predictor.precision, "device": str(self.predictor.device)}
         labels = {"model": args["model_name"], "version": args["model_version"]}
-        self.metrics = ModelMetrics(pb_utils.MetricFamily, labels, engine, pb_utils.Logger.log_error)
+        self.metrics = ModelMetrics(pb_utils.MetricFamily, labels, engine, log_error)
         pb_utils.Logger.log_info(
             f"{args['model_name']} version {args['model_version']}: {engine['precision']} on {engine['device']}, "
             f"{threads} threads, token budget {self.predictor.token_budget}, a micro-batch of {proven} tokens fits"
@@ -135,92 +150,80 @@ class TritonPythonModel:
         self.metrics.close()
 
     def answer(self, requests: Sequence[Any], responses: Responses) -> None:
-        """Tokenizes the texts of all requests together, then scores them part by part, short texts first.
+        """Tokenizes the texts of all requests together, then scores them."""
+        parsed: list[ParsedRequest] = []
+        for position, request in enumerate(requests):
+            try:
+                parsed.append(parse_request(position, request))
+            except (BadRequestError, OptionError) as error:
+                responses.put(position, failure(str(error), pb_utils.TritonError.INVALID_ARG))
+        batch = BatchRecord()
+        self.tokenize([request for request in parsed if request.needs_tokens], batch)
+        for done in (request for request in parsed if not request.needs_scores):
+            responses.put(done.position, self.respond(done))
+        self.score([request for request in parsed if request.needs_scores], responses, batch)
+        self.metrics.record(batch)
+
+    def tokenize(self, requests: Sequence[ParsedRequest], batch: BatchRecord) -> None:
+        """Tokenizes the texts of all requests in one call."""
+        with batch.stage("tokenize"):
+            encoded = self.predictor.encode([text for request in requests for text in request.texts])
+        batch.count(encoded)
+        rest = iter(encoded)
+        for request in requests:
+            request.encoded = list(islice(rest, len(request.texts)))
+
+    def score(self, requests: Sequence[ParsedRequest], responses: Responses, batch: BatchRecord) -> None:
+        """Scores the texts of all requests part by part, short texts first.
 
         A request is answered as soon as its last text is scored. It does not wait for longer texts in the batch.
         """
-        parsed: dict[int, ParsedRequest] = {}
-        rows: dict[int, range] = {}
-        texts: list[bytes] = []
-        for position, request in enumerate(requests):
-            try:
-                wanted = parsed[position] = parse_request(request)
-            except (BadRequestError, OptionError) as error:
-                responses.put(position, failure(str(error), pb_utils.TritonError.INVALID_ARG))
-                continue
-            rows[position] = range(len(texts), len(texts) + len(wanted.texts) * wanted.needs_tokens)
-            texts += wanted.texts if wanted.needs_tokens else []
-        batch = BatchRecord(texts=len(texts))
-        with batch.stage("tokenize"):
-            encoded = self.predictor.encode(texts)
-        batch.count(encoded)
-
-        scores = np.full((len(texts), self.predictor.schema.width), np.nan, dtype=np.float32)
-        unscored = {position: len(rows[position]) for position, wanted in parsed.items() if wanted.needs_scores}
-        for position in parsed.keys() - unscored.keys():
-            responses.put(position, self.respond(parsed[position], [encoded[row] for row in rows[position]], None))
-        owners = {row: position for position in unscored for row in rows[position]}
-        to_score = list(owners)
-        parts = self.predictor.parts([encoded[row] for row in to_score])
-        tokens = [sum(encoded[to_score[place]].token_count for place in part) for part in parts]
+        for request in requests:
+            request.unscored = len(request.texts)
+            request.scores = np.empty((len(request.texts), self.predictor.schema.width), dtype=np.float32)
+        texts = [(request, row) for request in requests for row in range(len(request.texts))]
+        plan = self.predictor.parts([request.encoded[row] for request, row in texts])
+        parts = [[texts[place] for place in places] for places in plan]
+        tokens = [sum(request.encoded[row].token_count for request, row in part) for part in parts]
         for number, part in enumerate(parts):
             computed = sum(tokens[:number])
-            if computed and batch.stages["compute"] / computed * sum(tokens[number:]) > self.early_response_s:
+            if computed and batch.stages["compute"] / computed * sum(tokens[number:]) > EARLY_RESPONSE_S:
                 responses.send_ready()
-            part_rows = [to_score[place] for place in part]
-            for position in {owners[row] for row in part_rows} & unscored.keys():
-                if self.is_cancelled(requests[position]):
-                    del unscored[position]
-                    batch.cancelled_requests += 1
-                    responses.put(position, failure("cancelled by the client", pb_utils.TritonError.CANCELLED))
-            part_rows = [row for row in part_rows if owners[row] in unscored]
+            if self.asks_for_cancels:
+                self.drop_cancelled({request for request, _ in part if request.unscored}, responses, batch)
+            waiting = [(request, row) for request, row in part if request.unscored]
             with batch.stage("compute"):
-                scores[part_rows] = self.predictor.score([encoded[row] for row in part_rows])
+                scores = self.predictor.score([request.encoded[row] for request, row in waiting])
             with batch.stage("decode"):
-                for row in part_rows:
-                    position = owners[row]
-                    unscored[position] -= 1
-                    if not unscored[position]:
-                        own = slice(rows[position].start, rows[position].stop)
-                        responses.put(position, self.respond(parsed[position], encoded[own], scores[own]))
-            if number + 1 < len(parts):
-                self.metrics.record(BatchRecord(parts=1))  # now: the canary must not take a long batch for a hang
-            else:
-                batch.parts = 1
-        self.metrics.record(batch)
+                for (request, row), text_scores in zip(waiting, scores, strict=True):
+                    request.scores[row] = text_scores
+                    request.unscored -= 1
+                    if not request.unscored:
+                        responses.put(request.position, self.respond(request))
+            self.metrics.record(BatchRecord(parts=1))  # now: the canary must not take a long batch for a hang
 
-    def is_cancelled(self, request: Any) -> bool:
-        """Whether the client has cancelled the request, which is possible over gRPC only."""
-        return self.asks_for_cancels and request.is_cancelled()
+    def drop_cancelled(self, requests: set[ParsedRequest], responses: Responses, batch: BatchRecord) -> None:
+        """Ends the requests that their clients have cancelled, which is possible over gRPC only."""
+        for request in requests:
+            if request.source.is_cancelled():
+                request.unscored = 0
+                batch.cancelled_requests += 1
+                responses.put(request.position, failure("cancelled by the client", pb_utils.TritonError.CANCELLED))
 
-    def respond(self, request: ParsedRequest, encoded: Sequence[Any], scores: np.ndarray | None) -> Any:
+    def respond(self, request: ParsedRequest) -> Any:
         """Builds the outputs that the request asked for, and no others."""
         tensors = []
         if "PREDICTION" in request.outputs:
-            answers = self.predictor.decode(encoded, scores, request.options)
+            answers = self.predictor.decode(request.encoded, request.scores, request.options)
             tensors.append(bytes_tensor("PREDICTION", [dump(answer) for answer in answers]))
         if "SCORES" in request.outputs:
-            tensors.append(pb_utils.Tensor("SCORES", np.ascontiguousarray(scores, dtype=np.float32)))
+            tensors.append(pb_utils.Tensor("SCORES", request.scores))
         if "TOKEN_COUNT" in request.outputs:
-            counts = [0 if text.error else len(text.token_ids) for text in encoded]
-            tensors.append(pb_utils.Tensor("TOKEN_COUNT", np.array(counts, dtype=np.int32).reshape(-1, 1)))
+            counts = [[text.token_count] for text in request.encoded]
+            tensors.append(pb_utils.Tensor("TOKEN_COUNT", np.array(counts, dtype=np.int32)))
         if "SCHEMA" in request.outputs:
             tensors.append(bytes_tensor("SCHEMA", [self.predictor.schema_json()] * len(request.texts)))
         return pb_utils.InferenceResponse(output_tensors=tensors)
-
-    def smoke(self) -> None:
-        """Answers two texts. If `initialize` passes, this version replaces the good one, so it must really answer."""
-        encoded = self.predictor.encode(SMOKE_TEXTS)
-        scores = self.predictor.score(encoded)
-        expected = (len(SMOKE_TEXTS), len(self.predictor.schema.column_names()))
-        if scores.shape != expected or not np.isfinite(scores).all():
-            raise pb_utils.TritonModelException(
-                f"the checkpoint's scores must be finite and {expected}, got {scores.shape} with "
-                f"{int((~np.isfinite(scores)).sum())} that are not finite"
-            )
-        for answer in self.predictor.decode(encoded, scores, DecodeOptions()):
-            dump(answer)
-        self.predictor.schema_json()
 
     def warn_of_other_labels(self, path: Path) -> None:
         """Triton's classification extension names columns after labels.txt, which all versions share."""
@@ -229,7 +232,7 @@ class TritonPythonModel:
             pb_utils.Logger.log_warn("labels.txt does not match this version's heads; export it again")
 
 
-def parse_request(request: Any) -> ParsedRequest:
+def parse_request(position: int, request: Any) -> ParsedRequest:
     """Reads a request and checks what Triton does not.
 
     Raises:
@@ -251,7 +254,7 @@ def parse_request(request: Any) -> ParsedRequest:
     if array.shape[1:] != (1,) or len(array) < 1:
         raise BadRequestError(f"TEXT: must have the shape [n, 1] with n >= 1, got {list(array.shape)}")
     options = DecodeOptions.from_parameters(parameters)
-    return ParsedRequest(array[:, 0].tolist(), options, frozenset(request.requested_output_names()))
+    return ParsedRequest(position, request, array[:, 0].tolist(), options, frozenset(request.requested_output_names()))
 
 
 def failure(message: str, code: Any) -> Any:
@@ -285,7 +288,7 @@ def threads_of(threads: str | None, model_config: dict[str, Any]) -> int:
     """Threads for torch: POLYHEAD_THREADS, or this instance's share of the cores that the process may use."""
     if threads is None:
         groups = model_config.get("instance_group", [])
-        instances = sum(group["count"] for group in groups if group["kind"] != "KIND_GPU")
+        instances: int = sum(group["count"] for group in groups if group["kind"] != "KIND_GPU")
         return max(1, usable_cores() // max(1, instances))
     if not (threads.isascii() and threads.isdigit() and int(threads) >= 1):
         raise pb_utils.TritonModelException(f"POLYHEAD_THREADS must be a whole number >= 1, got {threads!r}")

@@ -6,7 +6,7 @@ Model: Radford et al. 2019; names and layout as in transformers' ``GPT2Model``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -34,29 +34,6 @@ def activation_bytes(body: Body, tokens: int) -> int:
     return 4 * (20 * body.n_embd * tokens + 2 * chunks * (body.n_embd + body.inner_width))
 
 
-class Workers:
-    """Single-threaded workers, as many as torch has threads when this is made.
-
-    Small matrix products side by side are faster than one product on all cores.
-    """
-
-    def __init__(self) -> None:
-        self.threads = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(self.threads, "polyhead-engine", torch.set_num_threads, (1,))
-
-    def map(self, pooled: Callable[[MicroBatch], torch.Tensor], batch: MicroBatch) -> torch.Tensor:
-        """Applies `pooled`, which returns a row per text, to the batch, or to shares of it at the same time."""
-        shares = even_shares(batch, self.threads)
-        if len(shares) == 1:
-            return pooled(batch)
-        parts = list(self._pool.map(pooled, shares))
-        torch.set_num_threads(self.threads)  # a new thread starts with the setting that was made last, the workers' 1
-        result = parts[0].new_empty(len(batch.rows), parts[0].shape[1])
-        for share, part in enumerate(parts):
-            result[share :: len(parts)] = part
-        return result
-
-
 class CPUForward:
     """Hidden states of each text's last token.
 
@@ -66,15 +43,13 @@ class CPUForward:
 
     def __init__(self, checkpoint: Checkpoint, precision: Precision) -> None:
         body = checkpoint.body
-        self._workers = Workers()
-        self.token_budget = 1024 * max(2, self._workers.threads)
+        # Single-threaded workers: small matrix products side by side are faster than one product on all cores.
+        self._threads = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(self._threads, "polyhead-engine", torch.set_num_threads, (1,))
+        self.token_budget = 1024 * max(2, self._threads)
         self.enough_tokens = self.token_budget // 4
         self.dtype = _dtype(precision)
-        tensors = {
-            name.removeprefix("body_model."): tensor
-            for name, tensor in checkpoint.tensors.items()
-            if name.startswith("body_model.")
-        }
+        tensors = checkpoint.tensors_of("body_model")
         self.tokens, self.positions = tensors["wte.weight"], tensors["wpe.weight"]
         self.pooled_layers = checkpoint.spec.layer2concat or 1
         self.blocks = [_Block(body, tensors, layer, precision) for layer in range(body.n_layer)]
@@ -82,7 +57,15 @@ class CPUForward:
 
     def pooled(self, batch: MicroBatch) -> torch.Tensor:
         """The head's input, float32 ``(texts, pooled_layers * n_embd)``: the topmost state first, after ``ln_f``."""
-        return self._workers.map(self._pooled, batch)
+        shares = even_shares(batch, self._threads)
+        if len(shares) == 1:
+            return self._pooled(batch)
+        parts = list(self._pool.map(self._pooled, shares))
+        torch.set_num_threads(self._threads)  # a new thread starts with the setting that was made last, the workers' 1
+        result = parts[0].new_empty(len(batch.rows), parts[0].shape[1])
+        for share, part in enumerate(parts):
+            result[share :: len(parts)] = part
+        return result
 
     @torch.inference_mode()
     def _pooled(self, batch: MicroBatch) -> torch.Tensor:

@@ -1,13 +1,13 @@
 """Linear layers, GELU and the MLP on the CPU: for each precision its products, its kernels and their fallback.
 
-Weights are laid out once, at load. If no kernels were compiled (`KERNELS` is None), PyTorch's operations compute the
-same, more slowly.
+A layer computes ``x @ weight + bias`` for ``x`` ``(rows, in)``; it fills `out` if that is given, and `add_to` adds it
+to a residual ``(rows, out)`` in place. Weights are laid out once, at load. If no kernels were compiled (`KERNELS` is
+None), PyTorch's operations compute the same, more slowly.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,18 +15,6 @@ import torch.nn.functional as F
 from polyhead.body import Activation, Body
 from polyhead.engine.cpu.kernels import GELU_FLOOR, KERNELS
 from polyhead.precision import Precision
-
-
-class Linear(Protocol):
-    """``x @ weight + bias`` for ``x`` ``(rows, in)``."""
-
-    def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """``(rows, out)``, stored in `out` if it is given."""
-        ...
-
-    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> None:
-        """Adds the result to `residual` ``(rows, out)`` in place."""
-        ...
 
 
 class Float32Linear:
@@ -112,29 +100,22 @@ class Int8Linear:
         return product
 
 
-LINEARS: dict[Precision, type[Float32Linear | Bfloat16Linear | Int8Linear]] = {
+Linear = Float32Linear | Bfloat16Linear | Int8Linear
+LINEARS: dict[Precision, type[Linear]] = {
     "fp32": Float32Linear,
     "bf16": Bfloat16Linear,
     "int8": Int8Linear,
 }
 
 
-class MLP(Protocol):
-    """A block's MLP: up, activation, down."""
-
-    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> None:
-        """Adds the MLP's result for `x` ``(rows, n_embd)`` to `residual` of the same shape."""
-        ...
-
-
 class PlainMLP:
-    """The activation between two linear layers."""
+    """A block's MLP: the activation between two linear layers."""
 
     def __init__(self, up: Linear, down: Linear, activation: Activation) -> None:
         self.up, self.down, self.activation = up, down, activation
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> None:
-        """One layer after the other."""
+        """Adds the result for `x` ``(rows, n_embd)`` to `residual` of the same shape."""
         self.down.add_to(residual, self.activation(self.up(x)))
 
 
@@ -150,7 +131,7 @@ class Int8GeluMLP:
         self.down.add_gelu_to(residual, gelu_quantise(product, scales, self.up.bias))
 
 
-def make_mlp(up: Linear, down: Linear, body: Body) -> MLP:
+def make_mlp(up: Linear, down: Linear, body: Body) -> PlainMLP | Int8GeluMLP:
     """The fastest MLP for these layers; raises CheckpointError if the engine does not know the activation."""
     if body.has_tanh_gelu and isinstance(up, Int8Linear) and isinstance(down, Int8Linear):
         return Int8GeluMLP(up, down)

@@ -7,7 +7,8 @@ Flash attention takes 16-bit floats and heads whose width is a multiple of 8, up
 from __future__ import annotations
 
 import logging
-from typing import Protocol, cast
+from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -22,39 +23,7 @@ FULL = (-1, -1)  # window: a token sees all tokens
 GROUP_SLACK = 1.25  # a group's longest text is at most this many times its shortest
 
 
-class Attention(Protocol):
-    """Attention of packed queries to packed keys and values; each text attends only to itself.
-
-    Args:
-        query: (queries, heads, width)
-        key: (tokens, heads, width)
-        value: (tokens, heads, width)
-        cu_seq_q: int32 (texts + 1,), the row where each text's queries start, and the row where the last text ends.
-        cu_seq_k: the same for keys and values.
-        max_q: the most queries that a text may have.
-        max_k: the most keys that a text may have.
-        scale: factor of the scores before the softmax.
-        window_size: ``CAUSAL`` or ``FULL``.
-
-    Returns:
-        (queries, heads, width); rows that belong to no text may hold anything, including NaN.
-    """
-
-    def __call__(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        cu_seq_q: torch.Tensor,
-        cu_seq_k: torch.Tensor,
-        max_q: int,
-        max_k: int,
-        *,
-        scale: float,
-        window_size: tuple[int, int],
-    ) -> torch.Tensor:
-        """Computes it."""
-        ...
+Attention = Callable[..., torch.Tensor]  # with `padded_attention`'s arguments
 
 
 def attention_for(head_width: int, dtype: torch.dtype, device: torch.device) -> Attention:
@@ -82,7 +51,24 @@ def padded_attention(
     scale: float,
     window_size: tuple[int, int],
 ) -> torch.Tensor:
-    """``Attention`` that pads texts of similar length to the longest; waits for the device to read the lengths."""
+    """Attention of packed queries to packed keys and values; each text attends only to itself.
+
+    Pads texts of similar length to the longest. Waits for the device to read the lengths.
+
+    Args:
+        query: (queries, heads, width)
+        key: (tokens, heads, width)
+        value: (tokens, heads, width)
+        cu_seq_q: int32 (texts + 1,), the row where each text's queries start, and the row where the last text ends.
+        cu_seq_k: the same for keys and values.
+        max_q: the most queries that a text may have.
+        max_k: the most keys that a text may have.
+        scale: factor of the scores before the softmax.
+        window_size: ``CAUSAL`` or ``FULL``.
+
+    Returns:
+        (queries, heads, width); rows that belong to no text may hold anything, with flash attention also NaN.
+    """
     attended = torch.zeros(query.shape, dtype=query.dtype, device=query.device)
     lengths_q, lengths_k = cu_seq_q.diff(), cu_seq_k.diff()
     real = [length for length in lengths_k.tolist() if length]  # spare texts have no tokens and come last

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from polyhead.checkpoint import Checkpoint
 from polyhead.engine.cuda.attention import CAUSAL, FULL, Attention, attention_for, padded_attention
-from polyhead.engine.cuda.packed import CUDARecorder, Graphs, Packed, PackedShape, Record, graph_shapes, pack
+from polyhead.engine.cuda.packed import Graphs, Packed, PackedShape, Record, cuda_recorder, graph_shapes, pack
 from polyhead.engine.micro_batch import MicroBatch
 from polyhead.precision import Precision
 
@@ -61,7 +61,7 @@ class CUDAForward:
         self.attention = attention or attention_for(self.head_width, self.dtype, self.device)
         self._load(checkpoint)
         if record is None and self.device.type == "cuda" and self.attention is not padded_attention:
-            record = CUDARecorder(self.device)
+            record = cuda_recorder(self.device)
         self.graphs: Graphs | None = None
         if record is not None:
             with torch.inference_mode():
@@ -88,11 +88,7 @@ class CUDAForward:
 
         Weights become (out, in), the layout of ``F.linear``.
         """
-        tensors = {
-            name.removeprefix("body_model."): tensor.to(self.device)
-            for name, tensor in checkpoint.tensors.items()
-            if name.startswith("body_model.")
-        }
+        tensors = {name: tensor.to(self.device) for name, tensor in checkpoint.tensors_of("body_model").items()}
         self.token_table, self.position_table = tensors["wte.weight"], tensors["wpe.weight"]
         self.final_norm = tensors["ln_f.weight"], tensors["ln_f.bias"]
         self.linears: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}

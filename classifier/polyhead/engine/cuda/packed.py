@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from threading import Lock
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -97,18 +97,8 @@ def pack(batch: MicroBatch, shape: PackedShape, *, pinned: bool) -> torch.Tensor
     return buffer
 
 
-class Recording(Protocol):
-    """A forward pass that can be repeated on the current content of its input tensor."""
-
-    @property
-    def output(self) -> torch.Tensor:
-        """The result of the latest pass, valid once the device has finished it."""
-        ...
-
-    def replay(self) -> None:
-        """Queues the pass again; it overwrites `output`."""
-
-
+# Queues the recorded pass again on the current content of its input; the result, valid once the device has finished.
+Recording = tuple[Callable[[], object], torch.Tensor]
 Record = Callable[[Callable[[], torch.Tensor]], Recording]
 
 
@@ -122,38 +112,25 @@ def graph_shapes(max_length: int) -> list[PackedShape]:
     return sorted(shapes)
 
 
-class CUDARecorder:
-    """Records forward passes on a GPU; all recordings share one memory pool."""
+def cuda_recorder(device: torch.device) -> Record:
+    """A function that records forward passes on a GPU; all recordings share one memory pool.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.stream = torch.cuda.Stream(device)
-        self.pool = torch.cuda.graph_pool_handle()
+    It raises RuntimeError if a step of the pass cannot be recorded, or if memory is short.
+    """
+    stream, pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
 
-    def __call__(self, run: Callable[[], torch.Tensor]) -> Recording:
-        """Runs once, because libraries initialise in their first call and must not do so while recorded; then records.
-
-        Raises:
-            RuntimeError: a step of the pass cannot be recorded, or memory is short.
-        """
+    def record(run: Callable[[], torch.Tensor]) -> Recording:
         graph = torch.cuda.CUDAGraph()
-        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        stream.wait_stream(torch.cuda.current_stream(device))
         # The outer context restores the caller's stream; torch.cuda.graph does not after a failure.
-        with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
-            run()
+        with torch.cuda.device(device), torch.cuda.stream(stream):
+            run()  # because libraries initialise in their first call and must not do so while recorded
             # thread_local, because another model's thread may allocate memory at the same time.
-            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 output = run()
-        return _CUDARecording(graph, output)
+        return graph.replay, output
 
-
-@dataclass(frozen=True)
-class _CUDARecording:
-    graph: torch.cuda.CUDAGraph
-    output: torch.Tensor
-
-    def replay(self) -> None:
-        self.graph.replay()
+    return record
 
 
 class Graphs:
@@ -189,8 +166,8 @@ class Graphs:
             The forward pass's result for the batch's texts, in memory that no later call overwrites.
         """
         host = pack(batch, shape, pinned=self.device.type == "cuda")
-        recording = self.recordings[shape]
+        replay, output = self.recordings[shape]
         with self._lock:  # input and output are shared, so copy, replay and copy must be queued in one go
             self.input[: len(host)].copy_(host, non_blocking=True)
-            recording.replay()
-            return recording.output[: len(batch.lengths)].clone()
+            replay()
+            return output[: len(batch.lengths)].clone()
