@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -16,7 +16,7 @@ from polyhead.errors import PolyheadError, describe, one_line
 from polyhead.schema import Head, HeadKind, Schema
 from polyhead_rows.table_file import ReadOptions
 from polyhead_training.command_line import command_app, example_option, one_line_errors
-from polyhead_training.config import DataConfig, ModelConfig, read_toml
+from polyhead_training.config import DataConfig, ModelConfig, Section, read_toml
 from polyhead_training.errors import ConfigError
 
 EXAMPLE = """\
@@ -42,23 +42,19 @@ name = "stars"
 app = command_app("polyhead-import")
 
 
-class ImportedHead(BaseModel):
+class ImportedHead(Section):
     """A head's name, and its labels in index order. Its kind follows from the constructor's arguments."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     labels: list[str] = []
 
 
-class ImportConfig(ReadOptions, BaseModel):
+class ImportConfig(Section, ReadOptions):
     """The whole file; names and defaults are those of that_nlp_library's constructors.
 
     Attributes:
         texts: files as for training; ReadOptions says how they are read. `golden_rows` texts are drawn at random.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     architecture: Architecture
     layer2concat: int = Field(default=4, ge=1)

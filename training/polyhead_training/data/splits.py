@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
@@ -83,9 +83,9 @@ def hold_out(
     if config.split == "hash":
         return hold_out_by_hash(staged.numbers("place"), shares)
     column = f"cell_{position_to_stratify_by(config, heads)}"
-    codes: dict[Any, int] = {}
-    cells = (tuple(row[column] or ()) for row in staged.read([column]))  # a missing label is a class of its own
-    classes = np.fromiter((codes.setdefault(cell, len(codes)) for cell in cells), np.int64, len(staged.rows))
+    (cells,) = staged.columns([column])
+    labels = pc.list_element(cells, 0).combine_chunks()
+    classes = labels.dictionary_encode(null_encoding="encode").indices.to_numpy()  # no label is a class of its own
     return hold_out_stratified(staged.numbers("text_key"), classes, shares, seed)
 
 
@@ -107,10 +107,3 @@ def find_overlaps(keys: Mapping[str, NDArray[np.int64]]) -> list[Overlap]:
         for other in names[:i]
     ]
     return [overlap for overlap in overlaps if overlap.rows]
-
-
-def is_repeat(keys: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether each key occurred before."""
-    repeats = np.ones(len(keys), dtype=bool)
-    repeats[np.unique(keys, return_index=True)[1]] = False
-    return repeats
