@@ -46,7 +46,7 @@ class ImportedHead(Section):
     """A head's name, and its labels in index order. Its kind follows from the constructor's arguments."""
 
     name: str
-    labels: list[str] = []
+    labels: tuple[str, ...] = ()
 
 
 class ImportConfig(Section, ReadOptions):
@@ -62,7 +62,7 @@ class ImportConfig(Section, ReadOptions):
     is_multihead: bool = False
     head_class_sizes: int | list[int]
     head_class: str | None = None
-    head_args: dict[str, Any] = {}
+    head_args: dict[str, Any] = Field(default_factory=dict)
     max_length: int = Field(ge=1)
     texts: str | list[str]
     bad_rows: Literal["stop", "skip"] = "stop"
@@ -129,15 +129,14 @@ def imported_schema(config: ImportConfig) -> Schema:
         )
     heads = []
     for head, term in zip(config.heads, terms, strict=True):
-        kind = term.kind
-        expected = 0 if kind == HeadKind.REGRESSION else term.width
+        expected = 0 if term.kind == HeadKind.REGRESSION else term.width
         if len(head.labels) != expected:
             raise ConfigError(
-                f"heads: {head.name!r} is {kind} of size {term.width} and needs {expected} labels, "
+                f"heads: {head.name!r} is {term.kind} of size {term.width} and needs {expected} labels, "
                 f"got {len(head.labels)}"
             )
         try:
-            heads.append(Head(name=head.name, kind=kind, labels=tuple(head.labels)))
+            heads.append(Head(name=head.name, kind=term.kind, labels=head.labels))
         except ValidationError as error:
             raise ConfigError(f"heads: {head.name!r}: {describe(error)}") from error
     return Schema(heads)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,14 +94,17 @@ def prepare(
     """
     if config.warm_start is not None and config.warm_start.texts:
         file_names(config.warm_start.texts)  # a name that matches nothing is an error at once
-    check_best_metric(config.training.best_metric, _metric_names(corpus))
+    labels = corpus.validation.labels
+    no_logits = np.zeros((len(labels), corpus.schema.width), dtype=np.float32)
+    check_best_metric(config.training.best_metric, flat_scores(no_logits, labels, corpus.schema))
     if tokenizer is None:
         say("preparing the tokenizer")
         tokenizer = model_tokenizer(config.model, corpus.train.texts, config.data.text_transforms)
     set_seed(config.seed)
     spec = checkpoint_spec(config.model)
     model = untrained_model(config.model, spec, corpus.schema, tokenizer)
-    model.terms = loss_terms(corpus.schema, config.heads, _labels_to_balance(config, corpus))
+    is_balanced = any("balanced" in (head.class_weights, head.positive_weights) for head in config.heads)
+    model.terms = loss_terms(corpus.schema, config.heads, corpus.train.labels if is_balanced else None)
     freeze(model, config.training.freeze_layers)
     if config.lora is not None:
         check_adapters(model, config.lora, config.training.freeze_layers)
@@ -160,14 +163,3 @@ def parameter_counts(model: Any) -> tuple[int, int]:
     """The number of parameters, and the number of trained ones."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
-
-
-def _labels_to_balance(config: TrainingConfig, corpus: Corpus) -> NDArray[np.float32] | None:
-    """The training labels, if a head's weights are counted from them."""
-    is_counted = any("balanced" in (head.class_weights, head.positive_weights) for head in config.heads)
-    return corpus.train.labels if is_counted else None
-
-
-def _metric_names(corpus: Corpus) -> Iterable[str]:
-    labels = corpus.validation.labels
-    return flat_scores(np.zeros((len(labels), corpus.schema.width), dtype=np.float32), labels, corpus.schema)
