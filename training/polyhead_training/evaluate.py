@@ -21,7 +21,6 @@ from polyhead_training.command_line import command_app, one_line_errors, printer
 from polyhead_training.config import DataConfig, HeadConfig, TrainingConfig, read_config
 from polyhead_training.errors import ConfigError
 from polyhead_training.evaluation.evaluation import Evaluation, evaluate
-from polyhead_training.evaluation.metrics import HEADLINE
 from polyhead_training.evaluation.training_record import recorded_config, recorded_training
 
 EXAMPLE = """\
@@ -150,13 +149,14 @@ def _settings(
         columns = DataConfig.model_validate(settings | replaced)
     except ValidationError as error:
         raise ConfigError(f"options: {describe(error)}") from error
-    by_name = {head.name: head for head in training.heads} if training is not None else {}
-    for head in schema:
-        if head.name in by_name and by_name[head.name].kind != head.kind:
+    heads = [] if training is None else training.heads
+    kinds = {head.name: head.kind for head in schema}
+    for head in heads:
+        if kinds.get(head.name, head.kind) != head.kind:
             raise ConfigError(
-                f"heads: {head.name!r} is {by_name[head.name].kind} in the config, {head.kind} in the checkpoint"
+                f"heads: {head.name!r} is {head.kind} in the config, {kinds[head.name]} in the checkpoint"
             )
-    return columns, [by_name.get(head.name) or HeadConfig(name=head.name, kind=head.kind) for head in schema]
+    return columns, heads
 
 
 def _drop_unsuited(settings: dict[str, Any], data: list[str]) -> None:
@@ -178,11 +178,10 @@ def _print_tables(evaluation: Evaluation, console: Console) -> None:
     for head, scores in evaluation.metrics.items():
         table.add_row(head, "  ".join(f"{name} {value:.4g}" for name, value in scores.items()))
     console.print(table)
-    for column, values in evaluation.slices.items():
-        sliced = Table(column, "rows", *(f"{head.name} {HEADLINE[head.kind]}" for head in evaluation.schema))
-        for value, result in values.items():
-            found = [result["heads"][head.name].get(HEADLINE[head.kind]) for head in evaluation.schema]
-            sliced.add_row(value, str(result["rows"]), *("" if score is None else f"{score:.3f}" for score in found))
+    for content in evaluation.slice_tables():
+        sliced = Table(*content["columns"])
+        for value, rows, *scores in content["rows"]:
+            sliced.add_row(value, str(rows), *("" if score is None else f"{score:.3f}" for score in scores))
         console.print(sliced)
 
 

@@ -109,7 +109,7 @@ def _page(
         curves=plots.to_svg(plots.training_curves(history, evaluation.schema)) if history else None,
         calibration=[_calibration_row(name, found) for name, found in (calibration or {}).items() if _is_fitted(found)],
         calibration_columns=["head", "temperature", *(f"{key} {when}" for key in SHOWN for when in WHEN)],
-        slices=[_slice_table(column, values, evaluation) for column, values in evaluation.slices.items()],
+        slices=evaluation.slice_tables(),
     )
 
 
@@ -161,18 +161,6 @@ def _are_fitted(thresholds: Iterable[float]) -> bool:
 
 def _calibration_row(head: str, found: Mapping[str, Any]) -> list[Any]:
     return [head, found["temperature"], *(found[when].get(key) for key in SHOWN for when in WHEN)]
-
-
-def _slice_table(column: str, values: Mapping[str, Any], evaluation: Evaluation) -> dict[str, Any]:
-    heads = [(head.name, HEADLINE[head.kind]) for head in evaluation.schema]
-    return {
-        "column": column,
-        "columns": [column, "rows", *(f"{name} {metric}" for name, metric in heads)],
-        "rows": [
-            [value, found["rows"], *(found["heads"][name].get(metric) for name, metric in heads)]
-            for value, found in values.items()
-        ],
-    }
 
 
 def model_card(content: Mapping[str, Any]) -> str:
