@@ -92,14 +92,17 @@ def import_checkpoint(folder: Path, config: ImportConfig, output: Path) -> float
         ConfigError, CheckpointError, DataError: the folder, the arguments and the heads do not fit together.
     """
     check_output(output)
-    weights = _weights_file(folder)
     schema = imported_schema(config)
     # Imported here because transformers takes seconds to import.
     from polyhead_training.data.corpus import read_texts
     from polyhead_training.fitting.checkpoint_writing import Fitted, write_unscored
-    from polyhead_training.model.body import checkpoint_spec
+    from polyhead_training.model.body import checkpoint_spec, refuse_pickle
     from polyhead_training.model.tokenizer import pretrained_tokenizer
 
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        refuse_pickle(folder)
+        raise ConfigError(f"{weights}: is missing")
     spec = checkpoint_spec(ModelConfig.model_validate(config.model_dump(include=set(ModelConfig.model_fields))))
     model = _model(folder, weights, spec, schema)
     with tempfile.TemporaryDirectory(prefix="polyhead-import-") as scratch:
@@ -140,16 +143,6 @@ def imported_schema(config: ImportConfig) -> Schema:
         except ValidationError as error:
             raise ConfigError(f"heads: {head.name!r}: {describe(error)}") from error
     return Schema(heads)
-
-
-def _weights_file(folder: Path) -> Path:
-    weights = folder / "model.safetensors"
-    if weights.is_file():
-        return weights
-    from polyhead_training.model.body import refuse_pickle
-
-    refuse_pickle(folder)
-    raise ConfigError(f"{weights}: is missing")
 
 
 def _model(folder: Path, weights: Path, spec: Spec, schema: Schema) -> Any:

@@ -192,17 +192,16 @@ def read_texts(paths: str | list[str], config: DataConfig, scratch: Path, show_p
 
 def describe_corpus(corpus: Corpus) -> list[str]:
     """Lines: rows of each split, labels and missing labels of each head, then notes."""
-    lines = [f"{name}: {len(split)} rows{_left_out(split)}" for name, split in corpus.splits.items()]
+    lines = []
+    for name, split in corpus.splits.items():
+        blank = f", {split.dropped} more dropped because their text is blank" if split.dropped else ""
+        bad = f', {split.bad} bad rows left out by bad_rows = "skip"' if split.bad else ""
+        lines.append(f"{name}: {len(split)} rows{blank}{bad}")
     labels = {name: split.labels for name, split in corpus.splits.items()}
     for head in corpus.schema:
         columns = corpus.schema.label_columns[head.name]
         lines += _describe_head(head, {name: matrix[:, columns] for name, matrix in labels.items()})
     return lines + [f"note: {note}" for note in corpus.notes]
-
-
-def _left_out(split: Split) -> str:
-    blank = f", {split.dropped} more dropped because their text is blank" if split.dropped else ""
-    return blank + (f', {split.bad} bad rows left out by bad_rows = "skip"' if split.bad else "")
 
 
 def _describe_head(head: Head, blocks: dict[str, NDArray[np.float32]]) -> Iterator[str]:
@@ -309,10 +308,8 @@ def _clean(parts: dict[str, tuple[Staged, Indices]], config: DataConfig) -> list
     repeats = pandas.Index(staged.numbers("text_key", train)).duplicated()
     if repeats.any():
         twins = pandas.Index(staged.numbers("row_key", train)).duplicated()
-        note = (
-            f"duplicates: {repeats.sum()} of {len(train)} training rows repeat an earlier text, {twins.sum()} of them "
-        )
-        note += "with the same labels"
+        note = f"duplicates: {repeats.sum()} of {len(train)} training rows repeat an earlier text, "
+        note += f"{twins.sum()} of them with the same labels"
         if twins.any():
             note += "; these were dropped" if config.drop_duplicates else "; data.drop_duplicates = true drops these"
         notes.append(note)
