@@ -56,7 +56,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _know_fields(cls, fields: Any) -> Any:
-        if unknown := [name for name in fields if name not in cls.model_fields]:
+        if isinstance(fields, dict) and (unknown := [name for name in fields if name not in cls.model_fields]):
             raise ValueError(f"unknown field {unknown[0]!r}; allowed are {', '.join(cls.model_fields)}")
         return fields
 

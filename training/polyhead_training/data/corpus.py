@@ -296,10 +296,9 @@ def _clean(parts: dict[str, tuple[Staged, Indices]], config: DataConfig) -> list
     staged, train = parts["train"]
     others = [keys[name] for name in parts if name != "train"]
     leaked = np.isin(keys["train"], np.concatenate([np.empty(0, np.int64), *others]))
-    for overlap in find_overlaps(keys):
-        note = f"leak: {overlap.rows} of {len(keys[overlap.split])} {overlap.split} rows have the text of a row in "
-        note += overlap.other
-        if overlap.other == "train" and not config.drop_leaks:
+    for (split, other), rows in find_overlaps(keys).items():
+        note = f"leak: {rows} of {len(keys[split])} {split} rows have the text of a row in {other}"
+        if other == "train" and not config.drop_leaks:
             note += "; data.drop_leaks = true removes such rows from train"
         notes.append(note)
     if config.drop_leaks and leaked.any():

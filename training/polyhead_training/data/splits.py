@@ -6,7 +6,7 @@ A split is an array of indices into staged rows.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import pyarrow.compute as pc
@@ -89,21 +89,8 @@ def hold_out(
     return hold_out_stratified(staged.numbers("text_key"), classes, shares, seed)
 
 
-@dataclass(frozen=True)
-class Overlap:
-    """How many rows of one split have a text that is also in another."""
-
-    split: str
-    other: str
-    rows: int
-
-
-def find_overlaps(keys: Mapping[str, NDArray[np.int64]]) -> list[Overlap]:
-    """How many rows of each later split have the text of a row in an earlier one. Pairs without any are left out."""
-    names = list(keys)
-    overlaps = [
-        Overlap(split, other, int(np.isin(keys[split], keys[other]).sum()))
-        for i, split in enumerate(names)
-        for other in names[:i]
-    ]
-    return [overlap for overlap in overlaps if overlap.rows]
+def find_overlaps(keys: Mapping[str, NDArray[np.int64]]) -> dict[tuple[str, str], int]:
+    """By a split and an earlier one: how many of its rows have the text of a row there, if any."""
+    pairs = ((split, other) for other, split in combinations(keys, 2))
+    found = {(split, other): int(np.isin(keys[split], keys[other]).sum()) for split, other in pairs}
+    return {pair: rows for pair, rows in found.items() if rows}
