@@ -30,9 +30,10 @@ def test_the_example_is_a_valid_config(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (VALID + "colour = 1\n", "heads.0.colour: unknown field; allowed are name, kind, column"),
-        ("epochs = 1\n" + VALID, "epochs: unknown field; allowed are output, seed"),
-        (VALID + "[training]\nepoch = 1\n", "training.epoch: unknown field; allowed are epochs"),
+        (VALID + "colour = 1\n", "heads.0: unknown field 'colour'; allowed are name, kind, column"),
+        ("epochs = 1\n" + VALID, "unknown field 'epochs'; allowed are output, seed"),
+        (VALID + "[training]\nepoch = 1\n", "training: unknown field 'epoch'; allowed are epochs"),
+        ("training = 3\n" + VALID, "training: Input should be a valid dictionary"),
         (VALID.replace('output = "o"\n', ""), "output: this field is missing"),
         (VALID.replace("single_label", "one"), "heads.0.kind: Input should be .*got 'one'"),
         (VALID.replace('train = "t.csv"', ""), "data: give either train .* or hub"),

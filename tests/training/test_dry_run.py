@@ -10,7 +10,7 @@ import pytest
 from transformers import GPT2Config
 
 from polyhead_training.config import FitConfig
-from polyhead_training.dry_run import count_steps, estimate_memory
+from polyhead_training.fitting.preparation import count_steps, estimate_memory
 from tests.training.tiny_run import history, metrics, rows, run, trained, write_run
 
 

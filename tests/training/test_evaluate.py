@@ -14,8 +14,7 @@ from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 from typer.testing import CliRunner
 
 from polyhead.predictor import Predictor
-from polyhead_training.evaluate import app
-from polyhead_training.evaluation.training_record import recorded_training
+from polyhead_training.evaluate import app, recorded_training
 from tests.tiny import TEXTS
 
 TOPICS, MOODS = ("news", "sport", "science"), ("happy", "sad", "angry", "calm")

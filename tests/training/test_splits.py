@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from polyhead_training.data.splits import Overlap, find_overlaps, hold_out_by_hash, hold_out_stratified, is_repeat
+from polyhead_training.data.splits import find_overlaps, hold_out_by_hash, hold_out_stratified
 from polyhead_training.errors import DataError
 
 PLACES = st.lists(st.floats(0, 1, exclude_max=True), max_size=50).map(np.array)
@@ -88,9 +88,4 @@ def test_too_many_classes_are_an_error() -> None:
 def test_overlaps_are_counted_by_pair() -> None:
     """How many rows of the later split have the text of one in the earlier; clean pairs are not named."""
     keys = {"train": np.array([1, 2, 3]), "validation": np.array([2, 2, 9, 4]), "test": np.array([9, 8])}
-    assert find_overlaps(keys) == [Overlap("validation", "train", 2), Overlap("test", "validation", 1)]
-
-
-def test_repeats_come_after_the_first() -> None:
-    """The first row of a text is none."""
-    assert is_repeat(np.array([5, 3, 5, 3, 1])).tolist() == [False, False, True, True, False]
+    assert find_overlaps(keys) == {("validation", "train"): 2, ("test", "validation"): 1}

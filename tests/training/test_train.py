@@ -139,7 +139,7 @@ def write_pretrained(folder: Path, model: Any) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("max_length = 16", "max_len = 16", "model.max_len: unknown field; allowed are architecture"),
+        ("max_length = 16", "max_len = 16", "model: unknown field 'max_len'; allowed are architecture"),
         ("n_layer = 2", "n_layers = 2", "model.gpt2.n_layers: unknown field"),
         ("rows.jsonl", "nothing.jsonl", "nothing.jsonl: no such file"),
         ('name = "topic"', 'name = "subject"', "no column 'subject'"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -48,11 +48,20 @@ learning_rate = 1e-3
 _Config = TypeVar("_Config", bound=BaseModel)
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A part of a TOML file."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _know_fields(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and (unknown := [name for name in fields if name not in cls.model_fields]):
+            raise ValueError(f"unknown field {unknown[0]!r}; allowed are {', '.join(cls.model_fields)}")
+        return fields
 
-class UpsampleConfig(_Section):
+
+class UpsampleConfig(Section):
     """Repeats the training rows whose `column` holds one of `values`, until each is there `times` times.
 
     Values are those of the file, before label_transforms.
@@ -63,7 +72,7 @@ class UpsampleConfig(_Section):
     times: int = Field(ge=2, le=10_000)
 
 
-class DataConfig(_Section, ReadOptions):
+class DataConfig(Section, ReadOptions):
     """Where the rows come from, files or a data set of the hub, and what is done to them.
 
     How a file is read is said by ``format``, ``delimiter``, ``encoding``, ``header`` and ``columns``: see ReadOptions.
@@ -140,7 +149,7 @@ class DataConfig(_Section, ReadOptions):
         return self
 
 
-class HeadConfig(_Section):
+class HeadConfig(Section):
     """One head, the column that holds its labels, and its part of the loss.
 
     Attributes:
@@ -191,7 +200,7 @@ class HeadConfig(_Section):
         return self
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """Architecture, head, and where the body's weights come from.
 
     Attributes:
@@ -222,7 +231,7 @@ class ModelConfig(_Section):
         return self.head_class or ("Linear" if self.architecture == "base" else "ConcatHeadSimple")
 
 
-class WarmStartConfig(_Section):
+class WarmStartConfig(Section):
     """Trains the body as a causal language model on the same texts before the heads are trained.
 
     Attributes:
@@ -235,7 +244,7 @@ class WarmStartConfig(_Section):
     texts: str | list[str] = []
 
 
-class LoraConfig(_Section):
+class LoraConfig(Section):
     """Low-rank adapters on the body (Hu et al. 2021, arXiv:2106.09685) through peft, merged into the weights."""
 
     r: int = Field(default=8, ge=1)
@@ -244,14 +253,14 @@ class LoraConfig(_Section):
     target_modules: list[str] = ["c_attn", "c_proj", "c_fc"]
 
 
-class EarlyStoppingConfig(_Section):
+class EarlyStoppingConfig(Section):
     """Stops if `training.best_metric` has not improved by `min_delta` for `patience` evaluations."""
 
     patience: int = Field(default=3, ge=1)
     min_delta: float = Field(default=0.0, ge=0)
 
 
-class FitConfig(_Section):
+class FitConfig(Section):
     """How transformers' Trainer fits; names and meanings are those of its TrainingArguments.
 
     Attributes:
@@ -290,7 +299,7 @@ class FitConfig(_Section):
     report_to: list[str] = []
 
 
-class CalibrationConfig(_Section):
+class CalibrationConfig(Section):
     """What is fitted on the validation rows after training and stored in the checkpoint.
 
     Attributes:
@@ -304,7 +313,7 @@ class CalibrationConfig(_Section):
     thresholds: Literal["f1", "micro_f1", "fixed"] = "f1"
 
 
-class TrainingConfig(_Section):
+class TrainingConfig(Section):
     """The whole file."""
 
     output: Path
@@ -353,27 +362,4 @@ def read_toml(path: Path, kind: type[_Config]) -> _Config:
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_with_allowed(error, kind)}") from error
-
-
-def _with_allowed(error: ValidationError, kind: type[BaseModel]) -> str:
-    """Adds the section's known fields where an unknown one was found."""
-    message = describe(error)
-    unknown = [finding["loc"] for finding in error.errors() if finding["type"] == "extra_forbidden"]
-    if unknown:
-        message += f"; allowed are {', '.join(_section(unknown[0][:-1], kind).model_fields)}"
-    return message
-
-
-def _section(place: tuple[int | str, ...], section: type[BaseModel]) -> type[BaseModel]:
-    """The section at a place of the file, as ``("data", "upsample", 0)``."""
-    for name in place:
-        if isinstance(name, str) and name in section.model_fields:
-            section = _model_in(section.model_fields[name].annotation) or section
-    return section
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for part in get_args(annotation) if (found := _model_in(part))), None)
+        raise ConfigError(f"{path}: {describe(error)}") from error

@@ -29,6 +29,7 @@ from polyhead_training.errors import DataError
 SPLITS = ("train", "validation", "test")
 MIN_SECTION_ROWS = 50  # of the training rows, as for tags
 MIN_TAG_ROWS = 200
+PACKAGES, DESCRIPTIONS = "*_main_binary-*_Packages", "*_main_i18n_Translation-en"  # names of apt's lists
 APT_TIMEOUT_S = 300
 OWN_DATA = (
     'to use your own data, run `polyhead-train CONFIG.toml` with data.train = "my.csv", data.text_column and '
@@ -91,15 +92,20 @@ def build_from_lists(lists: Path, output: Path, show_progress: bool = False) -> 
     if {package.split for package in packages} != set(SPLITS):
         raise DataError(f"{lists}: too few packages with tags in main of the apt sources; {OWN_DATA}")
     training = [package for package in packages if package.split == "train"]
-    tags = _counted(tag for package in training for tag in package.tags)
     summary = DebianSummary(
         rows={split: sum(package.split == split for package in packages) for split in SPLITS},
         sections=_counted(package.section for package in training),
         roles=_counted(package.role for package in training if package.role),
-        tags=tags,
+        tags=_counted(tag for package in training for tag in package.tags),
     )
-    rows = [(package.split, _row(package)) for package in packages]
-    write_dataset(output, rows + _unlabelled(everything, packages), asdict(summary), README)
+    rows: list[tuple[str, dict[str, Any]]] = [
+        (package.split, {key: getattr(package, key) for key in ("text", "section", "role", "tags")})
+        for package in packages
+    ]
+    labelled = {package.text for package in packages}
+    others = dict.fromkeys(package.text for package in everything if package.split == "train")
+    rows += [("unlabelled", {"text": text}) for text in others if text not in labelled]
+    write_dataset(output, rows, asdict(summary), README)
     return summary
 
 
@@ -159,26 +165,21 @@ def _fetch_lists(private: Path, show_progress: bool) -> Path:
         raise DataError(f"apt-get update failed ({error}); {OWN_DATA}") from error
     lists = state / "lists"
     # The exit status is ignored: a source that is down or unsigned does not matter if Debian's lists came.
-    if not _find(lists, "Packages") or not _find(lists, "Translation-en"):
+    if not all(any(lists.glob(pattern)) for pattern in (PACKAGES, DESCRIPTIONS)):
         reason = " ".join(run.stderr.split()) or "no errors"
         raise DataError(f"apt-get update fetched no package lists of main ({reason[:500]}); {OWN_DATA}")
     return lists
-
-
-def _find(lists: Path, kind: str) -> list[Path]:
-    pattern = {"Packages": "*_main_binary-*_Packages", "Translation-en": "*_main_i18n_Translation-en"}[kind]
-    return sorted(lists.glob(pattern))
 
 
 def _read_packages(lists: Path, show_progress: bool) -> list[_Package]:
     """Joins index and descriptions. A package in several lists counts once, from the first list that gives it tags."""
     descriptions = {
         paragraph["Description-md5"]: paragraph["Description-en"]
-        for paragraph in _paragraphs(_find(lists, "Translation-en"), "reading descriptions", show_progress)
+        for paragraph in _paragraphs(lists, DESCRIPTIONS, "reading descriptions", show_progress)
         if "Description-md5" in paragraph and "Description-en" in paragraph
     }
     packages: dict[str, _Package] = {}
-    for paragraph in _paragraphs(_find(lists, "Packages"), "reading packages", show_progress):
+    for paragraph in _paragraphs(lists, PACKAGES, "reading packages", show_progress):
         name, description = paragraph["Package"], descriptions.get(paragraph.get("Description-md5", ""))
         if (name in packages and packages[name].is_tagged) or description is None:
             continue
@@ -192,9 +193,9 @@ def _read_packages(lists: Path, show_progress: bool) -> list[_Package]:
     return [packages[name] for name in sorted(packages)]
 
 
-def _paragraphs(paths: list[Path], title: str, show_progress: bool) -> Iterator[Deb822]:
+def _paragraphs(lists: Path, pattern: str, title: str, show_progress: bool) -> Iterator[Deb822]:
     fields = ["Package", "Section", "Tag", "Description-md5", "Description-en"]
-    for path in paths:
+    for path in sorted(lists.glob(pattern)):
         try:
             size = path.stat().st_size
             with path.open("rb") as file, progress(title, size, unit="bytes", shown=show_progress) as bar:
@@ -223,19 +224,8 @@ def _select(packages: list[_Package]) -> list[_Package]:
     ]
 
 
-def _unlabelled(everything: list[_Package], packages: list[_Package]) -> list[tuple[str, dict[str, object]]]:
-    """Texts of all other training packages, each once, to train a language model on."""
-    labelled = {package.text for package in packages}
-    texts = dict.fromkeys(package.text for package in everything if package.split == "train")
-    return [("unlabelled", {"text": text}) for text in texts if text not in labelled]
-
-
 def _counted(labels: Iterator[str], at_least: int = 1) -> dict[str, int]:
     return {label: count for label, count in Counter(labels).most_common() if count >= at_least}
-
-
-def _row(package: _Package) -> dict[str, object]:
-    return {key: value for key, value in asdict(package).items() if key not in ("split", "is_tagged")}
 
 
 def split_of(key: str) -> str:
@@ -252,8 +242,7 @@ def check_dataset_folder(output: Path) -> None:
     """
     if not output.exists():
         return
-    names = {entry.name for entry in output.iterdir()} if output.is_dir() else None
-    if names is None or (names and "summary.json" not in names):
+    if not output.is_dir() or (any(output.iterdir()) and not (output / "summary.json").exists()):
         raise DataError(f"{output}: holds something that is no data set and is not replaced; name another folder")
 
 

@@ -1,14 +1,18 @@
-"""``polyhead-evaluate``: answers labelled texts with the serving engine and measures how good the answers are."""
+"""``polyhead-evaluate``: answers labelled texts with the serving engine and measures how good the answers are.
+
+A checkpoint records how it was trained. It may come from anyone, so nothing in that record is trusted.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
+from pydantic import BaseModel, FiniteFloat, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
@@ -21,8 +25,6 @@ from polyhead_training.command_line import command_app, one_line_errors, printer
 from polyhead_training.config import DataConfig, HeadConfig, TrainingConfig, read_config
 from polyhead_training.errors import ConfigError
 from polyhead_training.evaluation.evaluation import Evaluation, evaluate
-from polyhead_training.evaluation.metrics import HEADLINE
-from polyhead_training.evaluation.training_record import recorded_config, recorded_training
 
 EXAMPLE = """\
 polyhead-evaluate runs/reviews reviews-2024.csv --slice country --slice stars
@@ -150,13 +152,14 @@ def _settings(
         columns = DataConfig.model_validate(settings | replaced)
     except ValidationError as error:
         raise ConfigError(f"options: {describe(error)}") from error
-    by_name = {head.name: head for head in training.heads} if training is not None else {}
-    for head in schema:
-        if head.name in by_name and by_name[head.name].kind != head.kind:
+    heads = [] if training is None else training.heads
+    kinds = {head.name: head.kind for head in schema}
+    for head in heads:
+        if kinds.get(head.name, head.kind) != head.kind:
             raise ConfigError(
-                f"heads: {head.name!r} is {by_name[head.name].kind} in the config, {head.kind} in the checkpoint"
+                f"heads: {head.name!r} is {head.kind} in the config, {kinds[head.name]} in the checkpoint"
             )
-    return columns, [by_name.get(head.name) or HeadConfig(name=head.name, kind=head.kind) for head in schema]
+    return columns, heads
 
 
 def _drop_unsuited(settings: dict[str, Any], data: list[str]) -> None:
@@ -178,12 +181,79 @@ def _print_tables(evaluation: Evaluation, console: Console) -> None:
     for head, scores in evaluation.metrics.items():
         table.add_row(head, "  ".join(f"{name} {value:.4g}" for name, value in scores.items()))
     console.print(table)
-    for column, values in evaluation.slices.items():
-        sliced = Table(column, "rows", *(f"{head.name} {HEADLINE[head.kind]}" for head in evaluation.schema))
-        for value, result in values.items():
-            found = [result["heads"][head.name].get(HEADLINE[head.kind]) for head in evaluation.schema]
-            sliced.add_row(value, str(result["rows"]), *("" if score is None else f"{score:.3f}" for score in found))
+    for content in evaluation.slice_tables():
+        sliced = Table(*content["columns"])
+        for value, rows, *scores in content["rows"]:
+            sliced.add_row(value, str(rows), *("" if score is None else f"{score:.3f}" for score in scores))
         console.print(sliced)
+
+
+class _Logged(BaseModel, extra="allow"):
+    """An entry of ``history.json``."""
+
+    epoch: float
+    __pydantic_extra__: dict[str, float]
+
+
+class _Calibrated(BaseModel):
+    """A head's calibration in ``metrics.json``."""
+
+    rows: int = 0
+    temperature: FiniteFloat
+    thresholds: dict[str, FiniteFloat] = {}
+    before: dict[str, FiniteFloat]
+    after: dict[str, FiniteFloat]
+
+
+def recorded_config(path: Path) -> TrainingConfig:
+    """The config of the checkpoint's training. Nothing that it names is imported or called.
+
+    Raises:
+        ConfigError: it is damaged, or names a function that evaluation would call.
+    """
+    try:
+        training = TrainingConfig.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {describe(error)}") from error
+    named = {"data.text_transforms": training.data.text_transforms, "data.filters": training.data.filters} | {
+        f"heads.{head.name}.label_transforms": head.label_transforms for head in training.heads
+    }
+    for field, names in named.items():
+        if functions := [name for name in names if ":" in name]:
+            raise ConfigError(
+                f"{path}: {field} names the function {functions[0]!r}; code that a checkpoint names is not run, "
+                "so give your own training config with --config"
+            )
+    return training.model_copy(update={"data": training.data.model_copy(update={"augment": []})})
+
+
+def recorded_training(checkpoint: Path) -> dict[str, Any]:
+    """``history``, ``calibration`` and ``training`` for `write_report`; None or empty if they are malformed."""
+    metrics = _read_json(checkpoint / "metrics.json")
+    metrics = metrics if isinstance(metrics, dict) else {}
+    training = _valid(dict[str, Any], metrics.get("training")) or {}
+    return {
+        "history": _valid(list[_Logged], _read_json(checkpoint / "report" / "history.json")),
+        "calibration": _valid(dict[str, _Calibrated], metrics.get("calibration")),
+        "training": {key: value for key, value in training.items() if isinstance(value, int | float)},
+    }
+
+
+def _valid(kind: Any, content: Any) -> Any:
+    adapter = TypeAdapter(kind)
+    try:
+        return adapter.dump_python(adapter.validate_python(content), exclude_unset=True)
+    except ValidationError:
+        return None
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        return None
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -16,7 +16,7 @@ from polyhead.errors import PolyheadError, describe, one_line
 from polyhead.schema import Head, HeadKind, Schema
 from polyhead_rows.table_file import ReadOptions
 from polyhead_training.command_line import command_app, example_option, one_line_errors
-from polyhead_training.config import DataConfig, ModelConfig, read_toml
+from polyhead_training.config import DataConfig, ModelConfig, Section, read_toml
 from polyhead_training.errors import ConfigError
 
 EXAMPLE = """\
@@ -42,23 +42,19 @@ name = "stars"
 app = command_app("polyhead-import")
 
 
-class ImportedHead(BaseModel):
+class ImportedHead(Section):
     """A head's name, and its labels in index order. Its kind follows from the constructor's arguments."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     name: str
-    labels: list[str] = []
+    labels: tuple[str, ...] = ()
 
 
-class ImportConfig(ReadOptions, BaseModel):
+class ImportConfig(Section, ReadOptions):
     """The whole file; names and defaults are those of that_nlp_library's constructors.
 
     Attributes:
         texts: files as for training; ReadOptions says how they are read. `golden_rows` texts are drawn at random.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     architecture: Architecture
     layer2concat: int = Field(default=4, ge=1)
@@ -66,7 +62,7 @@ class ImportConfig(ReadOptions, BaseModel):
     is_multihead: bool = False
     head_class_sizes: int | list[int]
     head_class: str | None = None
-    head_args: dict[str, Any] = {}
+    head_args: dict[str, Any] = Field(default_factory=dict)
     max_length: int = Field(ge=1)
     texts: str | list[str]
     bad_rows: Literal["stop", "skip"] = "stop"
@@ -96,14 +92,17 @@ def import_checkpoint(folder: Path, config: ImportConfig, output: Path) -> float
         ConfigError, CheckpointError, DataError: the folder, the arguments and the heads do not fit together.
     """
     check_output(output)
-    weights = _weights_file(folder)
     schema = imported_schema(config)
     # Imported here because transformers takes seconds to import.
     from polyhead_training.data.corpus import read_texts
     from polyhead_training.fitting.checkpoint_writing import Fitted, write_unscored
-    from polyhead_training.model.body import checkpoint_spec
+    from polyhead_training.model.body import checkpoint_spec, refuse_pickle
     from polyhead_training.model.tokenizer import pretrained_tokenizer
 
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        refuse_pickle(folder)
+        raise ConfigError(f"{weights}: is missing")
     spec = checkpoint_spec(ModelConfig.model_validate(config.model_dump(include=set(ModelConfig.model_fields))))
     model = _model(folder, weights, spec, schema)
     with tempfile.TemporaryDirectory(prefix="polyhead-import-") as scratch:
@@ -133,28 +132,17 @@ def imported_schema(config: ImportConfig) -> Schema:
         )
     heads = []
     for head, term in zip(config.heads, terms, strict=True):
-        kind = term.kind
-        expected = 0 if kind == HeadKind.REGRESSION else term.width
+        expected = 0 if term.kind == HeadKind.REGRESSION else term.width
         if len(head.labels) != expected:
             raise ConfigError(
-                f"heads: {head.name!r} is {kind} of size {term.width} and needs {expected} labels, "
+                f"heads: {head.name!r} is {term.kind} of size {term.width} and needs {expected} labels, "
                 f"got {len(head.labels)}"
             )
         try:
-            heads.append(Head(name=head.name, kind=kind, labels=tuple(head.labels)))
+            heads.append(Head(name=head.name, kind=term.kind, labels=head.labels))
         except ValidationError as error:
             raise ConfigError(f"heads: {head.name!r}: {describe(error)}") from error
     return Schema(heads)
-
-
-def _weights_file(folder: Path) -> Path:
-    weights = folder / "model.safetensors"
-    if weights.is_file():
-        return weights
-    from polyhead_training.model.body import refuse_pickle
-
-    refuse_pickle(folder)
-    raise ConfigError(f"{weights}: is missing")
 
 
 def _model(folder: Path, weights: Path, spec: Spec, schema: Schema) -> Any:

@@ -73,9 +73,14 @@ def _run(
 ) -> TrainingResult | None:
     """Imports what takes seconds to import only here: a typo in the config need not wait for it."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    _quiet_libraries()
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
     if dry_run:
-        from polyhead_training.dry_run import dry_run as describe
+        from polyhead_training.fitting.preparation import dry_run as describe
 
         describe(settings, printer(console))
         return None
@@ -104,16 +109,6 @@ def _print_summary(result: TrainingResult, settings: TrainingConfig, console: Co
     say(f"checkpoint: {settings.output} (engine within {result.engine_distance:.1e} of transformers)")
     say(f"report: {settings.output / 'report' / 'index.html'}")
     say(f"next: polyhead-export {settings.output} --repository model_repository")
-
-
-def _quiet_libraries() -> None:
-    """Turns off the progress bars and reports of datasets and transformers."""
-    import datasets
-    import transformers
-
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
 
 
 def main() -> None:

@@ -6,10 +6,10 @@ import tempfile
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
+import pandas
 import pyarrow
 from numpy.typing import NDArray
 
@@ -18,7 +18,7 @@ from polyhead_training.config import DataConfig, HeadConfig
 from polyhead_training.data.functions import Augmentation
 from polyhead_training.data.labels import count_contradictions, learn_schema, to_vector
 from polyhead_training.data.sources import Fields, Source, open_files, open_hub
-from polyhead_training.data.splits import find_overlaps, hold_out, is_repeat, position_to_stratify_by
+from polyhead_training.data.splits import find_overlaps, hold_out, position_to_stratify_by
 from polyhead_training.data.staging import Indices, Recipe, Staged, joined, stage, write_rows
 from polyhead_training.errors import DataError
 
@@ -105,18 +105,23 @@ def read_corpus(
         sources = _stage_sources(config, recipe, Path(staging), show_progress)
         whole = sources["train"]
         parts = _to_parts(sources, config, heads, seed)
-        notes = [_filtered(name, staged) for name, staged in sources.items() if staged.filtered]
+        notes = [
+            f"where and filters: left out {staged.filtered} of {staged.read_rows} rows of {name}"
+            for name, staged in sources.items()
+            if staged.filtered
+        ]
         notes += _clean(parts, config)
         _check_filled(parts)
-        schema = learn_schema(heads, _placed(whole, recipe), whole.source)
+        schema = learn_schema(heads, whole.columns(recipe.cells), whole.place_at, whole.source)
         for staged in sources.values():
             notes += [
-                f"parent_of: {count} rows of {staged.source} contradict that of head {head!r}, first {place}"
-                for head, (count, place) in count_contradictions(heads, _placed(staged, recipe)).items()
+                f"parent_of: {count} rows of {staged.source} contradict that of head {head!r}, "
+                f"first {staged.place_at(row)}"
+                for head, (count, row) in count_contradictions(heads, staged.columns(recipe.cells)).items()
             ]
         notes += _upsample(parts, recipe)
         others = [part for name, part in parts.items() if augmentation is not None and name != "train"]
-        held_out = {key for part in others for key in _text_keys(*part).tolist()}
+        held_out = {key for part in others for key in part[0].numbers("text_key", part[1]).tolist()}
         splits = {}
         for name, (staged, indices) in parts.items():
             rows = _finish(staged, indices, recipe, schema, augmentation if name == "train" else None, held_out)
@@ -187,17 +192,16 @@ def read_texts(paths: str | list[str], config: DataConfig, scratch: Path, show_p
 
 def describe_corpus(corpus: Corpus) -> list[str]:
     """Lines: rows of each split, labels and missing labels of each head, then notes."""
-    lines = [f"{name}: {len(split)} rows{_left_out(split)}" for name, split in corpus.splits.items()]
+    lines = []
+    for name, split in corpus.splits.items():
+        blank = f", {split.dropped} more dropped because their text is blank" if split.dropped else ""
+        bad = f', {split.bad} bad rows left out by bad_rows = "skip"' if split.bad else ""
+        lines.append(f"{name}: {len(split)} rows{blank}{bad}")
     labels = {name: split.labels for name, split in corpus.splits.items()}
     for head in corpus.schema:
         columns = corpus.schema.label_columns[head.name]
         lines += _describe_head(head, {name: matrix[:, columns] for name, matrix in labels.items()})
     return lines + [f"note: {note}" for note in corpus.notes]
-
-
-def _left_out(split: Split) -> str:
-    blank = f", {split.dropped} more dropped because their text is blank" if split.dropped else ""
-    return blank + (f', {split.bad} bad rows left out by bad_rows = "skip"' if split.bad else "")
 
 
 def _describe_head(head: Head, blocks: dict[str, NDArray[np.float32]]) -> Iterator[str]:
@@ -266,19 +270,6 @@ def _to_parts(
     return {name: parts[name] for name in SPLITS if name in parts}
 
 
-def _placed(staged: Staged, recipe: Recipe) -> Iterator[tuple[str, list[Any]]]:
-    return ((staged.place_of(row), [row[cell] for cell in recipe.cells]) for row in staged.read(recipe.cells))
-
-
-def _text_keys(staged: Staged, indices: Indices) -> NDArray[np.int64]:
-    return staged.numbers("text_key")[indices]
-
-
-def _filtered(name: str, staged: Staged) -> str:
-    total = staged.filtered + staged.dropped + staged.bad + len(staged.rows)
-    return f"where and filters: left out {staged.filtered} of {total} rows of {name}"
-
-
 def _to_split(rows: datasets.Dataset, staged: Staged) -> Split:
     return Split(rows, staged.dropped, staged.filtered, staged.bad)
 
@@ -300,27 +291,24 @@ def _check_filled(parts: dict[str, tuple[Staged, Indices]]) -> None:
 
 def _clean(parts: dict[str, tuple[Staged, Indices]], config: DataConfig) -> list[str]:
     """Counts leaks and duplicates, and removes from train what the config says."""
-    keys = {name: _text_keys(*part) for name, part in parts.items()}
+    keys = {name: staged.numbers("text_key", indices) for name, (staged, indices) in parts.items()}
     notes = []
     staged, train = parts["train"]
     others = [keys[name] for name in parts if name != "train"]
     leaked = np.isin(keys["train"], np.concatenate([np.empty(0, np.int64), *others]))
-    for overlap in find_overlaps(keys):
-        note = f"leak: {overlap.rows} of {len(keys[overlap.split])} {overlap.split} rows have the text of a row in "
-        note += overlap.other
-        if overlap.other == "train" and not config.drop_leaks:
+    for (split, other), rows in find_overlaps(keys).items():
+        note = f"leak: {rows} of {len(keys[split])} {split} rows have the text of a row in {other}"
+        if other == "train" and not config.drop_leaks:
             note += "; data.drop_leaks = true removes such rows from train"
         notes.append(note)
     if config.drop_leaks and leaked.any():
         notes.append(f"drop_leaks: removed {leaked.sum()} of {len(train)} rows from train")
         train = train[~leaked]
-    repeats = is_repeat(_text_keys(staged, train))
+    repeats = pandas.Index(staged.numbers("text_key", train)).duplicated()
     if repeats.any():
-        twins = is_repeat(staged.numbers("row_key")[train])
-        note = (
-            f"duplicates: {repeats.sum()} of {len(train)} training rows repeat an earlier text, {twins.sum()} of them "
-        )
-        note += "with the same labels"
+        twins = pandas.Index(staged.numbers("row_key", train)).duplicated()
+        note = f"duplicates: {repeats.sum()} of {len(train)} training rows repeat an earlier text, "
+        note += f"{twins.sum()} of them with the same labels"
         if twins.any():
             note += "; these were dropped" if config.drop_duplicates else "; data.drop_duplicates = true drops these"
         notes.append(note)
@@ -334,7 +322,7 @@ def _upsample(parts: dict[str, tuple[Staged, Indices]], recipe: Recipe) -> list[
     if not recipe.config.upsample:
         return []
     staged, train = parts["train"]
-    times = staged.numbers("times")[train]
+    times = staged.numbers("times", train)
     parts["train"] = staged, np.repeat(train, times)
     notes = [f"upsample: repeats {(times > 1).sum()} of {len(train)} training rows, {times.sum()} rows in all"]
     return notes + [f"upsample: no row has one of {up.values} in column {up.column!r}" for up in recipe.idle_upsample]

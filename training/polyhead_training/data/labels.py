@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.compute as pc
 from pydantic import ValidationError
 
 from polyhead.errors import SchemaError, describe
@@ -114,103 +116,93 @@ def _spelled_list(text: str) -> list[Any] | None:
     return found if "".join(repr(found).split()) == "".join(text.split()) else None
 
 
-def learn_schema(configs: Sequence[HeadConfig], rows: Iterable[tuple[str, Sequence[Cell]]], source: str) -> Schema:
+def learn_schema(
+    configs: Sequence[HeadConfig], cells: Sequence[pyarrow.ChunkedArray], place_of: Callable[[int], str], source: str
+) -> Schema:
     """The schema of the heads. Labels and parents that the config does not give are learned from the rows.
 
     Args:
-        rows: each row's place and its cells, one per head.
-        source: where they come from, for messages.
+        cells: one column per head, with a `Cell` per row.
+        place_of: a row's place, for messages.
+        source: where the rows come from, for messages.
 
     Raises:
         DataError: a head's column holds no label, or a label has two parents.
         SchemaError: the heads contradict themselves.
     """
-    position = {config.name: i for i, config in enumerate(configs)}
-    learn_labels = [i for i, c in enumerate(configs) if c.labels is None and c.kind != HeadKind.REGRESSION]
-    learn_parents = [
-        (i, position[c.parent])
-        for i, c in enumerate(configs)
-        if c.parent in position
-        and c.parent_of is None
-        and c.kind == configs[position[c.parent]].kind == HeadKind.SINGLE_LABEL
-    ]
-    labels: list[set[str]] = [set() for _ in configs]
-    parents: list[dict[str, tuple[str, str]]] = [{} for _ in configs]  # a label's parent, and the row that says so
-    for place, cells in rows if learn_labels or learn_parents else ():
-        for i in learn_labels:
-            labels[i].update(_labels_in(cells[i]))
-        for child, parent in learn_parents:
-            for label, above in zip(_labels_in(cells[child]), _labels_in(cells[parent]), strict=False):
-                _learn_parent(parents[child], configs[child], label, above, place)
-    for i in learn_labels:
-        if not labels[i]:
-            name = configs[i].name
-            raise DataError(f"{source}: column {configs[i].column or name!r} holds no label for head {name!r}")
-    return Schema(
-        [
-            _to_head(config, sorted(labels[i]), {label: parent for label, (parent, _) in parents[i].items()})
-            for i, config in enumerate(configs)
-        ]
-    )
-
-
-def _learn_parent(parents: dict[str, tuple[str, str]], config: HeadConfig, label: str, parent: str, place: str) -> None:
-    known, first = parents.setdefault(label, (parent, place))
-    if known != parent:
-        raise DataError(
-            f"{place}: label {label!r} of head {config.name!r} is below {parent!r} of {config.parent!r}, "
-            f"but below {known!r} in {first}; a label has one parent"
-        )
+    pairs = {config.name: found for config, found in _pairs(configs, cells) if config.parent_of is None}
+    heads = []
+    for config, column in zip(configs, cells, strict=True):
+        labels = config.labels or []
+        if config.labels is None and config.kind != HeadKind.REGRESSION:
+            labels = sorted(pc.unique(pc.list_flatten(column)).to_pylist())
+            if not labels:
+                name = config.name
+                raise DataError(f"{source}: column {config.column or name!r} holds no label for head {name!r}")
+        parent_of = config.parent_of
+        if config.parent is not None and parent_of is None:
+            parent_of = _learn_parents(config, labels, pairs.get(config.name, []), place_of)
+        try:
+            heads.append(
+                Head(
+                    name=config.name,
+                    kind=config.kind,
+                    labels=tuple(labels),
+                    weight=config.weight,
+                    y_range=config.y_range,
+                    parent=config.parent,
+                    parent_of=parent_of,
+                )
+            )
+        except ValidationError as error:
+            raise SchemaError(f"heads: {config.name!r}: {describe(error)}") from error
+    return Schema(heads)
 
 
 def count_contradictions(
-    configs: Sequence[HeadConfig], rows: Iterable[tuple[str, Sequence[Cell]]]
-) -> dict[str, tuple[int, str]]:
-    """By head, how many rows contradict the config's `parent_of`, and the place of the first one.
-
-    Args:
-        rows: as for `learn_schema`.
-    """
-    position = {config.name: i for i, config in enumerate(configs)}
-    given = [
-        (i, position[c.parent], c.parent_of) for i, c in enumerate(configs) if c.parent in position and c.parent_of
-    ]
-    found: dict[str, tuple[int, str]] = {}
-    for place, cells in rows if given else ():
-        for child, parent, parent_of in given:
-            for label, above in zip(_labels_in(cells[child]), _labels_in(cells[parent]), strict=False):
-                if parent_of.get(label, above) != above:
-                    count, first = found.get(configs[child].name, (0, place))
-                    found[configs[child].name] = count + 1, first
+    configs: Sequence[HeadConfig], cells: Sequence[pyarrow.ChunkedArray]
+) -> dict[str, tuple[int, int]]:
+    """By head, how many rows contradict the config's `parent_of`, and which is the first of them."""
+    found = {}
+    for config, pairs in _pairs(configs, cells):
+        given = config.parent_of or {}
+        if wrong := [pair for pair in pairs if given.get(pair["label"], pair["parent"]) != pair["parent"]]:
+            found[config.name] = sum(pair["row_count"] for pair in wrong), wrong[0]["row_min"]
     return found
 
 
-def _labels_in(cell: Cell) -> list[str]:
-    return cell if isinstance(cell, list) else []
+def _pairs(
+    configs: Sequence[HeadConfig], cells: Sequence[pyarrow.ChunkedArray]
+) -> Iterator[tuple[HeadConfig, list[dict[str, Any]]]]:
+    """For each head below another: each pair of ``label`` and ``parent``, with ``row_count`` and ``row_min``."""
+    singles = {c.name: column for c, column in zip(configs, cells, strict=True) if c.kind == HeadKind.SINGLE_LABEL}
+    for config in configs:
+        if config.name in singles and config.parent in singles:
+            names = {"label": config.name, "parent": config.parent}
+            columns = {key: pc.list_element(singles[name], 0) for key, name in names.items()}
+            table = pyarrow.table(columns | {"row": np.arange(len(columns["label"]))}).drop_null()
+            groups = table.group_by(["label", "parent"]).aggregate([("row", "count"), ("row", "min")])
+            yield config, groups.sort_by("row_min").to_pylist()
 
 
-def _to_head(config: HeadConfig, labels: list[str], parents: dict[str, str]) -> Head:
-    labels = config.labels if config.labels is not None else labels
-    parent_of = config.parent_of
-    if config.parent is not None and parent_of is None:
-        if parents and (orphans := [label for label in labels if label not in parents]):
+def _learn_parents(
+    config: HeadConfig, labels: Sequence[str], pairs: Sequence[dict[str, Any]], place_of: Callable[[int], str]
+) -> dict[str, str]:
+    first: dict[str, dict[str, Any]] = {}
+    for pair in pairs:
+        label, parent, known = pair["label"], pair["parent"], first.setdefault(pair["label"], pair)
+        if known["parent"] != parent:
             raise DataError(
-                f"heads: {config.name!r}: no row gives a parent for {', '.join(map(repr, orphans[:10]))}; "
-                "add it to parent_of"
+                f"{place_of(pair['row_min'])}: label {label!r} of head {config.name!r} is below {parent!r} of "
+                f"{config.parent!r}, but below {known['parent']!r} in {place_of(known['row_min'])}; "
+                "a label has one parent"
             )
-        parent_of = {label: parents[label] for label in labels if label in parents}
-    try:
-        return Head(
-            name=config.name,
-            kind=config.kind,
-            labels=tuple(labels),
-            weight=config.weight,
-            y_range=config.y_range,
-            parent=config.parent,
-            parent_of=parent_of,
+    if first and (orphans := [label for label in labels if label not in first]):
+        raise DataError(
+            f"heads: {config.name!r}: no row gives a parent for {', '.join(map(repr, orphans[:10]))}; "
+            "add it to parent_of"
         )
-    except ValidationError as error:
-        raise SchemaError(f"heads: {config.name!r}: {describe(error)}") from error
+    return {label: first[label]["parent"] for label in labels if label in first}
 
 
 def to_vector(cells: Sequence[Cell], schema: Schema, columns: Sequence[str], row: str) -> list[float]:
@@ -226,16 +218,14 @@ def to_vector(cells: Sequence[Cell], schema: Schema, columns: Sequence[str], row
         elif isinstance(cell, float):
             vector.append(cell)
         else:
-            indices = {_index(label, head, f"{row}: column {column!r}") for label in cell}
+            if unknown := [label for label in cell if label not in head.index_of]:
+                known = ", ".join(head.labels[:10]) + (", …" if len(head.labels) > 10 else "")
+                raise DataError(
+                    f"{row}: column {column!r}: label {unknown[0]!r} is not in the schema of head {head.name!r}; "
+                    f"allowed are {known}"
+                )
+            indices = {head.index_of[label] for label in cell}
             vector += (
                 indices if head.kind == HeadKind.SINGLE_LABEL else [float(i in indices) for i in range(head.width)]
             )
     return vector
-
-
-def _index(label: str, head: Head, place: str) -> int:
-    index = head.index_of.get(label)
-    if index is None:
-        known = ", ".join(head.labels[:10]) + (", …" if len(head.labels) > 10 else "")
-        raise DataError(f"{place}: label {label!r} is not in the schema of head {head.name!r}; allowed are {known}")
-    return index

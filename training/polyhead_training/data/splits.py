@@ -6,10 +6,10 @@ A split is an array of indices into staged rows.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from itertools import combinations
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
@@ -83,34 +83,14 @@ def hold_out(
     if config.split == "hash":
         return hold_out_by_hash(staged.numbers("place"), shares)
     column = f"cell_{position_to_stratify_by(config, heads)}"
-    codes: dict[Any, int] = {}
-    cells = (tuple(row[column] or ()) for row in staged.read([column]))  # a missing label is a class of its own
-    classes = np.fromiter((codes.setdefault(cell, len(codes)) for cell in cells), np.int64, len(staged.rows))
+    (cells,) = staged.columns([column])
+    labels = pc.list_element(cells, 0).combine_chunks()
+    classes = labels.dictionary_encode(null_encoding="encode").indices.to_numpy()  # no label is a class of its own
     return hold_out_stratified(staged.numbers("text_key"), classes, shares, seed)
 
 
-@dataclass(frozen=True)
-class Overlap:
-    """How many rows of one split have a text that is also in another."""
-
-    split: str
-    other: str
-    rows: int
-
-
-def find_overlaps(keys: Mapping[str, NDArray[np.int64]]) -> list[Overlap]:
-    """How many rows of each later split have the text of a row in an earlier one. Pairs without any are left out."""
-    names = list(keys)
-    overlaps = [
-        Overlap(split, other, int(np.isin(keys[split], keys[other]).sum()))
-        for i, split in enumerate(names)
-        for other in names[:i]
-    ]
-    return [overlap for overlap in overlaps if overlap.rows]
-
-
-def is_repeat(keys: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether each key occurred before."""
-    repeats = np.ones(len(keys), dtype=bool)
-    repeats[np.unique(keys, return_index=True)[1]] = False
-    return repeats
+def find_overlaps(keys: Mapping[str, NDArray[np.int64]]) -> dict[tuple[str, str], int]:
+    """By a split and an earlier one: how many of its rows have the text of a row there, if any."""
+    pairs = ((split, other) for other, split in combinations(keys, 2))
+    found = {(split, other): int(np.isin(keys[split], keys[other]).sum()) for split, other in pairs}
+    return {pair: rows for pair, rows in found.items() if rows}

@@ -10,6 +10,7 @@ import string
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -59,18 +60,31 @@ class Staged:
     filtered: int
     bad: int
 
-    def numbers(self, column: str) -> NDArray[Any]:
-        """A column of numbers of all rows."""
-        return np.asarray(self.rows.data.column(column).to_numpy())
+    @property
+    def read_rows(self) -> int:
+        """How many rows were read, with those that were left out."""
+        return len(self.rows) + self.dropped + self.filtered + self.bad
+
+    def columns(self, names: Sequence[str]) -> list[pyarrow.ChunkedArray]:
+        """These columns of all rows, mapped into memory."""
+        return [self.rows.data.column(name) for name in names]
+
+    def numbers(self, column: str, indices: Indices | slice = slice(None)) -> NDArray[Any]:
+        """A column of numbers, of all rows or of those at `indices`."""
+        return np.asarray(self.rows.data.column(column).to_numpy())[indices]
+
+    def place_at(self, index: int) -> str:
+        """Where the row at this index was, for messages."""
+        return self.place_of(self.rows.select_columns(["file", "row", "line"])[index])
 
     def place_of(self, row: Fields) -> str:
         """Where a row was, for messages."""
         return place_of(self.files[row["file"]], row["row"], row["line"])
 
-    def read(self, columns: Sequence[str], indices: Indices | None = None) -> Iterator[Fields]:
-        """These columns and the places of all rows, or of the rows at `indices`."""
+    def read(self, columns: Sequence[str], indices: Indices) -> Iterator[Fields]:
+        """These columns and the places of the rows at `indices`."""
         rows = self.rows.select_columns([*columns, "file", "row", "line"]).with_format("arrow")
-        for batch in (rows if indices is None else rows.select(indices)).iter(ROWS_PER_BATCH):
+        for batch in rows.select(indices).iter(ROWS_PER_BATCH):
             yield from batch.to_pylist()
 
 
@@ -269,13 +283,9 @@ def write_rows(path: Path, rows: Iterable[Fields], schema: pyarrow.Schema) -> da
     """
     try:  # an older file of this name that is mapped into memory stays as it was
         with replaced_file(path) as part, pyarrow.ipc.new_stream(str(part), schema) as writer:
-            batch: list[Fields] = []
-            for row in rows:
-                batch.append(row)
-                if len(batch) == ROWS_PER_BATCH:
-                    writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
-                    batch.clear()
-            writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
+            remaining = iter(rows)
+            while batch := list(islice(remaining, ROWS_PER_BATCH)):
+                writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
     except OSError as error:
         raise DataError(f"{path.parent}: rows cannot be written ({error}); set TMPDIR to another folder") from error
     return datasets.Dataset.from_file(str(path))

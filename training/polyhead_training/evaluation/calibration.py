@@ -66,8 +66,12 @@ def _calibrate_head(
         head = head.model_copy(update={"temperature": _fit_temperature(head, logits.astype(np.float64), labels)})
     if config.thresholds != "fixed" and head.kind == HeadKind.MULTI_LABEL:
         scores, true = to_scores(logits, Schema([head])), labels.astype(bool)
-        fit = _fit_micro if config.thresholds == "micro_f1" else _fit_thresholds
-        head = head.model_copy(update={"thresholds": fit(scores, true)})
+        if config.thresholds == "f1":
+            thresholds = _fit_thresholds(scores, true)
+        else:
+            # With calibrated scores, a common threshold has the best micro F1 (Lipton et al. 2014, arXiv:1402.1892).
+            thresholds = (best_threshold(scores.ravel(), true.ravel()),) * head.width
+        head = head.model_copy(update={"thresholds": thresholds})
     return head
 
 
@@ -90,24 +94,16 @@ def _fit_temperature(head: Head, logits: NDArray[np.float64], labels: NDArray[np
 def _fit_thresholds(scores: Scores, true: NDArray[np.bool_]) -> tuple[float, ...]:
     positives = true.sum(axis=0)
     rare = (positives > 0) & (positives < MIN_POSITIVES)
-    shared = best_threshold(scores[:, rare].ravel(), true[:, rare].ravel()) if rare.any() else 0.5
+    shared = best_threshold(scores[:, rare].ravel(), true[:, rare].ravel())
     return tuple(
-        0.5 if not positives[i] else shared if rare[i] else best_threshold(scores[:, i], true[:, i])
-        for i in range(true.shape[1])
+        shared if is_rare else best_threshold(scores[:, i], true[:, i]) for i, is_rare in enumerate(rare.tolist())
     )
 
 
-def _fit_micro(scores: Scores, true: NDArray[np.bool_]) -> tuple[float, ...]:
-    """One threshold for all labels: with calibrated scores, a common threshold has the best micro F1.
-
-    Lipton et al. 2014, arXiv:1402.1892.
-    """
-    threshold = best_threshold(scores.ravel(), true.ravel()) if true.any() else 0.5
-    return tuple(threshold for _ in range(true.shape[1]))
-
-
 def best_threshold(scores: Scores, true: NDArray[np.bool_]) -> float:
-    """The threshold with the best F1; if several have it, the one farthest from any score."""
+    """The threshold with the best F1; if several have it, the one farthest from any score. 0.5 if nothing is true."""
+    if not true.any():
+        return 0.5
     precision, recall, thresholds = precision_recall_curve(true, scores.astype(np.float64))
     f1 = 2 * precision[:-1] * recall[:-1] / np.maximum(precision[:-1] + recall[:-1], 1e-12)
     below = np.concatenate(([0.0], thresholds[:-1]))  # the next lower score

@@ -14,7 +14,7 @@ from polyhead.predictor import Predictor
 from polyhead.schema import Schema
 from polyhead_rows.progress import progress
 from polyhead_training.errors import DataError
-from polyhead_training.evaluation.metrics import score_answers
+from polyhead_training.evaluation.metrics import HEADLINE, score_answers
 
 if TYPE_CHECKING:
     from polyhead_training.data.corpus import Split  # its libraries take seconds to import
@@ -48,6 +48,21 @@ class Evaluation:
     metrics: dict[str, dict[str, float]]
     slices: dict[str, dict[str, Any]] = field(default_factory=dict)
     dropped: int = 0
+
+    def slice_tables(self) -> list[dict[str, Any]]:
+        """Per sliced ``column``: the ``columns`` of its table, and ``rows`` with each head's main score per value."""
+        heads = [(head.name, HEADLINE[head.kind]) for head in self.schema]
+        return [
+            {
+                "column": column,
+                "columns": [column, "rows", *(f"{name} {metric}" for name, metric in heads)],
+                "rows": [
+                    [value, found["rows"], *(found["heads"][name].get(metric) for name, metric in heads)]
+                    for value, found in values.items()
+                ],
+            }
+            for column, values in self.slices.items()
+        ]
 
 
 def evaluate(

@@ -136,20 +136,13 @@ def _one_hot(indices: NDArray[np.intp], width: int) -> NDArray[np.int8]:
 
 def _score_head(answers: HeadAnswers) -> dict[str, float]:
     rows = len(answers.true)
-    result: dict[str, float] = {"rows": rows}
-    if rows:
-        match answers.head.kind:
-            case HeadKind.SINGLE_LABEL:
-                result |= _score_single(answers)
-            case HeadKind.MULTI_LABEL:
-                result |= _score_multi(answers)
-            case HeadKind.REGRESSION:
-                result |= _score_regression(answers)
-    return {name: value if name == "rows" else float(value) for name, value in result.items()}
+    scores = _SCORES[answers.head.kind](answers) if rows else {}
+    return {"rows": rows} | {name: float(value) for name, value in scores.items()}
 
 
 def _score_single(answers: HeadAnswers) -> dict[str, float]:
-    true, chosen, scores = answers.true, answers.chosen, answers.scores
+    true, chosen, scores, width = answers.true, answers.chosen, answers.scores, answers.head.width
+    exact = scores.astype(np.float64)
     seen = true.any(axis=0)
     right = (true & chosen).any(axis=1)
     # The answer first, then the other labels by score: the order that a client gets for top_k.
@@ -163,9 +156,9 @@ def _score_single(answers: HeadAnswers) -> dict[str, float]:
         # The mean recall over labels that occur.
         "balanced_accuracy": metrics.recall_score(true[:, seen], chosen[:, seen], average="macro", zero_division=0),
         **_f1(true[:, named], chosen[:, named]),
-        **{f"top_{k}_accuracy": (ranks < k).mean() for k in TOP_K if k < answers.head.width},
+        **{f"top_{k}_accuracy": (ranks < k).mean() for k in TOP_K if k < width},
         **_rankings(true[:, both], scores[:, both], "macro"),
-        "nll": metrics.log_loss(true.argmax(axis=1), _normal(scores), labels=range(answers.head.width)),
+        "nll": metrics.log_loss(true.argmax(axis=1), exact / exact.sum(axis=1, keepdims=True), labels=range(width)),
         "ece": expected_calibration_error(*decisions(answers)),
     }
 
@@ -194,6 +187,13 @@ def _score_regression(answers: HeadAnswers) -> dict[str, float]:
     if len(np.unique(true)) > 1:  # R2 compares with the spread of the true values
         result["r2"] = metrics.r2_score(true, values)
     return result
+
+
+_SCORES = {
+    HeadKind.SINGLE_LABEL: _score_single,
+    HeadKind.MULTI_LABEL: _score_multi,
+    HeadKind.REGRESSION: _score_regression,
+}
 
 
 def _score_taxonomy(levels: list[HeadAnswers], schema: Schema) -> dict[str, float]:
@@ -254,12 +254,6 @@ def _rankings(true: NDArray[np.int8], scores: Scores, average: str) -> dict[str,
 
 def _both_classes(true: NDArray[np.int8]) -> Mask:
     return np.logical_and(true.any(axis=0), ~true.all(axis=0))
-
-
-def _normal(scores: Scores) -> NDArray[np.float64]:
-    exact = scores.astype(np.float64)
-    normal: NDArray[np.float64] = exact / exact.sum(axis=1, keepdims=True)
-    return normal
 
 
 def expected_calibration_error(confidence: NDArray[Any], right: NDArray[Any]) -> float:

@@ -1,4 +1,7 @@
-"""The report's plots as matplotlib figures, and their SVG, which takes the text colour of the page."""
+"""The report's plots as matplotlib figures, and their SVG, which takes the text colour of the page.
+
+Call these functions within ``matplotlib.rc_context(STYLE)``.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -47,7 +49,7 @@ MOST_POINTS = 2000  # of a scatter plot
 def to_svg(figure: Figure) -> Markup:
     """One ``<svg>`` element without external links, to embed in a page."""
     buffer = io.StringIO()
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+    with warnings.catch_warnings():
         # The browser has glyphs that matplotlib's own font lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
@@ -56,7 +58,6 @@ def to_svg(figure: Figure) -> Markup:
     return Markup(svg[svg.index("<svg") :].replace(INK, "currentColor"))
 
 
-@matplotlib.rc_context(STYLE)
 def training_curves(history: Sequence[Mapping[str, Any]], schema: Schema) -> Figure:
     """Training and validation loss, and each head's main validation score, over epochs.
 
@@ -76,7 +77,6 @@ def training_curves(history: Sequence[Mapping[str, Any]], schema: Schema) -> Fig
     return figure
 
 
-@matplotlib.rc_context(STYLE)
 def confusion(answers: HeadAnswers) -> Figure:
     """Shares of each true label's rows by answered label. If there are many labels, the most confused ones."""
     counts = answers.true.T.astype(np.int64) @ answers.chosen
@@ -102,7 +102,6 @@ def confusion(answers: HeadAnswers) -> Figure:
     return figure
 
 
-@matplotlib.rc_context(STYLE)
 def reliability_diagram(answers: HeadAnswers) -> Figure:
     """Confidence against the share of right decisions, and how many decisions have that confidence."""
     confidence, right, counts = reliability(*decisions(answers)).T
@@ -116,7 +115,6 @@ def reliability_diagram(answers: HeadAnswers) -> Figure:
     return figure
 
 
-@matplotlib.rc_context(STYLE)
 def precision_recall(answers: HeadAnswers) -> Figure:
     """Of all labels together, and of the labels with most rows."""
     figure, (axes,) = _figure(4.8, 4.2)
@@ -134,7 +132,6 @@ def precision_recall(answers: HeadAnswers) -> Figure:
     return figure
 
 
-@matplotlib.rc_context(STYLE)
 def threshold_curve(answers: HeadAnswers, micro_f1: float) -> Figure:
     """F1 over all labels for one common threshold, beside what the fitted thresholds reach."""
     grid = np.linspace(0.02, 0.98, 49)
@@ -143,15 +140,13 @@ def threshold_curve(answers: HeadAnswers, micro_f1: float) -> Figure:
     f1 = [2 * (true & over).sum() / max(true.sum() + over.sum(), 1) for over in chosen]
     figure, (axes,) = _figure(4.8, 4.2)
     axes.plot(grid, f1, label="one threshold for all labels")
-    thresholds = answers.head.thresholds or ()
-    fitted = float(np.median(thresholds))
+    fitted = float(np.median(answers.head.thresholds or ()))
     axes.plot([fitted], [micro_f1], marker="D", linestyle="", label="thresholds in the checkpoint (at their median)")
     axes.set(title="F1 and threshold", xlabel="threshold", ylabel="micro F1", xlim=(0, 1), ylim=(0, 1))
     axes.legend(fontsize=8)
     return figure
 
 
-@matplotlib.rc_context(STYLE)
 def predicted_and_true(answers: HeadAnswers) -> Figure:
     """A regression's predicted and true numbers, and their difference."""
     true, value = answers.true[:, 0].astype(np.float64), answers.scores[:, 0].astype(np.float64)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import matplotlib
 import numpy as np
 import pyarrow
 from matplotlib.figure import Figure
@@ -30,6 +31,7 @@ from polyhead_training.evaluation.metrics import HEADLINE, HeadAnswers, answers_
 MOST_LABELS = 100  # of a table
 MOST_MISTAKES = 12
 MISTAKE_LENGTH = 600  # characters of the text
+WHEN = ("before", "after")  # calibration
 
 
 def check_report_folder(path: Path) -> None:
@@ -40,11 +42,12 @@ def check_report_folder(path: Path) -> None:
     """
     if not path.exists():
         return
-    names = {entry.name for entry in path.iterdir()} if path.is_dir() else None
-    if names is None or (names and not {"index.html", "metrics.json", "predictions.parquet"} <= names):
+    names = {entry.name for entry in path.iterdir()} if path.is_dir() else {"a file"}
+    if names and not names >= {"index.html", "metrics.json", "predictions.parquet"}:
         raise ConfigError(f"{path}: holds something that is no report and is not replaced; name another --output")
 
 
+@matplotlib.rc_context(plots.STYLE)
 def write_report(
     folder: Path,
     evaluation: Evaluation,
@@ -101,15 +104,12 @@ def _page(
         loader=jinja2.PackageLoader("polyhead_training.evaluation"), autoescape=True, trim_blocks=True
     )
     environment.globals["HeadKind"] = HeadKind
-    columns, rows = _calibration_table(
-        {name: found for name, found in (calibration or {}).items() if _is_fitted(found)}
-    )
     return environment.get_template("report.html").render(
         **content,
         curves=plots.to_svg(plots.training_curves(history, evaluation.schema)) if history else None,
-        calibration=rows,
-        calibration_columns=columns,
-        slices=[_slice_table(column, values, evaluation) for column, values in evaluation.slices.items()],
+        calibration=[_calibration_row(name, found) for name, found in (calibration or {}).items() if _is_fitted(found)],
+        calibration_columns=["head", "temperature", *(f"{key} {when}" for key in SHOWN for when in WHEN)],
+        slices=evaluation.slice_tables(),
     )
 
 
@@ -159,25 +159,8 @@ def _are_fitted(thresholds: Iterable[float]) -> bool:
     return any(threshold != 0.5 for threshold in thresholds)
 
 
-def _calibration_table(calibration: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    columns = ["head", "temperature", *(f"{key} {when}" for key in SHOWN for when in ("before", "after"))]
-    rows = [
-        [head, found["temperature"], *(found[when].get(key) for key in SHOWN for when in ("before", "after"))]
-        for head, found in calibration.items()
-    ]
-    return columns, rows
-
-
-def _slice_table(column: str, values: Mapping[str, Any], evaluation: Evaluation) -> dict[str, Any]:
-    heads = [(head.name, HEADLINE[head.kind]) for head in evaluation.schema]
-    return {
-        "column": column,
-        "columns": [column, "rows", *(f"{name} {metric}" for name, metric in heads)],
-        "rows": [
-            [value, found["rows"], *(found["heads"][name].get(metric) for name, metric in heads)]
-            for value, found in values.items()
-        ],
-    }
+def _calibration_row(head: str, found: Mapping[str, Any]) -> list[Any]:
+    return [head, found["temperature"], *(found[when].get(key) for key in SHOWN for when in WHEN)]
 
 
 def model_card(content: Mapping[str, Any]) -> str:
@@ -277,17 +260,16 @@ def _wrong(answers: HeadAnswers) -> list[tuple[int, str, str]]:
         order = np.argsort(-np.abs(scores - true)[:, 0], kind="stable")[:MOST_MISTAKES]
         order = order[scores[order, 0] != true[order, 0]]
         return [(int(row), f"{scores[row, 0]:.4g}", f"{true[row, 0]:.4g}") for row in order]
-    wrong = answers.chosen & ~true.astype(bool) if head.kind == HeadKind.SINGLE_LABEL else answers.chosen != true
-    found_rows, found_labels = np.nonzero(wrong)
-    found = scores[found_rows, found_labels]
-    certainty = np.where(answers.chosen[found_rows, found_labels], found, 1 - found)
+    wrong = answers.chosen != true
+    if head.kind == HeadKind.SINGLE_LABEL:
+        wrong &= answers.chosen == 1  # the true label, which was not answered, is no second mistake
+    certainty = np.where(answers.chosen, scores, 1 - scores)[wrong]
+    places = np.argwhere(wrong)[np.argsort(-certainty, kind="stable")[:MOST_MISTAKES]]
     result = []
-    for i in np.argsort(-certainty, kind="stable")[:MOST_MISTAKES]:
-        row, label = int(found_rows[i]), int(found_labels[i])
+    for row, label in places.tolist():
+        is_chosen, name = answers.chosen[row, label], head.labels[label]
+        right = "not this label" if is_chosen else name
         if head.kind == HeadKind.SINGLE_LABEL:
-            result.append((row, f"{head.labels[label]} ({found[i]:.3f})", head.labels[int(true[row].argmax())]))
-        elif answers.chosen[row, label]:
-            result.append((row, f"{head.labels[label]} ({found[i]:.3f})", "not this label"))
-        else:
-            result.append((row, f"not {head.labels[label]} ({found[i]:.3f})", head.labels[label]))
+            right = head.labels[true[row].argmax()]
+        result.append((row, f"{'' if is_chosen else 'not '}{name} ({scores[row, label]:.3f})", right))
     return result

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, EvalPrediction, TrainerCallback, TrainingArguments
 
 from polyhead.checkpoint import check_output
+from polyhead.files import write_file
 from polyhead.schema import Schema
 from polyhead_training.config import TrainingConfig
 from polyhead_training.data.corpus import describe_corpus, read_corpus
@@ -87,7 +88,7 @@ def fit(
             for note in prepared.notes:
                 say(f"  {note}")
             if is_first:
-                work.keep_tokenizer(prepared.fitted.tokenizer)
+                write_file(work.tokenizer, prepared.fitted.tokenizer.to_str())
         try:
             result = _train(config, prepared, arguments, tracked, work, Path(scratch), say)
         except DivergenceError as error:
@@ -113,6 +114,7 @@ def _train(
 ) -> TrainingResult | None:
     corpus, fitted, train = prepared.corpus, prepared.fitted, prepared.train
     model, schema = fitted.model, fitted.schema
+    is_first = arguments.process_index == 0
     started = time.monotonic()
     learnt: dict[str, Any] = {}
     if config.warm_start is not None:
@@ -122,6 +124,8 @@ def _train(
     share = "" if trained == total else f" ({trained / 1e6:.2f} M of them trained)"
     say(f"training {total / 1e6:.1f} M parameters{share} in {precision_of(config.training)}")
     say(f"{train.truncated} of {len(train.rows)} training texts are longer than {train.max_length} tokens")
+    early = config.training.early_stopping
+    stopping = [] if early is None else [EarlyStoppingCallback(early.patience, early.min_delta)]
     stop = StopOnSignal(say, arguments)
     shown = ShowProgress("training", say, train.read / len(train.rows), schema)
     trainer = ClassifierTrainer(
@@ -132,12 +136,16 @@ def _train(
         train_dataset=train.rows,
         eval_dataset=prepared.validation.rows,
         compute_metrics=lambda prediction: _flat_metrics(prediction, model, schema, config),
-        callbacks=[shown, *tracked, *_early(config), stop],
+        callbacks=[shown, *tracked, *stopping, stop],
     )
-    _run(trainer, work, stop, shown)
+    if not work.load_trained(trainer):
+        with closing(shown), stop.listening():
+            trainer.train(resume_from_checkpoint=work.last_checkpoint(work.checkpoints))
+            if not stop.stopped and is_first:
+                work.keep_trained(trainer)
     if trainer.state.global_step < trainer.state.max_steps:
         say(f"stopped early: {config.training.best_metric} no longer improves")
-    if not trainer.is_world_process_zero():
+    if not is_first:
         return None
     say("calibrating, computing golden answers, evaluating with the engine")
     # Removes the autocast around the model's forward: calibrated and golden scores are float32, as served.
@@ -169,16 +177,6 @@ def _train(
     return TrainingResult(metrics, calibrated, distance)
 
 
-def _run(trainer: ClassifierTrainer, work: WorkingFolder, stop: StopOnSignal, shown: ShowProgress) -> None:
-    """Trains, from the last checkpoint if there is one. Does nothing if training was finished before."""
-    if work.load_trained(trainer):
-        return
-    with closing(shown), stop.listening():
-        trainer.train(resume_from_checkpoint=work.last_checkpoint(work.checkpoints))
-        if not stop.stopped and trainer.is_world_process_zero():
-            work.keep_trained(trainer)
-
-
 @torch.inference_mode()
 def _answer(
     model: Any, rows: datasets.Dataset, arguments: TrainingArguments
@@ -192,11 +190,6 @@ def _answer(
         )
         labels.append(batch["labels"])
     return torch.cat(logits).numpy(), torch.cat(labels).numpy()
-
-
-def _early(config: TrainingConfig) -> list[TrainerCallback]:
-    early = config.training.early_stopping
-    return [] if early is None else [EarlyStoppingCallback(early.patience, early.min_delta)]
 
 
 def _flat_metrics(prediction: EvalPrediction, model: Any, schema: Schema, config: TrainingConfig) -> dict[str, float]:

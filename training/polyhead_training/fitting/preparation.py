@@ -1,8 +1,11 @@
-"""What a fit and its dry run start from: tokenized rows, the tokenizer and the untrained model."""
+"""What a fit starts from: token rows, the tokenizer and the untrained model; and the dry run, which describes them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import json
+import math
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,18 +16,21 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import set_seed
 
+from polyhead.checkpoint import check_output
 from polyhead.encode import encode
 from polyhead_rows.progress import progress
-from polyhead_training.config import TrainingConfig
-from polyhead_training.data.corpus import Corpus, Split
+from polyhead_training.config import FitConfig, TrainingConfig
+from polyhead_training.data.corpus import Corpus, Split, describe_corpus, read_corpus
 from polyhead_training.data.sources import file_names
 from polyhead_training.errors import DataError
 from polyhead_training.evaluation.metrics import flat_scores
-from polyhead_training.fitting.arguments import check_best_metric
+from polyhead_training.fitting.arguments import check_best_metric, precision_of, trackers, training_arguments
 from polyhead_training.fitting.checkpoint_writing import Fitted, rehearse
 from polyhead_training.model.body import checkpoint_spec, model_tokenizer, untrained_model
-from polyhead_training.model.layers import check_adapters, freeze
+from polyhead_training.model.layers import add_adapters, check_adapters, freeze
 from polyhead_training.model.losses import loss_terms
+
+QUANTILES = (50, 90, 95, 99, 100)  # of text lengths
 
 
 @dataclass(frozen=True)
@@ -94,14 +100,17 @@ def prepare(
     """
     if config.warm_start is not None and config.warm_start.texts:
         file_names(config.warm_start.texts)  # a name that matches nothing is an error at once
-    check_best_metric(config.training.best_metric, _metric_names(corpus))
+    labels = corpus.validation.labels
+    no_logits = np.zeros((len(labels), corpus.schema.width), dtype=np.float32)
+    check_best_metric(config.training.best_metric, flat_scores(no_logits, labels, corpus.schema))
     if tokenizer is None:
         say("preparing the tokenizer")
         tokenizer = model_tokenizer(config.model, corpus.train.texts, config.data.text_transforms)
     set_seed(config.seed)
     spec = checkpoint_spec(config.model)
     model = untrained_model(config.model, spec, corpus.schema, tokenizer)
-    model.terms = loss_terms(corpus.schema, config.heads, _labels_to_balance(config, corpus))
+    is_balanced = any("balanced" in (head.class_weights, head.positive_weights) for head in config.heads)
+    model.terms = loss_terms(corpus.schema, config.heads, corpus.train.labels if is_balanced else None)
     freeze(model, config.training.freeze_layers)
     if config.lora is not None:
         check_adapters(model, config.lora, config.training.freeze_layers)
@@ -162,12 +171,69 @@ def parameter_counts(model: Any) -> tuple[int, int]:
     return sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
 
 
-def _labels_to_balance(config: TrainingConfig, corpus: Corpus) -> NDArray[np.float32] | None:
-    """The training labels, if a head's weights are counted from them."""
-    is_counted = any("balanced" in (head.class_weights, head.positive_weights) for head in config.heads)
-    return corpus.train.labels if is_counted else None
+def dry_run(config: TrainingConfig, say: Callable[[str], None]) -> None:
+    """Says the config with its defaults, the corpus, token lengths, parameters, estimated memory and steps.
+
+    Raises:
+        PolyheadError: as `polyhead_training.fitting.fit.fit` raises it before training.
+    """
+    if config.output.exists():
+        check_output(config.output)
+    trackers(config.training.report_to, config.output)
+    with tempfile.TemporaryDirectory(prefix="polyhead-dry-run-") as scratch:
+        arguments = training_arguments(config, Path(scratch) / "checkpoints")
+        say(json.dumps(config.model_dump(mode="json", exclude_none=True), indent=2, ensure_ascii=False))
+        corpus = read_corpus(config.data, config.heads, Path(scratch), config.seed, show_progress=True)
+        for line in describe_corpus(corpus):
+            say(line)
+        prepared = prepare(config, corpus, Path(scratch), lambda _: None, show_progress=True)
+        for note in prepared.notes:
+            say(note)
+        model = prepared.fitted.model
+        if config.lora is not None:
+            add_adapters(model, config.lora, config.training.freeze_layers)
+        total, trained = parameter_counts(model)
+        say(_describe_lengths(prepared.train))
+        say(f"parameters: {total:,} in total, {trained:,} trained")
+        tokens = prepared.train.read / len(prepared.train.rows) * config.training.batch_size
+        memory = estimate_memory(config.training, model.config, total, trained, tokens)
+        parts = ", ".join(f"{name} {size / 2**20:,.1f}" for name, size in memory.items())
+        say(f"memory per process, estimated: {sum(memory.values()) / 2**20:,.1f} MiB ({parts})")
+        per_epoch, steps, evaluations = count_steps(config.training, len(prepared.train.rows), arguments.world_size)
+        say(f"steps: {steps:,} ({per_epoch:,} per epoch), {evaluations:,} evaluations")
 
 
-def _metric_names(corpus: Corpus) -> Iterable[str]:
-    labels = corpus.validation.labels
-    return flat_scores(np.zeros((len(labels), corpus.schema.width), dtype=np.float32), labels, corpus.schema)
+def _describe_lengths(train: TokenRows) -> str:
+    values = np.percentile(train.lengths, QUANTILES, method="higher")
+    names = [f"p{quantile}" if quantile < 100 else "max" for quantile in QUANTILES]
+    quantiles = ", ".join(f"{name} {value:.0f}" for name, value in zip(names, values, strict=True))
+    share = train.truncated / len(train.lengths)
+    return f"tokens per text: {quantiles}; {share:.1%} are longer than max_length ({train.max_length}) and truncated"
+
+
+def estimate_memory(
+    fit: FitConfig, body: Any, parameters: int, trained: int, tokens_per_batch: float
+) -> dict[str, float]:
+    """Bytes by purpose, without the overhead of libraries and fragmentation.
+
+    Weights are float32. Each trained weight has a float32 gradient and AdamW's two moments. Activations are 17 values
+    of n_embd per token and block (Korthikanti et al. 2022, arXiv:2205.05198, without the attention matrix, which the
+    kernels do not keep), of 2 bytes in bf16 and fp16 and 4 in fp32. With gradient checkpointing they are one value per
+    block, and 17 for one block at a time.
+    """
+    values = 17 * body.n_layer if not fit.gradient_checkpointing else body.n_layer + 17
+    value_size = 4 if precision_of(fit) == "fp32" else 2
+    return {
+        "parameters": 4.0 * parameters,
+        "gradients": 4.0 * trained,
+        "optimizer": 8.0 * trained,
+        "activations": tokens_per_batch * values * body.n_embd * value_size,
+    }
+
+
+def count_steps(fit: FitConfig, rows: int, processes: int) -> tuple[int, int, int]:
+    """Steps per epoch, steps in total, and evaluations, as the Trainer counts them."""
+    batches = math.ceil(math.ceil(rows / fit.batch_size) / processes)
+    per_epoch = math.ceil(batches / fit.gradient_accumulation_steps)
+    steps = fit.max_steps or math.ceil(fit.epochs * per_epoch)
+    return per_epoch, steps, math.ceil(steps / (fit.eval_steps or per_epoch))

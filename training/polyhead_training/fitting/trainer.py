@@ -69,10 +69,6 @@ class ClassifierTrainer(Trainer):
         finally:
             self.data_collator = collator
 
-    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
-        """The same as for evaluation."""
-        return self.get_eval_dataloader(test_dataset)
-
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, *rest: Any, **more: Any
     ) -> Any:
@@ -132,8 +128,6 @@ class ShowProgress(TrainerCallback):
         self.say = say
         self.tokens_per_row = tokens_per_row
         self.heads = tuple(heads)
-        self.started = 0.0
-        self.first_step = 0
         self.loss: dict[str, object] = {}
         self._open = ExitStack()
         self._meter: ProgressMeter | None = None
@@ -187,11 +181,10 @@ class ShowProgress(TrainerCallback):
     ) -> None:
         """Says the validation loss and each head's main score."""
         if metrics:
-            found = [
-                (f"{head.name} {HEADLINE[head.kind]}", f"eval_{head.name}/{HEADLINE[head.kind]}") for head in self.heads
-            ]
-            scores = [f"{name} {metrics[key]:.3f}" for name, key in found if key in metrics]
-            self.say(f"  epoch {state.epoch:g}: " + ", ".join([f"validation loss {metrics['eval_loss']:.3f}", *scores]))
+            found = {f"{head.name} {HEADLINE[head.kind]}": f"{head.name}/{HEADLINE[head.kind]}" for head in self.heads}
+            found = {"validation loss": "loss"} | found
+            scores = [f"{name} {metrics[f'eval_{key}']:.3f}" for name, key in found.items() if f"eval_{key}" in metrics]
+            self.say(f"  epoch {state.epoch:g}: {', '.join(scores)}")
 
 
 class StopOnSignal(TrainerCallback):

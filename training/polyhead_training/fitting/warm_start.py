@@ -56,7 +56,11 @@ def warm_start(
         lm = _language_model(model.body_model)
         arguments = language_model_arguments(config, work.warm_start)
         is_first = arguments.process_index == 0
-        train, validation = _blocks(config, corpus, fitted.tokenizer, length, scratch, is_first)
+        texts = [corpus.train.texts]
+        if config.warm_start is not None and config.warm_start.texts:
+            texts.append(read_texts(config.warm_start.texts, config.data, scratch, is_first))
+        train = _to_blocks(texts, fitted.tokenizer, length, scratch, "training")
+        validation = _to_blocks([corpus.validation.texts], fitted.tokenizer, length, scratch, "validation")
         stop = StopOnSignal(say, arguments)
         shown = ShowProgress("warm start", say, tokens_per_row=length)
         trainer = Trainer(
@@ -101,17 +105,6 @@ def _language_model(body: Any) -> GPT2LMHeadModel:
     fuse_gelu(lm.transformer)
     lm.tie_weights()
     return lm
-
-
-def _blocks(
-    config: TrainingConfig, corpus: Corpus, tokenizer: Tokenizer, length: int, scratch: Path, show_progress: bool
-) -> tuple[datasets.Dataset, datasets.Dataset]:
-    sources = [corpus.train.texts]
-    if config.warm_start is not None and config.warm_start.texts:
-        sources.append(read_texts(config.warm_start.texts, config.data, scratch, show_progress))
-    train = _to_blocks(sources, tokenizer, length, scratch, "training")
-    validation = _to_blocks([corpus.validation.texts], tokenizer, length, scratch, "validation")
-    return train, validation
 
 
 def _to_blocks(

@@ -19,7 +19,6 @@ from typing import Any, cast
 
 import numpy as np
 from safetensors.torch import load_model, save_model
-from tokenizers import Tokenizer
 from torch import nn
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
@@ -49,7 +48,7 @@ class WorkingFolder:
         self.checkpoints = self.path / "checkpoints"
         self.warm_start = self.path / "warm_start"
         self.finished_warm_start = self.warm_start / "finished"
-        self.tokenizer = self.path / "tokenizer.json"
+        self.tokenizer = self.path / "tokenizer.json"  # for other processes and for a resumed run
         self.logs = self.path / "logs"
         self._run = self.path / "run.json"
         self._trained = self.path / "trained"
@@ -105,10 +104,6 @@ class WorkingFolder:
             names = (self.path / f"logs-{number}" for number in count(1))
             os.rename(self.logs, next(path for path in names if not path.exists()))
         write_file(self._run, json.dumps(run, indent=2))
-
-    def keep_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Saves the tokenizer for other processes and for a resumed run."""
-        write_file(self.tokenizer, tokenizer.to_str())
 
     def last_checkpoint(self, folder: Path) -> str | None:
         """The newest complete checkpoint of the Trainer. Newer incomplete ones are removed."""
