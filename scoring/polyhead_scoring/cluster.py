@@ -24,6 +24,7 @@ from ray.exceptions import RayError
 
 from polyhead.decode import DecodeOptions
 from polyhead.errors import PolyheadError, one_line
+from polyhead.interrupt import interruptible
 from polyhead_rows.errors import TableError
 from polyhead_scoring import ScoringError
 from polyhead_scoring.engine_answers import EngineAnswers
@@ -62,7 +63,8 @@ def connected(address: str) -> Iterator[None]:
         cause = (str(error).strip() or type(error).__name__).splitlines()[-1]  # below it is the server's traceback
         raise ScoringError(f"--address {address}: no Ray answers there ({cause})") from error
     try:
-        yield
+        with interruptible():  # Ray has set a handler of its own for SIGTERM
+            yield
     finally:
         ray.shutdown()
 

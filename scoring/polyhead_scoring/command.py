@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +11,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from polyhead.errors import PolyheadError, describe, one_line
+from polyhead.interrupt import interruptible
 from polyhead.precision import requested_precision
 from polyhead_client import PolyheadClientError
 from polyhead_rows.errors import TableError
@@ -158,7 +158,8 @@ def score(
                 "precision": requested_precision(precision), "address": address, "actors": actors,
                 "cpus_per_actor": cpus_per_actor, "gpus_per_actor": gpus_per_actor,
             }  # fmt: skip
-        result = run(dataclasses.replace(request, **way), console)
+        with interruptible():
+            result = run(dataclasses.replace(request, **way), console)
     except KeyboardInterrupt:
         typer.echo("polyhead-score: interrupted; the same command continues from here", err=True)
         raise typer.Exit(INTERRUPTED) from None
@@ -209,12 +210,7 @@ def _text(path: Path | None) -> str | None:
 
 
 def main() -> None:
-    """Entry point of the console script.
-
-    SIGTERM, a scheduler's Ctrl-C, ends a run like Ctrl-C does. SIGINT stays as it is: a background job of a script is
-    started with it ignored, and no signal loses what is done.
-    """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Entry point of the console script."""
     app()
 
 
