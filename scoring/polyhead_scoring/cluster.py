@@ -27,11 +27,10 @@ from polyhead.errors import PolyheadError, one_line
 from polyhead.interrupt import interruptible
 from polyhead_rows.errors import TableError
 from polyhead_scoring import ScoringError
-from polyhead_scoring.engine_answers import EngineAnswers
 from polyhead_scoring.job import Job, Request, fingerprint
 from polyhead_scoring.partition import Columns, Limits, Partition, survey
 from polyhead_scoring.run_folder import Done, RunFolder
-from polyhead_scoring.scorer import Scorer
+from polyhead_scoring.scorer import EngineAnswers, Scorer
 
 CONNECT_S = 10.0
 TRIES = 5  # of a partition, if processes or nodes die during it

@@ -141,8 +141,8 @@ def score(
     try:
         request = Request(
             data=tuple(data), output=output, read=_read_options(format, delimiter, encoding, no_header, columns),
-            text_column=text_column, keep=tuple(keep or ()) or None, prefix=prefix, top_k=top_k, threshold=threshold,
-            partition_tokens=partition_tokens, restart=restart, progress=not quiet,
+            text_column=text_column, keep=tuple(dict.fromkeys(keep or ())) or None, prefix=prefix, top_k=top_k,
+            threshold=threshold, partition_tokens=partition_tokens, restart=restart, progress=not quiet,
         )  # fmt: skip
         way: dict[str, Any]
         if server is not None:
@@ -160,15 +160,15 @@ def score(
             }  # fmt: skip
         with interruptible():
             result = run(dataclasses.replace(request, **way), console)
+        manifest = result.manifest
+        rate = f" ({result.rows / result.seconds:,.0f} rows/s)" if result.rows and result.seconds else ""
+        typer.echo(f"{output}: {manifest['rows']:,} rows{rate}, {manifest['errors']:,} of them with an error")
     except KeyboardInterrupt:
         typer.echo("polyhead-score: interrupted; the same command continues from here", err=True)
         raise typer.Exit(INTERRUPTED) from None
     except (PolyheadError, PolyheadClientError, TableError, OSError) as error:
         typer.echo(f"polyhead-score: {one_line(error)}", err=True)
         raise typer.Exit(FAILED) from None
-    manifest = result.manifest
-    rate = f" ({result.rows / result.seconds:,.0f} rows/s)" if result.rows and result.seconds else ""
-    typer.echo(f"{output}: {manifest['rows']:,} rows{rate}, {manifest['errors']:,} of them with an error")
     if manifest["errors"]:
         raise typer.Exit(ROW_ERRORS)
 

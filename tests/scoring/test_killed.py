@@ -79,7 +79,7 @@ def attempts(request: Request, kill_at: Callable[[int], None]) -> Iterator[int]:
             return
 
 
-@pytest.mark.parametrize("output", ["out.csv", "out"])
+@pytest.mark.parametrize("output", ["out.csv", "out", "plan.json"])
 @pytest.mark.parametrize("way", ["server", "engine"])
 @pytest.mark.parametrize("anew", [False, True])
 def test_killed_before_each_change(
