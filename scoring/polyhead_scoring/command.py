@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,12 +37,7 @@ Examples, with the engine on this machine, with a server, and on Ray:
 
 INPUT, OUTPUT = "Input", "Output"
 ENGINE, RAY, SERVER = "The engine answers (--checkpoint)", "On Ray (--address)", "A server answers (--server)"
-SERVER_ONLY = (
-    "model", "model_version", "protocol", "timeout_s", "wait_s", "batch_size", "workers", "api_key", "header",
-    "ca_file", "client_cert", "client_key", "proxy",
-)  # fmt: skip
-ENGINE_ONLY = ("device", "precision", "address")
-RAY_ONLY = ("actors", "cpus_per_actor", "gpus_per_actor")
+NEEDED = {ENGINE: "checkpoint", RAY: "address", SERVER: "server"}  # by the options of a panel
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 
@@ -136,7 +130,7 @@ def score(
     The same command continues after a kill, and does nothing if everything is done. Exit code 0: each row has its
     answer. 1: all rows are in the output, and some have an error. 2: the run could not start or end. 130: interrupted.
     """
-    _check_options(context, checkpoint, server, address)
+    _check_options(context, checkpoint, server)
     console = Console(stderr=True)
     try:
         request = Request(
@@ -159,7 +153,7 @@ def score(
                 "cpus_per_actor": cpus_per_actor, "gpus_per_actor": gpus_per_actor,
             }  # fmt: skip
         with interruptible():
-            result = run(dataclasses.replace(request, **way), console)
+            result = run(request.model_copy(update=way), console)
         manifest = result.manifest
         rate = f" ({result.rows / result.seconds:,.0f} rows/s)" if result.rows and result.seconds else ""
         typer.echo(f"{output}: {manifest['rows']:,} rows{rate}, {manifest['errors']:,} of them with an error")
@@ -173,17 +167,17 @@ def score(
         raise typer.Exit(ROW_ERRORS)
 
 
-def _check_options(context: typer.Context, checkpoint: Path | None, server: str | None, address: str | None) -> None:
+def _check_options(context: typer.Context, checkpoint: Path | None, server: str | None) -> None:
     if (checkpoint is None) == (server is None):
         given = "both are given" if checkpoint is not None else "neither is given"
         raise typer.BadParameter(f"name either --checkpoint DIR or --server HOST:PORT; {given}")
-    allowed = (() if server is None else SERVER_ONLY) + (() if checkpoint is None else ENGINE_ONLY)
-    allowed += () if address is None else RAY_ONLY
-    for name in (*SERVER_ONLY, *ENGINE_ONLY, *RAY_ONLY):
-        source = context.get_parameter_source(name)
-        if name not in allowed and source is not None and source.name == "COMMANDLINE":
-            needed = "--server" if name in SERVER_ONLY else "--address" if name in RAY_ONLY else "--checkpoint"
-            raise typer.BadParameter(f"--{name.replace('_', '-')} needs {needed}")
+    for parameter in context.command.params:
+        needed = "checkpoint" if parameter.name == "address" else NEEDED.get(getattr(parameter, "rich_help_panel", ""))
+        if needed is None or context.params[needed] is not None:
+            continue
+        source = context.get_parameter_source(parameter.name or "")
+        if source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(f"{parameter.opts[0]} needs --{needed}")
 
 
 def _read_options(

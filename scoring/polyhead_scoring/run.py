@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +243,7 @@ def _run_inside(request: Request) -> RunResult:
     with _ray(request):
         from polyhead_scoring.cluster import run_on_a_node
 
-        return run_on_a_node(_run_here, replace(request, address=""))
+        return run_on_a_node(_run_here, request.model_copy(update={"address": ""}))
 
 
 def _run_here(request: Request) -> RunResult:
