@@ -156,7 +156,8 @@ def score_all(
     assert request.checkpoint is not None
     cpus, gpus = request.cpus_per_actor, request.gpus_per_actor
     threads = max(1, math.floor(cpus))
-    actors = min(request.actors or fitting_actors(cluster_resources(), cpus, gpus), len(todo))
+    has = ray.cluster_resources()  # type: ignore[no-untyped-call] # it gives a dict of numbers
+    actors = min(request.actors or fitting_actors(has, cpus, gpus), len(todo))
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     done = ray.data.from_items(
@@ -182,12 +183,6 @@ def score_all(
     with naming_errors():
         for row in done.iter_rows():
             yield Done.model_validate_json(row["done"])
-
-
-def cluster_resources() -> dict[str, float]:
-    """How much the cluster has of each resource, used or not."""
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return resources
 
 
 def fitting_actors(has: Mapping[str, float], cpus: float, gpus: float) -> int:

@@ -143,8 +143,8 @@ def score(
             way = {"server": ServerOptions(
                 servers=tuple(server.split(",")), model=model, version=model_version, protocol=protocol,
                 timeout_s=timeout_s, wait_s=wait_s, batch_size=batch_size, workers=workers, api_key=api_key,
-                headers=_headers(header or []), proxy=proxy, ca_file=_text(ca_file), client_cert=_text(client_cert),
-                client_key=_text(client_key),
+                headers=_headers(header or []), proxy=proxy, ca_file=ca_file, client_cert=client_cert,
+                client_key=client_key,
             )}  # fmt: skip
         else:
             way = {
@@ -197,10 +197,6 @@ def _headers(headers: list[str]) -> dict[str, str]:
     if bad := [name for name, colon, _ in pairs if not colon]:
         raise ScoringError(f"--header must be NAME:VALUE, got {bad[0]!r}")
     return {name.strip(): value.strip() for name, _, value in pairs}
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
 
 
 def main() -> None:

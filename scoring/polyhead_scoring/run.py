@@ -243,8 +243,4 @@ def _run_inside(request: Request) -> RunResult:
     with _ray(request):
         from polyhead_scoring.cluster import run_on_a_node
 
-        return run_on_a_node(_run_here, request.model_copy(update={"address": ""}))
-
-
-def _run_here(request: Request) -> RunResult:
-    return run(request, Console(stderr=True))
+        return run_on_a_node(lambda inner: run(inner, Console(stderr=True)), request.model_copy(update={"address": ""}))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from polyhead_client import (
@@ -61,9 +62,9 @@ class ServerOptions:
     workers: int = 4
     api_key: str | None = field(default=None, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict)
-    ca_file: str | None = None
-    client_cert: str | None = None
-    client_key: str | None = None
+    ca_file: Path | None = None
+    client_cert: Path | None = None
+    client_key: Path | None = None
     proxy: str | None = None
 
     def client(self) -> Client:
@@ -72,7 +73,7 @@ class ServerOptions:
         Raises:
             UsageError: one of them is wrong.
         """
-        files = (self.ca_file, self.client_cert, self.client_key)
+        files = [str(file) if file else None for file in (self.ca_file, self.client_cert, self.client_key)]
         return Client(
             list(self.servers), self.model, self.protocol, self.version, self.timeout_s, self.batch_size,
             api_key=self.api_key, headers=self.headers, tls=Tls(*files) if any(files) else None, proxy=self.proxy,
