@@ -51,7 +51,7 @@ ALLOWED = {
 # before it, and parts of its own line.
 LAYERS = {
     "polyhead": [
-        "errors files machine schema",
+        "errors files interrupt machine schema",
         "precision heads",
         "body",
         "checkpoint",

@@ -19,18 +19,17 @@ import numpy as np
 import pyarrow
 import ray
 import ray.data
-from pydantic import BaseModel, ConfigDict
 from ray.exceptions import RayError
 
 from polyhead.decode import DecodeOptions
 from polyhead.errors import PolyheadError, one_line
+from polyhead.interrupt import interruptible
 from polyhead_rows.errors import TableError
 from polyhead_scoring import ScoringError
-from polyhead_scoring.engine_answers import EngineAnswers
 from polyhead_scoring.job import Job, Request, fingerprint
 from polyhead_scoring.partition import Columns, Limits, Partition, survey
 from polyhead_scoring.run_folder import Done, RunFolder
-from polyhead_scoring.scorer import Scorer
+from polyhead_scoring.scorer import EngineAnswers, Heads, Scorer
 
 CONNECT_S = 10.0
 TRIES = 5  # of a partition, if processes or nodes die during it
@@ -62,7 +61,8 @@ def connected(address: str) -> Iterator[None]:
         cause = (str(error).strip() or type(error).__name__).splitlines()[-1]  # below it is the server's traceback
         raise ScoringError(f"--address {address}: no Ray answers there ({cause})") from error
     try:
-        yield
+        with interruptible():  # Ray has set a handler of its own for SIGTERM
+            yield
     finally:
         ray.shutdown()
 
@@ -99,44 +99,30 @@ def survey_all(job: Job, limits: Limits) -> list[tuple[list[Partition], Columns]
     return found
 
 
-class Task(BaseModel):
-    """What a scorer needs to know, the same on every node.
-
-    Attributes:
-        checkpoint: its folder, as the nodes see it.
-        heads: of the checkpoint.
-        output: file, folder or URI.
-        kept: columns of the input, serialized.
-        threads: that each predictor computes with.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    job: Job
-    checkpoint: Path
-    heads: list[dict[str, Any]]
-    output: str
-    one_file: bool
-    kept: bytes
-    threads: int
-
-
 class RayScorer:
     """What an actor holds: one predictor, and the way from a partition to its part.
+
+    Args:
+        checkpoint: its folder, as the nodes see it.
+        heads: of the checkpoint.
+        kept: columns of the input that the output keeps.
+        output: file, folder or URI.
+        threads: that the predictor computes with.
 
     Raises:
         ScoringError: the checkpoint on this node is another one.
     """
 
-    def __init__(self, task: Task) -> None:
-        job, wanted = task.job, task.job.answers_from
-        if fingerprint(task.checkpoint) != wanted["checkpoint"]:
-            raise ScoringError(f"{task.checkpoint}: is another checkpoint on this node than where the run was started")
+    def __init__(
+        self, job: Job, checkpoint: Path, heads: Heads, kept: pyarrow.Schema, output: str, one_file: bool, threads: int
+    ) -> None:
+        wanted = job.answers_from
+        if fingerprint(checkpoint) != wanted["checkpoint"]:
+            raise ScoringError(f"{checkpoint}: is another checkpoint on this node than where the run was started")
         options = DecodeOptions(top_k=job.top_k, threshold=job.threshold)
-        answers = EngineAnswers(task.checkpoint, wanted["device"], wanted["precision"], options, task.threads)
-        kept = pyarrow.ipc.read_schema(pyarrow.py_buffer(task.kept))
-        self.folder = RunFolder(task.output, one_file=task.one_file)
-        self.scorer = Scorer(job, task.heads, kept, self.folder, answers)
+        answers = EngineAnswers(checkpoint, wanted["device"], wanted["precision"], options, threads)
+        self.folder = RunFolder(output, one_file=one_file)
+        self.scorer = Scorer(job, heads, kept, self.folder, answers)
 
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, list[str]]:
         """Scores partitions as Ray Data hands them over, as JSON; gives what is `Done`."""
@@ -155,7 +141,7 @@ class RayScorer:
 
 
 def score_all(
-    request: Request, job: Job, heads: Sequence[Mapping[str, Any]], kept: pyarrow.Schema, folder: RunFolder,
+    request: Request, job: Job, heads: Heads, kept: pyarrow.Schema, folder: RunFolder,
     todo: Sequence[Partition],
 ) -> Iterator[Done]:  # fmt: skip
     """Ray Data over the plan: its rows are partitions, one per block. Gives what is done, in no order.
@@ -167,18 +153,24 @@ def score_all(
         return
     assert request.checkpoint is not None
     cpus, gpus = request.cpus_per_actor, request.gpus_per_actor
-    task = Task(
-        job=job, checkpoint=request.checkpoint.absolute(), heads=[dict(head) for head in heads], output=folder.name,
-        one_file=folder.one_file, kept=kept.serialize().to_pybytes(), threads=max(1, math.floor(cpus)),
-    )  # fmt: skip
-    actors = min(request.actors or fitting_actors(cluster_resources(), cpus, gpus), len(todo))
+    threads = max(1, math.floor(cpus))
+    has = ray.cluster_resources()  # type: ignore[no-untyped-call] # it gives a dict of numbers
+    actors = min(request.actors or fitting_actors(has, cpus, gpus), len(todo))
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     done = ray.data.from_items(
         [{"partition": partition.model_dump_json()} for partition in todo], override_num_blocks=len(todo)
     ).map_batches(
         RayScorer,
-        fn_constructor_args=(task,),
+        fn_constructor_args=(
+            job,
+            request.checkpoint.absolute(),
+            heads,
+            kept,
+            folder.name,
+            folder.one_file,
+            threads,
+        ),
         batch_size=1,
         batch_format="numpy",
         # Two, so that an actor never waits for the driver; no more, because a task stays where it was handed out.
@@ -189,12 +181,6 @@ def score_all(
     with naming_errors():
         for row in done.iter_rows():
             yield Done.model_validate_json(row["done"])
-
-
-def cluster_resources() -> dict[str, float]:
-    """How much the cluster has of each resource, used or not."""
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return resources
 
 
 def fitting_actors(has: Mapping[str, float], cpus: float, gpus: float) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import signal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +10,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from polyhead.errors import PolyheadError, describe, one_line
+from polyhead.interrupt import interruptible
 from polyhead.precision import requested_precision
 from polyhead_client import PolyheadClientError
 from polyhead_rows.errors import TableError
@@ -38,12 +37,7 @@ Examples, with the engine on this machine, with a server, and on Ray:
 
 INPUT, OUTPUT = "Input", "Output"
 ENGINE, RAY, SERVER = "The engine answers (--checkpoint)", "On Ray (--address)", "A server answers (--server)"
-SERVER_ONLY = (
-    "model", "model_version", "protocol", "timeout_s", "wait_s", "batch_size", "workers", "api_key", "header",
-    "ca_file", "client_cert", "client_key", "proxy",
-)  # fmt: skip
-ENGINE_ONLY = ("device", "precision", "address")
-RAY_ONLY = ("actors", "cpus_per_actor", "gpus_per_actor")
+NEEDED = {ENGINE: "checkpoint", RAY: "address", SERVER: "server"}  # by the options of a panel
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 
@@ -136,21 +130,21 @@ def score(
     The same command continues after a kill, and does nothing if everything is done. Exit code 0: each row has its
     answer. 1: all rows are in the output, and some have an error. 2: the run could not start or end. 130: interrupted.
     """
-    _check_options(context, checkpoint, server, address)
+    _check_options(context, checkpoint, server)
     console = Console(stderr=True)
     try:
         request = Request(
             data=tuple(data), output=output, read=_read_options(format, delimiter, encoding, no_header, columns),
-            text_column=text_column, keep=tuple(keep or ()) or None, prefix=prefix, top_k=top_k, threshold=threshold,
-            partition_tokens=partition_tokens, restart=restart, progress=not quiet,
+            text_column=text_column, keep=tuple(dict.fromkeys(keep or ())) or None, prefix=prefix, top_k=top_k,
+            threshold=threshold, partition_tokens=partition_tokens, restart=restart, progress=not quiet,
         )  # fmt: skip
         way: dict[str, Any]
         if server is not None:
             way = {"server": ServerOptions(
                 servers=tuple(server.split(",")), model=model, version=model_version, protocol=protocol,
                 timeout_s=timeout_s, wait_s=wait_s, batch_size=batch_size, workers=workers, api_key=api_key,
-                headers=_headers(header or []), proxy=proxy, ca_file=_text(ca_file), client_cert=_text(client_cert),
-                client_key=_text(client_key),
+                headers=_headers(header or []), proxy=proxy, ca_file=ca_file, client_cert=client_cert,
+                client_key=client_key,
             )}  # fmt: skip
         else:
             way = {
@@ -158,31 +152,32 @@ def score(
                 "precision": requested_precision(precision), "address": address, "actors": actors,
                 "cpus_per_actor": cpus_per_actor, "gpus_per_actor": gpus_per_actor,
             }  # fmt: skip
-        result = run(dataclasses.replace(request, **way), console)
+        with interruptible():
+            result = run(request.model_copy(update=way), console)
+        manifest = result.manifest
+        rate = f" ({result.rows / result.seconds:,.0f} rows/s)" if result.rows and result.seconds else ""
+        typer.echo(f"{output}: {manifest['rows']:,} rows{rate}, {manifest['errors']:,} of them with an error")
     except KeyboardInterrupt:
         typer.echo("polyhead-score: interrupted; the same command continues from here", err=True)
         raise typer.Exit(INTERRUPTED) from None
     except (PolyheadError, PolyheadClientError, TableError, OSError) as error:
         typer.echo(f"polyhead-score: {one_line(error)}", err=True)
         raise typer.Exit(FAILED) from None
-    manifest = result.manifest
-    rate = f" ({result.rows / result.seconds:,.0f} rows/s)" if result.rows and result.seconds else ""
-    typer.echo(f"{output}: {manifest['rows']:,} rows{rate}, {manifest['errors']:,} of them with an error")
     if manifest["errors"]:
         raise typer.Exit(ROW_ERRORS)
 
 
-def _check_options(context: typer.Context, checkpoint: Path | None, server: str | None, address: str | None) -> None:
+def _check_options(context: typer.Context, checkpoint: Path | None, server: str | None) -> None:
     if (checkpoint is None) == (server is None):
         given = "both are given" if checkpoint is not None else "neither is given"
         raise typer.BadParameter(f"name either --checkpoint DIR or --server HOST:PORT; {given}")
-    allowed = (() if server is None else SERVER_ONLY) + (() if checkpoint is None else ENGINE_ONLY)
-    allowed += () if address is None else RAY_ONLY
-    for name in (*SERVER_ONLY, *ENGINE_ONLY, *RAY_ONLY):
-        source = context.get_parameter_source(name)
-        if name not in allowed and source is not None and source.name == "COMMANDLINE":
-            needed = "--server" if name in SERVER_ONLY else "--address" if name in RAY_ONLY else "--checkpoint"
-            raise typer.BadParameter(f"--{name.replace('_', '-')} needs {needed}")
+    for parameter in context.command.params:
+        needed = "checkpoint" if parameter.name == "address" else NEEDED.get(getattr(parameter, "rich_help_panel", ""))
+        if needed is None or context.params[needed] is not None:
+            continue
+        source = context.get_parameter_source(parameter.name or "")
+        if source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(f"{parameter.opts[0]} needs --{needed}")
 
 
 def _read_options(
@@ -204,17 +199,8 @@ def _headers(headers: list[str]) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
-
-
 def main() -> None:
-    """Entry point of the console script.
-
-    SIGTERM, a scheduler's Ctrl-C, ends a run like Ctrl-C does. SIGINT stays as it is: a background job of a script is
-    started with it ignored, and no signal loses what is done.
-    """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Entry point of the console script."""
     app()
 
 

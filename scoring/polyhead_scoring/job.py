@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from polyhead_rows.table_file import ReadOptions
 from polyhead_scoring import ScoringError
@@ -19,16 +18,32 @@ LONGEST_SHOWN = 100  # characters of a value in a message
 FILE_TOKENS, FOLDER_TOKENS = 50_000, 500_000  # of a partition, if the caller does not say
 
 
-@dataclass(frozen=True)
-class Request:
+class ScoringOptions(BaseModel):
+    """What a request and its job have in common: the options that decide the output.
+
+    Attributes:
+        keep: columns of the input that the output keeps; None for all.
+        prefix: stands before the names of the answers' columns.
+        partition_tokens: None for 50,000 with a file as the output, and 500,000 with a folder.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    read: ReadOptions = ReadOptions()
+    text_column: str = "text"
+    keep: tuple[str, ...] | None = None
+    prefix: str = ""
+    top_k: int | None = None
+    threshold: float | None = None
+    partition_tokens: int | None = None
+
+
+class Request(ScoringOptions):
     """What to score, with what, and where to.
 
     Attributes:
         data: files, globs, folders, URIs, or ``-`` for standard input.
         output: a file, or a folder or URI of Parquet parts.
-        keep: columns of the input that the output keeps; None for all.
-        prefix: stands before the names of the answers' columns.
-        partition_tokens: None for 50,000 with a file as the output, and 500,000 with a folder.
         checkpoint: None if a server answers.
         device: ``cpu`` or ``cuda``.
         server: None if the engine answers.
@@ -40,13 +55,6 @@ class Request:
 
     data: tuple[str, ...]
     output: str
-    read: ReadOptions = field(default_factory=ReadOptions)
-    text_column: str = "text"
-    keep: tuple[str, ...] | None = None
-    prefix: str = ""
-    top_k: int | None = None
-    threshold: float | None = None
-    partition_tokens: int | None = None
     checkpoint: Path | None = None
     device: str = "cpu"
     precision: str = "auto"
@@ -75,39 +83,23 @@ class InputFile(BaseModel):
     sha256: str | None = None
 
 
-class Job(BaseModel):
+class Job(ScoringOptions):
     """Everything that decides what the output holds.
 
     Attributes:
         answers_from: the checkpoint's sha256, device and precision, or the server's model, version and heads.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     inputs: tuple[InputFile, ...]
-    read: ReadOptions
-    text_column: str
-    keep: tuple[str, ...] | None
-    prefix: str
-    top_k: int | None
-    threshold: float | None
-    partition_tokens: int = Field(ge=1)
+    partition_tokens: int
     answers_from: dict[str, Any]
 
 
 def job_of(request: Request, inputs: tuple[InputFile, ...], answers_from: dict[str, Any], *, one_file: bool) -> Job:
     """The job of a request; `one_file` says that the output is a file, not a folder."""
-    return Job(
-        inputs=inputs,
-        read=request.read,
-        text_column=request.text_column,
-        keep=request.keep,
-        prefix=request.prefix,
-        top_k=request.top_k,
-        threshold=request.threshold,
-        partition_tokens=request.partition_tokens or (FILE_TOKENS if one_file else FOLDER_TOKENS),
-        answers_from=answers_from,
-    )
+    options = {name: getattr(request, name) for name in ScoringOptions.model_fields}
+    options["partition_tokens"] = request.partition_tokens or (FILE_TOKENS if one_file else FOLDER_TOKENS)
+    return Job(**options, inputs=inputs, answers_from=answers_from)
 
 
 def describe_file(name: str) -> InputFile:

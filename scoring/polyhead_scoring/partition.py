@@ -170,6 +170,8 @@ def bytes_per_token(job: Job, tokenizer: Tokenizer) -> float:
     """The median of the first rows of the first file that has any; that of English if they have no text."""
     texts: list[str] = []
     for file in job.inputs:
+        if not file.size:
+            continue
         rows = open_table(file.name, job.read).rows(columns=[job.text_column])
         first = [text_of(row, job.text_column) for row in islice(rows, SAMPLE_ROWS)]
         texts = [text for text in first if isinstance(text, str)]

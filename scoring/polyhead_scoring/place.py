@@ -6,11 +6,10 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyarrow import ArrowException
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 
 from polyhead.files import write_file
-from polyhead_scoring import ScoringError
+from polyhead_rows.place import file_system, is_uri
 
 
 @dataclass(frozen=True)
@@ -25,14 +24,9 @@ class Place:
         """The place that a path or URI names.
 
         Raises:
-            ScoringError: no file system knows the URI.
+            TableError: no file system knows the URI.
         """
-        if "://" not in name:
-            return cls(LocalFileSystem(), absolute(name))
-        try:
-            return cls(*FileSystem.from_uri(name))
-        except (ArrowException, OSError) as error:
-            raise ScoringError(f"{name}: cannot be reached ({error})") from error
+        return cls(*file_system(name)) if is_uri(name) else cls(LocalFileSystem(), absolute(name))
 
     def __truediv__(self, name: str) -> Place:
         return Place(self.files, f"{self.path}/{name}")
@@ -46,11 +40,11 @@ class Place:
         """Whether it is on this machine's file systems, which have locks and renames."""
         return isinstance(self.files, LocalFileSystem)
 
-    def is_any_of(self, *others: Place) -> bool:
-        """Whether it is the same file as one of the others, also by a link."""
-        if self.is_local:
-            return Path(self.path).resolve() in {Path(other.path).resolve() for other in others if other.is_local}
-        return self in others
+    def is_within(self, other: Place) -> bool:
+        """Whether it is the other place or below it, also by a link."""
+        if self.is_local and other.is_local:
+            return Path(self.path).resolve().is_relative_to(Path(other.path).resolve())
+        return self.files == other.files and f"{self.path}/".startswith(f"{other.path}/")
 
     def info(self) -> FileInfo:
         """Kind, size and time of the last change."""
@@ -97,4 +91,4 @@ class Place:
 
 def absolute(name: str) -> str:
     """A path from the root, because other nodes have other working folders; a URI as it is."""
-    return name if "://" in name else str(Path(name).absolute())
+    return name if is_uri(name) else str(Path(name).absolute())

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,8 @@ import pyarrow
 from rich.console import Console
 
 from polyhead.files import replaced_file
-from polyhead_rows.place import STDIN
+from polyhead_rows.place import STDIN, find_files, is_pipe
 from polyhead_rows.progress import progress
-from polyhead_rows.table_file import find_files
 from polyhead_scoring import ScoringError
 from polyhead_scoring.job import (
     InputFile,
@@ -32,7 +31,7 @@ from polyhead_scoring.job import (
 from polyhead_scoring.partition import Columns, Limits, Partition, bytes_per_token, kept_schema, survey
 from polyhead_scoring.place import Place, absolute
 from polyhead_scoring.run_folder import Done, RunFolder, is_one_file
-from polyhead_scoring.scorer import Answerer, Heads, Scorer, output_schema
+from polyhead_scoring.scorer import Answerer, EngineAnswers, Heads, Scorer, output_schema
 from polyhead_scoring.server_answers import ServerAnswers
 
 Say = Callable[[str], None]
@@ -76,10 +75,11 @@ def run(request: Request, console: Console) -> RunResult:
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
+    names = find_files(request.data)
     folder = RunFolder(absolute(request.output), one_file=is_one_file(request.output))
     with folder.lock():
         folder.check_free(restart=request.restart)
-        inputs = find_inputs(request, folder)
+        inputs = find_inputs(request, names, folder)
         try:
             model = _server_model(request, say) if request.server is not None else checkpoint_model(request)
             with closing(model.server.client) if model.server is not None else nullcontext():
@@ -97,21 +97,27 @@ def run(request: Request, console: Console) -> RunResult:
                         Path(copy.name).unlink(missing_ok=True)
 
 
-def find_inputs(request: Request, folder: RunFolder) -> tuple[InputFile, ...]:
+def find_inputs(request: Request, names: Sequence[str], folder: RunFolder) -> tuple[InputFile, ...]:
     """The files to score, as they are now. Standard input is copied beside the output first.
 
+    The run's own files are left out if they are in a folder, or match a glob, that is to be scored.
+
     Raises:
-        TableError: a name stands for no file.
-        ScoringError: standard input cannot be copied, or a file is also an output.
+        ScoringError: standard input cannot be copied, or a file is also an output, or is a pipe.
     """
     found: list[InputFile] = []
-    for name in find_files(request.data):
+    for name in names:
         if name == STDIN:
-            found.append(_copy_stdin(folder, request.read.format or "jsonl"))
-        elif Place.of(name).is_any_of(folder.output, folder.errors, folder.manifest):
-            raise ScoringError(f"{name}: is the input, and the run would write to it; give the output another name")
+            continue
+        if folder.holds(Place.of(name)):
+            if name in request.data or not folder.is_ours:
+                raise ScoringError(f"{name}: is the input, and the run would write to it; give the output another name")
+        elif is_pipe(name):
+            raise ScoringError(f"{name}: is a pipe, which cannot be read again; pipe it into polyhead-score - instead")
         else:
             found.append(describe_file(absolute(name)))
+    if STDIN in names:
+        found.insert(list(names).index(STDIN), _copy_stdin(folder, request.read.format or "jsonl"))
     return tuple(found)
 
 
@@ -220,8 +226,7 @@ def score_partitions(
     if model.server is not None:
         answerer = model.server
     else:
-        from polyhead.decode import DecodeOptions
-        from polyhead_scoring.engine_answers import EngineAnswers
+        from polyhead.decode import DecodeOptions  # imports torch
 
         assert request.checkpoint is not None
         options = DecodeOptions(top_k=job.top_k, threshold=job.threshold)
@@ -236,8 +241,4 @@ def _run_inside(request: Request) -> RunResult:
     with _ray(request):
         from polyhead_scoring.cluster import run_on_a_node
 
-        return run_on_a_node(_run_here, replace(request, address=""))
-
-
-def _run_here(request: Request) -> RunResult:
-    return run(request, Console(stderr=True))
+        return run_on_a_node(lambda inner: run(inner, Console(stderr=True)), request.model_copy(update={"address": ""}))

@@ -18,7 +18,8 @@ from typing import Any
 
 import pyarrow
 import pyarrow.parquet
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pyarrow.fs import FileType
+from pydantic import BaseModel, ConfigDict
 
 from polyhead.files import LockedError, file_lock, replaced_file
 from polyhead_rows.output import open_output
@@ -27,6 +28,9 @@ from polyhead_scoring import ScoringError
 from polyhead_scoring.job import Job, check_same
 from polyhead_scoring.partition import Partition
 from polyhead_scoring.place import Place
+
+OWN_NAMES = ("job.json", "plan.json", "done", "errors", "tries", "clearing", "published")  # in a run's own folder
+OWN_STARTS = ("part-", "whole-", ".")
 
 
 class Done(BaseModel):
@@ -95,29 +99,34 @@ class RunFolder:
             raise ScoringError(f"{self.name}: cannot be written ({error})") from error
         with ExitStack() as stack:
             try:
-                stack.enter_context(file_lock(path))
+                stack.enter_context(file_lock(path, remove=True))
             except LockedError:
                 raise ScoringError(
                     f"{self.name}: another run is writing here; wait for its end or name another output"
                 ) from None
-            except OSError:
-                pass  # a file system without locks
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
+            except OSError:  # a file system without locks
+                stack.callback(path.unlink, missing_ok=True)
+            yield
 
     @property
     def is_ours(self) -> bool:
         """Whether a run has begun or finished here."""
         return self.run.exists() or self.manifest.exists()
 
+    def holds(self, place: Place) -> bool:
+        """Whether a file is one that the run writes."""
+        return any(place.is_within(own) for own in (self.output, self.run, self.manifest, self.errors))
+
     def check_free(self, *, restart: bool) -> None:
         """Makes sure that nothing else is in the output's place.
 
         Raises:
-            ScoringError: something does; a file, but no folder, may be replaced with `restart`.
+            ScoringError: something is; a file, but no folder, may be replaced with `restart`.
         """
+        if self.run.exists():
+            is_folder = self.run.info().type == FileType.Directory
+            if not is_folder or not all(name in OWN_NAMES or name.startswith(OWN_STARTS) for name in self.run.names()):
+                raise ScoringError(f"{self.run.path}: is not of a scoring run; name another output")
         if self.is_ours:
             return
         if self.one_file and self.output.exists() and not restart:
@@ -138,18 +147,28 @@ class RunFolder:
         if (self.is_ours and restart) or self.clearing.exists():
             self.clear()
         elif self.manifest.exists():
-            manifest: dict[str, Any] = json.loads(self.manifest.read())
-            check_same(_read_job(manifest["job"], self.name), job, self.name)
+            manifest, before = self._read_job(self.manifest, "job")
+            check_same(before, job, self.name)
             if self.one_file and self.output.info().size != manifest["size"]:
                 raise ScoringError(f"{self.name}: was changed after it was scored; score it anew with --restart")
             self.run.remove()  # it is left if a kill came between the manifest and this
             return manifest
         elif self.plan.exists():  # nothing is scored without a plan: before it, a mistyped column can be corrected
-            check_same(_read_job(json.loads(self.job.read()), self.name), job, self.name)
+            check_same(self._read_job(self.job)[1], job, self.name)
             self.tries.remove()
             return None
         self.job.write(_json(job.model_dump(mode="json")))
         return None
+
+    def _read_job(self, place: Place, *below: str) -> tuple[dict[str, Any], Job]:
+        """A file that holds a job, at its top or below a key; and the job."""
+        try:
+            content: dict[str, Any] = json.loads(place.read())
+            return content, Job.model_validate(content[below[0]] if below else content)
+        except (ValueError, KeyError, TypeError):
+            raise ScoringError(
+                f"{place.path}: is not of a scoring run, or of another version; name another output or use --restart"
+            ) from None
 
     def clear(self) -> None:
         """Removes what runs wrote, except a file as the output; if this is killed, the next run continues with it."""
@@ -253,15 +272,15 @@ class RunFolder:
             self.errors.remove()  # that of an earlier job
         if self.one_file:
             manifest["size"] = self._assemble(in_order, schema)
-        self._publish(self.manifest, [_json(manifest)])
         self._remove_parts(".part-")  # of tasks that were killed
+        self._publish(self.manifest, [_json(manifest)])
         self.run.remove()
         return manifest
 
     def _assemble(self, parts: Iterable[Done], schema: pyarrow.Schema) -> int:
         """Writes all parts, in order, as the one output file; gives its size."""
         target = Path(self.output.path)
-        staged = Path(self.run.path) / target.name
+        staged = Path(self.run.path) / f"whole-{target.name}"
         with replaced_file(staged) as path, open_output(path, schema) as output:
             for part in parts:
                 with self.parts.files.open_input_file((self.parts / part.output).path) as file:
@@ -287,6 +306,8 @@ def is_one_file(output: str) -> bool:
     Raises:
         ScoringError: it is a file in an object store, or its ending is no table's.
     """
+    if output.endswith("/"):
+        return False
     kind, _ = split_name(output)
     name = output.rpartition("/")[2]
     if kind is None or kind == "lines":
@@ -299,13 +320,6 @@ def is_one_file(output: str) -> bool:
     if "://" in output:
         raise ScoringError(f"{output}: one file can only be written on this machine's file systems; name a folder")
     return not Path(output).is_dir()
-
-
-def _read_job(fields: Any, name: str) -> Job:
-    try:
-        return Job.model_validate(fields)
-    except ValidationError:
-        raise ScoringError(f"{name}: was written by another version; name another output or use --restart") from None
 
 
 def _json(value: Any) -> bytes:

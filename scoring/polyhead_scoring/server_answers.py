@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from polyhead_client import (
@@ -26,7 +27,6 @@ from polyhead_client import (
     ServerUnreachableError,
     Tls,
 )
-from polyhead_rows.table_file import BadText
 from polyhead_scoring import ScoringError
 
 RETRIED = (
@@ -37,11 +37,8 @@ KEY_REFUSED = ("401", "403", "UNAUTHENTICATED", "PERMISSION_DENIED")
 CANARY = "canary"
 TRIES = 5  # of a request, while the server answers the canary
 LONGEST_PAUSE_S = 5.0
-LONGEST_TEXT = 16 * 2**20 - 2**16  # bytes: the client's requests have at most 16 MiB
-MOST_BAD_ROWS = 10_000  # that wait in memory for the answers before them
 
 T = TypeVar("T")
-Texts = Sequence[str | BadText]
 
 
 @dataclass(frozen=True)
@@ -65,9 +62,9 @@ class ServerOptions:
     workers: int = 4
     api_key: str | None = field(default=None, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict)
-    ca_file: str | None = None
-    client_cert: str | None = None
-    client_key: str | None = None
+    ca_file: Path | None = None
+    client_cert: Path | None = None
+    client_key: Path | None = None
     proxy: str | None = None
 
     def client(self) -> Client:
@@ -76,7 +73,7 @@ class ServerOptions:
         Raises:
             UsageError: one of them is wrong.
         """
-        files = (self.ca_file, self.client_cert, self.client_key)
+        files = [str(file) if file else None for file in (self.ca_file, self.client_cert, self.client_key)]
         return Client(
             list(self.servers), self.model, self.protocol, self.version, self.timeout_s, self.batch_size,
             api_key=self.api_key, headers=self.headers, tls=Tls(*files) if any(files) else None, proxy=self.proxy,
@@ -96,6 +93,7 @@ class ServerAnswers:
     """
 
     precision: str | None = None  # only the server knows it
+    longest_text: float = 16 * 2**20 - 2**16  # bytes: the client's requests have at most 16 MiB
 
     def __init__(
         self, options: ServerOptions, top_k: int | None, threshold: float | None, say: Callable[[str], None]
@@ -111,42 +109,28 @@ class ServerAnswers:
         self.heads = heads_of(self.schema)
         self._names = [head["name"] for head in self.heads]
 
-    def answer(self, parts: Iterable[Texts]) -> Iterator[list[dict[str, Any]]]:
+    def answer(self, parts: Iterable[Sequence[str]]) -> Iterator[list[dict[str, Any]]]:
         """The answers to the texts of each part, in their order; requests reach ahead into the next parts."""
-        opened: deque[tuple[Texts, int]] = deque()  # parts that were handed out, and how many texts they have
-        more = True
+        sizes: deque[int] = deque()  # texts of the parts that were handed out and are not answered
 
-        def readable() -> Iterator[str]:
-            nonlocal more
-            bad = 0
+        def texts() -> Iterator[str]:
             for part in parts:
-                texts = [text for text in map(_sendable, part) if isinstance(text, str)]
-                opened.append((part, len(texts)))
-                yield from texts
-                bad += len(part) - len(texts)
-                if bad > MOST_BAD_ROWS:
-                    return
-            more = False
+                sizes.append(len(part))
+                yield from part
 
-        while more:
-            answers: list[dict[str, Any]] = []
-            for prediction in self._predict(readable()):
-                while not opened[0][1]:
-                    yield self._complete(opened.popleft()[0], [])
-                answers.append(prediction)
-                if len(answers) == opened[0][1]:
-                    yield self._complete(opened.popleft()[0], answers)
-                    answers = []
-            while opened:
-                yield self._complete(opened.popleft()[0], [])
-
-    def _complete(self, part: Texts, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The answers of a part, with those of its bad texts, after a check that the heads are still the same."""
-        if answers and heads_of(self._patiently(self.client.schema)) != self.heads:
-            raise self._heads_changed()
-        given = iter(answers)
-        texts = [_sendable(text) for text in part]
-        return [next(given) if isinstance(text, str) else {"error": text.reason} for text in texts]
+        answers: list[dict[str, Any]] = []
+        for answer in self._predict(texts()):
+            while not sizes[0]:
+                sizes.popleft()
+                yield []
+            answers.append(answer)
+            if len(answers) == sizes[0]:
+                if heads_of(self._patiently(self.client.schema)) != self.heads:
+                    raise self._heads_changed()
+                sizes.popleft()
+                yield answers
+                answers = []
+        yield from ([] for _ in sizes)
 
     def _predict(self, texts: Iterator[str]) -> Iterator[dict[str, Any]]:
         """One answer per text, in order, whatever happens to the server meanwhile.
@@ -246,12 +230,6 @@ def heads_of(schema: Any) -> list[dict[str, Any]]:
     """The heads of what `Client.schema` gives, as JSON."""
     heads: list[dict[str, Any]] = json.loads(json.dumps([dataclasses.asdict(head) for head in schema.heads]))
     return heads
-
-
-def _sendable(text: str | BadText) -> str | BadText:
-    if isinstance(text, str) and 4 * len(text) > LONGEST_TEXT and (size := len(text.encode())) > LONGEST_TEXT:
-        return BadText(f"the text has {size:,} bytes; a request takes at most {LONGEST_TEXT:,}: cut the text")
-    return text
 
 
 def _check_key(error: RequestRejectedError) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from polyhead.errors import PolyheadError, RepositoryError, ToleranceError
 from polyhead.export import check_name, install_version, prove, retire_version
 from polyhead.files import write_file
 from polyhead.gate import check_answers
+from polyhead.interrupt import interruptible
 from polyhead.predictor import Predictor
 from polyhead.repository import locked, missing_file, remove_version, versions_of
 from polyhead_serving.command_line import new_app, seconds
@@ -212,10 +212,9 @@ def command(
         print("polyhead-deploy: POLYHEAD_ADMIN_KEY: must be set to the server's", file=sys.stderr)
         raise typer.Exit(2)
     wanted = Deployment(checkpoint, repository, name, version, precision, keep, load_timeout_s, verify_timeout_s)
-    # A stopped deployment is rolled back like a failed one, whatever the parent process does with these signals.
-    previous = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        with contextlib.closing(LiveServer(grpc, name, key)) as server:
+        # A stopped deployment is rolled back like a failed one.
+        with interruptible(), contextlib.closing(LiveServer(grpc, name, key)) as server:
             new = deploy(wanted, server)
     except PolyheadError as error:
         print(f"polyhead-deploy: {error}", file=sys.stderr)
@@ -223,9 +222,6 @@ def command(
     except KeyboardInterrupt:
         print("polyhead-deploy: stopped; the old version serves", file=sys.stderr)
         raise typer.Exit(130) from None
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
     print(f"{name}: version {new} serves")
 
 

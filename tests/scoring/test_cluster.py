@@ -23,7 +23,7 @@ from ray.exceptions import RayTaskError
 from polyhead.predictor import Predictor
 from polyhead_rows.errors import TableError
 from polyhead_scoring import ScoringError
-from polyhead_scoring.cluster import TRIES, RayScorer, Task, fitting_actors, naming_errors
+from polyhead_scoring.cluster import TRIES, RayScorer, fitting_actors, naming_errors
 from polyhead_scoring.partition import Partition
 from tests.scoring.conftest import NODE
 from tests.scoring.test_scorer import scorer_of
@@ -155,17 +155,9 @@ def ray_scorer(
 ) -> tuple[RayScorer, list[Partition]]:
     """What an actor holds, in this process."""
     scorer, partitions = scorer_of(checkpoint, file, output)
-    task = Task(
-        job=scorer.job, checkpoint=on_node or checkpoint, heads=[dict(head) for head in scorer.heads],
-        output=str(output), one_file=False, kept=file_columns(), threads=1,
-    )  # fmt: skip
-    return RayScorer(task), partitions
-
-
-def file_columns() -> bytes:
-    """The columns of the rows, as a task carries them."""
-    kept: bytes = pyarrow.Table.from_pylist(ROWS[:3]).schema.serialize().to_pybytes()
-    return kept
+    kept = pyarrow.Table.from_pylist(ROWS[:3]).schema
+    made = RayScorer(scorer.job, on_node or checkpoint, scorer.heads, kept, str(output), one_file=False, threads=1)
+    return made, partitions
 
 
 def test_how_many_actors_fit() -> None:

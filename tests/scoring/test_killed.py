@@ -79,7 +79,7 @@ def attempts(request: Request, kill_at: Callable[[int], None]) -> Iterator[int]:
             return
 
 
-@pytest.mark.parametrize("output", ["out.csv", "out"])
+@pytest.mark.parametrize("output", ["out.csv", "out", "plan.json"])
 @pytest.mark.parametrize("way", ["server", "engine"])
 @pytest.mark.parametrize("anew", [False, True])
 def test_killed_before_each_change(
@@ -209,23 +209,31 @@ def test_killed_at_random_with_the_engine(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wanted", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted(wanted: signal.Signals, fake: Served, tmp_path: Path) -> None:
-    """Ctrl-C and SIGTERM end a run with exit code 130, no traceback, and the way to continue."""
-    (tmp_path / "in.csv").write_text("text\n" + "a\n" * 3000, encoding="utf-8")
+@pytest.mark.parametrize("way", ["server", "engine", "ray"])
+def test_interrupted(way: str, wanted: signal.Signals, fake: Served, tmp_path: Path) -> None:
+    """Ctrl-C and SIGTERM end a run with exit code 130, also if the parent ignores them; the same command goes on."""
+    file, out = write_jsonl(tmp_path / "in.jsonl", plain_rows(600)), tmp_path / "out.jsonl"
+    options = ["--server", fake.url, "--batch-size", "8"]
+    if way != "server":
+        write_tiny_checkpoint(tmp_path / "checkpoint", n_layer=24)
+        options = ["--checkpoint", str(tmp_path / "checkpoint")] + (["--address", "local"] if way == "ray" else [])
     fake.server.failure = Failure(hang_s=0.05)
-    command = [*COMMAND, str(tmp_path / "in.csv"), "--output", str(tmp_path / "out.csv"), "--server", fake.url,
-               "--batch-size", "8", "--partition-tokens", "20"]  # fmt: skip
-
-    def heed_ctrl_c() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # whoever runs the tests may ignore it
-
-    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c)
-    deadline = time.monotonic() + 60
-    while len(fake.server.requests) < 20 and time.monotonic() < deadline:
+    command = ["bash", "-c", "trap '' INT TERM; exec \"$@\"", "-", *COMMAND, str(file), "--output", str(out), *options,
+               "--partition-tokens", "200", "--quiet"]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    done = tmp_path / "out.jsonl.partial" / "done"
+    while not list(done.glob("part-*.json")):
+        assert run.poll() is None, run.communicate()[1]
         time.sleep(0.01)
     run.send_signal(wanted)
     _, said = run.communicate(timeout=60)
     assert run.returncode == 130, said
     assert said.splitlines()[-1] == "polyhead-score: interrupted; the same command continues from here"
     assert "Traceback" not in said
-    assert list((tmp_path / "out.csv.partial" / "done").iterdir())
+    assert list(done.glob("part-*.json"))
+    fake.server.failure = None
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "continuing: " in ended.stderr
+    assert [row["id"] for row in read_rows(out)] == list(range(600))

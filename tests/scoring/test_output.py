@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -210,6 +211,71 @@ def test_the_input_is_never_an_output(score: Callable[..., Any], tmp_path: Path)
         assert "give the output another name" in result.stderr
     (tmp_path / "link.csv").symlink_to("in.csv")
     assert "give the output another name" in score("link.csv", "in.csv", "--restart").stderr
+
+
+@pytest.mark.parametrize("output", ["in/scored.csv", "in/scored"])
+def test_the_output_is_in_the_inputs_folder(output: str, score: Callable[..., Any], tmp_path: Path) -> None:
+    """What the run itself writes there is no input, also when it continues."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.csv").write_text("text\nrow 1\n", encoding="utf-8")
+    assert score("in", output).exit_code == 0
+    again = score("in", output)
+    assert (again.exit_code, "is finished already" in again.stderr) == (0, True)
+    assert score("in", output, "--restart").exit_code == 0
+    assert len(read_rows(tmp_path / output)) == 1
+
+
+@pytest.mark.parametrize("name", ["out.csv.partial", "out.csv.partial/notes.txt", "out.csv.manifest.json"])
+def test_files_of_others_stay(name: str, score: Callable[..., Any], tmp_path: Path) -> None:
+    """A file that has a name of the run's own and is not its own is refused and kept."""
+    (tmp_path / "in.csv").write_text("text\nrow 1\n", encoding="utf-8")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine", encoding="utf-8")
+    result = score("in.csv", "out.csv")
+    assert result.exit_code == 2
+    assert "is not of a scoring run" in result.stderr
+    assert (tmp_path / name).read_text(encoding="utf-8") == "mine"
+
+
+def test_a_slash_makes_a_folder(fake: Served, tmp_path: Path) -> None:
+    """Whatever the name looks like."""
+    (tmp_path / "in.csv").write_text("text\nrow 1\n", encoding="utf-8")
+    command = [sys.executable, "-m", "polyhead_scoring.command", "in.csv", "--output", "out.csv/", "--server", fake.url]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    assert len(read_rows(tmp_path / "out.csv")) == 1
+    assert (tmp_path / "out.csv").is_dir()
+
+
+def test_a_pipe_is_refused(score: Callable[..., Any], tmp_path: Path) -> None:
+    """It cannot be read twice, so the message says how standard input does the same."""
+    os.mkfifo(tmp_path / "in.csv")
+    result = score("in.csv", "out.csv")
+    assert result.exit_code == 2
+    assert "pipe it into polyhead-score -" in result.stderr
+
+
+def test_infinite_numbers_of_failed_rows(score: Callable[..., Any], tmp_path: Path) -> None:
+    """JSON has no NaN, so the file of failed rows has it as text."""
+    pq.write_table(pa.table({"text": pa.array([None], pa.string()), "x": [float("nan")]}), tmp_path / "in.parquet")
+    assert score("in.parquet", "out.csv").exit_code == 1
+    assert read_rows(tmp_path / "out.csv.errors.jsonl")[0]["input"] == {"text": None, "x": "nan"}
+
+
+def test_a_full_disk(fake: Served, score: Callable[..., Any], tmp_path: Path) -> None:
+    """It ends the run with one line; with room, the same command goes on; --keep may name a column twice."""
+    rows = [{"text": f"row {number}", "more": "x" * 500} for number in range(500)]
+    write_jsonl(tmp_path / "in.jsonl", rows)
+    command = ["bash", "-c", "ulimit -f 100; exec \"$@\"", "-", sys.executable, "-m", "polyhead_scoring.command",
+               str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.csv"), "--server", fake.url,
+               "--keep", "text", "--keep", "more", "--keep", "text"]  # fmt: skip
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert "File too large" in ended.stderr.splitlines()[-1]
+    assert not (tmp_path / "out.csv").exists()
+    result = score("in.jsonl", "out.csv", "--keep", "text", "--keep", "more")
+    assert result.exit_code == 0
+    assert "continuing: 1 of 1" in result.stderr
+    assert len(read_rows(tmp_path / "out.csv")) == 500
 
 
 def test_doubled_and_empty_columns(score: Callable[..., Any], tmp_path: Path) -> None:

@@ -75,6 +75,8 @@ def test_bytes_per_token_of_a_sample(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     job = job_over(write_jsonl(tmp_path / "empty.jsonl", []), write_jsonl(tmp_path / "rows.jsonl", ROWS))
     assert 1 < bytes_per_token(job, tokenizer) < 5
+    (tmp_path / "empty.csv").touch()  # has no columns
+    assert bytes_per_token(job_over(tmp_path / "empty.csv"), tokenizer) == 4.0
     assert bytes_per_token(job_over(write_jsonl(tmp_path / "bad.jsonl", [{"text": None}])), tokenizer) == 4.0
 
 

@@ -14,14 +14,12 @@ from rich.console import Console
 
 from polyhead.decode import DecodeOptions
 from polyhead.predictor import Predictor
-from polyhead_rows.table_file import BadText
-from polyhead_scoring import ScoringError, engine_answers
-from polyhead_scoring.engine_answers import EngineAnswers, answer_texts
+from polyhead_scoring import ScoringError, scorer
 from polyhead_scoring.job import Request, describe_file, job_of
 from polyhead_scoring.partition import Partition
 from polyhead_scoring.run import checkpoint_model, make_plan
 from polyhead_scoring.run_folder import RunFolder
-from polyhead_scoring.scorer import Scorer, output_schema
+from polyhead_scoring.scorer import EngineAnswers, Scorer, output_schema
 from tests.scoring.test_partition import job_over
 from tests.scoring.texts import BAD_LINES, plain_rows, write_jsonl
 from tests.tiny import SCHEMA
@@ -44,8 +42,8 @@ def test_answers_are_the_predictors(base_checkpoint: Path, tmp_path: Path) -> No
     file = write_jsonl(tmp_path / "rows.jsonl", plain_rows(30))
     with file.open("ab") as more:
         more.write(b"\n".join(BAD_LINES))
-    scorer, partitions = scorer_of(base_checkpoint, file, tmp_path / "out", partition_tokens=200)
-    done = list(scorer.run(partitions))
+    one, partitions = scorer_of(base_checkpoint, file, tmp_path / "out", partition_tokens=200)
+    done = list(one.run(partitions))
     assert len(done) == len(partitions) > 3
     rows = pyarrow.parquet.read_table(tmp_path / "out").to_pylist()
     answers = Predictor.load(base_checkpoint).predict([row["text"] for row in plain_rows(30)])
@@ -64,7 +62,7 @@ def test_answers_are_the_predictors(base_checkpoint: Path, tmp_path: Path) -> No
         for path in sorted((tmp_path / "out" / "_run" / "errors").iterdir())
         for line in path.read_text(encoding="utf-8").splitlines()
     ]
-    assert sum(one.errors for one in done) == len(failed) == len(BAD_LINES)
+    assert sum(each.errors for each in done) == len(failed) == len(BAD_LINES)
     for row, aside, (line, reason) in zip(rows[30:], failed, BAD_LINES.items(), strict=True):
         assert reason in row["error"]
         assert {row[name] for name in ("topic_label", "mood_labels", "stars_value", "token_count")} == {None}
@@ -76,44 +74,51 @@ def test_answers_are_the_predictors(base_checkpoint: Path, tmp_path: Path) -> No
 def test_a_task_done_twice_writes_the_same(base_checkpoint: Path, tmp_path: Path) -> None:
     """Byte for byte, with the note's checksum, and nothing else is left."""
     file = write_jsonl(tmp_path / "rows.jsonl", plain_rows(20))
-    scorer, partitions = scorer_of(base_checkpoint, file, tmp_path / "out")
-    (done,) = scorer.run(partitions)
+    one, partitions = scorer_of(base_checkpoint, file, tmp_path / "out")
+    (done,) = one.run(partitions)
     first = (tmp_path / "out" / done.output).read_bytes()
-    assert list(scorer.run(partitions)) == [done]
+    assert list(one.run(partitions)) == [done]
     assert (tmp_path / "out" / done.output).read_bytes() == first
     assert (hashlib.sha256(first).hexdigest(), len(first)) == (done.sha256, done.size)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"_run", "part-000000.parquet"}
-    assert scorer.folder.finished() == {0: done}
+    assert one.folder.finished() == {0: done}
 
 
-def test_blocks_are_cut_by_tokens(base_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No block has more tokens than it may, and the answers do not depend on where blocks and chunks end."""
-    predictor = Predictor.load(base_checkpoint)
-    texts: list[str | BadText] = [*(row["text"] for row in plain_rows(60)), BadText("no")]
-    whole = list(answer_texts(predictor, texts, DecodeOptions()))
-    monkeypatch.setattr(engine_answers, "BLOCK_TOKENS", 100)
-    monkeypatch.setattr(engine_answers, "CHUNK_TEXTS", 7)
-    monkeypatch.setattr(engine_answers, "CHUNK_BYTES", 500)
-    blocks = []
+def test_texts_are_scored_in_chunks(base_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No chunk has more text than it may, and the answers do not depend on where chunks end."""
+    answers = EngineAnswers(base_checkpoint, "cpu", "fp32", DecodeOptions())
+    texts = [*(row["text"] for row in plain_rows(60)), "word " * 100]
+    (whole,) = answers.answer([texts])
+    monkeypatch.setattr(scorer, "CHUNK_CHARACTERS", 200)
+    chunks = []
 
     class Watched(Predictor):
-        def score(self, encoded: Any) -> Any:
-            blocks.append([text.token_count for text in encoded])
-            return super().score(encoded)
+        def encode(self, texts: Any) -> Any:
+            chunks.append(texts)
+            return super().encode(texts)
 
-    cut = list(answer_texts(Watched(predictor.checkpoint), texts, DecodeOptions()))
-    assert len(blocks) > 5
-    assert all(sum(block) <= 100 for block in blocks)
-    assert cut[-1] == whole[-1] == {"error": "no"}
-    assert [a["heads"]["topic"]["labels"] for a in cut[:-1]] == [a["heads"]["topic"]["labels"] for a in whole[:-1]]
-    assert [a["token_count"] for a in cut[:-1]] == [a["token_count"] for a in whole[:-1]]
+    answers.predictor = Watched(answers.predictor.checkpoint)
+    cut, none = answers.answer([texts, []])
+    assert len(chunks) > 5
+    assert all(sum(map(len, chunk)) <= 200 or len(chunk) == 1 for chunk in chunks)
+    assert [a["heads"]["topic"]["labels"] for a in cut] == [a["heads"]["topic"]["labels"] for a in whole]
+    assert [a["token_count"] for a in cut] == [a["token_count"] for a in whole]
+    assert none == []
+
+
+def test_columns_that_parquet_lacks(tmp_path: Path) -> None:
+    """A column of a type that a part cannot hold is refused before anything is scored."""
+    job = job_over(write_jsonl(tmp_path / "rows.jsonl", []))
+    kept = pyarrow.schema([("span", pyarrow.month_day_nano_interval())])
+    with pytest.raises(ScoringError, match=r"Parquet, .* month_day_nano_interval.* --keep"):
+        output_schema(kept, SCHEMA.to_json(), job)
 
 
 def test_top_k_gives_lists(base_checkpoint: Path, tmp_path: Path) -> None:
     """With top_k a head of one label names several; a threshold of 0 lets all labels through; a prefix is for all."""
     file = write_jsonl(tmp_path / "rows.jsonl", plain_rows(5))
-    scorer, partitions = scorer_of(base_checkpoint, file, tmp_path / "out", top_k=2, threshold=0.0, prefix="new_")
-    list(scorer.run(partitions))
+    one, partitions = scorer_of(base_checkpoint, file, tmp_path / "out", top_k=2, threshold=0.0, prefix="new_")
+    list(one.run(partitions))
     row = pyarrow.parquet.read_table(tmp_path / "out").to_pylist()[0]
     assert len(row["new_topic_labels"]) == len(row["new_topic_scores"]) == len(row["new_mood_labels"]) == 2
     assert row["new_topic_label"] == row["new_topic_labels"][0]

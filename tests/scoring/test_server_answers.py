@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from polyhead_client.testing import Failure, FakeServer
-from polyhead_scoring import ScoringError, server_answers
+from polyhead_scoring import ScoringError, scorer, server_answers
 from polyhead_scoring.server_answers import ServerAnswers, ServerOptions
 from tests.scoring.conftest import Served, known_answer
 from tests.scoring.texts import read_rows
@@ -195,7 +195,7 @@ def test_too_long_texts(
     fake: Served, score: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A text that no request can carry is a row with an error, and the others are answered."""
-    monkeypatch.setattr(server_answers, "LONGEST_TEXT", 100)
+    monkeypatch.setattr(ServerAnswers, "longest_text", 100)
     (tmp_path / "in.csv").write_text(f"text\nrow 0\n{'x' * 101}\nrow 2\n", encoding="utf-8")
     assert score("in.csv", "out.csv").exit_code == 1
     rows = read_rows(tmp_path / "out.csv")
@@ -268,7 +268,7 @@ def test_many_bad_rows_do_not_pile_up(
     fake: Served, score: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If bad rows come in thousands, the answers before them are waited for, and all rows keep their order."""
-    monkeypatch.setattr(server_answers, "MOST_BAD_ROWS", 10)
+    monkeypatch.setattr(scorer, "MOST_BAD_ROWS", 10)
     (tmp_path / "in.csv").write_text(
         "text\n" + "".join(f"row {n}\n" if n % 40 == 0 else '""\n' for n in range(200)), encoding="utf-8"
     )

@@ -52,4 +52,6 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     lines = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
     if ".csv" in path.suffixes and path.suffix != ".jsonl":
         return list(csv.DictReader(io.StringIO(lines, newline="")))
+    if path.suffix == ".json":
+        return list(json.loads(lines))
     return [json.loads(line) for line in lines.splitlines()]

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from polyhead.errors import PolyheadError, one_line
+from polyhead.interrupt import interruptible
 
 WRONG_INPUT = 2
 INTERRUPTED = 130  # as shells count: 128 + SIGINT
@@ -36,27 +37,19 @@ def printer(console: Console) -> Callable[[str], None]:
     return lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Ctrl-C and SIGTERM raise KeyboardInterrupt in this block, whatever process started this one.
+def interrupt_signals() -> list[signal.Signals]:
+    """SIGINT and SIGTERM; SIGINT alone under torchrun.
 
-    A script's shell starts ``command &`` with SIGINT ignored. Python would leave it ignored. SIGTERM stays as it is
-    under torchrun: a process that waits for the others runs no handler, and torchrun ends all processes with SIGTERM.
+    There a process that waits for the others runs no handler, and torchrun ends all processes with SIGTERM.
     """
-    numbers = [signal.SIGINT] if int(os.environ.get("WORLD_SIZE", "1")) > 1 else [signal.SIGINT, signal.SIGTERM]
-    before = {number: signal.signal(number, _interrupt) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    return [signal.SIGINT] if int(os.environ.get("WORLD_SIZE", "1")) > 1 else [signal.SIGINT, signal.SIGTERM]
 
 
 @contextmanager
 def one_line_errors(command: str) -> Iterator[None]:
     """Ends the command with one line: after wrong input with exit code 2, after Ctrl-C or SIGTERM with 130."""
     try:
-        with interruptible():
+        with interruptible(interrupt_signals()):
             yield
     except KeyboardInterrupt:
         print(f"{command}: interrupted; nothing is written", file=sys.stderr)
@@ -64,10 +57,6 @@ def one_line_errors(command: str) -> Iterator[None]:
     except (PolyheadError, OSError) as error:
         print(f"{command}: {one_line(error)}", file=sys.stderr)
         raise typer.Exit(WRONG_INPUT) from None
-
-
-def _interrupt(number: int, _: Any) -> None:
-    raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 def example_option(example: str, content: str) -> Any:

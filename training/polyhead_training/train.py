@@ -13,7 +13,15 @@ from rich.console import Console
 from rich.table import Table
 
 from polyhead.errors import PolyheadError, one_line
-from polyhead_training.command_line import INTERRUPTED, WRONG_INPUT, command_app, example_option, interruptible, printer
+from polyhead.interrupt import interruptible
+from polyhead_training.command_line import (
+    INTERRUPTED,
+    WRONG_INPUT,
+    command_app,
+    example_option,
+    interrupt_signals,
+    printer,
+)
 from polyhead_training.config import EXAMPLE, TrainingConfig, read_config
 from polyhead_training.errors import Interrupted
 
@@ -51,7 +59,7 @@ def train(
     if resume and restart:
         raise typer.BadParameter("--resume and --restart contradict each other")
     try:
-        with interruptible():
+        with interruptible(interrupt_signals()):
             settings = read_config(config)
             if output is not None:
                 settings = settings.model_copy(update={"output": output})

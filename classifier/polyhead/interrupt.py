@@ -1,0 +1,26 @@
+"""Ctrl-C and SIGTERM as KeyboardInterrupt, whatever process started this one."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def interruptible(numbers: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)) -> Iterator[None]:
+    """These signals raise KeyboardInterrupt in this block.
+
+    A script's shell starts ``command &`` with SIGINT ignored. Python would leave it ignored.
+    """
+    before = {number: signal.signal(number, _interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _interrupt(number: int, _: Any) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
