@@ -335,7 +335,7 @@ def test_input_changed_meanwhile(fake: Served, score: Callable[..., Any], tmp_pa
 
 def test_progress_and_quiet(score: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Off a terminal, progress is plain lines on standard error with the time left and errors; --quiet has none."""
-    monkeypatch.setattr("polyhead_rows.progress.ProgressMeter.every_s", 0.0)
+    monkeypatch.setattr("polyhead_rows.progress.LINE_S", 0.0)
     (tmp_path / "in.csv").write_text("text\n" + "a\n" * 5 + '""\n', encoding="utf-8")
     result = score("in.csv", "out.csv", "--partition-tokens", "1")
     last = result.stderr.splitlines()[-1]
