@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-VENV = ROOT / os.environ.get("POLYHEAD_TRITON_VENV", ".venv-triton")
+VENV = ROOT / ".venv-triton"
 READY_TIMEOUT_S = 120
 END_TIMEOUT_S = 30
 PORTS = ("http", "grpc", "metrics", "probe")

@@ -76,11 +76,11 @@ def replaced_folder(path: Path) -> Iterator[Path]:
 
 def swap_folder(fresh: Path, target: Path, old: Path) -> None:
     """Renames `target`, if it exists, to `old`, and `fresh` to `target`; if that fails, `target` stays as it was."""
-    if target.exists():
-        os.rename(target, old)
     try:
+        if target.exists():
+            os.rename(target, old)
         os.rename(fresh, target)
-    except OSError:
-        if old.exists():
+    except BaseException:  # also Ctrl-C between the two: the caller removes `old`
+        if old.exists() and not target.exists():
             os.rename(old, target)
         raise

@@ -49,8 +49,11 @@ def test_a_folder_is_replaced_in_one_step(tmp_path: Path) -> None:
         assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_failed_rename_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the new folder cannot be renamed into place, the old one is renamed back."""
+@pytest.mark.parametrize("error", [OSError("no space"), KeyboardInterrupt("no space")])
+def test_a_failed_rename_puts_the_old_folder_back(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the new folder cannot be renamed into place, or Ctrl-C comes before that, the old one is renamed back."""
     for name in ("new", "target"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
@@ -58,10 +61,10 @@ def test_a_failed_rename_puts_the_old_folder_back(tmp_path: Path, monkeypatch: p
 
     def fail_for_new(source: Any, target: Any) -> None:
         if Path(source).name == "new":
-            raise OSError("no space")
+            raise error
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", fail_for_new)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(type(error), match="no space"):
         swap_folder(tmp_path / "new", tmp_path / "target", tmp_path / "old")
     assert (tmp_path / "target" / "target").exists()
