@@ -35,8 +35,9 @@ RETRIED = (
 )  # fmt: skip  # what a server that starts or restarts may say
 KEY_REFUSED = ("401", "403", "UNAUTHENTICATED", "PERMISSION_DENIED")
 CANARY = "canary"
-TRIES = 5  # of a request, while the server answers the canary
+TRIES = 5  # of a request, while the server answers the canary; an overloaded server is tried until the time is over
 LONGEST_PAUSE_S = 5.0
+OVERLOADED_PAUSE_S = 1.0
 
 T = TypeVar("T")
 
@@ -104,7 +105,7 @@ class ServerAnswers:
         self.client = options.client()
         self._say = say
         self._failing_since: float | None = None
-        self._tries = 0
+        self._tries = self._overloaded = 0  # since then; `_overloaded` of the tries failed because of too many requests
         self.schema = self._patiently(self.client.schema)
         self.heads = heads_of(self.schema)
         self._names = [head["name"] for head in self.heads]
@@ -205,7 +206,7 @@ class ServerAnswers:
     def _answered(self) -> None:
         if self._failing_since is not None:
             self._say(f"{self._servers} answers again after {time.monotonic() - self._failing_since:.0f} s")
-        self._failing_since, self._tries = None, 0
+        self._failing_since, self._tries, self._overloaded = None, 0, 0
 
     def _wait(self, error: PolyheadClientError, where: str = "") -> None:
         """Waits until the server answers its canary, or raises if that takes too long or does not help."""
@@ -214,12 +215,15 @@ class ServerAnswers:
             self._failing_since = now
             if wait_s:
                 self._say(f"waiting up to {wait_s:g} s for {self._servers} ({error})")
+        is_overloaded = isinstance(error, ServerOverloadedError)
         self._tries += 1
+        self._overloaded += is_overloaded
+        failed = self._tries - self._overloaded
         left_s = wait_s - (now - self._failing_since)
-        if left_s <= 0 or self._tries > TRIES:
+        if left_s <= 0 or failed > TRIES:
             seconds = now - self._failing_since
             raise ScoringError(f"{error}; gave up after {self._tries} tries in {seconds:.0f} s{where}")
-        time.sleep(min(0.1 * 2**self._tries, LONGEST_PAUSE_S, left_s))
+        time.sleep(min(OVERLOADED_PAUSE_S if is_overloaded else 0.1 * 2**failed, LONGEST_PAUSE_S, left_s))
         try:
             self.client.wait_until_ready(left_s)
         except NotReadyError as late:

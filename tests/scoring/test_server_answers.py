@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import threading
@@ -165,6 +166,20 @@ def test_patience_ends(fake: Served, score: Callable[..., Any], tmp_path: Path) 
     assert "was not ready within" in result.stderr
     assert len(list((tmp_path / "out.csv.partial" / "done").iterdir())) > 3
     fake.server.failure, fake.server.answer = None, answer
+    assert score("in.csv", "out.csv", *options).exit_code == 0
+    assert numbers(tmp_path / "out.csv") == list(range(30))
+
+
+def test_an_overloaded_server_is_waited_for(fake: Served, score: Callable[..., Any], tmp_path: Path) -> None:
+    """Overload is not the texts' fault: however often the server sheds them, only --wait-s ends the run."""
+    rows_csv(tmp_path, 30)
+    end = fail_on(fake, b"row 20", Failure(429, "busy", {"Retry-After": "0"}))
+    options = ["--batch-size", "2", "--workers", "1", "--partition-tokens", "4"]
+    result = score("in.csv", "out.csv", *options, "--wait-s", "3")
+    assert result.exit_code == 2
+    assert (found := re.search(r"busy.*gave up after (\d+) tries in 3 s", result.stderr))
+    assert int(found[1]) > server_answers.TRIES + 1
+    threading.Timer(2, end).start()
     assert score("in.csv", "out.csv", *options).exit_code == 0
     assert numbers(tmp_path / "out.csv") == list(range(30))
 

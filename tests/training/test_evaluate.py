@@ -208,6 +208,17 @@ def test_how_training_files_are_read_is_no_rule_for_other_formats(base_checkpoin
     assert result.exit_code == 0, result.output
 
 
+def test_a_missing_column_of_labels_is_said(base_checkpoint: Path, tmp_path: Path) -> None:
+    """A head without labels has no scores. A line names the column, because its name may be mistyped."""
+    write_rows(tmp_path / "rows.jsonl", topic="Topic")
+    arguments = [str(base_checkpoint), str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "report")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert [line for line in result.stdout.splitlines() if line.startswith("note:")] == [
+        "note: head 'topic' has no scores: no row has a label in column 'topic'"
+    ]
+
+
 def test_an_older_report_is_replaced_and_nothing_else(base_checkpoint: Path, tmp_path: Path) -> None:
     """A folder that is no report is left as it is."""
     write_rows(tmp_path / "rows.jsonl")

@@ -124,6 +124,10 @@ def _evaluate(
     with tempfile.TemporaryDirectory(prefix="polyhead-evaluation-") as scratch:
         split = read_split(data, columns, heads, predictor.schema, Path(scratch), slices, show_progress=True)
         evaluation = evaluate(predictor, split, slices, say, show_progress=True)
+    named = {head.name: head.column or head.name for head in heads}
+    for name, scores in evaluation.metrics.items():
+        if not scores["rows"]:
+            say(f"note: head {name!r} has no scores: no row has a label in column {named.get(name, name)!r}")
     try:
         with replaced_folder(target) as fresh:
             name = checkpoint.resolve().name
