@@ -19,10 +19,13 @@ import typer
 
 from polyhead.errors import PolyheadError, RepositoryError
 from polyhead.files import swap_folder
+from polyhead.interrupt import interruptible
 from polyhead.repository import remove_version
 
 if TYPE_CHECKING:
     from polyhead.predictor import Predictor
+
+INTERRUPTED = 130  # as shells count: 128 + SIGINT
 
 app = typer.Typer(
     add_completion=False,
@@ -53,7 +56,11 @@ def export(
 ) -> None:
     """Put a checkpoint into a Triton model repository, after checking its answers with golden.jsonl."""
     try:
-        target = export_checkpoint(checkpoint, repository, name, version, replace, precision)
+        with interruptible():  # else SIGTERM would leave the copy behind
+            target = export_checkpoint(checkpoint, repository, name, version, replace, precision)
+    except KeyboardInterrupt:
+        print("polyhead-export: interrupted; run it again", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
     except PolyheadError as error:
         print(f"polyhead-export: {error}", file=sys.stderr)
         raise typer.Exit(2) from None

@@ -17,12 +17,14 @@ import typer
 from polyhead.checkpoint import GoldenRow
 from polyhead.errors import PolyheadError
 from polyhead.files import replaced_file
+from polyhead.interrupt import interruptible
 from polyhead.predictor import Predictor
 from polyhead_rows.errors import TableError
 from polyhead_rows.table_file import read_texts
 from polyhead_scoring import ScoringError
 
 CHUNK = 256  # texts in memory at a time
+INTERRUPTED = 130  # as shells count: 128 + SIGINT
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -80,9 +82,16 @@ def golden(
 ) -> None:
     """Write what a checkpoint answers to your own texts, for the load test to compare with."""
     try:
-        rows = write_golden(checkpoint, texts, out, text_column, most)
-    except (PolyheadError, TableError, OSError) as error:
+        with interruptible():  # else SIGTERM would leave a temporary folder behind
+            rows = write_golden(checkpoint, texts, out, text_column, most)
+    except KeyboardInterrupt:
+        typer.echo("polyhead-golden: interrupted; nothing is written", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    except (PolyheadError, TableError) as error:
         typer.echo(f"polyhead-golden: {error}", err=True)
+        raise typer.Exit(2) from None
+    except OSError as error:  # its own names are those of temporary files
+        typer.echo(f"polyhead-golden: {out}: cannot be written ({error.strerror or error})", err=True)
         raise typer.Exit(2) from None
     typer.echo(f"wrote {out}: {rows} texts with their scores")
 

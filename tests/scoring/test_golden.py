@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,33 @@ def test_refuses_and_leaves_the_file_as_it_was(
     assert words in result.stderr
     assert out.read_text() == "older\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted({name, out.name} if content else {out.name})
+
+
+def test_an_output_that_cannot_be_written(base_checkpoint: Path, tmp_path: Path) -> None:
+    """The message names the file that was asked for, not a temporary one."""
+    (tmp_path / "texts.txt").write_text("a\n")
+    out = tmp_path / "missing" / "expected.jsonl"
+    result = call(base_checkpoint, tmp_path / "texts.txt", out)
+    assert result.exit_code == 2
+    assert result.stderr == f"polyhead-golden: {out}: cannot be written (No such file or directory)\n"
+
+
+def test_sigterm_leaves_nothing(base_checkpoint: Path, tmp_path: Path) -> None:
+    """Exit code 130, the older file, and no temporary folder."""
+    out = tmp_path / "expected.jsonl"
+    out.write_text("older\n")
+    command = [sys.executable, "-m", "polyhead_scoring.golden", str(base_checkpoint), "-", str(out)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while len(list(tmp_path.iterdir())) < 2:  # the temporary folder; the command waits for its input
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.terminate()
+        assert process.stderr is not None
+        assert process.stderr.read() == "polyhead-golden: interrupted; nothing is written\n"
+    assert process.returncode == 130
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+    assert out.read_text() == "older\n"
 
 
 def test_imports_no_ray() -> None:
