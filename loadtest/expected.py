@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -52,7 +53,8 @@ def read_expected(path: Path) -> list[ExpectedAnswer]:
     """
     try:
         table = open_table(str(path), ReadOptions(format="jsonl"))
-        answers = [_read_row(row, table.place_of(row)) for row in table.rows()]
+        with closing(table.rows()) as rows:
+            answers = [_read_row(row, table.place_of(row)) for row in rows]
     except TableError as error:
         raise CannotRunError(f"{error}; expected a checkpoint's golden.jsonl") from error
     if not answers:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 from polyhead_rows.byte_source import ByteSource, reading
 from polyhead_rows.errors import TableError, one_line
@@ -45,7 +45,7 @@ class DelimitedFile(TextTableFile):
             self._first = Start(1, feed.line, feed.offset)
         self.set_columns(self._names)
 
-    def rows(self, start: Start | None = None, columns: Sequence[str] | None = None) -> Iterator[Row]:
+    def rows(self, start: Start | None = None, columns: Sequence[str] | None = None) -> Generator[Row]:
         """All rows from `start` on."""
         wanted = (start or Start()).number
         begin = start if start is not None and self.can_seek and wanted > 1 else self._first

@@ -6,7 +6,7 @@ import codecs
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -54,7 +54,7 @@ class JsonArrayFile(TextTableFile):
         super().__init__(source)
         self.can_seek = False
 
-    def rows(self, start: Start | None = None, columns: Sequence[str] | None = None) -> Iterator[Row]:
+    def rows(self, start: Start | None = None, columns: Sequence[str] | None = None) -> Generator[Row]:
         """All rows from `start` on; what is before it is read again.
 
         Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -171,8 +171,8 @@ class TableFile:
         self.doubled = frozenset(name for name in times if times[name] > 1)
         self.columns = [name for name in names if times[name] == 1]
 
-    def rows(self, start: Start | None = None, columns: Sequence[str] | None = None) -> Iterator[Row]:
-        """All rows from `start` on, in bounded memory.
+    def rows(self, start: Start | None = None, columns: Sequence[str] | None = None) -> Generator[Row]:
+        """All rows from `start` on, in bounded memory. Close the generator if it is not read to its end.
 
         Args:
             start: `Row.after` of the last row that was read.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -172,8 +173,8 @@ def bytes_per_token(job: Job, tokenizer: Tokenizer) -> float:
     for file in job.inputs:
         if not file.size:
             continue
-        rows = open_table(file.name, job.read).rows(columns=[job.text_column])
-        first = [text_of(row, job.text_column) for row in islice(rows, SAMPLE_ROWS)]
+        with closing(open_table(file.name, job.read).rows(columns=[job.text_column])) as rows:
+            first = [text_of(row, job.text_column) for row in islice(rows, SAMPLE_ROWS)]
         texts = [text for text in first if isinstance(text, str)]
         if first:
             break

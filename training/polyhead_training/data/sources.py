@@ -6,7 +6,8 @@ Rows are read one at a time, so no file must fit into memory. Class labels of th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,7 @@ class Source:
     """
 
     name: str
-    rows: Iterator[Row]
+    rows: Generator[Row]
     columns: Sequence[str] | None
     doubled: frozenset[str] = frozenset()
     total: int = 0
@@ -114,16 +115,17 @@ def _open_file(name: str, options: ReadOptions) -> Source:
     return Source(name, _file_rows(table.rows(), features), table.columns, table.doubled, table.total, unit)
 
 
-def _file_rows(rows: Iterator[Row], features: datasets.Features) -> Iterator[Row]:
+def _file_rows(rows: Generator[Row], features: datasets.Features) -> Generator[Row]:
     name_labels = _label_namer(features)
     try:
-        for row in rows:
-            yield row if row.fields is None or not features else row._replace(fields=name_labels(row.fields))
+        with closing(rows):
+            for row in rows:
+                yield row if row.fields is None or not features else row._replace(fields=name_labels(row.fields))
     except TableError as error:
         raise DataError(str(error)) from error
 
 
-def _hub_rows(split: Any, place: str) -> Iterator[Row]:
+def _hub_rows(split: Any, place: str) -> Generator[Row]:
     try:
         if split.features is None:  # a stream whose card does not list them: found in its first rows
             split = split._resolve_features()

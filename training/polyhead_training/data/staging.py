@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import string
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -235,37 +236,39 @@ def stage(
     first: BadRowError | None = None
     until = float("inf")
 
-    def rows() -> Iterator[Fields]:
+    def rows() -> Generator[Fields]:
         nonlocal first, until
         for source in sources:
             files.append(source.name)
             if doubled := sorted(source.doubled.intersection([*needed, *labels])):
                 raise DataError(f"{source.name}: several columns are named {doubled[0]!r}; rename all but one")
-            for row in _checked(source, needed, show_progress):
-                counts["rows"] += 1
-                if counts["rows"] > until:
-                    return
-                place = place_of(source.name, row.number, row.line)
-                try:
-                    staged = recipe.read(row, place)
-                except UnreadableTextError:
-                    counts["dropped"] += 1
-                except BadRowError as error:
-                    counts["bad"] += 1
-                    first = first or error
-                    if stops and counts["bad"] == 1:
-                        until = counts["rows"] + ROWS_TO_COUNT
-                except DataError:
-                    if first is None or not stops:
-                        raise
-                    return  # a function of the user's failed while bad rows were counted
-                else:
-                    if staged is None:
-                        counts["filtered"] += 1
-                    elif first is None or not stops:
-                        yield staged | {"file": len(files) - 1, "row": row.number, "line": row.line}
+            with closing(_checked(source, needed, show_progress)) as checked:
+                for row in checked:
+                    counts["rows"] += 1
+                    if counts["rows"] > until:
+                        return
+                    place = place_of(source.name, row.number, row.line)
+                    try:
+                        staged = recipe.read(row, place)
+                    except UnreadableTextError:
+                        counts["dropped"] += 1
+                    except BadRowError as error:
+                        counts["bad"] += 1
+                        first = first or error
+                        if stops and counts["bad"] == 1:
+                            until = counts["rows"] + ROWS_TO_COUNT
+                    except DataError:
+                        if first is None or not stops:
+                            raise
+                        return  # a function of the user's failed while bad rows were counted
+                    else:
+                        if staged is None:
+                            counts["filtered"] += 1
+                        elif first is None or not stops:
+                            yield staged | {"file": len(files) - 1, "row": row.number, "line": row.line}
 
-    staged = write_rows(path, rows(), recipe.schema)
+    with closing(rows()) as usable:
+        staged = write_rows(path, usable, recipe.schema)
     if first is not None and stops:
         of = f"Of {counts['rows']:,} rows, {counts['bad']:,}"
         if counts["rows"] > until:
@@ -296,13 +299,14 @@ def joined(paths: str | list[str]) -> str:
     return paths if isinstance(paths, str) else ", ".join(paths)
 
 
-def _checked(source: Source, needed: Sequence[str], show_progress: bool) -> Iterator[Row]:
+def _checked(source: Source, needed: Sequence[str], show_progress: bool) -> Generator[Row]:
     """The rows. A needed column that is in no row is an error, raised as soon as that is known."""
     known = dict.fromkeys(source.columns or ())
     missing = dict.fromkeys(column for column in needed if column not in known)
     if source.columns is None or not missing:
         end, is_empty = 0, True
-        with progress(f"reading {source.name}", source.total, unit=source.unit, shown=show_progress) as bar:
+        shown = progress(f"reading {source.name}", source.total, unit=source.unit, shown=show_progress)
+        with shown as bar, closing(source.rows):
             for row in source.rows:
                 is_empty = False
                 bar.advance(row.end - end)
