@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 STRETCH = 4  # in a micro-batch of enough tokens, the longest text is at most this many times the shortest
-SHARE_TOKENS = 128  # a share of fewer tokens is not worth a thread of its own
+SHARE_TOKENS = 128  # fewer tokens are too little work for another thread
 BALANCE = 1.25  # the largest share has at most this many times the tokens of an even share
 LEAST_ROWS = 16  # of a matrix product
 ROW_MULTIPLE = 8

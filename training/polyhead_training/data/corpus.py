@@ -93,7 +93,7 @@ def read_corpus(
 
     Raises:
         ConfigError: a function, transform, template or `stratify_by` is wrong.
-        DataError: a file, column, row or label is not as the config says; names it and what is allowed.
+        DataError: a file, column, row or label does not fit the config. It names it and what is allowed.
         SchemaError: the heads contradict themselves.
     """
     if config.split == "stratified":

@@ -41,7 +41,7 @@ class Fitted:
 
 
 def rehearse(config: TrainingConfig, fitted: Fitted, texts: Sequence[str]) -> None:
-    """Writes and serves the untrained model once, so that what would fail after training fails before it.
+    """Writes and serves the untrained model once, so that errors show before training and not after it.
 
     Raises:
         ConfigError: says the cause.

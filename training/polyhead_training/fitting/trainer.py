@@ -118,7 +118,7 @@ class ShowProgress(TrainerCallback):
     Args:
         title: of the progress.
         tokens_per_row: on average, for tokens/s.
-        heads: whose main scores are said.
+        heads: the heads whose main scores are printed.
     """
 
     def __init__(
@@ -244,7 +244,7 @@ class StopOnSignal(TrainerCallback):
 
 
 class LossAtCheckpoints(TrainerCallback):
-    """Logs the training loss at each checkpoint, so that a resumed run logs the same as an unbroken one."""
+    """Logs the training loss at each checkpoint, so that a resumed run logs the same as an uninterrupted one."""
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Logs at steps that end with a checkpoint."""
