@@ -58,7 +58,7 @@ def has_stable_products(precision: Precision, device: torch.device) -> bool:
 
     This is what tests have shown, not what a library promises. It holds for products of a multiple of 8 rows on AMD
     processors (run on Zen 4). It fails for oneDNN's bf16 product on AMX, and for MKL's fp32 product on Intel
-    processors. The head is an fp32 product at every precision, so nothing is claimed for Intel, nor for GPUs.
+    processors. The head is an fp32 product at every precision, so nothing is claimed for Intel or for GPUs.
     See docs/decisions/0017-batch-invariance.md.
     """
     import torch

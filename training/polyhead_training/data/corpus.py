@@ -146,7 +146,7 @@ def read_split(
     metadata: Sequence[str] = (),
     show_progress: bool = False,
 ) -> Split:
-    """Reads files as training read them (template, transforms, filters), for evaluation, into a file in `scratch`.
+    """Reads files for evaluation into a file in `scratch`, like training did (template, transforms, filters).
 
     If a file lacks a head's column, that head is unknown, NaN, in all its rows.
 

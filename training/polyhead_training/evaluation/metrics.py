@@ -1,4 +1,4 @@
-"""Metrics per head, through scikit-learn, of the answers that serving would give. Meaningless ones are left out.
+"""Metrics per head of the answers that serving would give, from scikit-learn. Meaningless metrics are left out.
 
 Single-label answers are scored as 0/1 rows, like multi-label ones: scikit-learn then takes any number of labels and
 rows without a warning.

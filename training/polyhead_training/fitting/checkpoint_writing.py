@@ -32,7 +32,7 @@ from polyhead_training.evaluation.report import write_report
 
 @dataclass(frozen=True)
 class Fitted:
-    """A model and what describes it: all of a checkpoint without its golden rows and scores."""
+    """A model and its description: a checkpoint without golden rows and scores."""
 
     model: Any
     spec: Spec
