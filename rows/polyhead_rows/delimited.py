@@ -1,7 +1,7 @@
-"""CSV and TSV (RFC 4180): cells are text, as they stand.
+"""CSV and TSV (RFC 4180): cells are text and are not changed.
 
-A row that cannot be read costs its first line only: the lines behind it are read as rows. `_Feed` holds the lines of
-one row so that they can be read again; each line is read at most three times, whatever the file holds.
+If a row cannot be read, only its first line is lost: the lines after it are read as rows. `_Feed` keeps the lines of
+one row so that they can be read again. Each line of a file is read at most three times.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class _Feed:
         self._parser = csv.reader(self, delimiter=delimiter, strict=True)
 
     def record(self) -> tuple[list[str], str | None, int, bytes] | None:
-        """The next cells, or why there are none; the line; its source. None at the end of the file."""
+        """The next cells, or why they cannot be read; the line number; its source. None at the end of the file."""
         while True:
             at, begin = self.line, self.offset
             self.stray = False

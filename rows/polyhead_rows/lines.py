@@ -107,7 +107,7 @@ class LineTableFile(TextTableFile):
                 number += 1
 
     def _fields(self, line: bytes) -> tuple[dict[str, Any] | None, str | None]:
-        """The row, or why it is none."""
+        """The row, or the reason why it cannot be read."""
         raise NotImplementedError
 
 

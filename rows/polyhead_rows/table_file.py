@@ -1,6 +1,6 @@
-"""Opens tables of texts, whatever their format: the way in for every command that reads files.
+"""Opens tables of texts in any format. Every command that reads files uses it.
 
-A file that is not what its name says is refused; the error says what it seems to be and what to do.
+If the content does not fit the file name, the error says what the file seems to be and what to do.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def open_files(patterns: str | list[str], options: ReadOptions) -> list[Source]:
 
 
 def open_hub(name: str, config: str | None) -> dict[str, Source]:
-    """Those of the splits train, validation and test that the data set has, streamed."""
+    """The splits train, validation and test that the data set has, as streams."""
     place = f"hub data set {name!r}: cannot be loaded"
     try:
         # Streams do not look into the hub's cache, and without a network there is nothing else to read.
@@ -85,7 +85,7 @@ def place_of(name: str, number: int, line: int | None) -> str:
 
 
 def as_text(value: Any) -> str | None:
-    """A cell as text: the same number or truth value reads alike in every format.
+    """A cell as text. The same number or truth value gives the same text in every format.
 
     A missing cell is None. NaN also means missing, because data frames write it. Bytes that are not UTF-8 become lone
     surrogates.

@@ -1,6 +1,6 @@
-"""Staged rows: read and filtered, with text and label cells as the config says, on disk and mapped into memory.
+"""Staged rows: read and filtered by the config, with text and label cells, on disk and mapped into memory.
 
-They also hold, as numbers, what splitting needs: splitting millions of rows reads no text again.
+They also hold the numbers that splitting needs, so that splitting millions of rows reads no text again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ROWS_TO_COUNT = 1_000_000  # are read after a bad row, to say how many bad ones 
 
 @dataclass(frozen=True)
 class Staged:
-    """The rows of one source of data: of train, say, which may be several files.
+    """The rows of one source of data, for example of train, which may be several files.
 
     Attributes:
         source: the paths or the hub's name, for messages.
@@ -150,7 +150,7 @@ class Recipe:
         """The staged row without its place; None if ``where`` and ``filters`` leave it out.
 
         Raises:
-            BadRowError: it cannot be read, has no text, or a cell is not as its head needs it.
+            BadRowError: it cannot be read, has no text, or a cell does not fit its head.
             UnreadableTextError: its text is blank.
         """
         config, fields = self.config, row.fields
@@ -221,7 +221,7 @@ def stage(
 
     Args:
         name: of all the sources together, for messages.
-        also: columns that are needed besides the recipe's.
+        also: more columns to read, in addition to the recipe's.
         lenient: for evaluation: a head's column may be absent; its labels are then unknown.
 
     Raises:
@@ -282,7 +282,7 @@ def write_rows(path: Path, rows: Iterable[Fields], schema: pyarrow.Schema) -> da
     """Writes rows to an Arrow file as they come, and maps it into memory.
 
     Raises:
-        DataError: there is no room for it.
+        DataError: the disk is full.
     """
     try:  # an older file of this name that is mapped into memory stays as it was
         with replaced_file(path) as part, pyarrow.ipc.new_stream(str(part), schema) as writer:
