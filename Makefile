@@ -22,98 +22,98 @@ help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: ## Data, training, export, server, answers and a verified load test: the whole job on this machine
+demo: ## Do the whole job on this machine: get data, train, export, serve, classify, load-test
 	@$(MAKE) --no-print-directory setup
 	@$(MAKE) --no-print-directory $(REPOSITORY)/gpt2_classifier/1/checkpoint/config.json
 	$(PY) -m demo.demo
 
 .PHONY: test
-test: ## All tests, with a real tritonserver in tests/e2e
+test: ## Run all tests; tests/e2e starts a real tritonserver
 	@$(MAKE) --no-print-directory setup
 	@$(MAKE) --no-print-directory .nginx/.ready .operations/.ready
 	$(PY) -m pytest $(PARALLEL) -m 'not slow and not chaos'
 	$(PY) -m pytest -m 'slow and not chaos'
 
 .PHONY: test-fast
-test-fast: .venv/.ready ## The tests that start no server and train nothing: 3 minutes on 2 cores
+test-fast: .venv/.ready ## Run the tests that start no server and do no training: 3 minutes on 2 cores
 	$(PY) -m pytest $(PARALLEL) -m 'not slow and not chaos'
 
 .PHONY: lint
-lint: .venv/.ready ## Style, types and formatting
+lint: .venv/.ready ## Check style, formatting and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
 .PHONY: format
-format: .venv/.ready ## Put the code into its format
+format: .venv/.ready ## Format the code
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
 .PHONY: gpu-check
-gpu-check: .venv/.ready data/debian/train.jsonl ## On a machine with a CUDA device: its tests, then its benchmarks
+gpu-check: .venv/.ready data/debian/train.jsonl ## Run the GPU tests, then the GPU benchmarks; needs a CUDA device
 	$(PY) -m pytest -m cuda
 	$(PY) -m benchmarks.engine --device cuda
 	$(PY) -m benchmarks.scaling --device cuda
 	@$(MAKE) --no-print-directory bench-serving DEVICE=cuda
 
 .PHONY: setup
-setup: ## Both environments: .venv and .venv-triton
+setup: ## Make both environments, .venv and .venv-triton
 	@$(MAKE) --no-print-directory -j2 .venv/.ready .venv-triton/.ready
 
 .PHONY: data
-data: data/debian/train.jsonl ## The Debian data set
+data: data/debian/train.jsonl ## Make the Debian data set
 
 .PHONY: train
-train: $(CHECKPOINT)/config.json ## The demo's model
+train: $(CHECKPOINT)/config.json ## Train the demo's model
 
 .PHONY: serve
 serve: .venv-triton/.ready ## Serve the model repository on loopback until Ctrl-C
 	.venv-triton/bin/polyhead-serve --repository $(REPOSITORY)
 
 .PHONY: loadtest
-loadtest: .venv/.ready ## Load-test a running server, every answer verified: SHAPE= USERS= RATE= DURATION= TEXTS= OBJECTIVES= HOST= METRICS= PROTOCOL= GOLDEN= LOCUST=
+loadtest: .venv/.ready ## Load-test a running server and verify every answer: SHAPE= USERS= RATE= DURATION= TEXTS= OBJECTIVES= HOST= METRICS= PROTOCOL= GOLDEN= LOCUST=
 	$(PY) -m locust -f loadtest/locustfile.py --host $(HOST) --protocol $(PROTOCOL) --golden $(GOLDEN) --checkpoint $(CHECKPOINT) \
 	  --shape $(SHAPE) -u $(USERS) --rate $(RATE) --texts-per-request $(TEXTS) $(if $(DURATION),-t $(DURATION)) \
 	  $(if $(OBJECTIVES),--objectives $(OBJECTIVES)) $(if $(METRICS),--metrics-url $(METRICS)) $(LOCUST)
 
 .PHONY: capacity
-capacity: $(CHECKPOINT)/config.json data/debian/train.jsonl .venv-triton/.ready ## The highest rate at which a server of its own meets loadtest/objectives.toml: 6 minutes on 2 cores
+capacity: $(CHECKPOINT)/config.json data/debian/train.jsonl .venv-triton/.ready ## Start a server and find the highest rate that meets loadtest/objectives.toml: 6 minutes on 2 cores
 	$(PY) -m loadtest.capacity --checkpoint $(CHECKPOINT)
 
 .PHONY: image-check
-image-check: ## Build the CPU image without a registry and ask it, serving REPOSITORY=: 5 minutes; root, buildah, debootstrap
+image-check: ## Build the CPU image without a registry, and test it with REPOSITORY=: 5 minutes; needs root, buildah, debootstrap
 	deploy/containers/check.sh $(REPOSITORY) $(BUILDAH)
 
 .PHONY: chaos
-chaos: setup .nginx/.ready ## Inject every fault beside a verified load; exit code 0 only if nothing was lost or wrong: 10 minutes
+chaos: setup .nginx/.ready ## Inject every fault under a verified load; exit code 0 only if no answer was lost or wrong: 10 minutes
 	$(PY) -m tests.chaos
 
 .PHONY: soak
-soak: setup .nginx/.ready ## A verified load for 20 minutes, the memory of every process flat: SOAK_MINUTES=
+soak: setup .nginx/.ready ## Send a verified load for 20 minutes, and fail if the memory of a process grows: SOAK_MINUTES=
 	$(PY) -m tests.chaos.soak
 
 .PHONY: bench-training
-bench-training: data/debian/train.jsonl ## Training speed beside transformers' Trainer: 10 minutes on 2 cores
+bench-training: data/debian/train.jsonl ## Compare training speed with transformers' Trainer: 10 minutes on 2 cores
 	$(PY) -m benchmarks.training
 
 .PHONY: bench-quality
-bench-quality: data/debian/train.jsonl ## Answer quality beside TF-IDF with logistic regression: an hour on 2 cores
+bench-quality: data/debian/train.jsonl ## Compare answer quality with TF-IDF and logistic regression: an hour on 2 cores
 	$(PY) -m benchmarks.quality
 
 .PHONY: bench-engine
-bench-engine: .venv-peers/.ready data/debian/train.jsonl ## The engine beside its peers: 25 minutes on 2 cores; DEVICE=
+bench-engine: .venv-peers/.ready data/debian/train.jsonl ## Compare the engine's speed with other engines: 25 minutes on 2 cores; DEVICE=
 	.venv-peers/bin/python -m benchmarks.engine --device $(DEVICE)
 
 .PHONY: bench-scaling
-bench-scaling: data/debian/train.jsonl ## The engine's speed and memory as batches and models grow: 8 minutes on 2 cores
+bench-scaling: data/debian/train.jsonl ## Measure the engine's speed and memory for growing batches and models: 8 minutes on 2 cores; DEVICE=
 	$(PY) -m benchmarks.scaling --device $(DEVICE)
 
 .PHONY: bench-serving
-bench-serving: data/debian/train.jsonl .venv-triton/.ready .venv-peers/.ready .venv-peers/perf_analyzer/perf_analyzer .venv-infinity/.ready ## tritonserver beside the engine alone, FastAPI and infinity_emb: 15 minutes on 2 cores
+bench-serving: data/debian/train.jsonl .venv-triton/.ready .venv-peers/.ready .venv-peers/perf_analyzer/perf_analyzer .venv-infinity/.ready ## Compare tritonserver with the engine alone, FastAPI and infinity_emb: 15 minutes on 2 cores; DEVICE=
 	$(PY) -m benchmarks.serving --device $(DEVICE)
 
 .PHONY: bench-client
-bench-client: $(CHECKPOINT)/config.json .venv-triton/.ready .venv-peers/perf_analyzer/perf_analyzer ## The client beside perf_analyzer, tritonclient and requests, and bulk scoring beside the engine: 12 minutes on 2 cores
+bench-client: $(CHECKPOINT)/config.json .venv-triton/.ready .venv-peers/perf_analyzer/perf_analyzer ## Compare the client with perf_analyzer, tritonclient and requests, and bulk scoring with the engine: 12 minutes on 2 cores
 	$(PY) -m benchmarks.scoring
 	$(PY) -m benchmarks.client --checkpoint $(CHECKPOINT) --scoring benchmarks/results/scoring.json
 

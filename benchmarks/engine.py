@@ -1,4 +1,4 @@
-"""The engine beside its peers: texts and tokens per second on the same texts, weights and machine.
+"""The engine and its peers: texts and tokens per second on the same texts, weights and machine.
 
 A GPT-2 with random weights and 64 labels reads Debian texts in their own mix of lengths, and texts of one length. All
 peers are measured in turns, and the figures are medians. The scores of each peer must be transformers' fp32 scores,

@@ -25,7 +25,7 @@ EngineAlone = Callable[[Sequence[list[str]]], Load]
 def engine_alone(checkpoint: Path, device: str) -> Iterator[EngineAlone]:
     """Runs the process; yields a function that measures requests."""
     command: list[str | Path] = [VENV / "bin" / "python", "-m", "benchmarks.engine_alone", checkpoint, device]
-    # PASSIVE as in model.py.
+    # PASSIVE, because model.py sets it too.
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"

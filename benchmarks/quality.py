@@ -1,4 +1,4 @@
-"""Answer quality: one model with three heads beside TF-IDF with logistic regression per head, on the Debian texts.
+"""Answer quality on the Debian texts: one model with three heads, and TF-IDF with logistic regression per head.
 
 The model is trained from scratch by ``polyhead-train`` with quality.toml. The baseline gets word 1- and 2-grams,
 document frequencies of all texts that the model's warm start reads, and the regularization strength and the threshold

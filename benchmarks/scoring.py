@@ -1,4 +1,4 @@
-"""Bulk scoring on one machine: texts per second of polyhead-score beside the engine alone, on the same texts.
+"""Bulk scoring on one machine: texts per second of polyhead-score and of the engine alone, on the same texts.
 
 ``engine`` gets token ids and gives logits, nothing else. ``here`` is polyhead-score with the engine in its process,
 ``ray`` with one actor that has as many threads; both read a JSON lines file, make tokens, compute, decode and write

@@ -1,4 +1,4 @@
-"""Serving speed: the real tritonserver beside the engine alone, and beside the same model behind other servers.
+"""Serving speed: the real tritonserver, the engine alone, and the same model behind other servers.
 
 All answer the same Debian texts with the same random weights of GPT-2's shape. Loads are closed, and always send all
 texts a whole number of times, so that all figures are for the same tokens. All figures are medians of turns:

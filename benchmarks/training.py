@@ -1,4 +1,4 @@
-"""Training speed: real tokens/s of padding-free training beside transformers' Trainer with padded batches.
+"""Training speed: real tokens/s of padding-free training, and of transformers' Trainer with padded batches.
 
 All train the same model from the same weights on the same Debian texts, without dropout. ``trainer`` is what one writes
 without this project: a plain GPT2Model with the same heads and loss, padded by the default collator. It gets the rows

@@ -23,7 +23,7 @@ FLAGS = ["-std=gnu11", "-O3", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapp
 
 
 class KernelsHook(BuildHookInterface):
-    """Puts a shared library per target beside the source, in a checkout and in a wheel."""
+    """Puts a shared library per target next to the source, in a checkout and in a wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compiles each target; prints a line for one that fails."""

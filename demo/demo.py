@@ -1,4 +1,4 @@
-"""The second half of ``make demo``: serves the exported checkpoint, classifies texts, load-tests, and sums up."""
+"""The second half of ``make demo``: serves the exported checkpoint, classifies texts, load-tests, prints a summary."""
 
 from __future__ import annotations
 

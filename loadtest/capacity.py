@@ -226,7 +226,7 @@ def _children_cpu_s() -> float:
 
 
 def plot_capacity(points: Sequence[Mapping[str, Any]], capacity: float, limits: Mapping[str, float]) -> Figure:
-    """Draws latency over throughput, and the server's times beside it.
+    """Draws latency over throughput, and next to it the server's times.
 
     Args:
         points: as in `RateRuns`, in the order of their rates.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -52,7 +53,8 @@ def read_expected(path: Path) -> list[ExpectedAnswer]:
     """
     try:
         table = open_table(str(path), ReadOptions(format="jsonl"))
-        answers = [_read_row(row, table.place_of(row)) for row in table.rows()]
+        with closing(table.rows()) as rows:
+            answers = [_read_row(row, table.place_of(row)) for row in rows]
     except TableError as error:
         raise CannotRunError(f"{error}; expected a checkpoint's golden.jsonl") from error
     if not answers:
@@ -68,7 +70,7 @@ def read_expected(path: Path) -> list[ExpectedAnswer]:
 
 
 def read_heads(path: Path) -> tuple[HeadSchema, ...] | None:
-    """The heads in the checkpoint's ``config.json``: labels and thresholds to hold the server's schema against.
+    """The heads in the checkpoint's ``config.json``: labels and thresholds that the server's schema must have.
 
     Returns:
         None if there is no such file.
@@ -168,7 +170,7 @@ def find_owner(
     for other in answers:
         if other.text == asked.text or other.token_count != prediction.token_count:
             continue
-        # The full comparison takes a hundred times as long, and there may be thousands of texts.
+        # The full comparison takes a hundred times longer, and there may be thousands of texts.
         near = all(abs(other.scores[column] - score) <= tolerance * max(1.0, abs(score)) for column, score in given)
         if near and not find_mismatches(prediction, other, schema, tolerance):
             return other

@@ -1,7 +1,7 @@
 """The load test's own command-line options.
 
-Each option can also be set by a variable ``LOCUST_POLYHEAD_…``, such as ``LOCUST_POLYHEAD_GOLDEN``: Locust's own start
-with ``LOCUST_``, and those of the product's commands with ``POLYHEAD_``, so that none of them can be taken for another.
+Each option can also be set by a variable such as ``LOCUST_POLYHEAD_GOLDEN``. Locust's own variables start with
+``LOCUST_``, and those of the product's commands with ``POLYHEAD_``, so no variable is read by two commands.
 """
 
 from __future__ import annotations
@@ -17,17 +17,20 @@ MOST_TEXTS = 64  # max_batch_size in the served config.pbtxt
 
 def add_options(parser: Any) -> None:
     """Adds the options to Locust's parser. The master sends the values of all options to its workers."""
-    group = parser.add_argument_group("polyhead", "Every answer is compared with the answer that a checkpoint gives.")
+    group = parser.add_argument_group(
+        "polyhead", "Compares every answer with the checkpoint's answer to the same text."
+    )
 
     def add(name: str, about: str, on_web_page: bool = False, **rest: Any) -> None:
         variable = f"LOCUST_POLYHEAD_{name.removeprefix('--').replace('-', '_').upper()}"
         group.add_argument(name, env_var=variable, help=about, **rest).include_in_web_ui = on_web_page
 
-    add("--golden", "Expected answers: a checkpoint's golden.jsonl, or a file of polyhead-golden; required.",
+    add("--golden", "Expected answers: a checkpoint's golden.jsonl, or a file made by polyhead-golden; required.",
         default="", metavar="PATH")  # fmt: skip
-    add("--checkpoint", "The served checkpoint, whose heads the server must have; default: the folder of --golden.",
+    add("--checkpoint", "The checkpoint whose heads the server must have; default: the folder of --golden.",
         default="", metavar="FOLDER")  # fmt: skip
-    add("--objectives", "What the run must reach; default: no error and no mismatch.", default="", metavar="FILE")
+    add("--objectives", "What the run must reach, as TOML; default: no error and no mismatch.",
+        default="", metavar="FILE")  # fmt: skip
     add("--summary", "Write the summary to this file as JSON.", default="", metavar="FILE")
     add("--protocol", "http (default) or grpc.", choices=("http", "grpc"), default="http")
     add("--model", "The model's name.", default="gpt2_classifier")
@@ -39,7 +42,7 @@ def add_options(parser: Any) -> None:
     add("--seed", "Seed of the random draw of texts and arrivals.", type=int, default=0)
     add("--texts-per-request", "1 to 64, or a mix such as 1,1,8,64 from which each request draws one; default 1.",
         on_web_page=True, type=_checked_sizes, default="1")  # fmt: skip
-    add("--shape", "How the load goes over time; -u is its highest number of users and -t its length; default "
+    add("--shape", "How the load changes over time; -u is the highest number of users, -t the length; default "
         "constant.", on_web_page=True, choices=tuple(SHAPES), default="constant")  # fmt: skip
     add("--shape-steps", "Number of steps of the shape steps; default 8.", on_web_page=True, type=_steps, default=8)
     add("--rate", "Texts per second of the shape open, for all users together; default 10.", on_web_page=True,

@@ -127,7 +127,7 @@ def prove(checkpoint: Path, precision: str | None) -> Predictor:
 
 
 def install_version(checkpoint: Path, columns: list[str], model: Path, version: int) -> None:
-    """Copies everything beside its final place, then renames: the version first, then the files of all versions.
+    """Copies everything next to its final place, then renames: first the version, then the files of all versions.
 
     Raises:
         RepositoryError: something cannot be written; nothing has changed.

@@ -34,8 +34,8 @@ def check_answers(
         place: the file of the golden rows, for messages.
 
     Raises:
-        ToleranceError: a score is further away than the tolerance, an answer changes that was further than that
-            from its boundary, or tokens or truncation differ. Such a model must not be served.
+        ToleranceError: a score is further away than the tolerance, an answer changes although it was further
+            from its boundary than that, or tokens or truncation differ. Such a model must not be served.
     """
     for number, (row, (count, truncated)) in enumerate(zip(golden, tokens, strict=True), start=1):
         if (count, truncated) != (row.token_count, row.truncated):

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as KeyboardInterrupt, whatever process started this one."""
+"""Turns Ctrl-C and SIGTERM into KeyboardInterrupt, even if the parent process ignores these signals."""
 
 from __future__ import annotations
 

@@ -54,11 +54,11 @@ def check_precision(name: str, device: torch.device) -> Precision:
 
 
 def has_stable_products(precision: Precision, device: torch.device) -> bool:
-    """Whether this processor's matrix products give a row the same bits beside any number of other rows.
+    """Whether this processor's matrix products give a row the same bits with any number of other rows.
 
     This is what tests have shown, not what a library promises. It holds for products of a multiple of 8 rows on AMD
     processors (run on Zen 4). It fails for oneDNN's bf16 product on AMX, and for MKL's fp32 product on Intel
-    processors. The head is an fp32 product at every precision, so nothing is claimed for Intel, nor for GPUs.
+    processors. The head is an fp32 product at every precision, so nothing is claimed for Intel or for GPUs.
     See docs/decisions/0017-batch-invariance.md.
     """
     import torch

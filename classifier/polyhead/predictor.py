@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class Predictor:
-    """A checkpoint that is ready to answer. A bad text gets an error of its own; other texts are not affected."""
+    """A checkpoint that is ready to answer. A bad text gets an error; other texts are not affected."""
 
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu", precision: str = "fp32") -> None:
         self.checkpoint = checkpoint

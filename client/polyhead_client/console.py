@@ -24,7 +24,7 @@ from polyhead_client.schema import HeadKind, HeadSchema, ModelSchema
 
 BOM = b"\xef\xbb\xbf"
 LONGEST_LINE = LONGEST_REQUEST - HEADER_BYTES - ROW_BYTES  # bytes
-LINES_PER_STREAM = 50_000  # so that bad lines, which wait for the answers before them, never fill the memory
+LINES_PER_STREAM = 50_000  # bad lines wait for the answers before them; this bounds the memory that they need
 SHOWN_BYTES = 200  # of a bad line
 SHOWN_CHARACTERS = 60  # of a text in the table
 SHOWN_LABELS = 8  # of a head in the schema's table

@@ -147,7 +147,7 @@ class NotConnectedError(ConnectionError):
 
 
 def may_have_crashed_server(error: PolyheadClientError) -> bool:
-    """Whether a server or model process died that may have held the request, perhaps because of the request."""
+    """Whether a server or model process died that may have held the request. The request may be the cause."""
     if isinstance(error, ServerUnreachableError):
         return error.request_sent
     return isinstance(error, ServerFailedError) and error.not_computed

@@ -136,7 +136,7 @@ class Connection:
 class HttpPool:
     """Connections by replica and home (see `_home`); safe for threads and gevent's greenlets.
 
-    A queue has a slot per allowed connection, with an idle connection or None. Who takes a slot gives it back.
+    A queue has a slot per allowed connection, with an idle connection or None. A caller gives its slot back.
     """
 
     def __init__(self, network: Network) -> None:

@@ -1,4 +1,4 @@
-"""The servers of one client: their addresses, which one is asked next, and which one is set aside for now."""
+"""The servers of one client: addresses, which one is asked next, and which ones are skipped for now."""
 
 from __future__ import annotations
 

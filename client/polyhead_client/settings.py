@@ -1,4 +1,4 @@
-"""The arguments of both clients, checked once; TLS and the proxy among them."""
+"""The arguments of both clients, including TLS and proxy, checked once."""
 
 from __future__ import annotations
 

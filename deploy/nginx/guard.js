@@ -1,8 +1,8 @@
 // Lets a request through to Triton only if Triton's HTTP front end can read it.
 //
-// Triton 2.51 answers JSON that it cannot read with 500, as if it had failed itself. Deeply nested JSON and some framings
-// end it. This guard refuses such requests with a 4xx that names what is wrong. What passes is a valid request of KServe's
-// v2 protocol, unchanged, byte for byte. The guard does not look at the texts themselves: the model judges those.
+// Triton 2.51 answers 500 to JSON that it cannot read, as if the server had failed. Deeply nested JSON and wrong lengths
+// crash it. This guard refuses such requests with a 4xx and the reason. It passes on valid requests of KServe's v2 protocol
+// unchanged, byte for byte. The guard does not check the texts themselves: the model does.
 
 const LARGEST_LENGTH = 2147483647;
 const MOST_TEXTS = 65536;
@@ -10,14 +10,14 @@ const MOST_OUTPUTS = 16;
 const CLOSED_PARAMETER = /^(shared_memory_|sequence_)/;
 const TRUTH_VALUES = ['binary_data', 'binary_data_output'];
 const WHOLE_NUMBERS = ['binary_data_size', 'classification', 'priority', 'timeout'];
-// JavaScript reads 1.0 as 1; Triton does not take it for a whole number. In a string, each quote has a backslash before it.
+// JavaScript reads 1.0 as 1, but for Triton it is not a whole number. In a string, each quote has a backslash before it.
 const FRACTION = new RegExp('"shape"\\s*:\\s*\\[[^\\]]*[-.eE]|"(' + WHOLE_NUMBERS.join('|') + ')"\\s*:\\s*-?[0-9]*[.eE]');
 
 // If a name occurs twice, JavaScript reads the last one and Triton the first.
 const ONCE = ['inputs', 'outputs', 'id', 'datatype', 'shape', 'data'];
 // A whole string of valid JSON; with a colon after it, it is a name.
 const STRING = /"[^"\\]*(?:\\.[^"\\]*)*"\s*:?/g;
-// Triton fails to read a number beyond 1.8e308. These are well below it, and beyond anything that a request needs.
+// Triton cannot read numbers beyond 1.8e308. This limit is well below that, and no request needs such numbers.
 const HUGE_NUMBER = /[0-9]{200}|[eE]\+?0*[1-9][0-9]{2}/;
 
 export default { check };
@@ -97,7 +97,7 @@ function hasLoneSurrogate(text) {
     return /\\u[dD][89a-fA-F]/.test(escapes);
 }
 
-// What is wrong with a request by the protocol, or null. Binary tensors begin at `start` in `body`.
+// How a request breaks the protocol, or null. Binary tensors begin at `start` in `body`.
 function findWrong(request, body, start) {
     if (!isObject(request)) {
         return 'the request must be an object';

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import pyarrow
@@ -64,7 +64,7 @@ class ArrowTableFile(TableFile):
             if skipped < batch.num_rows:
                 yield first + skipped, (batch if names is None else batch.select(names)).slice(skipped)
 
-    def rows(self, start: Start | None = None, columns: Sequence[str] | None = None) -> Iterator[Row]:
+    def rows(self, start: Start | None = None, columns: Sequence[str] | None = None) -> Generator[Row]:
         """All rows from `start` on; with `columns`, only these are read."""
         with reading(self.name, self.format):
             for first, batch in self._from((start or Start()).number, columns):

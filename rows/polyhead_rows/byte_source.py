@@ -1,6 +1,6 @@
-"""The bytes of an input file: decompressed, in UTF-8 and with line feeds, whatever the file has.
+"""The bytes of an input file, always decompressed, as UTF-8 and with line feeds.
 
-Bytes that the encoding does not know stay invalid UTF-8, so that the reader can set aside their row alone.
+Bytes that are invalid in the encoding become invalid UTF-8, so that the reader can reject only their row.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class ByteSource:
 
     Attributes:
         name: path, URI or ``-``.
-        size: of the file in bytes, as it lies there; 0 if unknown.
-        once: whether it is a pipe, whose bytes come once.
+        size: of the file on disk, in bytes; 0 if unknown.
+        once: whether it is a pipe, which can be read only once.
         head: the first bytes, decompressed.
         encoding: a codec's name; None for UTF-8.
         head_text: the first bytes in UTF-8.
@@ -54,7 +54,7 @@ class ByteSource:
         self.once = name == STDIN or is_pipe(name)
         self._compression = compression
         self._pipe: io.BufferedReader | None = None
-        self._file: BinaryIO | None = None  # that is read
+        self._file: BinaryIO | None = None  # the file that is being read
         with reading(name, compression):
             if self.once:
                 self._pipe = _buffered(compressed(self._open_pipe(), compression, "rb"))
@@ -75,10 +75,10 @@ class ByteSource:
 
     @contextmanager
     def open(self, offset: int = 0) -> Iterator[tuple[io.BufferedReader, Callable[[int], int]]]:
-        """The text in UTF-8 from an offset on, which only exact sources have.
+        """The text in UTF-8 from an offset on. Only exact sources have offsets.
 
         Yields:
-            The stream, and a function that says how far the file is read once so many bytes of its text are.
+            The stream, and a function from bytes of text that were read to the position in the file.
         """
         with self.open_undecoded(offset) as stream:
             file = self._file
@@ -108,7 +108,7 @@ class ByteSource:
 
     @contextmanager
     def open_head(self) -> Iterator[BinaryIO]:
-        """The text from its beginning; of a pipe the first bytes only, which stay in it."""
+        """The text from its beginning. For a pipe: only its first bytes, which can be read again later."""
         if self.once:
             yield io.BytesIO(_line_feeds(self.head_text) if self._has_carriage_returns else self.head_text)
         else:
@@ -136,7 +136,7 @@ def reading(name: str, form: str | None = None) -> Iterator[None]:
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:
-    """Stands lone surrogates for bytes that are no text; `_transcoder` makes invalid UTF-8 of them."""
+    """Replaces undecodable bytes by lone surrogates. `_transcoder` turns these into invalid UTF-8."""
     assert isinstance(error, UnicodeDecodeError)
     return "".join(chr(0xDC00 + byte) for byte in error.object[error.start : error.end]), error.end
 
@@ -145,7 +145,7 @@ codecs.register_error(ESCAPE, _escape)
 
 
 def _transcoder(encoding: str) -> Callable[[bytes], bytes]:
-    """Makes UTF-8 of one chunk after the other; an empty chunk is the last."""
+    """Converts chunk after chunk to UTF-8; an empty chunk is the last one."""
     decoder = codecs.getincrementaldecoder(encoding)(ESCAPE)
     return lambda chunk: decoder.decode(chunk, final=not chunk).encode("utf-8", "surrogatepass")
 

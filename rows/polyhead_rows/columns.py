@@ -14,7 +14,7 @@ EXACT = 2**53  # whole numbers up to here are exact as float64
 
 
 def note_kinds(kinds: Kinds, row: Mapping[str, Any]) -> None:
-    """Adds what a row holds to what is known of the columns."""
+    """Adds the kinds of a row's values to the known kinds of the columns."""
     for name, value in row.items():
         known = kinds.setdefault(name, set())
         if value is not None:
@@ -24,7 +24,7 @@ def note_kinds(kinds: Kinds, row: Mapping[str, Any]) -> None:
 def merge_kinds(all_kinds: Iterable[Kinds]) -> pyarrow.Schema:
     """The columns of several files in order of appearance, each with a type that holds all its values.
 
-    Mixed and nested values become text: strings as they stand, all else as JSON.
+    Mixed and nested values become text: strings unchanged, all others as JSON.
     """
     merged: Kinds = {}
     for kinds in all_kinds:

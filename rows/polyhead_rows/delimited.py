@@ -1,7 +1,7 @@
-"""CSV and TSV (RFC 4180): cells are text, as they stand.
+"""CSV and TSV (RFC 4180): cells are text and are not changed.
 
-A row that cannot be read costs its first line only: the lines behind it are read as rows. `_Feed` holds the lines of
-one row so that they can be read again; each line is read at most three times, whatever the file holds.
+If a row cannot be read, only its first line is lost: the lines after it are read as rows. `_Feed` keeps the lines of
+one row so that they can be read again. Each line of a file is read at most three times.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 from polyhead_rows.byte_source import ByteSource, reading
 from polyhead_rows.errors import TableError, one_line
@@ -45,7 +45,7 @@ class DelimitedFile(TextTableFile):
             self._first = Start(1, feed.line, feed.offset)
         self.set_columns(self._names)
 
-    def rows(self, start: Start | None = None, columns: Sequence[str] | None = None) -> Iterator[Row]:
+    def rows(self, start: Start | None = None, columns: Sequence[str] | None = None) -> Generator[Row]:
         """All rows from `start` on."""
         wanted = (start or Start()).number
         begin = start if start is not None and self.can_seek and wanted > 1 else self._first
@@ -144,7 +144,7 @@ class _Feed:
         self._parser = csv.reader(self, delimiter=delimiter, strict=True)
 
     def record(self) -> tuple[list[str], str | None, int, bytes] | None:
-        """The next cells, or why there are none; the line; its source. None at the end of the file."""
+        """The next cells, or why they cannot be read; the line number; its source. None at the end of the file."""
         while True:
             at, begin = self.line, self.offset
             self.stray = False

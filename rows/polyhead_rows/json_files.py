@@ -6,7 +6,7 @@ import codecs
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -54,11 +54,11 @@ class JsonArrayFile(TextTableFile):
         super().__init__(source)
         self.can_seek = False
 
-    def rows(self, start: Start | None = None, columns: Sequence[str] | None = None) -> Iterator[Row]:
+    def rows(self, start: Start | None = None, columns: Sequence[str] | None = None) -> Generator[Row]:
         """All rows from `start` on; what is before it is read again.
 
         Raises:
-            TableError: what stands there is no array, or the array is broken, so that its rest cannot be read.
+            TableError: it is not an array, or the array is broken, so that the rest cannot be read.
         """
         first = (start or Start()).number
         with reading(self.name), self._source.open() as (stream, position):
@@ -98,10 +98,10 @@ class _JsonText:
         self._ended = False
 
     def expect(self, character: str) -> None:
-        """Passes the character.
+        """Skips the character.
 
         Raises:
-            TableError: another one stands there.
+            TableError: there is another character.
         """
         found = self._peek()
         if found != character:
@@ -172,7 +172,7 @@ class _JsonText:
 
 
 def _reason_against(value: Any, source: str) -> str | None:
-    """Why a JSON value is no row; None if it is one."""
+    """Why a JSON value is not a row; None if it is one."""
     if not isinstance(value, dict):
         return f"must be an object, got {kind_of(value)}"
     if source.count("[") + source.count("{") > DEEPEST and _depth(value) > DEEPEST:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, BinaryIO
 
 from polyhead_rows.byte_source import UTF8_BOM, ByteSource, reading
@@ -89,7 +89,7 @@ class LineTableFile(TextTableFile):
 
     has_blank_rows = False
 
-    def rows(self, start: Start | None = None, columns: Sequence[str] | None = None) -> Iterator[Row]:
+    def rows(self, start: Start | None = None, columns: Sequence[str] | None = None) -> Generator[Row]:
         """All rows from `start` on."""
         start = start or Start()
         begin = start if self.can_seek else Start()
@@ -107,7 +107,7 @@ class LineTableFile(TextTableFile):
                 number += 1
 
     def _fields(self, line: bytes) -> tuple[dict[str, Any] | None, str | None]:
-        """The row, or why it is none."""
+        """The row, or the reason why it cannot be read."""
         raise NotImplementedError
 
 

@@ -1,6 +1,6 @@
 """Writes tables: CSV, TSV, JSON lines, a JSON array, Parquet and Arrow; the text formats also compressed.
 
-A file is written where it is named. Callers that need it whole or not at all write to another name and rename it.
+Writes directly to the named file. Callers that must not leave half a file write to another name and rename it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from polyhead_rows.byte_source import compressed
 from polyhead_rows.errors import TableError
 from polyhead_rows.place import file_system, is_uri, known_names, split_name, why
 
-GROUP_ROWS, GROUP_BYTES = 65_536, 64 * 2**20  # of a row group of Parquet, whichever comes first
+GROUP_ROWS, GROUP_BYTES = 65_536, 64 * 2**20  # the size of a Parquet row group, whichever comes first
 CHUNK_ROWS = 1024
 QUOTE = '"'
 WRITE_ERRORS = (OSError, ValueError, pyarrow.ArrowException)
@@ -167,7 +167,7 @@ def _writing(name: str) -> Iterator[None]:
 def _create(name: str) -> Any:
     if is_uri(name):
         files, path = file_system(name)
-        return files.open_output_stream(path, compression=None)  # by default it goes by the name
+        return files.open_output_stream(path, compression=None)  # by default pyarrow would choose it by the name
     return Path(name).open("wb")
 
 

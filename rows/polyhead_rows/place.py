@@ -96,15 +96,15 @@ def is_pipe(name: str) -> bool:
 
 
 def why(error: Exception) -> str:
-    """What the operating system said, without the name that stands in the message already."""
+    """The operating system's message, without the file name, because our message already has it."""
     return (error.strerror if isinstance(error, OSError) else None) or one_line(error)
 
 
 def find_files(patterns: str | Sequence[str]) -> list[str]:
-    """The files that paths, globs, folders and URIs stand for, in order, each once, also if links give it two names.
+    """The files for paths, globs, folders and URIs, in order. A file with two names through links is given once.
 
-    A folder stands for all tables in it and below, except those whose name, or a folder's on the way, begins with
-    ``.`` or ``_``; plain texts (``.txt``) only if it has no other tables. Globs are for paths, not for URIs. ``-`` is
+    A folder means all tables in it and in its subfolders, without files and subfolders that begin with
+    ``.`` or ``_``. It means its ``.txt`` files only if it has no tables. Globs are for paths, not for URIs. ``-`` is
     standard input.
 
     Raises:
@@ -175,7 +175,7 @@ def _uri_files(name: str) -> list[str]:
 
 
 def _tables(folder: str, inner: list[str]) -> list[str]:
-    """Those of a folder's files that are tables."""
+    """The files of a folder that are tables."""
     known = [path for path in sorted(inner) if split_name(path)[0] and not re.search("(^|/)[._]", path)]
     tables = [path for path in known if split_name(path)[0] != "lines"] or known  # a readme is no table
     return [f"{folder.rstrip('/')}/{path}" for path in tables]

@@ -1,4 +1,4 @@
-"""How far a long work is: a bar on a terminal, a plain line every ten seconds elsewhere; both on standard error."""
+"""Progress of a long task: a bar on a terminal, otherwise a plain line every ten seconds; both on standard error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LINE_S = 10.0  # how often a line is printed
 
 
 class ProgressMeter:
-    """Counts what is done, and says how fast it goes and how long the rest takes.
+    """Counts what is done, and shows the rate and the remaining time.
 
     Attributes:
         title: what is being done.
@@ -35,7 +35,7 @@ class ProgressMeter:
         self._show: Callable[[], None] = lambda: None
 
     def advance(self, units: float = 1, **figures: object) -> None:
-        """So much more is done. Figures, such as ``loss=0.12``, stay on show until they change."""
+        """Adds `units` to what is done. Figures such as ``loss=0.12`` are shown until they change."""
         self.done += units
         self._figures.update(figures)
         if time.monotonic() - self._shown >= self._every_s:
@@ -53,11 +53,11 @@ class ProgressMeter:
         return ", ".join(parts + [f"{name} {_figure(value)}" for name, value in self._figures.items()])
 
     def show(self) -> None:
-        """Shows it now; nothing if progress is not shown."""
+        """Shows the progress now, if it is shown at all."""
         self._show()
 
     def show_lines(self, console: Console) -> None:
-        """Shows it as lines from now on."""
+        """Shows progress as lines from now on."""
 
         def show() -> None:
             percent = f", {min(int(100 * self.done / self.total), 100)} %" if self.total else ""
@@ -67,7 +67,7 @@ class ProgressMeter:
         self._show = show
 
     def show_bar(self, bar: RichProgress) -> None:
-        """Shows it as a bar from now on."""
+        """Shows progress as a bar from now on."""
         task = bar.add_task(self.title, total=self.total or None, completed=int(self.done), said=self.describe())
         self._every_s = BAR_S
         self._show = lambda: bar.update(task, completed=self.done, said=self.describe())
@@ -83,7 +83,7 @@ def progress(
     shown: bool = True,
     console: Console | None = None,
 ) -> Iterator[ProgressMeter]:
-    """Shows how far the block is; call ``advance`` on what it gives.
+    """Shows the progress of the block. The block calls ``advance`` on the returned object.
 
     Args:
         title: what is being done.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -16,7 +16,7 @@ FormatName = Literal["csv", "tsv", "jsonl", "json", "parquet", "arrow", "lines"]
 
 
 class ReadOptions(BaseModel):
-    """How a file is read. The same keys stand in a training configuration and on command lines.
+    """How to read a file. Training configs and command lines have the same keys.
 
     Attributes:
         format: None takes it from the file's name.
@@ -37,7 +37,7 @@ class ReadOptions(BaseModel):
     @field_validator("delimiter")
     @classmethod
     def _check_delimiter(cls, delimiter: str | None) -> str | None:
-        if delimiter == "\\t":  # a shell passes it so
+        if delimiter == "\\t":  # this is how a shell passes a tab
             return "\t"
         if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n\0'):
             raise ValueError(f"delimiter must be one character, got {delimiter!r}")
@@ -116,7 +116,7 @@ class BadText:
 
 
 def text_of(row: Row, column: str) -> str | BadText:
-    """The text of a row. Blank text is text; what to do with it is the caller's choice."""
+    """The text of a row. A blank text is a text too; the caller decides what to do with it."""
     if row.fields is None:
         return BadText(row.reason or "the row could not be read")
     if column not in row.fields:
@@ -171,8 +171,8 @@ class TableFile:
         self.doubled = frozenset(name for name in times if times[name] > 1)
         self.columns = [name for name in names if times[name] == 1]
 
-    def rows(self, start: Start | None = None, columns: Sequence[str] | None = None) -> Iterator[Row]:
-        """All rows from `start` on, in bounded memory.
+    def rows(self, start: Start | None = None, columns: Sequence[str] | None = None) -> Generator[Row]:
+        """All rows from `start` on, in bounded memory. Close the generator if it is not read to its end.
 
         Args:
             start: `Row.after` of the last row that was read.

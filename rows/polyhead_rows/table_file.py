@@ -1,12 +1,13 @@
-"""Opens tables of texts, whatever their format: the way in for every command that reads files.
+"""Opens tables of texts in any format. Every command that reads files uses it.
 
-A file that is not what its name says is refused; the error says what it seems to be and what to do.
+If the content does not fit the file name, the error says what the file seems to be and what to do.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 
 from polyhead_rows.arrow_files import ArrowFile, ParquetFile
 from polyhead_rows.byte_source import UTF8_BOM, ByteSource
@@ -82,11 +83,12 @@ def read_texts(
     for name in find_files(patterns):
         table = open_table(name, options)
         table.check_columns([column])
-        for row in table.rows(columns=[column]):
-            text = text_of(row, column)
-            if isinstance(text, BadText):
-                raise TableError(f"{table.place_of(row)}: {text.reason}")
-            yield text
+        with closing(table.rows(columns=[column])) as rows:
+            for row in rows:
+                text = text_of(row, column)
+                if isinstance(text, BadText):
+                    raise TableError(f"{table.place_of(row)}: {text.reason}")
+                yield text
 
 
 def _check_options(name: str, kind: str, options: ReadOptions) -> None:

@@ -1,4 +1,4 @@
-"""Bulk scoring: files of texts in, files of answers out; the answers come from a server, the engine here, or Ray."""
+"""Bulk scoring: reads files of texts and writes files of answers from a server, from the engine here, or from Ray."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ray: how it is reached, the survey and the scoring that run on it, and its errors as ours. Imports Ray."""
+"""Ray: connects to it, runs the survey and the scoring on it, and translates its errors. Imports Ray."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from polyhead_scoring.run_folder import Done, RunFolder
 from polyhead_scoring.scorer import EngineAnswers, Heads, Scorer
 
 CONNECT_S = 10.0
-TRIES = 5  # of a partition, if processes or nodes die during it
+TRIES = 5  # of one partition, if processes or nodes die while they score it
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -45,7 +45,7 @@ def connected(address: str) -> Iterator[None]:
     Args:
         address: ``local`` (a Ray on this machine's cores, which starts here and ends with the block), ``auto`` (the
             cluster that this machine belongs to, or that RAY_ADDRESS names), ``host:port`` or ``ray://host:port``;
-            empty within a task, which is connected.
+            empty inside a task, because a task is already connected.
 
     Raises:
         ScoringError: no Ray answers there.
@@ -107,10 +107,10 @@ class RayScorer:
         heads: of the checkpoint.
         kept: columns of the input that the output keeps.
         output: file, folder or URI.
-        threads: that the predictor computes with.
+        threads: how many the predictor uses.
 
     Raises:
-        ScoringError: the checkpoint on this node is another one.
+        ScoringError: this node has a different checkpoint.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class RayScorer:
         self.scorer = Scorer(job, heads, kept, self.folder, answers)
 
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, list[str]]:
-        """Scores partitions as Ray Data hands them over, as JSON; gives what is `Done`."""
+        """Scores partitions that Ray Data passes as JSON; returns `Done` as JSON."""
         partitions = [Partition.model_validate_json(text) for text in batch["partition"]]
         return {"done": [self.score(partition).model_dump_json() for partition in partitions]}
 
@@ -144,7 +144,7 @@ def score_all(
     request: Request, job: Job, heads: Heads, kept: pyarrow.Schema, folder: RunFolder,
     todo: Sequence[Partition],
 ) -> Iterator[Done]:  # fmt: skip
-    """Ray Data over the plan: its rows are partitions, one per block. Gives what is done, in no order.
+    """Ray Data over the plan: its rows are partitions, one per block. Yields what is done, in any order.
 
     Raises:
         ScoringError: no actor fits, or a task failed for good.
@@ -187,7 +187,7 @@ def fitting_actors(has: Mapping[str, float], cpus: float, gpus: float) -> int:
     """How many actors a cluster has room for.
 
     Raises:
-        ScoringError: not one.
+        ScoringError: the cluster has no room for one.
     """
     found = int(min(has.get(name, 0) // each for name, each in (("CPU", cpus), ("GPU", gpus)) if each))
     if not found:
@@ -200,14 +200,14 @@ def fitting_actors(has: Mapping[str, float], cpus: float, gpus: float) -> int:
 
 @contextmanager
 def naming_errors() -> Iterator[None]:
-    """Makes one line of what Ray raises: a task's own error as it was, anything else with the cause that counts.
+    """Turns an error of Ray into one line: a task's own error unchanged, any other error with its real cause.
 
     Raises:
-        ScoringError: or the error of a task.
+        ScoringError: instead of an error of Ray.
     """
     try:
         yield
-    except Exception as error:  # Ray Data wraps and re-raises in many ways
+    except Exception as error:  # Ray Data wraps errors in several ways
         causes = list(_causes(error))
         for cause in causes:
             if isinstance(cause, PolyheadError | TableError) and not isinstance(cause, RayError):

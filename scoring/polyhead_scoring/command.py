@@ -23,7 +23,7 @@ from polyhead_scoring.server_answers import ServerOptions
 
 ROW_ERRORS = 1  # the run is complete, some rows have no answer
 FAILED = 2
-INTERRUPTED = 130  # as shells count: 128 + SIGINT
+INTERRUPTED = 130  # the exit code that shells use: 128 + SIGINT
 
 EPILOG = """
 Examples, with the engine on this machine, with a server, and on Ray:

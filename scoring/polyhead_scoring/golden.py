@@ -1,7 +1,7 @@
 """``polyhead-golden``: what a checkpoint answers to your own texts, in the form of its ``golden.jsonl``.
 
-The load test compares with such a file. The engine computes it in float32, after it has proved itself on the golden
-rows of the checkpoint, which transformers computed.
+The load test compares with such a file. The engine first checks itself on the golden rows of the checkpoint, which
+transformers computed. Then it computes the file in float32.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def write_golden(checkpoint: Path, texts: str, out: Path, text_column: str = "te
     Args:
         checkpoint: the folder.
         texts: files, as for `polyhead_rows.table_file.read_texts`; ``.txt`` has one text per line.
-        out: is replaced when everything is written, not before.
+        out: the file to write. It is replaced only when everything is written.
         text_column: of the files.
-        most: only this many of the first texts; all if None.
+        most: use only the first texts, this many; None uses all.
 
     Returns:
         The number of rows.

@@ -1,4 +1,4 @@
-"""The request is what the command line says; the job is what decides the output. A run continues only as its job."""
+"""The request has all options of the command; the job has those that decide the output. A run resumes only its job."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from polyhead_scoring.server_answers import ServerOptions
 
 FINGERPRINTED = ("config.json", "model.safetensors", "tokenizer.json")
 LONGEST_SHOWN = 100  # characters of a value in a message
-FILE_TOKENS, FOLDER_TOKENS = 50_000, 500_000  # of a partition, if the caller does not say
+FILE_TOKENS, FOLDER_TOKENS = 50_000, 500_000  # per partition, by default
 
 
 class ScoringOptions(BaseModel):
@@ -48,7 +48,7 @@ class Request(ScoringOptions):
         device: ``cpu`` or ``cuda``.
         server: None if the engine answers.
         address: of Ray; None for the engine in this process.
-        actors: None for as many as the cluster has room for.
+        actors: None uses as many as the cluster has room for.
         restart: throws away what earlier runs scored, and replaces the output.
         progress: whether to show it.
     """
@@ -68,10 +68,10 @@ class Request(ScoringOptions):
 
 
 class InputFile(BaseModel):
-    """A file to score, as it was when the run began.
+    """A file to score, and its state when the run began.
 
     Attributes:
-        changed_ns: time of the last change; object stores may not know it, and it is None for standard input.
+        changed_ns: time of the last change; None for standard input, and if an object store does not know it.
         sha256: of the content of standard input; None for files.
     """
 

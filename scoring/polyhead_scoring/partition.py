@@ -1,7 +1,7 @@
 """The partition: consecutive rows of one file that are read, scored and written together. Files are cut here.
 
-Cutting reads texts but does not tokenize them: a text counts its bytes over the bytes per token of a sample, at most
-the model's ``max_length``. This bounds what a partition costs, whatever the lengths of its texts.
+Cutting reads texts but does not tokenize them. It estimates tokens: bytes / bytes per token of a sample, at most
+the model's ``max_length``. So the cost of a partition is bounded, even if its texts are long.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 PARTITION_BYTES = 64 << 20  # of a partition's rows: bounds memory if other columns are large
 UNPACKED = 4  # bytes in memory per byte of a Parquet or Arrow file, roughly
-SAMPLE_ROWS = 500  # whose tokens are counted before partitions are cut
+SAMPLE_ROWS = 500  # tokens are counted in this many rows before partitions are cut
 ENGLISH = 4.0  # bytes per token
 
 Columns = Any  # what a survey finds out about a file's columns: `Kinds`, or a pyarrow.Schema
@@ -37,10 +38,10 @@ class Partition(BaseModel):
 
     Attributes:
         file: path or URI.
-        first_row: its place in the file, counted from 0.
+        first_row: its position in the file, counted from 0.
         start: where the reader begins.
         tokens: estimated.
-        number: its place among all partitions; it names the part.
+        number: its position among all partitions. The part is named after it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -96,7 +97,7 @@ class Part:
 
 
 def cut(file: str, rows: Iterable[RowSize], limits: Limits) -> Iterator[Partition]:
-    """The partitions of a file, in order. Each row is in one; a row that alone exceeds the limits has its own."""
+    """The partitions of a file, in order. Each row is in exactly one. A row that exceeds the limits has its own."""
     first = count = tokens = size = 0
     start = Start()
     for row in rows:
@@ -167,13 +168,13 @@ def kept_schema(job: Job, found: Sequence[Columns]) -> pyarrow.Schema:
 
 
 def bytes_per_token(job: Job, tokenizer: Tokenizer) -> float:
-    """The median of the first rows of the first file that has any; that of English if they have no text."""
+    """The median over the first rows of the first file with rows; the value for English if they have no text."""
     texts: list[str] = []
     for file in job.inputs:
         if not file.size:
             continue
-        rows = open_table(file.name, job.read).rows(columns=[job.text_column])
-        first = [text_of(row, job.text_column) for row in islice(rows, SAMPLE_ROWS)]
+        with closing(open_table(file.name, job.read).rows(columns=[job.text_column])) as rows:
+            first = [text_of(row, job.text_column) for row in islice(rows, SAMPLE_ROWS)]
         texts = [text for text in first if isinstance(text, str)]
         if first:
             break
@@ -183,7 +184,7 @@ def bytes_per_token(job: Job, tokenizer: Tokenizer) -> float:
 
 
 class PartReader:
-    """Reads partitions. A file that cannot seek stays open, so that it is read once if they come in order."""
+    """Reads partitions. A file that cannot seek stays open, so that partitions in order read it only once."""
 
     def __init__(self, read: ReadOptions, text_column: str, kept: pyarrow.Schema) -> None:
         self._read = read

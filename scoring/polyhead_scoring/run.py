@@ -39,7 +39,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class RunResult:
-    """The manifest, and how many rows this run itself scored in which time."""
+    """The manifest, how many rows this run scored, and in how many seconds."""
 
     manifest: dict[str, Any]
     rows: int = 0
@@ -64,7 +64,7 @@ class Model:
 
 
 def run(request: Request, console: Console) -> RunResult:
-    """Scores what is not scored yet.
+    """Scores all partitions that are not scored yet.
 
     Raises:
         PolyheadError, PolyheadClientError, TableError: one line says what to do; what is finished stays finished.
@@ -235,7 +235,7 @@ def score_partitions(
 
 
 def _run_inside(request: Request) -> RunResult:
-    """Ray's client cannot carry Ray Data: the whole run takes place on a node, and paths mean that node's."""
+    """Ray Data does not work through Ray's client, so the whole run happens on a node. Paths are paths on that node."""
     if STDIN in request.data:
         raise ScoringError(f"standard input: cannot be read on the nodes of {request.address}; save it as a file first")
     with _ray(request):

@@ -1,4 +1,4 @@
-"""Where a run keeps what it has done, so that it can continue after a kill at any point, and where its output appears.
+"""The folder with the finished parts of a run, so that it can continue after a kill at any point; and the output.
 
 A folder as the output: ``part-NNNNNN.parquet`` per partition; ``_run/`` while it is not finished; at the end
 ``_errors.jsonl`` (if rows failed) and ``_manifest.json``. A file as the output: ``OUT.partial/`` has the parts and all
@@ -82,7 +82,7 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps other runs on this machine away; the lock of a killed run is free. Object stores have no locks.
+        """Locks the output against other runs on this machine. A killed run holds no lock. Object stores have no locks.
 
         Raises:
             ScoringError: another run holds it, or the output cannot be written.
@@ -118,10 +118,10 @@ class RunFolder:
         return any(place.is_within(own) for own in (self.output, self.run, self.manifest, self.errors))
 
     def check_free(self, *, restart: bool) -> None:
-        """Makes sure that nothing else is in the output's place.
+        """Checks that this run may write the output.
 
         Raises:
-            ScoringError: something is; a file, but no folder, may be replaced with `restart`.
+            ScoringError: something else is there. `restart` may replace a file, but not a folder.
         """
         if self.run.exists():
             is_folder = self.run.info().type == FileType.Directory
@@ -180,7 +180,7 @@ class RunFolder:
             place.remove()
 
     def discard(self) -> None:
-        """Leaves nothing of a run that never had a plan."""
+        """Removes all files of a run that has no plan."""
         if not self.plan.exists() and not self.clearing.exists():
             self.run.remove()
             if not self.one_file and self.output.is_local and not self.output.names():
@@ -192,7 +192,7 @@ class RunFolder:
                 (self.parts / name).remove()
 
     def write_plan(self, partitions: list[Partition], kept: pyarrow.Schema) -> None:
-        """Notes the partitions, and the columns that the output keeps of the input."""
+        """Writes down the partitions, and the input columns that the output keeps."""
         self.plan.write(
             _json({"kept": kept.serialize().to_pybytes().hex(), "partitions": [p.model_dump() for p in partitions]})
         )
@@ -206,9 +206,9 @@ class RunFolder:
         return [Partition.model_validate(partition) for partition in plan["partitions"]], kept
 
     def count_try(self, partition: Partition) -> int:
-        """Notes that a partition is begun; gives how often since this run began or continued.
+        """Notes that a partition is begun. Returns how often it was begun since this run began or continued.
 
-        Ray by itself would repeat a task without end, whatever it dies of.
+        Without this count, Ray would repeat a task that dies forever.
         """
         folder = self.tries / partition.name
         number = len(folder.names()) + 1
@@ -269,7 +269,7 @@ class RunFolder:
             names = [f"{partition.name}.jsonl" for partition in partitions if done[partition.number].errors]
             self._publish(self.errors, ((self.failed_rows / name).read() for name in names))
         else:
-            self.errors.remove()  # that of an earlier job
+            self.errors.remove()  # the file of an earlier job
         if self.one_file:
             manifest["size"] = self._assemble(in_order, schema)
         self._remove_parts(".part-")  # of tasks that were killed
@@ -304,7 +304,7 @@ def is_one_file(output: str) -> bool:
     """Whether an output is a file; else it is a folder of Parquet parts.
 
     Raises:
-        ScoringError: it is a file in an object store, or its ending is no table's.
+        ScoringError: it is a file in an object store, or its ending is not that of a table.
     """
     if output.endswith("/"):
         return False

@@ -1,4 +1,4 @@
-"""A partition's way: its rows are read, the texts answered, and the part and the note that it is done are written."""
+"""Scores a partition: reads its rows, gets the answers, writes the part and then the note that it is done."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class EngineAnswers:
     """One predictor in this process. Texts are tokenized and scored in chunks, so that memory stays bounded.
 
     Args:
-        threads: that it computes with; None for all cores.
+        threads: how many it uses; None uses all cores.
     """
 
     longest_text = math.inf
@@ -55,7 +55,7 @@ class EngineAnswers:
     def __init__(
         self, checkpoint: Path, device: str, precision: str, options: DecodeOptions, threads: int | None = None
     ) -> None:
-        import torch  # a run with a server does without it
+        import torch  # a run with a server does not need it
 
         from polyhead.predictor import Predictor
 
@@ -87,10 +87,10 @@ def _chunks(texts: Sequence[str]) -> Iterator[list[str]]:
 
 
 def output_schema(kept: pyarrow.Schema, heads: Heads, job: Job) -> pyarrow.Schema:
-    """All columns of the output: those kept of the input, then the answers.
+    """All columns of the output: first the input columns that are kept, then the answers.
 
     Raises:
-        ScoringError: two columns would have one name, or Parquet has no form for a column.
+        ScoringError: two columns would have the same name, or Parquet cannot store a column.
     """
     answers = answer_fields(heads, job.top_k, job.prefix)
     if taken := sorted({field.name for field in answers} & set(kept.names)):

@@ -1,4 +1,4 @@
-"""Answers of a running server: several requests at a time, and patience with a server that restarts."""
+"""Answers from a running server: sends several requests at a time, and waits for a server that restarts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RETRIED = (
 )  # fmt: skip  # what a server that starts or restarts may say
 KEY_REFUSED = ("401", "403", "UNAUTHENTICATED", "PERMISSION_DENIED")
 CANARY = "canary"
-TRIES = 5  # of a request, while the server answers the canary; an overloaded server is tried until the time is over
+TRIES = 5  # of the same texts, while the server answers the canary; overload does not count
 LONGEST_PAUSE_S = 5.0
 OVERLOADED_PAUSE_S = 1.0
 
@@ -86,7 +86,7 @@ class ServerAnswers:
     """Asks a server. Its heads must stay the same from the first text to the last.
 
     Args:
-        say: tells the user that the server is waited for.
+        say: tells the user that the run waits for the server.
 
     Raises:
         ScoringError: the server did not answer within ``wait_s``.

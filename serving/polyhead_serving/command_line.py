@@ -1,4 +1,4 @@
-"""What the two command lines share."""
+"""What `polyhead-serve` and `polyhead-deploy` share: the typer app and options in seconds."""
 
 from __future__ import annotations
 

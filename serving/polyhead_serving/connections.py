@@ -1,8 +1,8 @@
 """Drains another process's sockets, so that tritonserver can end without breaking a request.
 
-At SIGTERM Triton keeps idle keep-alive connections open, waits for all of them, and breaks what is left when its exit
+At SIGTERM Triton keeps idle keep-alive connections open, waits for all of them, and breaks the rest when its exit
 timeout ends. These functions stop new connections beforehand and close each old one as soon as it is answered. They
-need pidfd_getfd, which needs ptrace's permission; where the kernel forbids it, they do nothing.
+need pidfd_getfd, which needs the permission for ptrace. If the kernel forbids it, they do nothing.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _is_idle(connection: socket.socket) -> bool:
 
 def _sockets(pid: int, port: int, state: str) -> Iterator[socket.socket]:
     """Duplicates of the process's sockets in that state. A change to a duplicate changes the original."""
-    # As /proc/PID/fd names them.
+    # /proc/PID/fd uses these names.
     names = {f"socket:[{inode}]" for inode, its, local in _entries(pid) if (its, local) == (state, port)}
     with contextlib.suppress(OSError):
         process = os.pidfd_open(pid)

@@ -32,7 +32,7 @@ The server must run with --control explicit and the same POLYHEAD_ADMIN_KEY, and
   POLYHEAD_ADMIN_KEY=... polyhead-deploy runs/reviews
 
 \b
-The steps: ask the server for its version; prove the checkpoint on all of golden.jsonl; copy it and rename the copy to
+The steps: ask the server for its version; check the checkpoint with all of golden.jsonl; copy it and rename the copy to
 the next version number; make the server load it, while the old version serves; compare the live answers to the texts of
 golden.jsonl; remove the versions beyond --keep. If the server refuses the new version, or its answers are wrong, the
 new version is removed and the old one serves, as before.
@@ -59,7 +59,7 @@ class Deployment:
         precision: what the server computes in; None: POLYHEAD_PRECISION, or auto.
         keep: how many versions stay on disk, including the new one.
         load_timeout_s: how long the server may take to load the version.
-        verify_timeout_s: how long the live golden answers may take, beside other traffic.
+        verify_timeout_s: how long the live golden answers may take while other requests are answered.
     """
 
     checkpoint: Path
@@ -200,11 +200,13 @@ def command(
     grpc: Annotated[str, typer.Option(help="HOST:PORT of the server's gRPC port.")] = "localhost:8001",
     precision: Annotated[
         str | None,
-        typer.Option(help="What the server computes in: auto, fp32, bf16 or int8; by default POLYHEAD_PRECISION."),
+        typer.Option(help="The server's precision: auto, fp32, bf16 or int8; by default POLYHEAD_PRECISION."),
     ] = None,
-    keep: Annotated[int, typer.Option(min=1, help="How many versions stay on disk.")] = 3,
-    load_timeout_s: Annotated[float, seconds("How long the server may take to load it.")] = 300.0,
-    verify_timeout_s: Annotated[float, seconds("How long its golden answers may take.")] = 120.0,
+    keep: Annotated[int, typer.Option(min=1, help="How many versions to keep on disk.")] = 3,
+    load_timeout_s: Annotated[float, seconds("How long the server may take to load the version.")] = 300.0,
+    verify_timeout_s: Annotated[
+        float, seconds("How long the server may take to answer the texts of golden.jsonl.")
+    ] = 120.0,
 ) -> None:
     """Reads the options and deploys."""
     key = os.environ.get("POLYHEAD_ADMIN_KEY", "")
@@ -228,7 +230,7 @@ def command(
 def main(arguments: list[str] | None = None) -> None:
     """The console script; ends with SystemExit."""
     if arguments is None:
-        os.nice(10)  # the proof must not take the cores from the server beside it
+        os.nice(10)  # checking the checkpoint must not slow down the server on this machine
     app(arguments, prog_name="polyhead-deploy")
 
 

@@ -35,7 +35,7 @@ from polyhead_serving.triton import (
     server_command,
 )
 
-HELP = "Serve a Triton model repository. It is ready when a real inference is answered, and restarted when none is."
+HELP = "Serve a Triton model repository. Restarts tritonserver if it stops answering a real inference."
 EPILOG = f"""\b
 Examples:
   polyhead-serve --repository model_repository
@@ -48,10 +48,10 @@ What happens when something fails, on SIGTERM and on Ctrl-C: docs/serving.md.
 \b
 Other environment variables:
   POLYHEAD_ADMIN_KEY   opens {", ".join(ADMIN_APIS)}
-                       to whoever sends it in the header '{ADMIN_HEADER}'
+                       for anyone who sends it in the header '{ADMIN_HEADER}'
                        (gRPC metadata: 'triton-grpc-protocol-{ADMIN_HEADER}'); random if it is not set
   POLYHEAD_THREADS     threads of a model process; by default its share of the cores
-  POLYHEAD_PRECISION   what the engine computes in; by default auto
+  POLYHEAD_PRECISION   auto (default), fp32, bf16 or int8: docs/precision.md
 
 \b
 Exit codes: 0 stopped by a signal; 1 the first start failed, or accepted requests were lost at the end;
@@ -66,7 +66,10 @@ def command(
     context: typer.Context,
     repository: Annotated[Path, typer.Option(help="The model repository.")] = Path("model_repository"),
     address: Annotated[
-        str, typer.Option(help="Address to listen on. There is no TLS: for others than loopback, use deploy/nginx.")
+        str,
+        typer.Option(
+            help="Address to listen on. There is no TLS: put deploy/nginx in front of it for any other address."
+        ),
     ] = "127.0.0.1",
     http_port: Annotated[int, typer.Option(min=1, max=65535, help="HTTP port.")] = 8000,
     grpc_port: Annotated[int, typer.Option(min=1, max=65535, help="gRPC port.")] = 8001,
@@ -76,23 +79,29 @@ def command(
     ] = 8003,
     control: Annotated[
         Literal["none", "explicit"],
-        typer.Option(help="explicit: polyhead-deploy may replace the version that is served; none: nobody may."),
+        typer.Option(
+            help="explicit: polyhead-deploy may replace the served version; none: the version cannot be replaced."
+        ),
     ] = "none",
     log_level: Annotated[Literal["warning", "info", "verbose"], typer.Option(help="How much Triton logs.")] = "warning",
     log_format: Annotated[
-        Literal["text", "json"], typer.Option(help="json: one object per line, Triton's lines included.")
+        Literal["text", "json"], typer.Option(help="json: one object per line, also for Triton's lines.")
     ] = "text",
     startup_timeout_s: Annotated[float, seconds("How long a start may take.")] = 300.0,
-    probe_interval_s: Annotated[float, seconds("Pause after an answered canary.")] = 2.0,
+    probe_interval_s: Annotated[float, seconds("Pause after a canary, a real inference, is answered.")] = 2.0,
     canary_timeout_s: Annotated[float, seconds("How long to wait for a canary's answer.")] = 5.0,
     canary_failures: Annotated[int, typer.Option(min=1, help="Failed canaries in a row that lead to a restart.")] = 3,
     drain_s: Annotated[
-        float, seconds("How long /ready says 503 before the server stops, for load balancers to see.", least=0)
+        float,
+        seconds("How long /ready says 503 before the server stops, so that load balancers stop sending.", least=0),
     ] = 1.0,
     exit_timeout_s: Annotated[
-        float, seconds("How long accepted requests may take at the end; 10 s of it in the queue.")
+        float, seconds("How long accepted requests may take after a stop signal, including up to 10 s in the queue.")
     ] = 30.0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print shell commands that run the server.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print shell commands that run the server without the supervisor, and exit."),
+    ] = False,
 ) -> None:
     """Reads the options and serves."""
     options = ServeOptions(**context.params)

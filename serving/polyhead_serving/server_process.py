@@ -131,8 +131,9 @@ class ServerProcess:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(0.1)
                 # The model processes end when everything is answered. After that, gRPC answers NOT_FOUND for seconds,
-                # which no client understands as "shutting down". And Triton waits in vain for requests whose batch
-                # failed as a whole, for example for want of shared memory. So when all clients have left, it is done.
+                # which no client understands as "shutting down". And if a batch failed as a whole, for example because
+                # shared memory was full, Triton waits for its requests until the timeout. So it is done when all
+                # clients have left.
                 has_work = _model_processes(process.pid) and has_clients(
                     process.pid, options.http_port, options.grpc_port
                 )

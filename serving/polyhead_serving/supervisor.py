@@ -40,7 +40,7 @@ class ServerFailure(NamedTuple):
 def supervise(
     server: ServerProcess, check: Check, options: ServeOptions, on_ready: Callable[[], None], health: Health
 ) -> None:
-    """Keeps the server running until KeyboardInterrupt, which leaves through here; the caller then stops the server.
+    """Keeps the server running until KeyboardInterrupt, which it does not catch; the caller then stops the server.
 
     Raises:
         StartError: the first start failed.
@@ -112,7 +112,7 @@ def _watch(server: ServerProcess, check: Check, options: ServeOptions, health: H
 
 
 def _dead_process(server: ServerProcess) -> ServerFailure | None:
-    # Far sooner than the canary, which needs several failures in a row.
+    # This finds a death much sooner than the canary, which needs several failures in a row.
     if server.exit_code is not None:
         return ServerFailure("exit", server.explain_exit())
     if dead := server.dead_model_process():

@@ -99,7 +99,7 @@ def find_triton() -> TritonInstall:
     """The tritonserver on PATH, else the one in nvidia-pytriton's wheel in this environment.
 
     Raises:
-        InstallError: there is none, or the wheel's lacks a stub or libpython for this Python.
+        InstallError: none is found, or the wheel has no stub or libpython for this Python.
     """
     if found := shutil.which("tritonserver"):
         return TritonInstall(Path(found))
@@ -150,7 +150,7 @@ def has_gpu() -> bool:
 def server_command(
     options: ServeOptions, install: TritonInstall, backends: Path, shm_prefix: str, key: str
 ) -> list[str]:
-    """tritonserver with flags that open nothing but inference, metadata and health.
+    """tritonserver with flags that open only inference, metadata and health.
 
     Raises:
         RepositoryError: the repository holds nothing that Triton can load now.

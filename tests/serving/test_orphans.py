@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from polyhead_serving.orphans import LOCK_PREFIX, backends_folder, remove_orphans, run_lock
@@ -25,6 +26,8 @@ def test_only_orphans_are_removed(tmp_path: Path) -> None:
     run = holder.stdout.readline().strip()
     orphan = subprocess.Popen(["bash", "-c", 'exec -a "$0" sleep 60', f"triton_python_backend_stub {run}_region_1"])
     try:
+        while Path(f"/proc/{orphan.pid}/comm").read_text() != "sleep\n":
+            time.sleep(0.01)  # while bash becomes sleep, the process has no command line to be found by
         region = tmp_path / f"{run}_region_1"
         region.write_bytes(b"x")
         other = tmp_path / "polyhead_1_abcdef_region_1"

@@ -33,14 +33,14 @@ def command_app(name: str) -> typer.Typer:
 
 
 def printer(console: Console) -> Callable[[str], None]:
-    """A function that prints a line to the console as it is, without markup or wrapping."""
+    """A function that prints a line to the console unchanged, without markup or wrapping."""
     return lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def interrupt_signals() -> list[signal.Signals]:
     """SIGINT and SIGTERM; SIGINT alone under torchrun.
 
-    There a process that waits for the others runs no handler, and torchrun ends all processes with SIGTERM.
+    Under torchrun, a process that waits for others runs no handler, and torchrun itself uses SIGTERM to end all.
     """
     return [signal.SIGINT] if int(os.environ.get("WORLD_SIZE", "1")) > 1 else [signal.SIGINT, signal.SIGTERM]
 

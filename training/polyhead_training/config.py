@@ -64,7 +64,7 @@ class Section(BaseModel):
 class UpsampleConfig(Section):
     """Repeats the training rows whose `column` holds one of `values`, until each is there `times` times.
 
-    Values are those of the file, before label_transforms.
+    The values are compared with the file, before label_transforms.
     """
 
     column: str
@@ -75,12 +75,12 @@ class UpsampleConfig(Section):
 class DataConfig(Section, ReadOptions):
     """Where the rows come from, files or a data set of the hub, and what is done to them.
 
-    How a file is read is said by ``format``, ``delimiter``, ``encoding``, ``header`` and ``columns``: see ReadOptions.
+    ``format``, ``delimiter``, ``encoding``, ``header`` and ``columns`` say how to read a file: see ReadOptions.
 
     Attributes:
         bad_rows: what to do with rows that cannot be read, have no text, or have an unusable label cell. ``stop`` ends
             the run at the first one and says how many there are; ``skip`` leaves them out and counts them.
-        text_column: the column of the text. Alternatively `text_template`, as ``"{title}. {body}"``, joins columns.
+        text_column: the column of the text. Or `text_template` joins columns, for example ``"{title}. {body}"``.
         text_transforms: by name: ``strip``, ``collapse_whitespace``, ``lowercase``, ``strip_accents``, ``nfc``,
             ``nfkc``. These become part of the tokenizer, so serving applies them too. A ``package.module:function``
             (text to text) runs only in training and evaluation.
@@ -261,7 +261,7 @@ class EarlyStoppingConfig(Section):
 
 
 class FitConfig(Section):
-    """How transformers' Trainer fits; names and meanings are those of its TrainingArguments.
+    """How transformers' Trainer fits. Names and meanings are the same as in its TrainingArguments.
 
     Attributes:
         max_steps: replaces `epochs` if given.
@@ -273,8 +273,8 @@ class FitConfig(Section):
         freeze_layers: the embeddings and this many of the lowest blocks keep their weights.
         layer_lr_decay: the learning rate of each layer is this fraction of the layer above's (Howard and Ruder 2018,
             arXiv:1801.06146).
-        report_to: trackers, as ``tensorboard``, which writes to ``<output>.training/logs``. Logs of earlier runs stay
-            beside it.
+        report_to: trackers, such as ``tensorboard``, which writes to ``<output>.training/logs``. Logs of earlier runs
+            are kept there.
     """
 
     epochs: float = Field(default=3, gt=0)

@@ -117,7 +117,7 @@ def plain_text(description: str) -> str:
     """
     synopsis, *body = description.splitlines()
     lines = [synopsis.strip()]
-    joins = False  # whether the next wrapped line continues the last one
+    joins = False  # whether the next wrapped line continues the previous line
     for line in body:
         content = line.strip()
         if content in ("", "."):

@@ -26,11 +26,11 @@ class DivergenceError(ConfigError):
 
 
 class DataError(TrainingError):
-    """A data file, a column, a row or a label is not as the config says."""
+    """A data file, a column, a row or a label does not fit the config."""
 
 
 class BadRowError(DataError):
-    """A row cannot be used: it cannot be read, has no text, or a label cell is not as its head needs it."""
+    """A row cannot be used: it cannot be read, has no text, or a label cell does not fit its head."""
 
 
 class Interrupted(TrainingError):  # noqa: N818 -- the user asked for it

@@ -108,7 +108,7 @@ def _evaluate(
     device: str,
 ) -> Evaluation:
     """Evaluates the texts and writes the report, in one step."""
-    # Imported here because these take seconds, for which a typo need not wait.
+    # Imported here because these imports take seconds; a typo must be reported before them.
     import datasets
 
     from polyhead_training.data.corpus import read_split

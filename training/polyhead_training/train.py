@@ -69,7 +69,7 @@ def train(
             print(f"polyhead-train: {_how_to_resume(error, config, output)}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     except (PolyheadError, OSError) as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # one message per machine: each may have its own trouble
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # one message per machine, because each may have its own error
             print(f"polyhead-train: {one_line(error)}", file=sys.stderr)
         raise typer.Exit(WRONG_INPUT) from None
     if result is not None:
@@ -79,7 +79,7 @@ def train(
 def _run(
     settings: TrainingConfig, console: Console, *, resume: bool, restart: bool, dry_run: bool
 ) -> TrainingResult | None:
-    """Imports what takes seconds to import only here: a typo in the config need not wait for it."""
+    """Imports slow modules only here, so that a typo in the config is reported at once."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     import datasets
     import transformers

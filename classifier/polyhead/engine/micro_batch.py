@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 STRETCH = 4  # in a micro-batch of enough tokens, the longest text is at most this many times the shortest
-SHARE_TOKENS = 128  # a share of fewer tokens is not worth a thread of its own
+SHARE_TOKENS = 128  # fewer tokens are too little work for another thread
 BALANCE = 1.25  # the largest share has at most this many times the tokens of an even share
 LEAST_ROWS = 16  # of a matrix product
 ROW_MULTIPLE = 8
@@ -90,7 +90,7 @@ def similar_lengths(lengths: Sequence[int], slack: float) -> Iterator[tuple[int,
 def pad_rows(matrix: torch.Tensor) -> torch.Tensor:
     """Appends rows of zeros, up to a multiple of `ROW_MULTIPLE` and to at least `LEAST_ROWS` rows.
 
-    Libraries use other kernels for a few rows, and for rows that are left over when they are dealt to threads. These
+    Libraries use other kernels for few rows, and for rows that remain when rows are divided among threads. These
     kernels sum in another order, so a row's bits would depend on the number of rows
     (docs/decisions/0017-batch-invariance.md).
     """

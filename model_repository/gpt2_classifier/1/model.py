@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 
-# Before torch loads OpenMP, whose idle threads would keep the cores busy that Triton's batcher needs
+# Before torch loads OpenMP: its idle threads would keep the cores busy that Triton's batcher needs
 # (docs/decisions/0004-passive-threads.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

@@ -93,7 +93,7 @@ def read_corpus(
 
     Raises:
         ConfigError: a function, transform, template or `stratify_by` is wrong.
-        DataError: a file, column, row or label is not as the config says; names it and what is allowed.
+        DataError: a file, column, row or label does not fit the config. It names it and what is allowed.
         SchemaError: the heads contradict themselves.
     """
     if config.split == "stratified":
@@ -146,7 +146,7 @@ def read_split(
     metadata: Sequence[str] = (),
     show_progress: bool = False,
 ) -> Split:
-    """Reads files as training read them (template, transforms, filters), for evaluation, into a file in `scratch`.
+    """Reads files for evaluation into a file in `scratch`, like training did (template, transforms, filters).
 
     If a file lacks a head's column, that head is unknown, NaN, in all its rows.
 

@@ -15,7 +15,7 @@ from polyhead_training.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class UserFunction:
-    """A function, the field of the config that names it, and its name. Errors say all three and the row."""
+    """A function, the config field that names it, and its name. Errors name all of these and the row."""
 
     function: Callable[..., Any]
     field: str
@@ -47,7 +47,7 @@ class UserFunction:
         return cls(function, field, name)
 
     def call(self, *arguments: Any, place: str) -> Any:
-        """Calls it; what it raises becomes a DataError that names the row."""
+        """Calls the function. If it raises an error, this raises a DataError that names the row."""
         try:
             return self.function(*arguments)
         except (Exception, SystemExit) as error:

@@ -80,7 +80,7 @@ class CellReader:
         for transform in self._transforms:
             label = transform.text(label, place=place) if isinstance(transform, UserFunction) else transform(label)
         try:
-            label.encode("utf-8")  # JSON can spell lone surrogates, which no file holds
+            label.encode("utf-8")  # JSON can spell lone surrogates, but no UTF-8 file can store them
         except UnicodeEncodeError:
             raise BadRowError(f"{place}: a label must be valid Unicode, got {label!r}") from None
         return label

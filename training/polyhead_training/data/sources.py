@@ -6,7 +6,8 @@ Rows are read one at a time, so no file must fit into memory. Class labels of th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,7 @@ class Source:
     """
 
     name: str
-    rows: Iterator[Row]
+    rows: Generator[Row]
     columns: Sequence[str] | None
     doubled: frozenset[str] = frozenset()
     total: int = 0
@@ -62,7 +63,7 @@ def open_files(patterns: str | list[str], options: ReadOptions) -> list[Source]:
 
 
 def open_hub(name: str, config: str | None) -> dict[str, Source]:
-    """Those of the splits train, validation and test that the data set has, streamed."""
+    """The splits train, validation and test that the data set has, as streams."""
     place = f"hub data set {name!r}: cannot be loaded"
     try:
         # Streams do not look into the hub's cache, and without a network there is nothing else to read.
@@ -84,7 +85,7 @@ def place_of(name: str, number: int, line: int | None) -> str:
 
 
 def as_text(value: Any) -> str | None:
-    """A cell as text: the same number or truth value reads alike in every format.
+    """A cell as text. The same number or truth value gives the same text in every format.
 
     A missing cell is None. NaN also means missing, because data frames write it. Bytes that are not UTF-8 become lone
     surrogates.
@@ -114,16 +115,17 @@ def _open_file(name: str, options: ReadOptions) -> Source:
     return Source(name, _file_rows(table.rows(), features), table.columns, table.doubled, table.total, unit)
 
 
-def _file_rows(rows: Iterator[Row], features: datasets.Features) -> Iterator[Row]:
+def _file_rows(rows: Generator[Row], features: datasets.Features) -> Generator[Row]:
     name_labels = _label_namer(features)
     try:
-        for row in rows:
-            yield row if row.fields is None or not features else row._replace(fields=name_labels(row.fields))
+        with closing(rows):
+            for row in rows:
+                yield row if row.fields is None or not features else row._replace(fields=name_labels(row.fields))
     except TableError as error:
         raise DataError(str(error)) from error
 
 
-def _hub_rows(split: Any, place: str) -> Iterator[Row]:
+def _hub_rows(split: Any, place: str) -> Generator[Row]:
     try:
         if split.features is None:  # a stream whose card does not list them: found in its first rows
             split = split._resolve_features()

@@ -90,7 +90,7 @@ def hold_out(
 
 
 def find_overlaps(keys: Mapping[str, NDArray[np.int64]]) -> dict[tuple[str, str], int]:
-    """By a split and an earlier one: how many of its rows have the text of a row there, if any."""
+    """For a split and an earlier one: how many of its rows have the same text as a row there, if any."""
     pairs = ((split, other) for other, split in combinations(keys, 2))
     found = {(split, other): int(np.isin(keys[split], keys[other]).sum()) for split, other in pairs}
     return {pair: rows for pair, rows in found.items() if rows}

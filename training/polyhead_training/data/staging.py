@@ -1,6 +1,6 @@
-"""Staged rows: read and filtered, with text and label cells as the config says, on disk and mapped into memory.
+"""Staged rows: read and filtered by the config, with text and label cells, on disk and mapped into memory.
 
-They also hold, as numbers, what splitting needs: splitting millions of rows reads no text again.
+They also hold the numbers that splitting needs, so that splitting millions of rows reads no text again.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import string
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -39,7 +40,7 @@ ROWS_TO_COUNT = 1_000_000  # are read after a bad row, to say how many bad ones 
 
 @dataclass(frozen=True)
 class Staged:
-    """The rows of one source of data: of train, say, which may be several files.
+    """The rows of one source of data, for example of train, which may be several files.
 
     Attributes:
         source: the paths or the hub's name, for messages.
@@ -149,7 +150,7 @@ class Recipe:
         """The staged row without its place; None if ``where`` and ``filters`` leave it out.
 
         Raises:
-            BadRowError: it cannot be read, has no text, or a cell is not as its head needs it.
+            BadRowError: it cannot be read, has no text, or a cell does not fit its head.
             UnreadableTextError: its text is blank.
         """
         config, fields = self.config, row.fields
@@ -220,7 +221,7 @@ def stage(
 
     Args:
         name: of all the sources together, for messages.
-        also: columns that are needed besides the recipe's.
+        also: more columns to read, in addition to the recipe's.
         lenient: for evaluation: a head's column may be absent; its labels are then unknown.
 
     Raises:
@@ -235,37 +236,39 @@ def stage(
     first: BadRowError | None = None
     until = float("inf")
 
-    def rows() -> Iterator[Fields]:
+    def rows() -> Generator[Fields]:
         nonlocal first, until
         for source in sources:
             files.append(source.name)
             if doubled := sorted(source.doubled.intersection([*needed, *labels])):
                 raise DataError(f"{source.name}: several columns are named {doubled[0]!r}; rename all but one")
-            for row in _checked(source, needed, show_progress):
-                counts["rows"] += 1
-                if counts["rows"] > until:
-                    return
-                place = place_of(source.name, row.number, row.line)
-                try:
-                    staged = recipe.read(row, place)
-                except UnreadableTextError:
-                    counts["dropped"] += 1
-                except BadRowError as error:
-                    counts["bad"] += 1
-                    first = first or error
-                    if stops and counts["bad"] == 1:
-                        until = counts["rows"] + ROWS_TO_COUNT
-                except DataError:
-                    if first is None or not stops:
-                        raise
-                    return  # a function of the user's failed while bad rows were counted
-                else:
-                    if staged is None:
-                        counts["filtered"] += 1
-                    elif first is None or not stops:
-                        yield staged | {"file": len(files) - 1, "row": row.number, "line": row.line}
+            with closing(_checked(source, needed, show_progress)) as checked:
+                for row in checked:
+                    counts["rows"] += 1
+                    if counts["rows"] > until:
+                        return
+                    place = place_of(source.name, row.number, row.line)
+                    try:
+                        staged = recipe.read(row, place)
+                    except UnreadableTextError:
+                        counts["dropped"] += 1
+                    except BadRowError as error:
+                        counts["bad"] += 1
+                        first = first or error
+                        if stops and counts["bad"] == 1:
+                            until = counts["rows"] + ROWS_TO_COUNT
+                    except DataError:
+                        if first is None or not stops:
+                            raise
+                        return  # a function of the user's failed while bad rows were counted
+                    else:
+                        if staged is None:
+                            counts["filtered"] += 1
+                        elif first is None or not stops:
+                            yield staged | {"file": len(files) - 1, "row": row.number, "line": row.line}
 
-    staged = write_rows(path, rows(), recipe.schema)
+    with closing(rows()) as usable:
+        staged = write_rows(path, usable, recipe.schema)
     if first is not None and stops:
         of = f"Of {counts['rows']:,} rows, {counts['bad']:,}"
         if counts["rows"] > until:
@@ -279,7 +282,7 @@ def write_rows(path: Path, rows: Iterable[Fields], schema: pyarrow.Schema) -> da
     """Writes rows to an Arrow file as they come, and maps it into memory.
 
     Raises:
-        DataError: there is no room for it.
+        DataError: the disk is full.
     """
     try:  # an older file of this name that is mapped into memory stays as it was
         with replaced_file(path) as part, pyarrow.ipc.new_stream(str(part), schema) as writer:
@@ -296,13 +299,14 @@ def joined(paths: str | list[str]) -> str:
     return paths if isinstance(paths, str) else ", ".join(paths)
 
 
-def _checked(source: Source, needed: Sequence[str], show_progress: bool) -> Iterator[Row]:
+def _checked(source: Source, needed: Sequence[str], show_progress: bool) -> Generator[Row]:
     """The rows. A needed column that is in no row is an error, raised as soon as that is known."""
     known = dict.fromkeys(source.columns or ())
     missing = dict.fromkeys(column for column in needed if column not in known)
     if source.columns is None or not missing:
         end, is_empty = 0, True
-        with progress(f"reading {source.name}", source.total, unit=source.unit, shown=show_progress) as bar:
+        shown = progress(f"reading {source.name}", source.total, unit=source.unit, shown=show_progress)
+        with shown as bar, closing(source.rows):
             for row in source.rows:
                 is_empty = False
                 bar.advance(row.end - end)

@@ -1,4 +1,4 @@
-"""An evaluation: the serving engine's answers to the texts of a split, and metrics of them, also per slice."""
+"""An evaluation: the serving engine's answers to the texts of a split, and their metrics, also per slice."""
 
 from __future__ import annotations
 

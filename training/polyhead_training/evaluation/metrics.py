@@ -1,4 +1,4 @@
-"""Metrics per head, through scikit-learn, of the answers that serving would give. Meaningless ones are left out.
+"""Metrics per head of the answers that serving would give, from scikit-learn. Meaningless metrics are left out.
 
 Single-label answers are scored as 0/1 rows, like multi-label ones: scikit-learn then takes any number of labels and
 rows without a warning.
@@ -54,7 +54,7 @@ def score_heads(logits: NDArray[np.floating[Any]], labels: Labels, schema: Schem
 
 
 def flat_scores(logits: NDArray[np.floating[Any]], labels: Labels, schema: Schema) -> dict[str, float]:
-    """As `score_heads`, each score by ``head/metric``."""
+    """The scores of `score_heads`, named ``head/metric``."""
     by_head = score_heads(logits, labels, schema)
     return {f"{head}/{name}": value for head, scores in by_head.items() for name, value in scores.items()}
 
@@ -79,7 +79,7 @@ def score_answers(scores: Scores, labels: Labels, schema: Schema) -> dict[str, d
 
 
 def answers_of(scores: Scores, labels: Labels, schema: Schema) -> Iterator[HeadAnswers]:
-    """What would be served for these scores, head by head, beside the true labels."""
+    """What would be served for these scores, per head, with the true labels."""
     paths: list[dict[str, int]] = []
     if any(head.parent for head in schema):
         paths = [best_paths(row, schema) for row in scores]

@@ -133,7 +133,7 @@ def precision_recall(answers: HeadAnswers) -> Figure:
 
 
 def threshold_curve(answers: HeadAnswers, micro_f1: float) -> Figure:
-    """F1 over all labels for one common threshold, beside what the fitted thresholds reach."""
+    """F1 over all labels for one common threshold, and the F1 of the fitted thresholds."""
     grid = np.linspace(0.02, 0.98, 49)
     true = answers.true.astype(bool)
     chosen = [answers.scores.astype(np.float64) >= threshold for threshold in grid]

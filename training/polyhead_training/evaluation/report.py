@@ -262,7 +262,7 @@ def _wrong(answers: HeadAnswers) -> list[tuple[int, str, str]]:
         return [(int(row), f"{scores[row, 0]:.4g}", f"{true[row, 0]:.4g}") for row in order]
     wrong = answers.chosen != true
     if head.kind == HeadKind.SINGLE_LABEL:
-        wrong &= answers.chosen == 1  # the true label, which was not answered, is no second mistake
+        wrong &= answers.chosen == 1  # the true label was not answered; that is not a second mistake
     certainty = np.where(answers.chosen, scores, 1 - scores)[wrong]
     places = np.argwhere(wrong)[np.argsort(-certainty, kind="stable")[:MOST_MISTAKES]]
     result = []

@@ -80,7 +80,7 @@ def training_arguments(config: TrainingConfig, folder: Path) -> TrainingArgument
 
 
 def language_model_arguments(config: TrainingConfig, folder: Path) -> TrainingArguments:
-    """The Trainer's arguments for the warm start: the same machine and seed, other batches and learning rate."""
+    """The Trainer's arguments for the warm start: same machine and seed, but different batches and learning rate."""
     warm = config.warm_start
     assert warm is not None
     return _arguments(
@@ -149,7 +149,7 @@ def check_best_metric(metric: str, available: Iterable[str]) -> None:
 
 
 def check_scheduler(config: FitConfig) -> None:
-    """Runs the scheduler for ten steps, so that what it would refuse in training it refuses here.
+    """Runs the scheduler for ten steps, so that it refuses wrong arguments here and not during training.
 
     Raises:
         ConfigError: an unknown name, or arguments that it does not take.
@@ -190,7 +190,7 @@ def _scheduler_class(name: str) -> Callable[..., Any]:
 
 
 def _scheduler_kwargs(config: FitConfig) -> dict[str, Any]:
-    """As given. A scheduler that follows `best_metric` also gets the direction that is better."""
+    """The given arguments. A scheduler that follows `best_metric` also gets the direction that is better."""
     if config.lr_scheduler_type not in BY_METRIC:
         return config.lr_scheduler_kwargs
     return {"mode": "max" if greater_is_better(config.best_metric) else "min"} | config.lr_scheduler_kwargs

@@ -32,7 +32,7 @@ from polyhead_training.evaluation.report import write_report
 
 @dataclass(frozen=True)
 class Fitted:
-    """A model and what describes it: all of a checkpoint without its golden rows and scores."""
+    """A model and its description: a checkpoint without golden rows and scores."""
 
     model: Any
     spec: Spec
@@ -41,7 +41,7 @@ class Fitted:
 
 
 def rehearse(config: TrainingConfig, fitted: Fitted, texts: Sequence[str]) -> None:
-    """Writes and serves the untrained model once, so that what would fail after training fails before it.
+    """Writes and serves the untrained model once, so that errors show before training and not after it.
 
     Raises:
         ConfigError: says the cause.

@@ -52,7 +52,7 @@ def fit(
     """Trains and writes the checkpoint to ``config.output``.
 
     Args:
-        say: gets a line for each thing that happens, only in the first process.
+        say: prints a line per event, only in the first process.
         resume: continues the unfinished run of this output.
         restart: deletes it.
 

@@ -96,7 +96,7 @@ def prepare(
         tokenizer: of a run that continues; by default as the config says.
 
     Raises:
-        ConfigError, DataError: what would fail after training fails here.
+        ConfigError, DataError: here, not only after training.
     """
     if config.warm_start is not None and config.warm_start.texts:
         file_names(config.warm_start.texts)  # a name that matches nothing is an error at once
@@ -127,7 +127,7 @@ def check_tokens(split: Split, tokenizer: Tokenizer, name: str) -> None:
     """Makes sure that at least one text of the split has a token.
 
     Raises:
-        DataError: none has, because the tokenizer's normalizer leaves nothing of them.
+        DataError: no text has a token, because the tokenizer's normalizer removes everything.
     """
     for batch in split.rows.select_columns(["text"]).iter(1000):
         if any(encoded.token_count for encoded in encode(batch["text"], tokenizer, max_length=1)):

@@ -57,7 +57,7 @@ class ClassifierTrainer(Trainer):
         return optimizer
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """The Trainer's, with rows in their order if several processes evaluate.
+        """The Trainer's data loader, but with rows in order if several processes evaluate.
 
         The last batch is filled with repeated rows, which are cut from its end.
         """
@@ -118,7 +118,7 @@ class ShowProgress(TrainerCallback):
     Args:
         title: of the progress.
         tokens_per_row: on average, for tokens/s.
-        heads: whose main scores are said.
+        heads: the heads whose main scores are printed.
     """
 
     def __init__(
@@ -221,7 +221,7 @@ class StopOnSignal(TrainerCallback):
         return bool(flag.item())
 
     def _on_signal(self, number: int, _: Any) -> None:
-        # Launchers repeat a terminal's signal, so a second one means impatience only if there is one process.
+        # Launchers repeat a terminal's signal, so a second signal comes from the user only if there is one process.
         if self.wanted and not torch.distributed.is_initialized():
             raise KeyboardInterrupt
         self.wanted = True
@@ -233,7 +233,7 @@ class StopOnSignal(TrainerCallback):
         if not self.wanted or state.global_step == state.max_steps:
             return
         self.stopped = control.should_training_stop = True
-        # The end of an epoch is evaluated, then saved. Saved before, a run killed in between would miss the evaluation.
+        # The end of an epoch is evaluated, then saved. Otherwise a run killed in between would lose the evaluation.
         if args.eval_strategy != "epoch" or not _ends_epoch(state):
             control.should_save = control.should_log = True
 
@@ -244,7 +244,7 @@ class StopOnSignal(TrainerCallback):
 
 
 class LossAtCheckpoints(TrainerCallback):
-    """Logs the training loss at each checkpoint, so that a resumed run logs the same as an unbroken one."""
+    """Logs the training loss at each checkpoint, so that a resumed run logs the same as an uninterrupted one."""
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Logs at steps that end with a checkpoint."""

@@ -55,7 +55,7 @@ class WorkingFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps other runs out in this block. The lock of a killed run is free.
+        """Locks the folder against other runs in this block. A killed run holds no lock.
 
         Its file is beside the folder, because the folder is removed and created again within a run.
 
@@ -158,7 +158,7 @@ def _is_complete(checkpoint: Path) -> bool:
 
 
 def fingerprint(config: TrainingConfig, corpus: Corpus, processes: int) -> dict[str, Any]:
-    """All that a run's weights depend on: the config, the machine's part, and digests of files. It can be JSON."""
+    """Everything that decides a run's weights: config, machine settings, digests of files. Can be written as JSON."""
     contents = {"the data": _digest_rows(corpus)}
     if config.warm_start is not None and config.warm_start.texts:
         files = [Path(name) for name in file_names(config.warm_start.texts)]

@@ -78,7 +78,7 @@ def untrained_model(config: ModelConfig, spec: Spec, schema: Schema, tokenizer: 
 
 
 def _pretrained_body(name: str, dropouts: dict[str, Any]) -> GPT2Model:
-    """A GPT-2 body in float32: of a plain GPT-2, a language model, or a classifier saved with ``body_model.*`` keys."""
+    """A GPT-2 body in float32, from a plain GPT-2, a language model, or a classifier with ``body_model.*`` keys."""
     refuse_pickle(Path(name))
     # transformers gives missing tensors random weights, and only says so.
     loaded: Any = GPT2Model.from_pretrained(

@@ -1,4 +1,4 @@
-"""A model's layers: which keep their weights, how fast the others learn, and low-rank adapters on them."""
+"""A model's layers: freezes some, sets the learning rate of the others, and adds low-rank adapters."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def add_adapters(model: Any, config: LoraConfig, freeze_layers: int = 0) -> Lora
     """Adds adapters to ``model.body_model`` and freezes its own weights. The head is trained as before.
 
     Args:
-        freeze_layers: this many blocks, from below, get none.
+        freeze_layers: the lowest blocks, this many, get no adapters.
 
     Returns:
         What `merge_adapters` takes.

@@ -69,7 +69,7 @@ class Int8Linear:
         self.weight = torch.ops.onednn.qlinear_prepack(quantised, None)
         self.zeros = torch.zeros(len(columns), dtype=torch.int32)
         self.bias = bias.contiguous()
-        # `gelu_quantise` raises every input by GELU_FLOOR; this bias takes away what that adds to the result.
+        # `gelu_quantise` raises every input by GELU_FLOOR; this bias subtracts what that adds to the result.
         self.floored_bias = bias - GELU_FLOOR * self.scales * quantised.sum(1)
 
     def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:

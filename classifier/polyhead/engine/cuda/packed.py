@@ -25,7 +25,7 @@ from polyhead.engine.micro_batch import MicroBatch
 
 logger = logging.getLogger(__name__)
 
-# Token counts of the graphs. For larger batches a GPU computes longer than Python launches, so padding only costs.
+# Token counts of the graphs. Larger batches take longer to compute than to launch, so a graph saves nothing.
 TOKENS = (64, 128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096)
 SHORT = 256  # attention launches blocks for the longest text that a graph allows; most batches have none longer
 

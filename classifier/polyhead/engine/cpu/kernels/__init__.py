@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 HEAD_WIDTH = 64  # the only channels per head that `Kernels.attend` takes; every size of GPT-2 has them
 GELU_FLOOR = 0.1701  # the same as in kernels.c
-PART_VALUES = 2**16  # fewer values, about 20 microseconds of work, are not worth a thread of their own
+PART_VALUES = 2**16  # fewer values take about 20 microseconds: too little work for another thread
 
 _POINTER, _COUNT, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
 _SIGNATURES = {
