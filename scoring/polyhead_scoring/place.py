@@ -56,8 +56,12 @@ class Place:
 
     def names(self) -> list[str]:
         """The names in the folder, sorted; an empty list if there is no folder."""
+        return sorted(self.sizes())
+
+    def sizes(self) -> dict[str, int | None]:
+        """The sizes of what is in the folder, by name; None for a folder. Empty if there is no folder."""
         found = self.files.get_file_info(FileSelector(self.path, allow_not_found=True))
-        return sorted(info.base_name for info in found)
+        return {info.base_name: info.size for info in found}
 
     def read(self) -> bytes:
         """The whole file."""

@@ -127,10 +127,16 @@ class RunFolder:
             is_folder = self.run.info().type == FileType.Directory
             if not is_folder or not all(name in OWN_NAMES or name.startswith(OWN_STARTS) for name in self.run.names()):
                 raise ScoringError(f"{self.run.path}: is not of a scoring run; name another output")
+        if self.manifest.exists() and not _is_manifest(self.manifest.read()):
+            raise ScoringError(f"{self.manifest.path}: is not of a scoring run; name another output")
         if self.is_ours:
             return
-        if self.one_file and self.output.exists() and not restart:
-            raise ScoringError(f"{self.name}: exists already; name another output, or replace it with --restart")
+        if self.one_file and not restart:
+            for place in (self.output, self.errors):
+                if place.exists():
+                    raise ScoringError(
+                        f"{place.path}: exists already; name another output, or replace it with --restart"
+                    )
         if not self.one_file and self.output.names():
             raise ScoringError(f"{self.name}: holds something that is not a scoring run; name another output")
 
@@ -149,7 +155,7 @@ class RunFolder:
         elif self.manifest.exists():
             manifest, before = self._read_job(self.manifest, "job")
             check_same(before, job, self.name)
-            if self.one_file and self.output.info().size != manifest["size"]:
+            if not self._holds_what(manifest):
                 raise ScoringError(f"{self.name}: was changed after it was scored; score it anew with --restart")
             self.run.remove()  # it is left if a kill came between the manifest and this
             return manifest
@@ -159,6 +165,13 @@ class RunFolder:
             return None
         self.job.write(_json(job.model_dump(mode="json")))
         return None
+
+    def _holds_what(self, manifest: Mapping[str, Any]) -> bool:
+        """Whether the output still has the sizes that the manifest says."""
+        if self.one_file:
+            return bool(self.output.info().size == manifest["size"])
+        sizes = self.parts.sizes()
+        return all(sizes.get(one["output"]) == one["size"] for one in manifest["partitions"])
 
     def _read_job(self, place: Place, *below: str) -> tuple[dict[str, Any], Job]:
         """A file that holds a job, at its top or below a key; and the job."""
@@ -320,6 +333,15 @@ def is_one_file(output: str) -> bool:
     if "://" in output:
         raise ScoringError(f"{output}: one file can only be written on this machine's file systems; name a folder")
     return not Path(output).is_dir()
+
+
+def _is_manifest(content: bytes) -> bool:
+    """Whether this is a manifest of a scoring run, of any version. Other programs have files of that name, too."""
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return False
+    return isinstance(found, dict) and {"job", "partitions"} <= found.keys()
 
 
 def _json(value: Any) -> bytes:

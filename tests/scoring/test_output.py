@@ -208,7 +208,9 @@ def test_the_input_is_never_an_output(score: Callable[..., Any], tmp_path: Path)
         (tmp_path / name).write_text('{"text": "a"}\n', encoding="utf-8")
         result = score(name, "in.csv", "--restart")
         assert result.exit_code == 2
-        assert "give the output another name" in result.stderr
+        wanted = "name another output" if name.endswith("manifest.json") else "give the output another name"
+        assert wanted in result.stderr
+    (tmp_path / "in.csv.manifest.json").unlink()
     (tmp_path / "link.csv").symlink_to("in.csv")
     assert "give the output another name" in score("link.csv", "in.csv", "--restart").stderr
 
@@ -235,6 +237,46 @@ def test_files_of_others_stay(name: str, score: Callable[..., Any], tmp_path: Pa
     assert result.exit_code == 2
     assert "is not of a scoring run" in result.stderr
     assert (tmp_path / name).read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.parametrize(
+    ("output", "names"),
+    [
+        ("out", ["out/_manifest.json", "out/part-0.parquet"]),
+        ("out.csv", ["out.csv", "out.csv.manifest.json", "out.csv.errors.jsonl"]),
+    ],
+)
+def test_restart_removes_only_what_runs_wrote(
+    output: str, names: list[str], score: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Other programs write files named ``_manifest.json`` and ``part-…``, too."""
+    (tmp_path / "in.csv").write_text("text\nrow 1\n", encoding="utf-8")
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"mine": 1}', encoding="utf-8")
+    result = score("in.csv", output, "--restart")
+    assert (result.exit_code, "is not of a scoring run" in result.stderr) == (2, True)
+    assert [(tmp_path / name).read_text(encoding="utf-8") for name in names] == ['{"mine": 1}'] * len(names)
+
+
+def test_anothers_list_of_errors_is_kept(score: Callable[..., Any], tmp_path: Path) -> None:
+    """A fresh output does not replace a file that is named as its list of errors."""
+    (tmp_path / "in.csv").write_text("text\nrow 1\n", encoding="utf-8")
+    (tmp_path / "out.csv.errors.jsonl").write_text("mine", encoding="utf-8")
+    result = score("in.csv", "out.csv")
+    assert (result.exit_code, "out.csv.errors.jsonl: exists already" in result.stderr) == (2, True)
+    assert (tmp_path / "out.csv.errors.jsonl").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_lost_part_is_noticed(score: Callable[..., Any], tmp_path: Path) -> None:
+    """A finished folder that lacks a part is not called finished."""
+    (tmp_path / "in.csv").write_text("text\nrow 1\n", encoding="utf-8")
+    assert score("in.csv", "out").exit_code == 0
+    (tmp_path / "out" / "part-000000.parquet").unlink()
+    result = score("in.csv", "out")
+    assert (result.exit_code, "was changed after it was scored" in result.stderr) == (2, True)
+    assert score("in.csv", "out", "--restart").exit_code == 0
+    assert len(read_rows(tmp_path / "out")) == 1
 
 
 def test_a_slash_makes_a_folder(fake: Served, tmp_path: Path) -> None:
