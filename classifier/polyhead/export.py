@@ -19,13 +19,11 @@ import typer
 
 from polyhead.errors import PolyheadError, RepositoryError
 from polyhead.files import swap_folder
-from polyhead.interrupt import interruptible
+from polyhead.interrupt import INTERRUPTED, interruptible
 from polyhead.repository import remove_version
 
 if TYPE_CHECKING:
     from polyhead.predictor import Predictor
-
-INTERRUPTED = 130  # as shells count: 128 + SIGINT
 
 app = typer.Typer(
     add_completion=False,

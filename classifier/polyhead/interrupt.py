@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+INTERRUPTED = 130  # the exit code that shells use: 128 + SIGINT
+
 
 @contextmanager
 def interruptible(numbers: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)) -> Iterator[None]:

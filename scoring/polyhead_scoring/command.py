@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from polyhead.errors import PolyheadError, describe, one_line
-from polyhead.interrupt import interruptible
+from polyhead.interrupt import INTERRUPTED, interruptible
 from polyhead.precision import requested_precision
 from polyhead_client import PolyheadClientError
 from polyhead_rows.errors import TableError
@@ -23,7 +23,6 @@ from polyhead_scoring.server_answers import ServerOptions
 
 ROW_ERRORS = 1  # the run is complete, some rows have no answer
 FAILED = 2
-INTERRUPTED = 130  # the exit code that shells use: 128 + SIGINT
 
 EPILOG = """
 Examples, with the engine on this machine, with a server, and on Ray:

@@ -17,14 +17,13 @@ import typer
 from polyhead.checkpoint import GoldenRow
 from polyhead.errors import PolyheadError
 from polyhead.files import replaced_file
-from polyhead.interrupt import interruptible
+from polyhead.interrupt import INTERRUPTED, interruptible
 from polyhead.predictor import Predictor
 from polyhead_rows.errors import TableError
 from polyhead_rows.table_file import read_texts
 from polyhead_scoring import ScoringError
 
 CHUNK = 256  # texts in memory at a time
-INTERRUPTED = 130  # as shells count: 128 + SIGINT
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 

@@ -13,10 +13,9 @@ import typer
 from rich.console import Console
 
 from polyhead.errors import PolyheadError, one_line
-from polyhead.interrupt import interruptible
+from polyhead.interrupt import INTERRUPTED, interruptible
 
 WRONG_INPUT = 2
-INTERRUPTED = 130  # as shells count: 128 + SIGINT
 
 
 def command_app(name: str) -> typer.Typer:

@@ -13,9 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from polyhead.errors import PolyheadError, one_line
-from polyhead.interrupt import interruptible
+from polyhead.interrupt import INTERRUPTED, interruptible
 from polyhead_training.command_line import (
-    INTERRUPTED,
     WRONG_INPUT,
     command_app,
     example_option,
