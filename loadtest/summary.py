@@ -156,9 +156,11 @@ def _rounded(ms: float | None) -> float | None:
 
 
 def write_summary(summary: LoadSummary, path: Path) -> None:
-    """Writes the summary as JSON."""
+    """Writes the summary as JSON, in one step: whoever waits for the file never reads half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(summary) | {"exit_code": summary.exit_code}, indent=2) + "\n", encoding="utf-8")
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(asdict(summary) | {"exit_code": summary.exit_code}, indent=2) + "\n", encoding="utf-8")
+    part.replace(path)
 
 
 def print_summary(summary: LoadSummary) -> None:

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict
 
 from polyhead_rows.table_file import ReadOptions
 from polyhead_scoring import ScoringError
-from polyhead_scoring.place import Place
 from polyhead_scoring.server_answers import ServerOptions
+from polyhead_scoring.storage import Place
 
 FINGERPRINTED = ("config.json", "model.safetensors", "tokenizer.json")
 LONGEST_SHOWN = 100  # characters of a value in a message

@@ -29,10 +29,10 @@ from polyhead_scoring.job import (
     job_of,
 )
 from polyhead_scoring.partition import Columns, Limits, Partition, bytes_per_token, kept_schema, survey
-from polyhead_scoring.place import Place, absolute
 from polyhead_scoring.run_folder import Done, RunFolder, is_one_file
 from polyhead_scoring.scorer import Answerer, EngineAnswers, Heads, Scorer, output_schema
 from polyhead_scoring.server_answers import ServerAnswers
+from polyhead_scoring.storage import Place, absolute
 
 Say = Callable[[str], None]
 

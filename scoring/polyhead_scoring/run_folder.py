@@ -27,7 +27,7 @@ from polyhead_rows.place import split_name
 from polyhead_scoring import ScoringError
 from polyhead_scoring.job import Job, check_same
 from polyhead_scoring.partition import Partition
-from polyhead_scoring.place import Place
+from polyhead_scoring.storage import Place
 
 OWN_NAMES = ("job.json", "plan.json", "done", "errors", "tries", "clearing", "published")  # in a run's own folder
 OWN_STARTS = ("part-", "whole-", ".")

@@ -23,8 +23,8 @@ from polyhead.gate import check_answers
 from polyhead.interrupt import interruptible
 from polyhead.predictor import Predictor
 from polyhead.repository import locked, missing_file, remove_version, versions_of
-from polyhead_serving.command_line import new_app, seconds
 from polyhead_serving.live_server import LiveServer, ServerError
+from polyhead_serving.typer_app import new_app, seconds
 
 EPILOG = """\b
 The server must run with --control explicit and the same POLYHEAD_ADMIN_KEY, and this machine must see its repository:

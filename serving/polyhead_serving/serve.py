@@ -18,7 +18,6 @@ import typer
 from polyhead.errors import PolyheadError
 from polyhead.repository import models_with_checkpoint
 from polyhead_serving.canary import Canary
-from polyhead_serving.command_line import new_app, seconds
 from polyhead_serving.health import Health, probe_port
 from polyhead_serving.log_lines import log, set_up_logging, to_json
 from polyhead_serving.orphans import backends_folder, remove_orphans, run_lock
@@ -34,6 +33,7 @@ from polyhead_serving.triton import (
     find_triton,
     server_command,
 )
+from polyhead_serving.typer_app import new_app, seconds
 
 HELP = "Serve a Triton model repository. Restarts tritonserver if it stops answering a real inference."
 EPILOG = f"""\b

@@ -19,9 +19,9 @@ from rich.console import Console
 from polyhead_client.testing import Failure
 from polyhead_scoring import run_folder
 from polyhead_scoring.job import Request
-from polyhead_scoring.place import Place
 from polyhead_scoring.run import run
 from polyhead_scoring.server_answers import ServerOptions
+from polyhead_scoring.storage import Place
 from tests.scoring.conftest import Served
 from tests.scoring.texts import plain_rows, read_rows, write_jsonl
 from tests.tiny import write_tiny_checkpoint
