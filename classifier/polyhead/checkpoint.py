@@ -138,7 +138,7 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
     """
     path = Path(path)
     if not path.is_dir():
-        raise CheckpointError(f"{path}: is not a checkpoint folder")
+        raise CheckpointError(f"{path}: is not a checkpoint folder{'' if path.exists() else '; it does not exist'}")
     config, body, spec, schema = _read_config(path / "config.json")
     tensors = _read_tensors(path / "model.safetensors", config, body, spec, schema)
     return Checkpoint(path, config, body, spec, schema, tensors, _read_tokenizer(path / "tokenizer.json", body))

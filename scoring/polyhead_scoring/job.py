@@ -145,6 +145,7 @@ def check_unchanged(inputs: tuple[InputFile, ...]) -> None:
 
 def _leaves(job: Job) -> dict[str, Any]:
     leaves = job.model_dump(mode="json", exclude={"inputs", "read", "answers_from"}) | job.read.model_dump(mode="json")
+    leaves["the source of answers"] = "--checkpoint" if "checkpoint" in job.answers_from else "--server"
     for name, value in job.answers_from.items():
         leaves |= {f"head {head['name']!r}": head for head in value} if name == "heads" else {name: value}
     leaves["the list of input files"] = [file.name for file in job.inputs]

@@ -107,7 +107,7 @@ def test_rows_are_filtered(tmp_path: Path, data: dict[str, Any], texts: list[str
         ({"where": {"nope": "x"}}, (TOPIC,), "train.jsonl: has no column 'nope'"),
         ({"split_column": "nope"}, (TOPIC,), "train.jsonl: has no column 'nope'"),
         ({"upsample": [{"column": "nope", "values": ["x"], "times": 2}]}, (TOPIC,), "has no column 'nope'"),
-        ({"validation_share": 0.001}, (TOPIC,), "of 3 rows none is left for validation; see data.validation_share"),
+        ({"validation_share": 0.001}, (TOPIC,), "of 3 rows none is left for validation; raise data.validation_share"),
         ({"where": {"lang": "xx"}}, (TOPIC,), r"train split has no row with a text \(4 were left out by where"),
         ({"text_transforms": ["upper"]}, (TOPIC,), "text_transforms 'upper': must be one of strip, .*nfkc, 'package"),
         ({"filters": ["tests.nowhere:f"]}, (TOPIC,), "data.filters 'tests.nowhere:f': cannot be imported"),

@@ -236,7 +236,7 @@ def test_an_older_report_is_replaced_and_nothing_else(base_checkpoint: Path, tmp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere", "rows.jsonl"], "nowhere: is not a checkpoint folder"),
+        (["nowhere", "rows.jsonl"], "nowhere: is not a checkpoint folder; it does not exist"),
         (["CHECKPOINT", "none.jsonl"], "none.jsonl"),
         (["CHECKPOINT", "rows.jsonl", "--slice", "planet"], "'planet'"),
         (["CHECKPOINT", "rows.jsonl", "--device", "tpu"], "--device 'tpu': allowed are cpu and cuda"),

@@ -119,6 +119,7 @@ def refused(path: Path, content: str, **data: Any) -> str:
         ('text,n\n"one,1\n', "rows.csv:2: "),
         ("text,n,text\none,1,2\n", "rows.csv: several columns are named 'text'; rename all but one"),
         ("n\n1\n", "rows.csv: has no column 'text', only n"),
+        ("text;n\none;1\n", "rows.csv: has no column 'text', only text;n; the first line has one column"),
     ],
 )
 def test_a_broken_csv_is_named(tmp_path: Path, content: str, message: str) -> None:

@@ -355,6 +355,9 @@ def read_toml(path: Path, kind: type[_Config]) -> _Config:
     """
     try:
         fields = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        place = "" if path.is_absolute() else f"; paths are relative to {Path.cwd()}"
+        raise ConfigError(f"{path}: no such file{place}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
     except tomllib.TOMLDecodeError as error:

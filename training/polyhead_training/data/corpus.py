@@ -283,10 +283,10 @@ def _check_filled(parts: dict[str, tuple[Staged, Indices]]) -> None:
         if not len(staged.rows):
             raise DataError(f"{staged.source}: the {name} split has no row with a text{_by_filters(staged)}")
         if not len(indices):
-            hint = f"data.{name}_share"
+            hint = f"raise data.{name}_share, or name a file in data.{name}"
             if name == "train":
-                hint = "data.validation_share, data.test_share and data.drop_leaks"
-            raise DataError(f"{staged.source}: of {len(staged.rows)} rows none is left for {name}; see {hint}")
+                hint = "see data.validation_share, data.test_share and data.drop_leaks"
+            raise DataError(f"{staged.source}: of {len(staged.rows)} rows none is left for {name}; {hint}")
 
 
 def _clean(parts: dict[str, tuple[Staged, Indices]], config: DataConfig) -> list[str]:

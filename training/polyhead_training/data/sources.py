@@ -32,6 +32,7 @@ class Source:
         doubled: names that several columns have; they are in no row.
         total: of all rows, in the unit of `Row.end`; 0 if unknown.
         unit: ``bytes`` or ``rows``.
+        hint: what to do if a column is missing.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Source:
     doubled: frozenset[str] = frozenset()
     total: int = 0
     unit: str = "rows"
+    hint: str = ""
 
 
 def file_names(patterns: str | list[str]) -> list[str]:
@@ -112,7 +114,7 @@ def _open_file(name: str, options: ReadOptions) -> Source:
     if schema is not None and b"huggingface" in (schema.metadata or {}):
         features = datasets.Features.from_arrow_schema(schema)
     unit = "bytes" if schema is None else "rows"
-    return Source(name, _file_rows(table.rows(), features), table.columns, table.doubled, table.total, unit)
+    return Source(name, _file_rows(table.rows(), features), table.columns, table.doubled, table.total, unit, table.hint)
 
 
 def _file_rows(rows: Generator[Row], features: datasets.Features) -> Generator[Row]:

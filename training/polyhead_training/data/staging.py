@@ -318,7 +318,7 @@ def _checked(source: Source, needed: Sequence[str], show_progress: bool) -> Gene
         if is_empty or not known:  # no row could be read
             return
     if missing:
-        raise DataError(f"{source.name}: has no column {next(iter(missing))!r}, only {', '.join(known)}")
+        raise DataError(f"{source.name}: has no column {next(iter(missing))!r}, only {', '.join(known)}{source.hint}")
 
 
 def _parse(template: str) -> list[tuple[str, str | None]]:
