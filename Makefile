@@ -43,6 +43,7 @@ lint: .venv/.ready ## Check style, formatting and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(PY) -m mypy model_repository/gpt2_classifier/1/model.py
 
 .PHONY: format
 format: .venv/.ready ## Format the code
