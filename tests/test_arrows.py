@@ -58,6 +58,8 @@ LAYERS = {
         "encode decode",
         "engine gate",
         "predictor",
+        "text_queue",
+        "scheduler",
     ],
     "polyhead_training": ["errors config", "model data", "evaluation", "fitting"],
 }  # fmt: skip

@@ -16,7 +16,7 @@ from polyhead.checkpoint import Checkpoint, GoldenRow, read_checkpoint
 from polyhead.decode import DecodeOptions, Scores, decode, to_scores
 from polyhead.encode import EncodedText, encode
 from polyhead.engine import Engine
-from polyhead.engine.cpu.forward import activation_bytes
+from polyhead.engine.cpu.forward import BetweenLayers, activation_bytes
 from polyhead.errors import MachineError, ToleranceError
 from polyhead.gate import check_answers
 from polyhead.machine import available_memory_bytes
@@ -39,6 +39,7 @@ class Predictor:
         self.precision = self._engine.precision
         self.device = self._engine.device
         self.token_budget = self._engine.token_budget  # the most tokens that are computed at once
+        self.enough_tokens = self._engine.forward.enough_tokens  # so many keep the device busy
 
     @classmethod
     def load(cls, path: Path | str, device: str = "cpu", precision: str | None = None) -> Predictor:
@@ -90,22 +91,20 @@ class Predictor:
 
     def decode(self, encoded: Sequence[EncodedText], scores: Scores, options: DecodeOptions) -> list[dict[str, Any]]:
         """Answers for scored texts: ``heads``, ``token_count`` and ``truncated``, or only ``error``."""
-        return [
-            {"error": text.error}
-            if text.error is not None
-            else {
-                "heads": decode(row, self.schema, options),
-                "token_count": text.token_count,
-                "truncated": text.truncated,
-            }
-            for text, row in zip(encoded, scores, strict=True)
-        ]
+        return [self._answer(text, row, options) for text, row in zip(encoded, scores, strict=True)]
 
-    def parts(self, encoded: Sequence[EncodedText]) -> list[list[int]]:
-        """Positions of the texts in parts of bounded cost, shortest first; score one part after the other."""
-        if self.device.type != "cpu":
-            return [list(range(len(encoded)))]  # a GPU works best on a queue of all micro-batches
-        return self._engine.plan([text.token_ids for text in encoded])
+    def _answer(self, text: EncodedText, scores: Scores, options: DecodeOptions) -> dict[str, Any]:
+        if text.error is not None or not np.isfinite(scores).all():
+            return {"error": text.error or "the model's scores of this text are not finite numbers"}
+        return {
+            "heads": decode(scores, self.schema, options),
+            "token_count": text.token_count,
+            "truncated": text.truncated,
+        }
+
+    def set_between_layers(self, between_layers: BetweenLayers) -> None:
+        """On a CPU, calls this between the layers of a micro-batch; computes first what it returns."""
+        self._engine.set_between_layers(between_layers)
 
     def check_golden(self, most_tokens: int | None = None) -> float:
         """Passes the checkpoint's golden rows through the gate; returns the largest distance of a score.
@@ -135,7 +134,10 @@ class Predictor:
             MachineError: it does not fit.
         """
         tokens = max(self.token_budget, self.max_length)
-        needed = activation_bytes(self.checkpoint.body, tokens)
+        # Beside the largest micro-batch, texts may pass between its layers.
+        needed = activation_bytes(self.checkpoint.body, tokens) + activation_bytes(
+            self.checkpoint.body, self.enough_tokens
+        )
         if self.device.type == "cpu":
             available = available_memory_bytes()
             if needed > available:

@@ -1,48 +1,66 @@
 """The metrics of a model process, which Prometheus reads at Triton's ``/metrics``.
 
-Each value is a message to the server that takes 30 to 50 microseconds, so a thread sends them outside the path of the
-answers. All models of a server share a metric family. To change the kind or the buckets of one, give it a new name.
+Each value is a message to the server that takes 30 to 50 microseconds. So a thread sends sums a few times per second,
+outside the path of the answers. All models of a server share a metric family. To change the kind or the buckets of one,
+give it a new name.
 """
 
 from __future__ import annotations
 
-import contextlib
-import queue
+import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from polyhead.encode import EncodedText
+from polyhead.scheduler import MicroBatchRecord
 
-SECONDS = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]
-TEXTS = [float(2**power) for power in range(9)]  # 1 to 256
-TOKENS = [float(2**power) for power in range(4, 17)]  # 16 to 65,536
-WAITING_BATCHES = 1024  # records that may wait to be sent; more are dropped
+SECONDS = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]
+TEXTS = [float(2**power) for power in range(11)]  # 1 to 1,024
+TOKENS = [float(2**power) for power in range(4, 18)]  # 16 to 131,072
+SEND_EVERY_S = 0.25
+# Per histogram and sending. If there are more, a random sample is sent, so that the metrics cost little of a core.
+MOST_OBSERVATIONS = 100
+
+COUNTERS = {
+    "texts": "Texts read",
+    "tokens": "Tokens read, after truncation",
+    "truncated_texts": "Texts longer than max_length, of which the rest was not read",
+    "error_texts": "Texts without an answer: blank, or not UTF-8, for example",
+    "plain_texts": "Texts that came as plain text although the model declares fields",
+    "merged_texts": "Texts that got the scores of an equal text that waited at the same time",
+    "micro_batches": "Computed micro-batches: they show that the model makes progress",
+}
+REASONS = {
+    "refused_requests": ("Requests refused when they arrived, by reason", ("queue_full", "deadline")),
+    "dropped_requests": ("Requests accepted but not computed to the end, by reason", ("expired", "cancelled")),
+}
 
 
 @dataclass
-class BatchRecord:
-    """What happened in one batch.
+class RequestsRecord:
+    """What happened to the requests of one call of `execute`, or to one answer.
 
     Attributes:
         texts: tokenized texts.
         tokens: tokens read by the model or counted for TOKEN_COUNT, after truncation.
         truncated_texts: how many of `texts` were truncated.
         error_texts: how many of `texts` have an error instead of an answer.
-        cancelled_requests: requests dropped before their texts were computed.
-        parts: scored parts. Each part has a record of its own, as soon as it is done.
-        stages: seconds per stage: tokenize, compute, decode; only the stages that ran.
+        plain_texts: how many of `texts` came as plain text although the model declares fields.
+        refused: refused requests per reason.
+        stages: seconds per stage: tokenize, decode; only the stages that ran.
     """
 
     texts: int = 0
     tokens: int = 0
     truncated_texts: int = 0
     error_texts: int = 0
-    cancelled_requests: int = 0
-    parts: int = 0
+    plain_texts: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
     stages: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -54,10 +72,10 @@ class BatchRecord:
 
     def count(self, encoded: Sequence[EncodedText]) -> None:
         """Counts tokenized texts, their tokens, truncations and errors."""
-        self.texts = len(encoded)
-        self.tokens = sum(text.token_count for text in encoded)
-        self.truncated_texts = sum(text.truncated for text in encoded)
-        self.error_texts = sum(text.error is not None for text in encoded)
+        self.texts += len(encoded)
+        self.tokens += sum(text.token_count for text in encoded)
+        self.truncated_texts += sum(text.truncated for text in encoded)
+        self.error_texts += sum(text.error is not None for text in encoded)
 
 
 class ModelMetrics:
@@ -67,16 +85,28 @@ class ModelMetrics:
         family: ``pb_utils.MetricFamily``.
         labels: labels of all metrics: model and version.
         engine: more labels of the gauge ``polyhead_instances``: precision and device.
+        waiting: returns the texts and tokens that wait now.
         log: logs one line.
     """
 
     def __init__(
-        self, family: Any, labels: Mapping[str, str], engine: Mapping[str, str], log: Callable[[str], None]
+        self,
+        family: Any,
+        labels: Mapping[str, str],
+        engine: Mapping[str, str],
+        waiting: Callable[[], tuple[int, int]],
+        log: Callable[[str], None],
     ) -> None:
+        self._waiting = waiting
         self._log = log
-        self._records: queue.Queue[BatchRecord | None] = queue.Queue(WAITING_BATCHES)
+        self._lock = threading.Lock()
+        self._counts: Counter[tuple[str, str]] = Counter()  # by name and reason, since the last sending
+        self._observations: dict[tuple[str, str], _Sample] = {}
+        self._gauges = {"waiting_texts": 0, "waiting_tokens": 0}  # as last sent
+        self._metrics: dict[tuple[str, str], Any] = {}  # by name, and stage or reason
         self._families: list[Any] = []  # a family must live longer than its metrics
-        self._thread = threading.Thread(target=self._send_all, daemon=True)
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._send_all, name="polyhead-metrics", daemon=True)
         try:
             self._create(family, dict(labels), dict(engine))
         except Exception as error:
@@ -84,17 +114,38 @@ class ModelMetrics:
             return
         self._thread.start()
 
-    def record(self, batch: BatchRecord) -> None:
-        """Queues a batch's numbers. Never waits and never raises."""
-        if self._thread.is_alive():
-            with contextlib.suppress(queue.Full):
-                self._records.put_nowait(batch)
+    def record_requests(self, record: RequestsRecord) -> None:
+        """Adds the numbers of a call of `execute`. Never waits for the server and never raises."""
+        if not self._thread.is_alive():
+            return
+        with self._lock:
+            for name in ("texts", "tokens", "truncated_texts", "error_texts", "plain_texts"):
+                self._counts[name, ""] += getattr(record, name)
+            for reason, count in record.refused.items():
+                self._counts["refused_requests", reason] += count
+            for stage, seconds in record.stages.items():
+                self._observe("stage_seconds", stage, seconds)
+
+    def record_micro_batch(self, record: MicroBatchRecord) -> None:
+        """Adds the numbers of a micro-batch. Never waits for the server and never raises."""
+        if not self._thread.is_alive():
+            return
+        with self._lock:
+            self._counts["dropped_requests", "expired"] += record.expired_requests
+            self._counts["dropped_requests", "cancelled"] += record.cancelled_requests
+            self._counts["merged_texts", ""] += record.merged_texts
+            for wait_s in record.waits_s:
+                self._observe("queue_seconds", "", wait_s)
+            if record.texts:
+                self._counts["micro_batches", ""] += 1
+                self._observe("stage_seconds", "compute", record.compute_s)
+                self._observe("micro_batch_texts", "", record.texts)
+                self._observe("micro_batch_tokens", "", record.tokens)
 
     def close(self) -> None:
-        """Sends the queued records and takes this instance out of ``polyhead_instances``."""
+        """Sends what is left and takes this instance out of ``polyhead_instances``."""
+        self._closing.set()
         if self._thread.is_alive():
-            with contextlib.suppress(queue.Full):
-                self._records.put(None, timeout=5)
             self._thread.join(5)
 
     def _create(self, family: Any, labels: dict[str, str], engine: dict[str, str]) -> None:
@@ -102,49 +153,72 @@ class ModelMetrics:
             self._families.append(family(name=f"polyhead_{name}", description=about, kind=kind))
             return self._families[-1]
 
-        stage = add("stage_seconds", family.HISTOGRAM, "Seconds per batch in a stage of model.py")
-        self._stages = {
-            name: stage.Metric(labels={**labels, "stage": name}, buckets=SECONDS)
-            for name in ("tokenize", "compute", "decode")
+        stage = add("stage_seconds", family.HISTOGRAM, "Seconds in a stage: of a call of model.py, or of a micro-batch")
+        for name in ("tokenize", "compute", "decode"):
+            self._metrics["stage_seconds", name] = stage.Metric(labels={**labels, "stage": name}, buckets=SECONDS)
+        histograms = {
+            "queue_seconds": ("Seconds from a request's arrival until its last text begins to be computed", SECONDS),
+            "micro_batch_texts": ("Texts in a micro-batch", TEXTS),
+            "micro_batch_tokens": ("Tokens in a micro-batch", TOKENS),
         }
-        sizes = {"texts": ("Texts in a batch", TEXTS), "tokens": ("Tokens in a batch", TOKENS)}
-        self._sizes = {
-            name: add(f"batch_{name}", family.HISTOGRAM, about).Metric(labels=labels, buckets=buckets)
-            for name, (about, buckets) in sizes.items()
-        }
-        counts = {
-            "texts": "Texts read",
-            "tokens": "Tokens read, after truncation",
-            "truncated_texts": "Texts longer than max_length, of which the rest was not read",
-            "error_texts": "Texts without an answer: blank, or not UTF-8",
-            "parts": "Scored parts of batches: they show that a long batch makes progress",
-            "cancelled_requests": "Requests cancelled by their client before they were computed",
-        }
-        self._counts = {
-            name: add(f"{name}_total", family.COUNTER, about).Metric(labels=labels) for name, about in counts.items()
-        }
+        for name, (about, buckets) in histograms.items():
+            self._metrics[name, ""] = add(name, family.HISTOGRAM, about).Metric(labels=labels, buckets=buckets)
+        for name, about in COUNTERS.items():
+            self._metrics[name, ""] = add(f"{name}_total", family.COUNTER, about).Metric(labels=labels)
+        for name, (about, reasons) in REASONS.items():
+            counter = add(f"{name}_total", family.COUNTER, about)
+            for reason in reasons:
+                self._metrics[name, reason] = counter.Metric(labels={**labels, "reason": reason})
+        for name in self._gauges:
+            about = f"{name.removeprefix('waiting_').capitalize()} that wait in the model's queue"
+            self._metrics[name, ""] = add(name, family.GAUGE, about).Metric(labels=labels)
         about = "Serving model instances, by precision and device"
         self._instances = add("instances", family.GAUGE, about).Metric(labels={**labels, **engine})
         # Incremented, not set: when a version is loaded again, the new instance starts before the old one ends.
         self._instances.increment(1)
 
+    def _observe(self, name: str, part: str, value: float) -> None:
+        self._observations.setdefault((name, part), _Sample()).add(value)
+
     def _send_all(self) -> None:
         try:
-            while (batch := self._records.get()) is not None:
-                self._send(batch)
+            while not self._closing.wait(SEND_EVERY_S):
+                self._send(self._waiting())
+            self._send((0, 0))
             self._instances.increment(-1)
         except Exception as error:
             self._give_up(error)
 
-    def _send(self, batch: BatchRecord) -> None:
-        for name, count in self._counts.items():
-            if value := getattr(batch, name):
-                count.increment(value)
-        if batch.texts:
-            for name, size in self._sizes.items():
-                size.observe(getattr(batch, name))
-        for name, seconds in batch.stages.items():
-            self._stages[name].observe(seconds)
+    def _send(self, waiting: tuple[int, int]) -> None:
+        with self._lock:
+            counts, self._counts = self._counts, Counter()
+            observations, self._observations = self._observations, {}
+        for key, count in counts.items():
+            if count:
+                self._metrics[key].increment(count)
+        for key, sample in observations.items():
+            for value in sample.values:
+                self._metrics[key].observe(value)
+        # Gauges change by differences, because all instances of a model share them.
+        for (name, sent), now in zip(list(self._gauges.items()), waiting, strict=True):
+            if now != sent:
+                self._metrics[name, ""].increment(now - sent)
+                self._gauges[name] = now
 
     def _give_up(self, error: Exception) -> None:
         self._log(f"polyhead sends no more metrics: {error}")
+
+
+class _Sample:
+    """At most MOST_OBSERVATIONS values, each of those added equally likely (Vitter 1985, algorithm R)."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+        self._added = 0
+
+    def add(self, value: float) -> None:
+        self._added += 1
+        if len(self.values) < MOST_OBSERVATIONS:
+            self.values.append(value)
+        elif (place := random.randrange(self._added)) < MOST_OBSERVATIONS:
+            self.values[place] = value

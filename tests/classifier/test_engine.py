@@ -198,7 +198,10 @@ def test_equal_texts_are_computed_once(pair: tuple[Predictor, Any]) -> None:
     predictor, _ = pair
     one, other = (predictor.encode(TEXTS)[row].token_ids[:8] for row in (0, 1))
     engine = Engine(predictor.checkpoint, token_budget=8)
-    assert engine.plan([one, other, one, one]) == [[0, 2, 3], [1]]
+    pooled, computed = engine.forward.pooled, []
+    engine.forward.pooled = lambda batch: computed.append(batch.tokens) or pooled(batch)
+    engine.logits([one, other, one, one])
+    assert computed == [8, 8]
     np.testing.assert_array_equal(engine.logits([one, other, one])[[0, 2]], np.repeat(engine.logits([one]), 2, axis=0))
 
 

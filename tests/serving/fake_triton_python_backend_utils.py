@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ class TritonError(Exception):
     INTERNAL = "internal"
     INVALID_ARG = "invalid_arg"
     CANCELLED = "cancelled"
+    UNAVAILABLE = "unavailable"
 
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
@@ -129,12 +131,19 @@ class ResponseSender:
     def __init__(self) -> None:
         self.sent: list[InferenceResponse] = []
         self.error: Exception | None = None
+        self.cancelled = False
+        self.arrived = threading.Event()
+
+    def is_cancelled(self) -> bool:
+        """Whether the client has gone."""
+        return self.cancelled
 
     def send(self, response: InferenceResponse, flags: int) -> None:
         """Closes the sender, whether or not the response arrives."""
         assert flags == TRITONSERVER_RESPONSE_COMPLETE_FINAL
         assert not self.sent, "Unable to send response. Response sender has been closed."
         self.sent.append(response)
+        self.arrived.set()
         if self.error:
             raise self.error
 
@@ -147,11 +156,17 @@ class Request:
     raw_parameters: str | Exception = ""
     outputs: tuple[str, ...] = INPUT_OUTPUTS
     cancelled: bool = False
+    timeout_us: int = 0
     sender: ResponseSender = field(default_factory=ResponseSender)
 
     def get_response_sender(self) -> ResponseSender:
         """The one sender."""
+        self.sender.cancelled = self.cancelled
         return self.sender
+
+    def timeout(self) -> int:
+        """Microseconds that the caller waits; 0 if it does not say so."""
+        return self.timeout_us
 
     def is_cancelled(self) -> bool:
         """Whether the client has gone."""

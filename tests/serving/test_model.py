@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
+import re
 import shutil
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +36,18 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def model(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The model, initialized as Triton does it."""
+def model(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The model, initialized as Triton does it; `execute` waits for all answers."""
     monkeypatch.setattr(pb_utils.MetricFamily, "registry", {})
-    return start(repository, monkeypatch)
+    served = start(repository, monkeypatch, at_once_s="60")
+    yield served
+    served.finalize()
 
 
-def start(repository: Path, monkeypatch: pytest.MonkeyPatch, kind: str = "CPU", instances: int = 1) -> Any:
-    """Imports model.py and initializes it; torch keeps its threads."""
+def start(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, kind: str = "CPU", instances: int = 1, **parameters: str
+) -> Any:
+    """Imports model.py and initializes it with these parameters of config.pbtxt; torch keeps its threads."""
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", pb_utils)
     monkeypatch.setattr(pb_utils.Logger, "lines", [])
     monkeypatch.setattr(pb_utils.Logger, "infos", [])
@@ -53,7 +61,12 @@ def start(repository: Path, monkeypatch: pytest.MonkeyPatch, kind: str = "CPU", 
     served = module.TritonPythonModel()
     served.initialize(
         {
-            "model_config": json.dumps({"instance_group": [{"kind": f"KIND_{kind}", "count": instances}]}),
+            "model_config": json.dumps(
+                {
+                    "instance_group": [{"kind": f"KIND_{kind}", "count": instances}],
+                    "parameters": {name: {"string_value": value} for name, value in parameters.items()},
+                }
+            ),
             "model_name": "gpt2_classifier",
             "model_repository": str(repository / "gpt2_classifier"),
             "model_version": "1",
@@ -86,7 +99,8 @@ def test_answers_as_the_predictor(model: Any, repository: Path) -> None:
     assert response["TOKEN_COUNT"].dtype == np.int32
     assert response["TOKEN_COUNT"].shape == (2, 1)
     assert [row["truncated"] for row in predictions(response)] == [False, True]
-    assert [head["name"] for head in json.loads(response["SCHEMA"][1, 0])["heads"]] == ["topic", "mood", "stars"]
+    assert [head["name"] for head in json.loads(response["SCHEMA"][0, 0])["heads"]] == ["topic", "mood", "stars"]
+    assert response["SCHEMA"].shape == (1, 1)
 
 
 def test_requests_of_a_batch_keep_apart(model: Any) -> None:
@@ -124,13 +138,13 @@ def test_only_asked_outputs_are_computed(model: Any, outputs: tuple[str, ...]) -
 
 @pytest.mark.parametrize("text", [b"", b" \n", b"\xff\xfe", b"\x00\xc3"])
 def test_a_bad_text_affects_only_itself(model: Any, text: bytes) -> None:
-    """An unreadable text has an error, NaN and no tokens in its own row; other rows are unchanged."""
+    """An unreadable text has an error, the sentinel and no tokens in its own row; other rows are unchanged."""
     response = only(model, Request(texts(b"Rain", text, b"Sport")))
     first, bad, last = predictions(response)
     assert list(bad) == ["error"]
     assert "heads" in first
     assert "heads" in last
-    assert np.isnan(response["SCORES"][1]).all()
+    assert (response["SCORES"][1] == np.finfo(np.float32).min).all()
     assert response["TOKEN_COUNT"][1, 0] == 0
     np.testing.assert_allclose(
         response["SCORES"][[0, 2]], only(model, Request(texts(b"Rain", b"Sport")))["SCORES"], atol=1e-6
@@ -242,7 +256,7 @@ def test_threads_are_the_instances_share(
     repository: Path, monkeypatch: pytest.MonkeyPatch, instances: int, cores: int, threads: int
 ) -> None:
     """Instances share the cores; POLYHEAD_THREADS overrides that."""
-    monkeypatch.setattr("polyhead.machine.usable_cores", lambda: cores)
+    monkeypatch.setattr("polyhead_serving.instance_config.usable_cores", lambda: cores)
     start(repository, monkeypatch, instances=instances)
     assert f" {threads} threads" in pb_utils.Logger.infos[0]
     monkeypatch.setenv("POLYHEAD_THREADS", "5")
@@ -257,93 +271,206 @@ def test_too_little_memory_fails_the_load(repository: Path, monkeypatch: pytest.
         start(repository, monkeypatch)
 
 
-def test_short_requests_do_not_wait_for_long_ones(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each request has one response; if its texts are in an early part, it is sent before the next is computed."""
-    model.predictor._engine.token_budget = 20
-    monkeypatch.setattr("served_model.EARLY_RESPONSE_S", 0)
+def test_scores_that_are_not_finite_are_an_error(model: Any) -> None:
+    """A text with a score of NaN or infinity has an error and the sentinel, so that JSON stays valid."""
+    score = model.predictor.score
+
+    def broken(encoded: Any) -> Any:
+        scores = score(encoded)
+        scores[0, 2] = np.inf
+        return scores
+
+    model.predictor.score = broken
+    response = only(model, Request(texts(b"Rain", b"Sport in the snow")))
+    first, second = predictions(response)
+    assert "not finite" in first["error"]
+    assert "heads" in second
+    assert (response["SCORES"][0] == np.finfo(np.float32).min).all()
+    assert np.isfinite(response["SCORES"]).all()
+
+
+def test_what_is_not_there_soon_is_sent_later(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`execute` returns None for what still waits; each request gets exactly one response, the same as alone."""
+    monkeypatch.setattr(pb_utils.MetricFamily, "registry", {})
+    model = start(repository, monkeypatch, at_once_s="0.000001")
     requests = [
         Request(texts(b"word " * 200), outputs=("PREDICTION",)),
-        Request(texts(b"Rain")),
-        Request(texts(b"Rain", b"word " * 30)),
+        Request(texts(b"Rain", b"Sport")),
         Request(texts(b""), '{"topk": 1}'),
         Request(texts(b"tokens"), outputs=("TOKEN_COUNT",)),
     ]
-    expected = [only(model, Request(request.text, request.raw_parameters, request.outputs)) for request in requests]
-    seen_before: list[int] = []
+    may_score = threading.Event()
     score = model.predictor.score
 
-    def spy(encoded: Any) -> Any:
-        seen_before.append(sum(len(request.sender.sent) for request in requests))
+    def waiting_score(encoded: Any) -> Any:
+        assert may_score.wait(20)
         return score(encoded)
 
-    model.predictor.score = spy
+    model.predictor.score = waiting_score
     returned = model.execute(requests)
-    assert seen_before == [0, 3, 4]
-    for request, response, alone in zip(requests, returned, expected, strict=True):
+    assert [response is None for response in returned] == [True, True, False, False]
+    assert not any(request.sender.sent for request in requests)
+    may_score.set()
+    for request in requests[:2]:
+        assert request.sender.arrived.wait(20)
+    model.finalize()
+    patient = start(repository, monkeypatch, at_once_s="60")
+    for request, response in zip(requests, returned, strict=True):
         (answer,) = [*request.sender.sent, *([response] if response else [])]
+        alone = only(patient, Request(request.text, request.raw_parameters, request.outputs))
         assert str(answer.error) == str(alone.error)
         for tensor in alone.output_tensors:
             if tensor.name == "SCORES":
                 np.testing.assert_allclose(answer[tensor.name], tensor.array, atol=1e-6)
             elif tensor.name != "PREDICTION":
                 np.testing.assert_array_equal(answer[tensor.name], tensor.array)
-    assert returned[0] is not None
+    patient.finalize()
 
 
-def test_on_a_gpu_responses_are_returned_together(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU, no early response is sent and cancels are not checked, because both cost more than a text."""
-    model.asks_for_cancels = False
-    monkeypatch.setattr("served_model.EARLY_RESPONSE_S", float("inf"))
-    model.predictor._engine.token_budget = 20
-    requests = [Request(texts(b"word " * 200)), Request(texts(b"Rain"), cancelled=True)]
-    assert [response.error for response in model.execute(requests)] == [None, None]
-    assert not any(request.sender.sent for request in requests)
+def test_finalize_answers_what_was_accepted(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that is taken away sends every response that it still owes."""
+    monkeypatch.setattr(pb_utils.MetricFamily, "registry", {})
+    model = start(repository, monkeypatch, at_once_s="0.000001")
+    requests = [Request(texts(b"word " * number)) for number in range(1, 60)]
+    returned = model.execute(requests)
+    model.finalize()
+    assert all(len(r.sender.sent) == (response is None) for r, response in zip(requests, returned, strict=True))
+    assert all(sent.error is None for request in requests for sent in request.sender.sent)
 
 
-def test_failure_between_parts_answers_the_rest(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After an exception between parts, every request still has exactly one response."""
-    model.predictor._engine.token_budget = 20
-    monkeypatch.setattr("served_model.EARLY_RESPONSE_S", 0)
-    score, calls = model.predictor.score, []
-
-    def explode_later(encoded: Any) -> Any:
-        calls.append(1)
-        if len(calls) > 1:
-            raise RuntimeError("secret")
-        return score(encoded)
-
-    model.predictor.score = explode_later
-    requests = [Request(texts(b"word " * 200)), Request(texts(b"Rain"))]
-    long, short = model.execute(requests)
-    assert long.error.code == pb_utils.TritonError.INTERNAL
-    assert not requests[0].sender.sent
-    assert short is None
-    assert len(requests[1].sender.sent) == 1
-
-
-def test_a_sender_that_fails_is_logged(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sender_that_fails_is_logged(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A response that cannot be sent affects no other response and is not sent twice."""
-    model.predictor._engine.token_budget = 20
-    monkeypatch.setattr("served_model.EARLY_RESPONSE_S", 0)
-    requests = [Request(texts(b"word " * 200)), Request(texts(b"Rain"))]
-    requests[1].sender.error = RuntimeError("no shared memory: \xe9")
-    long, short = model.execute(requests)
-    assert long.error is None
-    assert short is None
+    monkeypatch.setattr(pb_utils.MetricFamily, "registry", {})
+    model = start(repository, monkeypatch, at_once_s="0.000001")
+    score = model.predictor.score
+    model.predictor.score = lambda encoded: time.sleep(0.05) or score(encoded)
+    bad, good = Request(texts(b"Rain")), Request(texts(b"Sport"))
+    bad.sender.error = RuntimeError("no shared memory: \xe9")
+    assert model.execute([bad, good]) == [None, None]
+    model.finalize()
+    assert len(bad.sender.sent) == len(good.sender.sent) == 1
+    assert good.sender.sent[0].error is None
     assert "no shared memory" in pb_utils.Logger.lines[0]
 
 
-def test_cancelled_requests_are_not_computed(model: Any) -> None:
-    """A cancelled request gets CANCELLED and is not computed; the others of the batch are answered."""
-    seen: list[int] = []
+def test_a_request_without_a_sender_is_answered_at_once(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If Triton gives no response sender, `execute` returns an error instead of nothing, and nothing is sent later."""
+    monkeypatch.setattr(pb_utils.MetricFamily, "registry", {})
+    model = start(repository, monkeypatch, at_once_s="0.000001")
     score = model.predictor.score
-    model.predictor.score = lambda encoded: seen.append(len(encoded)) or score(encoded)
-    gone, good = model.execute([Request(texts(b"Rain", b"Sport"), cancelled=True), Request(texts(b"Rain"))])
-    assert gone.error.code == pb_utils.TritonError.CANCELLED
-    assert good.error is None
-    assert seen == [1]
+    model.predictor.score = lambda encoded: time.sleep(0.05) or score(encoded)
+    request = Request(texts(b"Rain"))
+    monkeypatch.setattr(request, "get_response_sender", lambda: 1 / 0)
+    (response,) = model.execute([request])
     model.finalize()
-    assert pb_utils.MetricFamily.value("polyhead_cancelled_requests_total") == [1]
+    assert response.error.code == pb_utils.TritonError.INTERNAL
+    assert not request.sender.sent
+
+
+def test_overload_is_refused_with_seconds_to_wait(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not fit into the queue gets UNAVAILABLE at once; what was accepted is answered."""
+    monkeypatch.setattr(pb_utils.MetricFamily, "registry", {})
+    model = start(repository, monkeypatch, at_once_s="0.000001", queue_texts="3")
+    may_score = threading.Event()
+    score = model.predictor.score
+
+    def waiting_score(encoded: Any) -> Any:
+        assert may_score.wait(20)
+        return score(encoded)
+
+    model.predictor.score = waiting_score
+    requests = [Request(texts(f"text {number}".encode()), outputs=("SCORES",)) for number in range(9)]
+    returned = model.execute(requests)
+    refused = [response for response in returned if response is not None]
+    assert 5 <= len(refused) <= 6  # one text may be with the engine already
+    assert {response.error.code for response in refused} == {pb_utils.TritonError.UNAVAILABLE}
+    assert all(re.search(r"; retry in \d+\.\d s$", str(response.error)) for response in refused)
+    may_score.set()
+    model.finalize()
+    assert all(len(r.sender.sent) == (response is None) for r, response in zip(requests, returned, strict=True))
+    assert sum(pb_utils.MetricFamily.value("polyhead_refused_requests_total", reason="queue_full")) == len(refused)
+
+
+def test_an_expired_request_is_unavailable(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request whose own timeout ends in the queue gets UNAVAILABLE and is not computed."""
+    monkeypatch.setattr(pb_utils.MetricFamily, "registry", {})
+    model = start(repository, monkeypatch, at_once_s="0.000001")
+    score, seen, has_begun = model.predictor.score, [], threading.Event()
+
+    def slow_score(encoded: Any) -> Any:
+        seen.append(len(encoded))
+        has_begun.set()
+        time.sleep(0.1)
+        return score(encoded)
+
+    model.predictor.score = slow_score
+    first, late = Request(texts(b"word " * 200)), Request(texts(b"Rain"), timeout_us=20_000)
+    assert model.execute([first]) == [None]
+    assert has_begun.wait(20)
+    assert model.execute([late]) == [None]
+    model.finalize()
+    assert late.sender.sent[0].error.code == pb_utils.TritonError.UNAVAILABLE
+    assert "time ended in the queue" in str(late.sender.sent[0].error)
+    assert seen == [1]
+    assert sum(pb_utils.MetricFamily.value("polyhead_dropped_requests_total", reason="expired")) == 1
+
+
+def test_cancelled_requests_are_not_computed(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cancelled request that waits gets CANCELLED and is not computed; others are answered."""
+    monkeypatch.setattr(pb_utils.MetricFamily, "registry", {})
+    model = start(repository, monkeypatch, at_once_s="0.000001")
+    score, seen, has_begun = model.predictor.score, [], threading.Event()
+
+    def slow_score(encoded: Any) -> Any:
+        seen.append(len(encoded))
+        has_begun.set()
+        time.sleep(0.1)
+        return score(encoded)
+
+    model.predictor.score = slow_score
+    requests = [Request(texts(b"first")), Request(texts(b"Rain", b"Sport"), cancelled=True), Request(texts(b"Rain"))]
+    for request in requests:
+        assert model.execute([request]) == [None]
+        assert has_begun.wait(20)
+    model.finalize()
+    first, gone, good = (request.sender.sent[0].error for request in requests)
+    assert gone.code == pb_utils.TritonError.CANCELLED
+    assert first is good is None
+    assert seen == [1, 1]
+    assert sum(pb_utils.MetricFamily.value("polyhead_dropped_requests_total", reason="cancelled")) == 1
+
+
+def test_a_dead_scheduler_ends_the_process(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the scheduler's thread dies, the process ends with a line in the log, so that the supervisor sees it."""
+    ended: list[int] = []
+    monkeypatch.setattr("os._exit", ended.append)
+
+    def die(encoded: Any) -> Any:
+        raise SystemExit
+
+    model.predictor.score = die
+    model.config = dataclasses.replace(model.config, at_once_s=0.05)
+    model.execute([Request(texts(b"Rain"))])
+    model.scheduler.close()
+    assert ended == [1]
+    assert "the scheduler failed" in pb_utils.Logger.lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("at_once_s", "soon", "must be a number > 0, got 'soon'"),
+        ("queue_texts", "0", "must be a number > 0, got '0'"),
+        ("default_timeout_s", "nan", "must be a number > 0, got 'nan'"),
+        ("timeout", "1", "unknown parameter timeout; known are at_once_s, default_timeout_s"),
+    ],
+)
+def test_wrong_parameters_fail_the_load(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    """A parameter of config.pbtxt that is unknown or out of range fails the load with its name."""
+    with pytest.raises(pb_utils.TritonModelException, match=said):
+        start(repository, monkeypatch, **{name: value})
 
 
 def test_metrics_count_what_was_answered(model: Any) -> None:
@@ -359,46 +486,57 @@ def test_metrics_count_what_was_answered(model: Any) -> None:
     assert value("polyhead_tokens_total") == [tokens]
     assert value("polyhead_truncated_texts_total") == [1]
     assert value("polyhead_error_texts_total") == [1]
-    assert value("polyhead_batch_texts") == [4]
-    assert value("polyhead_batch_tokens") == [tokens]
-    assert len(value("polyhead_stage_seconds", stage="compute")) == 1
+    assert sum(value("polyhead_micro_batch_texts")) == 3
+    assert sum(value("polyhead_micro_batch_tokens")) == tokens
+    assert sum(value("polyhead_micro_batches_total")) == len(value("polyhead_micro_batch_texts"))
+    assert len(value("polyhead_queue_seconds")) == 1
+    assert len(value("polyhead_stage_seconds", stage="compute")) == len(value("polyhead_micro_batch_texts"))
     assert min(value("polyhead_stage_seconds")) > 0
     assert sum(value("polyhead_instances")) == 0
 
 
-def test_a_long_batch_shows_progress(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each part of a batch is counted as soon as it is scored."""
-    counted: list[list[float]] = []
+def test_waiting_texts_are_a_gauge_of_all_instances(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits is counted while it waits, and no longer when it is answered."""
+    monkeypatch.setattr(pb_utils.MetricFamily, "registry", {})
+    model = start(repository, monkeypatch, at_once_s="0.000001")
+    may_score = threading.Event()
     score = model.predictor.score
 
-    def slow_score(encoded: Any) -> Any:
-        deadline = time.monotonic() + 5
-        while len(value := pb_utils.MetricFamily.value("polyhead_parts_total")) < len(counted):
-            assert time.monotonic() < deadline
-        counted.append(value)
+    def waiting_score(encoded: Any) -> Any:
+        assert may_score.wait(20)
         return score(encoded)
 
-    monkeypatch.setattr(model.predictor, "score", slow_score)
-    monkeypatch.setattr(model.predictor, "parts", lambda encoded: [[place] for place in range(len(encoded))])
-    assert only(model, Request(texts(b"Rain", b"Sport", b"Snow"))).error is None
+    model.predictor.score = waiting_score
+    model.execute([Request(texts(b"first"))])
+    model.execute([Request(texts(b"second", b"third"))])
+    value = pb_utils.MetricFamily.value
+    deadline = time.monotonic() + 20
+    while sum(value("polyhead_waiting_texts")) != 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert sum(value("polyhead_waiting_tokens")) > 2
+    may_score.set()
     model.finalize()
-    assert [len(value) for value in counted] == [0, 1, 2]
-    assert pb_utils.MetricFamily.value("polyhead_parts_total") == [1, 1, 1]
+    assert sum(value("polyhead_waiting_texts")) == sum(value("polyhead_waiting_tokens")) == 0
 
 
 def test_metrics_that_fail_do_no_harm(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If a metric's name is taken, or a message to the server fails, requests are still answered."""
     monkeypatch.setattr(pb_utils.MetricFamily, "registry", {})
     pb_utils.MetricFamily("polyhead_texts_total", "", pb_utils.MetricFamily.GAUGE)
-    model = start(repository, monkeypatch)
+    model = start(repository, monkeypatch, at_once_s="60")
     assert "different type" in pb_utils.Logger.lines[0]
     assert only(model, Request(texts(b"Rain"))).error is None
     model.finalize()
 
     monkeypatch.setattr(pb_utils.MetricFamily, "registry", {})
-    model = start(repository, monkeypatch)
+    model = start(repository, monkeypatch, at_once_s="60")
     monkeypatch.setattr(pb_utils.Metric, "observe", lambda self, value: 1 / 0)
     assert only(model, Request(texts(b"Rain"))).error is None
-    model.finalize()
+    deadline = time.monotonic() + 20
+    while not pb_utils.Logger.lines:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     assert only(model, Request(texts(b"Rain"))).error is None
+    model.finalize()
     assert ["zero" in line for line in pb_utils.Logger.lines] == [True]

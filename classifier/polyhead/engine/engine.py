@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from polyhead.checkpoint import Checkpoint
 from polyhead.engine.cpu.attention import has_attention_kernel
-from polyhead.engine.cpu.forward import CPUForward
+from polyhead.engine.cpu.forward import BetweenLayers, CPUForward
 from polyhead.engine.micro_batch import micro_batches, pad_rows
 from polyhead.errors import TokenIdsError
 from polyhead.precision import Precision, check_precision, has_stable_products
@@ -45,7 +45,7 @@ class Engine:
         self.token_budget = token_budget or self.forward.token_budget
         self.width = checkpoint.schema.width
         self._head = checkpoint.build_head().to(self.device)
-        self._turn = threading.Lock()
+        self._turn = threading.RLock()  # again in one thread: by a text that passes between the layers of others
 
     @property
     def is_batch_invariant(self) -> bool:
@@ -82,15 +82,10 @@ class Engine:
                     logits[texts[text]] = row
         return logits
 
-    def plan(self, token_ids: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Positions of the sequences, grouped by the micro-batch that computes them, shortest first.
-
-        Computing one group after the other costs as much as computing all at once.
-        """
-        rows_of = _rows_of_equal(token_ids)
-        texts = list(rows_of.values())
-        batches = micro_batches(list(rows_of), self.token_budget, self.forward.enough_tokens)
-        return [[row for text in batch.rows for row in texts[text]] for batch in batches]
+    def set_between_layers(self, between_layers: BetweenLayers) -> None:
+        """On a CPU, calls this between the layers of a micro-batch; a GPU computes without a stop."""
+        if isinstance(self.forward, CPUForward):
+            self.forward.between_layers = between_layers
 
     def _check(self, token_ids: Sequence[Sequence[int]]) -> None:
         for position, ids in enumerate(token_ids):

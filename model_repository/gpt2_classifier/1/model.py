@@ -1,4 +1,4 @@
-"""Triton's adapter: reads the requests of a batch, lets the Predictor answer their texts, builds the responses.
+"""Triton's adapter: reads requests, lets the scheduler score their texts, and builds the responses.
 
 The model process has ASCII as its encoding: open files as UTF-8, never print, log through pb_utils.Logger.
 """
@@ -12,9 +12,14 @@ import os
 # (docs/decisions/0004-passive-threads.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import gc
+import logging
+import time
 import traceback
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,18 +29,24 @@ import orjson
 import torch
 import triton_python_backend_utils as pb_utils
 
-from polyhead.decode import DecodeOptions, Scores
+from polyhead.decode import DecodeOptions
 from polyhead.encode import EncodedText
 from polyhead.errors import OptionError, PolyheadError
-from polyhead.machine import usable_cores
 from polyhead.predictor import Predictor
-from polyhead_serving.model_metrics import BatchRecord, ModelMetrics
+from polyhead.scheduler import CancelledRequestError, ExpiredError, RefusedError, Scheduler
+from polyhead.text_queue import ScoreRequest
+from polyhead_serving.instance_config import InstanceConfig
+from polyhead_serving.model_metrics import ModelMetrics, RequestsRecord
+from polyhead_serving.responses import Responses
 
-# Sending a response early costs half a millisecond, so it is done only if the rest of the batch takes longer than this
-# (docs/decisions/0008-response-sender.md).
-EARLY_RESPONSE_S = 0.1
+SENDERS = 4  # threads that send the responses which `execute` could not return (docs/decisions/0008-response-sender.md)
+# With several instances, Triton gives the next requests to the one that is free. An instance that refuses at once would
+# get all of them, so it waits this long first.
+REFUSAL_PAUSE_S = 0.02
 PROVEN_TOKENS = 512  # of golden.jsonl, at each load: half a second for a GPT-2 small on two slow cores
 SMOKE_TEXTS = [b"A first text that proves the model.", b"short"]
+# Stands in SCORES for a text without an answer, because JSON has no NaN. No score of a label is negative.
+NO_SCORE = np.finfo(np.float32).min
 
 
 class BadRequestError(Exception):
@@ -47,11 +58,12 @@ class ParsedRequest:
     """What one request asks for, and how far its answer is.
 
     Attributes:
-        position: its place in the batch.
+        position: its place in the call of `execute`.
         source: Triton's request.
+        timeout_s: how long its caller waits; None if the request does not say so.
         encoded: its texts, once they are tokenized.
-        scores: ``(texts, width)``; made when scoring begins.
-        unscored: how many texts still wait for their scores; 0 if the request is answered or cancelled.
+        scoring: its texts in the queue, if they need scores.
+        sender: sends its response if `execute` has returned without it.
     """
 
     position: int
@@ -59,9 +71,16 @@ class ParsedRequest:
     texts: Sequence[bytes]
     options: DecodeOptions
     outputs: frozenset[str]
+    timeout_s: float | None
+    arrived: float = field(default_factory=time.monotonic)
     encoded: list[EncodedText] = field(default_factory=list)
-    scores: Scores = field(init=False)
-    unscored: int = 0
+    scoring: ScoreRequest | None = None
+    sender: Any = None
+
+    def is_cancelled(self) -> bool:
+        """Whether the client has cancelled it, which is possible over gRPC only."""
+        source = self.source if self.sender is None else self.sender
+        return bool(source.is_cancelled())
 
     @property
     def needs_tokens(self) -> bool:
@@ -74,49 +93,18 @@ class ParsedRequest:
         return not self.outputs <= {"SCHEMA", "TOKEN_COUNT"}
 
 
-class Responses:
-    """Exactly one response per request: sent early, or returned with the others when `execute` ends.
-
-    A request without a response hangs its client. A request with two responses kills the server.
-    """
-
-    def __init__(self, requests: Sequence[Any]) -> None:
-        self._requests = requests
-        self._ready: dict[int, Any] = {}
-        self._sent: set[int] = set()
-
-    def put(self, position: int, response: Any) -> None:
-        """Keeps the response to the request at this position."""
-        self._ready[position] = response
-
-    def send_ready(self) -> None:
-        """Sends the responses that are ready, before the rest of the batch is computed."""
-        while self._ready:
-            position, response = self._ready.popitem()
-            self._sent.add(position)  # before sending: after a failed send, no second response is allowed
-            try:
-                sender = self._requests[position].get_response_sender()
-                sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-            except Exception as error:
-                log_error(f"a response could not be sent: {error!r}")
-
-    def rest(self) -> list[Any]:
-        """What `execute` returns: per request a response, or None if it was sent. A missing response is an error."""
-        positions = range(len(self._requests))
-        for position in set(positions) - self._ready.keys() - self._sent:
-            self.put(position, failure("internal error, see the server's log", pb_utils.TritonError.INTERNAL))
-        return [self._ready.get(position) for position in positions]
+TritonResponses = Responses[ParsedRequest]
 
 
 class TritonPythonModel:
-    """One instance of the model. Triton calls `execute` with one batch of requests at a time."""
+    """One instance of the model. Triton never overlaps calls of `execute`; the scheduler computes in its own thread."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Loads the checkpoint beside this file and proves with real inferences that its answers are right."""
-        threads = threads_of(os.environ.get("POLYHEAD_THREADS"), json.loads(args["model_config"]))
-        torch.set_num_threads(threads)
         folder = Path(args["model_repository"]) / args["model_version"] / "checkpoint"
         try:
+            self.config = InstanceConfig.read(json.loads(args["model_config"]))
+            torch.set_num_threads(self.config.threads)
             self.predictor = Predictor.load(folder, device=device_of(args))
             proven = self.predictor.warm_up()
             if self.predictor.precision == "fp32":  # for other precisions, `load` has checked more of them
@@ -126,110 +114,171 @@ class TritonPythonModel:
         except PolyheadError as error:
             raise pb_utils.TritonModelException(str(error)) from None
         self.warn_of_other_labels(Path(args["model_repository"]) / "labels.txt")
-        # Asking takes 40 microseconds per request: nothing compared with a text on a CPU, but much on a GPU.
-        self.asks_for_cancels = self.predictor.device.type == "cpu"
+        logging.getLogger("polyhead").addHandler(TritonLogHandler())
         engine = {"precision": self.predictor.precision, "device": str(self.predictor.device)}
         labels = {"model": args["model_name"], "version": args["model_version"]}
-        self.metrics = ModelMetrics(pb_utils.MetricFamily, labels, engine, log_error)
+        self.metrics = ModelMetrics(pb_utils.MetricFamily, labels, engine, self.waiting, log_error)
+        self.scheduler = Scheduler(
+            self.predictor,
+            self.config.limits,
+            self.metrics.record_micro_batch,
+            end_process,
+            # Asking takes 40 microseconds per request: nothing compared with a text on a CPU, but much on a GPU.
+            asks_for_cancels=self.predictor.device.type == "cpu",
+        )
+        self.senders = ThreadPoolExecutor(SENDERS, "polyhead-sender")
+        self.scheduler.start()
+        gc.collect()
+        gc.freeze()  # what is loaded now stays, so later collections need not look at it
         pb_utils.Logger.log_info(
             f"{args['model_name']} version {args['model_version']}: {engine['precision']} on {engine['device']}, "
-            f"{threads} threads, token budget {self.predictor.token_budget}, a micro-batch of {proven} tokens fits"
+            f"{self.config.threads} threads, token budget {self.predictor.token_budget}, "
+            f"a micro-batch of {proven} tokens fits"
         )
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answers every request and never raises: after an early response, an exception would end the server."""
-        responses = Responses(requests)
+        """Queues every request, and returns the answers that are there soon. Never raises."""
+        record = RequestsRecord()
+        responses = TritonResponses(len(requests), partial(self.respond, record=record), self.send, fail)
         try:
-            self.answer(requests, responses)
+            self.accept(requests, responses, record)
         except Exception as error:
-            log_error(f"a batch of {len(requests)} requests failed: {error!r}\n{traceback.format_exc()}")
-        return responses.rest()
+            responses.fail_rest(f"a call with {len(requests)} requests failed: {error!r}\n{traceback.format_exc()}")
+        if record.refused and self.config.instances > 1:
+            time.sleep(REFUSAL_PAUSE_S)
+        wait_s = self.scheduler.wait_s()
+        is_soon = wait_s is None or wait_s <= self.config.at_once_s
+        returned = responses.collect(self.config.at_once_s if is_soon else 0)
+        self.metrics.record_requests(record)
+        return returned
 
     def finalize(self) -> None:
-        """Takes this instance out of the metrics."""
+        """Answers what was accepted, and takes this instance out of the metrics."""
+        self.scheduler.close()
+        self.senders.shutdown()
         self.metrics.close()
 
-    def answer(self, requests: Sequence[Any], responses: Responses) -> None:
-        """Tokenizes the texts of all requests together, then scores them."""
+    def accept(self, requests: Sequence[Any], responses: TritonResponses, record: RequestsRecord) -> None:
+        """Reads the requests, tokenizes the texts of all together, and queues those that need scores."""
         parsed: list[ParsedRequest] = []
         for position, request in enumerate(requests):
             try:
                 parsed.append(parse_request(position, request))
+                if parsed[-1].needs_scores:
+                    self.scheduler.admit(len(parsed[-1].texts), parsed[-1].timeout_s)
             except (BadRequestError, OptionError) as error:
                 responses.put(position, failure(str(error), pb_utils.TritonError.INVALID_ARG))
-        batch = BatchRecord()
-        self.tokenize([request for request in parsed if request.needs_tokens], batch)
-        for done in (request for request in parsed if not request.needs_scores):
-            responses.put(done.position, self.respond(done))
-        self.score([request for request in parsed if request.needs_scores], responses, batch)
-        self.metrics.record(batch)
+            except RefusedError as error:
+                parsed.pop()
+                self.refuse(position, error, responses, record)
+        self.tokenize([request for request in parsed if request.needs_tokens], record)
+        for request in (request for request in parsed if not request.needs_scores):
+            responses.put(request.position, self.respond(request, record))
+        self.submit([request for request in parsed if request.needs_scores], responses, record)
 
-    def tokenize(self, requests: Sequence[ParsedRequest], batch: BatchRecord) -> None:
-        """Tokenizes the texts of all requests in one call."""
-        with batch.stage("tokenize"):
+    def refuse(self, position: int, error: RefusedError, responses: TritonResponses, record: RequestsRecord) -> None:
+        """Answers a request that would wait too long."""
+        record.refused[error.reason] += 1
+        responses.put(position, failure(str(error), pb_utils.TritonError.UNAVAILABLE))
+
+    def tokenize(self, requests: Sequence[ParsedRequest], record: RequestsRecord) -> None:
+        """Tokenizes the texts of all requests together."""
+        with record.stage("tokenize"):
             encoded = self.predictor.encode([text for request in requests for text in request.texts])
-        batch.count(encoded)
+        record.count(encoded)
         rest = iter(encoded)
         for request in requests:
             request.encoded = list(islice(rest, len(request.texts)))
 
-    def score(self, requests: Sequence[ParsedRequest], responses: Responses, batch: BatchRecord) -> None:
-        """Scores the texts of all requests part by part, short texts first.
-
-        A request is answered as soon as its last text is scored. It does not wait for longer texts in the batch.
-        """
+    def submit(self, requests: Sequence[ParsedRequest], responses: TritonResponses, record: RequestsRecord) -> None:
+        """Queues requests for the scheduler, and answers those that would wait too long."""
+        width = self.predictor.schema.width
         for request in requests:
-            request.unscored = len(request.texts)
-            request.scores = np.empty((len(request.texts), self.predictor.schema.width), dtype=np.float32)
-        texts = [(request, row) for request in requests for row in range(len(request.texts))]
-        plan = self.predictor.parts([request.encoded[row] for request, row in texts])
-        parts = [[texts[place] for place in places] for places in plan]
-        tokens = [sum(request.encoded[row].token_count for request, row in part) for part in parts]
-        for number, part in enumerate(parts):
-            computed = sum(tokens[:number])
-            if computed and batch.stages["compute"] / computed * sum(tokens[number:]) > EARLY_RESPONSE_S:
-                responses.send_ready()
-            if self.asks_for_cancels:
-                self.drop_cancelled({request for request, _ in part if request.unscored}, responses, batch)
-            waiting = [(request, row) for request, row in part if request.unscored]
-            with batch.stage("compute"):
-                scores = self.predictor.score([request.encoded[row] for request, row in waiting])
-            with batch.stage("decode"):
-                for (request, row), text_scores in zip(waiting, scores, strict=True):
-                    request.scores[row] = text_scores
-                    request.unscored -= 1
-                    if not request.unscored:
-                        responses.put(request.position, self.respond(request))
-            self.metrics.record(BatchRecord(parts=1))  # now: the canary must not take a long batch for a hang
-
-    def drop_cancelled(self, requests: set[ParsedRequest], responses: Responses, batch: BatchRecord) -> None:
-        """Ends the requests that their clients have cancelled, which is possible over gRPC only."""
+            request.scoring = ScoreRequest(
+                request.encoded,
+                width,
+                partial(responses.finish, request),
+                request.timeout_s,
+                request.is_cancelled,
+                arrived=request.arrived,
+            )
+            responses.queued(request)
+        try:
+            refused = self.scheduler.submit([request.scoring for request in requests if request.scoring is not None])
+        except Exception:
+            for request in requests:
+                responses.withdraw(request)
+            raise
         for request in requests:
-            if request.source.is_cancelled():
-                request.unscored = 0
-                batch.cancelled_requests += 1
-                responses.put(request.position, failure("cancelled by the client", pb_utils.TritonError.CANCELLED))
+            if request.scoring in refused:
+                responses.withdraw(request)
+                self.refuse(request.position, refused[request.scoring], responses, record)
 
-    def respond(self, request: ParsedRequest) -> Any:
-        """Builds the outputs that the request asked for, and no others."""
+    def send(self, request: ParsedRequest) -> None:
+        """Lets another thread send the response to a request that `execute` has returned without."""
+        self.senders.submit(self.send_now, request)
+
+    def send_now(self, request: ParsedRequest) -> None:
+        """Sends the response to a request, once: after a failed send, no second response is allowed."""
+        record = RequestsRecord()
+        try:
+            request.sender.send(self.respond(request, record), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        except Exception as error:
+            log_error(f"a response could not be sent: {error!r}")
+        self.metrics.record_requests(record)
+
+    def respond(self, request: ParsedRequest, record: RequestsRecord) -> Any:
+        """The response to a request that is finished; never raises."""
+        try:
+            with record.stage("decode"):
+                return self.build_response(request)
+        except Exception as error:
+            return fail(f"a response could not be built: {error!r}\n{traceback.format_exc()}")
+
+    def build_response(self, request: ParsedRequest) -> Any:
+        """Builds the outputs that the request asked for, and no others; or the error that it gets instead."""
+        match request.scoring.failure if request.scoring is not None else None:
+            case None:
+                pass
+            case ExpiredError() as error:
+                return failure(str(error), pb_utils.TritonError.UNAVAILABLE)
+            case CancelledRequestError() as error:
+                return failure(str(error), pb_utils.TritonError.CANCELLED)
+            case error:
+                return failure(str(error), pb_utils.TritonError.INTERNAL)
         tensors = []
-        if "PREDICTION" in request.outputs:
-            answers = self.predictor.decode(request.encoded, request.scores, request.options)
-            tensors.append(bytes_tensor("PREDICTION", [dump(answer) for answer in answers]))
-        if "SCORES" in request.outputs:
-            tensors.append(pb_utils.Tensor("SCORES", request.scores))
+        if request.scoring is not None:
+            scores = request.scoring.scores
+            if "PREDICTION" in request.outputs:
+                answers = self.predictor.decode(request.encoded, scores, request.options)
+                tensors.append(bytes_tensor("PREDICTION", [dump(answer) for answer in answers]))
+            if "SCORES" in request.outputs:
+                finite = np.isfinite(scores).all(axis=1, keepdims=True)
+                tensors.append(pb_utils.Tensor("SCORES", np.where(finite, scores, NO_SCORE)))
         if "TOKEN_COUNT" in request.outputs:
             counts = [[text.token_count] for text in request.encoded]
             tensors.append(pb_utils.Tensor("TOKEN_COUNT", np.array(counts, dtype=np.int32)))
         if "SCHEMA" in request.outputs:
-            tensors.append(bytes_tensor("SCHEMA", [self.predictor.schema_json()] * len(request.texts)))
+            tensors.append(bytes_tensor("SCHEMA", [self.predictor.schema_json()]))
         return pb_utils.InferenceResponse(output_tensors=tensors)
+
+    def waiting(self) -> tuple[int, int]:
+        """Texts and tokens in the queue, for the metrics."""
+        return self.scheduler.waiting()
 
     def warn_of_other_labels(self, path: Path) -> None:
         """Triton's classification extension names columns after labels.txt, which all versions share."""
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n") if path.is_file() else []
         if lines != self.predictor.schema.column_names():
             pb_utils.Logger.log_warn("labels.txt does not match this version's heads; export it again")
+
+
+class TritonLogHandler(logging.Handler):
+    """Passes what the libraries log to Triton's log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Logs one record."""
+        (log_error if record.levelno >= logging.ERROR else log_warning)(self.format(record))
 
 
 def parse_request(position: int, request: Any) -> ParsedRequest:
@@ -254,12 +303,20 @@ def parse_request(position: int, request: Any) -> ParsedRequest:
     if array.shape[1:] != (1,) or len(array) < 1:
         raise BadRequestError(f"TEXT: must have the shape [n, 1] with n >= 1, got {list(array.shape)}")
     options = DecodeOptions.from_parameters(parameters)
-    return ParsedRequest(position, request, array[:, 0].tolist(), options, frozenset(request.requested_output_names()))
+    outputs = frozenset(request.requested_output_names())
+    timeout_s = request.timeout() / 1e6 or None  # 0: the request has none
+    return ParsedRequest(position, request, array[:, 0].tolist(), options, outputs, timeout_s)
 
 
 def failure(message: str, code: Any) -> Any:
     """The response to one request that cannot be answered."""
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+
+
+def fail(reason: str) -> Any:
+    """Logs the reason, and builds the response that does not tell it."""
+    log_error(reason)
+    return failure("internal error, see the server's log", pb_utils.TritonError.INTERNAL)
 
 
 def bytes_tensor(name: str, rows: Sequence[bytes]) -> Any:
@@ -284,17 +341,18 @@ def device_of(args: dict[str, str]) -> str:
     return f"cuda:{args['model_instance_device_id']}"
 
 
-def threads_of(threads: str | None, model_config: dict[str, Any]) -> int:
-    """Threads for torch: POLYHEAD_THREADS, or this instance's share of the cores that the process may use."""
-    if threads is None:
-        groups = model_config.get("instance_group", [])
-        instances: int = sum(group["count"] for group in groups if group["kind"] != "KIND_GPU")
-        return max(1, usable_cores() // max(1, instances))
-    if not (threads.isascii() and threads.isdigit() and int(threads) >= 1):
-        raise pb_utils.TritonModelException(f"POLYHEAD_THREADS must be a whole number >= 1, got {threads!r}")
-    return int(threads)
+def end_process(error: BaseException) -> None:
+    """Ends the model process, because nobody computes what is queued. The supervisor then restarts the server."""
+    trace = "".join(traceback.format_exception(error))
+    log_error(f"the scheduler failed, so this process ends: {error!r}\n{trace}")
+    os._exit(1)
 
 
 def log_error(message: str) -> None:
     """Logs in ASCII, the only encoding that the model process is sure to have."""
     pb_utils.Logger.log_error(message.encode("ascii", "backslashreplace").decode("ascii"))
+
+
+def log_warning(message: str) -> None:
+    """As `log_error`."""
+    pb_utils.Logger.log_warn(message.encode("ascii", "backslashreplace").decode("ascii"))

@@ -6,8 +6,9 @@ Model: Radford et al. 2019; names and layout as in transformers' ``GPT2Model``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
 
 import torch
@@ -21,6 +22,10 @@ from polyhead.engine.micro_batch import ROW_MULTIPLE, MicroBatch, even_shares, p
 from polyhead.precision import Precision
 
 CHUNK_ROWS = 512  # the most rows that pass through a block's MLP at once
+PASSING_POLL_S = 0.01  # how often a micro-batch on several workers looks for texts that may pass it
+
+# Returns what to compute before the next layer, or None.
+BetweenLayers = Callable[[], Callable[[], None] | None]
 
 
 def activation_bytes(body: Body, tokens: int) -> int:
@@ -46,6 +51,10 @@ class CPUForward:
         # Single-threaded workers: small matrix products side by side are faster than one product on all cores.
         self._threads = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(self._threads, "polyhead-engine", torch.set_num_threads, (1,))
+        self.between_layers: BetweenLayers = lambda: None
+        self._is_passing = False
+        self._workers_may_run = threading.Event()
+        self._workers_may_run.set()
         self.token_budget = 1024 * max(2, self._threads)
         self.enough_tokens = self.token_budget // 4
         self.dtype = _dtype(precision)
@@ -57,18 +66,38 @@ class CPUForward:
 
     def pooled(self, batch: MicroBatch) -> torch.Tensor:
         """The head's input, float32 ``(texts, pooled_layers * n_embd)``: the topmost state first, after ``ln_f``."""
+        if self._is_passing:  # the workers are with the micro-batch that is passed
+            return self._pooled(batch, _nothing)
         shares = even_shares(batch, self._threads)
         if len(shares) == 1:
-            return self._pooled(batch)
-        parts = list(self._pool.map(self._pooled, shares))
+            return self._pooled(batch, self._let_pass)
+        running = [self._pool.submit(self._pooled, share, self._pause_worker) for share in shares]
+        while wait(running, PASSING_POLL_S).not_done:
+            self._let_pass()
+        parts = [share.result() for share in running]
         torch.set_num_threads(self._threads)  # a new thread starts with the setting that was made last, the workers' 1
         result = parts[0].new_empty(len(batch.rows), parts[0].shape[1])
         for share, part in enumerate(parts):
             result[share :: len(parts)] = part
         return result
 
+    def _let_pass(self) -> None:
+        """Computes what `between_layers` returns, while the workers pause."""
+        while (compute := self.between_layers()) is not None:
+            self._is_passing = True
+            self._workers_may_run.clear()
+            torch.set_num_threads(self._threads)
+            try:
+                compute()
+            finally:
+                self._is_passing = False
+                self._workers_may_run.set()
+
+    def _pause_worker(self) -> None:
+        self._workers_may_run.wait()
+
     @torch.inference_mode()
-    def _pooled(self, batch: MicroBatch) -> torch.Tensor:
+    def _pooled(self, batch: MicroBatch, between_layers: Callable[[], None]) -> torch.Tensor:
         packed = PackedTexts(batch.lengths)
         ids = torch.tensor([token for text in batch.token_ids for token in text])  # (tokens,)
         embedded = self.tokens[ids] + self.positions[packed.positions]  # (tokens, n_embd)
@@ -78,6 +107,7 @@ class CPUForward:
             block.forward(hidden, packed)
             if layer >= len(self.blocks) - self.pooled_layers:
                 states.append(hidden[packed.last])
+            between_layers()
         states.append(self.ln_f(self.blocks[-1].forward_last(hidden, packed)))
         # Topmost state first, as that_nlp_library concatenates.
         return torch.cat(states[::-1], dim=-1).float()
@@ -129,6 +159,10 @@ class _Block:
     def _finish(self, hidden: torch.Tensor, attended: torch.Tensor) -> None:
         self.attn_proj.add_to(hidden, attended)
         self.mlp.add_to(hidden, self.ln_2(hidden))
+
+
+def _nothing() -> None:
+    """Lets no text pass."""
 
 
 def _chunks(hidden: torch.Tensor) -> Iterator[slice]:
