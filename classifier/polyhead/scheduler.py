@@ -22,7 +22,6 @@ from polyhead.text_queue import ScoreRequest, TextQueue, WaitingText, requests_o
 PATIENCE = 2  # a text waits at most this many times as long as in order of arrival; `TextQueue` keeps this
 RATE_MEMORY = 0.8  # weight of the past in the measured tokens per second
 LEAST_RETRY_S = 0.1
-CANCEL_AFTER_S = 0.02  # a request that has waited for less is not asked if it is cancelled, which takes 40 microseconds
 PASSING_RATIO = 4  # texts that are at least this many times shorter may pass a micro-batch that is being computed
 
 logger = logging.getLogger(__name__)
@@ -96,7 +95,7 @@ class Scheduler:
         limits: bounds of the queue.
         record: takes the numbers of each step; must be quick.
         die: called if the scheduler's thread fails; must end the process.
-        asks_for_cancels: whether to ask each request, before its first text is computed, if it is cancelled.
+        cancel_after_s: a request that has waited longer is asked, before a text of it is computed, if it is cancelled.
     """
 
     def __init__(
@@ -105,13 +104,13 @@ class Scheduler:
         limits: QueueLimits,
         record: Callable[[MicroBatchRecord], None],
         die: Callable[[BaseException], None],
-        asks_for_cancels: bool = True,
+        cancel_after_s: float = 0.0,
     ) -> None:
         self._predictor = predictor
         self._limits = limits
         self._record = record
         self._die = die
-        self._asks_for_cancels = asks_for_cancels
+        self._cancel_after_s = cancel_after_s
         # A GPU works best on several micro-batches at once; a CPU lets new texts join after each.
         steps = 1 if predictor.device.type == "cpu" else 4
         self._queue = TextQueue(steps * predictor.token_budget, steps * predictor.enough_tokens)
@@ -247,14 +246,9 @@ class Scheduler:
             waited = f"the request's time ended in the queue after {began - request.arrived:.1f} s"
             self._fail(request, ExpiredError(f"{waited}; retry in {max(LEAST_RETRY_S, self.wait_s() or 0):.1f} s"))
         requests = requests_of(texts)
-        if self._asks_for_cancels:
-            cancelled = [
-                request
-                for request in requests
-                if not request.is_finished and began - request.arrived > CANCEL_AFTER_S and request.is_cancelled()
-            ]
-            record.cancelled_requests = len(cancelled)
-            for request in cancelled:
+        for request in requests:
+            if not request.is_finished and began - request.arrived > self._cancel_after_s and request.is_cancelled():
+                record.cancelled_requests += 1
                 self._fail(request, CancelledRequestError("cancelled by the client"))
         requests = [request for request in requests if not request.is_finished]
         record.waits_s = [began - request.arrived for request in requests if not request.waiting]

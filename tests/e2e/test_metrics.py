@@ -1,4 +1,4 @@
-"""The model's metrics, early responses and cancelled requests, on a real tritonserver."""
+"""The model's metrics, responses that are sent later and cancelled requests, on a real tritonserver."""
 
 from __future__ import annotations
 
@@ -36,13 +36,16 @@ ADMIN = {"triton-grpc-protocol-polyhead-admin-key": KEY}
 
 @pytest.fixture(scope="module")
 def quiet(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
-    """A server of its own: one canary only, at the start, and responses are always sent early."""
+    """A server of its own: one canary only, at the start; responses are sent later, and all cancels are noticed."""
     copy = Path(shutil.copytree(repository, tmp_path_factory.mktemp("quiet") / "repository"))
-    file = copy / MODEL / "1" / "model.py"
-    patient = file.read_text(encoding="utf-8")
-    eager = patient.replace("EARLY_RESPONSE_S = 0.1\n", "EARLY_RESPONSE_S = 0.0\n")
-    assert eager.count("0.0\n") == 1
-    file.write_text(eager, encoding="utf-8")
+    for file, patient, eager in (
+        (copy / MODEL / "config.pbtxt", '"at_once_s" value { string_value: "0.1" }', '"0.000001" }'),
+        (copy / MODEL / "1" / "model.py", "CANCEL_AFTER_S = 0.02", "CANCEL_AFTER_S = 0.0"),
+    ):
+        text = file.read_text(encoding="utf-8")
+        assert text.count(patient) == 1
+        replacement = patient.replace('"0.1" }', eager) if file.suffix == ".pbtxt" else eager
+        file.write_text(text.replace(patient, replacement), encoding="utf-8")
     with LocalServer(copy, "--probe-interval-s", "3600", environment=ONE_THREAD) as running:
         yield running
 
@@ -83,10 +86,10 @@ def text_input(*texts: str) -> list[Any]:
 
 
 def test_counts_are_exact(quiet: LocalServer, predictor: Predictor) -> None:
-    """Texts, tokens, truncations and errors count what was sent; histograms change once per batch."""
+    """Texts, tokens, truncations and errors count what was sent; what is computed counts equal texts once."""
     place = quiet.url("metrics")
     names = ["texts_total", "tokens_total", "truncated_texts_total", "error_texts_total"]
-    names += ["batch_texts_count", "batch_tokens_sum", "stage_seconds_count"]
+    names += ["micro_batch_texts_sum", "micro_batch_tokens_sum", "queue_seconds_count"]
     wait_until(lambda: value(place, "polyhead_texts_total") == 1)  # the canary
     before = {name: value(place, f"polyhead_{name}") for name in names}
     for _ in range(2):
@@ -94,22 +97,24 @@ def test_counts_are_exact(quiet: LocalServer, predictor: Predictor) -> None:
     encoded = predictor.encode(TEXTS)
     tokens, truncated = sum(text.token_count for text in encoded), sum(text.truncated for text in encoded)
     assert truncated > 0
-    expected = [2 * (len(TEXTS) + 1), 2 * tokens, 2 * truncated, 2, 2, 2 * tokens, 2 * 3]
+    expected = [2 * (len(TEXTS) + 1), 2 * tokens, 2 * truncated, 2, 2 * len(TEXTS), 2 * tokens, 2]
     moved = dict(zip(names, expected, strict=True))
     wait_until(lambda: {name: value(place, f"polyhead_{name}") - before[name] for name in names} == moved)
     for stage in ("tokenize", "compute", "decode"):
         assert value(place, "polyhead_stage_seconds_sum", model=MODEL, version="1", stage=stage) > 0
     assert value(place, "polyhead_instances", precision=predictor.precision, device="cpu") == 1
-    assert value(place, "nv_inference_queue_summary_us", model=MODEL, quantile="0.5") > 0
+    assert value(place, "polyhead_micro_batches_total") == value(place, "polyhead_micro_batch_texts_count") >= 2
+    assert value(place, "polyhead_waiting_texts") == value(place, "polyhead_waiting_tokens") == 0
 
 
-def test_requests_of_one_batch_leave_in_parts(quiet: LocalServer, predictor: Predictor) -> None:
-    """Forty requests in one batch of several parts each get their own answer, and Triton counts them."""
+def test_requests_that_pile_up_are_answered_one_by_one(quiet: LocalServer, predictor: Predictor) -> None:
+    """Forty requests of several micro-batches each get their own answer, and Triton counts them."""
     place = quiet.url("metrics")
     done: queue.Queue[tuple[int, Any, Any]] = queue.Queue()
     sizes = [1 + number % 3 for number in range(40)]
     texts = [[f"{TEXTS[(n + k) % len(TEXTS)]} {n} {k}" for k in range(size)] for n, size in enumerate(sizes)]
-    assert len(predictor.parts(predictor.encode([text for rows in texts for text in rows]))) > 1
+    encoded = predictor.encode([text for rows in texts for text in rows])
+    assert sum(text.token_count for text in encoded) > predictor.token_budget
     batches = value(place, "nv_inference_exec_count")
     answered = value(place, "nv_inference_request_success")
     outputs = [tritonclient.grpc.InferRequestedOutput("PREDICTION")]
@@ -143,7 +148,7 @@ def test_cancelled_request_is_dropped(quiet: LocalServer) -> None:
             call.cancel()
             assert "CANCELLED" in str(errors.get(timeout=10))
             time.sleep(0.3)
-        wait_until(lambda: value(place, "polyhead_cancelled_requests_total") == 1)
+        wait_until(lambda: value(place, "polyhead_dropped_requests_total", reason="cancelled") == 1)
         assert client.infer(MODEL, text_input("Rain.")).as_numpy("PREDICTION").shape == (1, 1)
 
 

@@ -43,6 +43,7 @@ SENDERS = 4  # threads that send the responses which `execute` could not return 
 # With several instances, Triton gives the next requests to the one that is free. An instance that refuses at once would
 # get all of them, so it waits this long first.
 REFUSAL_PAUSE_S = 0.02
+CANCEL_AFTER_S = 0.02  # asking if a request is cancelled takes 40 microseconds, too long for one that has just arrived
 PROVEN_TOKENS = 512  # of golden.jsonl, at each load: half a second for a GPT-2 small on two slow cores
 SMOKE_TEXTS = [b"A first text that proves the model.", b"short"]
 # Stands in SCORES for a text without an answer, because JSON has no NaN. No score of a label is negative.
@@ -123,8 +124,7 @@ class TritonPythonModel:
             self.config.limits,
             self.metrics.record_micro_batch,
             end_process,
-            # Asking takes 40 microseconds per request: nothing compared with a text on a CPU, but much on a GPU.
-            asks_for_cancels=self.predictor.device.type == "cpu",
+            CANCEL_AFTER_S,
         )
         self.senders = ThreadPoolExecutor(SENDERS, "polyhead-sender")
         self.scheduler.start()
