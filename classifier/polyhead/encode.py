@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from tokenizers import Encoding, Tokenizer
 
+from polyhead.cut_word import first_tokens_are_certain
+
 FIRST_CHARACTERS = 8  # characters per token that the first try reads; English has 4 to 5, German 3
 
 
@@ -62,6 +64,8 @@ def encode(texts: Sequence[str | bytes], tokenizer: Tokenizer, max_length: int) 
                 encoded[position] = _cut(found.ids, max_length)
             elif len(ids := _whole_words(found, size - marker)) > max_length:
                 encoded[position] = _cut(ids, max_length)
+            elif _last_word_suffices(found, text[:size], tokenizer, max_length):
+                encoded[position] = _cut(found.ids, max_length)
             elif size < most:
                 again.append((position, text))
             else:
@@ -72,7 +76,7 @@ def encode(texts: Sequence[str | bytes], tokenizer: Tokenizer, max_length: int) 
 
 def most_characters(max_length: int) -> int:
     """The most characters of a text that are ever tokenized."""
-    return max(65_536, 64 * max_length)
+    return max(8_192, 64 * max_length)
 
 
 def _whole_words(encoding: Encoding, safe: int) -> list[int]:
@@ -89,6 +93,18 @@ def _whole_words(encoding: Encoding, safe: int) -> list[int]:
             break
     first = next((place for place, word in enumerate(words) if word is not None and word >= unsure - 1), 0)
     return encoding.ids[:first]
+
+
+def _last_word_suffices(encoding: Encoding, text: str, tokenizer: Tokenizer, max_length: int) -> bool:
+    """Whether the first `max_length` ids stay the same, and more follow, although the last word of `text` was cut."""
+    words = encoding.word_ids
+    places = [place for place, word in enumerate(words) if word is not None]
+    if not places or len(places) <= max_length:
+        return False
+    end = places[-1] + 1
+    first = next((place + 1 for place in range(end - 1, -1, -1) if words[place] != words[end - 1]), 0)
+    wanted = max(max_length - first, 0)
+    return first_tokens_are_certain(tokenizer, text, encoding.ids[first:end], encoding.tokens[first:end], wanted)
 
 
 def read_text(text: str | bytes) -> str:
