@@ -11,8 +11,8 @@ from polyhead.cut_word import added_tokens, first_tokens_are_certain, word_piece
 
 # How much of a text is tokenized, in bytes of UTF-8 per token of `max_length`. English has 4 to 5, German 3.
 FIRST_BYTES = 8
-MOST_BYTES = 32
-MOST_BYTES_WITH_PROOF = 80  # where the tokens of a cut word can be proved; GPT-2 has a token of 64 dashes
+MOST_BYTES = 32  # or the longest token's, if the tokens of a cut word can be proved
+MOST_BYTES_OF_A_TOKEN = 80  # GPT-2 has a token of 64 dashes, and one of 128 bytes that no text is full of
 LEAST_LIMIT = 24_576  # bytes that the last try may read, however small `max_length` is: 8,192 Chinese characters
 
 
@@ -49,35 +49,46 @@ def encode(texts: Sequence[str | bytes], tokenizer: Tokenizer, max_length: int) 
     first `most_bytes` do not tell the tokens; `polyhead.cut_word` says when this can happen.
     """
     encoded: dict[int, EncodedText] = {}
-    readable: list[tuple[int, str]] = []
-    for position, text in enumerate(texts):
+    short: dict[int, str] = {}  # by position
+    long: dict[int, str] = {}
+    for position, given in enumerate(texts):
         try:
-            readable.append((position, read_text(text)))
+            text = read_text(given)
         except UnreadableTextError as error:
             encoded[position] = EncodedText((), error=str(error))
-    size = FIRST_BYTES * max_length
-    while readable:
-        beginnings = [_first_bytes(text, size) for _, text in readable]
-        too_short = []
-        for (position, text), beginning, found in zip(
-            readable, beginnings, tokenizer.encode_batch(beginnings), strict=True
-        ):
-            is_cut = len(beginning) < len(text)
-            if not is_cut or _tells_first_tokens(found, beginning, tokenizer, max_length):
+        else:
+            is_short = len(text) == len(_first_bytes(text, FIRST_BYTES * max_length))
+            (short if is_short else long)[position] = text
+    # The fast way finds no offsets, which only cut texts need.
+    for position, found in zip(short, tokenizer.encode_batch_fast(list(short.values())), strict=True):
+        encoded[position] = _keep(found.ids, max_length)
+    if long:
+        encoded |= zip(long, _encode_long(list(long.values()), tokenizer, max_length), strict=True)
+    return [encoded[position] for position in range(len(texts))]
+
+
+def _encode_long(texts: Sequence[str], tokenizer: Tokenizer, max_length: int) -> list[EncodedText]:
+    """Tokenizes as much of each text as its first `max_length` tokens need."""
+    encoded: dict[int, EncodedText] = {}
+    size, most = FIRST_BYTES * max_length, most_bytes(tokenizer, max_length)
+    while rest := [position for position in range(len(texts)) if position not in encoded]:
+        beginnings = [_first_bytes(texts[position], size) for position in rest]
+        for position, beginning, found in zip(rest, beginnings, tokenizer.encode_batch(beginnings), strict=True):
+            is_whole = len(beginning) == len(texts[position])
+            if is_whole or _tells_first_tokens(found, beginning, tokenizer, max_length):
                 encoded[position] = _keep(found.ids, max_length)
-            elif size < most_bytes(tokenizer, max_length):
-                too_short.append((position, text))
-            else:
+            elif size == most:
                 reason = f"the text's first {len(beginning)} characters have too few words"
                 encoded[position] = EncodedText((), error=reason)
-        if readable := too_short:
-            size = min(4 * size, most_bytes(tokenizer, max_length))
+        size = min(4 * size, most)
     return [encoded[position] for position in range(len(texts))]
 
 
 def most_bytes(tokenizer: Tokenizer, max_length: int) -> int:
     """About the most bytes of a text that are tokenized at once."""
-    return max(LEAST_LIMIT, max_length * (MOST_BYTES_WITH_PROOF if word_pieces(tokenizer) else MOST_BYTES))
+    pieces = word_pieces(tokenizer)
+    longest = 0 if pieces is None else min(pieces.longest + 1, MOST_BYTES_OF_A_TOKEN)
+    return max(LEAST_LIMIT, max_length * max(longest, MOST_BYTES))
 
 
 def _first_bytes(text: str, size: int) -> str:
