@@ -51,9 +51,10 @@ def encode(texts: Sequence[str | bytes], tokenizer: Tokenizer, max_length: int) 
     encoded: dict[int, EncodedText] = {}
     short: dict[int, str] = {}  # by position
     long: dict[int, str] = {}
+    enough = 1 + max(LEAST_LIMIT, MOST_BYTES_OF_A_TOKEN * max_length)  # not to hold megabytes of each text
     for position, given in enumerate(texts):
         try:
-            text = read_text(given)
+            text = read_text(given)[:enough]
         except UnreadableTextError as error:
             encoded[position] = EncodedText((), error=str(error))
         else:
