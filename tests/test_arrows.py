@@ -55,6 +55,7 @@ LAYERS = {
         "precision heads",
         "body",
         "checkpoint",
+        "cut_word",
         "encode decode",
         "engine gate",
         "predictor",

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 from tokenizers import Encoding, Tokenizer
 
-FIRST_CHARACTERS = 8  # characters per token that the first try reads; English has 4 to 5, German 3
+from polyhead.cut_word import added_tokens, first_tokens_are_certain, word_pieces
+
+# How much of a text is tokenized, in bytes of UTF-8 per token of `max_length`. English has 4 to 5, German 3.
+FIRST_BYTES = 8
+MOST_BYTES = 32  # or the longest token's, if the tokens of a cut word can be proved
+MOST_BYTES_OF_A_TOKEN = 80  # GPT-2 has a token of 64 dashes, and one of 128 bytes that no text is full of
+LEAST_LIMIT = 24_576  # bytes that the last try may read, however small `max_length` is: 8,192 Chinese characters
 
 
 @dataclass(frozen=True)
@@ -39,56 +45,86 @@ def encode(texts: Sequence[str | bytes], tokenizer: Tokenizer, max_length: int) 
 
     Only the beginning of a long text is tokenized; its tokens are the same as if the whole text were tokenized.
 
-    Never raises for a bad text; it is returned with its ``error``. Bad are blank texts, invalid UTF-8, and texts of
-    more than `most_characters` whose beginning has too few words to cut between.
+    Never raises for a bad text; it is returned with its ``error``. Bad are blank texts, invalid UTF-8, and texts whose
+    first `most_bytes` do not tell the tokens; `polyhead.cut_word` says when this can happen.
     """
-    encoded: list[EncodedText | None] = []
-    readable: list[tuple[int, str]] = []
-    for position, text in enumerate(texts):
+    encoded: dict[int, EncodedText] = {}
+    short: dict[int, str] = {}  # by position
+    long: dict[int, str] = {}
+    enough = 1 + max(LEAST_LIMIT, MOST_BYTES_OF_A_TOKEN * max_length)  # not to hold megabytes of each text
+    for position, given in enumerate(texts):
         try:
-            readable.append((position, read_text(text)))
-            encoded.append(None)
+            text = read_text(given)[:enough]
         except UnreadableTextError as error:
-            encoded.append(EncodedText((), error=str(error)))
-    size, most = FIRST_CHARACTERS * max_length, most_characters(max_length)
-    marker = 0  # characters of the longest added token: the cut may split an <|endoftext|>, which is then not found
-    if any(len(text) > size for _, text in readable):
-        marker = max((len(token.content) for token in tokenizer.get_added_tokens_decoder().values()), default=0)
-    while readable:
-        tokenized = tokenizer.encode_batch([text[:size] for _, text in readable])
-        again = []
-        for (position, text), found in zip(readable, tokenized, strict=True):
-            if len(text) <= size:
-                encoded[position] = _cut(found.ids, max_length)
-            elif len(ids := _whole_words(found, size - marker)) > max_length:
-                encoded[position] = _cut(ids, max_length)
-            elif size < most:
-                again.append((position, text))
-            else:
-                encoded[position] = EncodedText((), error=f"the text's first {most} characters have too few words")
-        readable, size = again, min(size * 4, most)
-    return [text for text in encoded if text is not None]
+            encoded[position] = EncodedText((), error=str(error))
+        else:
+            is_short = len(text) == len(_first_bytes(text, FIRST_BYTES * max_length))
+            (short if is_short else long)[position] = text
+    # The fast way finds no offsets, which only cut texts need.
+    for position, found in zip(short, tokenizer.encode_batch_fast(list(short.values())), strict=True):
+        encoded[position] = _keep(found.ids, max_length)
+    if long:
+        encoded |= zip(long, _encode_long(list(long.values()), tokenizer, max_length), strict=True)
+    return [encoded[position] for position in range(len(texts))]
 
 
-def most_characters(max_length: int) -> int:
-    """The most characters of a text that are ever tokenized."""
-    return max(65_536, 64 * max_length)
+def _encode_long(texts: Sequence[str], tokenizer: Tokenizer, max_length: int) -> list[EncodedText]:
+    """Tokenizes as much of each text as its first `max_length` tokens need."""
+    encoded: dict[int, EncodedText] = {}
+    size, most = FIRST_BYTES * max_length, most_bytes(tokenizer, max_length)
+    while rest := [position for position in range(len(texts)) if position not in encoded]:
+        beginnings = [_first_bytes(texts[position], size) for position in rest]
+        for position, beginning, found in zip(rest, beginnings, tokenizer.encode_batch(beginnings), strict=True):
+            is_whole = len(beginning) == len(texts[position])
+            if is_whole or _tells_first_tokens(found, beginning, tokenizer, max_length):
+                encoded[position] = _keep(found.ids, max_length)
+            elif size == most:
+                reason = f"the text's first {len(beginning)} characters have too few words"
+                encoded[position] = EncodedText((), error=reason)
+        size = min(4 * size, most)
+    return [encoded[position] for position in range(len(texts))]
 
 
-def _whole_words(encoding: Encoding, safe: int) -> list[int]:
-    """The ids that stay the same, whatever text follows after the part that was tokenized.
+def most_bytes(tokenizer: Tokenizer, max_length: int) -> int:
+    """About the most bytes of a text that are tokenized at once."""
+    pieces = word_pieces(tokenizer)
+    longest = 0 if pieces is None else min(pieces.longest + 1, MOST_BYTES_OF_A_TOKEN)
+    return max(LEAST_LIMIT, max_length * max(longest, MOST_BYTES))
+
+
+def _first_bytes(text: str, size: int) -> str:
+    """The beginning of the text that has about `size` bytes."""
+    beginning = text[:size]
+    return beginning if beginning.isascii() else text[: max(1, size * len(beginning) // len(beginning.encode("utf-8")))]
+
+
+def _tells_first_tokens(encoding: Encoding, text: str, tokenizer: Tokenizer, max_length: int) -> bool:
+    """Whether the first `max_length` ids of `text` stay the same, and more follow, whatever text follows it."""
+    if len(encoding.ids) <= max_length:
+        return False
+    words = encoding.word_ids  # None for tokens that a template adds around the text
+    # The cut may split an added token, <|endoftext|> for example, which is then not found.
+    safe = len(text) - max(map(len, added_tokens(tokenizer)), default=0)
+    if _whole_words(words, encoding.offsets, safe) > max_length:
+        return True
+    end = max((place for place, word in enumerate(words, start=1) if word is not None), default=0)
+    first = next((place for place in range(end, 0, -1) if words[place - 1] != words[end - 1]), 0)
+    wanted = max(max_length - first, 0)
+    return first_tokens_are_certain(tokenizer, text, encoding.ids[first:end], encoding.tokens[first:end], wanted)
+
+
+def _whole_words(words: Sequence[int | None], offsets: Sequence[tuple[int, int]], safe: int) -> int:
+    """How many tokens stay the same, because they belong to words that no following text can change.
 
     Tokenizers split into words first. The following text can change the last word and all words that end after the
     character `safe`. If these begin with blanks, it can also change the word before.
     """
-    words = encoding.word_ids  # None for tokens that a template adds around the text
     unsure = max((word for word in words if word is not None), default=0)
-    for word, (_, end) in zip(words, encoding.offsets, strict=True):
+    for word, (_, end) in zip(words, offsets, strict=True):
         if word is not None and end > safe:
             unsure = min(unsure, word)
             break
-    first = next((place for place, word in enumerate(words) if word is not None and word >= unsure - 1), 0)
-    return encoding.ids[:first]
+    return next((place for place, word in enumerate(words) if word is not None and word >= unsure - 1), 0)
 
 
 def read_text(text: str | bytes) -> str:
@@ -105,7 +141,7 @@ def read_text(text: str | bytes) -> str:
     return text
 
 
-def _cut(ids: list[int], max_length: int) -> EncodedText:
+def _keep(ids: list[int], max_length: int) -> EncodedText:
     if not ids:
         return EncodedText((), error="the text has no tokens")
     return EncodedText(ids[:max_length], truncated=len(ids) > max_length)

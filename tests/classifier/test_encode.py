@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from polyhead import cut_word
 from polyhead import encode as module
-from polyhead.encode import encode, most_characters
+from polyhead.encode import encode, most_bytes
 from tests.tiny import TEXTS, tiny_tokenizer
 
 
@@ -29,6 +30,57 @@ WORDS = ["word", "a", "'s", "'", "12345", "…", "東京", "🙂", "e\u0301", "x
 PIECES = st.sampled_from([*WORDS, " ", "   ", "\n", "\r\n\t", MARKER, "<|endo"])
 
 
+LONG_TEXTS = {
+    "one letter": "a",
+    "letters": "qwjhxkzvbnmpfdgclrtys",
+    "base64": "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJ",
+    "bases": "ACGTTGCAAGCT",
+    "Chinese": "我们今天去公园看花很多人都在那里照相",
+    "Chinese sentences": "我们今天去公园看花，很多人都在那里照相。",
+    "Japanese": "すもももももももものうち",
+    "Thai": "ภาษาไทยเป็นภาษาที่มีระดับเสียง",
+    "addresses": "https://example.org/a/b?c=d&e=f%20",
+    "lines": "x\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n",
+    "emoji": "👨\u200d👩\u200d👧\u200d👦",
+    "NUL": "\0",
+    "accents": "\u0301",
+    "markers": MARKER,
+    "dashes": "-",
+}
+
+
+class Counting:
+    """A tokenizer that notes how many bytes are tokenized; by default the tiny one."""
+
+    def __init__(self, costs: list[int], tokenizer: Tokenizer | None = None) -> None:
+        self._tokenizer = tokenizer or tiny_tokenizer()
+        self._costs = costs
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._tokenizer, name)
+
+    def encode_batch(self, texts: list[str]) -> object:
+        self._costs.extend(len(text.encode("utf-8")) for text in texts)
+        return self._tokenizer.encode_batch(texts)
+
+    def encode_batch_fast(self, texts: list[str]) -> object:
+        self._costs.extend(len(text.encode("utf-8")) for text in texts)
+        return self._tokenizer.encode_batch_fast(texts)
+
+
+def count_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that gets the units that proofs tokenize."""
+    costs: list[int] = []
+    first_ids = cut_word._first_ids
+
+    def counted(pieces: cut_word.WordPieces, word: str, count: int) -> list[int]:
+        costs.append(len(word))
+        return first_ids(pieces, word, count)
+
+    monkeypatch.setattr(cut_word, "_first_ids", counted)
+    return costs
+
+
 @settings(max_examples=1000)
 @given(st.lists(PIECES, max_size=60).map("".join), st.integers(1, 9), st.integers(1, 8), st.sampled_from(TOKENIZERS))
 def test_the_first_tokens_are_those_of_the_whole_text(
@@ -37,7 +89,7 @@ def test_the_first_tokens_are_those_of_the_whole_text(
     """Wherever a text is cut before tokenizing, ids and truncation are those of the whole text."""
     whole = tokenizer.encode(text).ids
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(module, "FIRST_CHARACTERS", characters)
+        monkeypatch.setattr(module, "FIRST_BYTES", characters)
         (found,) = encode([text], tokenizer, max_length)
     if found.error is None:
         assert list(found.token_ids) == whole[:max_length]
@@ -49,9 +101,10 @@ def test_the_first_tokens_are_those_of_the_whole_text(
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
 def test_a_marker_may_lie_across_the_cut(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a marker, or the blanks before a marker, are not read as words, wherever the cut falls."""
+    tokenizer = Tokenizer.from_str(tokenizer.to_str())
     tokenizer.add_special_tokens([MARKER])
     for characters in (1, 2, 3, 4):
-        monkeypatch.setattr(module, "FIRST_CHARACTERS", characters)
+        monkeypatch.setattr(module, "FIRST_BYTES", characters)
         for blanks in range(4):
             for before in range(12):
                 text = "a " * before + "b" + " " * blanks + MARKER + " c" * 30
@@ -74,30 +127,57 @@ def test_a_text_of_many_megabytes_is_fast() -> None:
     ]
 
 
-@pytest.mark.parametrize("long", ["x" * 20_000_000, " " * 20_000_000 + "word"])
-def test_a_text_without_words_is_an_error_of_its_own(long: str) -> None:
-    """A word of millions of letters is an error within seconds; a word just below the limit is answered."""
-    began = time.monotonic()
-    bad, good = encode([long, "Rain."], tiny_tokenizer(), 48)
-    assert time.monotonic() - began < 5
-    assert bad.error == f"the text's first {most_characters(48)} characters have too few words"
-    assert good.error is None
-    word = "y" * (most_characters(48) - 1)
-    (answered,) = encode([word], tiny_tokenizer(), 48)
-    assert list(answered.token_ids) == tiny_tokenizer().encode(word).ids[:48]
+@pytest.mark.parametrize("name", LONG_TEXTS)
+def test_a_long_text_of_any_kind_costs_what_its_kept_tokens_cost(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text of megabytes is answered after tokenizing at most 12 times the bytes of its kept tokens, and 1 kB."""
+    text = LONG_TEXTS[name] * (2_000_000 // len(LONG_TEXTS[name]))
+    tokenizer = tiny_tokenizer()
+    for max_length in (16, 64, 256, 1024):
+        costs = count_bytes(monkeypatch)
+        (found,) = encode([text], Counting(costs), max_length)  # type: ignore[arg-type]
+        kept = tokenizer.encode(text[: 70 * max_length + 200])
+        assert (list(found.token_ids), found.truncated, found.error) == (kept.ids[:max_length], True, None)
+        bytes_kept = len(text[: kept.offsets[max_length - 1][1]].encode("utf-8"))
+        assert sum(costs) <= 12 * bytes_kept + 1000
 
 
-def test_no_more_is_tokenized_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("text", ["x" * 1_000_000, "東京" * 500_000, "e" + "\u0301" * 500_000])
+def test_a_text_without_words_is_an_error_of_its_own(text: str) -> None:
+    """If nothing proves the tokens of a long word, the text is an error after a bounded cost; others are answered."""
+    tokenizer = Tokenizer.from_str(tiny_tokenizer().to_str())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel()])
+    for max_length in (16, 48, 1024):
+        costs: list[int] = []
+        bad, good = encode([text, "Rain."], Counting(costs, tokenizer), max_length)  # type: ignore[arg-type]
+        assert bad.error is not None
+        assert bad.error.endswith(" characters have too few words")
+        assert good.error is None
+        assert sum(costs) < 1.7 * most_bytes(tokenizer, max_length)
+    word = "y" * (most_bytes(tokenizer, 48) - 1)
+    (answered,) = encode([word], tokenizer, 48)
+    assert list(answered.token_ids) == tokenizer.encode(word).ids[:48]
+
+
+def test_a_batch_of_long_words_costs_what_its_texts_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 texts of a megabyte each, all one word: less than 10 kB of each are tokenized."""
+    costs = count_bytes(monkeypatch)
+    texts = [chr(ord("a") + n % 26) * 1_000_000 for n in range(64)]
+    found = encode(texts, Counting(costs), 256)  # type: ignore[arg-type]
+    assert [text.error for text in found] == [None] * 64
+    assert sum(costs) < 64 * 10_000
+
+
+def test_chinese_without_blanks_is_answered() -> None:
+    """5,000 Chinese characters, with and without punctuation, get the tokens of the whole text."""
+    for text in ("我们今天去公园看花，很多人都在那里照相。" * 250, "我们今天去公园看花很多人都在那里照相" * 278):
+        for tokenizer in TOKENIZERS:
+            for max_length in (16, 64, 256):
+                (found,) = encode([text], tokenizer, max_length)
+                assert list(found.token_ids) == tokenizer.encode(text).ids[:max_length]
+
+
+def test_no_more_is_tokenized_than_needed() -> None:
     """An ordinary long text is tokenized once, only to its first characters."""
-    sizes = []
-
-    class Counting:
-        def get_added_tokens_decoder(self) -> dict[int, object]:
-            return {}
-
-        def encode_batch(self, texts: list[str]) -> object:
-            sizes.append([len(text) for text in texts])
-            return tiny_tokenizer().encode_batch(texts)
-
-    encode(["Some ordinary words, quite a few of them. " * 1000], Counting(), 48)  # type: ignore[arg-type]
-    assert sizes == [[module.FIRST_CHARACTERS * 48]]
+    costs: list[int] = []
+    encode(["Some ordinary words, quite a few of them. " * 1000], Counting(costs), 48)  # type: ignore[arg-type]
+    assert costs == [module.FIRST_BYTES * 48]
