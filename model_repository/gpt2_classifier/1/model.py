@@ -45,7 +45,11 @@ SENDERS = 4  # threads that send the responses which `execute` could not return 
 REFUSAL_PAUSE_S = 0.02
 CANCEL_AFTER_S = 0.02  # asking if a request is cancelled takes 40 microseconds, too long for one that has just arrived
 PROVEN_TOKENS = 512  # of golden.jsonl, at each load: half a second for a GPT-2 small on two slow cores
-SMOKE_TEXTS = [b"A first text that proves the model.", b"short"]
+SMOKE_TEXTS = [
+    b"A first text that proves the model.",
+    b"short",
+    b"word" * 10_000,
+]  # the last needs the tokenizer's vocabulary
 # Stands in SCORES for a text without an answer, because JSON has no NaN. No score of a label is negative.
 NO_SCORE = np.finfo(np.float32).min
 
