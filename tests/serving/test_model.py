@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import logging
 import re
 import shutil
 import sys
@@ -52,6 +53,8 @@ def start(
     monkeypatch.setattr(pb_utils.Logger, "lines", [])
     monkeypatch.setattr(pb_utils.Logger, "infos", [])
     monkeypatch.setattr("torch.set_num_threads", lambda threads: None)
+    monkeypatch.setattr(logging.getLogger("polyhead"), "handlers", [])
+    monkeypatch.setattr(logging.getLogger("polyhead"), "propagate", False)
     spec = importlib.util.spec_from_file_location("served_model", repository / "gpt2_classifier" / "1" / "model.py")
     assert spec is not None
     assert spec.loader is not None

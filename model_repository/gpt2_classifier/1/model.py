@@ -119,7 +119,9 @@ class TritonPythonModel:
         except PolyheadError as error:
             raise pb_utils.TritonModelException(str(error)) from None
         self.warn_of_other_labels(Path(args["model_repository"]) / "labels.txt")
-        logging.getLogger("polyhead").addHandler(TritonLogHandler())
+        libraries = logging.getLogger("polyhead")
+        libraries.addHandler(TritonLogHandler())
+        libraries.propagate = False
         engine = {"precision": self.predictor.precision, "device": str(self.predictor.device)}
         labels = {"model": args["model_name"], "version": args["model_version"]}
         self.metrics = ModelMetrics(pb_utils.MetricFamily, labels, engine, self.waiting, log_error)
