@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -119,16 +119,14 @@ class Recipe:
     @property
     def columns(self) -> list[str]:
         """Those that every source must have, without the heads' columns."""
-        if self.template is None:
-            text = [self.config.text_column]
-        else:
-            text = list(self.template.fields)
+        text = [self.config.text_column] if self.template is None else list(self.template.fields)
         return [*text, *self.where, *self.metadata]
 
-    @property
-    def hint(self) -> str:
-        """What to say about a missing column."""
-        return "" if self.template is None else f"; text_template joins {', '.join(self.template.fields)}"
+    def hint(self, column: str) -> str:
+        """What to say if this column is missing."""
+        if self.template is None or column not in self.template.fields:
+            return ""
+        return f"; text_template needs {', '.join(map(repr, self.template.fields))}"
 
     @property
     def schema(self) -> pyarrow.Schema:
@@ -305,7 +303,7 @@ def joined(paths: str | list[str]) -> str:
     return paths if isinstance(paths, str) else ", ".join(paths)
 
 
-def _checked(source: Source, needed: Sequence[str], show_progress: bool, hint: str = "") -> Generator[Row]:
+def _checked(source: Source, needed: Sequence[str], show_progress: bool, hint: Callable[[str], str]) -> Generator[Row]:
     """The rows. A needed column that is in no row is an error, raised as soon as that is known."""
     known = dict.fromkeys(source.columns or ())
     missing = dict.fromkeys(column for column in needed if column not in known)
@@ -324,9 +322,9 @@ def _checked(source: Source, needed: Sequence[str], show_progress: bool, hint: s
         if is_empty or not known:  # no row could be read
             return
     if missing:
-        raise DataError(
-            f"{source.name}: has no column {next(iter(missing))!r}, only {', '.join(known)}{source.hint}{hint}"
-        )
+        column = next(iter(missing))
+        known_columns = ", ".join(known)
+        raise DataError(f"{source.name}: has no column {column!r}, only {known_columns}{source.hint}{hint(column)}")
 
 
 def _template(config: DataConfig) -> Template | None:
