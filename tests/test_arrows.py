@@ -51,7 +51,7 @@ ALLOWED = {
 # before it, and parts of its own line.
 LAYERS = {
     "polyhead": [
-        "errors files interrupt machine schema",
+        "errors files interrupt machine schema template",
         "precision heads",
         "body",
         "checkpoint",

@@ -54,7 +54,12 @@ def tiny_config(**fields: Any) -> GPT2Config:
     )
 
 
-def tiny_spec(architecture: Architecture = "base", head_class: str | None = None, **head_args: Any) -> Spec:
+def tiny_spec(
+    architecture: Architecture = "base",
+    head_class: str | None = None,
+    text_template: str | None = None,
+    **head_args: Any,
+) -> Spec:
     """The spec of an architecture, with its default head."""
     concat = architecture == "hidden_state_concat"
     return Spec(
@@ -63,6 +68,7 @@ def tiny_spec(architecture: Architecture = "base", head_class: str | None = None
         head_class=head_class or ("ConcatHeadSimple" if concat else "Linear"),
         head_args=head_args,
         max_length=MAX_LENGTH,
+        text_template=text_template,
     )
 
 
@@ -83,10 +89,11 @@ def write_tiny_checkpoint(
     seed: int = 0,
     head_class: str | None = None,
     head_args: dict[str, Any] | None = None,
+    text_template: str | None = None,
     **config_fields: Any,
 ) -> Any:
     """Writes a checkpoint with golden rows from transformers; returns the transformers model."""
-    spec = tiny_spec(architecture, head_class, **(head_args or {}))
+    spec = tiny_spec(architecture, head_class, text_template, **(head_args or {}))
     model = tiny_model(spec, schema, seed, **config_fields)
     write_checkpoint(
         path,

@@ -23,10 +23,11 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from polyhead.body import Body
-from polyhead.errors import CheckpointError, SchemaError, describe
+from polyhead.errors import CheckpointError, SchemaError, TemplateError, describe
 from polyhead.files import replaced_folder
 from polyhead.heads import build_head
 from polyhead.schema import Schema
+from polyhead.template import Template
 
 Architecture = Literal["base", "hidden_state_concat"]
 
@@ -42,6 +43,8 @@ class Spec(BaseModel):
         head_class: ``Linear``, ``ConcatHeadSimple``, ``ConcatHeadExtended`` or ``package.module:Class``.
         head_args: keyword arguments of `head_class`.
         max_length: in tokens; the rest of a longer text is not read.
+        text_template: makes a text of a row's fields, see `polyhead.template`; None if the model takes texts only.
+            Checkpoints that were written before there were templates lack it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -51,6 +54,7 @@ class Spec(BaseModel):
     head_class: str
     head_args: dict[str, Any]
     max_length: int = Field(gt=0)
+    text_template: str | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Spec:
@@ -60,7 +64,16 @@ class Spec(BaseModel):
             raise ValueError(
                 "head_class: Linear is for architecture base; for hidden_state_concat take ConcatHeadSimple"
             )
+        try:
+            _ = self.template
+        except TemplateError as error:
+            raise ValueError(f"text_template: {error}") from error
         return self
+
+    @property
+    def template(self) -> Template | None:
+        """The parsed `text_template`."""
+        return None if self.text_template is None else Template(self.text_template)
 
 
 class GoldenRow(BaseModel):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tokenizers import Encoding, Tokenizer
 
 from polyhead.cut_word import added_tokens, first_tokens_are_certain, word_pieces
+from polyhead.template import Template
 
 # How much of a text is tokenized, in bytes of UTF-8 per token of `max_length`. English has 4 to 5, German 3.
 FIRST_BYTES = 8
@@ -24,11 +25,13 @@ class EncodedText:
         token_ids: at most ``max_length`` ids; empty if there is an error.
         truncated: whether the text had more tokens than were read.
         error: the reason why this text gets no answer; None if it gets one.
+        is_plain: whether it came as plain text although the model declares fields.
     """
 
     token_ids: Sequence[int]
     truncated: bool = False
     error: str | None = None
+    is_plain: bool = False
 
     @property
     def token_count(self) -> int:
@@ -66,6 +69,21 @@ def encode(texts: Sequence[str | bytes], tokenizer: Tokenizer, max_length: int) 
     if long:
         encoded |= zip(long, _encode_long(list(long.values()), tokenizer, max_length), strict=True)
     return [encoded[position] for position in range(len(texts))]
+
+
+def encode_elements(
+    elements: Sequence[str | bytes], template: Template, tokenizer: Tokenizer, max_length: int
+) -> list[EncodedText]:
+    """Renders the elements of TEXT with the model's template, then encodes them.
+
+    Never raises for a bad element; it is returned with its ``error``. See `Template.read` for what is rendered.
+    """
+    read = [template.read(element) for element in elements]
+    encoded = encode([one.text for one in read], tokenizer, max_length)
+    return [
+        replace(text, is_plain=one.is_plain, error=one.error or text.error)
+        for one, text in zip(read, encoded, strict=True)
+    ]
 
 
 def _encode_long(texts: Sequence[str], tokenizer: Tokenizer, max_length: int) -> list[EncodedText]:

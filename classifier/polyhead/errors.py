@@ -21,6 +21,10 @@ class CheckpointError(PolyheadError):
     """A checkpoint folder is incomplete, damaged or not a checkpoint."""
 
 
+class TemplateError(PolyheadError):
+    """A text template is malformed."""
+
+
 class RepositoryError(PolyheadError):
     """A model repository cannot take or serve a checkpoint."""
 

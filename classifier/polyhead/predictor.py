@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from polyhead.checkpoint import Checkpoint, GoldenRow, read_checkpoint
 from polyhead.decode import DecodeOptions, Scores, decode, to_scores
-from polyhead.encode import EncodedText, encode
+from polyhead.encode import EncodedText, encode, encode_elements
 from polyhead.engine import Engine
 from polyhead.engine.cpu.forward import BetweenLayers, activation_bytes
 from polyhead.errors import MachineError, ToleranceError
@@ -34,6 +34,7 @@ class Predictor:
         self.checkpoint = checkpoint
         self.schema = checkpoint.schema
         self.max_length = checkpoint.spec.max_length
+        self.template = checkpoint.spec.template
         self._tokenizer: Tokenizer = checkpoint.tokenizer
         self._engine = Engine(checkpoint, device, precision)
         self.precision = self._engine.precision
@@ -76,9 +77,16 @@ class Predictor:
         encoded = self.encode(texts)
         return self.decode(encoded, self.score(encoded), options or DecodeOptions())
 
-    def encode(self, texts: Sequence[str | bytes]) -> list[EncodedText]:
-        """Tokenizes the texts and keeps the first ``max_length`` tokens of each."""
-        return encode(texts, self._tokenizer, self.max_length)
+    def encode(self, texts: Sequence[str | bytes], *, are_rendered: bool = False) -> list[EncodedText]:
+        """Tokenizes the texts and keeps the first ``max_length`` tokens of each.
+
+        Args:
+            texts: plain texts or, if the model has a template, JSON objects of its fields.
+            are_rendered: the template has made these texts, so even one that looks like JSON is used as it is.
+        """
+        if self.template is None or are_rendered:
+            return encode(texts, self._tokenizer, self.max_length)
+        return encode_elements(texts, self.template, self._tokenizer, self.max_length)
 
     def score(self, encoded: Sequence[EncodedText]) -> Scores:
         """Calibrated scores, float32 ``(n, schema.width)``; a text with an error has a row of NaN."""
@@ -116,7 +124,7 @@ class Predictor:
             ToleranceError: as for `polyhead.gate.check_answers`.
         """
         golden = _first_rows(self.checkpoint.golden(), most_tokens)
-        encoded = self.encode([row.text for row in golden])
+        encoded = self.encode([row.text for row in golden], are_rendered=True)
         tokens = [(text.token_count, text.truncated) for text in encoded]
         place = str(self.checkpoint.path / "golden.jsonl")
         return check_answers(golden, tokens, self.score(encoded), self.precision, self.schema, place)
@@ -154,7 +162,7 @@ class Predictor:
         return tokens
 
     def schema_json(self) -> bytes:
-        """One element of the wire's SCHEMA: ``max_length``, ``precision``, its ``tolerance``, and ``heads``.
+        """One element of the wire's SCHEMA: ``max_length``, ``precision``, its ``tolerance``, template and ``heads``.
 
         A score may be off from its float32 value by ``tolerance``; see `polyhead.precision.TOLERANCE`.
         """
@@ -163,6 +171,8 @@ class Predictor:
                 "max_length": self.max_length,
                 "precision": self.precision,
                 "tolerance": TOLERANCE[self.precision],
+                "text_template": None if self.template is None else self.template.source,
+                "fields": [] if self.template is None else list(self.template.fields),
                 "heads": self.schema.to_json(),
             }
         )

@@ -60,7 +60,11 @@ def score(
     server: Annotated[
         str | None, option(SERVER, "A running server answers; replicas are separated by commas.", metavar="HOST:PORT,…")
     ] = None,
-    text_column: Annotated[str, option(INPUT, "The column or field that holds the text.")] = "text",
+    text_column: Annotated[
+        str | None,
+        option(INPUT, "The column or field that holds the text. By default the columns of the model's fields if it has "
+               "a text template, else text."),
+    ] = None,
     format: Annotated[
         FormatName | None, option(INPUT, "Format of the input files; their names say it by default.", "--format")
     ] = None,

@@ -20,22 +20,25 @@ from polyhead.files import replaced_file
 from polyhead.interrupt import INTERRUPTED, interruptible
 from polyhead.predictor import Predictor
 from polyhead_rows.errors import TableError
-from polyhead_rows.table_file import read_texts
 from polyhead_scoring import ScoringError
+from polyhead_scoring.texts import TextSource, read_texts
 
 CHUNK = 256  # texts in memory at a time
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
-def write_golden(checkpoint: Path, texts: str, out: Path, text_column: str = "text", most: int | None = None) -> int:
+def write_golden(
+    checkpoint: Path, texts: str, out: Path, text_column: str | None = None, most: int | None = None
+) -> int:
     """Writes one row per text that the model can answer; blank texts are left out.
 
     Args:
         checkpoint: the folder.
         texts: files, as for `polyhead_rows.table_file.read_texts`; ``.txt`` has one text per line.
         out: the file to write. It is replaced only when everything is written.
-        text_column: of the files.
+        text_column: of the files. None reads the columns of the model's fields or, if it has none, ``text``.
+            Fields are kept as JSON objects, so that a server renders them too.
         most: use only the first texts, this many; None uses all.
 
     Returns:
@@ -48,10 +51,12 @@ def write_golden(checkpoint: Path, texts: str, out: Path, text_column: str = "te
     """
     predictor = Predictor.load(checkpoint, precision="fp32")
     predictor.check_golden()
+    template = predictor.template
+    source = TextSource.of(text_column, () if template is None else template.fields)
     rows = 0
     with replaced_file(out) as part:
         with part.open("w", encoding="utf-8") as file:
-            for row in _rows(predictor, islice(read_texts(texts, text_column), most)):
+            for row in _rows(predictor, islice(read_texts(texts, source), most)):
                 file.write(json.dumps(row.model_dump(mode="json"), ensure_ascii=False) + "\n")
                 rows += 1
         if not rows:
@@ -76,7 +81,13 @@ def golden(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder that polyhead-train made.")],
     texts: Annotated[str, typer.Argument(help="A table of texts (.jsonl, .csv, .parquet, …), or .txt: one per line.")],
     out: Annotated[Path, typer.Argument(help="The file to write.")],
-    text_column: Annotated[str, typer.Option(help="The column or field that holds the text.")] = "text",
+    text_column: Annotated[
+        str | None,
+        typer.Option(
+            help="The column or field that holds the text. By default the columns of the model's fields if it "
+            "has a text template, else text."
+        ),
+    ] = None,
     most: Annotated[int | None, typer.Option(min=1, help="Only the first texts; all by default.")] = None,
 ) -> None:
     """Write what a checkpoint answers to your own texts, for the load test to compare with."""

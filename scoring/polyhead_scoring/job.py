@@ -12,6 +12,7 @@ from polyhead_rows.table_file import ReadOptions
 from polyhead_scoring import ScoringError
 from polyhead_scoring.server_answers import ServerOptions
 from polyhead_scoring.storage import Place
+from polyhead_scoring.texts import TextSource
 
 FINGERPRINTED = ("config.json", "model.safetensors", "tokenizer.json")
 LONGEST_SHOWN = 100  # characters of a value in a message
@@ -30,7 +31,6 @@ class ScoringOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     read: ReadOptions = ReadOptions()
-    text_column: str = "text"
     keep: tuple[str, ...] | None = None
     prefix: str = ""
     top_k: int | None = None
@@ -44,6 +44,7 @@ class Request(ScoringOptions):
     Attributes:
         data: files, globs, folders, URIs, or ``-`` for standard input.
         output: a file, or a folder or URI of Parquet parts.
+        text_column: None for the columns of the model's fields or, if it has none, ``text``.
         checkpoint: None if a server answers.
         device: ``cpu`` or ``cuda``.
         server: None if the engine answers.
@@ -55,6 +56,7 @@ class Request(ScoringOptions):
 
     data: tuple[str, ...]
     output: str
+    text_column: str | None = None
     checkpoint: Path | None = None
     device: str = "cpu"
     precision: str = "auto"
@@ -83,7 +85,7 @@ class InputFile(BaseModel):
     sha256: str | None = None
 
 
-class Job(ScoringOptions):
+class Job(TextSource, ScoringOptions):
     """Everything that decides what the output holds.
 
     Attributes:
@@ -95,11 +97,20 @@ class Job(ScoringOptions):
     answers_from: dict[str, Any]
 
 
-def job_of(request: Request, inputs: tuple[InputFile, ...], answers_from: dict[str, Any], *, one_file: bool) -> Job:
-    """The job of a request; `one_file` says that the output is a file, not a folder."""
+def job_of(
+    request: Request, inputs: tuple[InputFile, ...], answers_from: dict[str, Any], *, one_file: bool,
+    fields: tuple[str, ...] = (),
+) -> Job:  # fmt: skip
+    """The job of a request.
+
+    Args:
+        one_file: the output is a file, not a folder.
+        fields: of the model's template.
+    """
     options = {name: getattr(request, name) for name in ScoringOptions.model_fields}
     options["partition_tokens"] = request.partition_tokens or (FILE_TOKENS if one_file else FOLDER_TOKENS)
-    return Job(**options, inputs=inputs, answers_from=answers_from)
+    texts = TextSource.of(request.text_column, fields)
+    return Job(**options, **texts.model_dump(), inputs=inputs, answers_from=answers_from)
 
 
 def describe_file(name: str) -> InputFile:

@@ -18,7 +18,7 @@ import pyarrow
 from pydantic import BaseModel, ConfigDict
 
 from polyhead_rows.columns import Kinds, merge_kinds, note_kinds, to_table
-from polyhead_rows.table_file import BadText, ReadOptions, Row, Start, TableFile, open_table, text_of
+from polyhead_rows.table_file import BadText, Row, Start, TableFile, open_table
 from polyhead_scoring import ScoringError
 from polyhead_scoring.job import InputFile, Job
 
@@ -121,14 +121,15 @@ def survey(
         TableError: the file cannot be read, or lacks the text column.
     """
     table = open_table(file.name, job.read)
-    table.check_columns([job.text_column, *(name for name in job.keep or () if name in table.doubled)])
+    job.check_columns(table)
+    table.check_columns([name for name in job.keep or () if name in table.doubled])
     kinds: Kinds = {name: {"string"} for name in table.columns or ()}
 
     def sizes() -> Iterator[RowSize]:
         mean = UNPACKED * file.size // max(table.total, 1) if table.arrow_schema is not None else 0
         start = Start()
-        for row in table.rows(columns=[job.text_column]):
-            text = text_of(row, job.text_column)
+        for row in table.rows(columns=job.text_columns):
+            text = job.text_of(row)
             text_bytes = _byte_count(text) if isinstance(text, str) else 0
             if table.columns is None and row.fields is not None:
                 note_kinds(kinds, row.fields)
@@ -161,7 +162,8 @@ def kept_schema(job: Job, found: Sequence[Columns]) -> pyarrow.Schema:
             differing = sorted({field.name for field in set(schemas[0]) ^ set(schema)}) or "the order of columns"
             raise ScoringError(f"the input files do not agree in their columns; these differ: {differing}")
     columns = schemas[0] if schemas else merge_kinds([kinds for kinds in found if isinstance(kinds, dict)])
-    for name in (job.text_column, *(job.keep or ())):
+    job.check_names(columns.names, "the input")
+    for name in (*job.text_columns, *(job.keep or ())):
         if name not in columns.names:
             raise ScoringError(f"column {name!r} is in no input file; there are {', '.join(columns.names) or 'none'}")
     return columns if job.keep is None else pyarrow.schema([columns.field(name) for name in job.keep], columns.metadata)
@@ -173,8 +175,8 @@ def bytes_per_token(job: Job, tokenizer: Tokenizer) -> float:
     for file in job.inputs:
         if not file.size:
             continue
-        with closing(open_table(file.name, job.read).rows(columns=[job.text_column])) as rows:
-            first = [text_of(row, job.text_column) for row in islice(rows, SAMPLE_ROWS)]
+        with closing(open_table(file.name, job.read).rows(columns=job.text_columns)) as rows:
+            first = [job.text_of(row) for row in islice(rows, SAMPLE_ROWS)]
         texts = [text for text in first if isinstance(text, str)]
         if first:
             break
@@ -186,9 +188,8 @@ def bytes_per_token(job: Job, tokenizer: Tokenizer) -> float:
 class PartReader:
     """Reads partitions. A file that cannot seek stays open, so that partitions in order read it only once."""
 
-    def __init__(self, read: ReadOptions, text_column: str, kept: pyarrow.Schema) -> None:
-        self._read = read
-        self._text_column = text_column
+    def __init__(self, job: Job, kept: pyarrow.Schema) -> None:
+        self._job = job
         self._kept = kept
         self._open: tuple[str, Iterator[Row], int] | None = None  # file, rows, number of the next row
         self._table: TableFile | None = None
@@ -201,7 +202,7 @@ class PartReader:
             ScoringError: it has fewer rows than when it was cut.
         """
         if self._table is None or self._table.name != partition.file:
-            self._table = open_table(partition.file, self._read)
+            self._table = open_table(partition.file, self._job.read)
         table = self._table
         rows = list(islice(self._rows(table, partition), partition.rows))
         changed = ScoringError(
@@ -218,11 +219,11 @@ class PartReader:
                 kept = pyarrow.Table.from_batches(batches).select(self._kept.names).cast(self._kept)
         except (pyarrow.ArrowException, KeyError, TypeError, OverflowError) as error:
             raise changed from error
-        return Part(rows, [text_of(row, self._text_column) for row in rows], kept)
+        return Part(rows, [self._job.text_of(row) for row in rows], kept)
 
     def _rows(self, table: TableFile, partition: Partition) -> Iterator[Row]:
         if table.can_seek:
-            return table.rows(partition.start, [self._text_column])
+            return table.rows(partition.start, self._job.text_columns)
         name, rows, number = self._open or ("", iter(()), 0)
         if name != table.name or number > partition.start.number:
             rows, number = iter(table.rows()), 1

@@ -52,6 +52,7 @@ class Model:
 
     Attributes:
         answers_from: what identifies the model in the job.
+        fields: of its text template; the columns of these names are scored.
         tokenizer: None if a server has it.
         server: the connected server, if one answers.
     """
@@ -59,6 +60,7 @@ class Model:
     answers_from: dict[str, Any]
     heads: Heads
     max_length: int
+    fields: tuple[str, ...] = ()
     tokenizer: Any = None
     server: ServerAnswers | None = None
 
@@ -83,7 +85,9 @@ def run(request: Request, console: Console) -> RunResult:
         try:
             model = _server_model(request, say) if request.server is not None else checkpoint_model(request)
             with closing(model.server.client) if model.server is not None else nullcontext():
-                job = job_of(request, inputs, model.answers_from, one_file=folder.one_file)
+                job = job_of(request, inputs, model.answers_from, one_file=folder.one_file, fields=model.fields)
+                if model.fields and not job.fields:
+                    say(f"note: column {job.text_column!r} is scored as finished text; the model's fields are not used")
                 manifest = folder.begin(job, restart=request.restart)
                 if manifest is None:
                     return _score(request, job, model, folder, console, say)
@@ -142,14 +146,17 @@ def checkpoint_model(request: Request) -> Model:
     answers_from = {
         "checkpoint": fingerprint(request.checkpoint), "device": request.device, "precision": request.precision,
     }  # fmt: skip
-    return Model(answers_from, checkpoint.schema.to_json(), checkpoint.spec.max_length, checkpoint.tokenizer)
+    template = checkpoint.spec.template
+    fields = () if template is None else template.fields
+    return Model(answers_from, checkpoint.schema.to_json(), checkpoint.spec.max_length, fields, checkpoint.tokenizer)
 
 
 def _server_model(request: Request, say: Say) -> Model:
     assert request.server is not None
     server = ServerAnswers(request.server, request.top_k, request.threshold, say)
     answers_from = {"model": request.server.model, "model version": request.server.version, "heads": server.heads}
-    return Model(answers_from, server.heads, server.schema.max_length, server=server)
+    fields = tuple(getattr(server.schema, "fields", ()))
+    return Model(answers_from, server.heads, server.schema.max_length, fields, server=server)
 
 
 def _score(request: Request, job: Job, model: Model, folder: RunFolder, console: Console, say: Say) -> RunResult:

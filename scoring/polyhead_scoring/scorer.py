@@ -125,7 +125,7 @@ class Scorer:
         self.folder = folder
         self.answerer = answerer
         self.schema = output_schema(kept, heads, job)
-        self.reader = PartReader(job.read, job.text_column, kept)
+        self.reader = PartReader(job, kept)
 
     def run(self, partitions: Iterable[Partition]) -> Iterator[Done]:
         """Scores partitions in their order; gives each when its part and its note are written."""

@@ -102,6 +102,8 @@ def test_an_unknown_tensor_is_named(damaged: Damaged) -> None:
         (lambda c: c["polyhead"].pop("heads"), "missing field 'heads'"),
         (lambda c: c["polyhead"].pop("max_length"), "max_length: this field is missing"),
         (lambda c: c["polyhead"].update(colour=1), "colour: unknown field"),
+        (lambda c: c["polyhead"].update(text_template="{a"), "text_template: character 1: expected '}'"),
+        (lambda c: c["polyhead"].update(text_template=3), "text_template: .*valid string"),
         (lambda c: c["polyhead"].update(architecture="bert"), "architecture: .*got 'bert'"),
         (lambda c: c["polyhead"].update(max_length=1000), r"max_length \(1000\) exceeds n_positions \(48\)"),
         (

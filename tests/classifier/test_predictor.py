@@ -86,5 +86,7 @@ def test_the_schema_says_how_exact_scores_are(base_checkpoint: Path, precision: 
         "max_length": MAX_LENGTH,
         "precision": precision,
         "tolerance": TOLERANCE[precision],
+        "text_template": None,
+        "fields": [],
         "heads": SCHEMA.to_json(),
     }

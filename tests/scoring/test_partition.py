@@ -103,7 +103,7 @@ def test_every_row_is_read_once(name: str, tokens: int, tmp_path: Path) -> None:
     job = job_over(write_rows(tmp_path / name))
     partitions, found = survey(job.inputs[0], job, limits(tokens))
     kept = kept_schema(job, [found])
-    reader = PartReader(job.read, "text", kept)
+    reader = PartReader(job, kept)
     parts = [reader.read(one) for one in partitions]
     assert [text for part in parts for text in part.texts] == [row["text"] for row in ROWS]
     expected: list[dict[str, Any]] = ROWS
@@ -128,7 +128,7 @@ def test_a_file_that_cannot_seek_is_read_once(tmp_path: Path, monkeypatch: pytes
 
     real = partition.open_table
     monkeypatch.setattr(partition, "open_table", open_table)
-    reader = PartReader(job.read, "text", kept_schema(job, [found]))
+    reader = PartReader(job, kept_schema(job, [found]))
     begun: list[Any] = []
     for one in partitions[::2]:
         reader.read(one)
@@ -144,7 +144,7 @@ def test_bad_lines_are_rows(tmp_path: Path) -> None:
     file.write_bytes(b"\xef\xbb\xbf" + b"\n\n".join([*BAD_LINES, b'{"id": 1, "text": "last, without line break"}']))
     job = job_over(file)
     partitions, found = survey(job.inputs[0], job, limits(20))
-    reader = PartReader(job.read, "text", kept_schema(job, [found]))
+    reader = PartReader(job, kept_schema(job, [found]))
     parts = [reader.read(one) for one in partitions]
     texts = [text for part in parts for text in part.texts]
     assert [isinstance(text, BadText) for text in texts] == [True] * 5 + [False] * 2 + [True] * 3 + [False]
@@ -186,7 +186,7 @@ def test_parquet_text_columns(tmp_path: Path) -> None:
         pyarrow.parquet.write_table(pyarrow.table({"text": column}), file)
         job = job_over(file)
         (one,), found = survey(job.inputs[0], job, limits(10))
-        part = PartReader(job.read, "text", kept_schema(job, [found])).read(one)
+        part = PartReader(job, kept_schema(job, [found])).read(one)
         assert part.texts[::2] == ["a", "a"]
         assert isinstance(part.texts[1], BadText)
         assert part.kept.schema.field("text").type == column.type
@@ -198,4 +198,4 @@ def test_a_file_that_shrank(tmp_path: Path) -> None:
     (one,), found = survey(job.inputs[0], job, limits(10_000))
     write_jsonl(tmp_path / "rows.jsonl", ROWS[:10])
     with pytest.raises(ScoringError, match="has 10 rows in a place that had 90, or other columns: the file changed"):
-        PartReader(job.read, "text", kept_schema(job, [found])).read(one)
+        PartReader(job, kept_schema(job, [found])).read(one)

@@ -63,6 +63,12 @@ def test_a_text_of_several_columns(tmp_path: Path) -> None:
     assert corpus.train.dropped == 1
 
 
+def test_an_optional_part_goes_with_its_fields(tmp_path: Path) -> None:
+    """An empty title leaves nothing of its part."""
+    corpus = read(tmp_path, text_template="[[{title}: ]]{text}")
+    assert list(corpus.train.texts) == ["One: first text", "Two: second text", "third text"]
+
+
 def test_named_text_transforms_are_left_to_the_tokenizer(tmp_path: Path) -> None:
     """Only the function changes the rows, and a note says that serving lacks it."""
     corpus = read(tmp_path, text_transforms=["lowercase", "tests.user_functions:shout"])
@@ -99,11 +105,14 @@ def test_rows_are_filtered(tmp_path: Path, data: dict[str, Any], texts: list[str
 @pytest.mark.parametrize(
     ("data", "heads", "message"),
     [
-        ({"text_template": "{title"}, (TOPIC,), "data.text_template '{title': expected '}'"),
+        ({"text_template": "{title"}, (TOPIC,), "data.text_template '{title': character 1: expected '}'"),
         ({"text_template": "{title!r}"}, (TOPIC,), "must hold a column's name and nothing else"),
         ({"text_template": "{}"}, (TOPIC,), "must hold a column's name and nothing else"),
-        ({"text_template": "title"}, (TOPIC,), "names no column"),
+        ({"text_template": "title"}, (TOPIC,), "names no field"),
         ({"text_template": "{name}"}, (TOPIC,), "train.jsonl: has no column 'name', only title, text"),
+        ({"text_template": "{text}{name}"}, (TOPIC,), "; text_template needs 'text', 'name'"),
+        ({"text_template": "{tags}"}, (TOPIC,), "field 'tags' must be a text, .* got a list"),
+        ({"text_template": "{title}]]"}, (TOPIC,), "character 8: '\\]\\]' without"),
         ({"where": {"nope": "x"}}, (TOPIC,), "train.jsonl: has no column 'nope'"),
         ({"split_column": "nope"}, (TOPIC,), "train.jsonl: has no column 'nope'"),
         ({"upsample": [{"column": "nope", "values": ["x"], "times": 2}]}, (TOPIC,), "has no column 'nope'"),

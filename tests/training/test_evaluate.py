@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from polyhead.predictor import Predictor
 from polyhead_training.evaluate import app, recorded_training
-from tests.tiny import TEXTS
+from tests.tiny import TEXTS, write_tiny_checkpoint
 
 TOPICS, MOODS = ("news", "sport", "science"), ("happy", "sad", "angry", "calm")
 
@@ -69,6 +69,30 @@ def test_what_is_evaluated_is_what_is_served(base_checkpoint: Path, tmp_path: Pa
     assert table["topic_true"].tolist() == topics
     assert [list(found) for found in table["mood_labels"]] == [answer["mood"]["labels"] for answer in answers]
     assert table["truncated"].sum() == metrics["truncated"] > 0
+
+
+def test_a_template_is_rendered_as_serving_does(tmp_path: Path) -> None:
+    """The model's own template comes before a config's; --text-column reads finished texts and says so."""
+    write_tiny_checkpoint(tmp_path / "model", text_template="[[{country}: ]]{text}")
+    rows = write_rows(tmp_path / "rows.jsonl")
+    config = 'output = "x"\n[data]\ntrain = "unused"\ntext_template = "{text} {country}"\n'
+    config += '[[heads]]\nname = "topic"\nkind = "single_label"\n'
+    (tmp_path / "config.toml").write_text(config, encoding="utf-8")
+    arguments = [str(tmp_path / "model"), str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "report")]
+    for options in ([], ["--config", str(tmp_path / "config.toml")]):
+        result = CliRunner().invoke(app, [*arguments, *options])
+        assert result.exit_code == 0, result.output
+        assert "finished text" not in result.output
+        table = pandas.read_parquet(tmp_path / "report" / "predictions.parquet")
+        assert table["text"].tolist() == [f"{row['country']}: {row['text']}" for row in rows]
+    sent = [json.dumps({"country": row["country"], "text": row["text"]}) for row in rows]
+    answers = Predictor.load(tmp_path / "model").predict(sent)
+    assert table["topic_label"].tolist() == [answer["heads"]["topic"]["labels"][0] for answer in answers]
+    result = CliRunner().invoke(app, [*arguments, "--text-column", "text"])
+    assert "note: column 'text' is read as finished text" in result.output
+    assert pandas.read_parquet(tmp_path / "report" / "predictions.parquet")["text"].tolist() == [
+        row["text"] for row in rows
+    ]
 
 
 def test_columns_are_those_of_training(base_checkpoint: Path, tmp_path: Path) -> None:

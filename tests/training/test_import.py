@@ -99,6 +99,23 @@ def test_the_engine_answers_as_the_imported_model(
     torch.testing.assert_close(torch.from_numpy(predictor._engine.logits(ids)), expected, atol=1e-5, rtol=0)
 
 
+def test_a_template_is_kept(tmp_path: Path) -> None:
+    """It is null unless the config gives one; then the texts are rendered with it and the model takes its fields."""
+    model, arguments, heads, _ = CASES[0]
+    write_library_checkpoint(tmp_path / "folder", model())
+    assert run_import(tmp_path, arguments, heads).exit_code == 0
+    assert Predictor.load(tmp_path / "out").template is None
+    result = run_import(tmp_path, f"{arguments}\ntext_template = '[[{{a}}: ]]{{text}}'", heads)
+    assert result.exit_code == 0, result.output
+    predictor = Predictor.load(tmp_path / "out")
+    assert predictor.template is not None
+    assert predictor.template.fields == ("a", "text")
+    assert {row.text for row in predictor.checkpoint.golden()} == {f"unknown: {text}" for text in TEXTS}
+    result = run_import(tmp_path, f"{arguments}\ntext_template = '{{a'", heads)
+    assert result.exit_code == 2
+    assert "text_template: character 1: expected '}'" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "heads", "message"),
     [

@@ -23,7 +23,7 @@ train = "reviews.csv"                # CSV, TSV, JSON lines, JSON, Parquet or Ar
 # validation = "..."                 # without it, a tenth of train, chosen by a hash of the text
 # test = "..."
 # hub = "owner/name"                 # instead of files: a data set of the Hugging Face hub
-text_column = "text"                 # or text_template = "{title}. {body}"
+text_column = "text"                 # or text_template = "[[{title}. ]]{body}"
 
 [model]                              # from scratch, with a new byte-level BPE tokenizer;
 max_length = 256                     # or pretrained = "gpt2" instead of the next line
@@ -80,7 +80,8 @@ class DataConfig(Section, ReadOptions):
     Attributes:
         bad_rows: what to do with rows that cannot be read, have no text, or have an unusable label cell. ``stop`` ends
             the run at the first one and says how many there are; ``skip`` leaves them out and counts them.
-        text_column: the column of the text. Or `text_template` joins columns, for example ``"{title}. {body}"``.
+        text_column: the column of the text. Or `text_template` joins columns, for example ``"[[{title}. ]]{body}"``;
+            see `polyhead.template`. The checkpoint keeps it, and the server renders with it.
         text_transforms: by name: ``strip``, ``collapse_whitespace``, ``lowercase``, ``strip_accents``, ``nfc``,
             ``nfkc``. These become part of the tokenizer, so serving applies them too. A ``package.module:function``
             (text to text) runs only in training and evaluation.

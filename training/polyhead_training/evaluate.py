@@ -19,7 +19,6 @@ from rich.table import Table
 from polyhead.errors import describe
 from polyhead.files import replaced_folder
 from polyhead.predictor import Predictor
-from polyhead.schema import Schema
 from polyhead_rows.place import split_name
 from polyhead_training.command_line import command_app, one_line_errors, printer
 from polyhead_training.config import DataConfig, HeadConfig, TrainingConfig, read_config
@@ -120,7 +119,9 @@ def _evaluate(
     if device not in ("cpu", "cuda"):
         raise ConfigError(f"--device {device!r}: allowed are cpu and cuda")
     predictor = Predictor.load(checkpoint, device)
-    columns, heads = _settings(checkpoint, config, data, replaced, predictor.schema)
+    columns, heads = _settings(checkpoint, config, data, replaced, predictor)
+    if predictor.template is not None and columns.text_template is None:
+        say(f"note: column {columns.text_column!r} is read as finished text; the model's text_template is not used")
     with tempfile.TemporaryDirectory(prefix="polyhead-evaluation-") as scratch:
         split = read_split(data, columns, heads, predictor.schema, Path(scratch), slices, show_progress=True)
         evaluation = evaluate(predictor, split, slices, say, show_progress=True)
@@ -138,9 +139,12 @@ def _evaluate(
 
 
 def _settings(
-    checkpoint: Path, config: Path | None, data: list[str], replaced: dict[str, Any], schema: Schema
+    checkpoint: Path, config: Path | None, data: list[str], replaced: dict[str, Any], predictor: Predictor
 ) -> tuple[DataConfig, list[HeadConfig]]:
-    """How rows are read: options first, then the config, then the checkpoint's record, then the defaults."""
+    """How rows are read: options first, then the config, then the checkpoint's record, then the defaults.
+
+    The model's own template comes before the template of a config, because serving renders with it.
+    """
     recorded = checkpoint / "report" / "training.json"
     training: TrainingConfig | None = None
     if config is not None:
@@ -152,12 +156,14 @@ def _settings(
     _drop_unsuited(settings, data)
     if "text_column" in replaced:
         settings["text_template"] = None
+    elif predictor.template is not None and settings.get("text_column", "text") == "text":
+        settings["text_template"] = predictor.template.source
     try:
         columns = DataConfig.model_validate(settings | replaced)
     except ValidationError as error:
         raise ConfigError(f"options: {describe(error)}") from error
     heads = [] if training is None else training.heads
-    kinds = {head.name: head.kind for head in schema}
+    kinds = {head.name: head.kind for head in predictor.schema}
     for head in heads:
         if kinds.get(head.name, head.kind) != head.kind:
             raise ConfigError(

@@ -29,7 +29,7 @@ head_class = "ConcatHeadSimple"        # or ConcatHeadExtended, "package.module:
 head_args = {}
 max_length = 512                       # in tokens
 texts = "reviews.csv"                  # a sample of these texts becomes the checkpoint's golden rows
-text_column = "text"
+text_column = "text"                   # or text_template = "[[{title}. ]]{body}"; the model then takes these fields
 
 [[heads]]                              # one per entry of head_class_sizes; multilabel without multihead: one in all
 name = "topic"
@@ -54,6 +54,7 @@ class ImportConfig(Section, ReadOptions):
 
     Attributes:
         texts: files as for training; ReadOptions says how they are read. `golden_rows` texts are drawn at random.
+        text_template: makes the texts the model was trained on, as in training. The checkpoint keeps it.
     """
 
     architecture: Architecture
@@ -67,6 +68,7 @@ class ImportConfig(Section, ReadOptions):
     texts: str | list[str]
     bad_rows: Literal["stop", "skip"] = "stop"
     text_column: str = "text"
+    text_template: str | None = None
     golden_rows: int = Field(default=256, ge=1)
     heads: list[ImportedHead] = Field(min_length=1)
 
@@ -103,11 +105,15 @@ def import_checkpoint(folder: Path, config: ImportConfig, output: Path) -> float
     if not weights.is_file():
         refuse_pickle(folder)
         raise ConfigError(f"{weights}: is missing")
-    spec = checkpoint_spec(ModelConfig.model_validate(config.model_dump(include=set(ModelConfig.model_fields))))
+    shape = ModelConfig.model_validate(config.model_dump(include=set(ModelConfig.model_fields)))
+    spec = checkpoint_spec(shape, config.text_template)
     model = _model(folder, weights, spec, schema)
     with tempfile.TemporaryDirectory(prefix="polyhead-import-") as scratch:
-        options = config.model_dump(include={"bad_rows", "text_column", *ReadOptions.model_fields})
-        data = DataConfig(train=config.texts, **options)
+        options = config.model_dump(include={"bad_rows", "text_column", "text_template", *ReadOptions.model_fields})
+        try:
+            data = DataConfig(train=config.texts, **options)
+        except ValidationError as error:
+            raise ConfigError(describe(error)) from error
         texts = read_texts(config.texts, data, Path(scratch))
         fitted = Fitted(model, spec, schema, pretrained_tokenizer(str(folder)))
         return write_unscored(output, fitted, texts, rows=config.golden_rows, seed=0)

@@ -15,9 +15,9 @@ from pydantic import ValidationError
 
 from polyhead.errors import SchemaError, describe
 from polyhead.schema import Head, HeadKind, Schema
+from polyhead.template import as_text
 from polyhead_training.config import HeadConfig
 from polyhead_training.data.functions import UserFunction
-from polyhead_training.data.sources import as_text
 from polyhead_training.errors import BadRowError, DataError
 
 Cell = list[str] | float | None

@@ -5,7 +5,6 @@ Rows are read one at a time, so no file must fit into memory. Class labels of th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -84,27 +83,6 @@ def open_hub(name: str, config: str | None) -> dict[str, Source]:
 def place_of(name: str, number: int, line: int | None) -> str:
     """Where a row is, for messages: ``reviews.csv:3``, its line; or ``reviews.parquet: row 2``."""
     return f"{name}: row {number}" if line is None else f"{name}:{line}"
-
-
-def as_text(value: Any) -> str | None:
-    """A cell as text. The same number or truth value gives the same text in every format.
-
-    A missing cell is None. NaN also means missing, because data frames write it. Bytes that are not UTF-8 become lone
-    surrogates.
-    """
-    match value:
-        case None:
-            return None
-        case bool():
-            return "true" if value else "false"
-        case float() if math.isnan(value):
-            return None
-        case float() if value.is_integer():
-            return str(int(value))
-        case bytes():
-            return value.decode("utf-8", "surrogateescape")
-        case _:
-            return str(value)
 
 
 def _open_file(name: str, options: ReadOptions) -> Source:

@@ -6,9 +6,8 @@ They also hold the numbers that splitting needs, so that splitting millions of r
 from __future__ import annotations
 
 import hashlib
-import string
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -21,14 +20,16 @@ import pyarrow
 from numpy.typing import NDArray
 
 from polyhead.encode import UnreadableTextError, read_text
+from polyhead.errors import TemplateError
 from polyhead.files import replaced_file
 from polyhead.schema import HeadKind
+from polyhead.template import FieldError, Template, as_text
 from polyhead_rows.progress import progress
 from polyhead_rows.table_file import BadText, Row, text_of
 from polyhead_training.config import DataConfig, HeadConfig
 from polyhead_training.data.functions import UserFunction
 from polyhead_training.data.labels import CellReader
-from polyhead_training.data.sources import Fields, Source, as_text, place_of
+from polyhead_training.data.sources import Fields, Source, place_of
 from polyhead_training.errors import BadRowError, ConfigError, DataError
 from polyhead_training.model.tokenizer import TRANSFORMS, named_normalizer
 
@@ -101,7 +102,7 @@ class Recipe:
         self.readers = [CellReader(head) for head in heads]
         self.metadata = list(metadata)
         self.cells = [f"cell_{i}" for i in range(len(heads))]
-        self.template = None if config.text_template is None else _parse(config.text_template)
+        self.template = _template(config)
         self.where = {key: [value] if isinstance(value, str) else value for key, value in config.where.items()}
         self.filters = [UserFunction.named(name, "data.filters") for name in config.filters]
         self.transforms = [
@@ -118,11 +119,14 @@ class Recipe:
     @property
     def columns(self) -> list[str]:
         """Those that every source must have, without the heads' columns."""
-        if self.template is None:
-            text = [self.config.text_column]
-        else:
-            text = [field for _, field in self.template if field is not None]
+        text = [self.config.text_column] if self.template is None else list(self.template.fields)
         return [*text, *self.where, *self.metadata]
+
+    def hint(self, column: str) -> str:
+        """What to say if this column is missing."""
+        if self.template is None or column not in self.template.fields:
+            return ""
+        return f"; text_template needs {', '.join(map(repr, self.template.fields))}"
 
     @property
     def schema(self) -> pyarrow.Schema:
@@ -192,13 +196,13 @@ class Recipe:
             if isinstance(text, BadText):
                 raise BadRowError(f"{place}: {text.reason}")
             return text
-        parts = [as_text(fields.get(field)) or "" if field is not None else "" for _, field in self.template]
-        if not any(part.strip() for part in parts):
-            return ""  # the template's own letters make no text
-        joined_text = "".join(literal + part for (literal, _), part in zip(self.template, parts, strict=True))
-        if _storable(joined_text) != joined_text:
+        try:
+            rendered = self.template.render(fields)
+        except FieldError as error:
+            raise BadRowError(f"{place}: {error}") from error
+        if _storable(rendered) != rendered:
             raise BadRowError(f"{place}: the text of text_template is not valid Unicode")
-        return joined_text
+        return rendered
 
     def _holds(self, fields: Fields, column: str, values: Sequence[str]) -> bool:
         """Whether the cell is one of the values or, if it is a list, holds one."""
@@ -242,7 +246,7 @@ def stage(
             files.append(source.name)
             if doubled := sorted(source.doubled.intersection([*needed, *labels])):
                 raise DataError(f"{source.name}: several columns are named {doubled[0]!r}; rename all but one")
-            with closing(_checked(source, needed, show_progress)) as checked:
+            with closing(_checked(source, needed, show_progress, recipe.hint)) as checked:
                 for row in checked:
                     counts["rows"] += 1
                     if counts["rows"] > until:
@@ -299,7 +303,7 @@ def joined(paths: str | list[str]) -> str:
     return paths if isinstance(paths, str) else ", ".join(paths)
 
 
-def _checked(source: Source, needed: Sequence[str], show_progress: bool) -> Generator[Row]:
+def _checked(source: Source, needed: Sequence[str], show_progress: bool, hint: Callable[[str], str]) -> Generator[Row]:
     """The rows. A needed column that is in no row is an error, raised as soon as that is known."""
     known = dict.fromkeys(source.columns or ())
     missing = dict.fromkeys(column for column in needed if column not in known)
@@ -318,21 +322,16 @@ def _checked(source: Source, needed: Sequence[str], show_progress: bool) -> Gene
         if is_empty or not known:  # no row could be read
             return
     if missing:
-        raise DataError(f"{source.name}: has no column {next(iter(missing))!r}, only {', '.join(known)}{source.hint}")
+        column = next(iter(missing))
+        known_columns = ", ".join(known)
+        raise DataError(f"{source.name}: has no column {column!r}, only {known_columns}{source.hint}{hint(column)}")
 
 
-def _parse(template: str) -> list[tuple[str, str | None]]:
-    """Literals, each with the column that follows it."""
+def _template(config: DataConfig) -> Template | None:
     try:
-        parts = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise ConfigError(f"data.text_template {template!r}: {error}") from error
-    for _, field, form, conversion in parts:
-        if field == "" or form or conversion:
-            raise ConfigError(f"data.text_template {template!r}: braces must hold a column's name and nothing else")
-    if not any(field for _, field, _, _ in parts):
-        raise ConfigError(f"data.text_template {template!r}: names no column; write one in braces, as {{title}}")
-    return [(literal, field) for literal, field, _, _ in parts]
+        return None if config.text_template is None else Template(config.text_template)
+    except TemplateError as error:
+        raise ConfigError(f"data.text_template {config.text_template!r}: {error}") from error
 
 
 def _storable(text: str | None) -> str | None:

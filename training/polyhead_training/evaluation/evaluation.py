@@ -84,7 +84,7 @@ def evaluate(
     with progress("answering", len(texts), unit="texts", shown=show_progress) as bar:
         for start in range(0, len(texts), TEXTS_PER_CALL):
             part = slice(start, start + TEXTS_PER_CALL)
-            encoded = predictor.encode(texts[part])
+            encoded = predictor.encode(texts[part], are_rendered=True)
             scores[part] = predictor.score(encoded)
             counts[part] = [text.token_count for text in encoded]
             truncated[part] = [text.truncated for text in encoded]

@@ -22,6 +22,7 @@ from polyhead.encode import encode
 from polyhead.errors import one_line
 from polyhead.predictor import Predictor
 from polyhead.schema import Schema
+from polyhead.template import json_object
 from polyhead_rows.progress import progress
 from polyhead_training.config import TrainingConfig
 from polyhead_training.data.corpus import Corpus
@@ -113,9 +114,13 @@ def write_evaluated(
 
 @torch.inference_mode()
 def golden_rows(
-    texts: Sequence[str], model: nn.Module, tokenizer: Tokenizer, schema: Schema, max_length: int, rows: int, seed: int
-) -> list[GoldenRow]:
+    texts: Sequence[str], model: nn.Module, tokenizer: Tokenizer, schema: Schema, max_length: int, rows: int, seed: int,
+    has_template: bool = False,
+) -> list[GoldenRow]:  # fmt: skip
     """Scores in float32 of at most `rows` texts, drawn at random. One text per forward, so there is no padding.
+
+    With a template the texts are rendered already. Servers get golden rows as plain text, so a rendered text that is a
+    JSON object becomes no golden row.
 
     Raises:
         DataError: the tokenizer's normalizer leaves nothing of any text.
@@ -128,7 +133,7 @@ def golden_rows(
                 break
             text = texts[int(index)]
             (encoded,) = encode([text], tokenizer, max_length)
-            if encoded.error or text in golden:
+            if encoded.error or text in golden or (has_template and json_object(text) is not None):
                 continue
             logits = model(torch.tensor([encoded.token_ids])).logits.numpy()
             golden[text] = GoldenRow(
@@ -139,7 +144,7 @@ def golden_rows(
             )
             bar.advance(1)
     if not golden:
-        raise DataError("golden rows: the tokenizer leaves no token of any text")
+        raise DataError("golden rows: the tokenizer leaves no token of any text, or all texts are JSON objects")
     return list(golden.values())
 
 
@@ -153,7 +158,9 @@ def _write(
     score: Callable[[Path], None],
 ) -> float:
     model, spec, schema = fitted.model, fitted.spec, fitted.schema
-    golden = golden_rows(texts, model, fitted.tokenizer, schema, spec.max_length, rows, seed)
+    golden = golden_rows(
+        texts, model, fitted.tokenizer, schema, spec.max_length, rows, seed, spec.text_template is not None
+    )
     distances: list[float] = []
 
     def prove(fresh: Path) -> None:

@@ -107,7 +107,7 @@ def prepare(
         say("preparing the tokenizer")
         tokenizer = model_tokenizer(config.model, corpus.train.texts, config.data.text_transforms)
     set_seed(config.seed)
-    spec = checkpoint_spec(config.model)
+    spec = checkpoint_spec(config.model, config.data.text_template)
     model = untrained_model(config.model, spec, corpus.schema, tokenizer)
     is_balanced = any("balanced" in (head.class_weights, head.positive_weights) for head in config.heads)
     model.terms = loss_terms(corpus.schema, config.heads, corpus.train.labels if is_balanced else None)

@@ -32,7 +32,7 @@ TO_SAFETENSORS = (
 )
 
 
-def checkpoint_spec(config: ModelConfig) -> Spec:
+def checkpoint_spec(config: ModelConfig, text_template: str | None = None) -> Spec:
     """The ``polyhead`` section that the checkpoint will have."""
     concat = config.architecture == "hidden_state_concat"
     try:
@@ -42,6 +42,7 @@ def checkpoint_spec(config: ModelConfig) -> Spec:
             head_class=config.head,
             head_args=config.head_args,
             max_length=config.max_length,
+            text_template=text_template,
         )
     except ValidationError as error:
         raise ConfigError(f"model: {describe(error)}") from error
