@@ -169,7 +169,7 @@ function refuse(r, reply) {
         });
     }
     if (reply.status === 502) {
-        throw guard.refusal(503, r.variables.polyhead_unavailable);
+        throw guard.refusal(503, reply.variables.polyhead_unavailable);
     }
     if (reply.status === 504) {
         throw guard.refusal(504, 'the server took too long to answer');

@@ -67,7 +67,7 @@ REFUSED = {
     "a shape that does not match": (with_input(shape=[3, 1]), 400, "as many strings"),
     "numbers for texts": (with_input(data=[1, 2]), 400, "as many strings"),
     "half a surrogate pair": (with_input(data=["\ud83d", "Snow."]), 400, "surrogate"),
-    "a name twice": (json.dumps(GOOD).encode()[:-1] + b', "outputs": [{}]}', 400, "twice"),
+    "a name twice": (json.dumps(GOOD).encode()[:-1] + b', "outputs": [{}]}', 400, "outputs"),
     "a name twice, with an escape": (json.dumps(GOOD).encode()[:-1] + b', "output\\u0073": []}', 400, "escapes"),
     "a huge exponent": (json.dumps(GOOD).encode()[:-1] + b', "more": {"x": -1E+999}}', 400, "too large"),
     "a number with many digits": (json.dumps(GOOD).encode()[:-1] + b', "more": ' + b"9" * 400 + b"}", 400, "too large"),

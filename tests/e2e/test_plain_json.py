@@ -1,4 +1,4 @@
-"""The proxy's plain JSON, /v1: real answers of a real server fit openapi.json, and every error is JSON with its status."""
+"""The proxy's plain JSON, /v1: real answers fit openapi.json, and every error is JSON with its status."""
 
 from __future__ import annotations
 
@@ -258,9 +258,11 @@ def fake(status: int, message: str = "") -> Iterator[tuple[str, type[Fake]]]:
     with ThreadingHTTPServer(("127.0.0.1", 0), kind) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        yield f"127.0.0.1:{server.server_address[1]}", kind
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"127.0.0.1:{server.server_address[1]}", kind
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.mark.parametrize(
