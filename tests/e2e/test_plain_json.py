@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped] # has no types
 
 from loadtest.local_server import ROOT, LocalServer
 from polyhead_client import Client
@@ -174,7 +174,7 @@ def test_generate_is_closed(proxied: Proxied, way: str) -> None:
 
 def test_nginx_answers_errors_in_json(proxied: Proxied) -> None:
     """What nginx refuses by itself is JSON, too."""
-    broken: list[tuple[str, dict[str, str]]] = [
+    broken: list[tuple[str, dict[str, Any]]] = [
         (SCHEMA, {"X": "y" * 9000}), (CLASSIFY, {"Transfer_Encoding": "gzip"}),
         ("/v1/openapi.json", {"If_Match": "x", "If_Unmodified_Since": "Mon, 01 Jan 2001 00:00:00 GMT"}),
     ]  # fmt: skip
@@ -200,7 +200,7 @@ def test_pages_of_origins_may_ask(proxied: Proxied, origin: str) -> None:
     assert (status, body, headers["Access-Control-Allow-Headers"]) == (204, b"", "Authorization, Content-Type")
     assert "POST" in headers["Access-Control-Allow-Methods"]
     for path, sent, key in ((CLASSIFY, b'{"texts": ["Rain."]}', True), (SCHEMA, None, True), (SCHEMA, None, False)):
-        more = {} if key else {"key": ""}
+        more: dict[str, Any] = {} if key else {"key": ""}
         _, headers, _ = proxied.ask(path, sent, Origin=origin, **more)
         assert headers["Access-Control-Allow-Origin"] == origin
         assert headers["Access-Control-Allow-Credentials"] is None
