@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from jsonschema import Draft202012Validator  # type: ignore[import-untyped] # has no types
+from jsonschema import Draft202012Validator
 
 from loadtest.local_server import ROOT, LocalServer
 from polyhead_client import Client
