@@ -13,14 +13,12 @@ const WHOLE_NUMBERS = ['binary_data_size', 'classification', 'priority', 'timeou
 // JavaScript reads 1.0 as 1, but for Triton it is not a whole number. In a string, each quote has a backslash before it.
 const FRACTION = new RegExp('"shape"\\s*:\\s*\\[[^\\]]*[-.eE]|"(' + WHOLE_NUMBERS.join('|') + ')"\\s*:\\s*-?[0-9]*[.eE]');
 
-// If a name occurs twice, JavaScript reads the last one and Triton the first.
-const ONCE = ['inputs', 'outputs', 'id', 'datatype', 'shape', 'data'];
 // A whole string of valid JSON; with a colon after it, it is a name.
 const STRING = /"[^"\\]*(?:\\.[^"\\]*)*"\s*:?/g;
 // Triton cannot read numbers beyond 1.8e308. This limit is well below that, and no request needs such numbers.
 const HUGE_NUMBER = /[0-9]{200}|[eE]\+?0*[1-9][0-9]{2}/;
 
-export default { check };
+export default { bodyOf, check, hasLoneSurrogate, hasTwice, isObject, refusal };
 
 function check(r) {
     const wrong = problem(r);
@@ -69,12 +67,11 @@ function problem(r) {
     if (message !== null) {
         return refusal(400, message);
     }
-    const names = (text.match(STRING) || []).filter(isName);
+    const names = namesOf(text);
     if (names.some(isEscaped)) {
         return refusal(400, 'names must be written without escapes');
     }
-    const twice = findTwice(names, request);
-    return twice === null ? null : refusal(400, twice + ': occurs twice');
+    return hasTwice(text, request) ? refusal(400, 'a name occurs twice in one object') : null;
 }
 
 function bodyOf(r) {
@@ -114,7 +111,7 @@ function findWrong(request, body, start) {
     }
     const all = [request, request.inputs[0]].concat(outputs);
     for (let i = 0; i < all.length; i++) {
-        const wrong = isObject(all[i]) ? wrongParameters(all[i].parameters) : null;
+        const wrong = isObject(all[i]) ? wrongParameters(all[i].parameters, i > 1 && all[i].name === 'SCORES') : null;
         if (wrong !== null) {
             return wrong;
         }
@@ -130,20 +127,28 @@ function isEscaped(name) {
     return name.indexOf('\\') >= 0;
 }
 
-function findTwice(names, request) {
-    for (let i = 0; i < ONCE.length; i++) {
-        if (occurrences(names, ONCE[i]) > 1) {
-            return ONCE[i];
-        }
+function namesOf(text) {
+    return (text.match(STRING) || []).filter(isName);
+}
+
+// Whether an object of this JSON has a name twice: JavaScript reads the last one, Triton the first.
+function hasTwice(text, value) {
+    return namesOf(text).length !== countNames(value);
+}
+
+function countNames(value) {
+    if (typeof value !== 'object' || value === null) {
+        return 0;
     }
-    return occurrences(names, 'name') > 1 + (request.outputs || []).length ? 'name' : null;
+    if (Array.isArray(value)) {
+        return value.reduce((sum, each) => sum + countNames(each), 0);
+    }
+    const names = Object.keys(value);
+    return names.reduce((sum, name) => sum + countNames(value[name]), names.length);
 }
 
-function occurrences(names, name) {
-    return names.filter(each => each.startsWith('"' + name + '"')).length;
-}
-
-function wrongParameters(parameters) {
+// `classification` of an output of strings ends Triton (a division by zero). Only SCORES may have it.
+function wrongParameters(parameters, mayClassify) {
     if (parameters === undefined) {
         return null;
     }
@@ -154,6 +159,9 @@ function wrongParameters(parameters) {
     for (let i = 0; i < names.length; i++) {
         const value = parameters[names[i]];
         const whole = typeof value === 'number' && Math.abs(value) <= Number.MAX_SAFE_INTEGER;
+        if (names[i] === 'classification' && !mayClassify) {
+            return 'parameters.classification: is allowed for the output SCORES only';
+        }
         if (CLOSED_PARAMETER.test(names[i])) {
             return 'parameters.' + names[i] + ': is not allowed here';
         }

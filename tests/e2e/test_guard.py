@@ -73,6 +73,46 @@ REFUSED = {
     "a number with many digits": (json.dumps(GOOD).encode()[:-1] + b', "more": ' + b"9" * 400 + b"}", 400, "too large"),
 }
 
+LABELS = {"parameters": {"classification": 3}}
+ENDS_TRITON = {
+    "PREDICTION": with_fields(outputs=[{"name": "PREDICTION"} | LABELS]),
+    "SCHEMA": with_fields(outputs=[{"name": "SCORES"} | LABELS, {"name": "SCHEMA"} | LABELS]),
+    "another output": with_fields(outputs=[{"name": "TOKEN_COUNT"} | LABELS]),
+    "no label": with_fields(outputs=[{"name": "PREDICTION", "parameters": {"classification": 0}}]),
+    "the input": with_input(**LABELS),
+    "the request": with_fields(**LABELS),
+    "parameters twice": b'{"inputs": %s, "outputs": [{"name": "PREDICTION", "parameters": {"classification": 3}, '
+    b'"parameters": {}}]}' % json.dumps(GOOD["inputs"]).encode(),
+    "classification twice": b'{"inputs": %s, "outputs": [{"name": "SCHEMA", "parameters": {"classification": 3, '
+    b'"classification": 3}}]}' % json.dumps(GOOD["inputs"]).encode(),
+    "the name twice": b'{"inputs": %s, "outputs": [{"name": "PREDICTION", "name": "SCORES", "parameters": '
+    b'{"classification": 3}}]}' % json.dumps(GOOD["inputs"]).encode(),
+    "the name twice, but not elsewhere": b'{"inputs": %s, "outputs": [{"name": "PREDICTION", "name": "SCORES", '
+    b'"parameters": {"classification": 3}}], "parameters": {"x": {}}}' % json.dumps(GOOD["inputs"]).encode(),
+    "an escaped name": with_fields(outputs=[{"name": "PREDICTION"} | LABELS]).replace(b'"classif', b'"\\u0063lassif'),
+    "an escaped value": with_fields(outputs=[{"name": "PREDICTION"} | LABELS]).replace(b'"PRED', b'"\\u0050RED'),
+    "SCORES and NUL": with_fields(outputs=[{"name": "SCORES\0"} | LABELS]),
+}
+
+
+@pytest.mark.parametrize("body", ENDS_TRITON.values(), ids=ENDS_TRITON)
+def test_classification_of_other_outputs_is_refused(proxied: Proxied, served: LocalServer, body: bytes) -> None:
+    """What ends Triton with a division by zero is refused, however it is written, also before binary tensors."""
+    data = b"".join(struct.pack("<I", len(text)) + text for text in (b"Rain.", b"Snow."))
+    with_binary = body.replace(b'"data": ["Rain.", "Snow."]', b'"parameters": {"binary_data_size": 18}')
+    for sent, headers in ((body, {}), (with_binary + data, {"Inference_Header_Content_Length": str(len(with_binary))})):
+        status, _, said = proxied.ask(INFER, sent, **headers)
+        assert status == 400, said
+    assert infer_json(served.url("http"), GOOD)[0] == 200
+    assert sum("ready http=" in line for line in served.lines) == 1, "the server was restarted"
+
+
+def test_classification_of_scores_passes(proxied: Proxied) -> None:
+    """Triton's classification extension works for SCORES."""
+    status, _, said = proxied.ask(INFER, with_fields(outputs=[{"name": "SCORES"} | LABELS, {"name": "TOKEN_COUNT"}]))
+    assert status == 200
+    assert len(json.loads(said)["outputs"][0]["data"]) == 6
+
 
 @pytest.mark.parametrize(("body", "status", "message"), REFUSED.values(), ids=REFUSED)
 def test_refused(proxied: Proxied, body: bytes, status: int, message: str) -> None:

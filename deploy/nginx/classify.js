@@ -1,0 +1,193 @@
+// Plain JSON for people: POST /v1/classify and GET /v1/schema, described by openapi.json.
+//
+// Each becomes one inference request of KServe's v2 protocol, and its answer becomes plain JSON. Every error is
+// {"error": "..."}. The model decodes the answers and renders fields: nothing here knows the heads.
+
+import guard from 'guard.js';
+
+const MOST_TEXTS = 64; // max_batch_size in config.pbtxt
+const MOST_SECONDS = 2000; // Triton reads `timeout` as microseconds
+const FIELDS = ['texts', 'top_k', 'threshold', 'timeout_s', 'model', 'version'];
+const MODEL = /^[A-Za-z0-9_][A-Za-z0-9_.-]*$/;
+const VERSION = /^[1-9][0-9]{0,17}$/;
+// curl sends application/x-www-form-urlencoded unless it is told the type.
+const JSON_TYPE = /^(application\/([a-z0-9.+-]+\+)?json|application\/x-www-form-urlencoded|text\/plain)\s*(;|$)/i;
+const RETRY = /retry in ([0-9]+(\.[0-9]+)?) s$/;
+
+export default { classify, schema };
+
+function classify(r) {
+    answer(r, () => {
+        const question = readQuestion(r);
+        const withFields = question.texts.some(guard.isObject);
+        const outputs = withFields ? ['PREDICTION', 'SCHEMA'] : ['PREDICTION'];
+        return infer(r, question, outputs).then(found => {
+            if (withFields && !(JSON.parse(found.SCHEMA[0]).fields || []).length) {
+                throw guard.refusal(400, 'texts: this model declares no fields; send strings');
+            }
+            return '{"predictions": [' + found.PREDICTION.join(', ') + ']}';
+        });
+    });
+}
+
+function schema(r) {
+    answer(r, () => {
+        const question = Object.assign({ texts: ['x'] }, readModel(r, {}));
+        return infer(r, question, ['SCHEMA']).then(found => found.SCHEMA[0]);
+    });
+}
+
+// Sends what `work` promises, or the refusal that it throws.
+function answer(r, work) {
+    Promise.resolve().then(work).then(text => send(r, 200, text)).catch(error => {
+        if (error.status === undefined) {
+            r.error('classify.js: ' + (error.stack || error));
+            error = guard.refusal(500, 'the server failed to answer');
+        }
+        send(r, error.status, JSON.stringify({ error: error.message }));
+    });
+}
+
+function send(r, status, text) {
+    r.headersOut['Content-Type'] = 'application/json';
+    r.return(status, text + '\n');
+}
+
+// What the caller asks for: texts, parameters for Triton, and the model's path.
+function readQuestion(r) {
+    const type = r.headersIn['Content-Type'];
+    if (type !== undefined && !JSON_TYPE.test(type)) {
+        throw guard.refusal(415, 'Content-Type: must be application/json');
+    }
+    const asked = readBody(r);
+    const unknown = Object.keys(asked).filter(name => FIELDS.indexOf(name) < 0);
+    if (unknown.length > 0) {
+        throw guard.refusal(400, unknown[0] + ': is unknown; allowed are ' + FIELDS.join(', '));
+    }
+    if (!Array.isArray(asked.texts) || asked.texts.length < 1 || asked.texts.length > MOST_TEXTS) {
+        throw guard.refusal(400, 'texts: must be a list of 1 to ' + MOST_TEXTS + ' texts; send more in several requests');
+    }
+    asked.texts.forEach(checkText);
+    const parameters = {};
+    if (asked.top_k !== undefined) {
+        check(isNumber(asked.top_k, 1, 2147483647) && asked.top_k % 1 === 0, 'top_k: must be a whole number of 1 or more');
+        parameters.top_k = asked.top_k;
+    }
+    if (asked.threshold !== undefined) {
+        check(isNumber(asked.threshold, 0, 1), 'threshold: must be a number from 0 to 1');
+        parameters.threshold = asked.threshold;
+    }
+    if (asked.timeout_s !== undefined) {
+        check(isNumber(asked.timeout_s, 1e-6, MOST_SECONDS), 'timeout_s: must be a number above 0, at most ' + MOST_SECONDS);
+        parameters.timeout = Math.ceil(asked.timeout_s * 1e6);
+    }
+    return Object.assign({ texts: asked.texts, parameters: parameters }, readModel(r, asked));
+}
+
+function readBody(r) {
+    const body = guard.bodyOf(r);
+    check(body !== null, 'the body is empty; it must be JSON: {"texts": ["..."]}');
+    const text = body.toString('utf8');
+    check(Buffer.from(text).equals(body), 'the body must be UTF-8');
+    let asked;
+    try {
+        asked = JSON.parse(text);
+    } catch (error) {
+        throw guard.refusal(400, 'the body must be JSON: ' + error.message);
+    }
+    check(guard.isObject(asked), 'the body must be an object: {"texts": ["..."]}');
+    check(!guard.hasLoneSurrogate(text), 'the body contains half of a surrogate pair, which is no character');
+    check(!guard.hasTwice(text, asked), 'a name occurs twice in one object');
+    return asked;
+}
+
+function checkText(text, i) {
+    if (typeof text === 'string') {
+        return;
+    }
+    check(guard.isObject(text), 'texts[' + i + ']: must be a string, or an object of the model\'s fields');
+    check(Object.keys(text).every(name => isFlat(text[name])), 'texts[' + i + ']: a field must be a string or a number');
+}
+
+function isFlat(value) {
+    return value === null || typeof value !== 'object' && (typeof value !== 'number' || isFinite(value));
+}
+
+// From the body, or from the query `?model=NAME&version=N`.
+function readModel(r, asked) {
+    const model = either('model', asked.model, r.args.model, r.variables.polyhead_model);
+    const version = either('version', asked.version, r.args.version, '');
+    Object.keys(r.args).forEach(name => check(name === 'model' || name === 'version', name + ': is an unknown parameter'));
+    check(typeof model === 'string' && MODEL.test(model), 'model: must be a model\'s name: letters, digits and . _ -');
+    check(version === '' || VERSION.test(String(version)), 'version: must be a whole number of 1 or more');
+    return { path: '/' + model + (version === '' ? '' : '/versions/' + version) };
+}
+
+function either(name, inBody, inQuery, otherwise) {
+    check(inBody === undefined || inQuery === undefined || String(inBody) === inQuery, name + ': is given twice');
+    return inBody !== undefined ? inBody : inQuery !== undefined ? inQuery : otherwise;
+}
+
+function check(right, message) {
+    if (!right) {
+        throw guard.refusal(400, message);
+    }
+}
+
+function isNumber(value, least, most) {
+    return typeof value === 'number' && value >= least && value <= most;
+}
+
+// The rows of each output, by name.
+function infer(r, question, outputs) {
+    const texts = question.texts.map(text => typeof text === 'string' ? text : JSON.stringify(text));
+    const body = JSON.stringify({
+        parameters: question.parameters || {},
+        inputs: [{ name: 'TEXT', datatype: 'BYTES', shape: [texts.length, 1], data: texts }],
+        outputs: outputs.map(name => ({ name: name })),
+    });
+    return r.subrequest('/triton' + question.path, { method: 'POST', body: body }).then(reply => {
+        if (reply.status === 200) {
+            const found = {};
+            JSON.parse(reply.responseText).outputs.forEach(output => { found[output.name] = output.data; });
+            return found;
+        }
+        return refuse(r, reply);
+    });
+}
+
+// Throws what the caller hears of an answer that is no answer.
+function refuse(r, reply) {
+    const message = messageOf(reply);
+    if (reply.status === 500) {
+        // The supervisor knows whether the server is being restarted.
+        return r.subrequest('/failure', { method: 'GET' }).then(probe => {
+            if (probe.status === 503) {
+                throw guard.refusal(503, 'no server can answer now; try again later');
+            }
+            throw guard.refusal(500, 'the server failed to answer');
+        });
+    }
+    if (reply.status === 502) {
+        throw guard.refusal(503, reply.variables.polyhead_unavailable);
+    }
+    if (reply.status === 504) {
+        throw guard.refusal(504, 'the server took too long to answer');
+    }
+    if (/^Request for unknown model/.test(message)) {
+        throw guard.refusal(404, 'model: there is no such model or version');
+    }
+    const wait = RETRY.exec(message);
+    if (wait !== null) {
+        r.variables.polyhead_wait = String(Math.max(1, Math.ceil(Number(wait[1]))));
+    }
+    throw guard.refusal(reply.status, message);
+}
+
+function messageOf(reply) {
+    try {
+        return String(JSON.parse(reply.responseText).error);
+    } catch (error) {
+        return 'the server refused the request';
+    }
+}
