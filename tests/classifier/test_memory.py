@@ -54,7 +54,8 @@ def test_bound_holds(tmp_path: Path, length: int) -> None:
 def test_warm_up_says_what_fits(base_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One byte too little is an error with both numbers; exactly enough is no error."""
     predictor = Predictor.load(base_checkpoint)
-    needed = activation_bytes(predictor.checkpoint.body, predictor.token_budget)
+    body = predictor.checkpoint.body
+    needed = activation_bytes(body, predictor.token_budget) + activation_bytes(body, predictor.enough_tokens)
     monkeypatch.setattr("polyhead.predictor.available_memory_bytes", lambda: needed)
     assert predictor.warm_up() == predictor.token_budget
     monkeypatch.setattr("polyhead.predictor.available_memory_bytes", lambda: needed - 1)
