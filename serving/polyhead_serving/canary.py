@@ -1,7 +1,7 @@
 """The canary: a real inference that shows whether the models answer. Triton's own health does not (docs/serving.md).
 
-A slow or overloaded model may answer late or refuse. A hung model may refuse too, because its queue is full. So a canary
-without an answer fails only if the model's metrics also show no progress for the whole timeout.
+A slow or overloaded model may answer late or refuse. A hung model may refuse too, because its queue is full. So a
+canary without an answer fails only if the model's metrics also show no progress for the whole timeout.
 """
 
 from __future__ import annotations
@@ -73,15 +73,15 @@ class Canary:
     def check(self, timeout_s: float) -> str | None:
         """Returns None if every model answers or works, else what is wrong with the first that does not.
 
-        Takes at most `timeout_s` and two looks at the metrics for each model.
+        Takes at most `timeout_s` and one look at the metrics for each model.
         """
         for model in self._models:
             deadline = time.monotonic() + timeout_s
             try:
                 wrong = self._infer(model, timeout_s)
+                self._progress[model] = self._read_progress(model)
             except _NoAnswerError as error:
                 wrong = None if self._makes_progress(model, deadline) else str(error)
-            self._progress[model] = self._read_progress(model)
             if wrong is not None:
                 return f"{model}: {wrong}"
         return None
@@ -113,7 +113,7 @@ class Canary:
         # A restart would only add to the load of an overloaded server.
         before = self._progress.get(model)
         while True:
-            now = self._read_progress(model)
+            now = self._progress[model] = self._read_progress(model)
             if before is not None and now is not None and now.moved_since(before):
                 return True
             before = before or now
