@@ -15,7 +15,7 @@ from loadtest.local_server import LocalServer
 from polyhead.export import export_checkpoint
 from tests.chaos.conftest import Record
 from tests.chaos.corpus import Corpus, make_texts
-from tests.chaos.harm import serve
+from tests.chaos.harm import serve, wait_until_empty
 from tests.chaos.load import VerifiedLoad, through_client
 from tests.chaos.open_arrivals import arrive
 from tests.chaos.plain import is_right
@@ -93,6 +93,7 @@ def test_overload(heavy: tuple[Path, Corpus], record: Record) -> None:
         recovery_s = time.monotonic() - began
         after, work_after, last = capacity(served, corpus)
         assert model_processes(served) == model, "the overloaded server was restarted"
+        wait_until_empty(served)
         record(
             f"overload, {TIMES} times capacity for {OVERLOAD_S:g} s", first.count + overload + last.count, recovery_s,
             texts_s={"before": round(before, 1), "asked": round(TIMES * before, 1),
