@@ -20,6 +20,7 @@ from polyhead_serving.triton import ADMIN_HEADER, InstallError
 TEXTS_PER_REQUEST = 16
 REQUEST_TIMEOUT_S = 30.0
 RETRY_S = 0.5
+VERSION_WITHIN_S = 30.0
 
 
 class ServerError(PolyheadError):
@@ -71,8 +72,9 @@ class LiveServer:
         self._call(self._client.get_model_repository_index, headers=self._headers)
 
     def version(self) -> int:
-        """The version that answers now."""
-        return int(self._infer(["version"], ["SCHEMA"]).get_response().model_version)
+        """The version that answers now. While the server is too busy, repeats the request for half a minute."""
+        deadline = time.monotonic() + VERSION_WITHIN_S
+        return int(self._infer(["version"], ["SCHEMA"], deadline).get_response().model_version)
 
     def load(self, timeout_s: float) -> None:
         """Loads the highest version in the repository. The current version serves until the new one is ready.

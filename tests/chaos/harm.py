@@ -15,6 +15,7 @@ from tests.chaos.load import VerifiedLoad, through_client
 from tests.chaos.plain import is_right
 from tests.e2e.processes import ONE_THREAD, command_line, descendants, model_processes
 
+WAITING = ("polyhead_waiting_texts", "polyhead_waiting_tokens")
 EXACT = {**ONE_THREAD, "POLYHEAD_PRECISION": "fp32"}  # so that each text has one right answer
 
 
@@ -36,11 +37,24 @@ def server_pid(served: LocalServer) -> int:
 
 def failed_requests(served: LocalServer) -> int:
     """Failed requests since the server started, by Triton's own count."""
+    return int(metric(served, "nv_inference_request_failure"))
+
+
+def metric(served: LocalServer, name: str) -> float:
+    """The sum of a metric's values at Triton's metrics port; 0 if it has none."""
     connection = http.client.HTTPConnection(served.url("metrics"), timeout=5)
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
     connection.close()
-    return sum(int(number) for number in re.findall(r"^nv_inference_request_failure\{.*\} (\d+)$", text, re.MULTILINE))
+    return sum(float(number) for number in re.findall(rf"^{name}\{{.*\}} (\S+)$", text, re.MULTILINE))
+
+
+def wait_until_empty(served: LocalServer, within_s: float = 15.0) -> None:
+    """Waits until the model's queue is empty: without requests, what waits must go back to zero."""
+    deadline = time.monotonic() + within_s
+    while waiting := {name: metric(served, name) for name in WAITING if metric(served, name)}:
+        assert time.monotonic() < deadline, f"without requests, the queue still has {waiting}"
+        time.sleep(0.3)
 
 
 def wait_until_healed(served: LocalServer, corpus: Corpus, victims: Collection[int], within_s: float = 90.0) -> None:

@@ -8,10 +8,10 @@ from tests.chaos.attack import Door
 from tests.e2e.proxied import KEY, Proxied
 
 
-def through_proxy(served: LocalServer) -> Proxied:
+def through_proxy(served: LocalServer, **settings: str) -> Proxied:
     """The proxy with a higher rate: at the default, 24,000 requests of one key would take two minutes."""
     places = {"INFERENCE": served.url("http"), "METRICS": served.url("metrics"), "PROBE": served.url("probe")}
-    return Proxied(**places, RATE="100000r/s", BURST="10000", CLIENT_TIMEOUT="2s")
+    return Proxied(**(places | {"RATE": "100000r/s", "BURST": "10000", "CLIENT_TIMEOUT": "2s"} | settings))
 
 
 def client_of(proxied: Proxied) -> Client:

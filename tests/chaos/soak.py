@@ -1,6 +1,7 @@
-"""``python -m tests.chaos.soak``: a verified load for 20 minutes; no wrong answer, and every process keeps its memory.
+"""``python -m tests.chaos.soak``: a verified load for 20 minutes; no wrong answer, flat memory, an empty queue.
 
 HTTP goes through the proxy, gRPC straight to the server; each second adds two bad requests and a new client.
+Afterwards, no text may wait in the model's queue.
 Exit code 0 only if so. SOAK_MINUTES or ``--minutes`` sets the time; a soak of 20 minutes or more saves its result.
 """
 
@@ -24,7 +25,7 @@ from benchmarks.result import RESULTS, write_result
 from polyhead.export import export_checkpoint
 from polyhead_client import Client
 from tests.chaos.corpus import Corpus, make_texts
-from tests.chaos.harm import serve, server_pid
+from tests.chaos.harm import metric, serve, server_pid, wait_until_empty
 from tests.chaos.load import VerifiedLoad
 from tests.chaos.memory import Flatness, MemoryLog, flatness
 from tests.chaos.plain import INFER
@@ -35,6 +36,10 @@ from tests.tiny import write_tiny_checkpoint
 
 FULL_MINUTES = 20.0
 INTERVAL_S = 5.0
+QUEUE_METRICS = (
+    "queue_seconds_sum", "queue_seconds_count", "micro_batches_total",
+    "refused_requests_total", "dropped_requests_total",
+)  # fmt: skip
 
 
 def soak(minutes: float, folder: Path) -> dict[str, Any]:
@@ -57,6 +62,7 @@ def soak(minutes: float, folder: Path) -> dict[str, Any]:
         }
         over_http = stack.enter_context(client_of(proxied))
         over_grpc = stack.enter_context(Client(served.url("grpc"), protocol="grpc"))
+        stack.callback(wait_until_empty, served)  # when the loads have ended and before the server does
         loads = [
             stack.enter_context(VerifiedLoad(client.scores, corpus, threads=3)) for client in (over_http, over_grpc)
         ]
@@ -74,12 +80,14 @@ def soak(minutes: float, folder: Path) -> dict[str, Any]:
         log.wait(60 * minutes, disturb)
         still = {"tritonserver": server_pid(served), "model process": model_processes(served)[0]}
         assert still == {name: processes[name] for name in still}, "a process was restarted"
+        queue = {name: metric(served, f"polyhead_{name}") for name in QUEUE_METRICS}
     count = loads[0].count + loads[1].count
     return {
         "minutes": round(minutes, 1),
         "requests": count.requests,
         **{name: value for name, value in count.numbers().items() if name != "requests"},
         "rejected_requests": rejected,
+        "queue": queue,
         "examples": count.examples,
         "memory": {name: asdict(flatness(log.minutes, values)) for name, values in log.mib.items()},
         "samples": {

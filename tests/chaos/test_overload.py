@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,11 @@ from loadtest.local_server import LocalServer
 from polyhead.export import export_checkpoint
 from tests.chaos.conftest import Record
 from tests.chaos.corpus import Corpus, make_texts
-from tests.chaos.harm import serve
+from tests.chaos.harm import serve, wait_until_empty
 from tests.chaos.load import VerifiedLoad, through_client
 from tests.chaos.open_arrivals import arrive
 from tests.chaos.plain import is_right
+from tests.chaos.test_swaps import ENVIRONMENT, EXPLICIT, deploy
 from tests.e2e.processes import model_processes
 from tests.tiny import tiny_tokenizer
 
@@ -24,6 +27,7 @@ pytestmark = pytest.mark.chaos
 
 TIMES = 5
 OVERLOAD_S = 60.0
+SWAP_OVERLOAD_S = 60.0
 WINDOW_S, WINDOWS = 6.0, 3
 # Others may share the machine's processors: the bound on the speed is loose, the bound on the work per text is tight.
 SLOWEST_AFTER = 0.6
@@ -34,13 +38,19 @@ MOST_WORK_AFTER = 1.25
 def heavy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Corpus]:
     """A repository whose model takes about 30 ms per text, so that the server is overloaded and not the sender."""
     folder = tmp_path_factory.mktemp("heavy")
+    checkpoint, corpus = heavy_checkpoint(folder)
+    export_checkpoint(checkpoint, folder / "repository")
+    return folder / "repository", corpus
+
+
+def heavy_checkpoint(folder: Path, layers: int = 4) -> tuple[Path, Corpus]:
+    """Writes it; gives its folder and its answers."""
     texts = make_texts(200, longest=60, seed=2)
     random_checkpoint(
-        folder / "checkpoint", "base", layers=4, channels=512, tokenizer=tiny_tokenizer(), texts=texts,
+        folder / "checkpoint", "base", layers=layers, channels=512, tokenizer=tiny_tokenizer(), texts=texts,
         vocabulary=tiny_tokenizer().get_vocab_size(), max_length=256,
     )  # fmt: skip
-    export_checkpoint(folder / "checkpoint", folder / "repository")
-    return folder / "repository", Corpus.of(folder / "checkpoint", texts)
+    return folder / "checkpoint", Corpus.of(folder / "checkpoint", texts)
 
 
 def processor_s(pid: int) -> float:
@@ -83,6 +93,7 @@ def test_overload(heavy: tuple[Path, Corpus], record: Record) -> None:
         recovery_s = time.monotonic() - began
         after, work_after, last = capacity(served, corpus)
         assert model_processes(served) == model, "the overloaded server was restarted"
+        wait_until_empty(served)
         record(
             f"overload, {TIMES} times capacity for {OVERLOAD_S:g} s", first.count + overload + last.count, recovery_s,
             texts_s={"before": round(before, 1), "asked": round(TIMES * before, 1),
@@ -93,3 +104,25 @@ def test_overload(heavy: tuple[Path, Corpus], record: Record) -> None:
     assert overload.answered / OVERLOAD_S > 0.3 * before, "overload kept the server from its work"
     assert after > SLOWEST_AFTER * before
     assert work_after < MOST_WORK_AFTER * work_before
+
+
+def test_swap_under_overload(heavy: tuple[Path, Corpus], tmp_path: Path, record: Record) -> None:
+    """While five times the capacity arrives, a deployment succeeds; each request gets an answer or a refusal."""
+    original, corpus = heavy
+    repository = Path(shutil.copytree(original, tmp_path / "repository"))
+    checkpoint, next_corpus = heavy_checkpoint(tmp_path, layers=3)
+    with serve(repository, *EXPLICIT, environment=ENVIRONMENT) as served, ThreadPoolExecutor(1) as threads:
+        place = served.url("http")
+        before, _, first = capacity(served, corpus)
+        began = time.monotonic()
+        arriving = threads.submit(arrive, place, corpus, TIMES * before, SWAP_OVERLOAD_S, next_corpus)
+        time.sleep(5)
+        done = deploy(served, checkpoint, repository, "--load-timeout-s", "100")
+        deploy_s = time.monotonic() - began - 5
+        overload = arriving.result()
+        assert done.returncode == 0, done
+        assert deploy_s + 5 < SWAP_OVERLOAD_S, f"the deployment outlasted the overload: {deploy_s:.0f} s"
+        assert is_right(place, next_corpus, timeout_s=30)
+        assert served.times_ready() == 1, "the overloaded server was restarted"
+        record("swap under overload", first.count + overload, deploy_s=round(deploy_s, 1))
+    assert overload.shed > 0, "five times the capacity, and nothing was shed"

@@ -32,12 +32,32 @@ _execute = TritonPythonModel.execute
 
 
 def _execute_or_crash(self, requests):
-    if any(b"crash" in text for request in requests for text in read(request).texts):
-        _ctypes.string_at(0)
+    for request in requests:
+        if b"crash" in pb_utils.get_input_tensor_by_name(request, "TEXT").as_numpy().flatten().tolist():
+            _ctypes.string_at(0)
     return _execute(self, requests)
 
 
 TritonPythonModel.execute = _execute_or_crash
+"""
+
+# The thread that computes ends in the middle of a micro-batch, if a file says so. The file is used up.
+THREAD_DEATH = """
+
+import os as _os
+
+_score = Predictor.score
+
+
+def _score_or_die(self, *arguments, **options):
+    try:
+        _os.remove({file!r})
+    except FileNotFoundError:
+        return _score(self, *arguments, **options)
+    raise SystemExit("the thread that computes ends")
+
+
+Predictor.score = _score_or_die
 """
 
 
@@ -69,6 +89,17 @@ def test_model_process_segfaults(repository: Path, sound: Path, corpus: Corpus, 
 
         load, recovery_s = survive(harmed, healthy, corpus, crash)
         record("model process segfaults", load.count, recovery_s, slowest_answer_s=round(load.slowest_s, 1))
+
+
+def test_scheduler_thread_dies(repository: Path, sound: Path, corpus: Corpus, tmp_path: Path, record: Record) -> None:
+    """If the thread that computes dies, the model process ends and is restarted; every request gets one answer."""
+    model = repository / "gpt2_classifier" / "1" / "model.py"
+    file = tmp_path / "die"
+    model.write_text(model.read_text(encoding="utf-8") + THREAD_DEATH.format(file=str(file)), encoding="utf-8")
+    with serve(repository) as harmed, serve(sound) as healthy:
+        load, recovery_s = survive(harmed, healthy, corpus, file.touch)
+        assert not file.exists()
+        record("scheduler's thread dies", load.count, recovery_s, slowest_answer_s=round(load.slowest_s, 1))
 
 
 def test_server_killed(repository: Path, sound: Path, corpus: Corpus, record: Record) -> None:

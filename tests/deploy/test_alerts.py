@@ -26,6 +26,27 @@ def supervisor(name: str, replica: str, labels: str = "") -> str:
     return f"{name}{{{SUPERVISOR.format(replica)}{labels}}}"
 
 
+def waits(replica: str, seconds: float, below: dict[str, int]) -> dict[str, str]:
+    """The time in the queue, per minute: the seconds of all requests, and how many of them stay below a time."""
+    series = {
+        triton("polyhead_queue_seconds_bucket", replica, f',le="{le}"'): f"0+{count}x120"
+        for le, count in (below | {"+Inf": 600}).items()
+    }
+    series[triton("polyhead_queue_seconds_count", replica)] = "0+600x120"
+    series[triton("polyhead_queue_seconds_sum", replica)] = f"0+{seconds:g}x120"
+    return series
+
+
+def refused(reason: str) -> str:
+    """Replica a's refused requests for a reason."""
+    return triton("polyhead_refused_requests_total", "a", f',reason="{reason}"')
+
+
+def dropped(reason: str) -> str:
+    """Replica a's requests that were dropped from the queue for a reason."""
+    return triton("polyhead_dropped_requests_total", "a", f',reason="{reason}"')
+
+
 def failures(reason: str) -> str:
     """Replica a's failed requests for a reason."""
     return triton("nv_inference_request_failure", "a", f',reason="{reason}"')
@@ -54,9 +75,15 @@ def healthy() -> dict[str, str]:
             series[triton(name, replica)] = "0x120"
         for reason in ("BACKEND", "OTHER", "CANCELED", "REJECTED"):
             series[triton("nv_inference_request_failure", replica, f',reason="{reason}"')] = "0x120"
-        series[triton("nv_inference_queue_duration_us", replica)] = "0+1e6x120"
-        series[triton("nv_inference_compute_infer_duration_us", replica)] = "0+2e6x120"
-        series[triton("nv_inference_queue_summary_us", replica, ',quantile="0.99"')] = "30000x120"
+        for reason in ("queue_full", "deadline"):
+            series[triton("polyhead_refused_requests_total", replica, f',reason="{reason}"')] = "0x120"
+        for reason in ("expired", "cancelled"):
+            series[triton("polyhead_dropped_requests_total", replica, f',reason="{reason}"')] = "0x120"
+        series[triton("polyhead_micro_batches_total", replica)] = "0+300x120"
+        series[triton("polyhead_waiting_texts", replica)] = (
+            "1x120"  # whenever Prometheus looks, one text happens to wait
+        )
+        series |= waits(replica, 18, {"0.025": 300, "0.1": 600, "1": 600, "2.5": 600})
     return series
 
 
@@ -98,16 +125,47 @@ SCENARIOS: dict[str, tuple[dict[str, str], int, set[str]]] = {
         {"PolyheadRestarted", "PolyheadRestartLoop"},
     ),
     "a dead model process fails requests": ({failures("BACKEND"): "0x59 0+5x60"}, 62, {"PolyheadBackendFailures"}),
-    "callers cancel": ({failures("CANCELED"): "0+300x120"}, 110, set()),
-    "load is shed": ({failures("REJECTED"): "0x59 0+60x60"}, 70, {"PolyheadSheddingLoad"}),
-    "a few requests are shed": ({failures("REJECTED"): "0+3x120"}, 110, set()),
-    "the queue grows": (
-        {triton("nv_inference_queue_duration_us", "a"): "0+8e6x120"},
+    "callers cancel": ({failures("CANCELED"): "0+300x120", dropped("cancelled"): "0+300x120"}, 110, set()),
+    "load is refused": ({refused("deadline"): "0x59 0+60x60"}, 70, {"PolyheadSheddingLoad"}),
+    "the queue is full": ({refused("queue_full"): "0x59 0+60x60"}, 70, {"PolyheadSheddingLoad"}),
+    "a few requests are refused": ({refused("deadline"): "0+3x120"}, 110, set()),
+    "accepted requests expire": ({dropped("expired"): "0+3x120"}, 110, {"PolyheadExpiring"}),
+    "many accepted requests expire": (
+        {dropped("expired"): "0x59 0+60x60"},
+        75,
+        {"PolyheadExpiring", "PolyheadSheddingLoad"},
+    ),
+    "the scheduler hangs": (
+        {
+            triton("polyhead_waiting_texts", "a"): "0x59 9x60",
+            triton("polyhead_micro_batches_total", "a"): "0+300x59 17700x60",
+        },
+        66,
+        {"PolyheadStalled"},
+    ),
+    "a micro-batch takes a minute": (
+        {
+            triton("polyhead_waiting_texts", "a"): "0x59 9x60",
+            triton("polyhead_micro_batches_total", "a"): "0+1x120",
+        },
+        66,
+        set(),
+    ),
+    "nothing comes and nothing is computed": (
+        {
+            triton("polyhead_waiting_texts", "a"): "0x120",
+            triton("polyhead_micro_batches_total", "a"): "7x120",
+        },
         110,
-        {"PolyheadQueueSaturated"},
+        set(),
+    ),
+    "the queue grows": (
+        waits("a", 720, {"0.025": 0, "0.1": 0, "1": 200, "2.5": 600}),
+        110,
+        {"PolyheadQueueSaturated", "PolyheadQueueSlow"},
     ),
     "the queue's tail is long": (
-        {triton("nv_inference_queue_summary_us", "a", ',quantile="0.99"'): "3e6x120"},
+        waits("a", 60, {"0.025": 300, "0.1": 500, "1": 580, "2.5": 585}),
         110,
         {"PolyheadQueueSlow"},
     ),

@@ -199,13 +199,14 @@ def test_the_proxys_options_are_renders(pod: dict[str, Any], resources: Resource
     assert volume["configMap"]["defaultMode"] & 0o111 == 0o111
 
 
-def test_the_autoscalers_metric_comes_from_the_adapter(resources: Resources) -> None:
-    """The autoscaler's metric is the one that the adapter's rule makes."""
-    (metric,) = only(resources, "HorizontalPodAutoscaler")["spec"]["metrics"]
+def test_the_autoscalers_metrics_come_from_the_adapter(resources: Resources) -> None:
+    """The autoscaler's metrics are those that the adapter's rules make."""
+    metrics = only(resources, "HorizontalPodAutoscaler")["spec"]["metrics"]
     values = yaml.safe_load((DEPLOY / "prometheus" / "adapter.yml").read_text(encoding="utf-8"))
-    (rule,) = values["rules"]["custom"]
-    assert metric["pods"]["metric"]["name"] == rule["name"]["as"]
-    assert rule["seriesQuery"].startswith(rule["name"]["matches"].strip("^$"))
+    made = values["rules"]["custom"]
+    assert [metric["pods"]["metric"]["name"] for metric in metrics] == [rule["name"]["as"] for rule in made]
+    for rule in made:
+        assert rule["seriesQuery"].startswith(rule["name"]["matches"].strip("^$"))
 
 
 def test_disruptions_leave_a_replica(resources: Resources) -> None:

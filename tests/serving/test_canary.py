@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 
 from polyhead_serving.canary import Canary
 
+REFUSAL = (503, b'{"error": "the queue is full; retry in 2.4 s"}')
 GOOD = (200, b'{"outputs": [{"name": "SCORES", "data": [0.25, 0.75]}]}')
 
 
@@ -19,8 +23,19 @@ class FakeServer(ThreadingHTTPServer):
     daemon_threads = True
     answer = GOOD
     answered = 0
-    parts = 0
+    last: Any = None
+    micro_batches = 0
+    tokenized = 0
+    waiting = 0
     delay_s = 0.0
+
+    def count_micro_batch_later(self, seconds: float) -> None:
+        """Finishes one micro-batch after this time."""
+
+        def finish() -> None:
+            self.micro_batches += 1
+
+        threading.Timer(seconds, finish).start()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -30,7 +45,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Inference."""
-        self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.last = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         threading.Event().wait(self.server.delay_s)
         self._send(*self.server.answer)
 
@@ -38,7 +53,10 @@ class Handler(BaseHTTPRequestHandler):
         """Metrics."""
         lines = 'nv_inference_request_success{model="m2",version="1"} 99\n'
         lines += f'nv_inference_request_success{{model="m",version="1"}} {self.server.answered}\n'
-        lines += f'polyhead_parts_total{{model="m",version="1"}} {self.server.parts}\n'
+        lines += f'polyhead_waiting_texts{{model="m",version="1"}} {self.server.waiting}\n'
+        if self.server.micro_batches:
+            lines += f'polyhead_micro_batches_total{{model="m",version="1"}} {self.server.micro_batches}\n'
+        lines += f'polyhead_progress_total{{model="m",stage="tokenize",version="1"}} {self.server.tokenized}\n'
         self._send(200, lines.encode())
 
     def _send(self, code: int, body: bytes) -> None:
@@ -103,9 +121,15 @@ def test_no_server_is_told() -> None:
     assert "refused" in str(Canary("127.0.0.1:9", "127.0.0.1:9", ["m"]).check(1))
 
 
-@pytest.mark.parametrize(("answer", "delay_s"), [((503, b'{"error": "Request timeout expired"}'), 0.0), (GOOD, 1.0)])
+def test_a_canary_ends_with_its_timeout(server: FakeServer, canary: Canary) -> None:
+    """The request carries the canary's own timeout, so that the model drops it when nobody waits for it."""
+    assert canary.check(5) is None
+    assert server.last["parameters"] == {"timeout": 5_000_000}
+
+
+@pytest.mark.parametrize(("answer", "delay_s"), [(REFUSAL, 0.0), (GOOD, 1.0)])
 def test_overload_is_not_death(server: FakeServer, canary: Canary, answer: tuple[int, bytes], delay_s: float) -> None:
-    """A rejected or late canary counts as answered while other requests are answered, else as failed."""
+    """A refused or late canary counts as answered while other requests are answered, else as failed."""
     assert canary.check(0.3) is None
     server.answer, server.delay_s = answer, delay_s
     server.answered += 5
@@ -113,10 +137,51 @@ def test_overload_is_not_death(server: FakeServer, canary: Canary, answer: tuple
     assert canary.check(0.3) is not None
 
 
-def test_a_long_batch_is_not_death(server: FakeServer, canary: Canary) -> None:
-    """A late canary counts as answered while parts of a batch are scored, even if no request has been answered."""
+@pytest.mark.parametrize(("answer", "delay_s"), [(REFUSAL, 0.0), (GOOD, 1.0)])
+def test_a_long_micro_batch_is_not_death(
+    server: FakeServer, canary: Canary, answer: tuple[int, bytes], delay_s: float
+) -> None:
+    """A refused or late canary counts as answered if a micro-batch ends before the timeout, even with a full queue."""
+    server.micro_batches, server.waiting = 1, 64
+    assert canary.check(0.8) is None
+    server.answer, server.delay_s = answer, delay_s
+    server.count_micro_batch_later(0.4)
+    assert canary.check(0.8) is None
+    assert canary.check(0.3) is not None
+
+
+def test_a_refusal_is_judged_after_the_whole_timeout(server: FakeServer, canary: Canary) -> None:
+    """Refusals come at once, but three of them in a row last as long as three timeouts."""
+    assert canary.check(0.3) is None
+    server.answer = REFUSAL
+    began = time.monotonic()
+    assert "queue is full" in str(canary.check(0.5))
+    assert time.monotonic() - began >= 0.5
+
+
+def test_long_tokenizing_is_not_death(server: FakeServer, canary: Canary) -> None:
+    """A late canary counts as answered while texts are tokenized and none waits."""
+    server.micro_batches = 1
     assert canary.check(0.3) is None
     server.delay_s = 1.0
-    server.parts += 1
+    server.tokenized += 1
     assert canary.check(0.3) is None
-    assert canary.check(0.3) is not None
+
+
+def test_a_hung_scheduler_is_death(server: FakeServer, canary: Canary) -> None:
+    """If texts wait and none is computed, neither refusals, tokenizing nor answers about the schema are progress."""
+    server.micro_batches, server.waiting = 1, 64
+    assert canary.check(0.3) is None
+    server.answer = REFUSAL
+    server.tokenized += 1
+    server.answered += 1
+    assert "queue is full" in str(canary.check(0.3))
+
+
+def test_metrics_that_cannot_be_read_are_no_progress(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without metrics, a refused canary has failed."""
+    monkeypatch.setenv("no_proxy", "*")
+    server.answer = REFUSAL
+    canary = Canary(f"127.0.0.1:{server.server_address[1]}", "127.0.0.1:9", ["m"])
+    assert canary.check(0.1) is not None
+    assert canary.check(0.1) is not None
