@@ -1,7 +1,7 @@
 """The line in which calls wait for their turn, so that a client sends a bounded number of requests at a time.
 
-The wait is not part of a call's deadline as long as other calls end. A call gives up when none has ended for as long as
-its own deadline.
+The wait is not part of a call's deadline as long as other calls are answered. A call gives up when none was answered for
+as long as its own deadline.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from queue import Empty, Queue
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from polyhead_client.errors import RequestTimeoutError
+from polyhead_client.errors import PolyheadClientError, RequestTimeoutError, ServerUnreachableError
 from polyhead_client.request import Deadline
 
 LONGEST_WAIT_S = 0.5  # then a waiting thread looks whether its deadline was cancelled
@@ -25,10 +25,22 @@ LONGEST_WAIT_S = 0.5  # then a waiting thread looks whether its deadline was can
 
 @dataclass
 class _Line:
-    """One line: when a call ended last, and its free turns."""
+    """One line: its free turns, and when a call was answered last."""
 
     turns: Any  # a Queue with an element per free turn, or an asyncio.Semaphore
-    ended: float = field(default_factory=time.monotonic)
+    answered: float = field(default_factory=time.monotonic)
+
+    @contextmanager
+    def progress(self) -> Iterator[None]:
+        """Notes when a call got an answer, which may be a refusal of the server."""
+        try:
+            yield
+        except (RequestTimeoutError, ServerUnreachableError):
+            raise
+        except PolyheadClientError:
+            self.answered = time.monotonic()
+            raise
+        self.answered = time.monotonic()
 
     def patience_s(self, since: float, deadline: Deadline, most: int) -> float:
         """How long a call may go on waiting.
@@ -36,7 +48,7 @@ class _Line:
         Raises:
             RequestTimeoutError: no longer.
         """
-        left_s = max(since, self.ended) + deadline.timeout_s - time.monotonic()
+        left_s = max(since, self.answered) + deadline.timeout_s - time.monotonic()
         if deadline.cancelled or left_s <= 0:
             raise RequestTimeoutError(
                 f"all {most} requests of this client stayed without an answer for {deadline.timeout_s:g} s; allow more "
@@ -64,10 +76,10 @@ class ThreadTurns:
             except Empty:
                 continue
         try:
-            deadline.begin()
-            yield
+            with line.progress():
+                deadline.begin()
+                yield
         finally:
-            line.ended = time.monotonic()
             line.turns.put(None)
 
     def _new_line(self) -> _Line:
@@ -99,10 +111,10 @@ class TaskTurns:
                 if isinstance(error, RequestTimeoutError):
                     raise
         try:
-            deadline.begin()
-            yield
+            with line.progress():
+                deadline.begin()
+                yield
         finally:
-            line.ended = time.monotonic()
             line.turns.release()
 
 

@@ -124,7 +124,7 @@ def test_deadline_bounds_the_whole_call(ask: Ask, server: FakeServer) -> None:
     with ask(server, batch_size=1) as client, pytest.raises(RequestTimeoutError, match=r"within 0\.5 s"):
         client.classify(["a"] * 50, timeout_s=0.5)
     assert time.monotonic() - began < 2
-    assert len(server.requests) < 5
+    assert len(server.requests) < 15
 
 
 def test_pauses_are_jittered_and_grow() -> None:
