@@ -1,7 +1,7 @@
 """The line in which calls wait for their turn, so that a client sends a bounded number of requests at a time.
 
-The wait is not part of a call's deadline as long as other calls are answered. A call gives up when none was answered for
-as long as its own deadline.
+The wait is not part of a call's deadline as long as other calls are answered. A call gives up when none was answered
+for as long as its own deadline.
 """
 
 from __future__ import annotations
