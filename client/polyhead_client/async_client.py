@@ -7,26 +7,37 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable
-from contextlib import closing
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping
+from contextlib import aclosing, closing, nullcontext
 from typing import Any, Protocol, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from polyhead_client import tracing
-from polyhead_client.batches import Batch, Texts, cut_async, iterate
+from polyhead_client.batches import Batch, Fields, Texts, cut_async, iterate
 from polyhead_client.errors import PolyheadClientError
+from polyhead_client.fields import fields_json, is_table, table_rows
 from polyhead_client.grpc_transport import AsyncGrpcChannels
 from polyhead_client.http_transport import HttpSessions
-from polyhead_client.operations import PREDICTION, PREDICTION_JSON
+from polyhead_client.operations import PREDICTION, PREDICTION_JSON, SCORES, ModelOutput, keep_answers
 from polyhead_client.prediction import Prediction
 from polyhead_client.replicas import Replica
-from polyhead_client.request import Deadline, HttpReply, HttpRequest, build_parameters, check_count, decode, encode
+from polyhead_client.request import (
+    Deadline,
+    HttpReply,
+    HttpRequest,
+    Parameters,
+    build_parameters,
+    check_count,
+    decode,
+    encode,
+)
 from polyhead_client.retry import Pause, Send, Steps
 from polyhead_client.schema import ModelSchema
 from polyhead_client.settings import Settings
 from polyhead_client.stream import CONCURRENCY, stream_in_tasks
+from polyhead_client.turns import TaskTurns
 
 T = TypeVar("T")
 
@@ -48,6 +59,7 @@ class AsyncClient(Settings):
     """
 
     def _open(self) -> None:
+        self._turns = TaskTurns(self._most_turns)
         self._transport: AsyncHttpTransport | AsyncGrpcChannels = (
             AsyncGrpcChannels(self._network) if self.protocol == "grpc" else HttpSessions(self._network)
         )
@@ -55,7 +67,7 @@ class AsyncClient(Settings):
     @overload
     async def classify(
         self,
-        texts: str,
+        texts: str | Fields,
         top_k: int | None = None,
         threshold: float | None = None,
         timeout_s: float | None = None,
@@ -73,7 +85,7 @@ class AsyncClient(Settings):
 
     async def classify(
         self,
-        texts: str | Texts,
+        texts: str | Fields | Texts,
         top_k: int | None = None,
         threshold: float | None = None,
         timeout_s: float | None = None,
@@ -81,9 +93,12 @@ class AsyncClient(Settings):
     ) -> Prediction | list[Prediction]:
         """Like `Client.classify`."""
         deadline = self._deadline(timeout_s)
-        steps = self._operations.classify(texts, top_k, threshold, deadline, raise_on_error)
-        answer: Prediction | list[Prediction] = await self._run("classify", steps)
-        return answer
+        parameters = build_parameters(top_k, threshold)
+        one = isinstance(texts, str | Mapping)
+        predictions = await self._ask("classify", [texts] if one else texts, PREDICTION, parameters, deadline)
+        if raise_on_error:
+            self._operations.check_texts(predictions)
+        return predictions[0] if one else predictions
 
     def stream(
         self,
@@ -98,13 +113,16 @@ class AsyncClient(Settings):
         request_timeout_s = self._deadline(timeout_s).timeout_s
         parameters = build_parameters(top_k, threshold)
         most_texts = self.batch_size if batch_size is None else check_count("batch_size", batch_size)
-        rows = texts if isinstance(texts, AsyncIterable) else iterate(texts)
-        batches = cut_async(rows, most_texts, self.max_request_bytes)
+        rows = texts if isinstance(texts, AsyncIterable) or is_table(texts) else iterate(texts)
+        batches = cut_async(self._rows(rows, request_timeout_s), most_texts, self.max_request_bytes)
 
         async def answer(batch: Batch, deadline: Deadline) -> list[Prediction]:
-            return await self._run("stream", self._operations.ask_batch(batch, PREDICTION, parameters, deadline))
+            steps = self._operations.ask_batch(batch, PREDICTION, parameters, deadline)
+            return await self._run("stream", steps, deadline)
 
-        return stream_in_tasks(batches, answer, check_count("concurrency", concurrency), request_timeout_s)
+        return stream_in_tasks(
+            batches, answer, check_count("concurrency", concurrency), lambda: Deadline(request_timeout_s)
+        )
 
     async def classify_json(
         self,
@@ -116,15 +134,21 @@ class AsyncClient(Settings):
         """Like `Client.classify_json`."""
         deadline = self._deadline(timeout_s)
         parameters = build_parameters(top_k, threshold)
-        return await self._run("classify", self._operations.ask(texts, PREDICTION_JSON, parameters, deadline))
+        return await self._ask("classify", texts, PREDICTION_JSON, parameters, deadline)
 
     async def scores(self, texts: Texts, timeout_s: float | None = None) -> NDArray[np.float32]:
         """Like `Client.scores`."""
-        return await self._run("scores", self._operations.scores(texts, self._deadline(timeout_s)))
+        deadline = self._deadline(timeout_s)
+        rows = await self._ask("scores", texts, SCORES, {}, deadline)
+        if not rows:
+            schema = await self._run("schema", self._operations.schema(deadline), deadline)
+            return np.empty((0, schema.width), dtype=np.float32)
+        return self._operations.stack(rows)
 
     async def schema(self, timeout_s: float | None = None) -> ModelSchema:
         """The heads of the version that answers now."""
-        return await self._run("schema", self._operations.schema(self._deadline(timeout_s)))
+        deadline = self._deadline(timeout_s)
+        return await self._run("schema", self._operations.schema(deadline), deadline)
 
     async def is_ready(self, canary: bool = True, timeout_s: float | None = None) -> bool:
         """Like `Client.is_ready`."""
@@ -147,20 +171,63 @@ class AsyncClient(Settings):
     async def __aexit__(self, *error: object) -> None:
         await self.close()
 
-    async def _run(self, name: str, steps: Steps[T]) -> T:
-        with tracing.span(name, {"polyhead.model": self.model}), closing(steps):
-            try:
-                step = next(steps)
-                while True:
-                    try:
-                        reply = await self._perform(step)
-                    except PolyheadClientError as error:
-                        step = steps.throw(error)
-                    else:
-                        step = steps.send(reply)
-            except StopIteration as done:
-                value: T = done.value
-                return value
+    async def _rows(self, texts: Any, timeout_s: float) -> AsyncIterator[object]:
+        """Yields texts as they are, and objects of fields as JSON."""
+        if is_table(texts):
+            texts = table_rows(texts, await self._fields(timeout_s))
+        position = 0
+        async for row in texts if isinstance(texts, AsyncIterable) else _iterate(texts):
+            yield fields_json(row, position, await self._fields(timeout_s)) if isinstance(row, Mapping) else row
+            position += 1
+
+    async def _fields(self, timeout_s: float) -> tuple[str, ...]:
+        known = self._operations.known_fields
+        if known is None:
+            deadline = Deadline(timeout_s)
+            known = await self._run("schema", self._operations.fields(deadline), deadline)
+        return known
+
+    async def _ask(
+        self, name: str, texts: Any, output: ModelOutput[T], parameters: Parameters, deadline: Deadline
+    ) -> list[T]:
+        """One output of all texts; the batches after the first go out side by side."""
+        with tracing.span(name, {"polyhead.model": self.model}):
+            first = self._operations.ask_first(texts, output, parameters, deadline)
+            values, batches = await self._drive(first, deadline)
+            if not batches:
+                return values
+
+            async def answer(batch: Batch, part: Deadline) -> list[T]:
+                return await self._drive(self._operations.ask_batch(batch, output, parameters, part), part)
+
+            total = len(values) + sum(map(len, batches))
+            stream = stream_in_tasks(_iterate(batches), answer, CONCURRENCY, deadline.part)
+            with keep_answers(values, total):
+                async with aclosing(stream):
+                    async for value in stream:
+                        values.append(value)
+            return values
+
+    async def _run(self, name: str, steps: Steps[T], deadline: Deadline | None = None) -> T:
+        with tracing.span(name, {"polyhead.model": self.model}):
+            return await self._drive(steps, deadline)
+
+    async def _drive(self, steps: Steps[T], deadline: Deadline | None) -> T:
+        """Carries out the steps, with a deadline in a turn of their own."""
+        async with self._turns.take(deadline) if deadline is not None else nullcontext():
+            with closing(steps):
+                try:
+                    step = next(steps)
+                    while True:
+                        try:
+                            reply = await self._perform(step)
+                        except PolyheadClientError as error:
+                            step = steps.throw(error)
+                        else:
+                            step = steps.send(reply)
+                except StopIteration as done:
+                    value: T = done.value
+                    return value
 
     async def _perform(self, step: Send | Pause) -> Any:
         if isinstance(step, Pause):
@@ -171,3 +238,8 @@ class AsyncClient(Settings):
                 return await self._transport.send(step.replica, step.call, headers, step.deadline)
             request = encode(step.call, headers, step.deadline.remaining_s())
             return decode(step.call, await self._transport.exchange(step.replica, request, step.deadline))
+
+
+async def _iterate(values: Iterable[T]) -> AsyncIterator[T]:
+    for value in values:
+        yield value

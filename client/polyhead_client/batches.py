@@ -32,7 +32,23 @@ class ArrowOfTexts(Protocol):
     def to_pylist(self) -> list[Any]: ...
 
 
-Texts = list[str] | tuple[str, ...] | ArrayOfTexts | ArrowOfTexts
+class TableOfFields(Protocol):
+    """A pandas DataFrame; the library need not be installed."""
+
+    @abstractmethod
+    def to_dict(self, orient: Any) -> Any: ...
+
+
+Fields = dict[str, Any]  # one text, as an object of the model's fields
+Texts = (
+    list[str]
+    | list[Fields]
+    | list[str | Fields]
+    | tuple[str | Fields, ...]
+    | ArrayOfTexts
+    | ArrowOfTexts
+    | TableOfFields
+)
 Batch = list[bytes]  # the texts of one request, as UTF-8
 
 

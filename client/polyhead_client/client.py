@@ -7,26 +7,37 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Generator, Iterable
-from contextlib import closing
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing, nullcontext
 from typing import Any, Protocol, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from polyhead_client import tracing
-from polyhead_client.batches import Batch, Texts, cut, iterate
+from polyhead_client.batches import Batch, Fields, Texts, cut, iterate
 from polyhead_client.errors import PolyheadClientError
+from polyhead_client.fields import fields_json, is_table, table_rows
 from polyhead_client.grpc_transport import GrpcChannels
 from polyhead_client.http_transport import HttpPool
-from polyhead_client.operations import PREDICTION, PREDICTION_JSON
+from polyhead_client.operations import PREDICTION, PREDICTION_JSON, SCORES, ModelOutput, keep_answers
 from polyhead_client.prediction import Prediction
 from polyhead_client.replicas import Replica
-from polyhead_client.request import Deadline, HttpReply, HttpRequest, build_parameters, check_count, decode, encode
+from polyhead_client.request import (
+    Deadline,
+    HttpReply,
+    HttpRequest,
+    Parameters,
+    build_parameters,
+    check_count,
+    decode,
+    encode,
+)
 from polyhead_client.retry import Pause, Send, Steps
 from polyhead_client.schema import ModelSchema
 from polyhead_client.settings import Settings
 from polyhead_client.stream import CONCURRENCY, stream_in_threads
+from polyhead_client.turns import LONGEST_WAIT_S, ThreadTurns
 
 T = TypeVar("T")
 
@@ -48,6 +59,7 @@ class Client(Settings):
     """
 
     def _open(self) -> None:
+        self._turns = ThreadTurns(self._most_turns)
         self._transport: HttpTransport | GrpcChannels = (
             GrpcChannels(self._network) if self.protocol == "grpc" else HttpPool(self._network)
         )
@@ -55,7 +67,7 @@ class Client(Settings):
     @overload
     def classify(
         self,
-        texts: str,
+        texts: str | Fields,
         top_k: int | None = None,
         threshold: float | None = None,
         timeout_s: float | None = None,
@@ -73,7 +85,7 @@ class Client(Settings):
 
     def classify(
         self,
-        texts: str | Texts,
+        texts: str | Fields | Texts,
         top_k: int | None = None,
         threshold: float | None = None,
         timeout_s: float | None = None,
@@ -82,23 +94,27 @@ class Client(Settings):
         """Classifies one text or several.
 
         Args:
-            texts: a str, or a list or tuple of str of any length, or a column of texts of pandas, Arrow or NumPy.
+            texts: a str, or a list or tuple of str of any length, or a column of texts of pandas, Arrow or NumPy. If
+                the model declares fields, a text may also be a dict of them, and a list a table with their columns.
             top_k: how many labels a single_label head names, and at most how many a multi_label head names.
             threshold: replaces the labels' own thresholds in multi_label heads.
             timeout_s: how long the whole call may take; the client's if None.
             raise_on_error: raises TextError for the first text without an answer.
 
         Returns:
-            One prediction for a str; for a list a list, one per text in the same order. A text without an answer (an
-            empty one, for example) has `Prediction.error`, and the other texts have their answers.
+            One prediction for a str or dict; for a list a list, one per text in the same order. A text without an
+            answer (an empty one, for example) has `Prediction.error`, and the other texts have their answers.
 
         Raises:
             PolyheadClientError: see `polyhead_client.errors`.
         """
         deadline = self._deadline(timeout_s)
-        steps = self._operations.classify(texts, top_k, threshold, deadline, raise_on_error)
-        answer: Prediction | list[Prediction] = self._run("classify", steps)
-        return answer
+        parameters = build_parameters(top_k, threshold)
+        one = isinstance(texts, str | Mapping)
+        predictions = self._ask("classify", [texts] if one else texts, PREDICTION, parameters, deadline)
+        if raise_on_error:
+            self._operations.check_texts(predictions)
+        return predictions[0] if one else predictions
 
     def stream(
         self,
@@ -129,12 +145,15 @@ class Client(Settings):
         request_timeout_s = self._deadline(timeout_s).timeout_s
         parameters = build_parameters(top_k, threshold)
         most_texts = self.batch_size if batch_size is None else check_count("batch_size", batch_size)
-        batches = cut(iterate(texts), most_texts, self.max_request_bytes)
+        rows = texts if is_table(texts) else iterate(texts)
+        batches = cut(self._rows(rows, request_timeout_s), most_texts, self.max_request_bytes)
 
         def answer(batch: Batch, deadline: Deadline) -> list[Prediction]:
-            return self._run("stream", self._operations.ask_batch(batch, PREDICTION, parameters, deadline))
+            return self._run("stream", self._operations.ask_batch(batch, PREDICTION, parameters, deadline), deadline)
 
-        return stream_in_threads(batches, answer, check_count("concurrency", concurrency), request_timeout_s)
+        return stream_in_threads(
+            batches, answer, check_count("concurrency", concurrency), lambda: Deadline(request_timeout_s)
+        )
 
     def classify_json(
         self,
@@ -146,7 +165,7 @@ class Client(Settings):
         """Like `classify` of a list, but returns the server's JSON as it came, for pipes and load tests."""
         deadline = self._deadline(timeout_s)
         parameters = build_parameters(top_k, threshold)
-        return self._run("classify", self._operations.ask(texts, PREDICTION_JSON, parameters, deadline))
+        return self._ask("classify", texts, PREDICTION_JSON, parameters, deadline)
 
     def scores(self, texts: Texts, timeout_s: float | None = None) -> NDArray[np.float32]:
         """All heads' calibrated scores.
@@ -158,11 +177,17 @@ class Client(Settings):
         Raises:
             PolyheadClientError: see `polyhead_client.errors`.
         """
-        return self._run("scores", self._operations.scores(texts, self._deadline(timeout_s)))
+        deadline = self._deadline(timeout_s)
+        rows = self._ask("scores", texts, SCORES, {}, deadline)
+        if not rows:
+            schema = self._run("schema", self._operations.schema(deadline), deadline)
+            return np.empty((0, schema.width), dtype=np.float32)
+        return self._operations.stack(rows)
 
     def schema(self, timeout_s: float | None = None) -> ModelSchema:
         """The heads of the version that answers now."""
-        return self._run("schema", self._operations.schema(self._deadline(timeout_s)))
+        deadline = self._deadline(timeout_s)
+        return self._run("schema", self._operations.schema(deadline), deadline)
 
     def is_ready(self, canary: bool = True, timeout_s: float | None = None) -> bool:
         """Whether a replica answers a canary text now.
@@ -192,8 +217,46 @@ class Client(Settings):
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _run(self, name: str, steps: Steps[T]) -> T:
-        with tracing.span(name, {"polyhead.model": self.model}), closing(steps):
+    def _rows(self, texts: Any, timeout_s: float) -> Iterator[object]:
+        """Yields texts as they are, and objects of fields as JSON."""
+        if is_table(texts):
+            texts = table_rows(texts, self._fields(timeout_s))
+        for position, row in enumerate(texts):
+            yield fields_json(row, position, self._fields(timeout_s)) if isinstance(row, Mapping) else row
+
+    def _fields(self, timeout_s: float) -> tuple[str, ...]:
+        known = self._operations.known_fields
+        if known is None:
+            deadline = Deadline(timeout_s)
+            known = self._run("schema", self._operations.fields(deadline), deadline)
+        return known
+
+    def _ask(
+        self, name: str, texts: Any, output: ModelOutput[T], parameters: Parameters, deadline: Deadline
+    ) -> list[T]:
+        """One output of all texts; the batches after the first go out side by side."""
+        with tracing.span(name, {"polyhead.model": self.model}):
+            first = self._operations.ask_first(texts, output, parameters, deadline)
+            values, batches = self._drive(first, deadline)
+            if not batches:
+                return values
+
+            def answer(batch: Batch, part: Deadline) -> list[T]:
+                return self._drive(self._operations.ask_batch(batch, output, parameters, part), part)
+
+            total = len(values) + sum(map(len, batches))
+            stream = stream_in_threads(iter(batches), answer, CONCURRENCY, deadline.part)
+            with keep_answers(values, total), closing(stream):
+                values.extend(stream)
+            return values
+
+    def _run(self, name: str, steps: Steps[T], deadline: Deadline | None = None) -> T:
+        with tracing.span(name, {"polyhead.model": self.model}):
+            return self._drive(steps, deadline)
+
+    def _drive(self, steps: Steps[T], deadline: Deadline | None) -> T:
+        """Carries out the steps, with a deadline in a turn of their own."""
+        with self._turns.take(deadline) if deadline is not None else nullcontext(), closing(steps):
             try:
                 step = next(steps)
                 while True:
@@ -209,7 +272,9 @@ class Client(Settings):
 
     def _perform(self, step: Send | Pause) -> Any:
         if isinstance(step, Pause):
-            time.sleep(step.seconds)
+            ends = time.monotonic() + step.seconds
+            while (left_s := ends - time.monotonic()) > 0 and not (step.deadline and step.deadline.cancelled):
+                time.sleep(min(left_s, LONGEST_WAIT_S))
             return None
         with self._attempt(step) as headers:
             if isinstance(self._transport, GrpcChannels):

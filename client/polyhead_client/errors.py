@@ -19,10 +19,12 @@ raises nothing: see `polyhead_client.prediction.Prediction.error`.
 
 from __future__ import annotations
 
+import re
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPException
+from typing import Any
 
 from tritonclient.utils import InferenceServerException
 
@@ -37,9 +39,12 @@ class PolyheadClientError(Exception):
         replica: the address of the server that was asked, as in the client's settings, if known.
         status: the server's status, if known: ``"503"`` over HTTP, ``"UNAVAILABLE"`` over gRPC.
         advice: what to do about it.
+        answers: if a list was asked, the answers to its first texts, in order. To go on, ask for
+            ``texts[len(error.answers):]``.
     """
 
     advice = "read the message"
+    answers: Sequence[Any] = ()
 
     def __init__(
         self, message: str, *, model: str | None = None, replica: str | None = None, status: str | None = None
@@ -70,16 +75,23 @@ class ServerUnreachableError(PolyheadClientError, ConnectionError):
 
     Attributes:
         request_sent: whether the server may have read the request before the connection broke.
+        permanent: whether asking again cannot help, for example because a certificate is not trusted.
     """
 
     advice = "check that the server runs, and the address, port and protocol"
     request_sent = False
+    permanent = False
 
 
 class RequestTimeoutError(PolyheadClientError, TimeoutError):
-    """No answer in time."""
+    """No answer in time.
+
+    Attributes:
+        waited_s: how long the request had; 0 if no request was sent.
+    """
 
     advice = "allow more time with timeout_s, or send less at a time"
+    waited_s = 0.0
 
 
 class NotReadyError(PolyheadClientError, TimeoutError):
@@ -116,7 +128,8 @@ class ServerFailedError(PolyheadClientError):
 
     Attributes:
         not_computed: Triton could not pass the request to the model's process, because that is dead or the shared
-            memory between the two is full. Another replica may answer.
+            memory between the two is full; or a proxy got no answer from a server (502, 504). Another replica may
+            answer.
     """
 
     advice = "see the server's log"
@@ -147,19 +160,31 @@ class NotConnectedError(ConnectionError):
 
 
 def may_have_crashed_server(error: PolyheadClientError) -> bool:
-    """Whether a server or model process died that may have held the request. The request may be the cause."""
+    """Whether a server or model process died or hangs that may have held the request. The request may be the cause."""
     if isinstance(error, ServerUnreachableError):
         return error.request_sent
+    if isinstance(error, RequestTimeoutError):
+        return error.waited_s > 0
     return isinstance(error, ServerFailedError) and error.not_computed
 
 
 NO_SUCH_MODEL = ("unknown model", "no available versions", "is not at ready state")
-BROKE = ("connection reset", "socket closed", "broken pipe", "stream removed", "goaway")
-NOBODY_LISTENS = (
-    "failed to connect", "connection refused", "dns resolution", "errors resolving", "timed out connecting", *BROKE
+NOT_CONNECTED = (
+    "failed to connect",
+    "connection refused",
+    "dns resolution",
+    "errors resolving",
+    "timed out connecting",
+)
+# gRPC's words when a connection ended after the request was sent; the last two when a proxy lost its server.
+BROKE = (
+    "connection reset", "socket closed", "broken pipe", "stream removed", "goaway", "transport closed", "rst_stream",
+    "endpoint clos", "connection closed", "connection aborted", "ping timeout", "keepalive",
+    "status: 502", "status: 504",
 )  # fmt: skip
 # Triton's words when a Python model's process is dead (also for the requests it held) or its shared memory is full.
 NOT_COMPUTED = ("stub process", "shared memory pool")
+RETRY_IN = re.compile(r"retry in (\d+(?:\.\d+)?) s\s*$")  # ends the message of a server that sheds load
 CLOSED = ("this protocol is restricted", "this api is restricted")
 REJECTING = ("INVALID_ARGUMENT", "FAILED_PRECONDITION", "OUT_OF_RANGE", "PERMISSION_DENIED", "UNAUTHENTICATED")
 
@@ -190,21 +215,26 @@ def from_transport(
     if isinstance(error, InferenceServerException):
         status = str(error.status()).removeprefix("StatusCode.") if error.status() else None
         detail = str(error.message() or error)
-    detail = one_line(detail)
     place = {"model": model, "replica": replica, "status": status}
+
+    retry = RETRY_IN.search(detail)
+    detail = one_line(detail)
 
     def has(words: Iterable[str]) -> bool:
         return any(word in detail.lower() for word in words)
 
     if isinstance(error, TimeoutError) or status == "DEADLINE_EXCEEDED":
-        return RequestTimeoutError(f"{replica} did not answer within {timeout_s:g} s; allow more time", **place)
+        late = RequestTimeoutError(f"{replica} did not answer within {timeout_s:.3g} s; allow more time", **place)
+        late.waited_s = timeout_s
+        return late
     if has(NO_SUCH_MODEL) or status in ("404", "NOT_FOUND"):
         message = f"{replica} does not serve model {model!r} ({detail}); check its name and version"
         return ModelNotFoundError(message, **place)
     # gRPC says UNAVAILABLE if nobody listens, if a running server sheds load, and if the server restricts this API.
-    if isinstance(error, OSError) or (status == "UNAVAILABLE" and has(NOBODY_LISTENS)):
+    if isinstance(error, OSError) or (status == "UNAVAILABLE" and retry is None and has((*NOT_CONNECTED, *BROKE))):
         lost = ServerUnreachableError(f"no connection to {replica} ({detail}); is the server running?", **place)
-        lost.request_sent = not isinstance(error, NotConnectedError) if status is None else has(BROKE)
+        not_sent = isinstance(error, NotConnectedError) if status is None else has(NOT_CONNECTED)
+        lost.request_sent, lost.permanent = not not_sent, has(("certificate",))
         return lost
     if status is None:
         message = f"{replica} gave no Triton response ({detail}); is it a Triton server, and this its {protocol} port?"
@@ -213,12 +243,12 @@ def from_transport(
         return RequestRejectedError(f"{replica} rejected the request: {detail}", **place)
     if status in ("503", "429", "UNAVAILABLE", "RESOURCE_EXHAUSTED"):
         shed = ServerOverloadedError(f"{replica} is overloaded ({detail}); try again later", **place)
-        shed.retry_after_s = getattr(error, "retry_after_s", None)
+        shed.retry_after_s = float(retry[1]) if retry else getattr(error, "retry_after_s", None)
         return shed
     if status.startswith("4") or status in REJECTING:
         return RequestRejectedError(f"{replica} rejected the request: {detail}", **place)
     failed = ServerFailedError(f"{replica} failed on the request ({detail}); see the server's log", **place)
-    failed.not_computed = has(NOT_COMPUTED)
+    failed.not_computed = has(NOT_COMPUTED) or status in ("502", "504")
     return failed
 
 

@@ -11,12 +11,8 @@ import asyncio
 import base64
 import contextlib
 import io
-import os
 import select
 import socket
-import ssl
-import sys
-from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPResponse, IncompleteRead
 from queue import Empty, LifoQueue
 from typing import Any
@@ -29,6 +25,7 @@ from polyhead_client.errors import NotConnectedError, RequestTimeoutError
 from polyhead_client.replicas import Replica
 from polyhead_client.request import Deadline, HttpReply, HttpRequest
 from polyhead_client.settings import Network
+from polyhead_client.turns import home
 
 LEAST_TIMEOUT_S = 0.001  # a socket reads a timeout of 0 as "do not wait at all"
 
@@ -63,7 +60,6 @@ class Connection:
 
     def __init__(self, replica: Replica, network: Network, deadline: Deadline) -> None:
         self.keeps = False  # whether the server keeps it open for the next request
-        self.answering = False  # whether an answer to the current request has begun
         context = network.context if replica.secure else None
         host, slash, base = replica.place.partition("/")
         name, port = _split_host(host, 443 if context else 80)
@@ -93,7 +89,7 @@ class Connection:
 
     def exchange(self, request: HttpRequest, deadline: Deadline) -> HttpReply:
         """Sends a request and reads the whole answer."""
-        self.answering = self.keeps = False
+        self.keeps = False
         headers = self._headers | dict(request.headers) | {"Content-Length": str(len(request.body))}
         lines = [f"{request.method} {self._target}{request.path} HTTP/1.1"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
@@ -105,7 +101,6 @@ class Connection:
             answer: Any = _Answer(self._socket, deadline)
             response = HTTPResponse(answer, method=request.method)
             response.begin()
-            self.answering = True
             body = response.read()
         except IncompleteRead as error:
             raise ConnectionResetError("the connection broke inside the answer") from error
@@ -134,7 +129,7 @@ class Connection:
 
 
 class HttpPool:
-    """Connections by replica and home (see `_home`); safe for threads and gevent's greenlets.
+    """Connections by replica and home (see `polyhead_client.turns.home`); safe for threads and gevent's greenlets.
 
     A queue has a slot per allowed connection, with an idle connection or None. A caller gives its slot back.
     """
@@ -146,7 +141,7 @@ class HttpPool:
 
     def exchange(self, replica: Replica, request: HttpRequest, deadline: Deadline) -> HttpReply:
         """Sends one request and returns the answer. Network failures raise OSError or HTTPException."""
-        key = (replica.address, _home())
+        key = (replica.address, home())
         slots = self._slots.get(key) or self._slots.setdefault(key, self._new_slots())
         try:
             connection = slots.get(timeout=max(deadline.remaining_s(), LEAST_TIMEOUT_S))
@@ -157,16 +152,13 @@ class HttpPool:
                 replica=replica.address,
             ) from error
         try:
-            if connection is not None and not connection.is_dropped():
-                try:
-                    return connection.exchange(request, deadline)
-                except (ConnectionError, ssl.SSLError):
-                    # The server closed the idle connection while the request was sent, so a new connection sends it.
-                    if connection.answering or deadline.remaining_s() <= 0:
-                        raise
-            if connection is not None:
+            # A connection that breaks now is not replaced here: the request may have ended the server, and
+            # `polyhead_client.retry` repeats such a request with care.
+            if connection is not None and connection.is_dropped():
                 connection.close()
-            connection = Connection(replica, self._network, deadline)
+                connection = None
+            if connection is None:
+                connection = Connection(replica, self._network, deadline)
             return connection.exchange(request, deadline)
         finally:
             if connection is not None and not connection.keeps:
@@ -185,8 +177,8 @@ class HttpPool:
     def close(self) -> None:
         """Closes idle connections now, and the others when their answer has come."""
         self._closed = True
-        for (_, home), slots in list(self._slots.items()):
-            if home == _home():
+        for (_, place), slots in list(self._slots.items()):
+            if place == home():
                 _close_idle(slots)
 
 
@@ -201,31 +193,11 @@ def _close_idle(slots: LifoQueue[Connection | None]) -> None:
         slots.put(None)
 
 
-def _home() -> Any:
-    """Where a socket that is opened now may be used again: in this process and, with gevent's sockets, in this hub."""
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is not None and monkey.is_module_patched("socket"):
-        return os.getpid(), sys.modules["gevent"].get_hub()
-    return os.getpid(), None
-
-
 def _split_host(host: str, default_port: int) -> tuple[str, int]:
     name, colon, port = host.rpartition(":")
     if not colon or port.endswith("]"):
         name, port = host, ""
     return name.strip("[]"), int(port) if port else default_port
-
-
-@dataclass(slots=True)
-class _Use:
-    """One attempt: whether its connection was used before, and whether an answer has begun."""
-
-    kept: bool = False
-    answering: bool = False
-
-
-async def _note_kept(session: aiohttp.ClientSession, context: Any, _: aiohttp.TraceConnectionReuseconnParams) -> None:
-    context.trace_request_ctx.kept = True
 
 
 class HttpSessions:
@@ -237,24 +209,18 @@ class HttpSessions:
 
     async def exchange(self, replica: Replica, request: HttpRequest, deadline: Deadline) -> HttpReply:
         """Sends one request and returns the answer. Network failures raise OSError."""
-        while True:
-            use = _Use()
-            try:
-                return await self._exchange(replica, request, deadline, use)
-            except (
-                aiohttp.ClientConnectorError,
-                aiohttp.ConnectionTimeoutError,
-                aiohttp.ClientHttpProxyError,
-            ) as error:
-                raise NotConnectedError(str(error) or type(error).__name__) from error
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError, aiohttp.ClientOSError) as error:
-                # The server closed the idle connection while the request was sent, so another connection sends it.
-                if not use.kept or use.answering or deadline.remaining_s() <= 0:
-                    raise ConnectionResetError(str(error) or type(error).__name__) from error
-            except aiohttp.ClientError as error:
-                raise ValueError(str(error) or type(error).__name__) from error
+        for _ in range(2):  # lets the loop see which idle connections the server has closed, so that none is used
+            await asyncio.sleep(0)
+        try:
+            return await self._exchange(replica, request, deadline)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError) as error:
+            raise NotConnectedError(str(error) or type(error).__name__) from error
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError, aiohttp.ClientOSError) as error:
+            raise ConnectionResetError(str(error) or type(error).__name__) from error
+        except aiohttp.ClientError as error:
+            raise ValueError(str(error) or type(error).__name__) from error
 
-    async def _exchange(self, replica: Replica, request: HttpRequest, deadline: Deadline, use: _Use) -> HttpReply:
+    async def _exchange(self, replica: Replica, request: HttpRequest, deadline: Deadline) -> HttpReply:
         proxy = self._network.proxy
         limits = aiohttp.ClientTimeout(
             total=max(deadline.remaining_s(), LEAST_TIMEOUT_S), sock_connect=self._network.connect_timeout_s
@@ -268,9 +234,7 @@ class HttpSessions:
             allow_redirects=False,
             ssl=self._network.context or True,
             proxy=proxy.geturl() if proxy else None,
-            trace_request_ctx=use,
         ) as response:
-            use.answering = True
             body = await response.read()
             answered = {name.lower(): value for name, value in response.headers.items()}
             return HttpReply(response.status, answered, body)
@@ -280,9 +244,7 @@ class HttpSessions:
         session = self._sessions.get(loop)
         if session is None:
             connector = aiohttp.TCPConnector(limit=0, limit_per_host=self._network.max_connections)
-            traces = aiohttp.TraceConfig()
-            traces.on_connection_reuseconn.append(_note_kept)
-            session = aiohttp.ClientSession(connector=connector, auto_decompress=False, trace_configs=[traces])
+            session = aiohttp.ClientSession(connector=connector, auto_decompress=False)
             self._sessions[loop] = session
         return session
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Generic, TypeVar
@@ -21,13 +24,16 @@ from polyhead_client.errors import (
     TextError,
     UsageError,
 )
+from polyhead_client.fields import fields_json, is_table, table_rows
 from polyhead_client.prediction import Prediction
-from polyhead_client.request import Call, Deadline, Parameters, build_parameters, infer_call
+from polyhead_client.request import Call, Deadline, Parameters, infer_call
 from polyhead_client.retry import Pause, RetryLoop, Steps
 from polyhead_client.schema import ModelSchema
 
 CANARY = b"canary"
 TOO_MANY = re.compile(r"batch-size must be <= (\d+)")  # Triton's words when it refuses a longer batch
+NO_SCORE = float(np.finfo(np.float32).min)  # fills the row of SCORES of a text without an answer
+FIELDS_S = 30.0  # how long the client trusts the fields that a schema declared
 Column = NDArray[Any]
 
 T = TypeVar("T")
@@ -67,7 +73,7 @@ PREDICTION = ModelOutput("PREDICTION", 1, lambda row: Prediction.from_json(row[0
 PREDICTION_JSON = ModelOutput(
     "PREDICTION", 1, lambda row: row[0].encode() if isinstance(row[0], str) else bytes(row[0])
 )
-SCORES: ModelOutput[NDArray[np.float32]] = ModelOutput("SCORES", None, lambda row: row.astype(np.float32))
+SCORES: ModelOutput[NDArray[np.float32]] = ModelOutput("SCORES", None, lambda row: _read_scores(row))
 SCHEMA = ModelOutput("SCHEMA", 1, lambda row: ModelSchema.from_json(row[0]))
 
 
@@ -82,32 +88,56 @@ class Operations:
     batch_size: int
     max_request_bytes: int
     largest_batch: int | None = None  # what the server takes, once it has refused a longer batch
+    _fields: tuple[str, ...] = ()
+    _fields_until: float = 0.0
 
-    def classify(
-        self, texts: Any, top_k: int | None, threshold: float | None, deadline: Deadline, raise_on_error: bool
-    ) -> Steps[Any]:
-        """One typed answer per text: a Prediction for a str, otherwise a list."""
-        one = isinstance(texts, str)
-        parameters = build_parameters(top_k, threshold)
-        predictions = yield from self.ask([texts] if one else texts, PREDICTION, parameters, deadline)
-        for position, prediction in enumerate(predictions if raise_on_error else ()):
+    def ask_first(
+        self, texts: Any, output: ModelOutput[T], parameters: Parameters, deadline: Deadline
+    ) -> Steps[tuple[list[T], list[Batch]]]:
+        """One output of the first batch of the texts, and the batches after it. All texts are checked before that."""
+        rows = table_rows(texts, (yield from self.fields(deadline))) if is_table(texts) else as_list(texts)
+        rows = list(rows)
+        if any(isinstance(row, Mapping) for row in rows):
+            names = yield from self.fields(deadline)
+            rows = [
+                fields_json(row, position, names) if isinstance(row, Mapping) else row
+                for position, row in enumerate(rows)
+            ]
+        batches = list(cut(rows, self.batch_size, self.max_request_bytes))
+        if not batches:
+            return [], []
+        with keep_answers([], len(rows) if len(batches) > 1 else 0):
+            return (yield from self.ask_batch(batches[0], output, parameters, deadline)), batches[1:]
+
+    def check_texts(self, predictions: Sequence[Prediction]) -> None:
+        """Raises TextError for the first text without an answer."""
+        for position, prediction in enumerate(predictions):
             if prediction.error is not None:
                 message = f"text {position} has no answer: {prediction.error}; correct or drop it"
                 error = TextError(message, model=self.model)
                 error.position, error.reason = position, prediction.error
                 raise error
-        return predictions[0] if one else predictions
 
-    def scores(self, texts: Any, deadline: Deadline) -> Steps[NDArray[np.float32]]:
+    def stack(self, rows: list[NDArray[np.float32]]) -> NDArray[np.float32]:
         """SCORES of all texts, ``(n, schema width)``."""
-        rows = yield from self.ask(texts, SCORES, {}, deadline)
-        if not rows:
-            return np.empty((0, (yield from self.schema(deadline)).width), dtype=np.float32)
         if len({len(row) for row in rows}) > 1:
             raise BadResponseError(
                 "SCORES changed its width between two batches, so the model was replaced; ask again", model=self.model
             )
         return np.stack(rows)
+
+    @property
+    def known_fields(self) -> tuple[str, ...] | None:
+        """The model's fields; None if they must be asked for."""
+        return self._fields if time.monotonic() < self._fields_until else None
+
+    def fields(self, deadline: Deadline) -> Steps[tuple[str, ...]]:
+        """The names of the fields that the model declares."""
+        known = self.known_fields
+        if known is None:
+            known = (yield from self.schema(deadline)).fields
+            self._fields, self._fields_until = known, time.monotonic() + FIELDS_S
+        return known
 
     def schema(self, deadline: Deadline) -> Steps[ModelSchema]:
         """The heads of the version that answers."""
@@ -115,10 +145,11 @@ class Operations:
 
     def why_not_ready(self, canary: bool, deadline: Deadline) -> Steps[PolyheadClientError | None]:
         """None as soon as one replica answers, otherwise the error of the last one. Nothing is retried."""
-        call = self._call([CANARY], PREDICTION, {}) if canary else Call(self.model, self.version)
+        call = self._canary() if canary else Call(self.model, self.version)
         read = _read_canary if canary else _read_ready
         waiting = sorted(self.retry_loop.replicas.all, key=lambda one: one.aside_until)
         reason: PolyheadClientError | None = None
+        deadline.begin()
         for asked, replica in enumerate(waiting):
             # A replica that hangs must leave time for the others.
             share = Deadline(max(deadline.remaining_s() / (len(waiting) - asked), 0.001))
@@ -135,6 +166,7 @@ class Operations:
     def wait_until_ready(self, timeout_s: float, attempt_timeout_s: float) -> Steps[None]:
         """Asks again until a replica answers the canary."""
         deadline = Deadline(timeout_s)
+        deadline.begin()
         pause_s = 0.1
         while True:
             attempt_s = min(attempt_timeout_s, max(deadline.remaining_s(), 0.05))
@@ -148,13 +180,6 @@ class Operations:
             yield Pause(pause_s)
             pause_s = min(2 * pause_s, 1.0)
 
-    def ask(self, texts: Any, output: ModelOutput[T], parameters: Parameters, deadline: Deadline) -> Steps[list[T]]:
-        """One output of all texts. All texts are checked before the first is sent."""
-        values: list[T] = []
-        for batch in list(cut(as_list(texts), self.batch_size, self.max_request_bytes)):
-            values += yield from self.ask_batch(batch, output, parameters, deadline)
-        return values
-
     def ask_batch(
         self, batch: Batch, output: ModelOutput[T], parameters: Parameters, deadline: Deadline
     ) -> Steps[list[T]]:
@@ -167,7 +192,8 @@ class Operations:
             return values
         call = self._call(batch, output, parameters)
         try:
-            return (yield from self.retry_loop.ask(call, deadline, lambda result: output.values(result, count)))
+            read = functools.partial(output.values, rows=count)
+            return (yield from self.retry_loop.ask(call, self._canary(), deadline, read))
         except RequestRejectedError as error:
             refused = TOO_MANY.search(str(error))
             if refused is None or not 0 < int(refused[1]) < count:
@@ -175,8 +201,33 @@ class Operations:
             self.largest_batch = int(refused[1])
             return (yield from self.ask_batch(batch, output, parameters, deadline))
 
+    def _canary(self) -> Call:
+        return self._call([CANARY], PREDICTION, {})
+
     def _call(self, rows: Sequence[bytes], output: ModelOutput[Any], parameters: Parameters) -> Call:
         return infer_call(self.model, rows, output.name, parameters, self.version, self.module)
+
+
+@contextmanager
+def keep_answers(answers: Sequence[Any], texts: int) -> Iterator[None]:
+    """Adds to an error how many of so many texts were answered, and their answers. Without texts it adds nothing."""
+    try:
+        yield
+    except PolyheadClientError as error:
+        if texts:
+            error.answers = answers
+            error.args = (
+                f"{error}; {len(answers):,} of {texts:,} texts were answered and are in error.answers: go on with "
+                "texts[len(error.answers):], allow more time with timeout_s, or use stream()",
+            )
+        raise
+
+
+def _read_scores(row: NDArray[Any]) -> NDArray[np.float32]:
+    scores: NDArray[np.float32] = row.astype(np.float32)
+    if scores.size and (scores == NO_SCORE).all():
+        scores[:] = np.nan
+    return scores
 
 
 def _read_canary(result: Any) -> None:

@@ -25,6 +25,7 @@ FIRST_ASIDE_S = 0.5
 LONGEST_ASIDE_S = 30.0
 FAILING = (ServerUnreachableError, ServerFailedError, RequestTimeoutError, BadResponseError)
 FAILURES_ASIDE = 3  # failures in a row that set a replica aside; a lost connection or model process does so at once
+HANGS_AFTER_S = 1.0  # a replica that leaves a request without an answer for so long is set aside at once too
 
 
 @dataclass(slots=True)
@@ -102,7 +103,10 @@ class Replicas:
                 if error.retry_after_s:
                     replica.aside_until = max(replica.aside_until, now + min(error.retry_after_s, LONGEST_ASIDE_S))
             elif isinstance(error, FAILING):
-                lost = isinstance(error, ServerUnreachableError) or may_have_crashed_server(error)
+                if isinstance(error, RequestTimeoutError):
+                    lost = error.waited_s >= HANGS_AFTER_S
+                else:
+                    lost = isinstance(error, ServerUnreachableError) or may_have_crashed_server(error)
                 replica.failures = max(replica.failures + 1, FAILURES_ASIDE if lost else 0)
                 if self._on_trial(replica) and replica.aside_until <= now:
                     doubled = FIRST_ASIDE_S * 2 ** min(replica.failures - FAILURES_ASIDE, 10)

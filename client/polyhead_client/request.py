@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from numbers import Integral, Real
 from types import ModuleType
 from typing import Any
 from urllib.parse import quote
@@ -27,31 +28,53 @@ Parameters = dict[str, int | float]
 
 
 class Deadline:
-    """The time left for a call and everything it does. Another thread may end it early with `cancel`."""
+    """The time left for a call and everything it does. Another thread may end it early with `cancel`.
 
-    def __init__(self, timeout_s: float) -> None:
+    The time begins with the call's first request, not while the call waits for its turn. A `part` of it ends with it or
+    before it.
+    """
+
+    def __init__(self, timeout_s: float, whole: Deadline | None = None) -> None:
         self.timeout_s = timeout_s
-        self.cancelled = False
+        self._whole = whole
+        self._cancelled = False
         self._abort: Callable[[], None] | None = None
-        self.restart()
+        self._ends: float | None = None
 
-    def restart(self) -> None:
-        """Lets the time begin now. A cancelled deadline stays cancelled."""
-        self._ends = time.monotonic() + self.timeout_s
+    @property
+    def cancelled(self) -> bool:
+        """Whether it was ended early."""
+        return self._cancelled or (self._whole is not None and self._whole.cancelled)
+
+    def begin(self) -> None:
+        """Lets the time begin now, if it has not begun."""
+        if self._whole is not None:
+            self._whole.begin()
+        if self._ends is None:
+            self._ends = time.monotonic() + self.timeout_s
+
+    def part(self, timeout_s: float | None = None) -> Deadline:
+        """A deadline inside this one, of at most so many seconds."""
+        return Deadline(self.timeout_s if timeout_s is None else timeout_s, self)
 
     def remaining_s(self) -> float:
         """Seconds left; 0 once the deadline has passed or was cancelled."""
-        return 0.0 if self.cancelled else max(self._ends - time.monotonic(), 0.0)
+        if self.cancelled:
+            return 0.0
+        own_s = self.timeout_s if self._ends is None else max(self._ends - time.monotonic(), 0.0)
+        return own_s if self._whole is None else min(own_s, self._whole.remaining_s())
 
     def on_cancel(self, abort: Callable[[], None] | None) -> None:
         """Sets what `cancel` calls to wake the thread that waits for a server now. None: no thread waits."""
         self._abort = abort
+        if self._whole is not None:
+            self._whole.on_cancel(abort)
         if abort is not None and self.cancelled:
             abort()
 
     def cancel(self) -> None:
         """Ends it now."""
-        self.cancelled = True
+        self._cancelled = True
         abort = self._abort
         if abort is not None:
             abort()
@@ -141,7 +164,7 @@ def build_parameters(top_k: int | None, threshold: float | None) -> Parameters:
     if top_k is not None:
         parameters["top_k"] = check_count("top_k", top_k)
     if threshold is not None:
-        if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
+        if not is_number(threshold) or not 0 <= threshold <= 1:
             raise UsageError(f"threshold must be a number in [0, 1], got {threshold!r}")  # NaN fails the comparison
         # gRPC sends an int with another type than a float, and the server expects a float.
         parameters["threshold"] = float(threshold)
@@ -150,17 +173,21 @@ def build_parameters(top_k: int | None, threshold: float | None) -> Parameters:
 
 def check_seconds(name: str, value: float) -> float:
     """Checks that a value is a finite, positive number of seconds."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and value > 0 and math.isfinite(value)):
+    if not (is_number(value) and value > 0 and math.isfinite(value)):
         raise UsageError(f"{name} must be a positive number of seconds, got {value!r}")
     return float(value)
 
 
 def check_count(name: str, value: int) -> int:
     """Checks that a value is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise UsageError(f"{name} must be a whole number of at least 1, got {value!r}")
-    return value
+    return int(value)
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a real number of Python or NumPy. A bool is not a number here."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def encode(call: Call, headers: Mapping[str, str], remaining_s: float) -> HttpRequest:

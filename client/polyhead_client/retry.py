@@ -3,8 +3,12 @@
 `RetryLoop` is a generator. It yields `Send` and `Pause`, and receives the reply or the error. `Client` carries these
 out by blocking and `AsyncClient` by awaiting, so the rules exist once and are tested without a network.
 
-The retry budget is a token bucket, as in gRPC and Finagle: each call adds a fraction of a token, and each retry takes a
-whole token. A server that sheds load therefore gets at most that fraction more requests.
+A call goes on until its deadline. A request that a server did not compute (no connection, shed load) is simply sent
+again. A request that got no answer may have ended its server, so it is repeated once at most, and only to a replica
+that has answered the canary text after that.
+
+The retry budget is a token bucket, as in gRPC and Finagle: each call adds a fraction of a token, and each retry of a
+request that was shed takes a whole token. If the bucket is empty, retries wait longer.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import math
 import random
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, TypeVar
 
 from polyhead_client.errors import (
@@ -25,7 +30,10 @@ from polyhead_client.errors import (
     may_have_crashed_server,
 )
 from polyhead_client.replicas import Replica, Replicas, brief_lock
-from polyhead_client.request import Call, Deadline
+from polyhead_client.request import Call, Deadline, is_number
+
+PROBE_S = 5.0  # the most time that a canary text gets
+LEAST_PAUSE_S = 0.05  # a call whose deadline is nearer than that does not try again
 
 T = TypeVar("T")
 
@@ -35,26 +43,30 @@ class RetryPolicy:
     """When to ask again, and how often.
 
     Attributes:
-        max_attempts: most requests for one batch of texts, including the first; 1 means no retry.
+        max_attempts: most requests for one batch of texts, including the first; 1 means no retry. If it is None, only
+            the deadline ends the retries. A replica that refuses the connection does not count if there is another.
         base_s: upper limit of the first pause. The limit doubles with each retry (full jitter: a pause is random
             between 0 and its limit).
-        cap_s: highest limit of a pause. Only the server's ``Retry-After`` may make a pause longer.
-        budget: retries per call, averaged over all calls of the client.
-        burst: retries that the client may make before it has saved any budget, and most that it can save.
+        cap_s: highest limit of a pause. Only a server that names its time may make a pause longer: with
+            ``retry in 2.4 s`` at the end of its message, or with ``Retry-After``.
+        budget: retries of shed requests per call, averaged over all calls of the client. Retries beyond it wait for at
+            least half of cap_s.
+        burst: such retries that the client may make before it has saved any budget, and most that it can save.
     """
 
-    max_attempts: int = 4
+    max_attempts: int | None = None
     base_s: float = 0.1
     cap_s: float = 2.0
     budget: float = 0.1
     burst: int = 10
 
     def __post_init__(self) -> None:
-        whole = all(isinstance(value, int) and not isinstance(value, bool) for value in (self.max_attempts, self.burst))
-        if not whole or self.max_attempts < 1 or self.burst < 0:
+        attempts = 1 if self.max_attempts is None else self.max_attempts
+        whole = all(isinstance(value, Integral) and not isinstance(value, bool) for value in (attempts, self.burst))
+        if not whole or attempts < 1 or self.burst < 0:
             raise UsageError(f"retry: max_attempts must be a whole number of at least 1, burst of at least 0: {self}")
         numbers = (self.base_s, self.cap_s, self.budget)
-        if not all(isinstance(value, int | float) and value >= 0 and math.isfinite(value) for value in numbers):
+        if not all(is_number(value) and value >= 0 and math.isfinite(value) for value in numbers):
             raise UsageError(f"retry: base_s, cap_s and budget must be finite and not negative: {self}")
 
 
@@ -82,7 +94,7 @@ class RetryBudget:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Asks a replica; `attempt` counts from 1."""
+    """Asks a replica; `attempt` counts from 1. The deadline is that of this request, a part of the call's."""
 
     replica: Replica
     call: Call
@@ -92,9 +104,10 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Waits."""
+    """Waits, but not longer than until its deadline is cancelled."""
 
     seconds: float
+    deadline: Deadline | None = None
 
 
 Steps = Generator[Send | Pause, Any, T]
@@ -108,36 +121,78 @@ class RetryLoop:
         self._policy = policy
         self._budget = RetryBudget(policy)
 
-    def ask(self, call: Call, deadline: Deadline, read: Callable[[Any], T]) -> Steps[T]:
-        """Asks until a replica answers, within policy, budget and deadline. `read` turns the reply into a value."""
+    def ask(self, call: Call, canary: Call, deadline: Deadline, read: Callable[[Any], T]) -> Steps[T]:
+        """Asks until a replica answers or the deadline ends.
+
+        Args:
+            call: the request.
+            canary: a harmless request. It shows that a replica computes, before `call` is repeated there.
+            deadline: the call's.
+            read: turns the reply into a value.
+        """
         self._budget.deposit()
         tried: set[str] = set()
-        attempt, retries, sent_again = 0, 0, False
+        attempt, retries = 0, 0
+        unanswered: PolyheadClientError | None = None  # the error of the request that got no answer
         while True:
-            attempt += 1
             if deadline.remaining_s() <= 0:
                 message = f"{call.model} did not answer within {deadline.timeout_s:g} s; allow more time"
-                raise RequestTimeoutError(message, model=call.model)
+                raise unanswered or RequestTimeoutError(message, model=call.model)
             replica = self.replicas.take(tried)
+            tried.add(replica.address)
+            sent = False
             try:
-                return (yield from self._once(Send(replica, call, deadline, attempt), read))
+                if unanswered is not None:
+                    yield from self._once(Send(replica, canary, deadline.part(PROBE_S)), lambda reply: None)
+                    self.replicas.enter(replica)
+                attempt, sent = attempt + 1, True
+                share = self._share(deadline, tried, unanswered is not None)
+                return (yield from self._once(Send(replica, call, share, attempt), read))
+            except UsageError:
+                raise
             except PolyheadClientError as error:
                 failure = error
-            tried.add(replica.address)
-            if not _may_retry(failure) or deadline.cancelled:
+            if deadline.cancelled:
                 raise failure
-            if may_have_crashed_server(failure):
-                # The request may have been computed, or may have crashed the server. One retry is enough.
-                if sent_again or self._policy.max_attempts == 1:
+            if sent:
+                if not _may_retry(failure, deadline):
                     raise failure
-                sent_again = True
-            if not isinstance(failure, ServerOverloadedError) and self.replicas.has_other(tried):
-                continue  # another replica costs the failed one nothing, so no pause and no budget
+                if may_have_crashed_server(failure):
+                    if unanswered is not None or self._policy.max_attempts == 1:
+                        raise failure
+                    unanswered = failure
+            if self.replicas.has_other(tried) and not isinstance(failure, ServerOverloadedError):
+                continue  # another replica costs the failed one nothing, so no pause
             retries += 1
-            wait_s = pause_s(self._policy, retries, failure)
-            if retries >= self._policy.max_attempts or wait_s >= deadline.remaining_s() or not self._budget.withdraw():
-                raise failure
-            yield Pause(wait_s)
+            wait_s = self._wait_s(retries, failure, tried, deadline)
+            if wait_s is None or retries == self._policy.max_attempts:
+                raise unanswered or failure
+            yield Pause(wait_s, deadline)
+
+    def _share(self, deadline: Deadline, tried: set[str], repeated: bool) -> Deadline:
+        # If a replica hangs, another one must still have time to answer.
+        if repeated or not self.replicas.has_other(tried):
+            return deadline.part()
+        return deadline.part(deadline.remaining_s() / 2)
+
+    def _wait_s(self, retry: int, failure: PolyheadClientError, tried: set[str], deadline: Deadline) -> float | None:
+        """Seconds until the next request; None if there is no time for one."""
+        remaining_s = deadline.remaining_s()
+        wait_s = pause_s(self._policy, retry)
+        if isinstance(failure, ServerOverloadedError):
+            if not self._budget.withdraw():
+                wait_s = max(wait_s, self._policy.cap_s * random.uniform(0.5, 1))
+            if not self.replicas.has_other(tried):
+                named_s = failure.retry_after_s or 0.0
+                if named_s >= remaining_s:
+                    return None
+                # A random part on top, so that the callers of a busy server do not come back together.
+                wait_s = min(max(wait_s, named_s * random.uniform(1, 1.25)), max(remaining_s / 2, named_s))
+        if not self.replicas.has_other(tried):
+            tried.clear()
+        if remaining_s < LEAST_PAUSE_S:
+            return None
+        return wait_s if wait_s < remaining_s else remaining_s / 2
 
     def ask_replica(self, replica: Replica, call: Call, deadline: Deadline, read: Callable[[Any], T]) -> Steps[T]:
         """Asks this replica, once."""
@@ -148,6 +203,7 @@ class RetryLoop:
         # `take` or `enter` has counted the request; `give_back` must follow, also if the caller gives up.
         error: PolyheadClientError | None = None
         answered = False
+        send.deadline.begin()
         try:
             reply = yield send
             try:
@@ -164,13 +220,15 @@ class RetryLoop:
             self.replicas.give_back(send.replica, error, answered)
 
 
-def _may_retry(error: PolyheadClientError) -> bool:
-    # Nothing was computed: the server shed load, or the server or its model process could not be reached.
-    return isinstance(error, ServerOverloadedError | ServerUnreachableError) or may_have_crashed_server(error)
+def _may_retry(error: PolyheadClientError, deadline: Deadline) -> bool:
+    # Nothing was computed, because the server shed load or was not reached; or there was no answer, but there is time.
+    if isinstance(error, ServerUnreachableError):
+        return not error.permanent
+    if isinstance(error, RequestTimeoutError):
+        return deadline.remaining_s() > LEAST_PAUSE_S
+    return isinstance(error, ServerOverloadedError) or may_have_crashed_server(error)
 
 
-def pause_s(policy: RetryPolicy, retry: int, error: PolyheadClientError) -> float:
-    """Seconds to wait before the retry with this number, counted from 1."""
-    limit = min(policy.cap_s, policy.base_s * 2 ** (retry - 1))
-    wanted = error.retry_after_s if isinstance(error, ServerOverloadedError) else None
-    return max(random.uniform(0, limit), wanted or 0.0)
+def pause_s(policy: RetryPolicy, retry: int) -> float:
+    """Seconds to wait before the retry with this number, counted from 1; random below a limit that doubles."""
+    return random.uniform(0, min(policy.cap_s, policy.base_s * 2 ** min(retry - 1, 30)))

@@ -53,12 +53,16 @@ class ModelSchema:
         max_length: in tokens.
         precision: ``fp32``, ``bf16`` or ``int8``; None if the server does not state it.
         tolerance: how far a score may be from its float32 value; None if the server does not state it.
+        text_template: how the server makes a text of fields; None if the model takes plain texts only.
+        fields: the names of these fields.
     """
 
     max_length: int
     heads: tuple[HeadSchema, ...]
     precision: str | None = None
     tolerance: float | None = None
+    text_template: str | None = None
+    fields: tuple[str, ...] = ()
 
     @property
     def width(self) -> int:
@@ -112,6 +116,8 @@ class ModelSchema:
                 heads,
                 fields.get("precision"),
                 None if tolerance is None else float(tolerance),
+                fields.get("text_template"),
+                tuple(str(name) for name in fields.get("fields") or ()),
             )
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise BadResponseError(f"SCHEMA breaks the wire contract: {one_line(repr(error))}") from error

@@ -78,7 +78,8 @@ class Settings(ABC):
         model: the model's name on the server.
         protocol: ``http`` (Triton's port 8000) or ``grpc`` (8001; needs the extra ``polyhead-client[grpc]``).
         version: the model's version; the newest if empty.
-        timeout_s: how long a whole call may take, including retries; for `stream` each request.
+        timeout_s: how long a whole call may take, including retries; for `stream` each request. The time begins when
+            the call sends its first request, not while it waits for its turn (see max_connections).
         batch_size: texts per request. A longer list is split. A batch that the server refuses as too long is split too.
         max_request_bytes: longest request; lists are split by it too.
         api_key: sent as ``Authorization: Bearer …``.
@@ -87,8 +88,8 @@ class Settings(ABC):
         proxy: ``http://user:password@host:port``; the proxy variables of the environment are not read.
         user_agent: written before the package's own.
         retry: when to ask again, and how often.
-        max_connections: HTTP connections to one replica at a time; further requests wait for one. Under gevent each
-            native thread has its own.
+        max_connections: requests to one replica at a time, each on its own HTTP connection; further calls wait for
+            their turn. Under gevent each native thread has its own.
         connect_timeout_s: how long it may take to open a connection, before another replica is tried.
 
     Raises:
@@ -149,6 +150,7 @@ class Settings(ABC):
             self.batch_size,
             max_request_bytes,
         )
+        self._most_turns = self._network.max_connections * len(self.replicas)
         self._closed = False
         self._open()
 

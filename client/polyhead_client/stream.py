@@ -11,31 +11,27 @@ import contextvars
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 from polyhead_client.batches import Batch
-from polyhead_client.prediction import Prediction
 from polyhead_client.request import Deadline
 
 CONCURRENCY = 4
 AHEAD = 2  # batches in the window per request under way, so that the next is ready for a slow consumer
 
-Answer = list[Prediction]
+T = TypeVar("T")
 
 
 def stream_in_threads(
     batches: Iterator[Batch],
-    answer: Callable[[Batch, Deadline], Answer],
+    answer: Callable[[Batch, Deadline], list[T]],
     concurrency: int,
-    timeout_s: float,
-) -> Generator[Prediction, None, None]:
+    new_deadline: Callable[[], Deadline],
+) -> Generator[T, None, None]:
     """Answers with threads (greenlets, under gevent); closing it gives up the requests under way."""
-    window: deque[tuple[Future[Answer], Deadline]] = deque()
+    window: deque[tuple[Future[list[T]], Deadline]] = deque()
     failure: Exception | None = None
     executor = ThreadPoolExecutor(concurrency, thread_name_prefix="polyhead-stream")
-
-    def work(batch: Batch, deadline: Deadline) -> Answer:
-        deadline.restart()  # the time starts when the batch is sent, not while it waits in the window
-        return answer(batch, deadline)
 
     try:
         more = True
@@ -48,8 +44,8 @@ def stream_in_threads(
                 if batch is None:
                     more = False
                     break
-                deadline = Deadline(timeout_s)
-                window.append((executor.submit(contextvars.copy_context().run, work, batch, deadline), deadline))
+                deadline = new_deadline()
+                window.append((executor.submit(contextvars.copy_context().run, answer, batch, deadline), deadline))
             if window:
                 yield from window[0][0].result()
                 window.popleft()
@@ -63,16 +59,16 @@ def stream_in_threads(
 
 async def stream_in_tasks(
     batches: AsyncIterator[Batch],
-    answer: Callable[[Batch, Deadline], Awaitable[Answer]],
+    answer: Callable[[Batch, Deadline], Awaitable[list[T]]],
     concurrency: int,
-    timeout_s: float,
-) -> AsyncGenerator[Prediction, None]:
+    new_deadline: Callable[[], Deadline],
+) -> AsyncGenerator[T, None]:
     """Answers with asyncio tasks; closing it cancels the requests under way."""
-    window: deque[asyncio.Task[Answer]] = deque()
+    window: deque[asyncio.Task[list[T]]] = deque()
     failure: Exception | None = None
 
-    async def work(batch: Batch) -> Answer:
-        return await answer(batch, Deadline(timeout_s))
+    async def work(batch: Batch) -> list[T]:
+        return await answer(batch, new_deadline())
 
     try:
         more = True
@@ -87,8 +83,8 @@ async def stream_in_tasks(
                     break
                 window.append(asyncio.create_task(work(batch)))
             if window:
-                for prediction in await window.popleft():
-                    yield prediction
+                for value in await window.popleft():
+                    yield value
         if failure is not None:
             raise failure
     finally:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +29,7 @@ from tritonclient.utils import deserialize_bytes_tensor, np_to_triton_dtype, ser
 from polyhead_client.async_client import AsyncClient
 from polyhead_client.client import Client
 from polyhead_client.errors import NotConnectedError
+from polyhead_client.operations import NO_SCORE
 from polyhead_client.replicas import Replica
 from polyhead_client.request import HEADER_LENGTH, Deadline, HttpReply, HttpRequest
 from polyhead_client.schema import HeadKind, HeadSchema, ModelSchema
@@ -37,6 +38,8 @@ __all__ = ["Asked", "Failure", "FakeServer"]
 
 ADDRESS = "fake.invalid:8000"
 BLANK = "the text is empty or blank"
+FIELD = re.compile(r"\{([^{}]*)\}")
+OPTIONAL = re.compile(r"\[\[(.*?)\]\]")
 
 HEADS: tuple[dict[str, Any], ...] = (
     {"name": "topic", "kind": HeadKind.SINGLE_LABEL, "labels": ["news", "sport", "science"]},
@@ -91,6 +94,8 @@ class FakeServer:
             no labels, or 0.
         heads: the schema's heads, as in a checkpoint's ``config.json``.
         max_length: the schema's, in tokens; the fake counts words.
+        text_template: makes a text of fields, such as ``"[[{Title}. ]]{Review Text}"``. `answer` gets this text. The
+            fake knows no escapes.
         max_batch_size: longer requests are refused as Triton refuses them.
         failure: what happens to every request, until it is None again.
         failures: what happens to the next requests, one each, before `failure` applies.
@@ -101,6 +106,7 @@ class FakeServer:
     answer: Mapping[str, Answer] | Callable[[str], Answer] = field(default_factory=dict)
     heads: Sequence[Mapping[str, Any]] = HEADS
     max_length: int = 256
+    text_template: str | None = None
     max_batch_size: int = 64
     failure: Failure | None = None
     failures: list[Failure] = field(default_factory=list)
@@ -180,13 +186,14 @@ class FakeServer:
         return HttpReply(200, {HEADER_LENGTH.lower(): str(len(head))}, head + data)
 
     def _column(self, name: str, texts: list[str], parameters: dict[str, Any]) -> NDArray[Any]:
-        """One output, ``(n, width)``."""
+        """One output, ``(n, width)``; one row for SCHEMA."""
+        texts = [self._render(text) for text in texts]
         match name:
             case "PREDICTION":
                 rows = [self._prediction(text, parameters) for text in texts]
                 return np.array(rows, dtype=np.object_)[:, None]
             case "SCHEMA":
-                return np.array([self._schema_json()] * len(texts), dtype=np.object_)[:, None]
+                return np.array([[self._schema_json()]], dtype=np.object_)
             case "TOKEN_COUNT":
                 return np.array([self._count_tokens(text) for text in texts], dtype=np.int32)[:, None]
             case _:
@@ -210,14 +217,33 @@ class FakeServer:
     def _scores(self, text: str) -> list[float]:
         answer = self._answer(text)
         if isinstance(answer, bytes) or "error" in answer:
-            return [math.nan] * self.schema.width
+            return [NO_SCORE] * self.schema.width
         return [score for head in self.schema.heads for score in _head_scores(head, answer)]
 
     def _count_tokens(self, text: str) -> int:
         return min(len(text.split()), self.max_length)
 
     def _schema_json(self) -> bytes:
-        return json.dumps({"max_length": self.max_length, "heads": list(self.heads)}).encode()
+        fields = FIELD.findall(self.text_template or "")
+        described = {"text_template": self.text_template, "fields": list(dict.fromkeys(fields))}
+        return json.dumps({"max_length": self.max_length, "heads": list(self.heads), **described}).encode()
+
+    def _render(self, text: str) -> str:
+        """The text of a JSON object of fields; other texts are as they are."""
+        if self.text_template is None or not text.lstrip().startswith("{"):
+            return text
+        try:
+            row = json.loads(text)
+        except ValueError:
+            return text
+        values = {name: "" if value is None else str(value) for name, value in row.items()}
+
+        def keep(part: re.Match[str]) -> str:
+            return part[1] if any(values.get(name) for name in FIELD.findall(part[1])) else ""
+
+        if not any(value.strip() for value in values.values()):
+            return ""
+        return FIELD.sub(lambda field: values.get(field[1], ""), OPTIONAL.sub(keep, self.text_template))
 
 
 def _decode(head: HeadSchema, answer: Mapping[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:

@@ -188,7 +188,7 @@ def test_unsendable_texts_are_refused(ask: Ask, server: FakeServer, texts: objec
     """A value that is not a text is refused with its position, before anything is sent."""
     with ask(server) as client, pytest.raises(UsageError, match=words):
         client.classify(texts)
-    assert server.requests == []
+    assert all(asked.outputs == ["SCHEMA"] for asked in server.requests)  # a table may have the model's fields
 
 
 @pytest.mark.parametrize(
@@ -213,8 +213,27 @@ def test_columns_are_lists_of_texts(ask: Ask, server: FakeServer, texts: Any) ->
         assert client.scores(texts).shape == (3, 6)
 
 
+def test_numpy_scalars_are_numbers(ask: Ask, server: FakeServer) -> None:
+    """NumPy's whole and real numbers and strings work like Python's."""
+    with ask(server, timeout_s=np.float32(5), batch_size=np.int64(2), max_connections=np.int32(3)) as client:
+        options = {"top_k": np.int64(3), "threshold": np.float32(0.5), "timeout_s": np.float64(2)}
+        assert client.classify(np.str_("text"), **options).error is None
+        assert len(client.classify([np.str_("a"), "b", "c"], **options)) == 3
+        assert len(list(client.stream(["a"], concurrency=np.int8(2), batch_size=np.uint8(1), **options))) == 1
+    assert server.requests[0].parameters == {"top_k": 3, "threshold": 0.5}
+
+
 @pytest.mark.parametrize(
-    "option", [{"top_k": 0}, {"top_k": True}, {"top_k": 1.5}, {"threshold": 1.1}, {"threshold": math.nan}]
+    "option",
+    [
+        {"top_k": 0},
+        {"top_k": np.True_},
+        {"threshold": True},
+        {"top_k": True},
+        {"top_k": 1.5},
+        {"threshold": 1.1},
+        {"threshold": math.nan},
+    ],
 )
 def test_bad_options_are_refused(ask: Ask, server: FakeServer, option: dict[str, float]) -> None:
     """Options out of range are refused before anything is sent."""

@@ -70,7 +70,7 @@ def test_text_error_is_exit_code_1(fake: FakeTriton) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["classify", "--server", "127.0.0.1:1", "text"], "no connection to 127.0.0.1:1"),
+        (["classify", "--server", "127.0.0.1:1", "--timeout-s", "1", "text"], "no connection to 127.0.0.1:1"),
         (["classify", "--server", "nonsense://", "text"], "host:port"),
         (["classify", "--timeout-s", "-1", "text"], "timeout_s"),
         (["classify", "--top-k", "0", "text"], "top-k"),
@@ -82,7 +82,7 @@ def test_text_error_is_exit_code_1(fake: FakeTriton) -> None:
         (["classify", "--input", "in.csv"], "No such option"),
         (["classify", "--output", "out.csv"], "No such option"),
         (["ready", "--server", "127.0.0.1:1"], "not ready"),
-        (["schema", "--server", "127.0.0.1:1"], "no connection"),
+        (["schema", "--server", "127.0.0.1:1", "--timeout-s", "1"], "no connection"),
     ],
 )
 def test_bad_usage_is_exit_code_2(arguments: list[str], words: str) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from email.utils import formatdate
+from typing import Any
 
 import pytest
 
@@ -17,6 +21,7 @@ from polyhead_client import (
     ServerUnreachableError,
     UsageError,
 )
+from polyhead_client.request import HttpReply, HttpRequest
 from polyhead_client.retry import RetryBudget, pause_s
 from polyhead_client.testing import Failure, FakeServer
 from tests.client.surface import Ask
@@ -37,7 +42,6 @@ def test_what_was_not_computed_is_asked_again(ask: Ask, server: FakeServer, fail
     ("failure", "kind"),
     [
         (Failure(500, "out of memory"), ServerFailedError),
-        (Failure(502, "bad gateway"), ServerFailedError),
         (Failure(400, "parameter"), RequestRejectedError),
         (Failure(body=b"garbage"), BadResponseError),
     ],
@@ -61,14 +65,6 @@ def test_attempts_end(ask: Ask, server: FakeServer) -> None:
     assert len(server.failures) == 97
 
 
-def test_broken_connections_are_asked_once_more(ask: Ask, server: FakeServer) -> None:
-    """A request that may crash servers is not sent to one after the other."""
-    server.failures = [Failure(broken=True)] * 100
-    with ask(server, ["a:1", "b:1", "c:1"], retry=QUICK) as client, pytest.raises(ServerUnreachableError):
-        client.classify("text")
-    assert len(server.failures) == 98
-
-
 @pytest.mark.parametrize(
     "message",
     [
@@ -83,14 +79,6 @@ def test_replica_that_cannot_compute_is_passed_over(ask: Ask, server: FakeServer
         assert client.classify("text").error is None
 
 
-def test_dead_model_processes_are_asked_once_more(ask: Ask, server: FakeServer) -> None:
-    """A request that may crash model processes is not sent to one replica after the other."""
-    server.failures = [Failure(500, "Stub process is not healthy")] * 100
-    with ask(server, ["a:1", "b:1", "c:1"], retry=QUICK) as client, pytest.raises(ServerFailedError):
-        client.classify("text")
-    assert len(server.failures) == 98
-
-
 def test_refused_connections_try_every_replica(ask: Ask, server: FakeServer) -> None:
     """Replicas that refuse the connection are skipped at once, whatever the budget."""
     server.failures = [Failure(refused=True)] * 5
@@ -99,18 +87,6 @@ def test_refused_connections_try_every_replica(ask: Ask, server: FakeServer) -> 
     with ask(server, places, retry=RetryPolicy(max_attempts=2, base_s=60, cap_s=60, burst=0)) as client:
         assert client.classify("text").error is None
     assert time.monotonic() - began < 5
-
-
-def test_budget_bounds_repetitions(ask: Ask, server: FakeServer) -> None:
-    """Over many calls to an overloaded server, retries are the burst and a tenth of the calls, not three per call."""
-    server.failures = [BUSY] * 1000
-    calls = 100
-    with ask(server, retry=RetryPolicy(max_attempts=4, base_s=0.0, burst=5, budget=0.1)) as client:
-        for _ in range(calls):
-            with pytest.raises(ServerOverloadedError):
-                client.classify("text")
-    repetitions = 1000 - len(server.failures) - calls
-    assert 5 <= repetitions <= 5 + calls // 10
 
 
 def test_budget_refills_by_calls() -> None:
@@ -148,15 +124,14 @@ def test_deadline_bounds_the_whole_call(ask: Ask, server: FakeServer) -> None:
     with ask(server, batch_size=1) as client, pytest.raises(RequestTimeoutError, match=r"within 0\.5 s"):
         client.classify(["a"] * 50, timeout_s=0.5)
     assert time.monotonic() - began < 2
-    assert len(server.requests) < 5
+    assert len(server.requests) < 15
 
 
 def test_pauses_are_jittered_and_grow() -> None:
     """A pause is random between 0 and a limit that doubles up to the cap."""
-    error = ServerOverloadedError("busy")
     policy = RetryPolicy(base_s=0.1, cap_s=0.3)
     for attempt, ceiling in ((1, 0.1), (2, 0.2), (3, 0.3), (9, 0.3)):
-        drawn = [pause_s(policy, attempt, error) for _ in range(300)]
+        drawn = [pause_s(policy, attempt) for _ in range(300)]
         assert 0 <= min(drawn) < 0.2 * ceiling
         assert 0.8 * ceiling < max(drawn) <= ceiling
 
@@ -166,3 +141,105 @@ def test_bad_policies_are_refused(fields: dict[str, float]) -> None:
     """A policy is checked when it is made."""
     with pytest.raises(UsageError, match="retry"):
         RetryPolicy(**fields)  # type: ignore[arg-type]
+
+
+@dataclass
+class Killed(FakeServer):
+    """A fake that is ended by a request with the text "kill", and starts again after some time."""
+
+    failure_of_kill: Failure = field(default_factory=lambda: Failure(broken=True))
+    kills: int = 0
+
+    def reply(self, request: HttpRequest, failure: Failure) -> HttpReply:
+        """The answer, or the end of the server."""
+        if b"kill" in request.body:
+            self.kills += 1
+            if self.failure_of_kill.broken:
+                raise ConnectionResetError("the fake was ended")
+            time.sleep(self.failure_of_kill.hang_s)
+            failure = self.failure_of_kill
+        return super().reply(request, failure)
+
+
+@pytest.mark.parametrize("servers", [["a:1"], ["a:1", "b:1", "c:1", "d:1"]])
+@pytest.mark.parametrize(
+    "failure", [Failure(broken=True), Failure(500, "Stub process 'x' is not healthy."), Failure(502), Failure(504)]
+)
+def test_request_that_ends_servers_is_repeated_once(ask: Ask, servers: list[str], failure: Failure) -> None:
+    """A request without an answer may have ended its server, so it is sent to two servers at most."""
+    server = Killed(failure_of_kill=failure)
+    with (
+        ask(server, servers, retry=QUICK, timeout_s=5) as client,
+        pytest.raises((ServerUnreachableError, ServerFailedError)),
+    ):
+        client.classify("kill")
+    assert server.kills == 2
+
+
+def test_request_is_repeated_only_where_a_canary_was_answered(ask: Ask, server: FakeServer) -> None:
+    """After a request without an answer the client sends the canary text until it is answered."""
+    dead = Failure(500, "Stub process 'gpt2_classifier_0_0' is not healthy.")
+    server.failures = [dead, dead, Failure(broken=True), Failure(refused=True), BUSY, dead]
+    with ask(server, retry=QUICK) as client:
+        assert client.classify("text").error is None
+    assert [asked.texts for asked in server.requests] == [["canary"], ["text"]]
+
+
+def test_deadline_that_ends_before_the_server_is_back(ask: Ask, server: FakeServer) -> None:
+    """The error is that of the request without an answer, not of the canary texts."""
+    server.failures = [Failure(broken=True), *[Failure(refused=True)] * 100_000]
+    with ask(server, retry=QUICK, timeout_s=0.5) as client, pytest.raises(ServerUnreachableError, match="broken"):
+        client.classify("text")
+
+
+def test_restart_costs_nothing(ask: Ask, server: FakeServer) -> None:
+    """classify, lists, scores, schema and streams get their answers after the server was away for a second."""
+    calls: list[Callable[[Any], Any]] = [
+        lambda client: client.classify("text"),
+        lambda client: client.classify(["text"] * 10),
+        lambda client: client.scores(["text"] * 10),
+        lambda client: client.schema(),
+        lambda client: list(client.stream(["text"] * 10)),
+    ]
+    for call in calls:
+        server.failures = [Failure(broken=True)]
+        server.failure = Failure(refused=True)
+        back = threading.Timer(1.0, lambda: setattr(server, "failure", None))
+        with ask(server, batch_size=4, timeout_s=20) as client:
+            back.start()
+            assert call(client) is not None
+        back.join()
+
+
+def test_replica_that_hangs_costs_a_part_of_the_deadline(ask: Ask, server: FakeServer) -> None:
+    """Another replica answers within the deadline, and the one that hangs is set aside at once."""
+    server.failures = [Failure(hang_s=60)]
+    began = time.monotonic()
+    with ask(server, ["a:1", "b:1"], timeout_s=3) as client:
+        assert client.classify("text").error is None
+        assert 1 < time.monotonic() - began < 2.5
+        assert all(client.classify("text").error is None for _ in range(4))
+
+
+def test_named_time_is_waited_for(ask: Ask, server: FakeServer) -> None:
+    """A server that says when to come back is not asked before that; a longer time than the deadline ends the call."""
+    server.failures = [Failure(503, "the queue is full; retry in 0.6 s")]
+    began = time.monotonic()
+    with ask(server, retry=QUICK) as client:
+        client.classify("text")
+        assert 0.6 <= time.monotonic() - began < 3.0
+        server.failures = [Failure(503, "the queue is full; retry in 12.5 s")]
+        with pytest.raises(ServerOverloadedError) as caught:
+            client.classify("text", timeout_s=5)
+    assert caught.value.retry_after_s == 12.5
+    assert time.monotonic() - began < 4
+
+
+def test_empty_budget_slows_retries(ask: Ask, server: FakeServer) -> None:
+    """Beyond the budget a server that sheds load is asked again after at least half of the longest pause."""
+    server.failure = BUSY
+    with ask(server, retry=RetryPolicy(base_s=0.0, cap_s=0.4, burst=5, budget=0.0), timeout_s=2) as client:
+        server.failures = [BUSY] * 1000
+        with pytest.raises(ServerOverloadedError):
+            client.classify("text")
+    assert 6 < 1000 - len(server.failures) < 25
