@@ -114,6 +114,11 @@ class Predictor:
         """On a CPU, calls this between the layers of a micro-batch; computes first what it returns."""
         self._engine.set_between_layers(between_layers)
 
+    @property
+    def computed_layers(self) -> int:
+        """How many layers the engine has computed, on a CPU: shows progress within a long micro-batch."""
+        return self._engine.computed_layers
+
     def check_golden(self, most_tokens: int | None = None) -> float:
         """Passes the checkpoint's golden rows through the gate; returns the largest distance of a score.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -258,7 +259,8 @@ class Scheduler:
             try:
                 scores = self._predictor.score([encoded for encoded, _ in wanted])
             except Exception:
-                logger.exception("a micro-batch of %d texts failed", len(wanted))
+                trace = traceback.format_exc().encode("ascii", "backslashreplace").decode("ascii")
+                logger.error("a micro-batch of %d texts failed: %s", len(wanted), trace)
                 for request in requests:
                     self._fail(request, MicroBatchError("internal error, see the server's log"))
             else:

@@ -17,6 +17,7 @@ from http import HTTPStatus
 from http.client import HTTPException
 from typing import Any, NamedTuple
 
+NO_SCORE = -3.4e38  # SCORES of a text without an answer are lower: model.py's NO_SCORE
 CANARY_TEXT = "a canary"
 METRICS_TIMEOUT_S = 1.0
 POLL_S = 0.5  # between two looks at the metrics; the model sends them every 0.25 s
@@ -105,7 +106,7 @@ class Canary:
             raise _NoAnswerError(f"no answer within {timeout_s:g} s") from error
         except (OSError, HTTPException, ValueError, LookupError) as error:
             return repr(error)
-        finite = all(isinstance(score, (int, float)) and math.isfinite(score) for score in scores)
+        finite = all(isinstance(score, (int, float)) and math.isfinite(score) and score > NO_SCORE for score in scores)
         return None if finite else f"scores that are not finite: {scores}"
 
     def _makes_progress(self, model: str, deadline: float) -> bool:

@@ -76,6 +76,22 @@ class RequestsRecord:
         self.tokens += sum(text.token_count for text in encoded)
         self.truncated_texts += sum(text.truncated for text in encoded)
         self.error_texts += sum(text.error is not None for text in encoded)
+        self.plain_texts += sum(text.is_plain for text in encoded)
+
+
+@dataclass(frozen=True)
+class InstanceState:
+    """How an instance stands.
+
+    Attributes:
+        waiting_texts: texts in its queue.
+        waiting_tokens: tokens in its queue.
+        computed_layers: layers that its engine has computed so far.
+    """
+
+    waiting_texts: int = 0
+    waiting_tokens: int = 0
+    computed_layers: int = 0
 
 
 class ModelMetrics:
@@ -85,7 +101,7 @@ class ModelMetrics:
         family: ``pb_utils.MetricFamily``.
         labels: labels of all metrics: model and version.
         engine: more labels of the gauge ``polyhead_instances``: precision and device.
-        waiting: returns the texts and tokens that wait now.
+        read_state: returns how the instance stands now.
         log: logs one line.
     """
 
@@ -94,15 +110,15 @@ class ModelMetrics:
         family: Any,
         labels: Mapping[str, str],
         engine: Mapping[str, str],
-        waiting: Callable[[], tuple[int, int]],
+        read_state: Callable[[], InstanceState],
         log: Callable[[str], None],
     ) -> None:
-        self._waiting = waiting
+        self._read_state = read_state
         self._log = log
         self._lock = threading.Lock()
         self._counts: Counter[tuple[str, str]] = Counter()  # by name and reason, since the last sending
         self._observations: dict[tuple[str, str], _Sample] = {}
-        self._gauges = {"waiting_texts": 0, "waiting_tokens": 0}  # as last sent
+        self._sent = InstanceState()
         self._metrics: dict[tuple[str, str], Any] = {}  # by name, and stage or reason
         self._families: list[Any] = []  # a family must live longer than its metrics
         self._closing = threading.Event()
@@ -123,6 +139,7 @@ class ModelMetrics:
                 self._counts[name, ""] += getattr(record, name)
             for reason, count in record.refused.items():
                 self._counts["refused_requests", reason] += count
+            self._counts["progress", "tokenize"] += record.texts > 0
             for stage, seconds in record.stages.items():
                 self._observe("stage_seconds", stage, seconds)
 
@@ -169,9 +186,12 @@ class ModelMetrics:
             counter = add(f"{name}_total", family.COUNTER, about)
             for reason in reasons:
                 self._metrics[name, reason] = counter.Metric(labels={**labels, "reason": reason})
-        for name in self._gauges:
-            about = f"{name.removeprefix('waiting_').capitalize()} that wait in the model's queue"
-            self._metrics[name, ""] = add(name, family.GAUGE, about).Metric(labels=labels)
+        for unit in ("texts", "tokens"):
+            gauge = add(f"waiting_{unit}", family.GAUGE, f"{unit.capitalize()} that wait in the model's queue")
+            self._metrics[f"waiting_{unit}", ""] = gauge.Metric(labels=labels)
+        counter = add("progress_total", family.COUNTER, "Steps of work: groups of tokenized texts, computed layers")
+        for stage_name in ("tokenize", "compute"):
+            self._metrics["progress", stage_name] = counter.Metric(labels={**labels, "stage": stage_name})
         about = "Serving model instances, by precision and device"
         self._instances = add("instances", family.GAUGE, about).Metric(labels={**labels, **engine})
         # Incremented, not set: when a version is loaded again, the new instance starts before the old one ends.
@@ -183,13 +203,13 @@ class ModelMetrics:
     def _send_all(self) -> None:
         try:
             while not self._closing.wait(SEND_EVERY_S):
-                self._send(self._waiting())
-            self._send((0, 0))
+                self._send(self._read_state())
+            self._send(InstanceState(computed_layers=self._sent.computed_layers))
             self._instances.increment(-1)
         except Exception as error:
             self._give_up(error)
 
-    def _send(self, waiting: tuple[int, int]) -> None:
+    def _send(self, state: InstanceState) -> None:
         with self._lock:
             counts, self._counts = self._counts, Counter()
             observations, self._observations = self._observations, {}
@@ -199,11 +219,13 @@ class ModelMetrics:
         for key, sample in observations.items():
             for value in sample.values:
                 self._metrics[key].observe(value)
-        # Gauges change by differences, because all instances of a model share them.
-        for (name, sent), now in zip(list(self._gauges.items()), waiting, strict=True):
-            if now != sent:
-                self._metrics[name, ""].increment(now - sent)
-                self._gauges[name] = now
+        # By differences, because all instances of a model share these metrics.
+        sent, self._sent = self._sent, state
+        for name in ("waiting_texts", "waiting_tokens"):
+            if change := getattr(state, name) - getattr(sent, name):
+                self._metrics[name, ""].increment(change)
+        if layers := state.computed_layers - sent.computed_layers:
+            self._metrics["progress", "compute"].increment(layers)
 
     def _give_up(self, error: Exception) -> None:
         self._log(f"polyhead sends no more metrics: {error}")

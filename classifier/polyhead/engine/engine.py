@@ -87,6 +87,11 @@ class Engine:
         if isinstance(self.forward, CPUForward):
             self.forward.between_layers = between_layers
 
+    @property
+    def computed_layers(self) -> int:
+        """How many layers were computed so far, on a CPU: it grows within a long micro-batch."""
+        return self.forward.computed_layers if isinstance(self.forward, CPUForward) else 0
+
     def _check(self, token_ids: Sequence[Sequence[int]]) -> None:
         for position, ids in enumerate(token_ids):
             if not 1 <= len(ids) <= self.body.n_positions:

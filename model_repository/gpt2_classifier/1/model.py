@@ -36,7 +36,7 @@ from polyhead.predictor import Predictor
 from polyhead.scheduler import CancelledRequestError, ExpiredError, RefusedError, Scheduler
 from polyhead.text_queue import ScoreRequest
 from polyhead_serving.instance_config import InstanceConfig
-from polyhead_serving.model_metrics import ModelMetrics, RequestsRecord
+from polyhead_serving.model_metrics import InstanceState, ModelMetrics, RequestsRecord
 from polyhead_serving.responses import Responses
 
 SENDERS = 4  # threads that send the responses which `execute` could not return (docs/decisions/0008-response-sender.md)
@@ -124,7 +124,7 @@ class TritonPythonModel:
         libraries.propagate = False
         engine = {"precision": self.predictor.precision, "device": str(self.predictor.device)}
         labels = {"model": args["model_name"], "version": args["model_version"]}
-        self.metrics = ModelMetrics(pb_utils.MetricFamily, labels, engine, self.waiting, log_error)
+        self.metrics = ModelMetrics(pb_utils.MetricFamily, labels, engine, self.state, log_error)
         self.scheduler = Scheduler(
             self.predictor,
             self.config.limits,
@@ -268,9 +268,9 @@ class TritonPythonModel:
             tensors.append(bytes_tensor("SCHEMA", [self.predictor.schema_json()]))
         return pb_utils.InferenceResponse(output_tensors=tensors)
 
-    def waiting(self) -> tuple[int, int]:
-        """Texts and tokens in the queue, for the metrics."""
-        return self.scheduler.waiting()
+    def state(self) -> InstanceState:
+        """How this instance stands, for the metrics."""
+        return InstanceState(*self.scheduler.waiting(), self.predictor.computed_layers)
 
     def warn_of_other_labels(self, path: Path) -> None:
         """Triton's classification extension names columns after labels.txt, which all versions share."""

@@ -52,6 +52,7 @@ class CPUForward:
         self._threads = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(self._threads, "polyhead-engine", torch.set_num_threads, (1,))
         self.between_layers: BetweenLayers = lambda: None
+        self.computed_layers = 0  # of all micro-batches: shows progress within a long one
         self._is_passing = False
         self._workers_may_run = threading.Event()
         self._workers_may_run.set()
@@ -107,6 +108,7 @@ class CPUForward:
             block.forward(hidden, packed)
             if layer >= len(self.blocks) - self.pooled_layers:
                 states.append(hidden[packed.last])
+            self.computed_layers += 1
             between_layers()
         states.append(self.ln_f(self.blocks[-1].forward_last(hidden, packed)))
         # Topmost state first, as that_nlp_library concatenates.
