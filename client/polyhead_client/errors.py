@@ -182,8 +182,9 @@ BROKE = (
     "endpoint clos", "connection closed", "connection aborted", "ping timeout", "keepalive",
     "status: 502", "status: 504",
 )  # fmt: skip
-# Triton's words when a Python model's process is dead (also for the requests it held) or its shared memory is full.
-NOT_COMPUTED = ("stub process", "shared memory pool")
+# Triton's words when a Python model's process is dead (also for the requests it held) or its shared memory is full; the
+# proxy's when a server ended or is restarting. The request may be the cause.
+NOT_COMPUTED = ("stub process", "shared memory pool", "ended before it answered", "the server is restarting")
 RETRY_IN = re.compile(r"retry in (\d+(?:\.\d+)?) s\s*$")  # ends the message of a server that sheds load
 CLOSED = ("this protocol is restricted", "this api is restricted")
 REJECTING = ("INVALID_ARGUMENT", "FAILED_PRECONDITION", "OUT_OF_RANGE", "PERMISSION_DENIED", "UNAUTHENTICATED")
@@ -241,7 +242,7 @@ def from_transport(
         return BadResponseError(message, **place)
     if has(CLOSED):
         return RequestRejectedError(f"{replica} rejected the request: {detail}", **place)
-    if status in ("503", "429", "UNAVAILABLE", "RESOURCE_EXHAUSTED"):
+    if status in ("503", "429", "UNAVAILABLE", "RESOURCE_EXHAUSTED") and not has(NOT_COMPUTED):
         shed = ServerOverloadedError(f"{replica} is overloaded ({detail}); try again later", **place)
         shed.retry_after_s = float(retry[1]) if retry else getattr(error, "retry_after_s", None)
         return shed

@@ -25,6 +25,8 @@ from tests.client.fake_triton import FakeTriton
         ("500", "Stub process is not healthy", errors.ServerFailedError),
         ("502", "bad gateway", errors.ServerFailedError),
         ("503", "Exceeds maximum queue size", errors.ServerOverloadedError),
+        ("503", "the server ended before it answered; try again once", errors.ServerFailedError),
+        ("503", "the server is restarting; try again later", errors.ServerFailedError),
         ("503", "Request timeout expired", errors.ServerOverloadedError),
         ("StatusCode.UNAVAILABLE", "Exceeds maximum queue size", errors.ServerOverloadedError),
         ("StatusCode.UNAVAILABLE", "This protocol is restricted, expecting header 'x'", errors.RequestRejectedError),

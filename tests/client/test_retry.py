@@ -163,7 +163,15 @@ class Killed(FakeServer):
 
 @pytest.mark.parametrize("servers", [["a:1"], ["a:1", "b:1", "c:1", "d:1"]])
 @pytest.mark.parametrize(
-    "failure", [Failure(broken=True), Failure(500, "Stub process 'x' is not healthy."), Failure(502), Failure(504)]
+    "failure",
+    [
+        Failure(broken=True),
+        Failure(500, "Stub process 'x' is not healthy."),
+        Failure(502),
+        Failure(504),
+        Failure(503, "the server ended before it answered; try again once"),
+        Failure(503, "the server is restarting; try again later"),
+    ],
 )
 def test_request_that_ends_servers_is_repeated_once(ask: Ask, servers: list[str], failure: Failure) -> None:
     """A request without an answer may have ended its server, so it is sent to two servers at most."""
