@@ -44,6 +44,8 @@ Examples:
 
 * `POLYHEAD_CLIENT_SERVER="a:8000 b:8000" polyhead-client classify "a fast parser for JSON"`
 
+A model with fields takes JSON objects of them instead of texts: `'{"Title": "Rain", "Body": "It is coming."}'`.
+
 To score whole files (CSV, JSON lines, Parquet) with a running server, use `polyhead-score --server HOST:PORT`.
 """
 

@@ -13,8 +13,10 @@ request that was shed takes a whole token. If the bucket is empty, retries wait 
 
 from __future__ import annotations
 
+import logging
 import math
 import random
+import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from numbers import Integral
@@ -34,6 +36,11 @@ from polyhead_client.request import Call, Deadline, is_number
 
 PROBE_S = 5.0  # the most time that a canary text gets
 LEAST_PAUSE_S = 0.05  # a call whose deadline is nearer than that does not try again
+
+NOTE_AFTER_S = 2.0  # a call that has tried for so long says in the log that it goes on
+NOTE_EVERY_S = 10.0
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -120,6 +127,7 @@ class RetryLoop:
         self.replicas = replicas
         self._policy = policy
         self._budget = RetryBudget(policy)
+        self._next_note = 0.0
 
     def ask(self, call: Call, canary: Call, deadline: Deadline, read: Callable[[Any], T]) -> Steps[T]:
         """Asks until a replica answers or the deadline ends.
@@ -167,7 +175,15 @@ class RetryLoop:
             wait_s = self._wait_s(retries, failure, tried, deadline)
             if wait_s is None or retries == self._policy.max_attempts:
                 raise unanswered or failure
+            self._note(failure, deadline)
             yield Pause(wait_s, deadline)
+
+    def _note(self, failure: PolyheadClientError, deadline: Deadline) -> None:
+        """Says that a call goes on trying, because a wrong address looks like a server that restarts."""
+        remaining_s, now = deadline.remaining_s(), time.monotonic()
+        if deadline.timeout_s - remaining_s >= NOTE_AFTER_S and now >= self._next_note:
+            self._next_note = now + NOTE_EVERY_S
+            logger.warning("%s; trying for %.0f s more", failure, remaining_s)
 
     def _share(self, deadline: Deadline, tried: set[str], repeated: bool) -> Deadline:
         # If a replica hangs, another one must still have time to answer.

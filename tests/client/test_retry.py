@@ -251,3 +251,13 @@ def test_empty_budget_slows_retries(ask: Ask, server: FakeServer) -> None:
         with pytest.raises(ServerOverloadedError):
             client.classify("text")
     assert 6 < 1000 - len(server.failures) < 25
+
+
+def test_a_call_that_goes_on_trying_says_so(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong address looks like a restart, so after a while the log says what is wrong; not for each try."""
+    monkeypatch.setattr("polyhead_client.retry.NOTE_AFTER_S", 0.2)
+    with Client("127.0.0.1:9", timeout_s=1.0) as client, pytest.raises(ServerUnreachableError):
+        client.classify("Rain")
+    (record,) = caplog.records
+    assert "no connection to 127.0.0.1:9" in record.message
+    assert "trying for " in record.message
