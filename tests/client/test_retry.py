@@ -13,6 +13,7 @@ import pytest
 
 from polyhead_client import (
     BadResponseError,
+    Client,
     RequestRejectedError,
     RequestTimeoutError,
     RetryPolicy,
