@@ -22,6 +22,7 @@ from polyhead_client import (
     Prediction,
     RequestRejectedError,
     RequestTimeoutError,
+    RetryPolicy,
     ServerFailedError,
     ServerOverloadedError,
     ServerUnreachableError,
@@ -35,6 +36,7 @@ RETRIED = (
 )  # fmt: skip  # what a server that starts or restarts may say
 KEY_REFUSED = ("401", "403", "UNAUTHENTICATED", "PERMISSION_DENIED")
 CANARY = "canary"
+CLIENT_TRIES = 3  # then the run itself waits, for longer than a call's deadline, and says so
 TRIES = 5  # of the same texts, while the server answers the canary; overload does not count
 LONGEST_PAUSE_S = 5.0
 OVERLOADED_PAUSE_S = 1.0
@@ -78,7 +80,8 @@ class ServerOptions:
         return Client(
             list(self.servers), self.model, self.protocol, self.version, self.timeout_s, self.batch_size,
             api_key=self.api_key, headers=self.headers, tls=Tls(*files) if any(files) else None, proxy=self.proxy,
-            user_agent="polyhead-score", max_connections=max(64, self.workers),
+            retry=RetryPolicy(max_attempts=CLIENT_TRIES, budget=CLIENT_TRIES), user_agent="polyhead-score",
+            max_connections=max(64, self.workers),
         )  # fmt: skip
 
 
