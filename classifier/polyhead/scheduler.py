@@ -231,12 +231,14 @@ class Scheduler:
         record = self._compute(texts, expired)
         with self._changed:
             self._computing_tokens = 0
-            if record.tokens >= self._predictor.enough_tokens:  # smaller ones say little about a long queue's rate
-                self._measure(record.tokens / (time.monotonic() - began - self._passing_s))
+            self._measure(record.tokens, time.monotonic() - began - self._passing_s)
         return True
 
-    def _measure(self, tokens_per_s: float) -> None:
-        known = self._tokens_per_s
+    def _measure(self, tokens: int, seconds: float) -> None:
+        tokens_per_s, known = tokens / max(seconds, 1e-9), self._tokens_per_s
+        # Small micro-batches are slower than a long queue is. So they only show that the known rate is too low.
+        if tokens < self._predictor.enough_tokens and tokens_per_s <= (known or float("inf")):
+            return
         self._tokens_per_s = tokens_per_s if known is None else RATE_MEMORY * known + (1 - RATE_MEMORY) * tokens_per_s
 
     def _compute(self, texts: Sequence[WaitingText], expired: Sequence[ScoreRequest]) -> MicroBatchRecord:
@@ -297,7 +299,11 @@ class Scheduler:
             expired = self._queue.expired(began)
             texts = self._queue.take_shorter(longest)
         self._passing_tokens += sum(text.tokens for text in texts)
-        self._compute(texts, expired)
+        try:
+            self._compute(texts, expired)
+        except Exception as error:  # the scheduler's own failure; else it would count as the passed micro-batch's
+            self._die(error)
+            raise
         self._passing_s += time.monotonic() - began
 
     def _fail(self, request: ScoreRequest, failure: Exception) -> None:

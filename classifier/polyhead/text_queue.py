@@ -1,6 +1,6 @@
 """The queue of a model process: texts of many requests that wait for their scores, and which of them come next.
 
-A text is due once the engine has taken as many tokens as waited when the text arrived, its own included. In order of
+A text is due once as many tokens have left the queue as waited when the text arrived, its own included. In order of
 arrival it would just have been taken then. Due texts come first, in order of arrival. While none is due, the shortest
 come first. So a text waits at most twice as long as in order of arrival (docs/decisions/0018-own-queue.md).
 """
@@ -84,16 +84,17 @@ class WaitingText:
 
     Attributes:
         places: who asks for it: the request and the text's row there.
-        due_at: see the module's docstring; compared with `TextQueue.taken_tokens`.
+        has_left: whether it was taken or removed.
+        due_at: see the module's docstring; compared with `TextQueue.left_tokens`.
     """
 
-    __slots__ = ("due_at", "encoded", "is_taken", "places")
+    __slots__ = ("due_at", "encoded", "has_left", "places")
 
     def __init__(self, encoded: EncodedText, due_at: int) -> None:
         self.encoded = encoded
         self.due_at = due_at
         self.places: list[tuple[ScoreRequest, int]] = []
-        self.is_taken = False
+        self.has_left = False
 
     @property
     def tokens(self) -> int:
@@ -112,7 +113,7 @@ class TextQueue:
     Attributes:
         rows: waiting texts, where equal ones count as often as they were asked for.
         tokens: tokens to compute, where equal texts count once.
-        taken_tokens: tokens of all texts ever taken: the queue's clock.
+        left_tokens: tokens of all texts that were ever taken or removed: the queue's clock.
     """
 
     def __init__(self, token_budget: int, enough_tokens: int) -> None:
@@ -120,7 +121,7 @@ class TextQueue:
         self.enough_tokens = enough_tokens
         self.rows = 0
         self.tokens = 0
-        self.taken_tokens = 0
+        self.left_tokens = 0
         self._by_tokens: dict[tuple[int, ...], WaitingText] = {}
         self._by_arrival: deque[WaitingText] = deque()
         self._by_length: list[tuple[int, int, WaitingText]] = []
@@ -160,7 +161,7 @@ class TextQueue:
         """The texts of the next micro-batch: those that are due, else the shortest."""
         due: list[WaitingText] = []
         tokens = 0
-        while (text := self._oldest()) is not None and text.due_at <= self.taken_tokens:
+        while (text := self._oldest()) is not None and text.due_at <= self.left_tokens:
             if due and tokens + text.tokens > self.token_budget:
                 return due
             tokens += text.tokens
@@ -182,7 +183,7 @@ class TextQueue:
         oldest, shortest = self._oldest(), self._shortest()
         if oldest is None or shortest is None or shortest.tokens > longest:
             return False
-        return oldest.due_at > self.taken_tokens or oldest.tokens <= longest
+        return oldest.due_at > self.left_tokens or oldest.tokens <= longest
 
     def expired(self, now: float) -> list[ScoreRequest]:
         """Removes and returns the requests whose time has ended."""
@@ -196,12 +197,13 @@ class TextQueue:
 
     def _new_text(self, encoded: EncodedText) -> WaitingText:
         self.tokens += encoded.token_count
-        # Texts that leave without being computed must not let a later text be due before an earlier one.
-        last = self._by_arrival[-1].due_at if self._by_arrival else 0
-        text = WaitingText(encoded, max(last, self.taken_tokens + self.tokens))
+        text = WaitingText(encoded, self.left_tokens + self.tokens)
         self._arrivals += 1
         self._by_arrival.append(text)
         heapq.heappush(self._by_length, (text.tokens, self._arrivals, text))
+        if len(self._by_length) > 2 * len(self._by_tokens) + 64:  # texts that have left stay below shorter ones
+            self._by_length = [entry for entry in self._by_length if not entry[2].has_left]
+            heapq.heapify(self._by_length)
         return text
 
     def _take_shortest(self, budget: int, longest: int | None = None, may_exceed: bool = True) -> list[WaitingText]:
@@ -224,19 +226,17 @@ class TextQueue:
         return chosen
 
     def _oldest(self) -> WaitingText | None:
-        while self._by_arrival and (self._by_arrival[0].is_taken or not self._by_arrival[0].places):
+        while self._by_arrival and self._by_arrival[0].has_left:
             self._by_arrival.popleft()
         return self._by_arrival[0] if self._by_arrival else None
 
     def _shortest(self) -> WaitingText | None:
-        while self._by_length and (self._by_length[0][2].is_taken or not self._by_length[0][2].places):
+        while self._by_length and self._by_length[0][2].has_left:
             heapq.heappop(self._by_length)
         return self._by_length[0][2] if self._by_length else None
 
     def _take(self, text: WaitingText) -> WaitingText:
-        text.is_taken = True
         self._forget(text)
-        self.taken_tokens += text.tokens
         self.rows -= len(text.places)
         for request, _ in text.places:
             request.waiting.discard(text)
@@ -246,8 +246,10 @@ class TextQueue:
         return text
 
     def _forget(self, text: WaitingText) -> None:
+        text.has_left = True
         del self._by_tokens[tuple(text.encoded.token_ids)]
         self.tokens -= text.tokens
+        self.left_tokens += text.tokens
 
 
 def requests_of(texts: Iterable[WaitingText]) -> list[ScoreRequest]:

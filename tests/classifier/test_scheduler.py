@@ -359,3 +359,36 @@ def test_scores_are_those_of_a_text_alone(predictor: Predictor, rows: list[list[
     for request, texts in zip(requests, rows, strict=True):
         alone = np.concatenate([predictor.score(predictor.encode([text])) for text in texts])
         np.testing.assert_allclose(request.scores, alone, atol=1e-6)
+
+
+def test_a_failure_of_the_scheduler_while_texts_pass_ends_the_process() -> None:
+    """If a passing text's answer cannot be handed over, nobody waits for ever: the process is told to end."""
+    predictor, recorder = StepPredictor(), Recorder()
+    with scheduler_of(predictor, recorder) as scheduler:
+        long, short = recorder.request(60), recorder.request(5)
+
+        def broken() -> None:
+            raise RuntimeError("handed over badly")
+
+        short.on_finished = broken
+        predictor.layers = 1
+        scheduler.submit([long])
+        assert predictor.began.acquire(timeout=SECONDS)
+        scheduler.submit([short])
+        predictor.may_end.release()
+        predictor.go_on()
+        recorder.wait()
+    assert [str(death) for death in recorder.deaths] == ["handed over badly"]
+
+
+def test_a_rate_that_was_measured_too_low_recovers_with_small_micro_batches() -> None:
+    """Micro-batches too small to measure the rate still raise one that is too low, for example after a pause."""
+    predictor, recorder = StepPredictor(), Recorder()
+    with scheduler_of(predictor, recorder) as scheduler:
+        scheduler._measure(16, 1000.0)
+        scheduler._measure(8, 0.01)
+        assert scheduler._tokens_per_s is not None
+        assert scheduler._tokens_per_s > 100
+        raised = scheduler._tokens_per_s
+        scheduler._measure(8, 1000.0)
+        assert scheduler._tokens_per_s == raised

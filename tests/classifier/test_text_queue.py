@@ -129,7 +129,7 @@ def test_no_text_passes_a_due_one() -> None:
     queue.add(request_of(56, first=3))  # arrives and goes: the clock moves on
     assert lengths(queue.take()) == [56]
     queue.add(request_of(4, first=4))
-    assert queue.taken_tokens >= 100
+    assert queue.left_tokens >= 100
     assert queue.take_shorter(10) == []
     assert lengths(queue.take())[0] == 60
 
@@ -146,7 +146,7 @@ def test_no_text_waits_twice_its_turn(arrivals: list[tuple[int, list[int]]]) -> 
 
     def step() -> None:
         nonlocal seen
-        before = queue.taken_tokens
+        before = queue.left_tokens
         for text in queue.take():
             request, row = text.places[0]
             assert before <= limits[id(request)][row]
@@ -161,7 +161,7 @@ def test_no_text_waits_twice_its_turn(arrivals: list[tuple[int, list[int]]]) -> 
         for size in sizes:
             if size not in distinct:
                 waited += size
-                distinct[size] = queue.taken_tokens + 2 * waited + 90
+                distinct[size] = queue.left_tokens + 2 * waited + 90
         limits[id(request)] = [distinct[size] for size in sizes]
         queue.add(request)
         for _ in range(steps):
@@ -182,3 +182,32 @@ def test_every_text_is_taken_once_within_the_budget(sizes: list[int]) -> None:
     batches = take_all(queue)
     assert sorted(size for batch in batches for size in batch) == sorted(sizes)
     assert all(sum(batch) <= BUDGET or len(batch) == 1 for batch in batches)
+
+
+def test_texts_that_leave_do_not_make_later_ones_wait() -> None:
+    """A text is due by what waits before it, whatever was removed before it arrived."""
+    queue = TextQueue(BUDGET, ENOUGH)
+    gone = request_of(*[60] * 100)
+    for row, encoded in enumerate(gone.encoded):
+        encoded.token_ids[0] = 1000 + row
+    queue.add(gone)
+    queue.add(request_of(50))
+    queue.remove(gone)
+    queue.add(request_of(51))
+    taken: list[int] = []
+    for arrival in range(100):  # short texts never stop
+        queue.add(request_of(16, first=10 + arrival))
+        taken += lengths(queue.take())
+    assert sum(taken[: taken.index(51)]) <= 2 * (50 + 51) + BUDGET
+
+
+def test_texts_that_have_left_are_forgotten_while_shorter_ones_wait() -> None:
+    """A queue that never runs empty keeps no texts, and so no requests, that were computed or removed."""
+    queue = TextQueue(BUDGET, ENOUGH)
+    for arrival in range(3000):
+        queue.add(request_of(8, first=10_000 + arrival))
+        queue.add(request_of(60, first=20_000 + arrival))
+        while queue.rows > 100:
+            queue.take()
+    assert len(queue._by_length) <= 300
+    assert len(queue._by_arrival) <= 300
