@@ -45,7 +45,7 @@ from polyhead_client import Client
 ENGINE_BATCH = 64  # max_batch_size in config.pbtxt
 PEER_CLIENTS = 16
 SHORT_TEXTS = 63  # with one long text they fill a batch
-QUEUE_TIMEOUT = "default_timeout_microseconds: "
+QUEUE_TIMEOUT = 'key: "default_timeout_s" value { string_value: "'
 COLOURS = {"fastapi": ORANGE, "infinity": PURPLE}
 LINES = {"perf_analyzer": (BLUE, "o"), "client": (GREEN, "s")}
 
@@ -105,7 +105,7 @@ def _raise_queue_timeout(config: Path) -> None:
     before, found, after = config.read_text(encoding="utf-8").partition(QUEUE_TIMEOUT)
     if not found:
         raise SystemExit(f"{config}: has no {QUEUE_TIMEOUT!r}")
-    config.write_text(f"{before}{found}600000000{after.lstrip('0123456789')}", encoding="utf-8")
+    config.write_text(f"{before}{found}600{after.lstrip('0123456789.')}", encoding="utf-8")
 
 
 def _measure_startup(repository: Path, repeats: int) -> dict[str, Any]:

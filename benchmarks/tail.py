@@ -79,7 +79,9 @@ def main(options: Sequence[str] | None = None) -> None:
             capacity = _throughput(load, ports[OWN], settings.slice_s)
             overload = _measure_overload(load, ports[OWN], OVERLOAD * capacity, settings)
             beside = _side_by_side(load, ports, settings) if settings.slices else None
-        bursts = _measure_bursts(texts, Tokenizer.from_file(str(settings.checkpoint / "tokenizer.json")), scratch, settings)
+        bursts = _measure_bursts(
+            texts, Tokenizer.from_file(str(settings.checkpoint / "tokenizer.json")), scratch, settings
+        )
     measured = points.get(OWN) or points[SYNCHRONOUS]
     few = [point for point in measured["closed"] if point["clients"] <= FEW_CLIENTS]
     summary = {
@@ -108,7 +110,9 @@ def _measure_points(load: RawLoad, port: int, settings: argparse.Namespace) -> d
     """The closed loops, and open arrivals at half the throughput of the last one."""
     closed = []
     for clients in settings.clients:
-        closed.append({"clients": clients} | summarize(load("closed", port=port, clients=clients, seconds=settings.seconds)))
+        closed.append(
+            {"clients": clients} | summarize(load("closed", port=port, clients=clients, seconds=settings.seconds))
+        )
         print(closed[-1], flush=True)
     rate = closed[-1]["texts_s"] / 2
     half = {"rate": rate} | summarize(load("open", port=port, rate=rate, seconds=settings.seconds))
