@@ -63,6 +63,7 @@ def main(options: Sequence[str] | None = None) -> None:
     parser.add_argument("--latency-texts", type=int, default=32, help="number of texts that are timed one by one")
     parser.add_argument("--window-s", type=float, default=10.0, help="about how long each point takes, in seconds")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--latency-repeats", type=int, default=9, help="the latency of single texts varies the most")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--texts-a-request", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--loads", nargs="+", choices=LINES, default=list(LINES), help="load generators")
@@ -136,7 +137,7 @@ def _measure_product(
         loads = {name: known[name] for name in settings.loads}
         fewest = settings.texts
         rate = engine(requests_of(texts[:fewest], ENGINE_BATCH, 1)).texts_s
-        latency = _added_latency(engine, loads, texts[: settings.latency_texts], settings.repeats)
+        latency = _added_latency(engine, loads, texts[: settings.latency_texts], settings.latency_repeats)
         rates = (rate, latency["rounds"]["engine"][0]["texts_s"])
         beside_long = _beside_long_text(connect, texts, settings.repeats)
         points = [

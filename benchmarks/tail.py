@@ -9,6 +9,8 @@ All loads are single texts from `benchmarks.raw_load`. The last line has:
   of 1,024 tokens has just arrived: ratio of median latencies, median of the pairs of bursts.
 - ``refusal_ms``: five times the capacity, each request with a short deadline. 99th percentile of the time until a
   refusal is heard.
+- ``refusal_ms_small``: the same with GPT-2 small's shape. The demo's model computes texts about as fast as Triton can
+  hand over requests, so there five times the capacity also overloads Triton itself, before the model's queue.
 - ``texts_s_64``: throughput of 64 clients.
 - ``over_synchronous``: the same in turns, divided by the throughput of `benchmarks.synchronous_model`, which has no
   queue. ``--variants own synchronous`` measures the loops and the open arrivals with both.
@@ -63,8 +65,10 @@ def main(options: Sequence[str] | None = None) -> None:
     parser.add_argument("--slice-s", type=float, default=5.0)
     parser.add_argument("--deadline-s", type=float, default=1.0, help="of requests in the overload")
     parser.add_argument("--pairs", type=int, default=12, help="pairs of bursts")
-    parser.add_argument("--layers", type=int, default=12, help="of the model that gets bursts")
-    parser.add_argument("--channels", type=int, default=768, help="of the model that gets bursts")
+    parser.add_argument("--layers", type=int, default=12, help="of the model with random weights")
+    parser.add_argument("--channels", type=int, default=768, help="of the model with random weights")
+    parser.add_argument("--small-s", type=float, default=30.0, help="for its capacity, and again for its overload")
+    parser.add_argument("--small-deadline-s", type=float, default=5.0, help="of requests in its overload")
     settings = parser.parse_args(options)
     texts = [text for text in dict.fromkeys(read_texts(settings.data)) if text.strip()]
     texts = [texts[place] for place in np.random.default_rng(0).permutation(len(texts))]
@@ -77,9 +81,9 @@ def main(options: Sequence[str] | None = None) -> None:
                 ports[SYNCHRONOUS] = servers.enter_context(LocalServer(synchronous)).ports["http"]
             points = {name: _measure_points(load, ports[name], settings) for name in settings.variants}
             capacity = _throughput(load, ports[OWN], settings.slice_s)
-            overload = _measure_overload(load, ports[OWN], OVERLOAD * capacity, settings)
+            overload = _measure_overload(load, ports[OWN], OVERLOAD * capacity, settings.deadline_s, settings.seconds)
             beside = _side_by_side(load, ports, settings) if settings.slices else None
-        bursts = _measure_bursts(
+        bursts, overload_small = _measure_small(
             texts, Tokenizer.from_file(str(settings.checkpoint / "tokenizer.json")), scratch, settings
         )
     measured = points.get(OWN) or points[SYNCHRONOUS]
@@ -88,11 +92,18 @@ def main(options: Sequence[str] | None = None) -> None:
         "slow_share": max(point["slow_share"] for point in [*measured["closed"], measured["half"]]),
         "p999_over_p50": max((point["p999_over_p50"] for point in few), default=None),
         "short_beside_long": bursts["ratio"],
-        "refusal_ms": overload["refusal_ms"]["p99"] if overload["refusal_ms"] else None,
+        "refusal_ms": overload["refusal_ms"] and overload["refusal_ms"]["p99"],
+        "refusal_ms_small": overload_small["refusal_ms"] and overload_small["refusal_ms"]["p99"],
         "texts_s_64": next((p["texts_s"] for p in measured["closed"] if p["clients"] == MANY_CLIENTS), capacity),
         "over_synchronous": beside["ratio"] if beside else None,
     }
-    details = {"points": points, "overload": overload, "side_by_side": beside, "bursts": bursts}
+    details = {
+        "points": points,
+        "overload": overload,
+        "overload_small": overload_small,
+        "side_by_side": beside,
+        "bursts": bursts,
+    }
     report(settings, summary, details, _plot(points), machine())
 
 
@@ -148,9 +159,8 @@ def _throughput(load: RawLoad, port: int, seconds: float) -> float:
     return rate
 
 
-def _measure_overload(load: RawLoad, port: int, rate: float, settings: argparse.Namespace) -> dict[str, Any]:
-    deadline_s = settings.deadline_s
-    found = load("open", port=port, rate=rate, seconds=settings.seconds, timeout_s=deadline_s)
+def _measure_overload(load: RawLoad, port: int, rate: float, deadline_s: float, seconds: float) -> dict[str, Any]:
+    found = load("open", port=port, rate=rate, seconds=seconds, timeout_s=deadline_s)
     result = {"rate": round(rate, 1), "deadline_s": deadline_s} | summarize_overload(found, deadline_s)
     print(result, flush=True)
     return result
@@ -193,31 +203,38 @@ def _side_by_side(load: RawLoad, ports: Mapping[str, int], settings: argparse.Na
     return {"ratio": ratio, "texts_s": medians, "texts_s_all": rates}
 
 
-def _measure_bursts(
+def _measure_small(
     texts: Sequence[str], tokenizer: Tokenizer, scratch: Path, settings: argparse.Namespace
-) -> dict[str, Any]:
-    """Bursts of short texts, without and with a long one just before, in turns."""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Bursts of short texts, without and with a long one just before, in turns; then the overload."""
     checkpoint, repository = scratch / "bursts", scratch / "bursts-repository"
     random_checkpoint(
         checkpoint, "base", settings.layers, settings.channels, tokenizer, texts[:40], schema=SCHEMA,
         vocabulary=tokenizer.get_vocab_size(),
     )  # fmt: skip
     export_checkpoint(checkpoint, repository)
-    with raw_load(burst_texts(texts, tokenizer), scratch) as load, LocalServer(repository) as server:
+    with LocalServer(repository) as server:
         port = server.ports["http"]
-        burst = partial(load, "burst", port=port, clients=SHORT_TEXTS)
-        burst(long=False), burst(long=True)
-        alone, beside, long = [], [], []
-        for _ in range(settings.pairs):
-            alone.append(round(statistics.median(burst(long=False)["latencies_s"]) * 1e3, 2))
-            found = burst(long=True)
-            beside.append(round(statistics.median(found["latencies_s"]) * 1e3, 2))
-            long.append(round(found["long_s"] * 1e3, 2))
+        with raw_load(burst_texts(texts, tokenizer), scratch) as load:
+            bursts = {"precision": _precision(port)} | _measure_bursts(load, port, settings.pairs)
+        with raw_load(texts, scratch) as load:
+            rate = OVERLOAD * _throughput(load, port, settings.small_s)
+            overload = _measure_overload(load, port, rate, settings.small_deadline_s, settings.small_s)
+    return bursts, overload
+
+
+def _measure_bursts(load: RawLoad, port: int, pairs: int) -> dict[str, Any]:
+    alone, beside, long = [], [], []
+    for pair in range(pairs + 1):
+        found = [load("burst", port=port, clients=SHORT_TEXTS, long=is_long) for is_long in (False, True)]
+        if pair:  # the first one warms up
+            for waits, burst in zip((alone, beside), found, strict=True):
+                waits.append(round(statistics.median(burst["latencies_s"]) * 1e3, 2))
+            long.append(round(found[1]["long_s"] * 1e3, 2))
             print(f"burst: {alone[-1]} ms alone, {beside[-1]} beside a long text, which took {long[-1]}", flush=True)
-        precision = _precision(port)
     ratios = [round(two / one, 3) for one, two in zip(alone, beside, strict=True)]
     return {
-        "ratio": round(statistics.median(ratios), 3), "ratio_all": ratios, "precision": precision,
+        "ratio": round(statistics.median(ratios), 3), "ratio_all": ratios,
         "alone_ms": alone, "beside_ms": beside, "long_ms": long,
     }  # fmt: skip
 

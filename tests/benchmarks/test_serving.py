@@ -157,8 +157,8 @@ def test_serving_measures_the_real_server(tmp_path: Path, capsys: pytest.Capture
     data.write_text("".join(lines), encoding="utf-8")
     serving.main(
         ["--data", str(data), "--out", str(out), "--texts", "16", "--latency-texts", "4", "--window-s", "0.1",
-         "--repeats", "1", "--clients", "1", "4", "--texts-a-request", "1", "32", "--loads", "client",
-         "--peers", *SHAPE]
+         "--repeats", "1", "--latency-repeats", "1", "--clients", "1", "4", "--texts-a-request", "1", "32",
+         "--loads", "client", "--peers", *SHAPE]
     )  # fmt: skip
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert summary["server_over_engine"] > 0

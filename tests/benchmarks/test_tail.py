@@ -113,6 +113,7 @@ def test_benchmark_to_its_last_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         "--checkpoint", str(tmp_path / "checkpoint"), "--data", str(tmp_path / "test.jsonl"), "--out", str(out),
         "--seconds", "0.3", "--clients", "1", "64", "--variants", "own", "synchronous", "--slices", "1",
         "--slice-s", "0.3", "--pairs", "1", "--layers", "1", "--channels", "64",
+        "--small-s", "0.3",
     ])  # fmt: skip
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {"slow_share", "p999_over_p50", "short_beside_long", "refusal_ms", "texts_s_64"} < set(summary)
