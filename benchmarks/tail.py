@@ -224,7 +224,9 @@ def _measure_small(
 
 
 def _measure_bursts(load: RawLoad, port: int, pairs: int) -> dict[str, Any]:
-    alone, beside, long = [], [], []
+    alone: list[float] = []
+    beside: list[float] = []
+    long: list[float] = []
     for pair in range(pairs + 1):
         found = [load("burst", port=port, clients=SHORT_TEXTS, long=is_long) for is_long in (False, True)]
         if pair:  # the first one warms up
