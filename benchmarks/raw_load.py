@@ -2,7 +2,7 @@
 
 Threads of a Python client wait for each other's lock, and that would look like a slow answer of the server. Here one
 thread writes prebuilt requests of one text and finds out with a selector which answers have come. A loop of 64
-clients takes about a tenth of a core; each result says how much it was. The process (``python -m benchmarks.raw_load
+clients takes a twentieth of a core; each result says how much it was. The process (``python -m benchmarks.raw_load
 TEXTS``) reads one job per line as JSON and prints the result. TEXTS is a JSON file.
 """
 
@@ -60,7 +60,7 @@ def raw_load(texts: Sequence[str], scratch: Path) -> Iterator[RawLoad]:
         yield run
 
 
-class Connection:
+class RawConnection:
     """A connection that is kept. It has at most one request in flight.
 
     Attributes:
@@ -95,7 +95,7 @@ class Connection:
 
 
 @dataclass
-class Answer:
+class RawAnswer:
     """One answered request; times in seconds."""
 
     status: int
@@ -111,7 +111,7 @@ class Driver:
     def __init__(self, texts: Sequence[str]) -> None:
         self._texts = texts
         self._selector = selectors.DefaultSelector()
-        self._connections: list[Connection] = []
+        self._connections: list[RawConnection] = []
 
     def closed(self, port: int, clients: int, seconds: float) -> dict[str, Any]:
         """Each client sends its next text when it has its answer."""
@@ -183,14 +183,14 @@ class Driver:
     def _requests(self, timeout_s: float | None) -> list[bytes]:
         return [request_of(text, timeout_s) for text in self._texts]
 
-    def _connect(self, port: int) -> Connection:
-        connection = Connection(port)
+    def _connect(self, port: int) -> RawConnection:
+        connection = RawConnection(port)
         self._selector.register(connection.socket, selectors.EVENT_READ, connection)
         self._connections.append(connection)
         return connection
 
     @contextmanager
-    def _measured(self, port: int, clients: int) -> Iterator[tuple[list[Answer], list[Connection]]]:
+    def _measured(self, port: int, clients: int) -> Iterator[tuple[list[RawAnswer], list[RawConnection]]]:
         """Opens connections, counts the processor time, and closes all connections at the end."""
         idle = [self._connect(port) for _ in range(clients)]
         gc.collect()
@@ -206,23 +206,23 @@ class Driver:
                 connection.socket.close()
             self._connections.clear()
 
-    def _wait(self, seconds: float) -> list[tuple[Connection, Answer]]:
+    def _wait(self, seconds: float) -> list[tuple[RawConnection, RawAnswer]]:
         """The connections whose answers are complete; waits for the first bytes for at most `seconds`."""
         ready = self._selector.select(seconds)
         if not ready and seconds >= ANSWER_TIMEOUT_S:
             raise TimeoutError(f"no answer in {seconds} s")
         done = []
         for key, _ in ready:
-            connection: Connection = key.data
+            connection: RawConnection = key.data
             if (received := connection.receive()) is not None:
                 status, body = received
                 now = time.perf_counter()
                 lag = connection.sent - connection.due
                 expired = status == HTTPStatus.SERVICE_UNAVAILABLE and EXPIRED in body
-                done.append((connection, Answer(status, connection.sent, now - connection.sent, lag, expired)))
+                done.append((connection, RawAnswer(status, connection.sent, now - connection.sent, lag, expired)))
         return done
 
-    def _result(self, answers: Sequence[Answer], seconds: float) -> dict[str, Any]:
+    def _result(self, answers: Sequence[RawAnswer], seconds: float) -> dict[str, Any]:
         counted = [answer for answer in answers if answer.sent >= self._began + WARM_UP_S]
         return {
             "seconds": seconds,
