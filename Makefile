@@ -113,6 +113,10 @@ bench-scaling: data/debian/train.jsonl ## Measure the engine's speed and memory 
 bench-serving: data/debian/train.jsonl .venv-triton/.ready .venv-peers/.ready .venv-peers/perf_analyzer/perf_analyzer .venv-infinity/.ready ## Compare tritonserver with the engine alone, FastAPI and infinity_emb: 15 minutes on 2 cores; DEVICE=
 	$(PY) -m benchmarks.serving --device $(DEVICE)
 
+.PHONY: bench-tail
+bench-tail: $(CHECKPOINT)/config.json data/debian/train.jsonl .venv-triton/.ready ## Measure the slowest answers of the real server and its refusals: 12 minutes on 2 cores
+	$(PY) -m benchmarks.tail --checkpoint $(CHECKPOINT)
+
 .PHONY: bench-client
 bench-client: $(CHECKPOINT)/config.json .venv-triton/.ready .venv-peers/perf_analyzer/perf_analyzer ## Compare the client with perf_analyzer, tritonclient and requests, and bulk scoring with the engine: 12 minutes on 2 cores
 	$(PY) -m benchmarks.scoring

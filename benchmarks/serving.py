@@ -45,7 +45,7 @@ from polyhead_client import Client
 ENGINE_BATCH = 64  # max_batch_size in config.pbtxt
 PEER_CLIENTS = 16
 SHORT_TEXTS = 63  # with one long text they fill a batch
-QUEUE_TIMEOUT = "default_timeout_microseconds: "
+QUEUE_TIMEOUT = 'key: "default_timeout_s" value { string_value: "'
 COLOURS = {"fastapi": ORANGE, "infinity": PURPLE}
 LINES = {"perf_analyzer": (BLUE, "o"), "client": (GREEN, "s")}
 
@@ -63,6 +63,7 @@ def main(options: Sequence[str] | None = None) -> None:
     parser.add_argument("--latency-texts", type=int, default=32, help="number of texts that are timed one by one")
     parser.add_argument("--window-s", type=float, default=10.0, help="about how long each point takes, in seconds")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--latency-repeats", type=int, default=9, help="the latency of single texts varies the most")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--texts-a-request", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--loads", nargs="+", choices=LINES, default=list(LINES), help="load generators")
@@ -105,7 +106,7 @@ def _raise_queue_timeout(config: Path) -> None:
     before, found, after = config.read_text(encoding="utf-8").partition(QUEUE_TIMEOUT)
     if not found:
         raise SystemExit(f"{config}: has no {QUEUE_TIMEOUT!r}")
-    config.write_text(f"{before}{found}600000000{after.lstrip('0123456789')}", encoding="utf-8")
+    config.write_text(f"{before}{found}600{after.lstrip('0123456789.')}", encoding="utf-8")
 
 
 def _measure_startup(repository: Path, repeats: int) -> dict[str, Any]:
@@ -136,7 +137,7 @@ def _measure_product(
         loads = {name: known[name] for name in settings.loads}
         fewest = settings.texts
         rate = engine(requests_of(texts[:fewest], ENGINE_BATCH, 1)).texts_s
-        latency = _added_latency(engine, loads, texts[: settings.latency_texts], settings.repeats)
+        latency = _added_latency(engine, loads, texts[: settings.latency_texts], settings.latency_repeats)
         rates = (rate, latency["rounds"]["engine"][0]["texts_s"])
         beside_long = _beside_long_text(connect, texts, settings.repeats)
         points = [

@@ -142,10 +142,10 @@ def test_a_peer_that_ends_says_why(tmp_path: Path) -> None:
 def test_queue_timeout_must_be_there_to_be_lifted(tmp_path: Path) -> None:
     """A config without the expected timeout is refused, because its server would shed load unnoticed."""
     config = tmp_path / "config.pbtxt"
-    config.write_text("default_timeout_microseconds: 10000000\nallow", encoding="utf-8")
+    config.write_text('{ key: "default_timeout_s" value { string_value: "10" } }', encoding="utf-8")
     serving._raise_queue_timeout(config)
-    assert config.read_text(encoding="utf-8") == "default_timeout_microseconds: 600000000\nallow"
-    config.write_text("max_queue_size: 5\n", encoding="utf-8")
+    assert config.read_text(encoding="utf-8") == '{ key: "default_timeout_s" value { string_value: "600" } }'
+    config.write_text('{ key: "queue_texts" value { string_value: "5" } }', encoding="utf-8")
     with pytest.raises(SystemExit):
         serving._raise_queue_timeout(config)
 
@@ -157,8 +157,8 @@ def test_serving_measures_the_real_server(tmp_path: Path, capsys: pytest.Capture
     data.write_text("".join(lines), encoding="utf-8")
     serving.main(
         ["--data", str(data), "--out", str(out), "--texts", "16", "--latency-texts", "4", "--window-s", "0.1",
-         "--repeats", "1", "--clients", "1", "4", "--texts-a-request", "1", "32", "--loads", "client",
-         "--peers", *SHAPE]
+         "--repeats", "1", "--latency-repeats", "1", "--clients", "1", "4", "--texts-a-request", "1", "32",
+         "--loads", "client", "--peers", *SHAPE]
     )  # fmt: skip
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert summary["server_over_engine"] > 0
