@@ -137,14 +137,14 @@ class Scheduler:
             self._changed.notify()
         self._thread.join()
 
-    def admit(self, texts: int, timeout_s: float | None) -> None:
-        """Refuses a request before its texts are tokenized, if what waits already takes longer than it can wait.
+    def admit(self, timeout_s: float | None) -> None:
+        """Checks, before a request is read and tokenized, that what waits already leaves time for it.
 
         Raises:
             RefusedError: the queue is full, or the wait would be too long.
         """
         with self._changed:
-            self._check_admission(texts, 0, timeout_s)
+            self._check_admission(1, 0, timeout_s)
 
     def submit(self, requests: Sequence[ScoreRequest]) -> dict[ScoreRequest, RefusedError]:
         """Queues requests, all before the first of them is computed.
@@ -279,7 +279,7 @@ class Scheduler:
             for request, row in places:
                 request.scores[row] = row_scores
                 request.unscored -= 1
-                if not request.unscored:
+                if not request.unscored and not request.is_finished:
                     self._finish(request)
 
     def _next_passing(self) -> Callable[[], None] | None:

@@ -22,6 +22,7 @@ class InstanceConfig:
     Attributes:
         instances: instances of this model on this server.
         threads: torch's threads.
+        max_batch_size: the most texts that Triton hands over at once.
         at_once_s: how long `execute` waits for answers, in seconds, before it returns without them. Returning an answer
             costs less than sending it later. But while `execute` waits, new requests cannot reach the queue.
         limits: bounds of the queue.
@@ -29,6 +30,7 @@ class InstanceConfig:
 
     instances: int
     threads: int
+    max_batch_size: int
     at_once_s: float
     limits: QueueLimits
 
@@ -52,7 +54,7 @@ class InstanceConfig:
             raise OptionError(f"config.pbtxt: unknown parameter {min(given)}; known are {known}")
         groups = model_config.get("instance_group", [])
         instances = sum(group["count"] * max(1, len(group.get("gpus", []))) for group in groups)
-        return cls(instances, _threads(groups), at_once_s, limits)
+        return cls(instances, _threads(groups), model_config["max_batch_size"], at_once_s, limits)
 
 
 def _number(given: dict[str, str], name: str, default: float) -> float:

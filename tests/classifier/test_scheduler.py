@@ -225,7 +225,7 @@ def test_a_full_queue_refuses_with_seconds_to_wait() -> None:
         many, large, fits = recorder.request(5, 6), recorder.request(95, first=3), recorder.request(11)
         refused = scheduler.submit([many, large, fits])
         with pytest.raises(RefusedError, match=r"2 texts .* are waiting; retry in \d+\.\d s$"):
-            scheduler.admit(1, None)
+            scheduler.admit(None)
     assert set(refused) == {many, large}
     assert refused[many].reason == "queue_full"
     assert many not in recorder.finished

@@ -66,6 +66,7 @@ def start(
         {
             "model_config": json.dumps(
                 {
+                    "max_batch_size": 64,
                     "instance_group": [{"kind": f"KIND_{kind}", "count": instances}],
                     "parameters": {name: {"string_value": value} for name, value in parameters.items()},
                 }

@@ -50,6 +50,7 @@ SMOKE_TEXTS = [
     b"short",
     b"word" * 10_000,
 ]  # the last needs the tokenizer's vocabulary
+NEED_NO_SCORES = frozenset({"SCHEMA", "TOKEN_COUNT"})
 # Stands in SCORES for a text without an answer, because JSON has no NaN. No score of a label is negative.
 NO_SCORE = np.finfo(np.float32).min
 
@@ -85,7 +86,11 @@ class ParsedRequest:
     def is_cancelled(self) -> bool:
         """Whether the client has cancelled it, which is possible over gRPC only."""
         source = self.source if self.sender is None else self.sender
-        return bool(source.is_cancelled())
+        try:
+            return bool(source.is_cancelled())
+        except Exception as error:  # this is called in the scheduler's thread, which must not die of it
+            log_error(f"a request does not say whether it is cancelled: {error!r}")
+            return False
 
     @property
     def needs_tokens(self) -> bool:
@@ -95,7 +100,7 @@ class ParsedRequest:
     @property
     def needs_scores(self) -> bool:
         """Whether the model must run."""
-        return not self.outputs <= {"SCHEMA", "TOKEN_COUNT"}
+        return not self.outputs <= NEED_NO_SCORES
 
 
 TritonResponses = Responses[ParsedRequest]
@@ -152,11 +157,18 @@ class TritonPythonModel:
             responses.fail_rest(f"a call with {len(requests)} requests failed: {error!r}\n{traceback.format_exc()}")
         if record.refused and self.config.instances > 1:
             time.sleep(REFUSAL_PAUSE_S)
-        wait_s = self.scheduler.wait_s()
-        is_soon = wait_s is None or wait_s <= self.config.at_once_s
-        returned = responses.collect(self.config.at_once_s if is_soon else 0)
+        returned = responses.collect(self.patience_s(record.texts))
         self.metrics.record_requests(record)
         return returned
+
+    def patience_s(self, texts: int) -> float:
+        """How long `execute` waits for the answers of a call with so many texts."""
+        if texts >= self.config.max_batch_size:
+            return (
+                0.0  # Triton has handed over as many as it may: more are waiting, and only the queue knows for how long
+            )
+        wait_s = self.scheduler.wait_s()
+        return self.config.at_once_s if wait_s is None or wait_s <= self.config.at_once_s else 0.0
 
     def finalize(self) -> None:
         """Answers what was accepted, and takes this instance out of the metrics."""
@@ -167,20 +179,36 @@ class TritonPythonModel:
     def accept(self, requests: Sequence[Any], responses: TritonResponses, record: RequestsRecord) -> None:
         """Reads the requests, tokenizes the texts of all together, and queues those that need scores."""
         parsed: list[ParsedRequest] = []
+        refusals: dict[float | None, RefusedError | None] = {}  # by timeout: whether such a request would wait too long
         for position, request in enumerate(requests):
             try:
-                parsed.append(parse_request(position, request))
-                if parsed[-1].needs_scores:
-                    self.scheduler.admit(len(parsed[-1].texts), parsed[-1].timeout_s)
+                outputs = frozenset(request.requested_output_names())
+                timeout_s = request.timeout() / 1e6 or None  # 0: the request has none
+                if outputs <= NEED_NO_SCORES:
+                    refused = None
+                else:
+                    if timeout_s not in refusals:
+                        refusals[timeout_s] = self.refusal(timeout_s)
+                    refused = refusals[timeout_s]
+                # Under overload, thousands of requests per second must be refused, so they are not even read.
+                if refused is not None:
+                    self.refuse(position, refused, responses, record)
+                else:
+                    parsed.append(parse_request(position, request, outputs, timeout_s))
             except (BadRequestError, OptionError) as error:
                 responses.put(position, failure(str(error), pb_utils.TritonError.INVALID_ARG))
-            except RefusedError as error:
-                parsed.pop()
-                self.refuse(position, error, responses, record)
         self.tokenize([request for request in parsed if request.needs_tokens], record)
         for request in (request for request in parsed if not request.needs_scores):
             responses.put(request.position, self.respond(request, record))
         self.submit([request for request in parsed if request.needs_scores], responses, record)
+
+    def refusal(self, timeout_s: float | None) -> RefusedError | None:
+        """Why a request with this timeout cannot be taken now, or None."""
+        try:
+            self.scheduler.admit(timeout_s)
+        except RefusedError as error:
+            return error
+        return None
 
     def refuse(self, position: int, error: RefusedError, responses: TritonResponses, record: RequestsRecord) -> None:
         """Answers a request that would wait too long."""
@@ -287,7 +315,7 @@ class TritonLogHandler(logging.Handler):
         (log_error if record.levelno >= logging.ERROR else log_warning)(self.format(record))
 
 
-def parse_request(position: int, request: Any) -> ParsedRequest:
+def parse_request(position: int, request: Any, outputs: frozenset[str], timeout_s: float | None) -> ParsedRequest:
     """Reads a request and checks what Triton does not.
 
     Raises:
@@ -309,8 +337,6 @@ def parse_request(position: int, request: Any) -> ParsedRequest:
     if array.shape[1:] != (1,) or len(array) < 1:
         raise BadRequestError(f"TEXT: must have the shape [n, 1] with n >= 1, got {list(array.shape)}")
     options = DecodeOptions.from_parameters(parameters)
-    outputs = frozenset(request.requested_output_names())
-    timeout_s = request.timeout() / 1e6 or None  # 0: the request has none
     return ParsedRequest(position, request, array[:, 0].tolist(), options, outputs, timeout_s)
 
 
