@@ -10,6 +10,7 @@ USERS ?= 8
 RATE ?= 10
 TEXTS ?= 1
 PROTOCOL ?= http
+MODEL ?= gpt2_classifier
 LOCUST ?= --headless
 DEVICE ?= cpu
 HOST ?= http://localhost:$(if $(filter grpc,$(PROTOCOL)),8001,8000)
@@ -72,8 +73,8 @@ serve: .venv-triton/.ready ## Serve the model repository on loopback until Ctrl-
 	.venv-triton/bin/polyhead-serve --repository $(REPOSITORY)
 
 .PHONY: loadtest
-loadtest: .venv/.ready ## Load-test a running server and verify every answer: SHAPE= USERS= RATE= DURATION= TEXTS= OBJECTIVES= HOST= METRICS= PROTOCOL= GOLDEN= LOCUST=
-	$(PY) -m locust -f loadtest/locustfile.py --host $(HOST) --protocol $(PROTOCOL) --golden $(GOLDEN) --checkpoint $(CHECKPOINT) \
+loadtest: .venv/.ready ## Load-test a running server and verify every answer: SHAPE= USERS= RATE= DURATION= TEXTS= OBJECTIVES= HOST= MODEL= METRICS= PROTOCOL= GOLDEN= CHECKPOINT= LOCUST=
+	$(PY) -m locust -f loadtest/locustfile.py --host $(HOST) --protocol $(PROTOCOL) --model $(MODEL) --golden $(GOLDEN) --checkpoint $(CHECKPOINT) \
 	  --shape $(SHAPE) -u $(USERS) --rate $(RATE) --texts-per-request $(TEXTS) $(if $(DURATION),-t $(DURATION)) \
 	  $(if $(OBJECTIVES),--objectives $(OBJECTIVES)) $(if $(METRICS),--metrics-url $(METRICS)) $(LOCUST)
 
@@ -86,7 +87,7 @@ image-check: ## Build the CPU image without a registry, and test it with REPOSIT
 	deploy/containers/check.sh $(REPOSITORY) $(BUILDAH)
 
 .PHONY: chaos
-chaos: setup .nginx/.ready ## Inject every fault under a verified load; exit code 0 only if no answer was lost or wrong: 10 minutes
+chaos: setup .nginx/.ready ## Inject every fault under a verified load; exit code 0 only if no answer was lost or wrong: 15 minutes
 	$(PY) -m tests.chaos
 
 .PHONY: soak

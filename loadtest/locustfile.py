@@ -89,6 +89,8 @@ def begin(environment: Any, **_: Any) -> None:
 def end(environment: Any, **_: Any) -> None:
     """Reads the server's metrics again. If the server is gone, the run's errors say so."""
     run = environment.run
+    if run is not None:
+        run.stopped = run.stopped or time.time()
     if run is not None and run.before is not None and not isinstance(environment.runner, WorkerRunner):
         try:
             run.after = scrape(run.options.metrics_url)

@@ -39,6 +39,8 @@ def add_options(parser: Any) -> None:
         "else 0.001.", type=_positive)  # fmt: skip
     add("--metrics-url", "The server's metrics, such as http://localhost:8002/metrics.", default="", metavar="URL")
     add("--request-timeout-s", "How long a caller waits, in seconds; default 30.", type=_positive, default=30.0)
+    add("--slow-ms", "A request over this limit is slow; the summary shows their share; default 300.", type=_positive,
+        default=300.0)  # fmt: skip
     add("--seed", "Seed of the random draw of texts and arrivals.", type=int, default=0)
     add("--texts-per-request", "1 to 64, or a mix such as 1,1,8,64 from which each request draws one; default 1.",
         on_web_page=True, type=_checked_sizes, default="1")  # fmt: skip

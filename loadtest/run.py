@@ -19,7 +19,9 @@ from loadtest.tally import Counts, Tally
 from polyhead_client import Client, ModelSchema, RetryPolicy
 
 # Figures of the summary that objectives can limit. ``min_`` is a lower limit, all others are upper limits.
-BOUNDS = ("p50_ms", "p95_ms", "p99_ms", "error_rate", "mismatch_rate", "min_texts_s")
+BOUNDS = (
+    "p50_ms", "p95_ms", "p99_ms", "p999_ms", "max_ms", "slow_share", "error_rate", "mismatch_rate", "min_texts_s",
+)  # fmt: skip
 # These hold even if the file does not mention them: a fast wrong answer is not a success, and neither is a lost one.
 ALWAYS = {"error_rate": 0.0, "mismatch_rate": 0.0}
 
@@ -34,6 +36,7 @@ class LoadRun:
         objectives: limits by name.
         tally: what has been counted; a worker's tally is emptied by each report to the master.
         started: clock time at which the first users started; 0 before.
+        stopped: clock time at which the users were told to stop; 0 before.
         phases: of the shape.
         before, after: the server's metrics at both ends, if they were asked for and could be read.
         users: numbers the users, so that each draws its own texts.
@@ -45,6 +48,7 @@ class LoadRun:
     objectives: dict[str, float]
     tally: Tally = field(default_factory=Tally)
     started: float = 0.0
+    stopped: float = 0.0
     phases: list[Phase] = field(default_factory=list)
     before: Samples | None = None
     after: Samples | None = None
@@ -62,7 +66,17 @@ class LoadRun:
     def begin(self) -> None:
         """Starts counting from zero."""
         self.tally = Tally()
-        self.started = time.time()
+        self.started, self.stopped = time.time(), 0.0
+
+    @property
+    def planned_s(self) -> float:
+        """How long the run was to last."""
+        return self.phases[-1].end_s
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether somebody stopped it before its time."""
+        return self.stopped > 0 and self.stopped - self.started < self.planned_s - 1
 
     def users_at(self, elapsed_s: float) -> int | None:
         """How many users there should be; None when the run is over. The shape steps ends early after saturation."""
@@ -115,7 +129,7 @@ def choose_tolerance(asked: float | None, schema: ModelSchema) -> tuple[float, s
         return asked, "--tolerance"
     if schema.tolerance is not None:
         return schema.tolerance, f"the server's schema states it for {schema.precision}"
-    return TOLERANCE, "the default for fp32; the server's schema states none"
+    return TOLERANCE, "assumed, because the server states none: what fp32 scores of two machines may differ by"
 
 
 def connect(host: str, options: Any) -> Client:
@@ -158,7 +172,7 @@ def read_objectives(path: Path | None) -> dict[str, float]:
         # isinstance takes true for an int
         if isinstance(value, bool) or not isinstance(value, int | float) or not (value >= 0 and math.isfinite(value)):
             raise CannotRunError(f"{path}: {name} must be a number of at least 0, got {value!r}")
-        if name.endswith("_rate") and value > 1:
+        if name.endswith(("_rate", "_share")) and value > 1:
             raise CannotRunError(f"{path}: {name} is a share of requests, at most 1, got {value!r}")
     return ALWAYS | {name: float(value) for name, value in fields.items()}
 

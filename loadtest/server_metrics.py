@@ -23,7 +23,7 @@ EXAMPLE = "expected something like http://localhost:8002/metrics"
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Milliseconds of a request in Triton's queue, or of a batch in a stage of ``model.py``."""
+    """Milliseconds of a request in the model's queue, of a micro-batch, or of a call of ``model.py`` in a stage."""
 
     mean_ms: float | None
     p50_ms: float | None = None
@@ -65,23 +65,24 @@ def subtract(before: Samples, after: Samples) -> Samples:
 
 
 def stages(added: Samples, model: str) -> dict[str, Stage]:
-    """Queue time per request, and time of each stage per batch; includes other callers' and the canary's requests."""
-    requests = _sum(added, "nv_inference_request_success", model=model)
-    queue_us = _sum(added, "nv_inference_queue_duration_us", model=model)
-    found = {"queue": Stage(_ratio(queue_us / 1000, requests))}
+    """Time in the queue per request, and time of each stage; includes other callers' and the canary's requests."""
+    found = {"queue": _stage(added, "polyhead_queue_seconds", {"model": model})}
     for stage in STAGES:
-        labels = {"model": model, "stage": stage}
-        count = _sum(added, "polyhead_stage_seconds_count", **labels)
-        mean = _ratio(1000 * _sum(added, "polyhead_stage_seconds_sum", **labels), count)
-        buckets = _buckets(added, "polyhead_stage_seconds_bucket", labels)
-        found[stage] = Stage(mean, *(_quantile(buckets, share) for share in (0.5, 0.95, 0.99)))
+        found[stage] = _stage(added, "polyhead_stage_seconds", {"model": model, "stage": stage})
     return found
 
 
-def texts_per_batch(added: Samples, model: str) -> float | None:
+def texts_per_micro_batch(added: Samples, model: str) -> float | None:
     """How many texts the server computed at once, on average."""
-    batches = _sum(added, "polyhead_batch_texts_count", model=model)
-    return _ratio(_sum(added, "polyhead_batch_texts_sum", model=model), batches)
+    batches = _sum(added, "polyhead_micro_batch_texts_count", model=model)
+    return _ratio(_sum(added, "polyhead_micro_batch_texts_sum", model=model), batches)
+
+
+def _stage(added: Samples, name: str, labels: Mapping[str, str]) -> Stage:
+    """A histogram in seconds; without values all figures are None."""
+    mean = _ratio(1000 * _sum(added, f"{name}_sum", **labels), _sum(added, f"{name}_count", **labels))
+    buckets = _buckets(added, f"{name}_bucket", labels)
+    return Stage(mean, *(_quantile(buckets, share) for share in (0.5, 0.95, 0.99)))
 
 
 def _matching(samples: Samples, name: str, labels: Mapping[str, str]) -> list[tuple[dict[str, str], float]]:

@@ -14,10 +14,10 @@ from rich.table import Table
 
 from loadtest.phases import Phase, find_saturation
 from loadtest.run import LoadRun, Verdict, judge
-from loadtest.server_metrics import Stage, stages, subtract, texts_per_batch
+from loadtest.server_metrics import Stage, stages, subtract, texts_per_micro_batch
 from loadtest.tally import Counts, RequestOutcome
 
-STAGE_NAMES = ("queue per request", "tokenize per batch", "compute per batch", "decode per batch")
+STAGE_NAMES = ("queue per request", "tokenize per call", "compute per micro-batch", "decode per call")
 LATE_MS = 10.0  # from this delay on, the load generator is itself a noticeable part of the latency
 
 Row = tuple[float | str | None, ...]
@@ -33,6 +33,8 @@ class PhaseResult:
     p50_ms: float | None
     p95_ms: float | None
     p99_ms: float | None
+    p999_ms: float | None
+    max_ms: float | None
     errors: int
     mismatches: int
 
@@ -48,10 +50,14 @@ class LoadSummary:
         foreign: those among them that got the answer to another text.
         errors: requests without an answer, and users that broke.
         duration_s: from when the first request was due to the end of the last one.
-        mean_ms, p50_ms, p95_ms, p99_ms: latency of requests that were answered or timed out; None if there are none.
+        planned_s: how long the run was to last; `is_cut_short` if it was stopped before.
+        without_server_s: seconds in which requests found no server and none was answered.
+        mean_ms, p50_ms, …, p999_ms, max_ms: latency of requests that were answered or timed out, as their callers felt
+            it; None if there are none. Percentiles are right to 1 %.
+        slow_share: the share of these that took longer than `slow_ms`.
         late_p99_ms: open arrivals only: how late the load generator itself started requests.
         server: times by stage; empty if the server's metrics were not asked for or could not be read at the end.
-        texts_a_batch: number of texts per batch that the server computed, or None.
+        texts_per_micro_batch: how many texts the server computed at once, on average, or None.
         tolerance: the allowed difference of a score; `tolerance_reason` says where it comes from.
         phases: only of shapes that have more than one.
         saturated: shape steps only: the phase after which more users hardly added throughput.
@@ -61,6 +67,9 @@ class LoadSummary:
     protocol: str
     users: int
     duration_s: float
+    planned_s: float
+    is_cut_short: bool
+    without_server_s: int
     requests: int
     texts: int
     tokens: int
@@ -74,11 +83,15 @@ class LoadSummary:
     p50_ms: float | None
     p95_ms: float | None
     p99_ms: float | None
+    p999_ms: float | None
+    max_ms: float | None
+    slow_ms: float
+    slow_share: float | None
     error_rate: float | None
     mismatch_rate: float | None
     late_p99_ms: float | None
     server: dict[str, Stage]
-    texts_a_batch: float | None
+    texts_per_micro_batch: float | None
     tolerance: float
     tolerance_reason: str
     phases: list[PhaseResult]
@@ -87,8 +100,9 @@ class LoadSummary:
 
     @property
     def exit_code(self) -> int:
-        """0 only if something was answered right and all objectives are met."""
-        return 0 if self.texts > 0 and all(verdict.met for verdict in self.verdicts) else 1
+        """0 only if the run was complete, something was answered right, and all objectives are met."""
+        is_good = self.texts > 0 and not self.is_cut_short and all(verdict.met for verdict in self.verdicts)
+        return 0 if is_good else 1
 
 
 def summarize(run: LoadRun, broken_users: int = 0) -> LoadSummary:
@@ -106,6 +120,7 @@ def summarize(run: LoadRun, broken_users: int = 0) -> LoadSummary:
         "tokens_s": _per_second(total.tokens, duration_s),
         "mean_ms": _rounded(total.latencies.mean()),
         **_percentiles(total),
+        "slow_share": total.latencies.share_over(options.slow_ms),
         "error_rate": errors / ended if ended else None,
         "mismatch_rate": total.mismatches / ended if ended else None,
     }
@@ -114,6 +129,9 @@ def summarize(run: LoadRun, broken_users: int = 0) -> LoadSummary:
         protocol=options.protocol,
         users=max(phase.users_to for phase in run.phases),
         duration_s=round(duration_s, 3),
+        planned_s=run.planned_s,
+        is_cut_short=run.is_cut_short,
+        without_server_s=run.tally.seconds_without_server(),
         requests=total.requests,
         texts=total.texts,
         tokens=total.tokens,
@@ -121,9 +139,10 @@ def summarize(run: LoadRun, broken_users: int = 0) -> LoadSummary:
         foreign=total.outcomes[RequestOutcome.FOREIGN],
         errors=errors,
         **figures,
+        slow_ms=options.slow_ms,
         late_p99_ms=_rounded(run.tally.lateness.percentile(0.99)),
         server=stages(added, options.model) if added else {},
-        texts_a_batch=texts_per_batch(added, options.model) if added else None,
+        texts_per_micro_batch=texts_per_micro_batch(added, options.model) if added else None,
         tolerance=options.tolerance,
         tolerance_reason=options.tolerance_reason,
         phases=phases,
@@ -144,7 +163,14 @@ def _phase_result(phase: Phase, counts: Counts, seconds: int) -> PhaseResult:
 
 
 def _percentiles(counts: Counts) -> dict[str, float | None]:
-    return {f"p{hundredth}_ms": _rounded(counts.latencies.percentile(hundredth / 100)) for hundredth in (50, 95, 99)}
+    shares = {"p50_ms": 0.5, "p95_ms": 0.95, "p99_ms": 0.99, "p999_ms": 0.999}
+    # A bucket's middle may lie above the longest latency, which is exact.
+    longest = counts.max_ms if counts.latencies else None
+    found = {name: counts.latencies.percentile(share) for name, share in shares.items()}
+    return {
+        **{name: _rounded(None if ms is None else min(ms, counts.max_ms)) for name, ms in found.items()},
+        "max_ms": _rounded(longest),
+    }
 
 
 def _per_second(count: int, seconds: float) -> float:
@@ -167,14 +193,19 @@ def print_summary(summary: LoadSummary) -> None:
     """Prints tables to stdout, with the objectives last; 100 characters wide if stdout is no terminal."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
     if summary.phases:
-        names = ("phase", "users", "texts/s", "p50 ms", "p95 ms", "p99 ms", "errors", "mismatches")
+        names = ("phase", "users", "texts/s", "p50 ms", "p99 ms", "p99.9 ms", "max ms", "errors", "mismatches")
         rows = (
-            (f"{one.name} (saturated)" if one.name == summary.saturated else one.name, *astuple(one)[1:])
+            (
+                f"{one.name} (saturated)" if one.name == summary.saturated else one.name,
+                *(one.users, one.texts_s, one.p50_ms, one.p99_ms, one.p999_ms, one.max_ms, one.errors, one.mismatches),
+            )
             for one in summary.phases
         )
         console.print(_table(names, rows))
     console.print(_throughput(summary))
     console.print(_times(summary))
+    if summary.slow_share is not None:
+        console.print(f"Slower than {summary.slow_ms:g} ms: {100 * summary.slow_share:.3g} % of the requests.")
     if not summary.server:
         console.print("The server's own times need --metrics-url, and a server that still runs at the end.")
     if summary.late_p99_ms is not None and summary.late_p99_ms > LATE_MS:
@@ -190,6 +221,8 @@ def print_summary(summary: LoadSummary) -> None:
 
 
 def _verdict(summary: LoadSummary) -> str:
+    if summary.is_cut_short:
+        return f"CUT SHORT: it was stopped before its {summary.planned_s:g} s were over, so nothing is decided"
     if summary.texts == 0:
         return "FAILED, nothing was answered right"
     missed = [verdict.objective for verdict in summary.verdicts if not verdict.met]
@@ -207,22 +240,29 @@ def _throughput(summary: LoadSummary) -> Table:
         ("mismatches", summary.mismatches, ""),
         ("  answers to other texts", summary.foreign, ""),
         ("errors", summary.errors, ""),
+        ("seconds without a server", summary.without_server_s, ""),
     )
     return _table((f"{summary.shape}, {summary.protocol}, {summary.duration_s:.1f} s", "count", "per second"), rows)
 
 
 def _times(summary: LoadSummary) -> Table:
     rows: list[Row] = [
-        ("client: latency per request", summary.mean_ms, summary.p50_ms, summary.p95_ms, summary.p99_ms),
-        *((f"server: {name}", *astuple(summary.server.get(name.split()[0], Stage(None)))) for name in STAGE_NAMES),
+        (
+            "client: latency per request",
+            *(summary.mean_ms, summary.p50_ms, summary.p95_ms, summary.p99_ms, summary.p999_ms, summary.max_ms),
+        ),
+        *(
+            (f"server: {name}", *astuple(summary.server.get(name.split()[0], Stage(None))), "", "")
+            for name in STAGE_NAMES
+        ),
     ]
-    if summary.texts_a_batch is not None:
-        rows.append(("server: texts per batch", summary.texts_a_batch, "", "", ""))
-    return _table(("ms", "mean", "p50", "p95", "p99"), rows)
+    if summary.texts_per_micro_batch is not None:
+        rows.append(("server: texts per micro-batch", summary.texts_per_micro_batch, "", "", "", "", ""))
+    return _table(("ms", "mean", "p50", "p95", "p99", "p99.9", "max"), rows)
 
 
 def _table(names: Sequence[str], rows: Iterable[Row]) -> Table:
-    table = Table(names[0], box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
+    table = Table(names[0], box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for name in names[1:]:
         table.add_column(name, justify="right")
     for row in rows:

@@ -32,6 +32,12 @@ class Latencies(Counter[int]):
                 return _middle(bucket)
         return None
 
+    def share_over(self, ms: float) -> float | None:
+        """The share of latencies above `ms`, to within the width of a bucket; None if nothing was counted."""
+        if not self:
+            return None
+        return sum(count for bucket, count in self.items() if _middle(bucket) > ms) / self.total()
+
     def mean(self) -> float | None:
         """The mean in ms; None if nothing was counted."""
         if not self:
@@ -50,7 +56,11 @@ class RequestOutcome(StrEnum):
     MISMATCH = "mismatch"  # answered, but not as expected
     FOREIGN = "foreign"  # a mismatch that is the right answer to another text
     REFUSED = "refused"  # an error that came at once
+    NO_SERVER = "no_server"  # nobody listened
     TIMEOUT = "timeout"  # an error after waiting
+
+
+WITHOUT_ANSWER = (RequestOutcome.REFUSED, RequestOutcome.TIMEOUT, RequestOutcome.NO_SERVER)
 
 
 @dataclass
@@ -60,13 +70,15 @@ class Counts:
     Attributes:
         outcomes: number of requests by `RequestOutcome`.
         texts, tokens: of requests that were answered right.
-        latencies: of all requests but the refused: their latency would make the others look fast.
+        latencies: of all requests that were answered or timed out: those of the others would make these look fast.
+        max_ms: the longest of them; 0 if there are none.
     """
 
     outcomes: Counter[str] = field(default_factory=Counter)
     texts: int = 0
     tokens: int = 0
     latencies: Latencies = field(default_factory=Latencies)
+    max_ms: float = 0.0
 
     @property
     def requests(self) -> int:
@@ -81,7 +93,12 @@ class Counts:
     @property
     def errors(self) -> int:
         """Requests without an answer."""
-        return self.outcomes[RequestOutcome.REFUSED] + self.outcomes[RequestOutcome.TIMEOUT]
+        return sum(self.outcomes[one] for one in WITHOUT_ANSWER)
+
+    @property
+    def has_no_server(self) -> bool:
+        """Whether requests found no server and none was answered."""
+        return self.outcomes[RequestOutcome.NO_SERVER] > 0 and self.requests == self.errors
 
     def add(self, outcome: RequestOutcome, texts: int, tokens: int, latency_ms: float) -> None:
         """Counts one request."""
@@ -89,8 +106,9 @@ class Counts:
         if outcome is RequestOutcome.RIGHT:
             self.texts += texts
             self.tokens += tokens
-        if outcome is not RequestOutcome.REFUSED:
+        if outcome not in (RequestOutcome.REFUSED, RequestOutcome.NO_SERVER):
             self.latencies.add(latency_ms)
+            self.max_ms = max(self.max_ms, latency_ms)
 
     def merge(self, other: Counts) -> None:
         """Adds the counts of another one."""
@@ -98,6 +116,7 @@ class Counts:
         self.texts += other.texts
         self.tokens += other.tokens
         self.latencies.update(other.latencies)
+        self.max_ms = max(self.max_ms, other.max_ms)
 
 
 @dataclass
@@ -132,6 +151,10 @@ class Tally:
         """The counts of all seconds."""
         return self.between(-math.inf, math.inf)
 
+    def seconds_without_server(self) -> int:
+        """Whole seconds in which requests found no server and none was answered."""
+        return sum(counts.has_no_server for counts in self.seconds.values())
+
     def merge(self, other: Tally) -> None:
         """Adds another tally's counts."""
         for second, counts in other.seconds.items():
@@ -143,7 +166,7 @@ class Tally:
         """Returns all counts as plain values for a message and empties the tally: no request is reported twice."""
         data = {
             "seconds": {
-                second: [counts.outcomes, counts.texts, counts.tokens, counts.latencies]
+                second: [counts.outcomes, counts.texts, counts.tokens, counts.latencies, counts.max_ms]
                 for second, counts in self.seconds.items()
             },
             "lateness": self.lateness,
@@ -157,8 +180,8 @@ class Tally:
     def from_message(cls, data: Mapping[str, Any]) -> Tally:
         """The inverse of `drain`."""
         seconds = {
-            second: Counts(Counter(outcomes), texts, tokens, Latencies(buckets))
-            for second, (outcomes, texts, tokens, buckets) in data["seconds"].items()
+            second: Counts(Counter(outcomes), texts, tokens, Latencies(buckets), max_ms)
+            for second, (outcomes, texts, tokens, buckets, max_ms) in data["seconds"].items()
         }
         return cls(seconds, Latencies(data["lateness"]), data["began"], data["ended"])
 

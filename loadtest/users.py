@@ -20,12 +20,20 @@ from loadtest.options import sizes_of
 from loadtest.phases import PoissonArrivals
 from loadtest.run import LoadRun, connect
 from loadtest.tally import RequestOutcome
-from polyhead_client import PolyheadClientError, Prediction, RequestTimeoutError
+from polyhead_client import (
+    PolyheadClientError,
+    Prediction,
+    RequestTimeoutError,
+    ServerOverloadedError,
+    ServerUnreachableError,
+)
 from polyhead_client.errors import mapped
 from polyhead_client.operations import take_output
 from polyhead_client.request import HttpReply, decode, encode, infer_call
 
 CONNECTIONS = 256  # of one open user; further requests wait for a connection, and their latency includes that wait
+NO_SERVER_PAUSE_S = 0.5  # a closed user's first pause after it found no server; doubles up to LONGEST_PAUSE_S
+LONGEST_PAUSE_S = 4.0
 MOST_NAMED = 3  # mismatches in one message
 
 
@@ -48,6 +56,8 @@ class Classifier(User):
         self.under_way = Group()
         self.connections = BoundedSemaphore(CONNECTIONS)
         self.arrivals: PoissonArrivals | None = None
+        self.next_pause_s = NO_SERVER_PAUSE_S
+        self.pause_s = 0.0
         if options.shape == "open":
             requests_s = options.rate / (sum(self.sizes) / len(self.sizes)) / options.sources
             self.arrivals = PoissonArrivals(requests_s, time.perf_counter(), self.random)
@@ -63,8 +73,19 @@ class Classifier(User):
         self.close()
 
     def wait_time(self) -> float:
-        """Seconds until the next arrival; 0 for a closed user."""
-        return max(self.arrivals.due - time.perf_counter(), 0.0) if self.arrivals else 0.0
+        """Seconds until the next arrival; for a closed user 0, or what `pause_after` asks for."""
+        if self.arrivals:
+            return max(self.arrivals.due - time.perf_counter(), 0.0)
+        pause_s, self.pause_s = self.pause_s, 0.0
+        return pause_s
+
+    def pause_after(self, error: PolyheadClientError) -> None:
+        """A closed user waits for a server that is gone, and as long as a busy one says, as real callers do."""
+        if isinstance(error, ServerUnreachableError):
+            self.pause_s = self.next_pause_s * self.random.uniform(0.5, 1)
+            self.next_pause_s = min(2 * self.next_pause_s, LONGEST_PAUSE_S)
+        elif isinstance(error, ServerOverloadedError) and error.retry_after_s:
+            self.pause_s = min(error.retry_after_s, LONGEST_PAUSE_S) * self.random.uniform(1, 1.25)
 
     @task
     def classify(self) -> None:
@@ -100,8 +121,11 @@ class Classifier(User):
         except RequestTimeoutError as error:
             self.conclude(rows, due, RequestOutcome.TIMEOUT, error)
         except PolyheadClientError as error:
-            self.conclude(rows, due, RequestOutcome.REFUSED, error)
+            is_gone = isinstance(error, ServerUnreachableError)
+            self.pause_after(error)
+            self.conclude(rows, due, RequestOutcome.NO_SERVER if is_gone else RequestOutcome.REFUSED, error)
         else:
+            self.next_pause_s = NO_SERVER_PAUSE_S
             ended = time.perf_counter()
             self.conclude(rows, due, *self.judge(predictions, rows), ended, sum(map(len, answers)))
 

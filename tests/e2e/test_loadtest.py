@@ -56,7 +56,7 @@ def test_right_answers(protocol: str, shape: list[str], served: LocalServer, gol
     assert set(summary["server"]) == {"queue", "tokenize", "compute", "decode"}
     assert 0 < summary["server"]["compute"]["mean_ms"] < summary["p99_ms"]
     assert summary["server"]["queue"]["mean_ms"] > 0
-    assert summary["texts_a_batch"] >= 1
+    assert summary["texts_per_micro_batch"] >= 1
     assert summary["tolerance_reason"].startswith("the server's schema states it for ")
 
 

@@ -29,7 +29,7 @@ def test_the_file_adds_and_overrides(tmp_path: Path) -> None:
     [
         (
             "p90_ms = 3",
-            "unknown key 'p90_ms'; allowed are p50_ms, p95_ms, p99_ms, error_rate, mismatch_rate, min_texts_s",
+            "unknown key 'p90_ms'; allowed are p50_ms, p95_ms, p99_ms, p999_ms, max_ms, slow_share, ",
         ),
         ("p95_ms = -1", "p95_ms must be a number of at least 0, got -1"),
         ("p95_ms = nan", "p95_ms must be a number of at least 0, got nan"),

@@ -10,46 +10,49 @@ from threading import Thread
 import pytest
 
 from loadtest import CannotRunError
-from loadtest.server_metrics import Stage, parse, scrape, stages, subtract, texts_per_batch
+from loadtest.server_metrics import Stage, parse, scrape, stages, subtract, texts_per_micro_batch
 
 PAGE = """\
 # HELP nv_inference_request_success Number of successful inference requests, all batch sizes
 # TYPE nv_inference_request_success counter
 nv_inference_request_success{{model="m",version="1"}} {requests}
 nv_inference_request_success{{model="other",version="1"}} 77777
-nv_inference_queue_duration_us{{model="m",version="1"}} {queue_us}
+polyhead_queue_seconds_bucket{{le="0.01",model="m",version="1"}} {requests}
+polyhead_queue_seconds_bucket{{le="+Inf",model="m",version="1"}} {requests}
+polyhead_queue_seconds_sum{{model="m",version="1"}} {queue_s}
+polyhead_queue_seconds_count{{model="m",version="1"}} {requests}
 polyhead_stage_seconds_bucket{{le="0.01",model="m",stage="compute",version="1"}} {fast}
 polyhead_stage_seconds_bucket{{le="0.1",model="m",stage="compute",version="1"}} {batches}
 polyhead_stage_seconds_bucket{{le="+Inf",model="m",stage="compute",version="1"}} {batches}
 polyhead_stage_seconds_sum{{model="m",stage="compute",version="1"}} {seconds}
 polyhead_stage_seconds_count{{model="m",stage="compute",version="1"}} {batches}
-polyhead_batch_texts_sum{{model="m",version="1"}} {texts}
-polyhead_batch_texts_count{{model="m",version="1"}} {batches}
+polyhead_micro_batch_texts_sum{{model="m",version="1"}} {texts}
+polyhead_micro_batch_texts_count{{model="m",version="1"}} {batches}
 polyhead_instances{{device="a \\"b\\", c",model="m",precision="bf16",version="1"}} 1
 polyhead_instances{{device="cpu",model="m",precision="int8",version="0"}} 0
 """
-BEFORE = PAGE.format(requests=100, queue_us=50_000, fast=10, batches=10, seconds=0.05, texts=20)
-AFTER = PAGE.format(requests=300, queue_us=450_000, fast=20, batches=30, seconds=1.05, texts=240)
+BEFORE = PAGE.format(requests=100, queue_s=0.05, fast=10, batches=10, seconds=0.05, texts=20)
+AFTER = PAGE.format(requests=300, queue_s=0.45, fast=20, batches=30, seconds=1.05, texts=240)
 
 
 def test_difference_of_a_run() -> None:
     """Only the difference counts: queue time per request, stage time per batch, quantiles within buckets."""
     added = subtract(parse(BEFORE), parse(AFTER))
     found = stages(added, "m")
-    assert found["queue"] == Stage(2.0)
+    assert found["queue"] == Stage(2.0, 5.0, 9.5, 9.9)
     assert found["compute"].mean_ms == 50.0
     # 10 of the 20 batches ended below 10 ms, the others evenly up to 100 ms.
     assert found["compute"].p50_ms == pytest.approx(10.0)
     assert found["compute"].p95_ms == pytest.approx(91.0)
     assert found["tokenize"] == Stage(None, None, None, None)
-    assert texts_per_batch(added, "m") == 11.0
+    assert texts_per_micro_batch(added, "m") == 11.0
     assert stages(added, "nobody's")["queue"] == Stage(None)
 
 
 def test_a_restart_begins_at_0() -> None:
     """After a restart the server's counters are lower than before, and count in full."""
     added = subtract(parse(AFTER), parse(BEFORE))
-    assert stages(added, "m")["queue"] == Stage(0.5)
+    assert stages(added, "m")["queue"].mean_ms == 0.5
 
 
 @contextmanager
