@@ -30,7 +30,7 @@ from loadtest.result import BLUE, GREEN, ORANGE, PURPLE, RED, RESULTS, describe_
 Figures = dict[str, Any]
 
 SHOWN = ("texts_s", "p50_ms", "p95_ms", "p99_ms", "errors", "mismatches")
-KEPT = (*SHOWN, "tokens_s", "requests", "texts_per_micro_batch", "late_p99_ms")
+KEPT = (*SHOWN, "p999_ms", "max_ms", "slow_share", "tokens_s", "requests", "texts_per_micro_batch", "late_p99_ms")
 SERVER_NICE = 5
 SLACK_S = 90  # a load test may take this much longer than its length
 LATENCIES = {"p50_ms": "#9bbfe0", "p95_ms": BLUE, "p99_ms": "#16365c"}

@@ -86,11 +86,15 @@ def begin(environment: Any, **_: Any) -> None:
         run.before, run.after = scrape(run.options.metrics_url), None
 
 
+def stop(environment: Any, **_: Any) -> None:
+    """Notes when the users are told to stop. Locust then waits for their requests, which may take long."""
+    if environment.run is not None:
+        environment.run.stopped = environment.run.stopped or time.time()
+
+
 def end(environment: Any, **_: Any) -> None:
     """Reads the server's metrics again. If the server is gone, the run's errors say so."""
     run = environment.run
-    if run is not None:
-        run.stopped = run.stopped or time.time()
     if run is not None and run.before is not None and not isinstance(environment.runner, WorkerRunner):
         try:
             run.after = scrape(run.options.metrics_url)
@@ -146,7 +150,7 @@ def connect_workers(environment: Any) -> None:
         runner.register_message(FINISHED, lambda msg, **_: finished.add(msg.node_id))
         listen(hooks.worker_report, partial(_merge_report, environment))
         listen(hooks.test_start, lambda **_: finished.clear())
-        listen(hooks.test_stopping, lambda **_: _wait_for_workers(environment, finished))
+        listen(hooks.test_stopping, lambda **_: _wait_for_workers(environment, finished))  # after `stop`
 
 
 def _report(environment: Any, data: dict[str, Any], **_: Any) -> None:
@@ -188,5 +192,6 @@ def listen(hook: Any, listener: Any) -> None:
 listen(events.init_command_line_parser, add_options)
 listen(events.init, prepare)
 listen(events.test_start, begin)
+listen(events.test_stopping, stop)
 listen(events.test_stop, end)
 listen(events.quitting, conclude)

@@ -18,6 +18,8 @@ from loadtest.server_metrics import Samples, scrape
 from loadtest.tally import Counts, Tally
 from polyhead_client import Client, ModelSchema, RetryPolicy
 
+CONNECTIONS = 256  # of one open user; further requests wait for one, and their latency includes that wait
+
 # Figures of the summary that objectives can limit. ``min_`` is a lower limit, all others are upper limits.
 BOUNDS = (
     "p50_ms", "p95_ms", "p99_ms", "p999_ms", "max_ms", "slow_share", "error_rate", "mismatch_rate", "min_texts_s",
@@ -140,6 +142,7 @@ def connect(host: str, options: Any) -> Client:
         protocol=options.protocol,
         timeout_s=options.request_timeout_s,
         retry=RetryPolicy(max_attempts=1),
+        max_connections=CONNECTIONS,
         api_key=options.api_key or None,
     )
 

@@ -52,8 +52,8 @@ class LoadSummary:
         duration_s: from when the first request was due to the end of the last one.
         planned_s: how long the run was to last; `is_cut_short` if it was stopped before.
         without_server_s: seconds in which requests found no server and none was answered.
-        mean_ms, p50_ms, …, p999_ms, max_ms: latency of requests that were answered or timed out, as their callers felt
-            it; None if there are none. Percentiles are right to 1 %.
+        mean_ms, p50_ms, …, p999_ms, max_ms: latency as callers felt it, without errors that came at once; None if
+            there are none. Percentiles are right to 1 %.
         slow_share: the share of these that took longer than `slow_ms`.
         late_p99_ms: open arrivals only: how late the load generator itself started requests.
         server: times by stage; empty if the server's metrics were not asked for or could not be read at the end.

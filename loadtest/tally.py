@@ -11,6 +11,7 @@ from typing import Any
 
 WIDTH = math.log(1.01)
 SMALLEST_MS = 0.001
+AT_ONCE_MS = 100.0  # who waited longer for an error felt it, so its latency counts
 
 
 class Latencies(Counter[int]):
@@ -55,7 +56,7 @@ class RequestOutcome(StrEnum):
     RIGHT = "right"
     MISMATCH = "mismatch"  # answered, but not as expected
     FOREIGN = "foreign"  # a mismatch that is the right answer to another text
-    REFUSED = "refused"  # an error that came at once
+    REFUSED = "refused"  # an error that the server sent
     NO_SERVER = "no_server"  # nobody listened
     TIMEOUT = "timeout"  # an error after waiting
 
@@ -70,7 +71,7 @@ class Counts:
     Attributes:
         outcomes: number of requests by `RequestOutcome`.
         texts, tokens: of requests that were answered right.
-        latencies: of all requests that were answered or timed out: those of the others would make these look fast.
+        latencies: of all requests but those that failed at once, which would make the others look fast.
         max_ms: the longest of them; 0 if there are none.
     """
 
@@ -106,7 +107,7 @@ class Counts:
         if outcome is RequestOutcome.RIGHT:
             self.texts += texts
             self.tokens += tokens
-        if outcome not in (RequestOutcome.REFUSED, RequestOutcome.NO_SERVER):
+        if outcome not in (RequestOutcome.REFUSED, RequestOutcome.NO_SERVER) or latency_ms > AT_ONCE_MS:
             self.latencies.add(latency_ms)
             self.max_ms = max(self.max_ms, latency_ms)
 
@@ -152,8 +153,19 @@ class Tally:
         return self.between(-math.inf, math.inf)
 
     def seconds_without_server(self) -> int:
-        """Whole seconds in which requests found no server and none was answered."""
-        return sum(counts.has_no_server for counts in self.seconds.values())
+        """Whole seconds from one in which requests found no server and none was answered, until one is answered.
+
+        Users pause then, so there may be no request in some of these seconds.
+        """
+        found, last = 0, None
+        for second, counts in sorted(self.seconds.items()):
+            if counts.has_no_server:
+                found += 1 if last is None else second - last
+                last = second
+            elif last is not None:
+                found += second - last - 1
+                last = None
+        return found
 
     def merge(self, other: Tally) -> None:
         """Adds another tally's counts."""

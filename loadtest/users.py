@@ -18,7 +18,7 @@ from locust import FastHttpUser, User, task
 from loadtest.expected import ExpectedAnswer, find_mismatches, find_owner
 from loadtest.options import sizes_of
 from loadtest.phases import PoissonArrivals
-from loadtest.run import LoadRun, connect
+from loadtest.run import CONNECTIONS, LoadRun, connect
 from loadtest.tally import RequestOutcome
 from polyhead_client import (
     PolyheadClientError,
@@ -31,8 +31,7 @@ from polyhead_client.errors import mapped
 from polyhead_client.operations import take_output
 from polyhead_client.request import HttpReply, decode, encode, infer_call
 
-CONNECTIONS = 256  # of one open user; further requests wait for a connection, and their latency includes that wait
-NO_SERVER_PAUSE_S = 0.5  # a closed user's first pause after it found no server; doubles up to LONGEST_PAUSE_S
+FIRST_PAUSE_S = 0.1  # of a closed user after an error; doubles with each further one, up to LONGEST_PAUSE_S
 LONGEST_PAUSE_S = 4.0
 MOST_NAMED = 3  # mismatches in one message
 
@@ -56,7 +55,7 @@ class Classifier(User):
         self.under_way = Group()
         self.connections = BoundedSemaphore(CONNECTIONS)
         self.arrivals: PoissonArrivals | None = None
-        self.next_pause_s = NO_SERVER_PAUSE_S
+        self.next_pause_s = FIRST_PAUSE_S
         self.pause_s = 0.0
         if options.shape == "open":
             requests_s = options.rate / (sum(self.sizes) / len(self.sizes)) / options.sources
@@ -80,12 +79,12 @@ class Classifier(User):
         return pause_s
 
     def pause_after(self, error: PolyheadClientError) -> None:
-        """A closed user waits for a server that is gone, and as long as a busy one says, as real callers do."""
-        if isinstance(error, ServerUnreachableError):
+        """A closed user waits as long as a busy server says, and longer after each other error, as real callers do."""
+        if isinstance(error, ServerOverloadedError) and error.retry_after_s:
+            self.pause_s = error.retry_after_s * self.random.uniform(1, 1.25)
+        else:
             self.pause_s = self.next_pause_s * self.random.uniform(0.5, 1)
             self.next_pause_s = min(2 * self.next_pause_s, LONGEST_PAUSE_S)
-        elif isinstance(error, ServerOverloadedError) and error.retry_after_s:
-            self.pause_s = min(error.retry_after_s, LONGEST_PAUSE_S) * self.random.uniform(1, 1.25)
 
     @task
     def classify(self) -> None:
@@ -125,7 +124,7 @@ class Classifier(User):
             self.pause_after(error)
             self.conclude(rows, due, RequestOutcome.NO_SERVER if is_gone else RequestOutcome.REFUSED, error)
         else:
-            self.next_pause_s = NO_SERVER_PAUSE_S
+            self.next_pause_s = FIRST_PAUSE_S
             ended = time.perf_counter()
             self.conclude(rows, due, *self.judge(predictions, rows), ended, sum(map(len, answers)))
 
