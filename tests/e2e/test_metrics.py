@@ -40,7 +40,7 @@ def quiet(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     copy = Path(shutil.copytree(repository, tmp_path_factory.mktemp("quiet") / "repository"))
     for file, patient, eager in (
         (copy / MODEL / "config.pbtxt", '"at_once_s" value { string_value: "0.1" }', '"0.000001" }'),
-        (copy / MODEL / "1" / "model.py", "CANCEL_AFTER_S = 0.02", "CANCEL_AFTER_S = 0.0"),
+        (copy / MODEL / "1" / "model.py", "CANCEL_AFTER_S = 0.1", "CANCEL_AFTER_S = 0.0"),
     ):
         text = file.read_text(encoding="utf-8")
         assert text.count(patient) == 1

@@ -43,7 +43,9 @@ SENDERS = 4  # threads that send the responses which `execute` could not return 
 # With several instances, Triton gives the next requests to the one that is free. An instance that refuses at once would
 # get all of them, so it waits this long first.
 REFUSAL_PAUSE_S = 0.02
-CANCEL_AFTER_S = 0.02  # asking if a request is cancelled takes 40 microseconds, too long for one that has just arrived
+CANCEL_AFTER_S = (
+    0.1  # asking whether a request is cancelled takes 40 microseconds, too long for one that has just arrived
+)
 PROVEN_TOKENS = 512  # of golden.jsonl, at each load: half a second for a GPT-2 small on two slow cores
 SMOKE_TEXTS = [
     b"A first text that proves the model.",
@@ -137,6 +139,7 @@ class TritonPythonModel:
             end_process,
             CANCEL_AFTER_S,
         )
+        self.full_calls = 0
         self.senders = ThreadPoolExecutor(SENDERS, "polyhead-sender")
         self.scheduler.start()
         gc.collect()
@@ -163,10 +166,10 @@ class TritonPythonModel:
 
     def patience_s(self, texts: int) -> float:
         """How long `execute` waits for the answers of a call with so many texts."""
-        if texts >= self.config.max_batch_size:
-            return (
-                0.0  # Triton has handed over as many as it may: more are waiting, and only the queue knows for how long
-            )
+        # If Triton twice hands over as many as it may, more are waiting there, and only the queue knows for how long.
+        self.full_calls = self.full_calls + 1 if texts >= self.config.max_batch_size else 0
+        if self.full_calls >= 2:
+            return 0.0
         wait_s = self.scheduler.wait_s()
         return self.config.at_once_s if wait_s is None or wait_s <= self.config.at_once_s else 0.0
 
