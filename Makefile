@@ -80,7 +80,7 @@ loadtest: .venv/.ready ## Load-test a running server and verify every answer: SH
 
 .PHONY: capacity
 capacity: $(CHECKPOINT)/config.json data/debian/train.jsonl .venv-triton/.ready ## Start a server and find the highest rate that meets loadtest/objectives.toml: 6 minutes on 2 cores
-	$(PY) -m loadtest.capacity --checkpoint $(CHECKPOINT)
+	$(PY) -m loadtest.capacity --checkpoint $(CHECKPOINT) --model $(MODEL)
 
 .PHONY: image-check
 image-check: ## Build the CPU image without a registry, and test it with REPOSITORY=: 5 minutes; needs root, buildah, debootstrap

@@ -29,8 +29,8 @@ from loadtest.result import BLUE, GREEN, ORANGE, PURPLE, RED, RESULTS, describe_
 
 Figures = dict[str, Any]
 
-SHOWN = ("texts_s", "p50_ms", "p95_ms", "p99_ms", "errors", "mismatches")
-KEPT = (*SHOWN, "p999_ms", "max_ms", "slow_share", "tokens_s", "requests", "texts_per_micro_batch", "late_p99_ms")
+SHOWN = ("texts_s", "p50_ms", "p95_ms", "p99_ms", "p999_ms", "max_ms", "refused", "errors", "mismatches")
+KEPT = (*SHOWN, "tokens_s", "requests", "texts_per_micro_batch", "late_p99_ms")
 SERVER_NICE = 5
 SLACK_S = 90  # a load test may take this much longer than its length
 LATENCIES = {"p50_ms": "#9bbfe0", "p95_ms": BLUE, "p99_ms": "#16365c"}
@@ -56,7 +56,8 @@ class RateRuns:
             sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--headless", "--only-summary",
             "--loglevel", "WARNING", "--host", host, "--golden", str(golden),
             "--checkpoint", str(settings.checkpoint), "--objectives", str(settings.objectives),
-            "--protocol", settings.protocol, "--texts-per-request", settings.texts_per_request,
+            "--model", settings.model, "--protocol", settings.protocol,
+            "--texts-per-request", settings.texts_per_request,
             "--shape", "open", "-u", "4", *(["--metrics-url", metrics_url] if metrics_url else []),
         ]  # fmt: skip
 
@@ -72,6 +73,8 @@ class RateRuns:
             if done.returncode not in (0, 1) or not path.exists():
                 raise SystemExit(f"the load test failed: {(done.stdout + done.stderr)[-2000:]}")
             summary = json.loads(path.read_text(encoding="utf-8"))
+        if summary["cut_short"]:
+            raise SystemExit(f"the load test was {summary['cut_short']}")
         figures = {
             "rate": rate,
             "met": summary["exit_code"] == 0,
@@ -168,6 +171,7 @@ def main(options: Sequence[str] | None = None) -> None:
     parser.add_argument("--texts-per-request", default="1")
     parser.add_argument("--host", default="", help="a running server, such as http://localhost:8000")
     parser.add_argument("--metrics-url", default="", help="the running server's metrics")
+    parser.add_argument("--model", default="gpt2_classifier", help="the model's name")
     parser.add_argument("--start-rate", type=float, default=50.0, help="first rate, in texts per second")
     parser.add_argument("--closeness", type=float, default=1.05, help="end when missed and met rates are this close")
     parser.add_argument("--most-runs", type=int, default=12, help="most rates to try")
@@ -182,12 +186,12 @@ def main(options: Sequence[str] | None = None) -> None:
     points = [point for _, point in sorted(runs.points.items())]
     # The rate that was answered. It is a little lower than the rate that was due: the run ends with its last answer.
     capacity = confirmed["texts_s"] if confirmed else 0.0
-    names = ("tokens_s", "p50_ms", "p95_ms", "p99_ms", "generator_cores")
+    names = ("tokens_s", "p50_ms", "p95_ms", "p99_ms", "p999_ms", "max_ms", "generator_cores")
     summary = {
         "capacity_texts_s": capacity,
         "objectives": runs.limits,
         **({name: confirmed[name] for name in names} if confirmed else {}),
-        **{name: sum(run[name] for run in runs.runs) for name in ("requests", "errors", "mismatches")},
+        **{name: sum(run[name] for run in runs.runs) for name in ("requests", "refused", "errors", "mismatches")},
     }
     figure = plot_capacity(points, capacity, runs.limits)
     details = {"confirmed": confirmed, "points": points}
@@ -203,7 +207,7 @@ def _server(settings: argparse.Namespace) -> Iterator[RateRuns]:
         if settings.host:
             yield RateRuns(settings.host, settings.metrics_url, golden, settings)
             return
-        _command("polyhead-export", settings.checkpoint, "--repository", repository)
+        _command("polyhead-export", settings.checkpoint, "--repository", repository, "--name", settings.model)
         server = LocalServer(repository)
         # If both need more than the machine's cores, requests must wait in the server's queue and not in the load
         # generator. The processes that the server starts inherit this.
@@ -250,7 +254,12 @@ def plot_capacity(points: Sequence[Mapping[str, Any]], capacity: float, limits: 
     for name, colour in STAGES.items():
         server.plot(at, [point["server_mean_ms"].get(name) for point in points], "o-", ms=4, color=colour, label=name)
     client.set(title="Latency from the time when a request was due", ylabel="ms", xlabel=answered, yscale="log")
-    server.set(title="Server: queue per request, stages per batch", ylabel="ms, mean", xlabel=answered, yscale="log")
+    server.set(
+        title="Server: queue per request, stages per call or micro-batch",
+        ylabel="ms, mean",
+        xlabel=answered,
+        yscale="log",
+    )
     for axes in (client, server):
         axes.set_xlim(0, None)
         axes.legend()

@@ -1,12 +1,13 @@
 """The load test's connection to Locust: its users, its shape, and what happens at the start and end of a run.
 
 docs/loadtest.md says how to use it; the command is ``python -m locust -f loadtest/locustfile.py`` in the repository's
-root. Exit codes: 0 the objectives are met; 1 one is missed; 2 the run cannot be made (a bad file or option, no server,
-or another model), which is found before any user starts.
+root. Exit codes: 0 the objectives are met; 1 one is missed, or the run was cut short; 2 the run cannot be made (a bad
+file or option, no server, or another model), which is found before any user starts.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from functools import partial
@@ -71,6 +72,7 @@ def prepare(environment: Any, **_: Any) -> None:
     if "://" not in environment.host:
         environment.host = f"http://{environment.host}"
     environment.run = prepare_or_refuse(environment)
+    print(f"loadtest: {environment.run.tolerance}", file=sys.stderr, flush=True)
     # The run's end waits for requests in progress, so that a request that hangs is counted as an error.
     environment.stop_timeout = max(environment.stop_timeout or 0.0, options.request_timeout_s + 1)
 
@@ -82,6 +84,9 @@ def begin(environment: Any, **_: Any) -> None:
         environment.run = prepare_or_refuse(environment)
     run = environment.run
     run.begin()
+    if not isinstance(environment.runner, WorkerRunner):
+        # Locust itself handles SIGTERM only after a headless run.
+        gevent.signal_handler(signal.SIGTERM, lambda: setattr(run, "stopped", True))
     if run.options.metrics_url and not isinstance(environment.runner, WorkerRunner):
         run.before, run.after = scrape(run.options.metrics_url), None
 
@@ -95,6 +100,8 @@ def stop(environment: Any, **_: Any) -> None:
 def end(environment: Any, **_: Any) -> None:
     """Reads the server's metrics again. If the server is gone, the run's errors say so."""
     run = environment.run
+    if run is not None:
+        run.ended = time.time()
     if run is not None and run.before is not None and not isinstance(environment.runner, WorkerRunner):
         try:
             run.after = scrape(run.options.metrics_url)
@@ -146,11 +153,12 @@ def connect_workers(environment: Any) -> None:
         runner.register_message(FINISH, _finish_worker, concurrent=True)
         listen(hooks.report_to_master, partial(_report, environment))
     elif isinstance(runner, MasterRunner):
+        started: set[str] = set()
         finished: set[str] = set()
         runner.register_message(FINISHED, lambda msg, **_: finished.add(msg.node_id))
         listen(hooks.worker_report, partial(_merge_report, environment))
-        listen(hooks.test_start, lambda **_: finished.clear())
-        listen(hooks.test_stopping, lambda **_: _wait_for_workers(environment, finished))  # after `stop`
+        listen(hooks.test_start, lambda **_: _note_workers(environment, started, finished))
+        listen(hooks.test_stopping, lambda **_: _wait_for_workers(environment, started, finished))
 
 
 def _report(environment: Any, data: dict[str, Any], **_: Any) -> None:
@@ -173,15 +181,23 @@ def _finish_worker(environment: Any, **_: Any) -> None:
     runner.send_message(FINISHED)
 
 
-def _wait_for_workers(environment: Any, finished: set[str]) -> None:
+def _note_workers(environment: Any, started: set[str], finished: set[str]) -> None:
+    """On the master, before a run: these workers begin it."""
+    finished.clear()
+    started.clear()
+    started.update(client.id for client in environment.runner.clients.ready)
+
+
+def _wait_for_workers(environment: Any, started: set[str], finished: set[str]) -> None:
     """On the master, before it stops: waits until all running workers have reported, or until one takes too long."""
     clients = environment.runner.clients
     environment.runner.send_message(FINISH)
     deadline = time.monotonic() + environment.stop_timeout + SLACK_S
     while time.monotonic() < deadline:
         if {client.id for client in (*clients.spawning, *clients.running)} <= finished:
-            return
+            break
         gevent.sleep(0.05)
+    environment.run.lost_workers = len(started - finished)
 
 
 def listen(hook: Any, listener: Any) -> None:

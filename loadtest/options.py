@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 from loadtest.phases import SHAPES
+from loadtest.tally import SLOW_MS
 
 MOST_TEXTS = 64  # max_batch_size in the served config.pbtxt
 
@@ -33,14 +34,14 @@ def add_options(parser: Any) -> None:
         default="", metavar="FILE")  # fmt: skip
     add("--summary", "Write the summary to this file as JSON.", default="", metavar="FILE")
     add("--protocol", "http (default) or grpc.", choices=("http", "grpc"), default="http")
-    add("--model", "The model's name.", default="gpt2_classifier")
+    add("--model", "The served model's name; default gpt2_classifier.", default="gpt2_classifier")
     add("--api-key", "The key that a proxy asks for.", default="")
     add("--tolerance", "Allowed difference of a score; default: the tolerance that the server's schema states, "
-        "else 0.001.", type=_positive)  # fmt: skip
+        "else 0.001, which is right for fp32 only.", type=_positive)  # fmt: skip
     add("--metrics-url", "The server's metrics, such as http://localhost:8002/metrics.", default="", metavar="URL")
     add("--request-timeout-s", "How long a caller waits, in seconds; default 30.", type=_positive, default=30.0)
-    add("--slow-ms", "A request over this limit is slow; the summary shows their share; default 300.", type=_positive,
-        default=300.0)  # fmt: skip
+    add("--slow-ms", f"Count requests that take longer, in milliseconds, or get no answer; default {SLOW_MS:g}.",
+        on_web_page=True, type=_positive, default=SLOW_MS)  # fmt: skip
     add("--seed", "Seed of the random draw of texts and arrivals.", type=int, default=0)
     add("--texts-per-request", "1 to 64, or a mix such as 1,1,8,64 from which each request draws one; default 1.",
         on_web_page=True, type=_checked_sizes, default="1")  # fmt: skip

@@ -22,10 +22,13 @@ CONNECTIONS = 256  # of one open user; further requests wait for one, and their 
 
 # Figures of the summary that objectives can limit. ``min_`` is a lower limit, all others are upper limits.
 BOUNDS = (
-    "p50_ms", "p95_ms", "p99_ms", "p999_ms", "max_ms", "slow_share", "error_rate", "mismatch_rate", "min_texts_s",
+    "p50_ms", "p95_ms", "p99_ms", "p999_ms", "max_ms", "slow_share", "error_rate", "refused_rate", "mismatch_rate",
+    "without_server_s", "min_texts_s",
 )  # fmt: skip
+SHARES = ("slow_share", "error_rate", "refused_rate", "mismatch_rate")
 # These hold even if the file does not mention them: a fast wrong answer is not a success, and neither is a lost one.
-ALWAYS = {"error_rate": 0.0, "mismatch_rate": 0.0}
+ALWAYS = {"error_rate": 0.0, "refused_rate": 0.0, "mismatch_rate": 0.0}
+CONNECTIONS = 256  # of one user with open arrivals; more requests wait, and their latency includes that wait
 
 
 @dataclass
@@ -38,10 +41,13 @@ class LoadRun:
         objectives: limits by name.
         tally: what has been counted; a worker's tally is emptied by each report to the master.
         started: clock time at which the first users started; 0 before.
-        stopped: clock time at which the users were told to stop; 0 before.
         phases: of the shape.
         before, after: the server's metrics at both ends, if they were asked for and could be read.
         users: numbers the users, so that each draws its own texts.
+        stopped: whether the run shall end now.
+        reached_end: whether the shape went through all of its phases.
+        ended: clock time at which the last user had stopped; 0 before.
+        lost_workers: how many workers ended without reporting all of their counts.
     """
 
     options: Any
@@ -50,11 +56,14 @@ class LoadRun:
     objectives: dict[str, float]
     tally: Tally = field(default_factory=Tally)
     started: float = 0.0
-    stopped: float = 0.0
     phases: list[Phase] = field(default_factory=list)
     before: Samples | None = None
     after: Samples | None = None
     users: Any = field(default_factory=count)
+    stopped: bool = False
+    reached_end: bool = False
+    ended: float = 0.0
+    lost_workers: int = 0
 
     def plan(self) -> None:
         """Lays out the phases. The web page can start several runs, each with its own options."""
@@ -67,18 +76,30 @@ class LoadRun:
 
     def begin(self) -> None:
         """Starts counting from zero."""
-        self.tally = Tally()
-        self.started, self.stopped = time.time(), 0.0
+        self.tally = Tally(slow_ms=self.options.slow_ms)
+        self.started = time.time()
+        self.stopped, self.reached_end, self.ended, self.lost_workers = False, False, 0.0, 0
+
+    @property
+    def tolerance(self) -> str:
+        """Says what scores are compared with."""
+        return f"Tolerance of scores: {self.options.tolerance:g} ({self.options.tolerance_reason})."
 
     @property
     def planned_s(self) -> float:
-        """How long the run was to last."""
+        """How long the users should send, in seconds."""
         return self.phases[-1].end_s
 
     @property
-    def is_cut_short(self) -> bool:
-        """Whether somebody stopped it before its time."""
-        return self.stopped > 0 and self.stopped - self.started < self.planned_s - 1
+    def cut_short(self) -> str | None:
+        """Why the run does not show what it should; None if it went to its end."""
+        if not self.reached_end:
+            return f"stopped before its {self.planned_s:g} s were over"
+        if not self.ended:
+            return "stopped while requests were under way"
+        if self.lost_workers:
+            return f"workers lost with their last counts: {self.lost_workers}"
+        return None
 
     def users_at(self, elapsed_s: float) -> int | None:
         """How many users there should be; None when the run is over. The shape steps ends early after saturation."""
@@ -86,7 +107,10 @@ class LoadRun:
         # Workers report every three seconds, so the step that has just ended is not yet known in full.
         if self.options.shape == "steps" and find_saturation(self.rates(done[:-1])) is not None:
             self.phases = done
+        if self.stopped:
+            return None
         if len(done) == len(self.phases):
+            self.reached_end = True
             return None
         return self.phases[len(done)].users_at(elapsed_s)
 
@@ -131,7 +155,10 @@ def choose_tolerance(asked: float | None, schema: ModelSchema) -> tuple[float, s
         return asked, "--tolerance"
     if schema.tolerance is not None:
         return schema.tolerance, f"the server's schema states it for {schema.precision}"
-    return TOLERANCE, "assumed, because the server states none: what fp32 scores of two machines may differ by"
+    served = f"serves {schema.precision}, but" if schema.precision else "states no precision and"
+    return TOLERANCE, (
+        f"assumed: right for fp32 only; the server {served} states no tolerance; --tolerance sets another one"
+    )
 
 
 def connect(host: str, options: Any) -> Client:
@@ -141,6 +168,7 @@ def connect(host: str, options: Any) -> Client:
         options.model,
         protocol=options.protocol,
         timeout_s=options.request_timeout_s,
+        max_connections=CONNECTIONS,
         retry=RetryPolicy(max_attempts=1),
         max_connections=CONNECTIONS,
         api_key=options.api_key or None,
@@ -175,7 +203,7 @@ def read_objectives(path: Path | None) -> dict[str, float]:
         # isinstance takes true for an int
         if isinstance(value, bool) or not isinstance(value, int | float) or not (value >= 0 and math.isfinite(value)):
             raise CannotRunError(f"{path}: {name} must be a number of at least 0, got {value!r}")
-        if name.endswith(("_rate", "_share")) and value > 1:
+        if name in SHARES and value > 1:
             raise CannotRunError(f"{path}: {name} is a share of requests, at most 1, got {value!r}")
     return ALWAYS | {name: float(value) for name, value in fields.items()}
 

@@ -23,7 +23,7 @@ EXAMPLE = "expected something like http://localhost:8002/metrics"
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Milliseconds of a request in the model's queue, of a micro-batch, or of a call of ``model.py`` in a stage."""
+    """Milliseconds of a request in the queue, of a micro-batch (compute), or of a call of ``model.py``."""
 
     mean_ms: float | None
     p50_ms: float | None = None
@@ -58,14 +58,17 @@ def parse(text: str) -> Samples:
 
 
 def subtract(before: Samples, after: Samples) -> Samples:
-    """What each counter gained. A counter that is lower than before restarted at 0, together with the server."""
-    return {
-        key: value - before.get(key, 0.0) if value >= before.get(key, 0.0) else value for key, value in after.items()
-    }
+    """What each counter gained. If one of a histogram is lower than before, all restarted at 0, with the server."""
+    if any(key[0].endswith(("_bucket", "_count")) and value < before.get(key, 0.0) for key, value in after.items()):
+        return after
+    return {key: value - before.get(key, 0.0) for key, value in after.items()}
 
 
 def stages(added: Samples, model: str) -> dict[str, Stage]:
-    """Time in the queue per request, and time of each stage; includes other callers' and the canary's requests."""
+    """Time in the model's queue per request, and in each stage; includes other callers' and the canary's requests.
+
+    A server without these metrics has stages without figures.
+    """
     found = {"queue": _stage(added, "polyhead_queue_seconds", {"model": model})}
     for stage in STAGES:
         found[stage] = _stage(added, "polyhead_stage_seconds", {"model": model, "stage": stage})
@@ -73,13 +76,12 @@ def stages(added: Samples, model: str) -> dict[str, Stage]:
 
 
 def texts_per_micro_batch(added: Samples, model: str) -> float | None:
-    """How many texts the server computed at once, on average."""
+    """How many texts the server computed at once, on average; None if it does not say."""
     batches = _sum(added, "polyhead_micro_batch_texts_count", model=model)
     return _ratio(_sum(added, "polyhead_micro_batch_texts_sum", model=model), batches)
 
 
 def _stage(added: Samples, name: str, labels: Mapping[str, str]) -> Stage:
-    """A histogram in seconds; without values all figures are None."""
     mean = _ratio(1000 * _sum(added, f"{name}_sum", **labels), _sum(added, f"{name}_count", **labels))
     buckets = _buckets(added, f"{name}_bucket", labels)
     return Stage(mean, *(_quantile(buckets, share) for share in (0.5, 0.95, 0.99)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ class PhaseResult:
     p99_ms: float | None
     p999_ms: float | None
     max_ms: float | None
+    slow: int
+    refused: int
     errors: int
     mismatches: int
 
@@ -48,16 +51,19 @@ class LoadSummary:
         texts, tokens: of requests that were answered right.
         mismatches: requests with at least one wrong answer.
         foreign: those among them that got the answer to another text.
-        errors: requests without an answer, and users that broke.
+        refused: requests that the server refused because it had too many (503).
+        errors: other requests without an answer, and users that broke.
+        slow: requests that took longer than `slow_ms`, or got no answer.
+        without_server_s: seconds in which the users found no server.
         duration_s: from when the first request was due to the end of the last one.
-        planned_s: how long the run was to last; `is_cut_short` if it was stopped before.
-        without_server_s: seconds in which requests found no server and none was answered.
-        mean_ms, p50_ms, …, p999_ms, max_ms: latency as callers felt it, without errors that came at once; None if
-            there are none. Percentiles are right to 1 %.
-        slow_share: the share of these that took longer than `slow_ms`.
+        planned_s: how long the users should send; `cut_short` says why the run did not go to its end, else None.
+        mean_ms, p50_ms, p95_ms, p99_ms, p999_ms: latency of requests, without those that were refused or failed within
+            `slow_ms`; None if there are none. Exact to 1 %.
+        max_ms: the highest of these latencies, exactly.
+        error_rate, refused_rate, mismatch_rate, slow_share: shares of all requests.
         late_p99_ms: open arrivals only: how late the load generator itself started requests.
         server: times by stage; empty if the server's metrics were not asked for or could not be read at the end.
-        texts_per_micro_batch: how many texts the server computed at once, on average, or None.
+        texts_per_micro_batch: number of texts per micro-batch that the server computed, or None.
         tolerance: the allowed difference of a score; `tolerance_reason` says where it comes from.
         phases: only of shapes that have more than one.
         saturated: shape steps only: the phase after which more users hardly added throughput.
@@ -66,16 +72,19 @@ class LoadSummary:
     shape: str
     protocol: str
     users: int
-    duration_s: float
     planned_s: float
-    is_cut_short: bool
-    without_server_s: int
+    duration_s: float
+    cut_short: str | None
     requests: int
     texts: int
     tokens: int
     mismatches: int
     foreign: int
+    refused: int
     errors: int
+    slow: int
+    slow_ms: float
+    without_server_s: float
     requests_s: float
     texts_s: float
     tokens_s: float
@@ -85,9 +94,9 @@ class LoadSummary:
     p99_ms: float | None
     p999_ms: float | None
     max_ms: float | None
-    slow_ms: float
     slow_share: float | None
     error_rate: float | None
+    refused_rate: float | None
     mismatch_rate: float | None
     late_p99_ms: float | None
     server: dict[str, Stage]
@@ -100,9 +109,8 @@ class LoadSummary:
 
     @property
     def exit_code(self) -> int:
-        """0 only if the run was complete, something was answered right, and all objectives are met."""
-        is_good = self.texts > 0 and not self.is_cut_short and all(verdict.met for verdict in self.verdicts)
-        return 0 if is_good else 1
+        """0 only if the run went to its end, something was answered right, and all objectives are met."""
+        return 0 if self.cut_short is None and self.texts > 0 and all(verdict.met for verdict in self.verdicts) else 1
 
 
 def summarize(run: LoadRun, broken_users: int = 0) -> LoadSummary:
@@ -119,27 +127,30 @@ def summarize(run: LoadRun, broken_users: int = 0) -> LoadSummary:
         "texts_s": _per_second(total.texts, duration_s),
         "tokens_s": _per_second(total.tokens, duration_s),
         "mean_ms": _rounded(total.latencies.mean()),
-        **_percentiles(total),
-        "slow_share": total.latencies.share_over(options.slow_ms),
+        **_latencies(total),
+        "slow_share": total.slow / total.requests if total.requests else None,
         "error_rate": errors / ended if ended else None,
+        "refused_rate": total.refused / ended if ended else None,
         "mismatch_rate": total.mismatches / ended if ended else None,
+        "without_server_s": round(run.tally.outages.seconds(run.ended or time.time()), 2),
     }
     return LoadSummary(
         shape=options.shape,
         protocol=options.protocol,
         users=max(phase.users_to for phase in run.phases),
-        duration_s=round(duration_s, 3),
         planned_s=run.planned_s,
-        is_cut_short=run.is_cut_short,
-        without_server_s=run.tally.seconds_without_server(),
+        duration_s=round(duration_s, 3),
+        cut_short=run.cut_short,
         requests=total.requests,
         texts=total.texts,
         tokens=total.tokens,
         mismatches=total.mismatches,
         foreign=total.outcomes[RequestOutcome.FOREIGN],
+        refused=total.refused,
         errors=errors,
-        **figures,
+        slow=total.slow,
         slow_ms=options.slow_ms,
+        **figures,
         late_p99_ms=_rounded(run.tally.lateness.percentile(0.99)),
         server=stages(added, options.model) if added else {},
         texts_per_micro_batch=texts_per_micro_batch(added, options.model) if added else None,
@@ -156,21 +167,18 @@ def _phase_result(phase: Phase, counts: Counts, seconds: int) -> PhaseResult:
         name=phase.name,
         users=phase.users_to,
         texts_s=_per_second(counts.texts, seconds),
-        **_percentiles(counts),
+        **_latencies(counts),
+        slow=counts.slow,
+        refused=counts.refused,
         errors=counts.errors,
         mismatches=counts.mismatches,
     )
 
 
-def _percentiles(counts: Counts) -> dict[str, float | None]:
+def _latencies(counts: Counts) -> dict[str, float | None]:
     shares = {"p50_ms": 0.5, "p95_ms": 0.95, "p99_ms": 0.99, "p999_ms": 0.999}
-    # A bucket's middle may lie above the longest latency, which is exact.
-    longest = counts.max_ms if counts.latencies else None
-    found = {name: counts.latencies.percentile(share) for name, share in shares.items()}
-    return {
-        **{name: _rounded(None if ms is None else min(ms, counts.max_ms)) for name, ms in found.items()},
-        "max_ms": _rounded(longest),
-    }
+    found = {name: _rounded(counts.percentile(share)) for name, share in shares.items()}
+    return {**found, "max_ms": _rounded(counts.max_ms) if counts.latencies else None}
 
 
 def _per_second(count: int, seconds: float) -> float:
@@ -190,22 +198,20 @@ def write_summary(summary: LoadSummary, path: Path) -> None:
 
 
 def print_summary(summary: LoadSummary) -> None:
-    """Prints tables to stdout, with the objectives last; 100 characters wide if stdout is no terminal."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+    """Prints tables to stdout, with the objectives last; 120 characters wide if stdout is no terminal."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     if summary.phases:
-        names = ("phase", "users", "texts/s", "p50 ms", "p99 ms", "p99.9 ms", "max ms", "errors", "mismatches")
+        names = (
+            "phase, ms", "users", "texts/s", "p50", "p95", "p99", "p99.9", "max", f"over {summary.slow_ms:g}",
+            "refused", "errors", "mismatches",
+        )  # fmt: skip
         rows = (
-            (
-                f"{one.name} (saturated)" if one.name == summary.saturated else one.name,
-                *(one.users, one.texts_s, one.p50_ms, one.p99_ms, one.p999_ms, one.max_ms, one.errors, one.mismatches),
-            )
+            (f"{one.name} (saturated)" if one.name == summary.saturated else one.name, *astuple(one)[1:])
             for one in summary.phases
         )
         console.print(_table(names, rows))
     console.print(_throughput(summary))
     console.print(_times(summary))
-    if summary.slow_share is not None:
-        console.print(f"Slower than {summary.slow_ms:g} ms: {100 * summary.slow_share:.3g} % of the requests.")
     if not summary.server:
         console.print("The server's own times need --metrics-url, and a server that still runs at the end.")
     if summary.late_p99_ms is not None and summary.late_p99_ms > LATE_MS:
@@ -221,10 +227,10 @@ def print_summary(summary: LoadSummary) -> None:
 
 
 def _verdict(summary: LoadSummary) -> str:
-    if summary.is_cut_short:
-        return f"CUT SHORT: it was stopped before its {summary.planned_s:g} s were over, so nothing is decided"
     if summary.texts == 0:
-        return "FAILED, nothing was answered right"
+        return "FAILED, nothing was answered right" + (f": {summary.cut_short}" if summary.cut_short else "")
+    if summary.cut_short:
+        return f"FAILED, cut short: {summary.cut_short}"
     missed = [verdict.objective for verdict in summary.verdicts if not verdict.met]
     if missed:
         return f"FAILED, missed {', '.join(missed)}"
@@ -239,7 +245,9 @@ def _throughput(summary: LoadSummary) -> Table:
         ("tokens in them", summary.tokens, summary.tokens_s),
         ("mismatches", summary.mismatches, ""),
         ("  answers to other texts", summary.foreign, ""),
+        ("refused", summary.refused, ""),
         ("errors", summary.errors, ""),
+        (f"over {summary.slow_ms:g} ms or without an answer", summary.slow, ""),
         ("seconds without a server", summary.without_server_s, ""),
     )
     return _table((f"{summary.shape}, {summary.protocol}, {summary.duration_s:.1f} s", "count", "per second"), rows)
@@ -249,7 +257,12 @@ def _times(summary: LoadSummary) -> Table:
     rows: list[Row] = [
         (
             "client: latency per request",
-            *(summary.mean_ms, summary.p50_ms, summary.p95_ms, summary.p99_ms, summary.p999_ms, summary.max_ms),
+            summary.mean_ms,
+            summary.p50_ms,
+            summary.p95_ms,
+            summary.p99_ms,
+            summary.p999_ms,
+            summary.max_ms,
         ),
         *(
             (f"server: {name}", *astuple(summary.server.get(name.split()[0], Stage(None))), "", "")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from loadtest.outages import Outages
+
 WIDTH = math.log(1.01)
 SMALLEST_MS = 0.001
-AT_ONCE_MS = 100.0  # who waited longer for an error felt it, so its latency counts
+SLOW_MS = 300.0  # the default of --slow-ms
 
 
 class Latencies(Counter[int]):
@@ -25,19 +28,16 @@ class Latencies(Counter[int]):
         self[math.floor(math.log(max(ms, SMALLEST_MS)) / WIDTH)] += 1
 
     def percentile(self, share: float) -> float | None:
-        """The latency in ms that `share` of all did not exceed; None if nothing was counted."""
+        """The latency in ms that `share` of all did not exceed, to within half a percent; None without any.
+
+        It is the latency of one request (nearest rank): of fewer than 1,000, the 99.9th percentile is the highest.
+        """
         wanted, seen = share * self.total(), 0
         for bucket in sorted(self):
             seen += self[bucket]
             if seen >= wanted:
                 return _middle(bucket)
         return None
-
-    def share_over(self, ms: float) -> float | None:
-        """The share of latencies above `ms`, to within the width of a bucket; None if nothing was counted."""
-        if not self:
-            return None
-        return sum(count for bucket, count in self.items() if _middle(bucket) > ms) / self.total()
 
     def mean(self) -> float | None:
         """The mean in ms; None if nothing was counted."""
@@ -56,12 +56,9 @@ class RequestOutcome(StrEnum):
     RIGHT = "right"
     MISMATCH = "mismatch"  # answered, but not as expected
     FOREIGN = "foreign"  # a mismatch that is the right answer to another text
-    REFUSED = "refused"  # an error that the server sent
-    NO_SERVER = "no_server"  # nobody listened
-    TIMEOUT = "timeout"  # an error after waiting
-
-
-WITHOUT_ANSWER = (RequestOutcome.REFUSED, RequestOutcome.TIMEOUT, RequestOutcome.NO_SERVER)
+    REFUSED = "refused"  # the server shed load (503)
+    TIMEOUT = "timeout"  # no answer in time
+    FAILED = "failed"  # any other error
 
 
 @dataclass
@@ -71,14 +68,17 @@ class Counts:
     Attributes:
         outcomes: number of requests by `RequestOutcome`.
         texts, tokens: of requests that were answered right.
-        latencies: of all requests but those that failed at once, which would make the others look fast.
-        max_ms: the longest of them; 0 if there are none.
+        latencies: of all requests but those that were refused or failed within `SLOW_MS` or ``--slow-ms``: they would
+            make the others look fast.
+        slow: how many requests took longer than that, or got no answer.
+        max_ms: the highest of the latencies, exactly.
     """
 
     outcomes: Counter[str] = field(default_factory=Counter)
     texts: int = 0
     tokens: int = 0
     latencies: Latencies = field(default_factory=Latencies)
+    slow: int = 0
     max_ms: float = 0.0
 
     @property
@@ -93,23 +93,30 @@ class Counts:
 
     @property
     def errors(self) -> int:
-        """Requests without an answer."""
-        return sum(self.outcomes[one] for one in WITHOUT_ANSWER)
+        """Requests without an answer, except those that the server refused."""
+        return self.outcomes[RequestOutcome.TIMEOUT] + self.outcomes[RequestOutcome.FAILED]
 
     @property
-    def has_no_server(self) -> bool:
-        """Whether requests found no server and none was answered."""
-        return self.outcomes[RequestOutcome.NO_SERVER] > 0 and self.requests == self.errors
+    def refused(self) -> int:
+        """Requests that the server refused because it had too many."""
+        return self.outcomes[RequestOutcome.REFUSED]
 
-    def add(self, outcome: RequestOutcome, texts: int, tokens: int, latency_ms: float) -> None:
+    def add(self, outcome: RequestOutcome, texts: int, tokens: int, latency_ms: float, slow_ms: float) -> None:
         """Counts one request."""
+        answered = outcome in (RequestOutcome.RIGHT, RequestOutcome.MISMATCH, RequestOutcome.FOREIGN)
         self.outcomes[outcome] += 1
         if outcome is RequestOutcome.RIGHT:
             self.texts += texts
             self.tokens += tokens
-        if outcome not in (RequestOutcome.REFUSED, RequestOutcome.NO_SERVER) or latency_ms > AT_ONCE_MS:
+        self.slow += not answered or latency_ms > slow_ms
+        if answered or outcome is RequestOutcome.TIMEOUT or latency_ms > slow_ms:
             self.latencies.add(latency_ms)
             self.max_ms = max(self.max_ms, latency_ms)
+
+    def percentile(self, share: float) -> float | None:
+        """As `Latencies.percentile`, but never above the maximum."""
+        found = self.latencies.percentile(share)
+        return None if found is None else min(found, self.max_ms)
 
     def merge(self, other: Counts) -> None:
         """Adds the counts of another one."""
@@ -117,6 +124,7 @@ class Counts:
         self.texts += other.texts
         self.tokens += other.tokens
         self.latencies.update(other.latencies)
+        self.slow += other.slow
         self.max_ms = max(self.max_ms, other.max_ms)
 
 
@@ -128,16 +136,20 @@ class Tally:
         seconds: counts by whole second of the clock (``time.time``); the clocks of workers should agree.
         lateness: open arrivals only: how late the load generator itself started requests.
         began, ended: clock times at which the first request was due and the last one ended; infinite before.
+        slow_ms: requests that take longer are slow.
+        outages: when no server answered.
     """
 
     seconds: dict[int, Counts] = field(default_factory=dict)
     lateness: Latencies = field(default_factory=Latencies)
     began: float = math.inf
     ended: float = -math.inf
+    slow_ms: float = SLOW_MS
+    outages: Outages = field(default_factory=Outages)
 
     def add(self, outcome: RequestOutcome, texts: int, tokens: int, latency_ms: float, ended: float) -> None:
         """Counts one request that ended at clock time `ended`."""
-        self.seconds.setdefault(int(ended), Counts()).add(outcome, texts, tokens, latency_ms)
+        self.seconds.setdefault(int(ended), Counts()).add(outcome, texts, tokens, latency_ms, self.slow_ms)
         self._widen(ended - latency_ms / 1000, ended)
 
     def between(self, start: float, end: float) -> Counts:
@@ -152,38 +164,32 @@ class Tally:
         """The counts of all seconds."""
         return self.between(-math.inf, math.inf)
 
-    def seconds_without_server(self) -> int:
-        """Whole seconds from one in which requests found no server and none was answered, until one is answered.
-
-        Users pause then, so there may be no request in some of these seconds.
-        """
-        found, last = 0, None
-        for second, counts in sorted(self.seconds.items()):
-            if counts.has_no_server:
-                found += 1 if last is None else second - last
-                last = second
-            elif last is not None:
-                found += second - last - 1
-                last = None
-        return found
-
     def merge(self, other: Tally) -> None:
         """Adds another tally's counts."""
         for second, counts in other.seconds.items():
             self.seconds.setdefault(second, Counts()).merge(counts)
         self.lateness.update(other.lateness)
+        self.outages.merge(other.outages.spans)
         self._widen(other.began, other.ended)
 
     def drain(self) -> dict[str, Any]:
         """Returns all counts as plain values for a message and empties the tally: no request is reported twice."""
         data = {
             "seconds": {
-                second: [counts.outcomes, counts.texts, counts.tokens, counts.latencies, counts.max_ms]
+                second: [
+                    counts.outcomes,
+                    counts.texts,
+                    counts.tokens,
+                    counts.latencies,
+                    counts.slow,
+                    counts.max_ms,
+                ]
                 for second, counts in self.seconds.items()
             },
             "lateness": self.lateness,
             "began": self.began,
             "ended": self.ended,
+            "outages": self.outages.drain(time.time()),
         }
         self.seconds, self.lateness = {}, Latencies()
         return data
@@ -192,10 +198,12 @@ class Tally:
     def from_message(cls, data: Mapping[str, Any]) -> Tally:
         """The inverse of `drain`."""
         seconds = {
-            second: Counts(Counter(outcomes), texts, tokens, Latencies(buckets), max_ms)
-            for second, (outcomes, texts, tokens, buckets, max_ms) in data["seconds"].items()
+            second: Counts(Counter(outcomes), texts, tokens, Latencies(buckets), slow, max_ms)
+            for second, (outcomes, texts, tokens, buckets, slow, max_ms) in data["seconds"].items()
         }
-        return cls(seconds, Latencies(data["lateness"]), data["began"], data["ended"])
+        outages = Outages()
+        outages.merge(data["outages"])
+        return cls(seconds, Latencies(data["lateness"]), data["began"], data["ended"], outages=outages)
 
     def _widen(self, began: float, ended: float) -> None:
         self.began, self.ended = min(self.began, began), max(self.ended, ended)

@@ -2,6 +2,10 @@
 
 A closed user sends its next request when it has its answer. An open user (``--shape open``) is a source of arrivals:
 each request starts when it is due, in its own greenlet, and its latency counts from that time.
+
+No user hammers a server that is gone. After an error a closed user pauses, and after a refusal it waits as long as the
+server says. A source of arrivals pauses only if there is no server; requests that are due meanwhile fail without being
+sent, so that none is missing from the figures.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from locust import FastHttpUser, User, task
 
 from loadtest.expected import ExpectedAnswer, find_mismatches, find_owner
 from loadtest.options import sizes_of
+from loadtest.outages import BackOff, is_gone
 from loadtest.phases import PoissonArrivals
 from loadtest.run import CONNECTIONS, LoadRun, connect
 from loadtest.tally import RequestOutcome
@@ -31,8 +36,6 @@ from polyhead_client.errors import mapped
 from polyhead_client.operations import take_output
 from polyhead_client.request import HttpReply, decode, encode, infer_call
 
-FIRST_PAUSE_S = 0.1  # of a closed user after an error; doubles with each further one, up to LONGEST_PAUSE_S
-LONGEST_PAUSE_S = 4.0
 MOST_NAMED = 3  # mismatches in one message
 
 
@@ -54,9 +57,8 @@ class Classifier(User):
         self.random = random.Random(f"{options.seed} {worker} {next(self.load_run.users)}")
         self.under_way = Group()
         self.connections = BoundedSemaphore(CONNECTIONS)
+        self.back_off = BackOff()
         self.arrivals: PoissonArrivals | None = None
-        self.next_pause_s = FIRST_PAUSE_S
-        self.pause_s = 0.0
         if options.shape == "open":
             requests_s = options.rate / (sum(self.sizes) / len(self.sizes)) / options.sources
             self.arrivals = PoissonArrivals(requests_s, time.perf_counter(), self.random)
@@ -72,19 +74,9 @@ class Classifier(User):
         self.close()
 
     def wait_time(self) -> float:
-        """Seconds until the next arrival; for a closed user 0, or what `pause_after` asks for."""
-        if self.arrivals:
-            return max(self.arrivals.due - time.perf_counter(), 0.0)
-        pause_s, self.pause_s = self.pause_s, 0.0
-        return pause_s
-
-    def pause_after(self, error: PolyheadClientError) -> None:
-        """A closed user waits as long as a busy server says, and longer after each other error, as real callers do."""
-        if isinstance(error, ServerOverloadedError) and error.retry_after_s:
-            self.pause_s = error.retry_after_s * self.random.uniform(1, 1.25)
-        else:
-            self.pause_s = self.next_pause_s * self.random.uniform(0.5, 1)
-            self.next_pause_s = min(2 * self.next_pause_s, LONGEST_PAUSE_S)
+        """Seconds until the next arrival, or until a closed user's pause is over."""
+        due = self.arrivals.due if self.arrivals else self.back_off.until
+        return max(due - time.perf_counter(), 0.0)
 
     @task
     def classify(self) -> None:
@@ -93,6 +85,10 @@ class Classifier(User):
             self.ask(self.draw(), time.perf_counter())
             return
         for due in self.arrivals.take(time.perf_counter()):
+            if due < self.back_off.until:
+                error = ServerUnreachableError("not sent, because the server had just been gone")
+                self.conclude(self.draw(), due, RequestOutcome.FAILED, error)
+                continue
             self.under_way.spawn(self.ask, self.draw(), due).link_exception(self.report_broken)
 
     def report_broken(self, greenlet: Any) -> None:
@@ -119,13 +115,21 @@ class Classifier(User):
             predictions = [Prediction.from_json(answer) for answer in answers]
         except RequestTimeoutError as error:
             self.conclude(rows, due, RequestOutcome.TIMEOUT, error)
+        except ServerOverloadedError as error:
+            self.load_run.tally.outages.answered(time.time())
+            if self.arrivals is None:
+                self.back_off.failed(time.perf_counter(), error.retry_after_s)
+            self.conclude(rows, due, RequestOutcome.REFUSED, error)
         except PolyheadClientError as error:
-            is_gone = isinstance(error, ServerUnreachableError)
-            self.pause_after(error)
-            self.conclude(rows, due, RequestOutcome.NO_SERVER if is_gone else RequestOutcome.REFUSED, error)
+            if gone := is_gone(error):
+                self.load_run.tally.outages.lost(time.time())
+            if gone or self.arrivals is None:
+                self.back_off.failed(time.perf_counter())
+            self.conclude(rows, due, RequestOutcome.FAILED, error)
         else:
-            self.next_pause_s = FIRST_PAUSE_S
             ended = time.perf_counter()
+            self.back_off.answered()
+            self.load_run.tally.outages.answered(time.time())
             self.conclude(rows, due, *self.judge(predictions, rows), ended, sum(map(len, answers)))
 
     def conclude(

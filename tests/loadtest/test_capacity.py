@@ -63,7 +63,9 @@ def test_benchmark_to_its_last_line(base_checkpoint: Path, tmp_path: Path, capsy
     assert printed["capacity_texts_s"] == pytest.approx(20.0, rel=0.6)
     assert printed["mismatches"] == 0
     assert printed["requests"] > 40
-    assert printed["objectives"] == {"error_rate": 0.0, "mismatch_rate": 0.0, "p95_ms": 2000.0}
+    assert printed["objectives"] == {
+        "error_rate": 0.0, "refused_rate": 0.0, "mismatch_rate": 0.0, "p95_ms": 2000.0,
+    }  # fmt: skip
     written = json.loads((tmp_path / "capacity.json").read_text())
     assert [point["rate"] for point in written["points"]] == [10.0, 20.0]
     assert (written["confirmed"]["rate"], written["confirmed"]["met"]) == (20.0, True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -197,7 +198,7 @@ def test_a_mapped_error_says_what_the_server_said(fake: FakeTriton, golden: Path
     code, output, summary = run_locust(fake.url, golden)
     assert code == 1, output
     assert summary is not None
-    assert summary["errors"] == 2
+    assert (summary["errors"], summary["refused"]) == (1, 1)
     assert summary["texts"] == summary["requests"] - 2 > 0
     assert "is overloaded (Request timeout expired)" in output
     assert "ServerUnreachableError" in output
@@ -266,7 +267,7 @@ def test_objectives_decide(fake: FakeTriton, golden: Path) -> None:
     assert code == 0, output
     assert summary is not None
     assert [verdict["objective"] for verdict in summary["verdicts"]] == [
-        "error_rate", "mismatch_rate", "p95_ms", "min_texts_s",
+        "error_rate", "refused_rate", "mismatch_rate", "p95_ms", "min_texts_s",
     ]  # fmt: skip
     objectives.write_text("p95_ms = 0.0001\n")
     code, output, _ = run_locust(fake.url, golden, "--objectives", str(objectives))
@@ -276,6 +277,79 @@ def test_objectives_decide(fake: FakeTriton, golden: Path) -> None:
     code, output, _ = run_locust(fake.url, golden, "--objectives", str(objectives))
     assert code == 2
     assert "unknown key 'p95'; allowed are p50_ms" in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_cut_short_is_exit_code_1(number: signal.Signals, fake: FakeTriton, golden: Path) -> None:
+    """After Ctrl-C or SIGTERM there is a summary, which says that the run was cut short and not that it succeeded."""
+    command, environment = locust_command(fake.url, golden, "-t", "60s")
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    deadline = time.monotonic() + 30
+    while len(fake.requests) < 20 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, output
+    assert "load test: FAILED, cut short: stopped before its 60 s were over" in output
+    assert "objectives met" not in output
+    summary = json.loads((golden.parent / "summary.json").read_text())
+    assert (summary["exit_code"], summary["errors"], summary["mismatches"]) == (1, 0, 0)
+    assert (summary["planned_s"], summary["texts"] > 0) == (60.0, True)
+    assert summary["cut_short"] == "stopped before its 60 s were over"
+
+
+def test_users_pause_while_the_server_is_gone(fake: FakeTriton, golden: Path) -> None:
+    """Users ask a server that is gone a few times per second, and the summary says for how long it was gone."""
+    fake.server.failures = [Failure()] * 5 + [Failure(broken=True)] * 10_000
+    code, output, summary = run_locust(fake.url, golden, "-t", "4s")
+    assert code == 1, output
+    assert summary is not None
+    assert 0 < summary["errors"] < 60
+    assert summary["without_server_s"] > 2
+    assert "seconds without a server" in output
+
+
+def test_arrivals_without_a_server_are_not_sent_but_counted(fake: FakeTriton, golden: Path) -> None:
+    """Open arrivals that are due while the server is gone count as errors, although few of them are sent."""
+    fake.server.failures = [Failure()] * 5 + [Failure(broken=True)] * 10_000
+    code, output, summary = run_locust(
+        fake.url, golden, "--shape", "open", "--rate", "100", "-u", "1", "-t", "4s", "--seed", "1"
+    )
+    assert code == 1, output
+    assert summary is not None
+    assert summary["errors"] > 200
+    assert len(fake.server.requests) < 150
+    assert "not sent, because the server had just been gone" in output
+
+
+def test_users_wait_as_a_refusal_says(fake: FakeTriton, golden: Path) -> None:
+    """A refused request is no error; its user sends the next one after the time that the server names."""
+    fake.server.failures = [Failure()] + [Failure(503, "the queue is full; retry in 0.9 s")] * 10_000
+    code, output, summary = run_locust(fake.url, golden, "-t", "4s")
+    assert code == 1, output
+    assert summary is not None
+    assert summary["errors"] == 0
+    assert 2 <= summary["refused"] == summary["requests"] <= 10
+    assert summary["without_server_s"] == 0
+
+
+def test_the_slow_share_has_its_limit(fake: FakeTriton, golden: Path) -> None:
+    """--slow-ms sets from when on a request is slow, and slow_share how many may be."""
+    fake.delay_s = 0.05
+    objectives = golden.parent / "objectives.toml"
+    objectives.write_text("slow_share = 0.5\nmax_ms = 5000\np999_ms = 5000\n")
+    code, output, summary = run_locust(fake.url, golden, "--objectives", str(objectives))
+    assert code == 0, output
+    assert summary is not None
+    assert (summary["slow_ms"], summary["slow_share"] < 0.5) == (300.0, True)
+    assert summary["max_ms"] >= summary["p999_ms"] > 50
+    code, output, summary = run_locust(fake.url, golden, "--objectives", str(objectives), "--slow-ms", "20")
+    assert code == 1, output
+    assert summary is not None
+    assert (summary["slow_ms"], summary["slow_share"]) == (20.0, 1.0)
+    assert "FAILED, missed slow_share" in output
 
 
 def test_shapes_have_phases(fake: FakeTriton, golden: Path) -> None:

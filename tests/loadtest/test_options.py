@@ -34,7 +34,8 @@ def test_tolerance_is_the_servers_unless_asked_for() -> None:
     assert choose_tolerance(0.5, schema) == (0.5, "--tolerance")
     assert choose_tolerance(None, schema) == (0.03, "the server's schema states it for bf16")
     silent = ModelSchema.from_json(json.dumps(SCHEMA))
-    assert choose_tolerance(None, silent) == (
-        0.001,
-        "assumed, because the server states none: what fp32 scores of two machines may differ by",
-    )
+    tolerance, reason = choose_tolerance(None, silent)
+    assert tolerance == 0.001
+    assert "right for fp32 only; the server states no precision and states no tolerance" in reason
+    unsure = ModelSchema.from_json(json.dumps({**SCHEMA, "precision": "bf16"}))
+    assert "the server serves bf16, but states no tolerance" in choose_tolerance(None, unsure)[1]

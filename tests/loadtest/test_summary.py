@@ -15,20 +15,22 @@ from loadtest.run import LoadRun, Verdict
 from loadtest.summary import LoadSummary, print_summary, summarize, write_summary
 from loadtest.tally import RequestOutcome
 
+ENDED: dict[str, Any] = {"reached_end": True, "ended": 110.0}
 METRICS = {
     ("nv_inference_request_success", frozenset({("model", "m")})): 10.0,
-    ("polyhead_queue_seconds_count", frozenset({("model", "m")})): 10.0,
     ("polyhead_queue_seconds_sum", frozenset({("model", "m")})): 0.03,
+    ("polyhead_queue_seconds_count", frozenset({("model", "m")})): 10.0,
 }
 
 
 def finished(shape: str = "constant", objectives: dict[str, float] | None = None, **fields: Any) -> LoadRun:
     """A run of 10 s with a right answer of 2 texts and 12 tokens every tenth of a second, in 20 ms each."""
     options = SimpleNamespace(
-        shape=shape, protocol="http", model="m", tolerance=0.001, tolerance_reason="asked", slow_ms=300.0
+        shape=shape, protocol="http", model="m", slow_ms=300.0, tolerance=0.001, tolerance_reason="asked"
     )
-    limits = {"error_rate": 0.0, "mismatch_rate": 0.0} | (objectives or {})
-    run = LoadRun(options, [], None, limits, phases=phases_of(shape, 4, 10.0, 2), started=100.0, **fields)  # type: ignore[arg-type]
+    limits = {"error_rate": 0.0, "refused_rate": 0.0, "mismatch_rate": 0.0} | (objectives or {})
+    run = LoadRun(options, [], None, limits, **ENDED | fields)  # type: ignore[arg-type]
+    run.phases, run.started = phases_of(shape, 4, 10.0, 2), 100.0
     for tenth in range(100):
         run.tally.add(RequestOutcome.RIGHT, 2, 12, 20.0, 100.02 + tenth / 10)
     return run
@@ -43,11 +45,13 @@ def test_figures() -> None:
     assert summary.tokens_s == pytest.approx(1200 / 9.92, abs=0.01)
     assert summary.p50_ms == summary.p99_ms == pytest.approx(20, rel=0.01)
     assert (summary.error_rate, summary.mismatch_rate, summary.exit_code) == (0.0, 0.0, 0)
+    assert (summary.p999_ms, summary.max_ms) == (20.0, 20.0)  # no percentile is above the maximum
+    assert (summary.slow, summary.slow_share, summary.refused, summary.without_server_s) == (0, 0.0, 0, 0.0)
     assert (summary.phases, summary.server, summary.late_p99_ms) == ([], {}, None)
 
 
 @pytest.mark.parametrize(
-    ("outcome", "rate"), [(RequestOutcome.MISMATCH, "mismatch_rate"), (RequestOutcome.REFUSED, "error_rate")]
+    ("outcome", "rate"), [(RequestOutcome.MISMATCH, "mismatch_rate"), (RequestOutcome.FAILED, "error_rate")]
 )
 def test_one_failure_fails_the_run(outcome: RequestOutcome, rate: str) -> None:
     """One wrong or missing answer among a hundred right ones misses the objective that always holds."""
@@ -58,41 +62,6 @@ def test_one_failure_fails_the_run(outcome: RequestOutcome, rate: str) -> None:
     assert summary.exit_code == 1
     assert (summary.mismatches, summary.errors) == ((1, 0) if outcome is RequestOutcome.MISMATCH else (0, 1))
     assert summary.texts == 200
-
-
-def test_what_users_feel() -> None:
-    """One slow request of a thousand shows in p99.9, in the maximum and in the slow share, and misses objectives."""
-    run = finished(objectives={"p999_ms": 300.0, "max_ms": 300.0, "slow_share": 0.001, "p99_ms": 300.0})
-    for tenth in range(100):
-        run.tally.add(RequestOutcome.RIGHT, 2, 12, 20.0, 100.02 + tenth / 10)
-    run.tally.add(RequestOutcome.RIGHT, 2, 12, 523.4, 107.5)
-    summary = summarize(run)
-    assert (summary.p999_ms, summary.max_ms) == (pytest.approx(523.4, rel=0.01), 523.4)
-    assert summary.p99_ms == pytest.approx(20, rel=0.01)
-    assert summary.slow_share == pytest.approx(1 / 201)
-    assert {verdict.objective for verdict in summary.verdicts if not verdict.met} == {"p999_ms", "max_ms", "slow_share"}
-
-
-@pytest.mark.parametrize(("stopped", "is_cut_short"), [(110.0, False), (109.5, False), (104.0, True), (0.0, False)])
-def test_a_run_that_was_cut_short_decides_nothing(
-    stopped: float, is_cut_short: bool, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """If somebody stops a run before its time, it does not say that the objectives are met, and its exit code is 1."""
-    summary = summarize(finished(stopped=stopped))
-    assert (summary.is_cut_short, summary.exit_code) == (is_cut_short, int(is_cut_short))
-    last = printed(summary, capsys).splitlines()[-1]
-    assert ("objectives met" in last) == (not is_cut_short)
-    assert last.startswith("load test: CUT SHORT: it was stopped before its 10 s") == is_cut_short
-
-
-def test_seconds_without_a_server_are_counted() -> None:
-    """Only seconds in which nobody was answered count, and their errors do not make the latency look fast."""
-    run = finished()
-    for second in (3, 20, 21, 21):
-        run.tally.add(RequestOutcome.NO_SERVER, 1, 5, 0.3, 100.5 + second)
-    summary = summarize(run)
-    assert (summary.without_server_s, summary.errors) == (2, 4)
-    assert summary.p50_ms == pytest.approx(20, rel=0.01)
 
 
 def test_a_broken_user_is_an_error() -> None:
@@ -115,7 +84,7 @@ def test_missed_objectives() -> None:
     """Each objective is compared with its own figure."""
     summary = summarize(finished(objectives={"p95_ms": 10.0, "min_texts_s": 10.0}))
     assert {verdict.objective: verdict.met for verdict in summary.verdicts} == {
-        "error_rate": True, "mismatch_rate": True, "p95_ms": False, "min_texts_s": True,
+        "error_rate": True, "refused_rate": True, "mismatch_rate": True, "p95_ms": False, "min_texts_s": True,
     }  # fmt: skip
     assert summary.exit_code == 1
 
@@ -138,6 +107,57 @@ def test_saturated_step_is_named() -> None:
     """Steps that all reach the same are saturated at the first."""
     assert summarize(finished("steps")).saturated == "step 1"
     assert summarize(finished("constant")).saturated is None
+
+
+def test_what_users_feel() -> None:
+    """One slow request in a hundred stands in the maximum, in p99.9 and in the share over the limit."""
+    run = finished(objectives={"p95_ms": 100.0, "p999_ms": 500.0, "max_ms": 550.0, "slow_share": 0.005})
+    run.tally.add(RequestOutcome.RIGHT, 2, 12, 533.3, 110.0)
+    summary = summarize(run)
+    assert (summary.max_ms, summary.slow, summary.slow_share) == (533.3, 1, pytest.approx(1 / 101))
+    assert summary.p999_ms == pytest.approx(533.3, rel=0.005)
+    assert [verdict.objective for verdict in summary.verdicts if not verdict.met] == ["p999_ms", "slow_share"]
+
+
+def test_refusals_are_no_errors() -> None:
+    """A refused request is counted by itself, fails the run unless the file allows it, and nobody calls it fast."""
+    run = finished()
+    run.tally.add(RequestOutcome.REFUSED, 2, 12, 1.0, 110.0)
+    summary = summarize(run)
+    assert (summary.refused, summary.errors, summary.slow, summary.exit_code) == (1, 0, 1, 1)
+    assert [verdict.objective for verdict in summary.verdicts if not verdict.met] == ["refused_rate"]
+    assert summary.mean_ms == pytest.approx(20, rel=0.01)
+    assert summarize(finished(objectives={"refused_rate": 0.1})).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"reached_end": False}, "stopped before its 10 s were over"),
+        ({"ended": 0.0}, "while requests were under way"),
+        ({"lost_workers": 2}, "workers lost with their last counts: 2"),
+    ],
+)
+def test_cut_short_is_no_success(fields: dict[str, Any], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that did not go to its end fails although all objectives are met, and says why."""
+    summary = summarize(finished(**fields))
+    assert all(verdict.met for verdict in summary.verdicts)
+    assert summary.exit_code == 1
+    last = printed(summary, capsys).splitlines()[-1]
+    assert last.startswith("load test: FAILED, cut short: ")
+    assert words in last
+
+
+def test_seconds_without_a_server() -> None:
+    """An outage lasts from the first request that found no server to the next answer, or to the end of the run."""
+    run = finished(objectives={"without_server_s": 2.0})
+    run.tally.outages.lost(102.0)
+    run.tally.outages.lost(102.5)
+    run.tally.outages.answered(103.5)
+    run.tally.outages.lost(109.0)
+    summary = summarize(run)
+    assert summary.without_server_s == 2.5
+    assert [verdict.objective for verdict in summary.verdicts if not verdict.met] == ["without_server_s"]
 
 
 def test_write_replaces_whole(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 
 import msgpack
 import pytest
@@ -11,17 +12,19 @@ from loadtest.tally import Latencies, RequestOutcome, Tally
 
 
 def test_only_right_answers_count_as_texts() -> None:
-    """A wrong answer is a mismatch and neither text nor token; an error is neither answered nor fast."""
+    """A wrong answer is a mismatch and neither text nor token; an error is neither answered nor fast, and slow."""
     tally = Tally()
     tally.add(RequestOutcome.RIGHT, 3, 30, 10.0, ended=100.5)
     tally.add(RequestOutcome.MISMATCH, 3, 30, 10.0, ended=100.6)
     tally.add(RequestOutcome.FOREIGN, 3, 30, 10.0, ended=101.1)
     tally.add(RequestOutcome.REFUSED, 3, 30, 0.01, ended=101.2)
+    tally.add(RequestOutcome.FAILED, 3, 30, 0.01, ended=101.2)
+    tally.add(RequestOutcome.REFUSED, 3, 30, 4000.0, ended=106.0)
     tally.add(RequestOutcome.TIMEOUT, 3, 30, 5000.0, ended=107.0)
     total = tally.total()
-    assert (total.requests, total.texts, total.tokens) == (5, 3, 30)
-    assert (total.mismatches, total.errors) == (2, 2)
-    assert total.latencies.total() == 4  # refusing at once would make a server look fast
+    assert (total.requests, total.texts, total.tokens) == (7, 3, 30)
+    assert (total.mismatches, total.errors, total.refused, total.slow) == (2, 2, 2, 4)
+    assert total.latencies.total() == 5  # refusing at once would make a server look fast, refusing late does not
     assert total.latencies.percentile(1.0) == pytest.approx(5000, rel=0.01)
     assert tally.began == pytest.approx(100.49)
     assert tally.ended == 107.0
@@ -48,10 +51,25 @@ def test_reports_add_up() -> None:
                 master.merge(Tally.from_message(message))
     assert master.total().texts == 20
     assert master.total().tokens == 70
+    assert (master.total().max_ms, master.total().slow) == (14.0, 0)
     assert master.lateness.total() == 10
     assert master.began == pytest.approx(49.995)
     assert master.ended == 59.0
     assert workers[0].total().requests == workers[1].total().requests == 0
+
+
+def test_outages_of_workers_are_joined() -> None:
+    """Outages that overlap count once, and one that lasts over several reports is whole."""
+    workers, master = (Tally(), Tally()), Tally()
+    workers[0].outages.lost(time.time() - 3.0)
+    for worker in workers:
+        worker.outages.lost(time.time() - 2.0)
+    for worker in (*workers, *workers):
+        message = msgpack.unpackb(msgpack.packb(worker.drain()), strict_map_key=False)
+        master.merge(Tally.from_message(message))
+    assert master.outages.seconds(time.time()) == pytest.approx(3.0, abs=0.5)
+    workers[0].outages.answered(time.time())
+    assert workers[0].outages.since is None
 
 
 def test_percentiles_are_exact_to_a_hundredth() -> None:
