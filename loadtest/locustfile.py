@@ -91,12 +91,6 @@ def begin(environment: Any, **_: Any) -> None:
         run.before, run.after = scrape(run.options.metrics_url), None
 
 
-def stop(environment: Any, **_: Any) -> None:
-    """Notes when the users are told to stop. Locust then waits for their requests, which may take long."""
-    if environment.run is not None:
-        environment.run.stopped = environment.run.stopped or time.time()
-
-
 def end(environment: Any, **_: Any) -> None:
     """Reads the server's metrics again. If the server is gone, the run's errors say so."""
     run = environment.run
@@ -208,6 +202,5 @@ def listen(hook: Any, listener: Any) -> None:
 listen(events.init_command_line_parser, add_options)
 listen(events.init, prepare)
 listen(events.test_start, begin)
-listen(events.test_stopping, stop)
 listen(events.test_stop, end)
 listen(events.quitting, conclude)

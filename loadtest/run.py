@@ -18,8 +18,6 @@ from loadtest.server_metrics import Samples, scrape
 from loadtest.tally import Counts, Tally
 from polyhead_client import Client, ModelSchema, RetryPolicy
 
-CONNECTIONS = 256  # of one open user; further requests wait for one, and their latency includes that wait
-
 # Figures of the summary that objectives can limit. ``min_`` is a lower limit, all others are upper limits.
 BOUNDS = (
     "p50_ms", "p95_ms", "p99_ms", "p999_ms", "max_ms", "slow_share", "error_rate", "refused_rate", "mismatch_rate",
@@ -170,7 +168,6 @@ def connect(host: str, options: Any) -> Client:
         timeout_s=options.request_timeout_s,
         max_connections=CONNECTIONS,
         retry=RetryPolicy(max_attempts=1),
-        max_connections=CONNECTIONS,
         api_key=options.api_key or None,
     )
 
