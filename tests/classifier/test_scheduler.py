@@ -235,11 +235,11 @@ def test_a_wait_over_the_deadline_is_refused() -> None:
     """Judged by the measured rate, what would come too late is refused when it arrives."""
     predictor, recorder = StepPredictor(), Recorder()
     with scheduler_of(predictor, recorder, QueueLimits(default_timeout_s=0.001)) as scheduler:
-        scheduler.submit([recorder.request(30)])
+        scheduler.submit([recorder.request(30, timeout_s=60)])
         assert not threading.Event().wait(0.05)  # so that 30 tokens take at least this long
         predictor.go_on()
         recorder.wait()
-        scheduler.submit([recorder.request(30, first=1)])
+        scheduler.submit([recorder.request(30, first=1, timeout_s=60)])
         assert predictor.began.acquire(timeout=SECONDS)
         scheduler.submit([recorder.request(20, first=2, timeout_s=60)])
         late, patient = recorder.request(5, first=3), recorder.request(5, first=4, timeout_s=60)
