@@ -347,7 +347,7 @@ def test_a_sender_that_fails_is_logged(repository: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(pb_utils.MetricFamily, "registry", {})
     model = start(repository, monkeypatch, at_once_s="0.000001")
     score = model.predictor.score
-    model.predictor.score = lambda encoded: time.sleep(0.05) or score(encoded)
+    model.predictor.score = lambda encoded: time.sleep(0.3) or score(encoded)
     bad, good = Request(texts(b"Rain")), Request(texts(b"Sport"))
     bad.sender.error = RuntimeError("no shared memory: \xe9")
     assert model.execute([bad, good]) == [None, None]
@@ -362,7 +362,7 @@ def test_a_request_without_a_sender_is_answered_at_once(repository: Path, monkey
     monkeypatch.setattr(pb_utils.MetricFamily, "registry", {})
     model = start(repository, monkeypatch, at_once_s="0.000001")
     score = model.predictor.score
-    model.predictor.score = lambda encoded: time.sleep(0.05) or score(encoded)
+    model.predictor.score = lambda encoded: time.sleep(0.3) or score(encoded)
     request = Request(texts(b"Rain"))
     monkeypatch.setattr(request, "get_response_sender", lambda: 1 / 0)
     (response,) = model.execute([request])
@@ -404,7 +404,7 @@ def test_an_expired_request_is_unavailable(repository: Path, monkeypatch: pytest
     def slow_score(encoded: Any) -> Any:
         seen.append(len(encoded))
         has_begun.set()
-        time.sleep(0.1)
+        time.sleep(0.2)
         return score(encoded)
 
     model.predictor.score = slow_score
@@ -428,7 +428,7 @@ def test_cancelled_requests_are_not_computed(repository: Path, monkeypatch: pyte
     def slow_score(encoded: Any) -> Any:
         seen.append(len(encoded))
         has_begun.set()
-        time.sleep(0.1)
+        time.sleep(0.3)
         return score(encoded)
 
     model.predictor.score = slow_score
