@@ -43,9 +43,8 @@ SENDERS = 4  # threads that send the responses which `execute` could not return 
 # With several instances, Triton gives the next requests to the one that is free. An instance that refuses at once would
 # get all of them, so it waits this long first.
 REFUSAL_PAUSE_S = 0.02
-CANCEL_AFTER_S = (
-    0.1  # asking whether a request is cancelled takes 40 microseconds, too long for one that has just arrived
-)
+CANCEL_AFTER_S = 0.1  # only then is a request asked whether it is cancelled, which takes 40 microseconds
+BACKLOG_S = 0.002  # Triton's next call comes this soon after the last one if its batcher has more requests
 PROVEN_TOKENS = 512  # of golden.jsonl, at each load: half a second for a GPT-2 small on two slow cores
 SMOKE_TEXTS = [
     b"A first text that proves the model.",
@@ -139,7 +138,7 @@ class TritonPythonModel:
             end_process,
             CANCEL_AFTER_S,
         )
-        self.full_calls = 0
+        self.returned = 0.0  # when `execute` last returned; time.monotonic seconds
         self.senders = ThreadPoolExecutor(SENDERS, "polyhead-sender")
         self.scheduler.start()
         gc.collect()
@@ -152,6 +151,7 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Queues every request, and returns the answers that are there soon. Never raises."""
+        began = time.monotonic()
         record = RequestsRecord()
         responses = TritonResponses(len(requests), partial(self.respond, record=record), self.send, fail)
         try:
@@ -160,15 +160,16 @@ class TritonPythonModel:
             responses.fail_rest(f"a call with {len(requests)} requests failed: {error!r}\n{traceback.format_exc()}")
         if record.refused and self.config.instances > 1:
             time.sleep(REFUSAL_PAUSE_S)
-        returned = responses.collect(self.patience_s(record.texts))
+        returned = responses.collect(self.patience_s(max(len(requests), record.texts), began))
         self.metrics.record_requests(record)
+        self.returned = time.monotonic()
         return returned
 
-    def patience_s(self, texts: int) -> float:
-        """How long `execute` waits for the answers of a call with so many texts."""
-        # If Triton twice hands over as many as it may, more are waiting there, and only the queue knows for how long.
-        self.full_calls = self.full_calls + 1 if texts >= self.config.max_batch_size else 0
-        if self.full_calls >= 2:
+    def patience_s(self, texts: int, began: float) -> float:
+        """How long `execute` waits for the answers of a call with so many texts that began at this time."""
+        # If Triton calls again at once, with as many texts as it may, more are waiting there. Only the model's queue
+        # knows how long. Callers that were just answered cannot be back so soon.
+        if texts >= self.config.max_batch_size and began - self.returned < BACKLOG_S:
             return 0.0
         wait_s = self.scheduler.wait_s()
         return self.config.at_once_s if wait_s is None or wait_s <= self.config.at_once_s else 0.0
