@@ -255,7 +255,9 @@ def test_arrow_files_and_streams(stream: bool, packed: bool, tmp_path: Path) -> 
             rows = [{"text": str(n), "n": n} for n in range(start, start + 3)]
             writer.write_batch(pyarrow.RecordBatch.from_pylist(rows, schema=schema))
     content = sink.getvalue().to_pybytes()
-    path = write(tmp_path, "a.arrow.gz" if packed else "a.arrow", gzip.compress(content, mtime=0) if packed else content)
+    path = write(
+        tmp_path, "a.arrow.gz" if packed else "a.arrow", gzip.compress(content, mtime=0) if packed else content
+    )
     table = open_table(str(path))
     assert (table.total, table.columns, table.can_seek) == (9, ["text", "n"], not stream)
     assert [text_of(row, "text") for row in table.rows(Start(5))] == ["4", "5", "6", "7", "8"]
