@@ -161,7 +161,7 @@ def test_busy_port(repository: Path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("option", "value", "reason"),
     [
-        ("--grpc-port", "8000", "--http-port has the same port"),
+        ("--grpc-port", "18437", "--http-port has the same port"),
         ("--address", "256.1.1.1", "cannot listen"),
     ],
 )
@@ -169,7 +169,7 @@ def test_bad_address(
     repository: Path, capsys: pytest.CaptureFixture[str], option: str, value: str, reason: str
 ) -> None:
     """A wrong port or address is refused before anything starts."""
-    free = {"--http-port": "8000", option: value}
+    free = {"--http-port": "18437", option: value}
     arguments = [word for pair in free.items() for word in pair]
     assert reason in refuse(capsys, "--repository", str(repository), *arguments)
 
