@@ -137,8 +137,8 @@ def test_kubernetes_names_exist() -> None:
         assert name in {container["name"] for container in containers(pod)}
     secrets = {volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume}
     assert set(re.findall(r"create secret (?:tls|generic) (\S+)", text)) == secrets
-    (metric,) = only(resources, "HorizontalPodAutoscaler")["spec"]["metrics"]
-    assert f"/{metric['pods']['metric']['name']}" in text
+    for metric in only(resources, "HorizontalPodAutoscaler")["spec"]["metrics"]:
+        assert f"/{metric['pods']['metric']['name']}" in text
     (label,) = set(re.findall(r"kubectl label namespace \S+ (\S+)=true", text))
     peers = only(resources, "NetworkPolicy")["spec"]["ingress"][0]["from"]
     assert {"namespaceSelector": {"matchLabels": {label: "true"}}} in peers

@@ -90,7 +90,8 @@ def test_counts_are_exact(quiet: LocalServer, predictor: Predictor) -> None:
     place = quiet.url("metrics")
     names = ["texts_total", "tokens_total", "truncated_texts_total", "error_texts_total"]
     names += ["micro_batch_texts_sum", "micro_batch_tokens_sum", "queue_seconds_count"]
-    wait_until(lambda: value(place, "polyhead_texts_total") == 1)  # the canary
+    of_canary = ("texts_total", "queue_seconds_count", "micro_batch_texts_count", "micro_batch_tokens_count")
+    wait_until(lambda: all(value(place, f"polyhead_{name}") == 1 for name in of_canary))
     before = {name: value(place, f"polyhead_{name}") for name in names}
     for _ in range(2):
         assert infer_json(quiet.url("http"), json_body([*TEXTS, " "], ["PREDICTION"]))[0] == 200
