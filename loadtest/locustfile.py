@@ -85,8 +85,9 @@ def begin(environment: Any, **_: Any) -> None:
     run = environment.run
     run.begin()
     if not isinstance(environment.runner, WorkerRunner):
-        # Locust itself handles SIGTERM only after a headless run.
-        gevent.signal_handler(signal.SIGTERM, lambda: setattr(run, "stopped", True))
+        # Locust itself handles SIGTERM only after a headless run, and a greenlet may swallow the KeyboardInterrupt.
+        for number in (signal.SIGTERM, signal.SIGINT) if run.options.headless else (signal.SIGTERM,):
+            gevent.signal_handler(number, lambda: setattr(run, "stopped", True))
     if run.options.metrics_url and not isinstance(environment.runner, WorkerRunner):
         run.before, run.after = scrape(run.options.metrics_url), None
 
