@@ -155,7 +155,8 @@ def word_pieces(tokenizer: Tokenizer) -> WordPieces | None:
     )
 
 
-def added_tokens(tokenizer: Tokenizer) -> dict[str, bool]:
+@lru_cache(maxsize=4)
+def added_tokens(tokenizer: Tokenizer) -> Mapping[str, bool]:
     """The text of each added token, and whether it takes the blanks before it."""
     return {token.content: token.lstrip for token in tokenizer.get_added_tokens_decoder().values()}
 

@@ -14,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from polyhead.errors import SchemaError, describe
 
+# The lowest float32. On the wire it stands in SCORES for a text without an answer, because JSON has no NaN.
+NO_SCORE = -3.4028234663852886e38
+
 
 class HeadKind(StrEnum):
     """What a head answers: one of n labels, any of n labels, or a number. Checkpoints and answers hold these values."""

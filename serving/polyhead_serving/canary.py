@@ -17,7 +17,8 @@ from http import HTTPStatus
 from http.client import HTTPException
 from typing import Any, NamedTuple
 
-NO_SCORE = -3.4e38  # SCORES of a text without an answer are lower: model.py's NO_SCORE
+from polyhead.schema import NO_SCORE
+
 CANARY_TEXT = "a canary"
 METRICS_TIMEOUT_S = 1.0
 POLL_S = 0.5  # between two looks at the metrics; the model sends them every 0.25 s

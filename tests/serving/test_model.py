@@ -2,101 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
-import importlib.util
 import json
-import logging
-import re
 import shutil
-import sys
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from polyhead.export import export_checkpoint
 from polyhead.predictor import Predictor
 from tests.serving import fake_triton_python_backend_utils as pb_utils
 from tests.serving.fake_triton_python_backend_utils import Request, texts
+from tests.serving.served_model import only, predictions, start
 from tests.tiny import write_tiny_checkpoint
 
 WIDTH = 8
 
 
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository that serves a tiny checkpoint."""
-    folder = tmp_path_factory.mktemp("served")
-    write_tiny_checkpoint(folder / "checkpoint")
-    export_checkpoint(folder / "checkpoint", folder / "repository")
-    return folder / "repository"
-
-
-@pytest.fixture
-def model(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The model, initialized as Triton does it; `execute` waits for all answers."""
-    monkeypatch.setattr(pb_utils.MetricFamily, "registry", {})
-    served = start(repository, monkeypatch, at_once_s="60")
-    yield served
-    served.finalize()
-
-
-def start(
-    repository: Path, monkeypatch: pytest.MonkeyPatch, kind: str = "CPU", instances: int = 1, **parameters: str
-) -> Any:
-    """Imports model.py and initializes it with these parameters of config.pbtxt; torch keeps its threads."""
-    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", pb_utils)
-    monkeypatch.setattr(pb_utils.Logger, "lines", [])
-    monkeypatch.setattr(pb_utils.Logger, "infos", [])
-    monkeypatch.setattr("torch.set_num_threads", lambda threads: None)
-    monkeypatch.setattr(logging.getLogger("polyhead"), "handlers", [])
-    monkeypatch.setattr(logging.getLogger("polyhead"), "propagate", False)
-    spec = importlib.util.spec_from_file_location("served_model", repository / "gpt2_classifier" / "1" / "model.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "served_model", module)  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    served = module.TritonPythonModel()
-    served.initialize(
-        {
-            "model_config": json.dumps(
-                {
-                    "max_batch_size": 64,
-                    "instance_group": [{"kind": f"KIND_{kind}", "count": instances}],
-                    "parameters": {name: {"string_value": value} for name, value in parameters.items()},
-                }
-            ),
-            "model_name": "gpt2_classifier",
-            "model_repository": str(repository / "gpt2_classifier"),
-            "model_version": "1",
-            "model_instance_kind": kind,
-            "model_instance_device_id": "0",
-        }
-    )
-    return served
-
-
-def only(model: Any, request: Request) -> Any:
-    """The response to a request that is alone in its batch."""
-    (response,) = model.execute([request])
-    return response
-
-
-def predictions(response: Any) -> list[Any]:
-    """PREDICTION, parsed."""
-    return [json.loads(row) for row in response["PREDICTION"][:, 0]]
-
-
-def test_answers_as_the_predictor(model: Any, repository: Path) -> None:
+def test_answers_as_the_predictor(model: Any, served_repository: Path) -> None:
     """All four outputs have the predictor's values, in the shapes of the contract."""
     rows = [b"Rain and sport", b"word " * 200]
     response = only(model, Request(texts(*rows)))
-    predictor = Predictor.load(repository / "gpt2_classifier" / "1" / "checkpoint")
+    predictor = Predictor.load(served_repository / "gpt2_classifier" / "1" / "checkpoint")
     assert predictions(response) == predictor.predict(rows)
     np.testing.assert_array_equal(response["SCORES"], predictor.score(predictor.encode(rows)))
     assert response["SCORES"].dtype == np.float32
@@ -196,22 +124,24 @@ def test_unexpected_exception_leaks_nothing(model: Any) -> None:
     assert "test_model.py" in pb_utils.Logger.lines[0]
 
 
-def test_damaged_checkpoint_fails_the_load(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_checkpoint_fails_the_load(
+    served_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A missing tensor file, or scores that are not finite, never gets past initialize."""
     damaged = tmp_path / "repository"
-    shutil.copytree(repository, damaged)
+    shutil.copytree(served_repository, damaged)
     (damaged / "gpt2_classifier/1/checkpoint/model.safetensors").unlink()
     with pytest.raises(pb_utils.TritonModelException, match=r"model\.safetensors"):
         start(damaged, monkeypatch)
     monkeypatch.setattr(Predictor, "score", lambda self, encoded: np.full((len(encoded), WIDTH), np.nan, np.float32))
     with pytest.raises(pb_utils.TritonModelException, match=r"score of .* is off by nan"):
-        start(repository, monkeypatch)
+        start(served_repository, monkeypatch)
 
 
-def test_other_weights_fail_the_load(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_weights_fail_the_load(served_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights that are whole but not those of golden.jsonl never get past initialize, at any precision."""
     other = tmp_path / "repository"
-    shutil.copytree(repository, other)
+    shutil.copytree(served_repository, other)
     write_tiny_checkpoint(tmp_path / "other", seed=7)
     shutil.copyfile(tmp_path / "other" / "model.safetensors", other / "gpt2_classifier/1/checkpoint/model.safetensors")
     for precision in ("auto", "fp32"):
@@ -220,59 +150,59 @@ def test_other_weights_fail_the_load(repository: Path, tmp_path: Path, monkeypat
             start(other, monkeypatch)
 
 
-def test_threads_must_be_a_number(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_must_be_a_number(served_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """POLYHEAD_THREADS is checked at start, with an error that names it."""
     monkeypatch.setenv("POLYHEAD_THREADS", "many")
     with pytest.raises(pb_utils.TritonModelException, match=r"POLYHEAD_THREADS.*'many'"):
-        start(repository, monkeypatch)
+        start(served_repository, monkeypatch)
 
 
-def test_gpu_without_cuda_serves_from_the_cpu(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_without_cuda_serves_from_the_cpu(served_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If Triton sees a GPU and torch does not, the model serves from the CPU and logs it."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    start(repository, monkeypatch, kind="GPU")
+    start(served_repository, monkeypatch, kind="GPU")
     assert "CPU" in pb_utils.Logger.lines[0]
 
 
-def test_other_labels_are_told(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_labels_are_told(served_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A labels.txt of other heads is a warning in the log."""
     other = tmp_path / "repository"
-    shutil.copytree(repository, other)
+    shutil.copytree(served_repository, other)
     (other / "gpt2_classifier" / "labels.txt").write_text("topic/other\n", encoding="utf-8")
     start(other, monkeypatch)
     assert "labels.txt" in pb_utils.Logger.lines[0]
 
 
-def test_precision_comes_from_the_environment(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precision_comes_from_the_environment(served_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """POLYHEAD_PRECISION reaches the engine; an unknown one fails the load; the log says what runs."""
     monkeypatch.setenv("POLYHEAD_PRECISION", "fp32")
-    assert start(repository, monkeypatch).predictor.precision == "fp32"
+    assert start(served_repository, monkeypatch).predictor.precision == "fp32"
     (line,) = pb_utils.Logger.infos
     assert "gpt2_classifier version 1: fp32 on cpu" in line
     assert "token budget" in line
     monkeypatch.setenv("POLYHEAD_PRECISION", "fp4")
     with pytest.raises(pb_utils.TritonModelException, match=r"precision.*'fp4'"):
-        start(repository, monkeypatch)
+        start(served_repository, monkeypatch)
 
 
 @pytest.mark.parametrize(("instances", "cores", "threads"), [(1, 8, 8), (2, 8, 4), (3, 8, 2), (4, 2, 1)])
 def test_threads_are_the_instances_share(
-    repository: Path, monkeypatch: pytest.MonkeyPatch, instances: int, cores: int, threads: int
+    served_repository: Path, monkeypatch: pytest.MonkeyPatch, instances: int, cores: int, threads: int
 ) -> None:
     """Instances share the cores; POLYHEAD_THREADS overrides that."""
     monkeypatch.setattr("polyhead_serving.instance_config.usable_cores", lambda: cores)
-    start(repository, monkeypatch, instances=instances)
+    start(served_repository, monkeypatch, instances=instances)
     assert f" {threads} threads" in pb_utils.Logger.infos[0]
     monkeypatch.setenv("POLYHEAD_THREADS", "5")
-    start(repository, monkeypatch, instances=instances)
+    start(served_repository, monkeypatch, instances=instances)
     assert " 5 threads" in pb_utils.Logger.infos[0]
 
 
-def test_too_little_memory_fails_the_load(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_fails_the_load(served_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If a micro-batch does not fit into memory, the load fails with both numbers, not a later request."""
     monkeypatch.setattr("polyhead.predictor.available_memory_bytes", lambda: 2**20)
     with pytest.raises(pb_utils.TritonModelException, match=r"2048 tokens.*MiB.* 1 MiB are left"):
-        start(repository, monkeypatch)
+        start(served_repository, monkeypatch)
 
 
 def test_scores_that_are_not_finite_are_an_error(model: Any) -> None:
@@ -293,173 +223,6 @@ def test_scores_that_are_not_finite_are_an_error(model: Any) -> None:
     assert np.isfinite(response["SCORES"]).all()
 
 
-def test_what_is_not_there_soon_is_sent_later(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`execute` returns None for what still waits; each request gets exactly one response, the same as alone."""
-    monkeypatch.setattr(pb_utils.MetricFamily, "registry", {})
-    model = start(repository, monkeypatch, at_once_s="0.000001")
-    requests = [
-        Request(texts(b"word " * 200), outputs=("PREDICTION",)),
-        Request(texts(b"Rain", b"Sport")),
-        Request(texts(b""), '{"topk": 1}'),
-        Request(texts(b"tokens"), outputs=("TOKEN_COUNT",)),
-    ]
-    may_score = threading.Event()
-    score = model.predictor.score
-
-    def waiting_score(encoded: Any) -> Any:
-        assert may_score.wait(20)
-        return score(encoded)
-
-    model.predictor.score = waiting_score
-    returned = model.execute(requests)
-    assert [response is None for response in returned] == [True, True, False, False]
-    assert not any(request.sender.sent for request in requests)
-    may_score.set()
-    for request in requests[:2]:
-        assert request.sender.arrived.wait(20)
-    model.finalize()
-    patient = start(repository, monkeypatch, at_once_s="60")
-    for request, response in zip(requests, returned, strict=True):
-        (answer,) = [*request.sender.sent, *([response] if response else [])]
-        alone = only(patient, Request(request.text, request.raw_parameters, request.outputs))
-        assert str(answer.error) == str(alone.error)
-        for tensor in alone.output_tensors:
-            if tensor.name == "SCORES":
-                np.testing.assert_allclose(answer[tensor.name], tensor.array, atol=1e-6)
-            elif tensor.name != "PREDICTION":
-                np.testing.assert_array_equal(answer[tensor.name], tensor.array)
-    patient.finalize()
-
-
-def test_finalize_answers_what_was_accepted(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that is taken away sends every response that it still owes."""
-    monkeypatch.setattr(pb_utils.MetricFamily, "registry", {})
-    model = start(repository, monkeypatch, at_once_s="0.000001")
-    requests = [Request(texts(b"word " * number)) for number in range(1, 60)]
-    returned = model.execute(requests)
-    model.finalize()
-    assert all(len(r.sender.sent) == (response is None) for r, response in zip(requests, returned, strict=True))
-    assert all(sent.error is None for request in requests for sent in request.sender.sent)
-
-
-def test_a_sender_that_fails_is_logged(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A response that cannot be sent affects no other response and is not sent twice."""
-    monkeypatch.setattr(pb_utils.MetricFamily, "registry", {})
-    model = start(repository, monkeypatch, at_once_s="0.000001")
-    score = model.predictor.score
-    model.predictor.score = lambda encoded: time.sleep(0.3) or score(encoded)
-    bad, good = Request(texts(b"Rain")), Request(texts(b"Sport"))
-    bad.sender.error = RuntimeError("no shared memory: \xe9")
-    assert model.execute([bad, good]) == [None, None]
-    model.finalize()
-    assert len(bad.sender.sent) == len(good.sender.sent) == 1
-    assert good.sender.sent[0].error is None
-    assert "no shared memory" in pb_utils.Logger.lines[0]
-
-
-def test_a_request_without_a_sender_is_answered_at_once(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If Triton gives no response sender, `execute` returns an error instead of nothing, and nothing is sent later."""
-    monkeypatch.setattr(pb_utils.MetricFamily, "registry", {})
-    model = start(repository, monkeypatch, at_once_s="0.000001")
-    score = model.predictor.score
-    model.predictor.score = lambda encoded: time.sleep(0.3) or score(encoded)
-    request = Request(texts(b"Rain"))
-    monkeypatch.setattr(request, "get_response_sender", lambda: 1 / 0)
-    (response,) = model.execute([request])
-    model.finalize()
-    assert response.error.code == pb_utils.TritonError.INTERNAL
-    assert not request.sender.sent
-
-
-def test_overload_is_refused_with_seconds_to_wait(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What does not fit into the queue gets UNAVAILABLE at once; what was accepted is answered."""
-    monkeypatch.setattr(pb_utils.MetricFamily, "registry", {})
-    model = start(repository, monkeypatch, at_once_s="0.000001", queue_texts="3")
-    may_score = threading.Event()
-    score = model.predictor.score
-
-    def waiting_score(encoded: Any) -> Any:
-        assert may_score.wait(20)
-        return score(encoded)
-
-    model.predictor.score = waiting_score
-    requests = [Request(texts(f"text {number}".encode()), outputs=("SCORES",)) for number in range(9)]
-    returned = model.execute(requests)
-    refused = [response for response in returned if response is not None]
-    assert 5 <= len(refused) <= 6  # one text may be with the engine already
-    assert {response.error.code for response in refused} == {pb_utils.TritonError.UNAVAILABLE}
-    assert all(re.search(r"; retry in \d+\.\d s$", str(response.error)) for response in refused)
-    may_score.set()
-    model.finalize()
-    assert all(len(r.sender.sent) == (response is None) for r, response in zip(requests, returned, strict=True))
-    assert sum(pb_utils.MetricFamily.value("polyhead_refused_requests_total", reason="queue_full")) == len(refused)
-
-
-def test_an_expired_request_is_unavailable(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request whose own timeout ends in the queue gets UNAVAILABLE and is not computed."""
-    monkeypatch.setattr(pb_utils.MetricFamily, "registry", {})
-    model = start(repository, monkeypatch, at_once_s="0.000001")
-    score, seen, has_begun = model.predictor.score, [], threading.Event()
-
-    def slow_score(encoded: Any) -> Any:
-        seen.append(len(encoded))
-        has_begun.set()
-        time.sleep(0.2)
-        return score(encoded)
-
-    model.predictor.score = slow_score
-    first, late = Request(texts(b"word " * 200)), Request(texts(b"Rain"), timeout_us=20_000)
-    assert model.execute([first]) == [None]
-    assert has_begun.wait(20)
-    assert model.execute([late]) == [None]
-    model.finalize()
-    assert late.sender.sent[0].error.code == pb_utils.TritonError.UNAVAILABLE
-    assert "time ended in the queue" in str(late.sender.sent[0].error)
-    assert seen == [1]
-    assert sum(pb_utils.MetricFamily.value("polyhead_dropped_requests_total", reason="expired")) == 1
-
-
-def test_cancelled_requests_are_not_computed(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cancelled request that waits gets CANCELLED and is not computed; others are answered."""
-    monkeypatch.setattr(pb_utils.MetricFamily, "registry", {})
-    model = start(repository, monkeypatch, at_once_s="0.000001")
-    score, seen, has_begun = model.predictor.score, [], threading.Event()
-
-    def slow_score(encoded: Any) -> Any:
-        seen.append(len(encoded))
-        has_begun.set()
-        time.sleep(0.3)
-        return score(encoded)
-
-    model.predictor.score = slow_score
-    requests = [Request(texts(b"first")), Request(texts(b"Rain", b"Sport"), cancelled=True), Request(texts(b"Rain"))]
-    for request in requests:
-        assert model.execute([request]) == [None]
-        assert has_begun.wait(20)
-    model.finalize()
-    first, gone, good = (request.sender.sent[0].error for request in requests)
-    assert gone.code == pb_utils.TritonError.CANCELLED
-    assert first is good is None
-    assert seen == [1, 1]
-    assert sum(pb_utils.MetricFamily.value("polyhead_dropped_requests_total", reason="cancelled")) == 1
-
-
-def test_a_dead_scheduler_ends_the_process(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the scheduler's thread dies, the process ends with a line in the log, so that the supervisor sees it."""
-    ended: list[int] = []
-    monkeypatch.setattr("os._exit", ended.append)
-
-    def die(encoded: Any) -> Any:
-        raise SystemExit
-
-    model.predictor.score = die
-    model.config = dataclasses.replace(model.config, at_once_s=0.05)
-    model.execute([Request(texts(b"Rain"))])
-    model.scheduler.close()
-    assert ended == [1]
-    assert "the scheduler failed" in pb_utils.Logger.lines[-1]
-
-
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
@@ -470,11 +233,11 @@ def test_a_dead_scheduler_ends_the_process(model: Any, monkeypatch: pytest.Monke
     ],
 )
 def test_wrong_parameters_fail_the_load(
-    repository: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+    served_repository: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
 ) -> None:
     """A parameter of config.pbtxt that is unknown or out of range fails the load with its name."""
     with pytest.raises(pb_utils.TritonModelException, match=said):
-        start(repository, monkeypatch, **{name: value})
+        start(served_repository, monkeypatch, **{name: value})
 
 
 def test_metrics_count_what_was_answered(model: Any) -> None:
@@ -499,42 +262,17 @@ def test_metrics_count_what_was_answered(model: Any) -> None:
     assert sum(value("polyhead_instances")) == 0
 
 
-def test_waiting_texts_are_a_gauge_of_all_instances(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What waits is counted while it waits, and no longer when it is answered."""
-    monkeypatch.setattr(pb_utils.MetricFamily, "registry", {})
-    model = start(repository, monkeypatch, at_once_s="0.000001")
-    may_score = threading.Event()
-    score = model.predictor.score
-
-    def waiting_score(encoded: Any) -> Any:
-        assert may_score.wait(20)
-        return score(encoded)
-
-    model.predictor.score = waiting_score
-    model.execute([Request(texts(b"first"))])
-    model.execute([Request(texts(b"second", b"third"))])
-    value = pb_utils.MetricFamily.value
-    deadline = time.monotonic() + 20
-    while sum(value("polyhead_waiting_texts")) != 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    assert sum(value("polyhead_waiting_tokens")) > 2
-    may_score.set()
-    model.finalize()
-    assert sum(value("polyhead_waiting_texts")) == sum(value("polyhead_waiting_tokens")) == 0
-
-
-def test_metrics_that_fail_do_no_harm(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_that_fail_do_no_harm(served_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If a metric's name is taken, or a message to the server fails, requests are still answered."""
     monkeypatch.setattr(pb_utils.MetricFamily, "registry", {})
     pb_utils.MetricFamily("polyhead_texts_total", "", pb_utils.MetricFamily.GAUGE)
-    model = start(repository, monkeypatch, at_once_s="60")
+    model = start(served_repository, monkeypatch, at_once_s="60")
     assert "different type" in pb_utils.Logger.lines[0]
     assert only(model, Request(texts(b"Rain"))).error is None
     model.finalize()
 
     monkeypatch.setattr(pb_utils.MetricFamily, "registry", {})
-    model = start(repository, monkeypatch, at_once_s="60")
+    model = start(served_repository, monkeypatch, at_once_s="60")
     monkeypatch.setattr(pb_utils.Metric, "observe", lambda self, value: 1 / 0)
     assert only(model, Request(texts(b"Rain"))).error is None
     deadline = time.monotonic() + 20

@@ -34,6 +34,7 @@ from polyhead.encode import EncodedText
 from polyhead.errors import OptionError, PolyheadError
 from polyhead.predictor import Predictor
 from polyhead.scheduler import CancelledRequestError, ExpiredError, RefusedError, Scheduler
+from polyhead.schema import NO_SCORE
 from polyhead.text_queue import ScoreRequest
 from polyhead_serving.instance_config import InstanceConfig
 from polyhead_serving.model_metrics import InstanceState, ModelMetrics, RequestsRecord
@@ -46,14 +47,9 @@ REFUSAL_PAUSE_S = 0.02
 CANCEL_AFTER_S = 0.1  # only then is a request asked whether it is cancelled, which takes 40 microseconds
 BACKLOG_S = 0.002  # Triton's next call comes this soon after the last one if its batcher has more requests
 PROVEN_TOKENS = 512  # of golden.jsonl, at each load: half a second for a GPT-2 small on two slow cores
-SMOKE_TEXTS = [
-    b"A first text that proves the model.",
-    b"short",
-    b"word" * 10_000,
-]  # the last needs the tokenizer's vocabulary
+# The last is a word that must be cut, for which the tokenizer's vocabulary is read once.
+SMOKE_TEXTS = [b"A first text that proves the model.", b"short", b"word" * 10_000]
 NEED_NO_SCORES = frozenset({"SCHEMA", "TOKEN_COUNT"})
-# Stands in SCORES for a text without an answer, because JSON has no NaN. No score of a label is negative.
-NO_SCORE = np.finfo(np.float32).min
 
 
 class BadRequestError(Exception):
@@ -183,36 +179,21 @@ class TritonPythonModel:
     def accept(self, requests: Sequence[Any], responses: TritonResponses, record: RequestsRecord) -> None:
         """Reads the requests, tokenizes the texts of all together, and queues those that need scores."""
         parsed: list[ParsedRequest] = []
-        refusals: dict[float | None, RefusedError | None] = {}  # by timeout: whether such a request would wait too long
         for position, request in enumerate(requests):
             try:
                 outputs = frozenset(request.requested_output_names())
                 timeout_s = request.timeout() / 1e6 or None  # 0: the request has none
-                if outputs <= NEED_NO_SCORES:
-                    refused = None
-                else:
-                    if timeout_s not in refusals:
-                        refusals[timeout_s] = self.refusal(timeout_s)
-                    refused = refusals[timeout_s]
-                # Under overload, thousands of requests per second must be refused, so they are not even read.
-                if refused is not None:
-                    self.refuse(position, refused, responses, record)
-                else:
-                    parsed.append(parse_request(position, request, outputs, timeout_s))
+                if not outputs <= NEED_NO_SCORES:
+                    self.scheduler.admit(timeout_s)  # before the request is read: under overload there are thousands
+                parsed.append(parse_request(position, request, outputs, timeout_s))
+            except RefusedError as error:
+                self.refuse(position, error, responses, record)
             except (BadRequestError, OptionError) as error:
                 responses.put(position, failure(str(error), pb_utils.TritonError.INVALID_ARG))
         self.tokenize([request for request in parsed if request.needs_tokens], record)
         for request in (request for request in parsed if not request.needs_scores):
             responses.put(request.position, self.respond(request, record))
         self.submit([request for request in parsed if request.needs_scores], responses, record)
-
-    def refusal(self, timeout_s: float | None) -> RefusedError | None:
-        """Why a request with this timeout cannot be taken now, or None."""
-        try:
-            self.scheduler.admit(timeout_s)
-        except RefusedError as error:
-            return error
-        return None
 
     def refuse(self, position: int, error: RefusedError, responses: TritonResponses, record: RequestsRecord) -> None:
         """Answers a request that would wait too long."""
@@ -292,7 +273,7 @@ class TritonPythonModel:
                 tensors.append(bytes_tensor("PREDICTION", [dump(answer) for answer in answers]))
             if "SCORES" in request.outputs:
                 finite = np.isfinite(scores).all(axis=1, keepdims=True)
-                tensors.append(pb_utils.Tensor("SCORES", np.where(finite, scores, NO_SCORE)))
+                tensors.append(pb_utils.Tensor("SCORES", np.where(finite, scores, np.float32(NO_SCORE))))
         if "TOKEN_COUNT" in request.outputs:
             counts = [[text.token_count] for text in request.encoded]
             tensors.append(pb_utils.Tensor("TOKEN_COUNT", np.array(counts, dtype=np.int32)))
