@@ -115,7 +115,7 @@ bench-serving: data/debian/train.jsonl .venv-triton/.ready .venv-peers/.ready .v
 	$(PY) -m benchmarks.serving --device $(DEVICE)
 
 .PHONY: bench-tail
-bench-tail: $(CHECKPOINT)/config.json data/debian/train.jsonl .venv-triton/.ready ## Measure the slowest answers of the real server and its refusals: 12 minutes on 2 cores
+bench-tail: $(CHECKPOINT)/config.json data/debian/train.jsonl .venv-triton/.ready .nginx/.ready ## Measure the slowest answers of the real server and its refusals: 12 minutes on 2 cores
 	$(PY) -m benchmarks.tail --checkpoint $(CHECKPOINT)
 
 .PHONY: bench-client

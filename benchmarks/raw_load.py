@@ -66,6 +66,7 @@ class RawConnection:
     Attributes:
         due: when the request was to be sent.
         sent: when it was sent.
+        is_closing: whether the server closes it after the last answer.
     """
 
     def __init__(self, port: int) -> None:
@@ -73,6 +74,7 @@ class RawConnection:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.received = b""
         self.due = self.sent = 0.0
+        self.is_closing = False
 
     def send(self, request: bytes, due: float | None = None) -> None:
         """Sends a request."""
@@ -90,7 +92,9 @@ class RawConnection:
         head, found, body = self.received.partition(b"\r\n\r\n")
         if not found:
             return None
-        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        head = head.lower()
+        self.is_closing = b"\r\nconnection: close" in head
+        length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
         return (int(head[9:12]), body) if len(body) >= length else None
 
 
@@ -111,12 +115,12 @@ class Driver:
     def __init__(self, texts: Sequence[str]) -> None:
         self._texts = texts
         self._selector = selectors.DefaultSelector()
-        self._connections: list[RawConnection] = []
+        self._connections: set[RawConnection] = set()
 
     def closed(self, port: int, clients: int, seconds: float) -> dict[str, Any]:
         """Each client sends its next text when it has its answer."""
         with self._measured(port, clients) as (answers, idle):
-            requests = cycle(self._requests(None))
+            requests = cycle(self._requests())
             end = time.perf_counter() + WARM_UP_S + seconds
             for connection in idle:
                 connection.send(next(requests))
@@ -130,15 +134,18 @@ class Driver:
                         in_flight -= 1
         return self._result(answers, seconds)
 
-    def open(self, port: int, rate: float, seconds: float, timeout_s: float | None = None) -> dict[str, Any]:
+    def open(
+        self, port: int, rate: float, seconds: float, timeout_s: float | None = None, key: str | None = None
+    ) -> dict[str, Any]:
         """Texts are sent at random times (Poisson), whether or not earlier ones were answered.
 
         Args:
             timeout_s: the deadline that each request brings.
+            key: for a proxy that asks for one.
         """
         draw = random.Random(0)
         with self._measured(port, 0) as (answers, idle):
-            requests = cycle(self._requests(timeout_s))
+            requests = cycle(self._requests(timeout_s, key))
             due = began = time.perf_counter()
             end = began + WARM_UP_S + seconds
             in_flight = not_sent = 0
@@ -154,14 +161,17 @@ class Driver:
                 pause = max(0.0, due - time.perf_counter()) if due < end else ANSWER_TIMEOUT_S
                 for connection, answer in self._wait(pause):
                     answers.append(answer)
-                    idle.append(connection)
                     in_flight -= 1
+                    if connection.is_closing:
+                        self._close(connection)
+                    else:
+                        idle.append(connection)
         return self._result(answers, seconds) | {"not_sent": not_sent}
 
     def burst(self, port: int, clients: int, long: bool) -> dict[str, Any]:
         """One text from each client at once. With `long`, the last of the texts, a long one, is sent just before."""
         with self._measured(port, clients + 1) as (answers, idle):
-            *requests, first = self._requests(None)
+            *requests, first = self._requests()
             if long:
                 idle[0].send(first)
                 time.sleep(LONG_AHEAD_S)
@@ -180,14 +190,19 @@ class Driver:
             raise RuntimeError(f"a burst was answered with {Counter(answer.status for answer in answers)}")
         return {"latencies_s": [answer.latency_s for answer in answers], "long_s": long_s}
 
-    def _requests(self, timeout_s: float | None) -> list[bytes]:
-        return [request_of(text, timeout_s) for text in self._texts]
+    def _requests(self, timeout_s: float | None = None, key: str | None = None) -> list[bytes]:
+        return [request_of(text, timeout_s, key) for text in self._texts]
 
     def _connect(self, port: int) -> RawConnection:
         connection = RawConnection(port)
         self._selector.register(connection.socket, selectors.EVENT_READ, connection)
-        self._connections.append(connection)
+        self._connections.add(connection)
         return connection
+
+    def _close(self, connection: RawConnection) -> None:
+        self._selector.unregister(connection.socket)
+        connection.socket.close()
+        self._connections.discard(connection)
 
     @contextmanager
     def _measured(self, port: int, clients: int) -> Iterator[tuple[list[RawAnswer], list[RawConnection]]]:
@@ -201,10 +216,8 @@ class Driver:
         finally:
             self._core_share = (time.process_time() - self._cpu_s) / (time.perf_counter() - self._began)
             gc.enable()
-            for connection in self._connections:
-                self._selector.unregister(connection.socket)
-                connection.socket.close()
-            self._connections.clear()
+            for connection in list(self._connections):
+                self._close(connection)
 
     def _wait(self, seconds: float) -> list[tuple[RawConnection, RawAnswer]]:
         """The connections whose answers are complete; waits for the first bytes for at most `seconds`."""
@@ -234,7 +247,7 @@ class Driver:
         }
 
 
-def request_of(text: str, timeout_s: float | None) -> bytes:
+def request_of(text: str, timeout_s: float | None, key: str | None = None) -> bytes:
     """The bytes of a request for the answer to one text."""
     body: dict[str, Any] = {
         "inputs": [{"name": "TEXT", "datatype": "BYTES", "shape": [1, 1], "data": [text]}],
@@ -243,7 +256,9 @@ def request_of(text: str, timeout_s: float | None) -> bytes:
     if timeout_s is not None:
         body["parameters"] = {"timeout": round(timeout_s * 1e6)}
     data = json.dumps(body).encode()
-    return f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
+    key_line = "" if key is None else f"Authorization: Bearer {key}\r\n"
+    head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\n{key_line}Content-Length: {len(data)}\r\n\r\n"
+    return head.encode() + data
 
 
 def main() -> None:

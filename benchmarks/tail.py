@@ -7,10 +7,10 @@ All loads are single texts from `benchmarks.raw_load`. The last line has:
 - ``p999_over_p50``: the worst of 1 to 8 clients.
 - ``short_beside_long``: GPT-2 small's shape with random weights. How much longer 63 texts of 16 tokens take if a text
   of 1,024 tokens has just arrived: ratio of median latencies, median of the pairs of bursts.
-- ``refusal_ms``: five times the capacity, each request with a short deadline. 99th percentile of the time until a
-  refusal is heard.
-- ``refusal_ms_small``: the same with GPT-2 small's shape. The demo's model computes texts about as fast as Triton can
-  hand over requests, so there five times the capacity also overloads Triton itself, before the model's queue.
+- ``refusal_ms``: five times the capacity through the reverse proxy, each request with a short deadline. 99th percentile
+  of the time until a refusal is heard. The demo's model computes texts about as fast as Triton can hand over requests,
+  so most must be refused before Triton.
+- ``refusal_ms_small``: the same with GPT-2 small's shape, without the proxy.
 - ``texts_s_64``: throughput of 64 clients.
 - ``over_synchronous``: the same in turns, divided by the throughput of `benchmarks.synchronous_model`, which has no
   queue. ``--variants own synchronous`` measures the loops and the open arrivals with both.
@@ -35,6 +35,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from tokenizers import Tokenizer
 
+from benchmarks.proxied import KEY, proxied
 from benchmarks.raw_load import INFER, RawLoad, raw_load
 from benchmarks.result import RESULTS, in_turns, machine
 from benchmarks.workload import SCHEMA, random_checkpoint, read_texts
@@ -76,12 +77,16 @@ def main(options: Sequence[str] | None = None) -> None:
         scratch = Path(folder)
         own, synchronous = _repositories(settings.checkpoint, scratch)
         with raw_load(texts, scratch) as load, ExitStack() as servers:
-            ports = {OWN: servers.enter_context(LocalServer(own)).ports["http"]}
+            server = servers.enter_context(LocalServer(own))
+            ports = {OWN: server.ports["http"]}
             if settings.slices or SYNCHRONOUS in settings.variants:
                 ports[SYNCHRONOUS] = servers.enter_context(LocalServer(synchronous)).ports["http"]
             points = {name: _measure_points(load, ports[name], settings) for name in settings.variants}
             capacity = _throughput(load, ports[OWN], settings.slice_s)
-            overload = _measure_overload(load, ports[OWN], OVERLOAD * capacity, settings.deadline_s, settings.seconds)
+            with proxied(server, scratch) as port:
+                overload = _measure_overload(
+                    load, port, OVERLOAD * capacity, settings.deadline_s, settings.seconds, key=KEY
+                )
             beside = _side_by_side(load, ports, settings) if settings.slices else None
         bursts, overload_small = _measure_small(
             texts, Tokenizer.from_file(str(settings.checkpoint / "tokenizer.json")), scratch, settings
@@ -159,8 +164,10 @@ def _throughput(load: RawLoad, port: int, seconds: float) -> float:
     return rate
 
 
-def _measure_overload(load: RawLoad, port: int, rate: float, deadline_s: float, seconds: float) -> dict[str, Any]:
-    found = load("open", port=port, rate=rate, seconds=seconds, timeout_s=deadline_s)
+def _measure_overload(
+    load: RawLoad, port: int, rate: float, deadline_s: float, seconds: float, key: str | None = None
+) -> dict[str, Any]:
+    found = load("open", port=port, rate=rate, seconds=seconds, timeout_s=deadline_s, key=key)
     result = {"rate": round(rate, 1), "deadline_s": deadline_s} | summarize_overload(found, deadline_s)
     print(result, flush=True)
     return result

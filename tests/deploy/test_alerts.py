@@ -70,6 +70,7 @@ def healthy() -> dict[str, str]:
         series[f'up{{job="polyhead-triton",namespace="n",replica="{replica}"}}'] = "1x120"
         for name in ("nv_inference_request_success", "polyhead_texts_total"):
             series[triton(name, replica)] = "0+600x120"
+        series[triton("nv_inference_queue_duration_us", replica)] = "0+600000x120"
         series[triton("polyhead_tokens_total", replica)] = "0+60000x120"
         for name in ("polyhead_truncated_texts_total", "polyhead_error_texts_total"):
             series[triton(name, replica)] = "0x120"
@@ -163,6 +164,11 @@ SCENARIOS: dict[str, tuple[dict[str, str], int, set[str]]] = {
         waits("a", 720, {"0.025": 0, "0.1": 0, "1": 200, "2.5": 600}),
         110,
         {"PolyheadQueueSaturated", "PolyheadQueueSlow"},
+    ),
+    "requests wait in Triton": (
+        {triton("nv_inference_queue_duration_us", "a"): f"0+{600 * 2_000_000}x120"},
+        110,
+        {"PolyheadQueueSaturated"},
     ),
     "the queue's tail is long": (
         waits("a", 60, {"0.025": 300, "0.1": 500, "1": 580, "2.5": 585}),

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -271,17 +272,18 @@ class Overloaded(Broken):
     status, delay_s = 503, 0.5
 
 
-def test_refusals_for_load_have_retry_after() -> None:
-    """An overloaded server's 503, 503 if there is no server, and 429 beyond CONNECTIONS all have Retry-After."""
+@pytest.mark.parametrize("bound", ["CONNECTIONS", "CONCURRENCY"])
+def test_refusals_for_load_have_retry_after(bound: str) -> None:
+    """An overloaded server's 503, 503 if there is no server, and 503 beyond a bound all have Retry-After and a reason."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Overloaded) as fake:
         thread = threading.Thread(target=fake.serve_forever, args=(0.01,))
         thread.start()
-        with Proxied(INFERENCE=f"127.0.0.1:{fake.server_address[1]}", CONNECTIONS="2") as proxied:
-            found: list[tuple[int, str | None]] = []
+        with Proxied(INFERENCE=f"127.0.0.1:{fake.server_address[1]}", **{bound: "2"}) as proxied:
+            found: list[tuple[int, str | None, bytes]] = []
 
             def ask() -> None:
-                status, headers, _ = proxied.ask(INFER, BODY)
-                found.append((status, headers["Retry-After"]))
+                status, headers, body = proxied.ask(INFER, BODY)
+                found.append((status, headers["Retry-After"], body))
 
             callers = [threading.Thread(target=ask) for _ in range(4)]
             for caller in callers:
@@ -292,8 +294,14 @@ def test_refusals_for_load_have_retry_after() -> None:
             thread.join()
             fake.server_close()
             ask()
-    assert sorted(status for status, _ in found) == [429, 429, 503, 503, 503]
-    assert {after for _, after in found} <= {"1", "2", "3"}
+    assert {status for status, _, _ in found} == {503}
+    assert {after for _, after, _ in found} <= {"1", "2", "3"}
+    reasons = Counter(json.loads(body).get("error", "the server's own") for _, _, body in found)
+    assert reasons == {
+        "too many requests are in progress; try again later": 2,
+        "no server can answer now; try again later": 1,
+        "the server's own": 2,
+    }
 
 
 def test_plain_http_is_refused(proxied: Proxied) -> None:
