@@ -274,7 +274,7 @@ class Overloaded(Broken):
 
 @pytest.mark.parametrize("bound", ["CONNECTIONS", "CONCURRENCY"])
 def test_refusals_for_load_have_retry_after(bound: str) -> None:
-    """An overloaded server's 503, 503 if there is no server, and 503 beyond a bound all have Retry-After and a reason."""
+    """An overloaded server, no server, and a bound of the proxy: each 503 has Retry-After, and the proxy says why."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Overloaded) as fake:
         thread = threading.Thread(target=fake.serve_forever, args=(0.01,))
         thread.start()

@@ -151,7 +151,7 @@ def test_killed_at_random_with_a_server(output: str, fake: Served, score: Callab
     options = ["--partition-tokens", "200"]
     assert score("in.jsonl", "whole_" + output, *options).exit_code == 1
     fake.server.requests.clear()
-    fake.server.failure = Failure(hang_s=0.02)
+    fake.server.failure = Failure(hang_s=0.05)  # so slow that the run does not end before it is killed
     command = [*COMMAND, str(tmp_path / "in.jsonl"), "--output", str(tmp_path / output), "--server", fake.url,
                "--batch-size", "16", "--workers", "2", *options]  # fmt: skip
     done = tmp_path / output / "_run" / "done" if output == "out" else tmp_path / f"{output}.partial" / "done"
