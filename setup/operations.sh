@@ -13,5 +13,6 @@ rm -rf "$folder"
 mkdir -p "$folder"
 apt_unpack prometheus "$folder"
 "$folder/usr/bin/promtool" --version >/dev/null 2>&1 || fail "$folder/usr/bin/promtool does not run here"
-"$python" -m pip install --disable-pip-version-check --quiet --no-deps --target "$folder/kserve" kserve==0.21.0
+"$python" -m pip install --disable-pip-version-check --quiet --no-deps --only-binary=:all: \
+  --target "$folder/kserve" kserve==0.21.0
 echo "operations.sh: $folder is ready"
