@@ -37,7 +37,7 @@ FRESH_DAYS = 45  # an older database is said to be old
 RECHECK_DAYS = 180  # an accepted vulnerability is looked at again
 PERMISSIVE = re.compile(
     r"(the |new |modified )?\(?(mit|0?bsd|[0-9]-clause bsd|apache|isc|psf|python software foundation|python-2|zlib|cc0|"
-    r"unlicense|mpl|mozilla public|hpnd|historical permission|boost|bsl-1)(?![a-z])"
+    r"unlicense|mpl|mozilla public|hpnd|historical permission|boost|bsl-1|zpl|cnri-python)(?![a-z])"
 )
 
 
