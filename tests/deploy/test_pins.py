@@ -58,7 +58,7 @@ def pip_installs() -> Iterator[tuple[str, str]]:
             yield from ((path.name, part) for part in rest.split("&&") if PIP.search(part))
 
 
-@pytest.mark.parametrize(("place", "command"), pip_installs())
+@pytest.mark.parametrize(("place", "command"), list(pip_installs()))
 def test_pip_takes_pinned_versions(place: str, command: str) -> None:
     """pip is constrained, or offline, or gets one exact version. What builds our own packages is constrained too."""
     assert "-c " in command or "--no-index" in command or EXACT.search(command), place
@@ -66,7 +66,7 @@ def test_pip_takes_pinned_versions(place: str, command: str) -> None:
     assert not builds or "--build-constraint" in command, place
 
 
-@pytest.mark.parametrize(("place", "command"), pip_installs())
+@pytest.mark.parametrize(("place", "command"), list(pip_installs()))
 def test_pip_asks_one_index(place: str, command: str) -> None:
     """With a second index, whoever publishes there can take over any name."""
     assert "--extra-index-url" not in command, place
@@ -102,7 +102,7 @@ def named(node: object) -> Iterator[str]:
         yield from (image for value in node for image in named(value))
 
 
-@pytest.mark.parametrize(("place", "image"), images())
+@pytest.mark.parametrize(("place", "image"), list(images()))
 def test_images_have_a_version(place: str, image: str) -> None:
     """No image floats: each has a tag with a number, or a digest."""
     name, _, tag = image.rpartition("@" if "@" in image else ":")
