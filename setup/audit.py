@@ -158,14 +158,14 @@ def fixed_in(affected: dict[str, Any]) -> list[str]:
 def licence(distribution: Distribution) -> str:
     """What the distribution says of its licence; `unknown` if it says nothing."""
     metadata = distribution.metadata
-    if expression := metadata.get("License-Expression"):
-        return str(expression)
+    if expressions := metadata.get_all("License-Expression", []):
+        return str(expressions[0])
     classifiers = [
         text.split(" :: ")[-1] for text in metadata.get_all("Classifier", []) if text.startswith("License ::")
     ]
     if named := [text for text in classifiers if text != "OSI Approved"]:
         return " AND ".join(sorted(named))  # some mean OR: the stricter reading is looked at once, in audit.toml
-    text = (metadata.get("License") or "").strip()
+    text = "".join(metadata.get_all("License", [])).strip()
     return text if text and len(text) < 100 and "\n" not in text else "unknown"
 
 
