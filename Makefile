@@ -133,8 +133,8 @@ bench-client: $(CHECKPOINT)/config.json .venv-triton/.ready .venv-peers/perf_ana
 
 .PHONY: clean
 clean: ## Remove environments, data, checkpoints and caches
-	rm -rf .nginx .venv .venv-triton .venv-peers .venv-infinity .operations .advisories data runs $(REPOSITORY)/*/*/checkpoint $(REPOSITORY)/*/labels.txt
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .nginx .venv .venv-triton .venv-peers .venv-infinity .operations data runs $(REPOSITORY)/*/*/checkpoint $(REPOSITORY)/*/labels.txt
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .advisories
 
 KERNELS := classifier/hatch_build.py classifier/polyhead/engine/cpu/kernels/kernels.c
 

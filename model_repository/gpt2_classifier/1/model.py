@@ -46,11 +46,11 @@ SENDERS = 4  # threads that send the responses which `execute` could not return 
 REFUSAL_PAUSE_S = 0.02
 CANCEL_AFTER_S = 0.1  # only then is a request asked whether it is cancelled, which takes 40 microseconds
 BACKLOG_S = 0.002  # Triton's next call comes this soon after the last one if its batcher has more requests
-STALLED_S = 60.0  # no micro-batch takes this long
 PROVEN_TOKENS = 512  # of golden.jsonl, at each load: half a second for a GPT-2 small on two slow cores
 # The last is a word that must be cut, for which the tokenizer's vocabulary is read once.
 SMOKE_TEXTS = [b"A first text that proves the model.", b"short", b"word" * 10_000]
 NEED_NO_SCORES = frozenset({"SCHEMA", "TOKEN_COUNT"})
+STALLED_S = 60.0  # no micro-batch takes this long
 
 
 class BadRequestError(Exception):
