@@ -90,9 +90,9 @@ image-check: ## Build the CPU image without a registry, and test it with REPOSIT
 
 .PHONY: audit
 audit: setup ## List known vulnerabilities and licences of all packages; docs/audit.json is the result. ADVISORIES= is where to clone the advisories from
-	rm -rf .advisories
-	git clone --quiet --depth 1 $(ADVISORIES) .advisories
-	$(PY) setup/audit.py .advisories docs/audit.json
+	rm -rf .operations/advisories
+	git clone --quiet --depth 1 $(ADVISORIES) .operations/advisories
+	$(PY) setup/audit.py .operations/advisories docs/audit.json
 
 .PHONY: chaos
 chaos: setup .nginx/.ready ## Inject every fault under a verified load; exit code 0 only if no answer was lost or wrong: 15 minutes
@@ -134,7 +134,7 @@ bench-client: $(CHECKPOINT)/config.json .venv-triton/.ready .venv-peers/perf_ana
 .PHONY: clean
 clean: ## Remove environments, data, checkpoints and caches
 	rm -rf .nginx .venv .venv-triton .venv-peers .venv-infinity .operations data runs $(REPOSITORY)/*/*/checkpoint $(REPOSITORY)/*/labels.txt
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .advisories
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 KERNELS := classifier/hatch_build.py classifier/polyhead/engine/cpu/kernels/kernels.c
 
