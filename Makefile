@@ -16,6 +16,7 @@ DEVICE ?= cpu
 HOST ?= http://localhost:$(if $(filter grpc,$(PROTOCOL)),8001,8000)
 METRICS ?= $(if $(filter http://localhost:800%,$(HOST)),http://localhost:8002/metrics)
 BUILDAH ?=
+ADVISORIES ?= https://github.com/pypa/advisory-database.git
 PARALLEL ?= -n auto --dist worksteal
 
 .PHONY: help
@@ -45,6 +46,7 @@ lint: .venv/.ready ## Check style, formatting and types
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) -m mypy model_repository/gpt2_classifier/1/model.py
+	$(PY) -m mypy setup/audit.py
 
 .PHONY: format
 format: .venv/.ready ## Format the code
@@ -85,6 +87,12 @@ capacity: $(CHECKPOINT)/config.json data/debian/train.jsonl .venv-triton/.ready 
 .PHONY: image-check
 image-check: ## Build the CPU image without a registry, and test it with REPOSITORY=: 5 minutes; needs root, buildah, debootstrap
 	deploy/containers/check.sh $(REPOSITORY) $(BUILDAH)
+
+.PHONY: audit
+audit: setup ## List known vulnerabilities and licences of all packages; docs/audit.json is the result. ADVISORIES= is where to clone the advisories from
+	rm -rf .operations/advisories
+	git clone --quiet --depth 1 $(ADVISORIES) .operations/advisories
+	$(PY) setup/audit.py .operations/advisories docs/audit.json
 
 .PHONY: chaos
 chaos: setup .nginx/.ready ## Inject every fault under a verified load; exit code 0 only if no answer was lost or wrong: 15 minutes

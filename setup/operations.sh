@@ -13,5 +13,7 @@ rm -rf "$folder"
 mkdir -p "$folder"
 apt_unpack prometheus "$folder"
 "$folder/usr/bin/promtool" --version >/dev/null 2>&1 || fail "$folder/usr/bin/promtool does not run here"
-"$python" -m pip install --disable-pip-version-check --quiet --no-deps --target "$folder/kserve" kserve==0.21.0
+echo "kserve==0.21.0 --hash=sha256:df9bc5888704d9085015e08f1a8fced5ff0698f3becc6212d4e7b8234c71623b" >"$folder/pin"
+"$python" -m pip install --disable-pip-version-check --quiet --no-deps --only-binary=:all: --require-hashes \
+  --target "$folder/kserve" -r "$folder/pin"
 echo "operations.sh: $folder is ready"

@@ -12,8 +12,9 @@ python=$(realpath -s "$2")/bin/python
 libraries=$("$python" -c 'import pathlib, pytriton; print(pathlib.Path(pytriton.__file__).parents[1] / "nvidia_pytriton.libs")')
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-"$python" -m pip download --disable-pip-version-check --quiet --no-deps --only-binary=:all: \
-  --platform manylinux1_x86_64 --dest "$work" tritonclient==2.50.0
+echo "tritonclient==2.50.0 --hash=sha256:421fbb69ae6ab8cdb2c35b82134fcef2fe11e7af7718b1fcbc53335ab9bfe889" >"$work/pin"
+"$python" -m pip download --disable-pip-version-check --quiet --no-deps --only-binary=:all: --require-hashes \
+  --platform manylinux1_x86_64 --dest "$work" -r "$work/pin"
 "$python" -m zipfile -e "$work"/tritonclient-*.whl "$work"
 rm -rf "$folder"
 mkdir -p "$folder/lib"

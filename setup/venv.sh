@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # setup/venv.sh VENV REQUIREMENTS...: makes a virtual environment and installs requirement files, pinned by constraints.txt.
-# CONSTRAINTS names another file of pins; /dev/null for a requirements file that pins everything itself.
+# CONSTRAINTS names another file of pins; /dev/null for a requirements file that pins everything itself. constraints.txt
+# also pins pip and what builds our packages, which pip installs apart.
 # Works without root on a bare Debian, whose python3 comes without ensurepip. PYTHON picks the interpreter.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -58,5 +59,7 @@ for file in "$@"; do
 done
 echo "venv.sh: installing $* into $venv (minutes on a first run) ..."
 cd "$root" # requirement files name our own packages relative to it
-"$venv/bin/python" -m pip install --disable-pip-version-check -c "${CONSTRAINTS:-$root/constraints.txt}" "${arguments[@]}"
+"$venv/bin/python" -m pip install --disable-pip-version-check --quiet -c constraints.txt pip
+"$venv/bin/python" -m pip install --disable-pip-version-check -c "${CONSTRAINTS:-constraints.txt}" \
+  --build-constraint constraints.txt "${arguments[@]}"
 echo "venv.sh: $venv is ready"

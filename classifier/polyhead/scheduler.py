@@ -118,6 +118,7 @@ class Scheduler:
         self._changed = threading.Condition()  # guards the queue and the numbers below
         self._closing = False
         self._tokens_per_s: float | None = None
+        self._computing_since: float | None = None
         # Of the micro-batch in progress, apart from the texts that pass it:
         self._computing_tokens = 0
         self._computing_longest = 0
@@ -178,6 +179,11 @@ class Scheduler:
         with self._changed:
             return self._queue.rows, self._queue.tokens
 
+    def computing_s(self) -> float:
+        """Seconds for which the micro-batch in progress has been computed; 0 if there is none."""
+        since = self._computing_since
+        return 0.0 if since is None else time.monotonic() - since
+
     def _check_admission(self, texts: int, tokens: int, timeout_s: float | None) -> None:
         queue, limits = self._queue, self._limits
         if not queue.rows:
@@ -226,9 +232,10 @@ class Scheduler:
             texts = self._queue.take()
             self._computing_tokens = sum(text.tokens for text in texts)
             self._computing_longest = max((text.tokens for text in texts), default=0)
-        began = time.monotonic()
+        began = self._computing_since = time.monotonic()
         self._passing_s, self._passing_tokens = 0.0, 0
         record = self._compute(texts, expired)
+        self._computing_since = None
         with self._changed:
             self._computing_tokens = 0
             self._measure(record.tokens, time.monotonic() - began - self._passing_s)

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # deploy/containers/check.sh REPOSITORY [BUILDAH-OPTION...]: builds wheel.Containerfile without a registry, on a base made
 # from Debian's packages. Then serves the repository like a pod: read-only root and model, one user, no capability.
-# Needs root, and Debian's buildah and debootstrap. The options go to `buildah build`, for example
-# --volume /etc/pip.conf:/etc/pip.conf:ro
+# Needs root, and Debian's buildah, debootstrap and debian-archive-keyring. The options go to `buildah build`, for example
+# --volume /etc/pip.conf:/etc/pip.conf:ro --build-arg TORCH_INDEX=https://index.example.com/simple
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 fail() {
@@ -19,13 +19,14 @@ for program in buildah debootstrap unshare setpriv; do
   command -v "$program" >/dev/null || fail "$program is missing"
 done
 work=${CHECK_FOLDER:-/var/tmp/polyhead-image-check} # keeps the base and the layers for the next run
-mkdir -p "$work"
+mkdir -p -m 700 "$work"
+[ -O "$work" ] && [ ! -L "$work" ] || fail "$work: belongs to another user, who could change what root runs from it"
 build() { buildah --root "$work/storage" --runroot "$work/run" --storage-driver vfs "$@"; }
 
 if ! build inspect --type image docker.io/library/debian:12-slim >/dev/null 2>&1; then
   echo "check.sh: making debian:12-slim from Debian's packages ..."
   rm -rf "$work/base"
-  debootstrap --variant=minbase bookworm "$work/base" >"$work/debootstrap.log" || fail "see $work/debootstrap.log"
+  debootstrap --variant=minbase --force-check-gpg bookworm "$work/base" >"$work/debootstrap.log" || fail "see $work/debootstrap.log"
   base=$(build from scratch)
   build add --quiet "$base" "$work/base" / >/dev/null
   build commit --quiet "$base" docker.io/library/debian:12-slim >/dev/null

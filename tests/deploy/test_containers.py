@@ -162,9 +162,17 @@ def test_its_health_is_the_canarys(name: str) -> None:
 def test_its_variables_are_options(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """polyhead-serve reads the variables that the image sets."""
     (environment,) = of(server(name), "ENV")
-    (variable,) = re.findall(r"(POLYHEAD_\w+)=(\S+)", environment)
-    monkeypatch.setenv(*variable)
+    variables = re.findall(r"(POLYHEAD_\w+)=(\S+)", environment)
+    for variable in variables:
+        monkeypatch.setenv(*variable)
+    assert {variable for variable, _ in variables} <= {f"POLYHEAD_SERVE_{option}".upper() for option in vars(parse())}
     assert parse().repository == Path("/model_repository")
+
+
+def test_the_gpu_image_needs_a_gpu() -> None:
+    """It says that it wants one, so that it does not serve from the CPU, unseen and slowly, where it finds none."""
+    assert "POLYHEAD_SERVE_DEVICE=cuda" in of(server("ngc"), "ENV")[0].split()
+    assert "POLYHEAD_SERVE_DEVICE" not in of(server("wheel"), "ENV")[0]
 
 
 def test_the_wheels_image_has_no_compiler() -> None:
@@ -179,7 +187,8 @@ def test_the_wheels_image_has_no_compiler() -> None:
 def test_the_models_image_fills_the_pods_volume() -> None:
     """It copies its repository to where the init container of deploy/kubernetes mounts the volume."""
     found = instructions(FOLDER / "model.Containerfile")
-    (source, target) = of(found, "COPY")[0].split()
+    owner, source, target = of(found, "COPY")[0].split()
+    assert owner == f"--chown={of(found, 'USER')[0]}"  # files that only their owner may read
     assert source == "."
     (command,) = of(found, "CMD")
     pod = only(kustomized(DEPLOY / "kubernetes"), "Deployment")["spec"]["template"]["spec"]

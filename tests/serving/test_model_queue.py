@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +30,24 @@ def hasty(served_repository: Path, monkeypatch: pytest.MonkeyPatch) -> Hasty:
         return start(served_repository, monkeypatch, at_once_s="0.000001", **parameters)
 
     return start_hasty
+
+
+def test_a_model_whose_engine_hangs_is_not_ready(hasty: Hasty, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Triton that asks `is_ready` hears no while one micro-batch takes too long, and yes again after it."""
+    model = hasty()
+    assert model.is_ready()
+    engine = HeldEngine(model)
+    request = Request(texts(b"Rain"))
+    assert model.execute([request]) == [None]
+    assert engine.has_begun.wait(SECONDS)
+    assert model.is_ready()
+    with monkeypatch.context() as patched:
+        patched.setattr(sys.modules["served_model"], "STALLED_S", 0.0)
+        assert not model.is_ready()
+    engine.release()
+    assert request.sender.arrived.wait(SECONDS)
+    model.finalize()
+    assert model.is_ready()
 
 
 def answers(requests: Sequence[Request], returned: Sequence[Any]) -> list[Any]:

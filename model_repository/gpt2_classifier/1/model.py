@@ -50,6 +50,7 @@ PROVEN_TOKENS = 512  # of golden.jsonl, at each load: half a second for a GPT-2 
 # The last is a word that must be cut, for which the tokenizer's vocabulary is read once.
 SMOKE_TEXTS = [b"A first text that proves the model.", b"short", b"word" * 10_000]
 NEED_NO_SCORES = frozenset({"SCHEMA", "TOKEN_COUNT"})
+STALLED_S = 60.0  # no micro-batch takes this long
 
 
 class BadRequestError(Exception):
@@ -169,6 +170,10 @@ class TritonPythonModel:
             return 0.0
         wait_s = self.scheduler.wait_s()
         return self.config.at_once_s if wait_s is None or wait_s <= self.config.at_once_s else 0.0
+
+    def is_ready(self) -> bool:
+        """Whether the engine gets on. Triton 26.03 and later ask this for the model's readiness; 2.51 never does."""
+        return self.scheduler.computing_s() < STALLED_S
 
     def finalize(self) -> None:
         """Answers what was accepted, and takes this instance out of the metrics."""
