@@ -121,6 +121,11 @@ def remove_regions(run: str, shared_memory: Path = SHARED_MEMORY) -> int:
     return removed
 
 
+def readable_regions(run: str, shared_memory: Path = SHARED_MEMORY) -> list[Path]:
+    """The shared memory of a run that other users can read or change."""
+    return [region for region in shared_memory.glob(f"{run}*") if _is_own(region) and region.stat().st_mode & 0o077]
+
+
 @contextmanager
 def _orphaned(lock: Path) -> Iterator[str | None]:
     """Gives the run of a lock file of this user, and holds its lock. Gives None if its supervisor lives, or for any

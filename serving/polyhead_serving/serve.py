@@ -22,7 +22,8 @@ from polyhead_serving.health import Health, probe_port
 from polyhead_serving.log_lines import log, set_up_logging, to_json
 from polyhead_serving.orphans import backends_folder, remove_orphans, run_lock
 from polyhead_serving.ports import reserved_ports
-from polyhead_serving.server_process import PRIVATE_UMASK, STACK_BYTES, ServerProcess, stack_bytes
+from polyhead_serving.private_files import UMASK
+from polyhead_serving.server_process import STACK_BYTES, ServerProcess, stack_bytes
 from polyhead_serving.supervisor import StartError, supervise
 from polyhead_serving.triton import (
     ADMIN_APIS,
@@ -148,7 +149,7 @@ def print_script(options: ServeOptions, install: TritonInstall, key: str | None)
     backends = Path("BACKENDS")
     command = shlex.join(server_command(options, install, backends, f"polyhead_{secrets.token_hex(8)}"))
     command = command.replace(f"--backend-directory={backends}", '--backend-directory="$backends"')
-    print(f"umask {PRIVATE_UMASK:03o}")
+    print(f"umask {UMASK:03o}")
     if install.backend_files:
         print("backends=$(mktemp -d)")
         print(f"mkdir {folder}")
@@ -201,6 +202,7 @@ def run_server(options: ServeOptions, models: list[str], install: TritonInstall,
         ready = f"ready {' '.join(f'{name}={url}' for name, url in urls.items())} models={','.join(models)}"
         is_json = options.log_format == "json"
         print(to_json("info", "polyhead-serve", ready, time.time()) if is_json else ready, flush=True)
+        server.check_regions()
         log_version(urls["http"], options)
 
     try:

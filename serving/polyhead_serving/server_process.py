@@ -18,7 +18,8 @@ from typing import IO, NamedTuple
 from polyhead_serving.connections import block_new_connections, close_idle_connections, has_clients
 from polyhead_serving.hidden_arguments import start_hidden
 from polyhead_serving.log_lines import pass_on
-from polyhead_serving.orphans import backends_folder, remove_regions
+from polyhead_serving.orphans import backends_folder, readable_regions, remove_regions
+from polyhead_serving.private_files import keep_files_private
 from polyhead_serving.triton import (
     ServeOptions,
     TritonInstall,
@@ -38,12 +39,12 @@ DEAD_AFTER_S, ENDED_AFTER_S = 0.2, 2.0
 # "[" end it; with 64 MiB, it survives what the proxy (deploy/nginx) lets through.
 STACK_BYTES = 64 * 2**20
 DRAINED_CHECKS = 3  # how often in a row, 0.1 s apart, the server must look drained: the last answers have left then
-PRIVATE_UMASK = 0o077  # shared memory holds texts, and Triton would let every user read it
 KEY_NOT_HIDDEN = (
     "the kernel does not let the supervisor hide POLYHEAD_ADMIN_KEY, and every user of this machine could read it in "
     "tritonserver's command line: the APIs that it opens stay closed, and polyhead-deploy cannot change this server. "
     "Allow ptrace of one's own children, or restart the server to change the model"
 )
+NOT_PRIVATE = "the kernel forbids seccomp filters here; run the server where no other user is"
 ACCEPT_S = 0.1  # for connections that the kernel has accepted and Triton has not
 # Triton logs these at every start without a GPU, where they mean nothing.
 CPU_NOISE = ("CudaDriverHelper has not been initialized", "Unable to allocate pinned system memory")
@@ -166,6 +167,11 @@ class ServerProcess:
         # that the timeout ended with idle connections only.
         return code is not None and code >= 0
 
+    def check_regions(self) -> None:
+        """Logs an error if other users can read the shared memory of the running server."""
+        if regions := readable_regions(self._run):
+            log.error("every user of this machine can read texts in %s: %s", ", ".join(map(str, regions)), NOT_PRIVATE)
+
     def kill(self) -> None:
         """Kills the whole group and removes its shared memory."""
         if self._process is None:
@@ -220,7 +226,7 @@ def _prepare() -> None:
     resource.setrlimit(resource.RLIMIT_STACK, (stack_bytes(), resource.getrlimit(resource.RLIMIT_STACK)[1]))
     # A dump of the memory would put texts on the disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    os.umask(PRIVATE_UMASK)
+    keep_files_private()
     # If the supervisor is killed, the server must end too and free its ports.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 

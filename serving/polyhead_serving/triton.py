@@ -28,7 +28,8 @@ LIBPYTHON = f"libpython{PYTHON}.so.1.0"
 # Anyone who can use one of these can run code, read memory or silence the server. They need the key in this header.
 ADMIN_APIS = ("model-repository", "model-config", "shared-memory", "logging", "trace", "statistics")
 ADMIN_HEADER = "polyhead-admin-key"
-CLOSED_RULE = "CLOSED_RULE_PLACEHOLDER"
+# A header that no request can have: a name with a colon does not exist in HTTP/1, nor one with capitals in HTTP/2.
+CLOSED_RULE = "Closed: no key opens this=never"
 DEVICE_VARIABLE = "POLYHEAD_SERVE_DEVICE"  # of --device; model processes read it too
 LOG_FLAGS = {"warning": ["--log-info=false"], "info": [], "verbose": ["--log-verbose=1"]}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -11,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from polyhead_serving import hidden_arguments
 from polyhead_serving.hidden_arguments import start_hidden
+from tests.kernel import WITHOUT_PTRACE
 from tests.other_user import run_as_nobody, started_as_nobody
 
 SECRET = "a-secret-of-this-test"
@@ -94,12 +95,19 @@ def test_no_moment_shows_the_secret() -> None:
     assert values == [SHOWN[0]]
 
 
-def test_a_kernel_that_forbids_ptrace(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_forbids_ptrace() -> None:
     """Then the program reads what its command line shows."""
-    monkeypatch.setattr(hidden_arguments, "_TRACEME", 9999)
-    process, is_hidden = start(*PRINTS, *SHOWN)
-    assert not is_hidden
-    assert process.communicate(timeout=10)[0].splitlines()[0] == " ".join(SHOWN)
+    program = f"""
+import os, subprocess
+from polyhead_serving.hidden_arguments import start_hidden
+process, is_hidden = start_hidden({[*PRINTS, *SHOWN]}, {HIDDEN}, dict(PATH=os.environ["PATH"]), lambda: None)
+process.wait()
+print(is_hidden)
+"""
+    command = [*WITHOUT_PTRACE, sys.executable, "-c", program]
+    lines = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
+    assert lines[0] == " ".join(SHOWN)
+    assert lines[-1] == "False"
 
 
 def test_a_program_that_cannot_start() -> None:

@@ -1,0 +1,41 @@
+"""Files of tritonserver that no other user may read."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from polyhead_serving.orphans import readable_regions
+
+CREATES = """
+import errno, os, subprocess, sys
+from polyhead_serving.private_files import keep_files_private
+os.umask(0)
+print(keep_files_private())
+file = os.open(sys.argv[1], os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+try:
+    os.fchmod(file, 0o644)
+except OSError as error:
+    print(errno.errorcode[error.errno])
+print(oct(os.fstat(file).st_mode & 0o777), flush=True)
+os.chmod(sys.argv[1], 0o600)  # other system calls work
+subprocess.run([sys.executable, "-c", "import os; os.fchmod(1, 0o644)"], stderr=subprocess.DEVNULL, check=False)
+sys.exit(subprocess.run([sys.executable, "-c", "import os, sys; os.close(os.dup(1)); sys.exit(7)"]).returncode)
+"""
+
+
+def test_files_stay_private(tmp_path: Path) -> None:
+    """A file is created with mode 0600, the process cannot widen it, and all else works, also in its children."""
+    command = [sys.executable, "-c", CREATES, str(tmp_path / "region")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.split() == ["True", "EPERM", "0o600"]
+    assert done.returncode == 7
+
+
+def test_regions_that_others_can_read(tmp_path: Path) -> None:
+    """They are found by the run's name and their mode."""
+    for name, mode in (("run_1", 0o600), ("run_2", 0o644), ("run_3", 0o660), ("other", 0o644)):
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(mode)
+    assert sorted(region.name for region in readable_regions("run", tmp_path)) == ["run_2", "run_3"]
