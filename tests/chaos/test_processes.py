@@ -14,14 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.local_server import LocalServer
 from tests.chaos.conftest import Record
 from tests.chaos.corpus import Corpus
 from tests.chaos.count import Count
 from tests.chaos.harm import serve, server_pid, survive
 from tests.chaos.load import TIMEOUT_S, VerifiedLoad, through_client
 from tests.chaos.plain import ask, ask_on
-from tests.e2e.processes import model_processes, shared_memory
+from tests.e2e.processes import model_processes, run_name
 from tests.other_user import started_as_nobody
 
 pytestmark = pytest.mark.chaos
@@ -141,7 +140,7 @@ def test_another_user(repository: Path, sound: Path, corpus: Corpus, record: Rec
     stop = Path("/tmp") / f"polyhead-chaos-stop-{os.getpid()}"
     with serve(repository) as harmed, serve(sound) as healthy:
         victim = server_pid(harmed)
-        (run,) = {name.rpartition("_")[0] + "_" + name.rpartition("_")[2][:16] for name in regions(harmed)}
+        run = run_name(harmed)
         ports = [str(server.ports[name]) for server in (harmed, healthy) for name in ("http", "grpc", "probe")]
         others = model_processes(healthy)
         try:
@@ -158,11 +157,6 @@ def test_another_user(repository: Path, sound: Path, corpus: Corpus, record: Rec
                 (Path("/dev/shm") / name).unlink(missing_ok=True)
             stop.unlink(missing_ok=True)
     record("another user plants files, grabs for ports", load.count, recovery_s)
-
-
-def regions(served: LocalServer) -> list[str]:
-    """The names of a server's shared memory."""
-    return [region.name for region in shared_memory(served)]
 
 
 def test_sigterm_under_load(repository: Path, sound: Path, corpus: Corpus, record: Record) -> None:

@@ -18,9 +18,10 @@ from tritonclient.utils import InferenceServerException
 from loadtest.local_server import LocalServer, port_options, serve_command
 from polyhead.export import export_checkpoint
 from polyhead_serving import deploy
+from polyhead_serving.orphans import backends_folder
 from polyhead_serving.triton import ADMIN_HEADER, CLOSED_RULE
 from tests.e2e.plain_json import infer_json, json_body
-from tests.e2e.processes import ONE_THREAD, command_line, descendants, model_processes, shared_memory
+from tests.e2e.processes import ONE_THREAD, command_line, descendants, model_processes, run_name, shared_memory
 from tests.e2e.raw_grpc import is_answered
 from tests.kernel import WITHOUT_PTRACE
 from tests.other_user import run_as_nobody, started_as_nobody
@@ -126,9 +127,8 @@ def test_model_processes_do_not_have_the_key(locked: LocalServer) -> None:
 
 def test_what_the_server_makes_is_private(locked: LocalServer) -> None:
     """Each file in shared memory and the folder of backends is for its user only."""
-    run = shared_memory(locked)[0].name
-    run = run[: len("_".join(run.split("_")[:2])) + 17]
-    places = [*Path("/dev/shm").glob(f"*{run}*"), Path(f"/tmp/{run}_backends")]
+    run = run_name(locked)
+    places = [*Path("/dev/shm").glob(f"*{run}*"), backends_folder(run)]
     assert len(places) >= 3
     assert [place for place in places if place.stat().st_mode & 0o077] == []
 
@@ -189,9 +189,8 @@ def test_planted_files_end_nothing(served: LocalServer, repository: Path) -> Non
 def test_a_planted_region_does_not_stop_a_restart(repository: Path) -> None:
     """Another user's file with the name of the server's shared memory stays, and the server restarts."""
     with LocalServer(repository, environment=ONE_THREAD) as served:
-        run = shared_memory(served)[0].name
-        run_as_nobody(PLANTS, f"{run}_planted")
-        planted = Path("/dev/shm") / f"{run}_planted"
+        planted = Path("/dev/shm") / f"{run_name(served)}_planted"
+        run_as_nobody(PLANTS, planted.name)
         try:
             os.kill(model_processes(served)[0], signal.SIGKILL)
             served.wait_until_ready(times=2)

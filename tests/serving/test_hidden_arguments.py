@@ -83,7 +83,7 @@ def test_no_moment_shows_the_secret() -> None:
     stop = Path(tempfile.gettempdir()) / f"polyhead-test-stop-{os.getpid()}"
     with started_as_nobody(WATCHES, str(stop)) as watcher:
         try:
-            for _ in range(60):
+            for _ in range(30):
                 process, is_hidden = start(*WAITS)
                 assert is_hidden
                 process.communicate("\n", timeout=10)
