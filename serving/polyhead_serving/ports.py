@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import logging
 import os
 import pwd
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from polyhead.errors import PolyheadError
 
 SHARED = ("http", "grpc")  # the ports that Triton can share with the process that reserves them: --reuse-*-port
+RETRY_S = 1.0
 _LISTEN = "0A"
+
+log = logging.getLogger("polyhead_serving")
 
 
 class AddressError(PolyheadError):
@@ -40,23 +45,48 @@ def reserved_ports(address: str, ports: Mapping[str, int]) -> Iterator[None]:
         AddressError: a port is given twice or is taken. Triton would say so much later.
     """
     seen: dict[int, str] = {}
+    for name, port in ports.items():
+        flag = f"--{name}-port"
+        if port in seen:
+            raise AddressError(f"{flag} {port}: {seen[port]} has the same port")
+        seen[port] = flag
+        try:
+            # Triton sets SO_REUSEADDR too: connections that have ended on this port do no harm.
+            _bind(address, port, socket.SO_REUSEADDR).close()
+        except OSError as error:
+            owners = ", ".join(sorted(user_name(uid) for uid in listeners(port)))
+            by = f" by {owners}" if owners else ""
+            place = f"{address}:{port}"
+            raise AddressError(f"{flag} {port}: cannot listen on {place} ({error.strerror}{by})") from error
+    shared = [ports[name] for name in SHARED if name in ports]
+    ended = threading.Event()
     with ExitStack() as held:
-        for name, port in ports.items():
-            flag = f"--{name}-port"
-            if port in seen:
-                raise AddressError(f"{flag} {port}: {seen[port]} has the same port")
-            seen[port] = flag
-            try:
-                # Triton sets SO_REUSEADDR too: connections that have ended on this port do no harm.
-                _bind(address, port, socket.SO_REUSEADDR).close()
-                if name in SHARED:
-                    held.enter_context(_bind(address, port, socket.SO_REUSEPORT))
-            except OSError as error:
-                owners = ", ".join(sorted(user_name(uid) for uid in listeners(port)))
-                by = f" by {owners}" if owners else ""
-                place = f"{address}:{port}"
-                raise AddressError(f"{flag} {port}: cannot listen on {place} ({error.strerror}{by})") from error
+        if left := _reserve(address, shared, held):
+            log.warning("ports %s cannot be reserved yet, because connections of another program end on them", left)
+            later = threading.Thread(target=_reserve_later, args=(address, left, ended), daemon=True)
+            later.start()
+            held.callback(later.join)
+        held.callback(ended.set)
         yield
+
+
+def _reserve(address: str, ports: Sequence[int], held: ExitStack) -> list[int]:
+    """Reserves ports until `held` ends; returns those that cannot be reserved now."""
+    left = []
+    for port in ports:
+        try:
+            held.enter_context(_bind(address, port, socket.SO_REUSEPORT))
+        except OSError:
+            left.append(port)
+    return left
+
+
+def _reserve_later(address: str, ports: Sequence[int], ended: threading.Event) -> None:
+    """Tries again until all ports are reserved. The kernel forgets an ended connection after a minute."""
+    with ExitStack() as held:
+        while ports and not ended.wait(RETRY_S):
+            ports = _reserve(address, ports, held)
+        ended.wait()
 
 
 def check_listener(server: str, repository: Path) -> None:

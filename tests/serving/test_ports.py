@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from polyhead_serving import ports
 from polyhead_serving.ports import AddressError, check_listener, listeners, reserved_ports
 from tests.other_user import NOBODY, run_as_nobody, started_as_nobody
 
@@ -66,6 +68,25 @@ def test_the_server_shares_a_reserved_port() -> None:
                     with socket.create_connection(("127.0.0.1", port), timeout=5):
                         server.settimeout(5)
                         server.accept()[0].close()
+
+
+def test_a_port_on_which_connections_still_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It stops no start: the log says that the port is not reserved yet, and it is reserved when they are gone."""
+    monkeypatch.setattr(ports, "RETRY_S", 0.05)
+    port = free_port()
+    with socket.socket() as ending:
+        ending.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        ending.bind(("127.0.0.1", port))  # keeps the port as an ended connection does
+        with reserved_ports("127.0.0.1", {"http": port}):
+            assert f"ports [{port}] cannot be reserved yet" in caplog.text
+            with socket.create_server(("127.0.0.1", port), reuse_port=True):
+                ending.close()
+            deadline = time.monotonic() + 30
+            while run_as_nobody(BINDS, str(port)).split() != ["refused"] * 4:
+                assert time.monotonic() < deadline
+    assert "taken" in run_as_nobody(BINDS, str(port))
 
 
 def test_a_second_supervisor_is_refused() -> None:
