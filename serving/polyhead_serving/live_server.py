@@ -15,7 +15,7 @@ import orjson
 
 from polyhead.decode import Scores
 from polyhead.errors import PolyheadError
-from polyhead_serving.triton import ADMIN_HEADER, InstallError
+from polyhead_serving.triton import ADMIN_HEADER, CLOSED_RULE, InstallError
 
 TEXTS_PER_REQUEST = 16
 REQUEST_TIMEOUT_S = 30.0
@@ -129,7 +129,9 @@ class LiveServer:
             return method(*arguments, **options)
         except InferenceServerException as error:
             message, status = " ".join(str(error.message()).split()), str(error.status())
-            if "restricted" in message:
+            if CLOSED_RULE.partition("=")[0] in message:
+                message = "its admin APIs are closed; start it with POLYHEAD_ADMIN_KEY, and see its log"
+            elif "restricted" in message:
                 message = "it does not accept this POLYHEAD_ADMIN_KEY"
             elif "explicit model load" in message:
                 message = "it loads no versions while it runs; start polyhead-serve with --control explicit"

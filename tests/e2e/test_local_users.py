@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import signal
@@ -18,6 +19,7 @@ from tritonclient.utils import InferenceServerException
 from loadtest.local_server import LocalServer, port_options, serve_command
 from polyhead.export import export_checkpoint
 from polyhead_serving import deploy
+from polyhead_serving.live_server import LiveServer, ServerError
 from polyhead_serving.orphans import backends_folder
 from polyhead_serving.triton import ADMIN_HEADER, CLOSED_RULE
 from tests.e2e.plain_json import infer_json, json_body
@@ -168,6 +170,11 @@ def test_a_kernel_that_forbids_hiding(repository: Path) -> None:
         assert infer_json(served.url("http"), BODY)[0] == 200
         assert index_over_http(served, {ADMIN_HEADER: KEY}) == 403
         assert run_as_nobody(FINDS, KEY[::-1]) == ""
+        with (
+            contextlib.closing(LiveServer(served.url("grpc"), "gpt2_classifier", KEY)) as server,
+            pytest.raises(ServerError, match="its admin APIs are closed"),
+        ):
+            server.check_key()
 
 
 def test_planted_files_end_nothing(served: LocalServer, repository: Path) -> None:
