@@ -117,6 +117,7 @@ def test_another_user_finds_neither_key_nor_text(locked: LocalServer) -> None:
     """Not in a command line, an environment, the shared memory or a temporary file."""
     assert infer_json(locked.url("http"), BODY)[0] == 200
     assert run_as_nobody(FINDS, KEY[::-1], TEXT[::-1]) == ""
+    assert "cmdline" in run_as_nobody(FINDS, CLOSED_RULE[::-1])  # the search finds what can be read
 
 
 def test_model_processes_do_not_have_the_key(locked: LocalServer) -> None:
