@@ -24,7 +24,6 @@ from polyhead.interrupt import interruptible
 from polyhead.predictor import Predictor
 from polyhead.repository import locked, missing_file, remove_version, versions_of
 from polyhead_serving.live_server import LiveServer, ServerError
-from polyhead_serving.ports import check_listener
 from polyhead_serving.typer_app import new_app, seconds
 
 EPILOG = """\b
@@ -216,9 +215,8 @@ def command(
         raise typer.Exit(2)
     wanted = Deployment(checkpoint, repository, name, version, precision, keep, load_timeout_s, verify_timeout_s)
     try:
-        check_listener(grpc, repository)
         # A stopped deployment is rolled back like a failed one.
-        with interruptible(), contextlib.closing(LiveServer(grpc, name, key)) as server:
+        with interruptible(), contextlib.closing(LiveServer(grpc, name, key, repository)) as server:
             new = deploy(wanted, server)
     except PolyheadError as error:
         print(f"polyhead-deploy: {error}", file=sys.stderr)

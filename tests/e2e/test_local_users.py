@@ -172,7 +172,7 @@ def test_a_kernel_that_forbids_hiding(repository: Path) -> None:
         assert index_over_http(served, {ADMIN_HEADER: KEY}) == 403
         assert run_as_nobody(FINDS, KEY[::-1]) == ""
         with (
-            contextlib.closing(LiveServer(served.url("grpc"), "gpt2_classifier", KEY)) as server,
+            contextlib.closing(LiveServer(served.url("grpc"), "gpt2_classifier", KEY, repository)) as server,
             pytest.raises(ServerError, match="its admin APIs are closed"),
         ):
             server.check_key()
