@@ -197,7 +197,7 @@ def command(
     repository: Annotated[Path, typer.Option(help="The server's model repository.")] = Path("model_repository"),
     name: Annotated[str, typer.Option(help="Model name.")] = "gpt2_classifier",
     version: Annotated[int | None, typer.Option(help="Version number; by default the next one.")] = None,
-    grpc: Annotated[str, typer.Option(help="HOST:PORT of the server's gRPC port.")] = "localhost:8001",
+    grpc: Annotated[str, typer.Option(help="HOST:PORT of the server's gRPC port.")] = "127.0.0.1:8001",
     precision: Annotated[
         str | None,
         typer.Option(help="The server's precision: auto, fp32, bf16 or int8; by default POLYHEAD_PRECISION."),
@@ -216,7 +216,7 @@ def command(
     wanted = Deployment(checkpoint, repository, name, version, precision, keep, load_timeout_s, verify_timeout_s)
     try:
         # A stopped deployment is rolled back like a failed one.
-        with interruptible(), contextlib.closing(LiveServer(grpc, name, key)) as server:
+        with interruptible(), contextlib.closing(LiveServer(grpc, name, key, repository)) as server:
             new = deploy(wanted, server)
     except PolyheadError as error:
         print(f"polyhead-deploy: {error}", file=sys.stderr)

@@ -7,10 +7,12 @@ import socket
 import socketserver
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
+
+MAX_CONNECTIONS = 100  # to the probe port; one probe takes a millisecond
 
 RestartReason = Literal["exit", "canary", "model_process"]
 
@@ -114,16 +116,35 @@ class _Handler(BaseHTTPRequestHandler):
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = MAX_CONNECTIONS  # a probe beyond the default of 5 would wait for a second
 
     def __init__(self, address: tuple[str, int], health: Health) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self.health = health
+        self._open: dict[socket.socket, None] = {}  # in the order in which they came
         super().__init__(address, _Handler)
 
     def server_bind(self) -> None:
         """Binds without looking up the host's own name, which may block on a name server."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Ends the oldest connection if there are too many. Whoever holds connections open keeps no probe out, and uses
+        up no file that the canary needs.
+        """
+        self._open[request] = None
+        if len(self._open) > MAX_CONNECTIONS:
+            oldest = next(iter(self._open))
+            self._open.pop(oldest, None)
+            with suppress(OSError):  # it has just ended
+                oldest.shutdown(socket.SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Ends a connection."""
+        self._open.pop(request, None)
+        super().shutdown_request(request)
 
     def handle_error(self, *_: object) -> None:
         """Ignores a probe that hung up."""

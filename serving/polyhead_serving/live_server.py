@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ import orjson
 
 from polyhead.decode import Scores
 from polyhead.errors import PolyheadError
-from polyhead_serving.triton import ADMIN_HEADER, InstallError
+from polyhead_serving.ports import AddressError, check_listener
+from polyhead_serving.triton import ADMIN_HEADER, CLOSED_RULE, InstallError
 
 TEXTS_PER_REQUEST = 16
 REQUEST_TIMEOUT_S = 30.0
@@ -48,9 +50,10 @@ class LiveServer:
         address: ``host:port`` of the server's gRPC port.
         model: the model's name.
         key: the server's POLYHEAD_ADMIN_KEY.
+        repository: its owner, besides this user and root, may run the server; to others the key is not sent.
     """
 
-    def __init__(self, address: str, model: str, key: str) -> None:
+    def __init__(self, address: str, model: str, key: str, repository: Path) -> None:
         try:
             import tritonclient.grpc as module
         except ImportError as error:
@@ -60,6 +63,7 @@ class LiveServer:
         self._module = module
         self._address = address
         self._model = model
+        self._repository = repository
         self._headers = {f"triton-grpc-protocol-{ADMIN_HEADER}": key}
         self._client = module.InferenceServerClient(address)
 
@@ -125,11 +129,18 @@ class LiveServer:
         from tritonclient.utils import InferenceServerException
 
         options.setdefault("client_timeout", REQUEST_TIMEOUT_S)
+        if "headers" in options:
+            try:
+                check_listener(self._address, self._repository)
+            except AddressError as error:
+                raise ServerError(str(error)) from error
         try:
             return method(*arguments, **options)
         except InferenceServerException as error:
             message, status = " ".join(str(error.message()).split()), str(error.status())
-            if "restricted" in message:
+            if CLOSED_RULE.partition("=")[0] in message:
+                message = "its admin APIs are closed; start it with POLYHEAD_ADMIN_KEY, and see its log"
+            elif "restricted" in message:
                 message = "it does not accept this POLYHEAD_ADMIN_KEY"
             elif "explicit model load" in message:
                 message = "it loads no versions while it runs; start polyhead-serve with --control explicit"

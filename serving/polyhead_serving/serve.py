@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
-import shutil
 import signal
 import sys
 import threading
@@ -21,6 +21,8 @@ from polyhead_serving.canary import Canary
 from polyhead_serving.health import Health, probe_port
 from polyhead_serving.log_lines import log, set_up_logging, to_json
 from polyhead_serving.orphans import backends_folder, remove_orphans, run_lock
+from polyhead_serving.ports import reserved_ports
+from polyhead_serving.private_files import UMASK
 from polyhead_serving.server_process import STACK_BYTES, ServerProcess, stack_bytes
 from polyhead_serving.supervisor import StartError, supervise
 from polyhead_serving.triton import (
@@ -29,10 +31,13 @@ from polyhead_serving.triton import (
     ServeOptions,
     TritonInstall,
     admin_key,
-    check_ports,
     find_triton,
+    restrictions,
     server_command,
+    server_environment,
+    uses_gpu,
 )
+from polyhead_serving.triton_version import log_version
 from polyhead_serving.typer_app import new_app, seconds
 
 HELP = "Serve a Triton model repository. Restarts tritonserver if it stops answering a real inference."
@@ -49,7 +54,7 @@ What happens when something fails, on SIGTERM and on Ctrl-C: docs/serving.md.
 Other environment variables:
   POLYHEAD_ADMIN_KEY   opens {", ".join(ADMIN_APIS)}
                        for anyone who sends it in the header '{ADMIN_HEADER}'
-                       (gRPC metadata: 'triton-grpc-protocol-{ADMIN_HEADER}'); random if it is not set
+                       (gRPC metadata: 'triton-grpc-protocol-{ADMIN_HEADER}'); nobody can use them if it is not set
   POLYHEAD_THREADS     threads of a model process; by default its share of the cores
   POLYHEAD_PRECISION   auto (default), fp32, bf16 or int8: docs/precision.md
 
@@ -57,6 +62,8 @@ Other environment variables:
 Exit codes: 0 stopped by a signal; 1 the first start failed, or accepted requests were lost at the end;
 2 wrong options, repository or port
 """
+
+KEY_PLACE = "KEY"
 
 app = new_app("POLYHEAD_SERVE")
 
@@ -83,6 +90,10 @@ def command(
             help="explicit: polyhead-deploy may replace the served version; none: the version cannot be replaced."
         ),
     ] = "none",
+    device: Annotated[
+        Literal["auto", "cuda", "cpu"],
+        typer.Option(help="auto: a GPU if there is one; cuda: do not start without a GPU; cpu: use no GPU."),
+    ] = "auto",
     log_level: Annotated[Literal["warning", "info", "verbose"], typer.Option(help="How much Triton logs.")] = "warning",
     log_format: Annotated[
         Literal["text", "json"], typer.Option(help="json: one object per line, also for Triton's lines.")
@@ -121,31 +132,36 @@ def serve(options: ServeOptions) -> int:
     """Runs the server until a signal; returns the exit code."""
     models = models_with_checkpoint(options.repository)
     install, key = find_triton(), admin_key(options.control)
+    uses_gpu(options)  # refuses to start without a GPU that is required
     if options.dry_run:
         print_script(options, install, key)
         return 0
     remove_orphans()
-    check_ports(options)
-    with run_lock() as run:
+    with reserved_ports(options.address, options.ports()), run_lock() as run:
         if install.backend_files:
             install.link_backends(backends_folder(run))
-        try:
-            return run_server(options, models, install, run, key)
-        finally:
-            shutil.rmtree(backends_folder(run), ignore_errors=True)
+        return run_server(options, models, install, run, key)
 
 
-def print_script(options: ServeOptions, install: TritonInstall, key: str) -> None:
+def print_script(options: ServeOptions, install: TritonInstall, key: str | None) -> None:
     """Prints a shell script that runs the server without the supervisor."""
-    run = f"polyhead_{os.getpid()}"
-    backends = backends_folder(run)
+    folder = '"$backends"/python'
+    backends = Path("BACKENDS")
+    command = shlex.join(server_command(options, install, backends, f"polyhead_{secrets.token_hex(8)}"))
+    command = command.replace(f"--backend-directory={backends}", '--backend-directory="$backends"')
+    print(f"umask {UMASK:03o}")
     if install.backend_files:
-        print(shlex.join(["mkdir", "-p", str(backends / "python")]))
-        print(shlex.join(["ln", "-sf", *map(str, install.backend_files), str(backends / "python")]))
-    for name, value in install.environment(os.environ).items():
+        print("backends=$(mktemp -d)")
+        print(f"mkdir {folder}")
+        print(shlex.join(["ln", "-s", *map(str, install.backend_files)]), folder)
+    for name, value in server_environment(options, install, os.environ).items():
         print(f"export {name}={shlex.quote(value)}")
     print(f"ulimit -S -s {STACK_BYTES // 1024} || true")
-    print(shlex.join(["exec", *server_command(options, install, backends, run, key)]))
+    if key is not None:
+        print("# Every user of this machine can read the key in this command line. polyhead-serve hides it.")
+        for closed, opened in zip(restrictions(None), restrictions(KEY_PLACE), strict=True):
+            command = command.replace(shlex.quote(closed), opened.replace(KEY_PLACE, '"${POLYHEAD_ADMIN_KEY:?}"'))
+    print(f"exec {command}")
 
 
 class StopSignal:
@@ -171,7 +187,7 @@ def handle_stop_signals(handler: StopSignal | signal.Handlers) -> None:
         signal.signal(number, handler)
 
 
-def run_server(options: ServeOptions, models: list[str], install: TritonInstall, run: str, key: str) -> int:
+def run_server(options: ServeOptions, models: list[str], install: TritonInstall, run: str, key: str | None) -> int:
     """Supervises the server until a signal, then drains it; returns the exit code."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options.address, options.address)
     host = f"[{host}]" if ":" in host else host
@@ -186,6 +202,8 @@ def run_server(options: ServeOptions, models: list[str], install: TritonInstall,
         ready = f"ready {' '.join(f'{name}={url}' for name, url in urls.items())} models={','.join(models)}"
         is_json = options.log_format == "json"
         print(to_json("info", "polyhead-serve", ready, time.time()) if is_json else ready, flush=True)
+        server.check_regions()
+        log_version(urls["http"], options)
 
     try:
         with probe_port(health, options.address, options.probe_port):

@@ -16,9 +16,18 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from polyhead_serving.connections import block_new_connections, close_idle_connections, has_clients
+from polyhead_serving.hidden_arguments import start_hidden
 from polyhead_serving.log_lines import pass_on
-from polyhead_serving.orphans import SHARED_MEMORY, backends_folder
-from polyhead_serving.triton import ServeOptions, TritonInstall, has_gpu, server_command
+from polyhead_serving.orphans import backends_folder, readable_regions, remove_regions
+from polyhead_serving.private_files import keep_files_private
+from polyhead_serving.triton import (
+    ServeOptions,
+    TritonInstall,
+    restrictions,
+    server_command,
+    server_environment,
+    uses_gpu,
+)
 
 log = logging.getLogger("polyhead_serving")
 
@@ -30,6 +39,12 @@ DEAD_AFTER_S, ENDED_AFTER_S = 0.2, 2.0
 # "[" end it; with 64 MiB, it survives what the proxy (deploy/nginx) lets through.
 STACK_BYTES = 64 * 2**20
 DRAINED_CHECKS = 3  # how often in a row, 0.1 s apart, the server must look drained: the last answers have left then
+KEY_NOT_HIDDEN = (
+    "the kernel does not let the supervisor hide POLYHEAD_ADMIN_KEY, and every user of this machine could read it in "
+    "tritonserver's command line: the APIs that it opens stay closed, and polyhead-deploy cannot change this server. "
+    "Allow ptrace of one's own children, or restart the server to change the model"
+)
+NOT_PRIVATE = "the kernel forbids seccomp filters here; run the server where no other user is"
 ACCEPT_S = 0.1  # for connections that the kernel has accepted and Triton has not
 # Triton logs these at every start without a GPU, where they mean nothing.
 CPU_NOISE = ("CudaDriverHelper has not been initialized", "Unable to allocate pinned system memory")
@@ -45,15 +60,15 @@ class ServerProcess:
         options: what to serve, and how long a drain may take.
         install: the tritonserver to run.
         run: the run's name; the names of its shared-memory regions start with it.
-        key: opens the admin APIs.
+        key: opens the admin APIs; None: nothing opens them.
     """
 
-    def __init__(self, options: ServeOptions, install: TritonInstall, run: str, key: str) -> None:
+    def __init__(self, options: ServeOptions, install: TritonInstall, run: str, key: str | None) -> None:
         self._options = options
         self._install = install
         self._run = run
         self._key = key
-        self._muted = () if has_gpu() else CPU_NOISE
+        self._muted = () if uses_gpu(options) else CPU_NOISE
         self._zombies: dict[int, float] = {}  # when each was first seen
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
@@ -63,17 +78,23 @@ class ServerProcess:
         """Starts the process; raises RepositoryError if the repository holds nothing that it could serve."""
         self._errors = []
         self._zombies = {}
-        self._process = subprocess.Popen(
-            server_command(self._options, self._install, backends_folder(self._run), self._run, self._key),
-            env=os.environ | self._install.environment(os.environ),
+        # The server needs no key in its environment, and its model processes, which run users' code, must have none.
+        environment = {name: value for name, value in os.environ.items() if name != "POLYHEAD_ADMIN_KEY"}
+        hidden = dict(zip(restrictions(None), restrictions(self._key), strict=True)) if self._key else {}
+        self._process, is_hidden = start_hidden(
+            server_command(self._options, self._install, backends_folder(self._run), self._run),
+            hidden,
+            environment | server_environment(self._options, self._install, environment),
+            _prepare,  # makes system calls only and takes no lock
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             encoding="utf-8",
             errors="backslashreplace",
             start_new_session=True,
-            preexec_fn=_prepare,  # makes system calls only and takes no lock
         )
+        if not is_hidden:
+            log.error(KEY_NOT_HIDDEN)
         assert self._process.stdout is not None
         self._reader = threading.Thread(target=self._read_log, args=(self._process.stdout,), daemon=True)
         self._reader.start()
@@ -146,6 +167,11 @@ class ServerProcess:
         # that the timeout ended with idle connections only.
         return code is not None and code >= 0
 
+    def check_regions(self) -> None:
+        """Logs an error if other users can read the shared memory of the running server."""
+        if regions := readable_regions(self._run):
+            log.error("every user of this machine can read texts in %s: %s", ", ".join(map(str, regions)), NOT_PRIVATE)
+
     def kill(self) -> None:
         """Kills the whole group and removes its shared memory."""
         if self._process is None:
@@ -156,8 +182,7 @@ class ServerProcess:
         self._process.wait()
         _wait_for_group(group, timeout_s=5)
         self._process = None
-        for region in SHARED_MEMORY.glob(f"{self._run}*"):
-            region.unlink(missing_ok=True)
+        remove_regions(self._run)
 
     def _read_log(self, lines: IO[str]) -> None:
         for line in lines:
@@ -199,6 +224,9 @@ def stack_bytes() -> int:
 
 def _prepare() -> None:
     resource.setrlimit(resource.RLIMIT_STACK, (stack_bytes(), resource.getrlimit(resource.RLIMIT_STACK)[1]))
+    # A dump of the memory would put texts on the disk.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    keep_files_private()
     # If the supervisor is killed, the server must end too and free its ports.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 

@@ -10,9 +10,7 @@ import importlib.util
 import math
 import os
 import re
-import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -20,23 +18,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from polyhead.errors import PolyheadError
+from polyhead.errors import MachineError, PolyheadError
 from polyhead.repository import models_with_checkpoint
+from polyhead_serving.orphans import shm_argument
+from polyhead_serving.ports import SHARED, AddressError
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 LIBPYTHON = f"libpython{PYTHON}.so.1.0"
 # Anyone who can use one of these can run code, read memory or silence the server. They need the key in this header.
 ADMIN_APIS = ("model-repository", "model-config", "shared-memory", "logging", "trace", "statistics")
 ADMIN_HEADER = "polyhead-admin-key"
+# A header that no request can have: a name with a colon does not exist in HTTP/1, nor one with capitals in HTTP/2.
+CLOSED_RULE = "Closed: no key opens this=never"
+DEVICE_VARIABLE = "POLYHEAD_SERVE_DEVICE"  # of --device; model processes read it too
 LOG_FLAGS = {"warning": ["--log-info=false"], "info": [], "verbose": ["--log-verbose=1"]}
 
 
 class InstallError(PolyheadError):
     """tritonserver, or something that it needs, is missing."""
-
-
-class AddressError(PolyheadError):
-    """An address, a port or a key cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,7 @@ class ServeOptions:
     metrics_port: int
     probe_port: int
     control: str
+    device: str
     log_level: str
     log_format: str
     startup_timeout_s: float
@@ -147,16 +147,32 @@ def has_gpu() -> bool:
     return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
 
 
-def server_command(
-    options: ServeOptions, install: TritonInstall, backends: Path, shm_prefix: str, key: str
-) -> list[str]:
+def uses_gpu(options: ServeOptions) -> bool:
+    """Whether the models may compute on a GPU.
+
+    Raises:
+        MachineError: a GPU is required and there is none.
+    """
+    if options.device == "cuda" and not has_gpu():
+        raise MachineError("--device cuda: this machine has no GPU (no /dev/nvidia0); --device auto would use the CPU")
+    return options.device != "cpu" and has_gpu()
+
+
+def server_environment(options: ServeOptions, install: TritonInstall, environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables to set for the server and its model processes."""
+    changed = {**install.environment(environ), DEVICE_VARIABLE: options.device}
+    if options.device == "cpu":
+        changed["CUDA_VISIBLE_DEVICES"] = "-1"  # no GPU
+    return changed
+
+
+def server_command(options: ServeOptions, install: TritonInstall, backends: Path, run: str) -> list[str]:
     """tritonserver with flags that open only inference, metadata and health.
 
     Raises:
         RepositoryError: the repository holds nothing that Triton can load now.
     """
     models = models_with_checkpoint(options.repository)
-    restricted = f"{','.join(ADMIN_APIS)}:{ADMIN_HEADER}={key}"
     return [
         str(install.binary),
         f"--model-repository={options.repository.resolve()}",
@@ -167,48 +183,33 @@ def server_command(
         f"--http-port={options.http_port}",
         f"--grpc-port={options.grpc_port}",
         f"--metrics-port={options.metrics_port}",
-        f"--allow-gpu-metrics={'true' if has_gpu() else 'false'}",
+        *(f"--reuse-{name}-port=true" for name in SHARED),  # with the supervisor, which reserves them
+        f"--allow-gpu-metrics={'true' if uses_gpu(options) else 'false'}",
         "--metrics-config=summary_latencies=true",  # quantiles of the time in the queue
         f"--exit-timeout-secs={math.ceil(options.exit_timeout_s)}",
-        f"--http-restricted-api={restricted}",
-        f"--grpc-restricted-protocol={restricted}",
-        f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
+        *restrictions(None),
+        shm_argument(run),
         *([f"--backend-directory={backends}"] if install.backend_files else []),
         *LOG_FLAGS[options.log_level],
     ]
 
 
-def check_ports(options: ServeOptions) -> None:
-    """Raises AddressError if a port is given twice or is taken. Triton would say so much later."""
-    seen: dict[int, str] = {}
-    for name, port in options.ports().items():
-        flag = f"--{name}-port"
-        if port in seen:
-            raise AddressError(f"{flag} {port}: {seen[port]} has the same port")
-        seen[port] = flag
-        try:
-            found = socket.getaddrinfo(options.address, port, type=socket.SOCK_STREAM)
-            family, kind, protocol, _, address = found[0]
-            with socket.socket(family, kind, protocol) as probe:
-                # Triton sets this too: connections that have ended on this port do no harm.
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(address)
-        except OSError as error:
-            place = f"{options.address}:{port}"
-            raise AddressError(f"{flag} {port}: cannot listen on {place} ({error.strerror})") from error
+def restrictions(key: str | None) -> list[str]:
+    """The flags that restrict the admin APIs to requests with the key; without a key, to none."""
+    rule = f"{','.join(ADMIN_APIS)}:{f'{ADMIN_HEADER}={key}' if key else CLOSED_RULE}"
+    return [f"--http-restricted-api={rule}", f"--grpc-restricted-protocol={rule}"]
 
 
-def admin_key(control: str) -> str:
-    """The key to the admin APIs: POLYHEAD_ADMIN_KEY, or a random one that nobody knows.
+def admin_key(control: str) -> str | None:
+    """The key to the admin APIs, POLYHEAD_ADMIN_KEY; None: nobody can use them.
 
     Raises:
         AddressError: Triton could not read the key from its flag, or polyhead-deploy needs one and it is not set.
     """
-    key = os.environ.get("POLYHEAD_ADMIN_KEY")
-    if not key and control == "explicit":
+    key = os.environ.get("POLYHEAD_ADMIN_KEY") or None
+    if key is None and control == "explicit":
         raise AddressError("POLYHEAD_ADMIN_KEY: must be set for --control explicit, because polyhead-deploy sends it")
-    key = key or secrets.token_urlsafe(24)
-    if not re.fullmatch(r"[A-Za-z0-9._~-]{16,}", key):
+    if key is not None and not re.fullmatch(r"[A-Za-z0-9._~-]{16,}", key):
         raise AddressError("POLYHEAD_ADMIN_KEY: must be 16 or more letters, digits and '.', '_', '~', '-'")
     return key
 

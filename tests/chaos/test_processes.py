@@ -20,7 +20,8 @@ from tests.chaos.count import Count
 from tests.chaos.harm import serve, server_pid, survive
 from tests.chaos.load import TIMEOUT_S, VerifiedLoad, through_client
 from tests.chaos.plain import ask, ask_on
-from tests.e2e.processes import model_processes
+from tests.e2e.processes import model_processes, run_name
+from tests.other_user import started_as_nobody
 
 pytestmark = pytest.mark.chaos
 
@@ -108,6 +109,54 @@ def test_server_killed(repository: Path, sound: Path, corpus: Corpus, record: Re
         victim = server_pid(harmed)
         load, recovery_s = survive(harmed, healthy, corpus, lambda: os.kill(victim, signal.SIGKILL))
         record("tritonserver killed", load.count, recovery_s, slowest_answer_s=round(load.slowest_s, 1))
+
+
+# Plants what a supervisor may take for its own, and tries to take the servers' ports until a file is there.
+OTHER_USER = """
+import os, socket, sys
+stop, run, *ports = sys.argv[1:]
+for name in ("polyhead_lock_polyhead_", f"polyhead_lock_{run}", f"{run}_planted", f".{run}"):
+    try:
+        with open(f"/dev/shm/{name}", "x") as file:
+            file.write(run)
+    except FileExistsError:
+        pass
+print("planted", flush=True)
+while not os.path.exists(stop):
+    for port in ports:
+        with socket.socket() as taker:
+            taker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                taker.bind(("127.0.0.1", int(port)))
+                print("took", port, flush=True)
+                sys.exit()
+            except OSError:
+                pass
+"""
+
+
+def test_another_user(repository: Path, sound: Path, corpus: Corpus, record: Record) -> None:
+    """Another user who plants files and grabs for ports, while tritonserver dies, costs no request."""
+    stop = Path("/tmp") / f"polyhead-chaos-stop-{os.getpid()}"
+    with serve(repository) as harmed, serve(sound) as healthy:
+        victim = server_pid(harmed)
+        run = run_name(harmed)
+        ports = [str(server.ports[name]) for server in (harmed, healthy) for name in ("http", "grpc", "probe")]
+        others = model_processes(healthy)
+        try:
+            with started_as_nobody(OTHER_USER, str(stop), run, *ports) as user:
+                # A third supervisor looks for orphans meanwhile.
+                with serve(sound):
+                    load, recovery_s = survive(harmed, healthy, corpus, lambda: os.kill(victim, signal.SIGKILL))
+                assert model_processes(healthy) == others
+                stop.touch()
+                assert user.stdout is not None
+                assert user.stdout.read() == ""
+        finally:
+            for name in ("polyhead_lock_polyhead_", f"{run}_planted", f".{run}"):
+                (Path("/dev/shm") / name).unlink(missing_ok=True)
+            stop.unlink(missing_ok=True)
+    record("another user plants files, grabs for ports", load.count, recovery_s)
 
 
 def test_sigterm_under_load(repository: Path, sound: Path, corpus: Corpus, record: Record) -> None:

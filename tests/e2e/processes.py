@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 from types import MappingProxyType
 
@@ -19,6 +20,13 @@ def model_processes(server: LocalServer) -> list[int]:
 def shared_memory(server: LocalServer) -> list[Path]:
     """The server's shared memory regions."""
     return sorted(Path("/dev/shm").glob(f"polyhead_{server.process.pid}_*"))
+
+
+def run_name(server: LocalServer) -> str:
+    """The name with which the files of the server's run start."""
+    name = re.match(r"polyhead_[0-9]+_[0-9a-f]{16}", shared_memory(server)[0].name)
+    assert name is not None
+    return name[0]
 
 
 def descendants(pid: int) -> list[int]:

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 import urllib.request
@@ -160,20 +161,21 @@ def explicit(repository: Path) -> Iterator[dict[str, int]]:
     command = [*serve_command(), "--repository", str(repository), "--dry-run", *port_options(ports)]
     environment = {**os.environ, "POLYHEAD_ADMIN_KEY": KEY}
     script = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
-    folder = Path(next(line for line in script.splitlines() if line.startswith("mkdir")).split()[-1]).parent
     script = script.replace("--model-control-mode=none", "--model-control-mode=explicit '--load-model=*'")
-    server = subprocess.Popen(["sh", "-e", "-c", script], start_new_session=True)
-    try:
-        yield ports
-    finally:
-        server.terminate()
+    with tempfile.TemporaryDirectory() as scratch:  # for the script's folder of backends
+        server = subprocess.Popen(
+            ["sh", "-e", "-c", script], start_new_session=True, env=environment | {"TMPDIR": scratch}
+        )
         try:
-            server.wait(30)
+            yield ports
         finally:
-            if server.poll() is None:
-                os.killpg(server.pid, signal.SIGKILL)
-                server.wait()
-            shutil.rmtree(folder)
+            server.terminate()
+            try:
+                server.wait(30)
+            finally:
+                if server.poll() is None:
+                    os.killpg(server.pid, signal.SIGKILL)
+                    server.wait()
 
 
 def test_models_share_families_and_versions_reload(repository: Path, tmp_path: Path) -> None:

@@ -254,14 +254,15 @@ def test_damaged_checkpoint_ends_with_the_reason(repository: Path, tmp_path: Pat
     assert "At:" not in last
 
 
-def test_plain_tritonserver_serves_the_repository(repository: Path) -> None:
+def test_plain_tritonserver_serves_the_repository(repository: Path, tmp_path: Path) -> None:
     """The commands that --dry-run prints serve the repository without polyhead-serve."""
     ports = free_ports()
     command = [*serve_command(), "--repository", str(repository), "--dry-run", *port_options(ports)]
     script = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    folder = Path(next(line for line in script.splitlines() if line.startswith("mkdir")).split()[-1]).parent
     place = f"127.0.0.1:{ports['http']}"
-    server = subprocess.Popen(["sh", "-e", "-c", script], start_new_session=True)
+    # The script makes a folder of backends in TMPDIR.
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    server = subprocess.Popen(["sh", "-e", "-c", script], start_new_session=True, env=environment)
     try:
         deadline = time.monotonic() + READY_TIMEOUT_S
         while not is_answered(place):
@@ -274,7 +275,6 @@ def test_plain_tritonserver_serves_the_repository(repository: Path) -> None:
         if server.poll() is None:
             os.killpg(server.pid, signal.SIGKILL)
             server.wait()
-        shutil.rmtree(folder)
 
 
 def is_answered(place: str) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import http.client
 import socket
+import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
-from polyhead_serving.health import Health, probe_port
+from polyhead_serving.health import MAX_CONNECTIONS, Health, probe_port
 
 
 @pytest.fixture
@@ -89,3 +91,16 @@ def test_failure_tells_the_proxy_what_a_failed_request_gets(health: Health, plac
     broken = Health(lambda: True)
     broken.canary(None, 0.1)
     assert broken.is_restarting()
+
+
+def test_idle_connections_keep_no_probe_out(health: Health, place: tuple[str, int]) -> None:
+    """Connections that send nothing or little take few threads, however many, and probes are answered meanwhile."""
+    health.canary(None, 0.01)
+    with ExitStack() as opened:
+        held = [opened.enter_context(socket.create_connection(place, timeout=5)) for _ in range(3 * MAX_CONNECTIONS)]
+        for connection in held[-MAX_CONNECTIONS // 2 :]:
+            connection.sendall(b"GET /ready HTT")
+        for _ in range(10):
+            assert get(place, "/ready") == (200, "ready\n")
+        assert held[0].recv(1) == b""  # the oldest was ended
+        assert threading.active_count() < 2 * MAX_CONNECTIONS

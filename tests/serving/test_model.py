@@ -164,6 +164,15 @@ def test_gpu_without_cuda_serves_from_the_cpu(served_repository: Path, monkeypat
     assert "CPU" in pb_utils.Logger.lines[0]
 
 
+@pytest.mark.parametrize(("kind", "wrong"), [("CPU", "sees no GPU"), ("GPU", "this torch has no CUDA")])
+def test_a_required_gpu(served_repository: Path, monkeypatch: pytest.MonkeyPatch, kind: str, wrong: str) -> None:
+    """A model that must use a GPU does not load on the CPU, whether the GPU or torch's CUDA is missing."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("POLYHEAD_SERVE_DEVICE", "cuda")
+    with pytest.raises(pb_utils.TritonModelException, match=f"--device cuda: Triton.*{wrong}"):
+        start(served_repository, monkeypatch, kind=kind)
+
+
 def test_other_labels_are_told(served_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A labels.txt of other heads is a warning in the log."""
     other = tmp_path / "repository"

@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 
 from polyhead_serving import serve, triton
-from polyhead_serving.triton import InstallError, TritonInstall, find_in_wheel, find_triton, server_command
+from polyhead_serving.triton import (
+    CLOSED_RULE,
+    InstallError,
+    TritonInstall,
+    find_in_wheel,
+    find_triton,
+    restrictions,
+    server_command,
+    server_environment,
+)
 from tests.serving.options import parse
 
 WHEEL = TritonInstall(Path("/wheel/bin/tritonserver"), (Path("/wheel/libtriton_python.so"),), (Path("/wheel.libs"),))
@@ -44,7 +53,7 @@ def run(*arguments: str) -> int:
 def flags_of(repository: Path, *arguments: str, install: TritonInstall = WHEEL) -> list[str]:
     """tritonserver's command line for these arguments."""
     options = parse("--repository", str(repository), *arguments)
-    return server_command(options, install, Path("/backends"), "polyhead_1_ab", "k" * 16)
+    return server_command(options, install, Path("/backends"), "polyhead_1_ab")
 
 
 def test_flags_are_safe(repository: Path) -> None:
@@ -65,7 +74,7 @@ def test_flags_are_safe(repository: Path) -> None:
 @pytest.mark.parametrize("flag", ["--http-restricted-api", "--grpc-restricted-protocol"])
 def test_admin_apis_need_the_key(repository: Path, flag: str) -> None:
     """Each dangerous API needs the key, over both protocols; inference, metadata and health do not."""
-    (value,) = [argument.partition("=")[2] for argument in flags_of(repository) if argument.startswith(flag)]
+    (value,) = [word.partition("=")[2] for word in restrictions("k" * 16) if word.startswith(flag)]
     apis, _, key = value.partition(":")
     assert set(apis.split(",")) == {
         "model-repository",
@@ -76,6 +85,43 @@ def test_admin_apis_need_the_key(repository: Path, flag: str) -> None:
         "statistics",
     }
     assert key == f"polyhead-admin-key={'k' * 16}"
+    (shown,) = [argument for argument in flags_of(repository) if argument.startswith(flag)]
+    assert shown == f"{flag}={apis}:{CLOSED_RULE}"
+
+
+def test_no_command_line_has_the_key(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every user can read command lines, so they have a rule that no request meets, with and without a key."""
+    monkeypatch.setenv("POLYHEAD_ADMIN_KEY", "k" * 16)
+    for control in ("none", "explicit"):
+        flags = flags_of(repository, "--control", control)
+        assert not [flag for flag in flags if "k" * 16 in flag]
+        assert set(restrictions(None)) <= set(flags)
+
+
+def test_a_gpu_that_is_required(
+    repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a GPU, --device cuda does not start, from the command line or the environment; the other values do."""
+    monkeypatch.setattr(triton, "has_gpu", lambda: False)
+    for device in ("auto", "cpu"):
+        assert run("--repository", str(repository), "--dry-run", "--device", device) == 0
+    capsys.readouterr()
+    assert "--device cuda: this machine has no GPU" in refuse(
+        capsys, "--repository", str(repository), "--device", "cuda"
+    )
+    monkeypatch.setenv("POLYHEAD_SERVE_DEVICE", "cuda")
+    assert "--device cuda" in refuse(capsys, "--repository", str(repository))
+
+
+def test_model_processes_know_the_device(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They refuse the CPU if a GPU is required. With --device cpu they see no GPU."""
+    monkeypatch.setattr(triton, "has_gpu", lambda: True)
+    for device, visible in (("auto", None), ("cuda", None), ("cpu", "-1")):
+        changed = server_environment(parse("--device", device), WHEEL, {})
+        assert changed["POLYHEAD_SERVE_DEVICE"] == device
+        assert changed.get("CUDA_VISIBLE_DEVICES") == visible
+        gpu_metrics = "false" if device == "cpu" else "true"
+        assert f"--allow-gpu-metrics={gpu_metrics}" in flags_of(repository, "--device", device)
 
 
 def test_options_come_from_the_environment(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +201,7 @@ def test_busy_port(repository: Path, capsys: pytest.CaptureFixture[str]) -> None
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = str(busy.getsockname()[1])
         error = refuse(capsys, "--repository", str(repository), "--http-port", port)
-    assert f"--http-port {port}: cannot listen on 127.0.0.1:{port}" in error
+    assert f"--http-port {port}: cannot listen on 127.0.0.1:{port} (Address already in use by " in error
 
 
 @pytest.mark.parametrize(
@@ -237,11 +283,26 @@ def test_explicit_control_loads_each_model_and_needs_a_key(
 
 
 def test_dry_run_prints_a_script(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The script makes the backend folder, sets the environment and runs the server; nothing is started."""
+    """The script makes a private backend folder, sets the environment and runs the server; nothing is started."""
     assert run("--repository", str(repository), "--dry-run") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["mkdir", "ln", "export", "export", "ulimit", "exec"]
+    first = [line.split()[0] for line in lines]
+    assert first == ["umask", "backends=$(mktemp", "mkdir", "ln", "export", "export", "export", "ulimit", "exec"]
     assert f"--model-repository={repository}" in lines[-1]
+    assert '--backend-directory="$backends"' in lines[-1]
+
+
+def test_dry_run_does_not_print_the_key(
+    repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The script reads the key from its own environment, gives it to both protocols, and says who can see it."""
+    monkeypatch.setenv("POLYHEAD_ADMIN_KEY", "k" * 16)
+    assert run("--repository", str(repository), "--dry-run", "--control", "explicit") == 0
+    script = capsys.readouterr().out
+    assert "k" * 16 not in script
+    assert "# Every user of this machine can read the key" in script
+    words = script.splitlines()[-1].split("--")
+    assert [word for word in words if "restricted" in word and 'key="${POLYHEAD_ADMIN_KEY:?}"' in word][1:]
 
 
 def make_wheel(folder: Path, python: str) -> Path:

@@ -31,7 +31,7 @@ import triton_python_backend_utils as pb_utils
 
 from polyhead.decode import DecodeOptions
 from polyhead.encode import EncodedText
-from polyhead.errors import OptionError, PolyheadError
+from polyhead.errors import MachineError, OptionError, PolyheadError
 from polyhead.predictor import Predictor
 from polyhead.scheduler import CancelledRequestError, ExpiredError, RefusedError, Scheduler
 from polyhead.schema import NO_SCORE
@@ -39,6 +39,7 @@ from polyhead.text_queue import ScoreRequest
 from polyhead_serving.instance_config import InstanceConfig
 from polyhead_serving.model_metrics import InstanceState, ModelMetrics, RequestsRecord
 from polyhead_serving.responses import Responses
+from polyhead_serving.triton import DEVICE_VARIABLE
 
 SENDERS = 4  # threads that send the responses which `execute` could not return (docs/decisions/0008-response-sender.md)
 # With several instances, Triton gives the next requests to the one that is free. An instance that refuses at once would
@@ -354,13 +355,20 @@ def dump(answer: dict[str, Any]) -> bytes:
 
 
 def device_of(args: dict[str, str]) -> str:
-    """The device that Triton chose. KIND_AUTO means a GPU if there is one; a torch without CUDA then uses the CPU."""
-    if args["model_instance_kind"] != "GPU":
-        return "cpu"
-    if not torch.cuda.is_available():
-        pb_utils.Logger.log_warn("Triton sees a GPU but this torch has no CUDA: serving from the CPU")
-        return "cpu"
-    return f"cuda:{args['model_instance_device_id']}"
+    """The device that Triton chose. KIND_AUTO means a GPU if there is one; a torch without CUDA then uses the CPU.
+
+    Raises:
+        MachineError: that is the CPU, and polyhead-serve was told to use a GPU.
+    """
+    is_gpu = args["model_instance_kind"] == "GPU"
+    if is_gpu and torch.cuda.is_available():
+        return f"cuda:{args['model_instance_device_id']}"
+    wrong = "Triton sees a GPU but this torch has no CUDA" if is_gpu else "Triton sees no GPU"
+    if os.environ.get(DEVICE_VARIABLE) == "cuda":
+        raise MachineError(f"--device cuda: {wrong}")
+    if is_gpu:
+        pb_utils.Logger.log_warn(f"{wrong}: serving from the CPU")
+    return "cpu"
 
 
 def end_process(error: BaseException) -> None:
