@@ -52,11 +52,11 @@ ALLOWED = {
 LAYERS = {
     "polyhead": [
         "errors files interrupt machine schema template",
-        "precision heads",
-        "body",
+        "precision heads checkpoint_files decode",
+        "body golden weights",
         "checkpoint",
         "cut_word",
-        "encode decode",
+        "encode",
         "engine gate",
         "predictor",
         "text_queue",
