@@ -23,7 +23,7 @@ OPTIONAL = frozenset({"metrics.json"})
 REPORT = "report"  # a folder of files
 
 # Far above what real models need: a tokenizer of 256,000 tokens has 20 MB.
-MOST_BYTES = {"config.json": 32 << 20, "tokenizer.json": 256 << 20, "golden.jsonl": 1 << 30}
+MOST_BYTES = {"config.json": 32 << 20, "tokenizer.json": 64 << 20, "golden.jsonl": 256 << 20}
 MOST_BYTES_OF_OTHERS = 64 << 20
 MOST_DEPTH = 32  # of lists and objects in each other
 MOST_REPORT_FILES = 1000
@@ -109,12 +109,16 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file of the checkpoint: numbers are finite, and an object has each name once.
+    """The content of a JSON file of the checkpoint; raises CheckpointError as `read_text` and `parse_json` do."""
+    return parse_json(path, read_text(path))
+
+
+def parse_json(path: Path, text: str) -> Any:
+    """The content of JSON in which numbers are finite and an object has each name once.
 
     Raises:
-        CheckpointError: it cannot be read, or is not such JSON.
+        CheckpointError: it is not such JSON; the message names `path`.
     """
-    text = read_text(path)
     try:
         content = json.loads(
             text, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_whole, object_pairs_hook=_unique

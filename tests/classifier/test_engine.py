@@ -13,13 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Model
 
-from polyhead.checkpoint import Checkpoint, GoldenRow, read_checkpoint, write_checkpoint
+from polyhead.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from polyhead.decode import to_scores
 from polyhead.engine import Engine
 from polyhead.engine.cpu.kernels import KERNELS
 from polyhead.engine.cpu.layers import LINEARS, Bfloat16Linear
 from polyhead.errors import CheckpointError, TokenIdsError
 from polyhead.gate import changed_answers
+from polyhead.golden import GoldenRow
 from polyhead.precision import PRECISIONS, Precision, has_stable_products
 from polyhead.predictor import Predictor
 from polyhead.schema import Schema

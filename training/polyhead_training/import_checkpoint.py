@@ -11,9 +11,10 @@ from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from polyhead.checkpoint import MASK_BUFFERS, Architecture, Spec, check_output
+from polyhead.checkpoint import Architecture, Spec, check_output
 from polyhead.errors import PolyheadError, describe, one_line
 from polyhead.schema import Head, HeadKind, Schema
+from polyhead.weights import MASK_BUFFERS
 from polyhead_rows.table_file import ReadOptions
 from polyhead_training.command_line import command_app, example_option, one_line_errors
 from polyhead_training.config import DataConfig, ModelConfig, Section, read_toml
@@ -114,9 +115,11 @@ def import_checkpoint(folder: Path, config: ImportConfig, output: Path) -> float
             data = DataConfig(train=config.texts, **options)
         except ValidationError as error:
             raise ConfigError(describe(error)) from error
-        texts = read_texts(config.texts, data, Path(scratch))
+        sample = read_texts(config.texts, data, Path(scratch))
         fitted = Fitted(model, spec, schema, pretrained_tokenizer(str(folder)))
-        return write_unscored(output, fitted, texts, rows=config.golden_rows, seed=0)
+        return write_unscored(
+            output, fitted, sample.texts, rows=config.golden_rows, seed=0, template_fields=sample.template_fields
+        )
 
 
 def imported_schema(config: ImportConfig) -> Schema:
