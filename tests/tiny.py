@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import GPT2Config
 
-from polyhead.checkpoint import Architecture, Spec, write_checkpoint
+from polyhead.checkpoint import Architecture, Spec, read_checkpoint, renew_golden, write_checkpoint
+from polyhead.golden import GoldenRow
 from polyhead.schema import Head, Schema
 from polyhead_training.fitting.checkpoint_writing import golden_rows
 from polyhead_training.model.modeling import build_model
@@ -82,6 +84,12 @@ def tiny_model(spec: Spec, schema: Schema = SCHEMA, seed: int = 0, **config_fiel
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return model.eval()
+
+
+def change_golden(path: Path, change: Callable[[list[GoldenRow]], list[GoldenRow]]) -> None:
+    """Replaces the golden rows of a checkpoint; their answers are made again, so that only the engine can refuse them."""
+    checkpoint = read_checkpoint(path)
+    renew_golden(checkpoint, change(checkpoint.golden()))
 
 
 OVERFLOWING = "Rain ~ and more"  # no golden text has the tilde

@@ -46,7 +46,7 @@ def read_weights(path: Path, body: Body, head_shapes: Callable[[], Mapping[str, 
                 raise CheckpointError(
                     f"{path}: tensor {min(unknown)!r} belongs to no part of the model that config.json describes"
                 )
-            return {name: _finite(path, name, file.get_tensor(name).float()) for name in expected}
+            return {name: finite_tensor(path, name, file.get_tensor(name).float()) for name in expected}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: is damaged or not a safetensors file ({error})") from error
 
@@ -61,8 +61,8 @@ def _check_header(path: Path, file: Any, names: set[str], name: str, shape: Shap
         raise CheckpointError(f"{path}: tensor {name!r} must be one of {', '.join(EXACT_DTYPES)}, got {dtype}")
 
 
-def _finite(path: Path, name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, if all of its values are finite."""
+def finite_tensor(path: Path, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, if all of its values are finite; raises CheckpointError if one is not."""
     if tensor.numel():
         lowest, highest = torch.aminmax(tensor)  # NaN, if there is one
         if not (torch.isfinite(lowest) and torch.isfinite(highest)):
