@@ -87,7 +87,7 @@ def tiny_model(spec: Spec, schema: Schema = SCHEMA, seed: int = 0, **config_fiel
 
 
 def change_golden(path: Path, change: Callable[[list[GoldenRow]], list[GoldenRow]]) -> None:
-    """Replaces the golden rows of a checkpoint; their answers are made again, so that only the engine can refuse them."""
+    """Replaces the golden rows of a checkpoint; their answers are made again, so only the engine can refuse them."""
     checkpoint = read_checkpoint(path)
     renew_golden(checkpoint, change(checkpoint.golden()))
 

@@ -294,7 +294,7 @@ def _read_tokenizer(path: Path, body: Body) -> Tokenizer:
 
 def renew_golden(checkpoint: Checkpoint, rows: Sequence[GoldenRow]) -> None:
     """Replaces the golden rows of a checkpoint folder, and makes it one of the newest format."""
-    config = checkpoint.config | {"polyhead": {"format": FORMAT} | checkpoint.section | {"format": FORMAT}}
+    config = checkpoint.config | {"polyhead": checkpoint.section | {"format": FORMAT}}
     # If the process is killed between the two, the golden rows are refused, and this can be done again.
     with replaced_file(checkpoint.path / "config.json") as part:
         _write_json(part, config)
