@@ -73,6 +73,8 @@ class Head(BaseModel):
         broken = [label for label in self.labels if not label or "\n" in label or "\r" in label]
         if broken:
             raise ValueError(f"head {self.name!r}: labels must be non-empty single lines, got {shortened(broken)}")
+        if wrong := [text for text in (self.name, *self.labels) if not is_unicode(text)]:
+            raise ValueError(f"head {self.name!r}: name and labels must be valid Unicode, got {shortened(wrong)}")
         if self.kind == HeadKind.MULTI_LABEL:
             if self.thresholds is None:
                 object.__setattr__(self, "thresholds", (0.5,) * len(self.labels))
@@ -126,8 +128,6 @@ class Schema:
         self.heads = tuple(heads)
         if not self.heads:
             raise SchemaError("heads: a model needs at least one head")
-        if len(self.heads) > MOST_HEADS:
-            raise SchemaError(f"heads: a model has at most {MOST_HEADS} heads, got {len(self.heads)}")
         if twice := _repeated(head.name for head in self.heads):
             raise SchemaError(f"heads: names must be unique, these are repeated: {shortened(twice)}")
         self._by_name = {head.name: head for head in self.heads}
@@ -139,6 +139,8 @@ class Schema:
         """Builds the schema from a checkpoint's ``heads``; raises SchemaError for an unknown or missing field."""
         if not isinstance(heads, list):
             raise SchemaError(f"heads: must be a list of tables, got {type(heads).__name__}")
+        if len(heads) > MOST_HEADS:
+            raise SchemaError(f"heads: a model has at most {MOST_HEADS} heads, got {len(heads)}")
         return cls([head_from_json(head, f"heads.{position}") for position, head in enumerate(heads)])
 
     def to_json(self) -> list[dict[str, Any]]:
@@ -249,6 +251,15 @@ def head_from_json(fields: Any, place: str) -> Head:
         return Head.model_validate(dict(fields))
     except ValidationError as error:
         raise SchemaError(f"{place}: {describe(error)}") from error
+
+
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can hold the text. JSON can spell lone surrogates, which no answer could then be sent with."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def shortened(value: object) -> str:

@@ -107,7 +107,7 @@ def test_the_places_are_those_of_the_section(sound: Path) -> None:
     assert Predictor.load(sound).check_golden() < 1e-5
 
 
-@pytest.mark.parametrize("place", leaves(SECTION), ids=lambda place: ".".join(map(str, place)))
+@pytest.mark.parametrize("place", list(leaves(SECTION)), ids=lambda place: ".".join(map(str, place)))
 def test_no_field_of_the_section_can_be_edited(checkpoint: Path, place: tuple[Any, ...]) -> None:
     """Each value of config.json's polyhead section is proved, also a threshold that no golden text comes near."""
     config = config_of(checkpoint)
@@ -178,7 +178,7 @@ def test_the_message_names_the_field_and_both_values(checkpoint: Path) -> None:
         (3, lambda row: row["heads"]["mood"].update(labels=["none"]), r":4: heads: .*mood\.labels"),
         (0, lambda row: row["heads"].pop("stars"), r":1: heads: .*stars .*\(nothing\)"),
         (1, lambda row: row["fields"].update(body="another text"), r":2: fields: text_template makes"),
-        (1, lambda row: row["fields"].update(title=None), r":2: fields: text_template makes"),
+        (1, lambda row: row["fields"].update(title="Old"), r":2: fields: text_template makes"),
         (0, lambda row: row["polyhead"].update(max_length=3), r":1: .*max_length 48, .* made with 3"),
         (0, lambda row: row["scores"].__setitem__(0, float("nan")), r":1: scores must be finite"),
         (0, lambda row: row["scores"].__setitem__(0, 1e300), r":1: scores must be finite"),
@@ -269,7 +269,7 @@ def test_live_answers_must_be_what_their_scores_mean(sound: Path) -> None:
         wrong[2]["heads"][place[0]][place[1]] = value
         with pytest.raises(ToleranceError, match=rf"live:3: the answer has {place[0]}\.{place[1]}"):
             check(wrong)
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="zip"):
         check(answers[:-1])
 
 
