@@ -26,7 +26,7 @@ from polyhead.errors import CheckpointError, SchemaError, TemplateError, describ
 from polyhead.files import replaced_file, replaced_folder
 from polyhead.golden import GoldenRow, complete_rows, prove_view, read_rows, row_line
 from polyhead.heads import build_head, head_shapes
-from polyhead.schema import Schema, is_unicode, shortened
+from polyhead.schema import Schema, shortened
 from polyhead.template import Template
 from polyhead.weights import read_weights
 
@@ -70,8 +70,6 @@ class Spec(BaseModel):
             raise ValueError(
                 "head_class: Linear is for architecture base; for hidden_state_concat take ConcatHeadSimple"
             )
-        if self.text_template is not None and not is_unicode(self.text_template):
-            raise ValueError("text_template: must be valid Unicode")
         try:
             _ = self.template
         except TemplateError as error:

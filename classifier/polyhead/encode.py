@@ -99,8 +99,9 @@ def _encode_long(texts: Sequence[str], tokenizer: Tokenizer, max_length: int) ->
             rest, beginnings, _encodings(tokenizer.encode_batch, beginnings), strict=True
         ):
             is_whole = len(beginning) == len(texts[position])
-            if found is None:
-                encoded[position] = UNKNOWN
+            if found is None:  # the cut may have made a word that the tokenizer does not know
+                if is_whole or size == most:
+                    encoded[position] = UNKNOWN
             elif is_whole or _tells_first_tokens(found, beginning, tokenizer, max_length):
                 encoded[position] = _keep(found.ids, max_length)
             elif size == most:

@@ -327,7 +327,7 @@ def test_a_state_dict_of_that_nlp_library_is_served(tmp_path: Path) -> None:
         golden=[GoldenRow(text="x", scores=(0.0,) * SCHEMA.width, token_count=1, truncated=False)],
         metrics={},
     )
-    predictor = Predictor.load(tmp_path / "c")
+    predictor = Predictor(read_checkpoint(tmp_path / "c"))
     for text in predictor.encode(TEXTS):
         with torch.inference_mode():
             expected = head(body(torch.tensor([list(text.token_ids)])).last_hidden_state[0, -1]).numpy()

@@ -272,7 +272,7 @@ def test_texts_of_the_schema_are_unicode(damaged: Damaged) -> None:
         assert re.search("heads.0: .*(valid Unicode|unicode string)", refusal(path))
         shutil.rmtree(path)
     path = edit(damaged(), lambda config: config["polyhead"].update(text_template="{a} \ud800"))
-    assert "text_template: must be valid Unicode" in refusal(path)
+    assert re.search("text_template: .*(valid Unicode|unicode string)", refusal(path))
 
 
 def test_a_wide_taxonomy_is_decoded_label_by_label() -> None:
