@@ -82,7 +82,7 @@ def are_answers(scores: Scores) -> NDArray[np.bool_]:
 
     A row without one belongs to a text with an error, or to a text for which the model's numbers overflowed.
     """
-    have: NDArray[np.bool_] = (np.isfinite(scores) & (scores > NO_SCORE)).all(axis=-1)
+    have: NDArray[np.bool_] = np.asarray((np.isfinite(scores) & (scores > NO_SCORE)).all(axis=-1))
     return have
 
 

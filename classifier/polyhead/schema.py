@@ -73,8 +73,8 @@ class Head(BaseModel):
         broken = [label for label in self.labels if not label or "\n" in label or "\r" in label]
         if broken:
             raise ValueError(f"head {self.name!r}: labels must be non-empty single lines, got {shortened(broken)}")
-        if wrong := [text for text in (self.name, *self.labels) if not is_unicode(text)]:
-            raise ValueError(f"head {self.name!r}: name and labels must be valid Unicode, got {shortened(wrong)}")
+        if broken := [text for text in (self.name, *self.labels) if not is_unicode(text)]:
+            raise ValueError(f"head {self.name!r}: name and labels must be valid Unicode, got {shortened(broken)}")
         if self.kind == HeadKind.MULTI_LABEL:
             if self.thresholds is None:
                 object.__setattr__(self, "thresholds", (0.5,) * len(self.labels))
