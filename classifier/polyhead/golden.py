@@ -65,7 +65,9 @@ def row_line(row: GoldenRow) -> str:
 
 
 def answer_of(row: GoldenRow, schema: Schema) -> dict[str, dict[str, Any]]:
-    """The answer that the row's scores decode to."""
+    """The answer that the row's scores decode to; raises CheckpointError if they are not as many as the schema's."""
+    if len(row.scores) != schema.width:
+        raise CheckpointError(f"scores must be {schema.width} numbers, got {len(row.scores)}")
     return decode(_scores(row), schema, DecodeOptions())
 
 

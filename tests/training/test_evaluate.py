@@ -87,9 +87,10 @@ def test_a_text_whose_scores_overflow_has_an_error(damaged: Callable[[], Path], 
     metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
     assert (metrics["rows"], metrics["failed"]) == (39, 1)
     table = pandas.read_parquet(output / "predictions.parquet")
-    assert table["error"].tolist() == [None] * 39 + [NOT_FINITE]
+    assert table["error"].isna().tolist() == [True] * 39 + [False]
     last = table.iloc[-1]
-    assert (last["text"], last["topic_true"], last["topic_label"]) == (OVERFLOWING, rows[3]["topic"], None)
+    assert (last["text"], last["topic_true"], last["error"]) == (OVERFLOWING, rows[3]["topic"], NOT_FINITE)
+    assert pandas.isna(last["topic_label"])
     for row in rows:
         row["text"] = OVERFLOWING
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

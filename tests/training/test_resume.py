@@ -112,7 +112,7 @@ def test_a_run_that_is_resumed_twice_reports_the_whole_run(tmp_path: Path, monke
     assert history(resumed, "train_loss") == [pytest.approx(expected)]
     assert metrics(resumed)["training"]["seconds"] > 2000
     assert history(resumed, "train_runtime")[0] > 2000
-    assert history(resumed, "train_samples_per_second")[0] < 32 / 2000
+    assert history(resumed, "train_samples_per_second")[0] <= 32 / 2000
     assert history(resumed, "seconds") == sorted(history(resumed, "seconds"))
 
 
