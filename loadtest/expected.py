@@ -14,6 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from loadtest import CannotRunError
 from polyhead_client import (
@@ -32,17 +33,26 @@ from polyhead_rows.table_file import ReadOptions, Row, open_table
 
 TOLERANCE = 1e-3  # what fp32 scores of two machines and batch sizes may differ by
 FIELDS = {"text": str, "scores": list, "token_count": int, "truncated": bool}
+OPTIONAL_FIELDS = {"fields": dict, "heads": dict, "polyhead": dict}
 
 
 @dataclass(frozen=True, slots=True)
 class ExpectedAnswer:
-    """One text and its expected answer; `scores` in the order of the schema, `line` counts from 1."""
+    """One text and its expected answer.
+
+    Attributes:
+        line: counts from 1.
+        text: what is sent: a text, or the fields of the model's template as JSON.
+        scores: in the order of the schema.
+        heads: the model's heads, if the line names them; a golden file has them in its first line.
+    """
 
     line: int
     text: str
     scores: tuple[float, ...]
     token_count: int
     truncated: bool
+    heads: tuple[HeadSchema, ...] | None = None
 
 
 def read_expected(path: Path) -> list[ExpectedAnswer]:
@@ -81,10 +91,17 @@ def read_heads(path: Path) -> tuple[HeadSchema, ...] | None:
     if not path.exists():
         return None
     try:
-        section = json.loads(path.read_text(encoding="utf-8"))["polyhead"]
-        return ModelSchema.from_json(json.dumps({"max_length": section["max_length"], "heads": section["heads"]})).heads
-    except (OSError, ValueError, LookupError, TypeError, BadResponseError) as error:
+        return _heads_of(json.loads(path.read_text(encoding="utf-8"))["polyhead"], str(path))
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise CannotRunError(f"{path}: has no heads of a checkpoint ({error})") from error
+
+
+def _heads_of(section: Any, place: str) -> tuple[HeadSchema, ...]:
+    """The heads in the ``polyhead`` section of a config.json."""
+    try:
+        return ModelSchema.from_json(json.dumps({"max_length": section["max_length"], "heads": section["heads"]})).heads
+    except (ValueError, LookupError, TypeError, BadResponseError) as error:
+        raise CannotRunError(f"{place}: has no heads of a checkpoint ({error})") from error
 
 
 def _read_row(row: Row, place: str) -> ExpectedAnswer:
@@ -93,10 +110,11 @@ def _read_row(row: Row, place: str) -> ExpectedAnswer:
         raise CannotRunError(f"{place}: {row.reason}")
     if missing := [name for name in FIELDS if name not in fields]:
         raise CannotRunError(f"{place}: missing field {missing[0]!r}")
-    if unknown := sorted(set(fields) - set(FIELDS)):
-        raise CannotRunError(f"{place}: unknown field {unknown[0]!r}; allowed are {', '.join(FIELDS)}")
-    for name, kind in FIELDS.items():
-        if type(fields[name]) is not kind:  # isinstance would take true for an int
+    allowed = FIELDS | OPTIONAL_FIELDS
+    if unknown := sorted(set(fields) - set(allowed)):
+        raise CannotRunError(f"{place}: unknown field {unknown[0]!r}; allowed are {', '.join(allowed)}")
+    for name, kind in allowed.items():
+        if name in fields and type(fields[name]) is not kind:  # isinstance would take true for an int
             raise CannotRunError(f"{place}: {name} must be {kind.__name__}, got {type(fields[name]).__name__}")
     if not fields["text"].strip():
         raise CannotRunError(f"{place}: text must not be blank")
@@ -108,7 +126,14 @@ def _read_row(row: Row, place: str) -> ExpectedAnswer:
         if type(score) not in (int, float) or not math.isfinite(score):
             raise CannotRunError(f"{place}: scores must be finite numbers, got {score!r}")
     scores = tuple(float(score) for score in fields["scores"])
-    return ExpectedAnswer(row.line or row.number, fields["text"], scores, fields["token_count"], fields["truncated"])
+    return ExpectedAnswer(
+        row.line or row.number,
+        json.dumps(fields["fields"], ensure_ascii=False) if "fields" in fields else fields["text"],
+        scores,
+        fields["token_count"],
+        fields["truncated"],
+        _heads_of(fields["polyhead"], place) if "polyhead" in fields else None,
+    )
 
 
 def find_mismatches(

@@ -139,9 +139,9 @@ def prepare_run(host: str, options: Any) -> LoadRun:
             "was it made from the served checkpoint?"
         )
     config = (Path(options.checkpoint) if options.checkpoint else golden.parent) / "config.json"
-    heads = read_heads(config)
-    if heads is not None and heads != schema.heads:
-        raise CannotRunError(f"{golden}: the served model's heads differ from those in {config}")
+    for place, heads in ((config, read_heads(config)), (golden, expected[0].heads)):
+        if heads is not None and heads != schema.heads:
+            raise CannotRunError(f"{golden}: the served model's heads differ from those in {place}")
     before = scrape(options.metrics_url) if options.metrics_url and not options.worker else None
     options.tolerance, options.tolerance_reason = choose_tolerance(options.tolerance, schema)
     return LoadRun(options, expected, schema, objectives, before=before)

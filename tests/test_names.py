@@ -26,13 +26,15 @@ WHERE_KINDS_STAND = {
     "benchmarks/echo_model.py",  # it spells an answer as the wire has it
 }  # fmt: skip
 # What throws away work is said on the command line, where a person sees it.
-DESTRUCTIVE = {"restart", "replace"}
+DESTRUCTIVE = {"restart", "replace", "accept_config"}
 
 
 def product_files() -> Iterator[Path]:
     """Every Python file but the tests."""
     for folder in FOLDERS.keys() - {"tests"}:
-        yield from (path for path in (ROOT / folder).rglob("*.py") if "checkpoint" not in path.parts[:-1])
+        for path in (ROOT / folder).rglob("*.py"):
+            if "checkpoint" not in path.relative_to(ROOT).parts[:-1]:
+                yield path
 
 
 def test_a_class_name_belongs_to_one_place() -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import GPT2Config
 
-from polyhead.checkpoint import Architecture, Spec, write_checkpoint
+from polyhead.checkpoint import Architecture, Spec, read_checkpoint, renew_golden, write_checkpoint
+from polyhead.golden import GoldenRow
 from polyhead.schema import Head, Schema
 from polyhead_training.fitting.checkpoint_writing import golden_rows
 from polyhead_training.model.modeling import build_model
@@ -82,6 +86,22 @@ def tiny_model(spec: Spec, schema: Schema = SCHEMA, seed: int = 0, **config_fiel
     return model.eval()
 
 
+def change_golden(path: Path, change: Callable[[list[GoldenRow]], list[GoldenRow]]) -> None:
+    """Replaces the golden rows of a checkpoint; their answers are made again, so only the engine can refuse them."""
+    checkpoint = read_checkpoint(path)
+    renew_golden(checkpoint, change(checkpoint.golden()))
+
+
+OVERFLOWING = "Rain ~ and more"  # no golden text has the tilde
+
+
+def overflow(path: Path, value: float = 3e38) -> None:
+    """Makes the weights of one token so large that the model's numbers overflow in texts with a tilde."""
+    tensors = load_file(path / "model.safetensors")
+    tensors["body_model.wte.weight"][tiny_tokenizer().token_to_id("~")] = value
+    save_file(tensors, path / "model.safetensors")
+
+
 def write_tiny_checkpoint(
     path: Path,
     architecture: Architecture = "base",
@@ -90,11 +110,18 @@ def write_tiny_checkpoint(
     head_class: str | None = None,
     head_args: dict[str, Any] | None = None,
     text_template: str | None = None,
+    template_fields: list[str] | None = None,
     **config_fields: Any,
 ) -> Any:
-    """Writes a checkpoint with golden rows from transformers; returns the transformers model."""
+    """Writes a checkpoint with golden rows from transformers; returns the transformers model.
+
+    Golden rows are TEXTS or, if they are given, `template_fields`: the fields of the template as JSON.
+    """
     spec = tiny_spec(architecture, head_class, text_template, **(head_args or {}))
     model = tiny_model(spec, schema, seed, **config_fields)
+    texts = TEXTS
+    if template_fields is not None and spec.template is not None:
+        texts = [spec.template.render(json.loads(fields)) for fields in template_fields]
     write_checkpoint(
         path,
         config=model.config.to_dict(),
@@ -102,7 +129,17 @@ def write_tiny_checkpoint(
         schema=schema,
         tensors=model.state_dict(),
         tokenizer_json=tiny_tokenizer().to_str(),
-        golden=golden_rows(TEXTS, model, tiny_tokenizer(), schema, MAX_LENGTH, rows=len(TEXTS), seed=0),
+        golden=golden_rows(
+            texts,
+            model,
+            tiny_tokenizer(),
+            schema,
+            MAX_LENGTH,
+            rows=len(texts),
+            seed=0,
+            template=spec.template,
+            template_fields=template_fields,
+        ),
         metrics={},
     )
     return model

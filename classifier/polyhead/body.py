@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Literal
 
@@ -39,9 +39,9 @@ class Body(BaseModel):
     n_embd: int = Field(gt=0)
     n_layer: int = Field(gt=0)
     n_head: int = Field(gt=0)
-    n_inner: int | None = None
+    n_inner: int | None = Field(default=None, gt=0)
     activation_function: str = "gelu_new"
-    layer_norm_epsilon: float = Field(default=1e-5, gt=0)
+    layer_norm_epsilon: float = Field(default=1e-5, gt=0, allow_inf_nan=False)
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
     add_cross_attention: Literal[False] = False
@@ -79,21 +79,24 @@ class Body(BaseModel):
         scale = 1 / math.sqrt(self.n_embd // self.n_head) if self.scale_attn_weights else 1.0
         return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale
 
-    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The body's tensors by their names in transformers' ``GPT2Model``; its Conv1D weights are (in, out)."""
+    def tensor_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """The body's tensors by their names in transformers' ``GPT2Model``; its Conv1D weights are (in, out).
+
+        They come one by one, because a config may name a billion layers that do not exist.
+        """
         width, inner = self.n_embd, self.inner_width
-        shapes: dict[str, tuple[int, ...]] = {
-            "wte.weight": (self.vocab_size, width),
-            "wpe.weight": (self.n_positions, width),
-        }
+        yield "wte.weight", (self.vocab_size, width)
+        yield "wpe.weight", (self.n_positions, width)
+        block: dict[str, tuple[int, ...]] = {
+            "ln_1.weight": (width,), "ln_1.bias": (width,),
+            "attn.c_attn.weight": (width, 3 * width), "attn.c_attn.bias": (3 * width,),
+            "attn.c_proj.weight": (width, width), "attn.c_proj.bias": (width,),
+            "ln_2.weight": (width,), "ln_2.bias": (width,),
+            "mlp.c_fc.weight": (width, inner), "mlp.c_fc.bias": (inner,),
+            "mlp.c_proj.weight": (inner, width), "mlp.c_proj.bias": (width,),
+        }  # fmt: skip
         for layer in range(self.n_layer):
-            block = {
-                "ln_1.weight": (width,), "ln_1.bias": (width,),
-                "attn.c_attn.weight": (width, 3 * width), "attn.c_attn.bias": (3 * width,),
-                "attn.c_proj.weight": (width, width), "attn.c_proj.bias": (width,),
-                "ln_2.weight": (width,), "ln_2.bias": (width,),
-                "mlp.c_fc.weight": (width, inner), "mlp.c_fc.bias": (inner,),
-                "mlp.c_proj.weight": (inner, width), "mlp.c_proj.bias": (width,),
-            }  # fmt: skip
-            shapes |= {f"h.{layer}.{name}": shape for name, shape in block.items()}
-        return shapes | {"ln_f.weight": (width,), "ln_f.bias": (width,)}
+            for name, shape in block.items():
+                yield f"h.{layer}.{name}", shape
+        yield "ln_f.weight", (width,)
+        yield "ln_f.bias", (width,)

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,21 +16,28 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import nn
 
 from polyhead.body import Body
-from polyhead.errors import CheckpointError, SchemaError, TemplateError, describe
-from polyhead.files import replaced_folder
-from polyhead.heads import build_head
-from polyhead.schema import Schema
+from polyhead.checkpoint_files import parse_json, read_json, read_text
+from polyhead.errors import CheckpointError, SchemaError, TemplateError, describe, one_line
+from polyhead.files import replaced_file, replaced_folder
+from polyhead.golden import GoldenRow, complete_rows, prove_view, read_rows, row_line
+from polyhead.heads import build_head, head_shapes
+from polyhead.schema import Schema, shortened
 from polyhead.template import Template
+from polyhead.weights import read_weights
 
 Architecture = Literal["base", "hidden_state_concat"]
 
-MASK_BUFFERS = (".attn.bias", ".attn.masked_bias")  # constant masks that transformers saved before 4.31
+FORMAT = 2  # of a checkpoint. Format 1, which has no number, has golden rows without what a caller sees
+MOST_TEMPLATE = 65_536  # characters
+MOST_ADDED_TOKENS = 20_000  # of a tokenizer; models in use have up to a few thousand
+# Fields of the polyhead section. At the top level of config.json they would have no effect. transformers wrote a
+# max_length of its own there.
+OURS = frozenset({"architecture", "layer2concat", "head_class", "head_args", "text_template", "heads"})
 
 
 class Spec(BaseModel):
@@ -54,7 +60,7 @@ class Spec(BaseModel):
     head_class: str
     head_args: dict[str, Any]
     max_length: int = Field(gt=0)
-    text_template: str | None = None
+    text_template: str | None = Field(default=None, max_length=MOST_TEMPLATE)
 
     @model_validator(mode="after")
     def _check(self) -> Spec:
@@ -76,20 +82,13 @@ class Spec(BaseModel):
         return None if self.text_template is None else Template(self.text_template)
 
 
-class GoldenRow(BaseModel):
-    """One row of ``golden.jsonl``: a real text with the scores that transformers computed for it in float32."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    text: str
-    scores: tuple[float, ...]
-    token_count: int = Field(gt=0)
-    truncated: bool
-
-
 @dataclass(frozen=True)
 class Checkpoint:
-    """The folder's content, validated: every tensor is present, float32 and of the right shape."""
+    """The folder's content, validated: every tensor is present, finite, float32 and of the right shape.
+
+    Attributes:
+        config: the content of config.json.
+    """
 
     path: Path
     config: dict[str, Any] = field(repr=False)
@@ -110,37 +109,41 @@ class Checkpoint:
         prefix = f"{part}."
         return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
 
+    @property
+    def section(self) -> dict[str, Any]:
+        """The ``polyhead`` section of config.json, as it is there."""
+        section: dict[str, Any] = self.config["polyhead"]
+        return section
+
+    @property
+    def unproved(self) -> str | None:
+        """What its golden rows do not prove, in one line; None if they prove all that a caller sees."""
+        if self.section.get("format", 1) >= FORMAT:
+            return None
+        return (
+            f"{self.path}: is of format 1, whose golden rows hold only scores. They do not prove the labels, "
+            "thresholds and template in its config.json. polyhead-golden --accept-config writes rows that do"
+        )
+
     def golden(self) -> list[GoldenRow]:
-        """Reads ``golden.jsonl``.
+        """Reads ``golden.jsonl``; its rows prove what a caller sees of their scores, see `polyhead.golden`.
 
         Raises:
-            CheckpointError: a line breaks the contract; the message names it.
+            CheckpointError: a line breaks the contract, or contradicts config.json; the message names it.
         """
         path = self.path / "golden.jsonl"
-        rows = []
-        text = _read_text(path).removesuffix("\n")
-        # ``splitlines`` would also split at U+2028 and similar characters inside a text.
-        for number, line in enumerate(text.split("\n") if text else [], start=1):
-            try:
-                row = GoldenRow.model_validate_json(line)
-            except ValidationError as error:
-                raise CheckpointError(f"{path}:{number}: {describe(error)}") from error
-            if len(row.scores) != self.schema.width:
-                raise CheckpointError(
-                    f"{path}:{number}: scores must be {self.schema.width} numbers, got {len(row.scores)}"
-                )
-            if not all(math.isfinite(score) for score in row.scores):
-                raise CheckpointError(f"{path}:{number}: scores must be finite numbers")
-            rows.append(row)
-        if not rows:
-            raise CheckpointError(f"{path}: has no rows")
+        rows = read_rows(path, self.schema.width)
+        prove_view(rows, path, self.section, self.schema, self.spec.template, is_complete=self.unproved is None)
         return rows
 
 
 def head_module(config: Mapping[str, Any], spec: Spec, schema: Schema) -> nn.Module:
     """A head with fresh weights; it sees the fields of `config` as attributes, as with transformers' GPT2Config."""
-    attributes = dict(config) | {"hidden_size": config["n_embd"], "num_labels": schema.width}
-    return build_head(spec.head_class, SimpleNamespace(**attributes), spec.layer2concat, spec.head_args)
+    return build_head(spec.head_class, _attributes(config, schema), spec.layer2concat, spec.head_args)
+
+
+def _attributes(config: Mapping[str, Any], schema: Schema) -> SimpleNamespace:
+    return SimpleNamespace(**dict(config) | {"hidden_size": config["n_embd"], "num_labels": schema.width})
 
 
 def read_checkpoint(path: Path | str) -> Checkpoint:
@@ -153,7 +156,11 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
     if not path.is_dir():
         raise CheckpointError(f"{path}: is not a checkpoint folder{'' if path.exists() else '; it does not exist'}")
     config, body, spec, schema = _read_config(path / "config.json")
-    tensors = _read_tensors(path / "model.safetensors", config, body, spec, schema)
+    tensors = read_weights(
+        path / "model.safetensors",
+        body,
+        lambda: head_shapes(spec.head_class, _attributes(config, schema), spec.layer2concat, spec.head_args),
+    )
     return Checkpoint(path, config, body, spec, schema, tensors, _read_tokenizer(path / "tokenizer.json", body))
 
 
@@ -166,8 +173,8 @@ def check_output(path: Path | str) -> None:
     path = Path(path)
     if path.exists():
         try:
-            is_ours = not any(path.iterdir()) or "polyhead" in json.loads(_read_text(path / "config.json"))
-        except (OSError, CheckpointError, json.JSONDecodeError, TypeError):
+            is_ours = not any(path.iterdir()) or "polyhead" in read_json(path / "config.json")
+        except (OSError, CheckpointError, TypeError):
             is_ours = False
         if not is_ours:
             raise CheckpointError(
@@ -197,6 +204,7 @@ def write_checkpoint(
 
     Args:
         config: the GPT-2 config; its ``polyhead`` section is made from `spec` and `schema`.
+        golden: their answers are made from their scores and `schema`.
         tensors: float32, by the names ``body_model.*`` and ``head.*``.
         report: files of ``report/`` by name.
         prove: called with the finished folder before it is moved to `path`; if it raises, nothing is moved.
@@ -206,7 +214,7 @@ def write_checkpoint(
     """
     check_output(path)
     with replaced_folder(Path(path)) as fresh:
-        section = spec.model_dump(mode="json") | {"heads": schema.to_json()}
+        section = {"format": FORMAT} | spec.model_dump(mode="json") | {"heads": schema.to_json()}
         _write_json(fresh / "config.json", {**config, "polyhead": section})
         save_file(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, fresh / "model.safetensors"
@@ -214,8 +222,7 @@ def write_checkpoint(
         # safetensors creates the file with mode 0600, so another user's server could not read it.
         (fresh / "model.safetensors").chmod(0o644)
         (fresh / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
-        lines = [json.dumps(row.model_dump(mode="json"), ensure_ascii=False) + "\n" for row in golden]
-        (fresh / "golden.jsonl").write_text("".join(lines), encoding="utf-8")
+        _write_golden(fresh / "golden.jsonl", golden, section, schema)
         _write_json(fresh / "metrics.json", metrics)
         (fresh / "report").mkdir()
         for name, content in (report or {}).items():
@@ -224,24 +231,21 @@ def write_checkpoint(
         prove(fresh)
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: is missing") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})") from error
-
-
 def _read_config(path: Path) -> tuple[dict[str, Any], Body, Spec, Schema]:
-    try:
-        config = json.loads(_read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is not JSON ({error})") from error
+    config = read_json(path)
     section = config.get("polyhead") if isinstance(config, dict) else None
     if not isinstance(section, dict):
         raise CheckpointError(f"{path}: has no polyhead section; polyhead-train makes checkpoints")
     section = dict(section)
+    number = section.pop("format", 1)
+    if type(number) is not int or not 1 <= number <= FORMAT:
+        raise CheckpointError(
+            f"{path}: polyhead: format must be 1 to {FORMAT}, got {shortened(number)}; update polyhead"
+        )
+    if misplaced := [name for name in config if name in OURS or (name.startswith("polyhead") and name != "polyhead")]:
+        raise CheckpointError(
+            f"{path}: {shortened(misplaced[0])}: unknown field; the fields of Polyhead are in its polyhead section"
+        )
     try:
         if "heads" not in section:
             raise SchemaError("missing field 'heads'")
@@ -266,47 +270,41 @@ def _read_config(path: Path) -> tuple[dict[str, Any], Body, Spec, Schema]:
     return config, body, spec, schema
 
 
-def _read_tensors(
-    path: Path, config: dict[str, Any], body: Body, spec: Spec, schema: Schema
-) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: is missing")
-    expected = {f"body_model.{name}": shape for name, shape in body.tensor_shapes().items()}
-    head = head_module(config, spec, schema).state_dict()
-    expected |= {f"head.{name}": tuple(tensor.shape) for name, tensor in head.items()}
-    tensors = {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = {name for name in file.keys() if not name.endswith(MASK_BUFFERS)}  # noqa: SIM118
-            if missing := sorted(set(expected) - names):
-                raise CheckpointError(f"{path}: tensor {missing[0]!r} of shape {expected[missing[0]]} is missing")
-            if unknown := sorted(names - set(expected)):
-                raise CheckpointError(
-                    f"{path}: tensor {unknown[0]!r} belongs to no part of the model that config.json describes"
-                )
-            for name, shape in expected.items():
-                tensor = file.get_tensor(name)
-                if tuple(tensor.shape) != shape:
-                    raise CheckpointError(f"{path}: tensor {name!r} must have shape {shape}, got {tuple(tensor.shape)}")
-                tensors[name] = tensor.float()
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: is damaged or not a safetensors file ({error})") from error
-    return tensors
-
-
 def _read_tokenizer(path: Path, body: Body) -> Tokenizer:
-    text = _read_text(path)
+    text = read_text(path)
+    content = parse_json(path, text)
+    added = content.get("added_tokens") if isinstance(content, dict) else None
+    if isinstance(added, list) and len(added) > MOST_ADDED_TOKENS:
+        raise CheckpointError(f"{path}: has {len(added)} added tokens, at most {MOST_ADDED_TOKENS} are read")
     try:
         tokenizer = Tokenizer.from_str(text)
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        ids = [*tokenizer.get_vocab(with_added_tokens=True).values(), *tokenizer.encode("a").ids]
     except Exception as error:  # the tokenizers library raises plain Exception
-        raise CheckpointError(f"{path}: is damaged or not a tokenizer ({error})") from error
-    if tokenizer.get_vocab_size() > body.vocab_size:
+        raise CheckpointError(f"{path}: is damaged or not a tokenizer ({one_line(error)})") from error
+    if (size := tokenizer.get_vocab_size()) > body.vocab_size:
+        raise CheckpointError(f"{path}: has {size} tokens, more than vocab_size ({body.vocab_size}) in config.json")
+    if max(ids, default=0) >= body.vocab_size:
         raise CheckpointError(
-            f"{path}: has {tokenizer.get_vocab_size()} tokens, more than vocab_size ({body.vocab_size}) in config.json"
+            f"{path}: has a token with id {max(ids)}; ids must be below vocab_size ({body.vocab_size}) in config.json"
         )
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
     return tokenizer
+
+
+def renew_golden(checkpoint: Checkpoint, rows: Sequence[GoldenRow]) -> None:
+    """Replaces the golden rows of a checkpoint folder, and makes it one of the newest format."""
+    config = checkpoint.config | {"polyhead": checkpoint.section | {"format": FORMAT}}
+    # If the process is killed between the two, the golden rows are refused, and this can be done again.
+    with replaced_file(checkpoint.path / "config.json") as part:
+        _write_json(part, config)
+    with replaced_file(checkpoint.path / "golden.jsonl") as part:
+        _write_golden(part, rows, config["polyhead"], checkpoint.schema)
+
+
+def _write_golden(path: Path, rows: Sequence[GoldenRow], section: Mapping[str, Any], schema: Schema) -> None:
+    lines = [row_line(row) for row in complete_rows(rows, section, schema)]
+    path.write_text("".join(lines), encoding="utf-8")
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from polyhead.errors import OptionError, describe
-from polyhead.schema import Head, HeadKind, Schema
+from polyhead.schema import NO_SCORE, Head, HeadKind, Schema
 
 Scores = NDArray[np.float32]
 
@@ -52,24 +52,38 @@ def to_scores(logits: NDArray[np.floating[Any]], schema: Schema) -> Scores:
         logits: ``(n, schema.width)``.
 
     Returns:
-        float32 ``(n, schema.width)``; computed in float64, so that a head's scores do not depend on other heads.
+        float32 ``(n, schema.width)``; computed in float64, so that a head's scores do not depend on other heads. A text
+        with a logit that is not finite has NaN in all columns, because a sigmoid would hide that the model overflowed.
     """
     scores = np.empty(logits.shape, dtype=np.float32)
-    for head in schema:
-        columns = schema.columns[head.name]
-        scaled = logits[:, columns].astype(np.float64) / head.temperature
-        match head.kind:
-            case HeadKind.SINGLE_LABEL:
-                exponents = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-                scores[:, columns] = exponents / exponents.sum(axis=1, keepdims=True)
-            case HeadKind.MULTI_LABEL:
-                scores[:, columns] = _sigmoid(scaled)
-            case HeadKind.REGRESSION if head.y_range is not None:
-                lowest, highest = head.y_range
-                scores[:, columns] = lowest + (highest - lowest) * _sigmoid(scaled)
-            case HeadKind.REGRESSION:
-                scores[:, columns] = logits[:, columns]
+    finite = np.isfinite(logits).all(axis=1)
+    logits = np.where(finite[:, None], logits, 0)
+    with np.errstate(over="ignore"):  # a tiny temperature: infinite, and still a score of 0 or 1
+        for head in schema:
+            columns = schema.columns[head.name]
+            given = logits[:, columns].astype(np.float64)
+            match head.kind:
+                case HeadKind.SINGLE_LABEL:
+                    exponents = np.exp((given - given.max(axis=1, keepdims=True)) / head.temperature)
+                    scores[:, columns] = exponents / exponents.sum(axis=1, keepdims=True)
+                case HeadKind.MULTI_LABEL:
+                    scores[:, columns] = _sigmoid(given / head.temperature)
+                case HeadKind.REGRESSION if head.y_range is not None:
+                    lowest, highest = head.y_range
+                    scores[:, columns] = lowest + (highest - lowest) * _sigmoid(given / head.temperature)
+                case HeadKind.REGRESSION:
+                    scores[:, columns] = given
+    scores[~finite] = np.nan
     return scores
+
+
+def are_answers(scores: Scores) -> NDArray[np.bool_]:
+    """Which rows of scores ``(n, schema.width)`` have an answer: all scores are finite and none is NO_SCORE.
+
+    A row without one belongs to a text with an error, or to a text for which the model's numbers overflowed.
+    """
+    have: NDArray[np.bool_] = np.asarray((np.isfinite(scores) & (scores > NO_SCORE)).all(axis=-1))
+    return have
 
 
 def _sigmoid(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -107,30 +121,28 @@ def best_paths(scores: Scores, schema: Schema) -> dict[str, int]:
     Max-product over the tree of heads: a label's worth is its own score times the worth of its best children.
     """
     path: dict[str, int] = {}
+    worths: dict[str, NDArray[np.float64]] = {}
+    below = schema.child_labels
 
     def worth(head: Head) -> NDArray[np.float64]:
-        total: NDArray[np.float64] = np.log(np.maximum(scores[schema.columns[head.name]].astype(np.float64), 1e-300))
-        for child in schema.children(head.name):
-            below = worth(child)
-            total = total + np.array([below[_children(child, label)].max() for label in head.labels])
-        return total
+        if head.name not in worths:
+            total = np.log(np.maximum(scores[schema.columns[head.name]].astype(np.float64), 1e-300))
+            for child in schema.children(head.name):
+                best = worth(child)
+                total = total + np.array([best[indices].max() for indices in below[child.name]])
+            worths[head.name] = total
+        return worths[head.name]
 
-    def descend(head: Head, allowed: list[int]) -> None:
-        chosen = max(allowed, key=lambda index: worths[head.name][index])
+    def descend(head: Head, allowed: Sequence[int]) -> None:
+        chosen = max(allowed, key=lambda index: worth(head)[index])
         path[head.name] = chosen
         for child in schema.children(head.name):
-            descend(child, _children(child, head.labels[chosen]))
+            descend(child, below[child.name][chosen])
 
-    worths = {head.name: worth(head) for head in schema if head.parent is not None or schema.children(head.name)}
     for root in schema.children(None):
-        if root.name in worths:
-            descend(root, list(range(len(root.labels))))
+        if schema.children(root.name):
+            descend(root, range(len(root.labels)))
     return path
-
-
-def _children(child: Head, parent_label: str) -> list[int]:
-    parent_of = child.parent_of or {}
-    return [index for index, label in enumerate(child.labels) if parent_of[label] == parent_label]
 
 
 def _decode_head(head: Head, scores: Scores, path: Mapping[str, int], options: DecodeOptions) -> dict[str, Any]:

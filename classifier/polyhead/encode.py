@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from tokenizers import Encoding, Tokenizer
@@ -39,6 +39,9 @@ class EncodedText:
         return len(self.token_ids)
 
 
+UNKNOWN = EncodedText((), error="the tokenizer does not know a part of the text")
+
+
 class UnreadableTextError(Exception):
     """A text cannot be read; the message is the reason."""
 
@@ -64,8 +67,8 @@ def encode(texts: Sequence[str | bytes], tokenizer: Tokenizer, max_length: int) 
             is_short = len(text) == len(_first_bytes(text, FIRST_BYTES * max_length))
             (short if is_short else long)[position] = text
     # The fast way finds no offsets, which only cut texts need.
-    for position, found in zip(short, tokenizer.encode_batch_fast(list(short.values())), strict=True):
-        encoded[position] = _keep(found.ids, max_length)
+    for position, found in zip(short, _encodings(tokenizer.encode_batch_fast, list(short.values())), strict=True):
+        encoded[position] = UNKNOWN if found is None else _keep(found.ids, max_length)
     if long:
         encoded |= zip(long, _encode_long(list(long.values()), tokenizer, max_length), strict=True)
     return [encoded[position] for position in range(len(texts))]
@@ -92,15 +95,33 @@ def _encode_long(texts: Sequence[str], tokenizer: Tokenizer, max_length: int) ->
     size, most = FIRST_BYTES * max_length, most_bytes(tokenizer, max_length)
     while rest := [position for position in range(len(texts)) if position not in encoded]:
         beginnings = [_first_bytes(texts[position], size) for position in rest]
-        for position, beginning, found in zip(rest, beginnings, tokenizer.encode_batch(beginnings), strict=True):
+        for position, beginning, found in zip(
+            rest, beginnings, _encodings(tokenizer.encode_batch, beginnings), strict=True
+        ):
             is_whole = len(beginning) == len(texts[position])
-            if is_whole or _tells_first_tokens(found, beginning, tokenizer, max_length):
+            if found is None:  # the cut may have made a word that the tokenizer does not know
+                if is_whole or size == most:
+                    encoded[position] = UNKNOWN
+            elif is_whole or _tells_first_tokens(found, beginning, tokenizer, max_length):
                 encoded[position] = _keep(found.ids, max_length)
             elif size == most:
                 reason = f"the text's first {len(beginning)} characters have too few words"
                 encoded[position] = EncodedText((), error=reason)
         size = min(4 * size, most)
     return [encoded[position] for position in range(len(texts))]
+
+
+def _encodings(encode_batch: Callable[[list[str]], list[Encoding]], texts: list[str]) -> list[Encoding | None]:
+    """The encodings of all texts; None for a text that the tokenizer refuses.
+
+    Some tokenizers refuse a word that they do not know, and then the whole batch.
+    """
+    try:
+        return list(encode_batch(texts))
+    except Exception:  # the tokenizers library raises plain Exception
+        if len(texts) == 1:
+            return [None]
+        return [encoding for text in texts for encoding in _encodings(encode_batch, [text])]
 
 
 def most_bytes(tokenizer: Tokenizer, max_length: int) -> int:

@@ -50,10 +50,14 @@ def one_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+MOST_FINDINGS = 5  # in one message
+LONGEST_SHOWN = 100  # characters of a value
+
+
 def describe(error: ValidationError) -> str:
-    """Pydantic's findings on one line: ``heads.0.kind: Input should be … (got 'x'); …``."""
+    """Pydantic's first findings on one line: ``heads.0.kind: Input should be … (got 'x'); …``."""
     findings = []
-    for finding in error.errors(include_url=False):
+    for finding in error.errors(include_url=False)[:MOST_FINDINGS]:
         place = ".".join(str(part) for part in finding["loc"])
         match finding["type"]:
             case "missing":
@@ -63,6 +67,9 @@ def describe(error: ValidationError) -> str:
             case _:
                 message = finding["msg"].removeprefix("Value error, ")
                 if place and not isinstance(finding["input"], (dict, list)):
-                    message += f" (got {finding['input']!r})"
+                    shown = repr(finding["input"])
+                    message += f" (got {shown if len(shown) <= LONGEST_SHOWN else f'{shown[:LONGEST_SHOWN]}…'})"
         findings.append(f"{place}: {message}" if place else message)
+    if (more := error.error_count() - MOST_FINDINGS) > 0:
+        findings.append(f"and {more} more")
     return "; ".join(findings)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from polyhead.checkpoint import GoldenRow
-from polyhead.decode import Scores, best_paths, over_threshold
+from polyhead.decode import DecodeOptions, Scores, best_paths, decode, over_threshold
 from polyhead.errors import ToleranceError
+from polyhead.golden import GoldenRow, difference
 from polyhead.precision import TOLERANCE, Precision
 from polyhead.schema import HeadKind, Schema
 
@@ -25,6 +26,7 @@ def check_answers(
     precision: Precision,
     schema: Schema,
     place: str,
+    answers: Sequence[Mapping[str, Any]] | None = None,
 ) -> float:
     """Compares answers with golden rows; returns the largest distance of a score.
 
@@ -32,6 +34,8 @@ def check_answers(
         tokens: per row, how many tokens were read and whether the text was truncated.
         scores: ``(len(golden), schema.width)``.
         place: the file of the golden rows, for messages.
+        answers: a server's decoded answers to requests without options. Each must be exactly what its own scores decode
+            to, with the names and thresholds of `schema`.
 
     Raises:
         ToleranceError: a score is further away than the tolerance, an answer changes although it was further
@@ -43,7 +47,8 @@ def check_answers(
                                  f"{_describe(row.token_count, row.truncated)}")  # fmt: skip
     expected = np.array([row.scores for row in golden], dtype=np.float32)
     tolerance = TOLERANCE[precision]
-    distance = np.abs(scores - expected) / np.maximum(1, np.abs(expected))
+    with np.errstate(over="ignore"):
+        distance = np.abs(scores - expected) / np.maximum(1, np.abs(expected))
     largest = float(distance.max())
     names = schema.column_names()
     if not largest <= tolerance:  # a NaN is refused too
@@ -59,6 +64,12 @@ def check_answers(
             f"{place}:{row_number + 1}: in {precision} the engine's answer for {names[column]!r} changes, although the "
             f"golden score was further than {tolerance:g} from the boundary"
         )
+    for number, (answer, row_scores) in enumerate(zip(answers or (), scores, strict=answers is not None), start=1):
+        if found := difference(answer.get("heads"), decode(row_scores, schema, DecodeOptions())):
+            where, given, wanted = found
+            raise ToleranceError(
+                f"{place}:{number}: the answer has {where or 'heads'} {given}, its scores mean {wanted}"
+            )
     return largest
 
 

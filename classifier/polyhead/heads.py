@@ -93,6 +93,20 @@ def head_class_named(name: str) -> type[nn.Module]:
     return found
 
 
+def head_shapes(
+    name: str, config: Any, layer2concat: int | None, arguments: Mapping[str, Any]
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of a head's tensors by their names. A built-in head takes no memory for that, however large it is."""
+    try:
+        with torch.device("meta"):
+            head = build_head(name, config, layer2concat, arguments)
+    except CheckpointError:
+        if name in BUILT_IN:
+            raise
+        head = build_head(name, config, layer2concat, arguments)  # this class computes with its tensors when it is made
+    return {key: tuple(tensor.shape) for key, tensor in head.state_dict().items()}
+
+
 def build_head(name: str, config: Any, layer2concat: int | None, arguments: Mapping[str, Any]) -> nn.Module:
     """Makes a head as that_nlp_library does: ``Linear`` without bias, other classes from config and arguments."""
     head_class = head_class_named(name)
@@ -101,6 +115,8 @@ def build_head(name: str, config: Any, layer2concat: int | None, arguments: Mapp
             if arguments:
                 raise TypeError(f"the Linear head takes no arguments, got {sorted(arguments)}")
             return nn.Linear(config.n_embd, config.num_labels, bias=False)
+        if name in BUILT_IN and arguments.get("num_labels", config.num_labels) != config.num_labels:
+            raise ValueError(f"num_labels must be {config.num_labels}, the labels of all heads, or be left out")
         concat = {} if layer2concat is None else {"layer2concat": layer2concat}
         return head_class(config=config, **concat, **arguments)
     except Exception as error:  # a head class may raise anything for wrong arguments

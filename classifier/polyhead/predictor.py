@@ -12,17 +12,22 @@ import orjson
 import torch
 from tokenizers import Tokenizer
 
-from polyhead.checkpoint import Checkpoint, GoldenRow, read_checkpoint
-from polyhead.decode import DecodeOptions, Scores, decode, to_scores
+from polyhead.checkpoint import Checkpoint, read_checkpoint
+from polyhead.decode import DecodeOptions, Scores, are_answers, decode, to_scores
 from polyhead.encode import EncodedText, encode, encode_elements
 from polyhead.engine import Engine
 from polyhead.engine.cpu.forward import BetweenLayers, activation_bytes
 from polyhead.errors import MachineError, ToleranceError
 from polyhead.gate import check_answers
+from polyhead.golden import GoldenRow
 from polyhead.machine import available_memory_bytes
-from polyhead.precision import TOLERANCE, fastest_precision, requested_precision
+from polyhead.precision import TOLERANCE, Precision, fastest_precision, requested_precision
 
-LOAD_TOKENS = 2048  # tokens of golden rows that a load checks: under a second if the precision is fast here
+# Tokens of golden rows that a load checks: under a second if the precision is fast here. For a GPT-2 small in fp32, 512
+# tokens take half a second on two slow cores.
+LOAD_TOKENS: dict[Precision, int] = {"fp32": 512, "bf16": 2048, "int8": 2048}
+
+NOT_FINITE = "the model's scores of this text are not finite numbers"
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +49,7 @@ class Predictor:
 
     @classmethod
     def load(cls, path: Path | str, device: str = "cpu", precision: str | None = None) -> Predictor:
-        """Reads a checkpoint folder; below float32, checks its answers with its golden rows.
+        """Reads a checkpoint folder, and checks its answers with the first of its golden rows.
 
         Args:
             path: the folder.
@@ -55,21 +60,22 @@ class Predictor:
         Raises:
             CheckpointError: the checkpoint is incomplete or damaged.
             OptionError: there is no such precision, or not on this device.
-            ToleranceError: the precision was named, and the golden rows do not keep its tolerance.
+            ToleranceError: the golden rows do not keep the tolerance of the precision, or with ``auto`` of fp32.
         """
         checkpoint = read_checkpoint(path)
+        if checkpoint.unproved is not None:
+            logger.warning("note: %s", checkpoint.unproved)
         requested = requested_precision(precision)
         chosen = fastest_precision(torch.device(device)) if requested == "auto" else requested
         predictor = cls(checkpoint, device, chosen)
-        if predictor.precision == "fp32":
-            return predictor
         try:
-            predictor.check_golden(LOAD_TOKENS)
+            predictor.check_golden(LOAD_TOKENS[predictor.precision])
         except ToleranceError as error:
-            if requested != "auto":
+            if requested != "auto" or predictor.precision == "fp32":
                 raise
             logger.warning("serving in fp32: %s", error)
-            return cls(checkpoint, device, "fp32")
+            predictor = cls(checkpoint, device, "fp32")
+            predictor.check_golden(LOAD_TOKENS["fp32"])
         return predictor
 
     def predict(self, texts: Sequence[str | bytes], options: DecodeOptions | None = None) -> list[dict[str, Any]]:
@@ -89,7 +95,10 @@ class Predictor:
         return encode_elements(texts, self.template, self._tokenizer, self.max_length)
 
     def score(self, encoded: Sequence[EncodedText]) -> Scores:
-        """Calibrated scores, float32 ``(n, schema.width)``; a text with an error has a row of NaN."""
+        """Calibrated scores, float32 ``(n, schema.width)``.
+
+        A text with an error has a row of NaN; so has a text for which the model's numbers overflow.
+        """
         scores = np.full((len(encoded), self.schema.width), np.nan, dtype=np.float32)
         readable = [position for position, text in enumerate(encoded) if text.error is None]
         if readable:
@@ -99,11 +108,12 @@ class Predictor:
 
     def decode(self, encoded: Sequence[EncodedText], scores: Scores, options: DecodeOptions) -> list[dict[str, Any]]:
         """Answers for scored texts: ``heads``, ``token_count`` and ``truncated``, or only ``error``."""
-        return [self._answer(text, row, options) for text, row in zip(encoded, scores, strict=True)]
+        rows = zip(encoded, scores, are_answers(scores), strict=True)
+        return [self._answer(text, row, bool(has_answer), options) for text, row, has_answer in rows]
 
-    def _answer(self, text: EncodedText, scores: Scores, options: DecodeOptions) -> dict[str, Any]:
-        if text.error is not None or not np.isfinite(scores).all():
-            return {"error": text.error or "the model's scores of this text are not finite numbers"}
+    def _answer(self, text: EncodedText, scores: Scores, has_answer: bool, options: DecodeOptions) -> dict[str, Any]:
+        if text.error is not None or not has_answer:
+            return {"error": text.error or NOT_FINITE}
         return {
             "heads": decode(scores, self.schema, options),
             "token_count": text.token_count,
@@ -126,10 +136,11 @@ class Predictor:
             most_tokens: check only the first rows, up to this many tokens but at least one row; None checks all.
 
         Raises:
+            CheckpointError: as for `Checkpoint.golden`.
             ToleranceError: as for `polyhead.gate.check_answers`.
         """
         golden = _first_rows(self.checkpoint.golden(), most_tokens)
-        encoded = self.encode([row.text for row in golden], are_rendered=True)
+        encoded = self.encode([row.text for row in golden], are_rendered=True)  # `golden` has compared rendered fields
         tokens = [(text.token_count, text.truncated) for text in encoded]
         place = str(self.checkpoint.path / "golden.jsonl")
         return check_answers(golden, tokens, self.score(encoded), self.precision, self.schema, place)

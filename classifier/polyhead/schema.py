@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from functools import cached_property
 from itertools import accumulate
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -16,6 +15,13 @@ from polyhead.errors import SchemaError, describe
 
 # The lowest float32. On the wire it stands in SCORES for a text without an answer, because JSON has no NaN.
 NO_SCORE = -3.4028234663852886e38
+
+MOST_HEADS = 1000
+MOST_LEVELS = 32  # of a taxonomy
+LONGEST_SHOWN = 200  # characters of values in a message
+
+# JSON has true beside 1 and "1" beside 1; only a number is one here.
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
 class HeadKind(StrEnum):
@@ -46,10 +52,10 @@ class Head(BaseModel):
     name: str = Field(min_length=1, pattern=r"^[^/\n\r]+$")
     kind: HeadKind
     labels: tuple[str, ...] = ()
-    weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    thresholds: tuple[float, ...] | None = None
-    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    y_range: tuple[float, float] | None = None
+    weight: Number = Field(default=1.0, ge=0)
+    thresholds: tuple[Number, ...] | None = None
+    temperature: Number = Field(default=1.0, gt=0)
+    y_range: tuple[Number, Number] | None = None
     parent: str | None = None
     parent_of: dict[str, str] | None = None
 
@@ -63,10 +69,12 @@ class Head(BaseModel):
                 f"head {self.name!r}: a {self.kind} head needs at least {least} labels, got {list(self.labels)}"
             )
         if twice := _repeated(self.labels):
-            raise ValueError(f"head {self.name!r}: labels must be unique, these are repeated: {twice}")
+            raise ValueError(f"head {self.name!r}: labels must be unique, these are repeated: {shortened(twice)}")
         broken = [label for label in self.labels if not label or "\n" in label or "\r" in label]
         if broken:
-            raise ValueError(f"head {self.name!r}: labels must be non-empty single lines, got {broken}")
+            raise ValueError(f"head {self.name!r}: labels must be non-empty single lines, got {shortened(broken)}")
+        if broken := [text for text in (self.name, *self.labels) if not is_unicode(text)]:
+            raise ValueError(f"head {self.name!r}: name and labels must be valid Unicode, got {shortened(broken)}")
         if self.kind == HeadKind.MULTI_LABEL:
             if self.thresholds is None:
                 object.__setattr__(self, "thresholds", (0.5,) * len(self.labels))
@@ -75,16 +83,17 @@ class Head(BaseModel):
                     f"head {self.name!r}: needs a threshold per label ({len(self.labels)}), got {len(self.thresholds)}"
                 )
             elif not all(0 <= threshold <= 1 for threshold in self.thresholds):
-                raise ValueError(f"head {self.name!r}: thresholds must lie in [0, 1], got {list(self.thresholds)}")
+                wrong = [threshold for threshold in self.thresholds if not 0 <= threshold <= 1]
+                raise ValueError(f"head {self.name!r}: thresholds must lie in [0, 1], got {shortened(wrong)}")
         elif self.thresholds is not None:
             raise ValueError(f"head {self.name!r}: only multi_label heads have thresholds")
         if self.y_range is not None:
             if self.kind != HeadKind.REGRESSION:
                 raise ValueError(f"head {self.name!r}: only regression heads have a y_range")
             lowest, highest = self.y_range
-            if not (math.isfinite(lowest) and math.isfinite(highest) and lowest < highest):
+            if not NO_SCORE < lowest < highest < -NO_SCORE:
                 raise ValueError(
-                    f"head {self.name!r}: y_range must be two finite numbers, lower first, got {list(self.y_range)}"
+                    f"head {self.name!r}: y_range must be two numbers of float32, lower first, got {list(self.y_range)}"
                 )
         if (self.parent is None) != (self.parent_of is None):
             raise ValueError(f"head {self.name!r}: give both parent and parent_of, or neither")
@@ -120,7 +129,8 @@ class Schema:
         if not self.heads:
             raise SchemaError("heads: a model needs at least one head")
         if twice := _repeated(head.name for head in self.heads):
-            raise SchemaError(f"heads: names must be unique, these are repeated: {twice}")
+            raise SchemaError(f"heads: names must be unique, these are repeated: {shortened(twice)}")
+        self._by_name = {head.name: head for head in self.heads}
         for head in self.heads:
             self._check_parent(head)
 
@@ -129,6 +139,8 @@ class Schema:
         """Builds the schema from a checkpoint's ``heads``; raises SchemaError for an unknown or missing field."""
         if not isinstance(heads, list):
             raise SchemaError(f"heads: must be a list of tables, got {type(heads).__name__}")
+        if len(heads) > MOST_HEADS:
+            raise SchemaError(f"heads: a model has at most {MOST_HEADS} heads, got {len(heads)}")
         return cls([head_from_json(head, f"heads.{position}") for position, head in enumerate(heads)])
 
     def to_json(self) -> list[dict[str, Any]]:
@@ -145,10 +157,7 @@ class Schema:
         return isinstance(other, Schema) and self.heads == other.heads
 
     def __getitem__(self, name: str) -> Head:
-        for head in self.heads:
-            if head.name == name:
-                return head
-        raise KeyError(name)
+        return self._by_name[name]
 
     @property
     def width(self) -> int:
@@ -176,33 +185,60 @@ class Schema:
 
     def children(self, parent: str | None) -> list[Head]:
         """The heads with this parent; None gives the heads without a parent."""
-        return [head for head in self.heads if head.parent == parent]
+        return self.child_heads[parent]
+
+    @cached_property
+    def child_heads(self) -> dict[str | None, list[Head]]:
+        """`children` of each head and of None."""
+        found: dict[str | None, list[Head]] = {None: []} | {head.name: [] for head in self.heads}
+        for head in self.heads:
+            found[head.parent].append(head)
+        return found
+
+    @cached_property
+    def child_labels(self) -> dict[str, list[list[int]]]:
+        """For each head with a parent: per label of the parent, in its order, the indices of the labels below it."""
+        found = {}
+        for head in self.heads:
+            if head.parent is not None:
+                parent = self[head.parent]
+                below: list[list[int]] = [[] for _ in parent.labels]
+                for index, label in enumerate(head.labels):
+                    below[parent.index_of[(head.parent_of or {})[label]]].append(index)
+                found[head.name] = below
+        return found
 
     def _check_parent(self, head: Head) -> None:
         if head.parent is None:
             return
-        parents = {
-            other.name: other for other in self.heads if other.kind == HeadKind.SINGLE_LABEL and other is not head
-        }
-        if head.parent not in parents:
+        parent = self._by_name.get(head.parent)
+        if parent is None or parent is head or parent.kind != HeadKind.SINGLE_LABEL:
+            allowed = sorted(
+                other.name for other in self.heads if other.kind == HeadKind.SINGLE_LABEL and other is not head
+            )
             raise SchemaError(
-                f"head {head.name!r}: parent {head.parent!r} must be one of the single_label heads {sorted(parents)}"
+                f"head {head.name!r}: parent {head.parent!r} must be one of the single_label heads {shortened(allowed)}"
             )
         parent_of = head.parent_of or {}
         if unmapped := sorted(set(head.labels) ^ set(parent_of)):
-            raise SchemaError(f"head {head.name!r}: parent_of must map each label and nothing else; wrong: {unmapped}")
-        if unknown := sorted(set(parent_of.values()) - set(parents[head.parent].labels)):
-            raise SchemaError(f"head {head.name!r}: parent_of names labels that {head.parent!r} lacks: {unknown}")
-        if childless := sorted(set(parents[head.parent].labels) - set(parent_of.values())):
             raise SchemaError(
-                f"head {head.name!r}: each label of {head.parent!r} needs a child, these have none: {childless}"
+                f"head {head.name!r}: parent_of must map each label and nothing else; wrong: {shortened(unmapped)}"
             )
-        seen, above = {head.name}, parents[head.parent]
-        while above.parent is not None:
-            if above.name in seen or above.parent not in {other.name for other in self.heads}:
-                raise SchemaError(f"head {head.name!r}: its parents form a cycle or name no head")
-            seen.add(above.name)
-            above = self[above.parent]
+        if unknown := sorted(set(parent_of.values()) - set(parent.labels)):
+            raise SchemaError(
+                f"head {head.name!r}: parent_of names labels that {head.parent!r} lacks: {shortened(unknown)}"
+            )
+        if childless := sorted(set(parent.labels) - set(parent_of.values())):
+            raise SchemaError(
+                f"head {head.name!r}: each label of {head.parent!r} needs a child, these have none: "
+                f"{shortened(childless)}"
+            )
+        above: Head | None = parent
+        for _ in range(MOST_LEVELS):
+            if above is None or above.parent is None:
+                return
+            above = self._by_name.get(above.parent)
+        raise SchemaError(f"head {head.name!r}: its parents form a cycle or more than {MOST_LEVELS} levels")
 
 
 def head_from_json(fields: Any, place: str) -> Head:
@@ -215,6 +251,21 @@ def head_from_json(fields: Any, place: str) -> Head:
         return Head.model_validate(dict(fields))
     except ValidationError as error:
         raise SchemaError(f"{place}: {describe(error)}") from error
+
+
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can hold the text. JSON can spell lone surrogates, which no answer could then be sent with."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def shortened(value: object) -> str:
+    """The value for a message, cut if it is long: it may come from a file that nobody has looked at."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
 
 def _repeated(names: Iterable[str]) -> list[str]:

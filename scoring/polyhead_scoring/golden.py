@@ -1,12 +1,12 @@
 """``polyhead-golden``: what a checkpoint answers to your own texts, in the form of its ``golden.jsonl``.
 
 The load test compares with such a file. The engine first checks itself on the golden rows of the checkpoint, which
-transformers computed. Then it computes the file in float32.
+transformers computed. Then it computes the file in float32. With ``--accept-config`` the command renews the golden rows
+of the checkpoint itself instead.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -14,13 +14,15 @@ from typing import Annotated
 
 import typer
 
-from polyhead.checkpoint import GoldenRow
+from polyhead.decode import are_answers
 from polyhead.errors import PolyheadError
 from polyhead.files import replaced_file
+from polyhead.golden import GoldenRow, complete_rows, row_line
 from polyhead.interrupt import INTERRUPTED, interruptible
 from polyhead.predictor import Predictor
 from polyhead_rows.errors import TableError
 from polyhead_scoring import ScoringError
+from polyhead_scoring.accepted_config import accept_config
 from polyhead_scoring.texts import TextSource, read_texts
 
 CHUNK = 256  # texts in memory at a time
@@ -31,7 +33,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 def write_golden(
     checkpoint: Path, texts: str, out: Path, text_column: str | None = None, most: int | None = None
 ) -> int:
-    """Writes one row per text that the model can answer; blank texts are left out.
+    """Writes one row per text that the model can answer. Blank texts, and texts without finite scores, are left out.
 
     Args:
         checkpoint: the folder.
@@ -56,8 +58,9 @@ def write_golden(
     rows = 0
     with replaced_file(out) as part:
         with part.open("w", encoding="utf-8") as file:
-            for row in _rows(predictor, islice(read_texts(texts, source), most)):
-                file.write(json.dumps(row.model_dump(mode="json"), ensure_ascii=False) + "\n")
+            found = _rows(predictor, islice(read_texts(texts, source), most))
+            for row in complete_rows(found, predictor.checkpoint.section, predictor.schema):
+                file.write(row_line(row))
                 rows += 1
         if not rows:
             raise ScoringError(f"{texts}: has no text that the model can answer")
@@ -67,8 +70,11 @@ def write_golden(
 def _rows(predictor: Predictor, texts: Iterator[str]) -> Iterator[GoldenRow]:
     while chunk := list(islice(texts, CHUNK)):
         encoded = predictor.encode(chunk)
-        for text, tokens, scores in zip(chunk, encoded, predictor.score(encoded), strict=True):
-            if tokens.error is None:
+        chunk_scores = predictor.score(encoded)
+        for text, tokens, scores, has_answer in zip(
+            chunk, encoded, chunk_scores, are_answers(chunk_scores), strict=True
+        ):
+            if tokens.error is None and has_answer:
                 numbers = tuple(float(score) for score in scores)
                 yield GoldenRow(text=text, scores=numbers, token_count=tokens.token_count, truncated=tokens.truncated)
 
@@ -79,8 +85,10 @@ def _rows(predictor: Predictor, texts: Iterator[str]) -> Iterator[GoldenRow]:
 )
 def golden(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder that polyhead-train made.")],
-    texts: Annotated[str, typer.Argument(help="A table of texts (.jsonl, .csv, .parquet, …), or .txt: one per line.")],
-    out: Annotated[Path, typer.Argument(help="The file to write.")],
+    texts: Annotated[
+        str | None, typer.Argument(help="A table of texts (.jsonl, .csv, .parquet, …), or .txt: one per line.")
+    ] = None,
+    out: Annotated[Path | None, typer.Argument(help="The file to write.")] = None,
     text_column: Annotated[
         str | None,
         typer.Option(
@@ -89,11 +97,25 @@ def golden(
         ),
     ] = None,
     most: Annotated[int | None, typer.Option(min=1, help="Only the first texts; all by default.")] = None,
+    accept: Annotated[
+        bool,
+        typer.Option(
+            "--accept-config",
+            help="Instead: renew the checkpoint's own golden rows, after you changed heads or text_template in its "
+            "config.json on purpose. Needs no TEXTS and OUT.",
+            allow_from_autoenv=False,
+        ),
+    ] = False,
 ) -> None:
     """Write what a checkpoint answers to your own texts, for the load test to compare with."""
+    if accept == (texts is not None) or accept == (out is not None):
+        raise typer.BadParameter("give TEXTS and OUT, or --accept-config alone")
+    out = out or checkpoint / "golden.jsonl"
     try:
         with interruptible():  # else SIGTERM would leave a temporary folder behind
-            rows = write_golden(checkpoint, texts, out, text_column, most)
+            rows = (
+                accept_config(checkpoint) if texts is None else write_golden(checkpoint, texts, out, text_column, most)
+            )
     except KeyboardInterrupt:
         typer.echo("polyhead-golden: interrupted; nothing is written", err=True)
         raise typer.Exit(INTERRUPTED) from None

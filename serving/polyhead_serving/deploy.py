@@ -139,13 +139,14 @@ def verify(server: LiveServer, predictor: Predictor, version: int, within_s: flo
         ServerError, ToleranceError: they are not the answers of this version's checkpoint.
     """
     golden = predictor.checkpoint.golden()
-    answers = server.answers([row.text for row in golden], within_s)
+    answers = server.answers([row.element for row in golden], within_s)
     if answers.version != version:
         raise ServerError(f"the server answers with version {answers.version}, not {version}; see its version_policy")
     if answers.scores.shape != (len(golden), predictor.schema.width):
         raise ToleranceError(f"the server's scores have the shape {answers.scores.shape}")
+    place = "live answers to golden.jsonl"
     return check_answers(
-        golden, answers.tokens, answers.scores, predictor.precision, predictor.schema, "live answers to golden.jsonl"
+        golden, answers.tokens, answers.scores, predictor.precision, predictor.schema, place, answers.answers
     )
 
 

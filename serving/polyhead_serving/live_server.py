@@ -36,11 +36,13 @@ class LiveAnswers:
     Attributes:
         scores: ``(texts, width)``.
         tokens: per text, the number of tokens read and whether the text was truncated.
+        answers: per text, the decoded answer.
     """
 
     version: int
     scores: Scores
     tokens: list[tuple[int, bool]]
+    answers: list[dict[str, Any]]
 
 
 class LiveServer:
@@ -109,6 +111,7 @@ class LiveServer:
             version=versions.pop(),
             scores=np.concatenate([result.as_numpy("SCORES") for result in results]),
             tokens=[(row["token_count"], row["truncated"]) for row in rows],
+            answers=rows,
         )
 
     def _infer(self, texts: Sequence[str], outputs: Sequence[str], deadline: float | None = None) -> Any:

@@ -30,7 +30,7 @@ COUNTERS = {
     "texts": "Texts read",
     "tokens": "Tokens read, after truncation",
     "truncated_texts": "Texts longer than max_length, of which the rest was not read",
-    "error_texts": "Texts without an answer: blank, or not UTF-8, for example",
+    "error_texts": "Texts without an answer: blank, not UTF-8, or with scores that are not finite, for example",
     "plain_texts": "Texts that came as plain text although the model declares fields",
     "merged_texts": "Texts that got the scores of an equal text that waited at the same time",
     "micro_batches": "Computed micro-batches: they show that the model makes progress",

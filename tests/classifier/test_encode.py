@@ -181,3 +181,15 @@ def test_no_more_is_tokenized_than_needed() -> None:
     costs: list[int] = []
     encode(["Some ordinary words, quite a few of them. " * 1000], Counting(costs), 48)  # type: ignore[arg-type]
     assert costs == [module.FIRST_BYTES * 48]
+
+
+def test_a_word_that_the_tokenizer_refuses_affects_only_its_text() -> None:
+    """A tokenizer without a token for unknown words refuses the whole batch; here the other texts are read."""
+    tokenizer = Tokenizer(models.WordLevel({"known": 0, "words": 1}))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    first, bad, last, long, bad_long = encode(
+        ["known words", "known stranger", "words", "words " * 1000, "words " * 1000 + "stranger " * 1000], tokenizer, 4
+    )
+    assert (list(first.token_ids), list(last.token_ids), long.truncated) == ([0, 1], [1], True)
+    assert bad.error == "the tokenizer does not know a part of the text"
+    assert bad_long.error == bad.error

@@ -13,13 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Model
 
-from polyhead.checkpoint import Checkpoint, GoldenRow, read_checkpoint, write_checkpoint
+from polyhead.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from polyhead.decode import to_scores
 from polyhead.engine import Engine
 from polyhead.engine.cpu.kernels import KERNELS
 from polyhead.engine.cpu.layers import LINEARS, Bfloat16Linear
 from polyhead.errors import CheckpointError, TokenIdsError
 from polyhead.gate import changed_answers
+from polyhead.golden import GoldenRow
 from polyhead.precision import PRECISIONS, Precision, has_stable_products
 from polyhead.predictor import Predictor
 from polyhead.schema import Schema
@@ -326,7 +327,7 @@ def test_a_state_dict_of_that_nlp_library_is_served(tmp_path: Path) -> None:
         golden=[GoldenRow(text="x", scores=(0.0,) * SCHEMA.width, token_count=1, truncated=False)],
         metrics={},
     )
-    predictor = Predictor.load(tmp_path / "c")
+    predictor = Predictor(read_checkpoint(tmp_path / "c"))
     for text in predictor.encode(TEXTS):
         with torch.inference_mode():
             expected = head(body(torch.tensor([list(text.token_ids)])).last_hidden_state[0, -1]).numpy()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import zipfile
@@ -17,7 +16,7 @@ from polyhead.checkpoint import read_checkpoint
 from polyhead.errors import CheckpointError, RepositoryError, ToleranceError
 from polyhead.export import app, export_checkpoint
 from polyhead.predictor import Predictor
-from tests.tiny import SCHEMA
+from tests.tiny import SCHEMA, change_golden
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -74,14 +73,12 @@ def test_a_damaged_checkpoint_is_not_exported(damaged: Callable[[], Path], tmp_p
 def test_wrong_answers_are_not_exported(damaged: Callable[[], Path], tmp_path: Path) -> None:
     """If scores leave the tolerance, the error names row and label; if the token count differs, it names the row."""
     path = damaged()
-    lines = (path / "golden.jsonl").read_text(encoding="utf-8").splitlines()
-    row = json.loads(lines[2])
-    row["scores"][1] += 0.01
-    (path / "golden.jsonl").write_text("\n".join([*lines[:2], json.dumps(row), *lines[3:]]), encoding="utf-8")
+    third = read_checkpoint(path).golden()[2]
+    moved = third.model_copy(update={"scores": (third.scores[0], third.scores[1] + 0.01, *third.scores[2:])})
+    change_golden(path, lambda rows: [*rows[:2], moved, *rows[3:]])
     with pytest.raises(ToleranceError, match=r"jsonl:3: the engine's fp32 score of 'topic/sport' is off by 0.01"):
         export_checkpoint(path, tmp_path / "repo")
-    row["token_count"] += 1
-    (path / "golden.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    change_golden(path, lambda _: [third.model_copy(update={"token_count": third.token_count + 1})])
     with pytest.raises(
         ToleranceError, match=r"golden.jsonl:1: read \d+ tokens here, but the golden row has \d+ tokens"
     ):

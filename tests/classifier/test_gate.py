@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from polyhead.checkpoint import read_checkpoint
 from polyhead.errors import OptionError, ToleranceError
 from polyhead.gate import changed_answers
+from polyhead.golden import GoldenRow
 from polyhead.precision import TOLERANCE, Precision, requested_precision
 from polyhead.predictor import Predictor
 from polyhead.schema import Head, Schema
-from tests.tiny import write_tiny_checkpoint
+from tests.tiny import change_golden, write_tiny_checkpoint
 
 SCHEMA = Schema(
     [
@@ -80,11 +81,13 @@ def test_each_precision_keeps_its_tolerance(base_checkpoint: Path, precision: Pr
 def with_moved_scores(path: Path, amount: float) -> Path:
     """A checkpoint whose golden scores are off by `amount` in one column."""
     write_tiny_checkpoint(path)
-    rows = [json.loads(line) for line in (path / "golden.jsonl").read_text(encoding="utf-8").splitlines()]
-    for row in rows:
-        row["scores"][0] += amount
-    (path / "golden.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    change_golden(path, lambda rows: [moved(row, amount) for row in rows])
     return path
+
+
+def moved(row: GoldenRow, amount: float) -> GoldenRow:
+    """The row with another score in its first column."""
+    return row.model_copy(update={"scores": (row.scores[0] + amount, *row.scores[1:])})
 
 
 def test_a_named_precision_that_fails_is_refused(tmp_path: Path) -> None:
@@ -97,13 +100,16 @@ def test_a_named_precision_that_fails_is_refused(tmp_path: Path) -> None:
 def test_auto_falls_back_to_float32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If bf16 is fast but leaves the tolerance, auto serves float32 and logs the reason."""
+    """If bf16 is fast but leaves the tolerance, auto serves float32 and logs the reason; float32 is checked too."""
     monkeypatch.setattr("polyhead.predictor.fastest_precision", lambda device: "bf16")
     write_tiny_checkpoint(tmp_path / "sound")
     assert Predictor.load(tmp_path / "sound", precision="auto").precision == "bf16"
+    monkeypatch.setitem(TOLERANCE, "bf16", 1e-9)
     with caplog.at_level(logging.WARNING):
-        assert Predictor.load(with_moved_scores(tmp_path / "c", 0.2), precision="auto").precision == "fp32"
+        assert Predictor.load(tmp_path / "sound", precision="auto").precision == "fp32"
     assert "serving in fp32" in caplog.text
+    with pytest.raises(ToleranceError, match="the engine's fp32 score"):
+        Predictor.load(with_moved_scores(tmp_path / "c", 0.2), precision="auto")
 
 
 def test_the_environment_names_the_precision(base_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,13 +125,10 @@ def test_load_checks_only_the_first_rows(tmp_path: Path) -> None:
     """With a limit on tokens the first row is checked, and not the last."""
     path = tmp_path / "c"
     write_tiny_checkpoint(path)
-    lines = (path / "golden.jsonl").read_text(encoding="utf-8").splitlines()
-    last = json.loads(lines[-1])
-    last["scores"][0] += 0.5
-    (path / "golden.jsonl").write_text("\n".join([*lines[:-1], json.dumps(last)]), encoding="utf-8")
-    predictor = Predictor.load(path)
+    change_golden(path, lambda rows: [*rows[:-1], moved(rows[-1], 0.5)])
+    predictor = Predictor(read_checkpoint(path))
     assert predictor.check_golden(most_tokens=1) < 1e-5
-    with pytest.raises(ToleranceError, match=f"golden.jsonl:{len(lines)}"):
+    with pytest.raises(ToleranceError, match=f"golden.jsonl:{len(predictor.checkpoint.golden())}"):
         predictor.check_golden()
 
 

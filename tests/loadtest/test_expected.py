@@ -35,7 +35,7 @@ def test_reads_rows(tmp_path: Path) -> None:
     [
         ("{", ":2: is not JSON"),
         ([], ":2: must be an object"),
-        ({**ROW, "extra": 1}, "unknown field 'extra'; allowed are text, scores, token_count, truncated"),
+        ({**ROW, "extra": 1}, "unknown field 'extra'; allowed are text, scores, token_count, truncated, fields"),
         ({"text": "a"}, "missing field 'scores'"),
         ({**ROW, "text": 3}, "text must be str, got int"),
         ({**ROW, "text": "  "}, "text must not be blank"),

@@ -35,7 +35,7 @@ def test_wrong_paths_and_addresses(base_checkpoint: Path, damaged: Callable[[], 
     assert "cannot be reached" in said("nowhere://bucket/rows.jsonl", *out, *engine)
     broken = damaged()
     (broken / "tokenizer.json").write_text("{", encoding="utf-8")
-    assert "is damaged or not a tokenizer" in said(file, *out, "--checkpoint", broken)
+    assert "tokenizer.json: is not JSON" in said(file, *out, "--checkpoint", broken)
     assert "'fp8' is not one of 'auto', 'fp32'" in said(file, *out, *engine, "--precision", "fp8")
     assert not (tmp_path / "out").exists()
     for address in ("127.0.0.1:1", "ray://127.0.0.1:1"):

@@ -10,7 +10,7 @@ import pandas
 import pytest
 from typer.testing import CliRunner
 
-from polyhead.checkpoint import GoldenRow
+from polyhead.golden import GoldenRow
 from polyhead.predictor import Predictor
 from polyhead_scoring.command import app
 from polyhead_scoring.golden import app as golden_app

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from polyhead.decode import DecodeOptions
 from polyhead.errors import RepositoryError
 from polyhead.export import export_checkpoint
 from polyhead.predictor import Predictor
@@ -51,7 +52,8 @@ class ScriptedServer:
         predictor = Predictor.load(self.model / str(self.serving) / "checkpoint", precision="fp32")
         encoded = predictor.encode(texts)
         scores = predictor.score(encoded) + np.float32(self.shift)
-        return LiveAnswers(self.serving, scores, [(text.token_count, text.truncated) for text in encoded])
+        tokens = [(text.token_count, text.truncated) for text in encoded]
+        return LiveAnswers(self.serving, scores, tokens, predictor.decode(encoded, scores, DecodeOptions()))
 
     def _fail(self) -> None:
         if self.wrong and (wrong := self.wrong.pop(0)) is not None:

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polyhead.predictor import Predictor
+from polyhead.predictor import NOT_FINITE, Predictor
 from tests.serving import fake_triton_python_backend_utils as pb_utils
 from tests.serving.fake_triton_python_backend_utils import Request, texts
 from tests.serving.served_model import only, predictions, start
-from tests.tiny import write_tiny_checkpoint
+from tests.tiny import OVERFLOWING, overflow, write_tiny_checkpoint
 
 WIDTH = 8
 
@@ -81,6 +81,29 @@ def test_a_bad_text_affects_only_itself(model: Any, text: bytes) -> None:
     np.testing.assert_allclose(
         response["SCORES"][[0, 2]], only(model, Request(texts(b"Rain", b"Sport")))["SCORES"], atol=1e-6
     )
+
+
+def test_a_text_whose_scores_overflow_affects_only_itself(
+    served_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has an error in PREDICTION and the sentinel in SCORES, and is counted; the others are unchanged."""
+    repository = Path(shutil.copytree(served_repository, tmp_path / "repository"))
+    overflow(repository / "gpt2_classifier" / "1" / "checkpoint")
+    monkeypatch.setattr(pb_utils.MetricFamily, "registry", {})
+    model = start(repository, monkeypatch, at_once_s="60")
+    try:
+        response, alone = (
+            only(model, Request(texts(*rows)))
+            for rows in ((b"Rain", OVERFLOWING.encode(), b"", b"Sport"), (b"Rain", b"Sport"))
+        )
+    finally:
+        model.finalize()
+    found = predictions(response)
+    assert found[1] == {"error": NOT_FINITE}
+    assert [found[0], found[3]] == predictions(alone)
+    assert (response["SCORES"][1:3] == np.finfo(np.float32).min).all()
+    assert b"null" not in b"".join(response["PREDICTION"][:, 0])
+    assert pb_utils.MetricFamily.value("polyhead_error_texts_total") == [2]
 
 
 BAD_REQUESTS = {

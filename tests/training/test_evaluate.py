@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas
 import pytest
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 from typer.testing import CliRunner
 
-from polyhead.predictor import Predictor
+from polyhead.predictor import NOT_FINITE, Predictor
 from polyhead_training.evaluate import app, recorded_training
-from tests.tiny import TEXTS, write_tiny_checkpoint
+from tests.tiny import OVERFLOWING, TEXTS, overflow, write_tiny_checkpoint
 
 TOPICS, MOODS = ("news", "sport", "science"), ("happy", "sad", "angry", "calm")
 
@@ -69,6 +71,51 @@ def test_what_is_evaluated_is_what_is_served(base_checkpoint: Path, tmp_path: Pa
     assert table["topic_true"].tolist() == topics
     assert [list(found) for found in table["mood_labels"]] == [answer["mood"]["labels"] for answer in answers]
     assert table["truncated"].sum() == metrics["truncated"] > 0
+
+
+def test_a_text_whose_scores_overflow_has_an_error(damaged: Callable[[], Path], tmp_path: Path) -> None:
+    """It is in no metric; it is counted, said, and the last row of the predictions, with an error and its labels."""
+    checkpoint = damaged()
+    overflow(checkpoint)
+    rows = write_rows(tmp_path / "rows.jsonl")
+    rows[3]["text"] = OVERFLOWING
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    output = tmp_path / "report"
+    result = CliRunner().invoke(app, [str(checkpoint), str(tmp_path / "rows.jsonl"), "--output", str(output)])
+    assert result.exit_code == 0, result.output
+    assert f"1 left out because {NOT_FINITE}" in " ".join(result.output.split())
+    metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
+    assert (metrics["rows"], metrics["failed"]) == (39, 1)
+    table = pandas.read_parquet(output / "predictions.parquet")
+    assert table["error"].isna().tolist() == [True] * 39 + [False]
+    last = table.iloc[-1]
+    assert (last["text"], last["topic_true"], last["error"]) == (OVERFLOWING, rows[3]["topic"], NOT_FINITE)
+    assert pandas.isna(last["topic_label"])
+    for row in rows:
+        row["text"] = OVERFLOWING
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    refused = CliRunner().invoke(app, [str(checkpoint), str(tmp_path / "rows.jsonl"), "--output", str(output)])
+    assert (refused.exit_code, "no row has a text that can be answered" in refused.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("is_config_edited", [True, False])
+def test_evaluation_proves_the_checkpoint_first(
+    damaged: Callable[[], Path], tmp_path: Path, is_config_edited: bool
+) -> None:
+    """Exchanged labels, and weights that no longer give the golden scores, are refused before anything is answered."""
+    checkpoint = damaged()
+    if is_config_edited:
+        config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+        config["polyhead"]["heads"][0]["labels"].reverse()
+        (checkpoint / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    else:
+        tensors = load_file(checkpoint / "model.safetensors")
+        tensors["head.weight"][0, 0] += 1
+        save_file(tensors, checkpoint / "model.safetensors")
+    write_rows(tmp_path / "rows.jsonl")
+    result = CliRunner().invoke(app, [str(checkpoint), str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "out")])
+    assert (result.exit_code, "golden.jsonl:" in result.stderr) == (2, True), result.output
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_template_is_rendered_as_serving_does(tmp_path: Path) -> None:

@@ -110,7 +110,9 @@ def test_a_template_is_kept(tmp_path: Path) -> None:
     predictor = Predictor.load(tmp_path / "out")
     assert predictor.template is not None
     assert predictor.template.fields == ("a", "text")
-    assert {row.text for row in predictor.checkpoint.golden()} == {f"unknown: {text}" for text in TEXTS}
+    golden = predictor.checkpoint.golden()
+    assert {row.text for row in golden} == {f"unknown: {text}" for text in TEXTS}
+    assert {tuple((row.fields or {}).values()) for row in golden} == {("unknown", text) for text in TEXTS}
     result = run_import(tmp_path, f"{arguments}\ntext_template = '{{a'", heads)
     assert result.exit_code == 2
     assert "text_template: character 1: expected '}'" in result.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,16 +14,24 @@ import torch
 
 from polyhead_training.config import read_config
 from polyhead_training.fitting.fit import fit
-from tests.training.tiny_run import history, run, trained, weights, write_run
+from polyhead_training.fitting.trainer import mean_loss
+from tests.training.tiny_run import history, metrics, run, trained, weights, write_run
 
 HEAD = 'head_class = "tests.signal_head:SignalHead"'
 EVERY_THREE = "eval_steps = 3"  # of eight steps, four an epoch
 
 
 def assert_same(resumed: Path, unbroken: Path) -> None:
-    """The same losses and bit-identical weights."""
-    for name in ("loss", "eval_loss", "learning_rate"):
+    """The same losses, bit-identical weights, and the same files apart from times."""
+    for name in ("loss", "eval_loss", "learning_rate", "total_flos"):
         assert history(resumed, name) == history(unbroken, name), name
+    assert history(resumed, "train_loss") == pytest.approx(history(unbroken, "train_loss"))
+    for name in ("config.json", "golden.jsonl", "tokenizer.json"):
+        assert (resumed / name).read_text(encoding="utf-8") == (unbroken / name).read_text(encoding="utf-8"), name
+    found, wanted = (metrics(checkpoint) for checkpoint in (resumed, unbroken))
+    for each in (found, wanted):
+        del each["training"]["seconds"]
+    assert found == wanted
     expected = weights(unbroken)
     for name, tensor in weights(resumed).items():
         assert torch.equal(tensor, expected[name]), name
@@ -80,6 +89,38 @@ def test_a_stopped_run_saves_and_says_how_to_go_on(
     resumed = weights(tmp_path / "stopped" / "out")
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in weights(unbroken).items())
     assert history(tmp_path / "stopped" / "out", "eval_loss") == history(unbroken, "eval_loss")
+
+
+def test_a_run_that_is_resumed_twice_reports_the_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss, times and the type of the weights are those of all sessions, not of the last one."""
+    unbroken = trained(write_run(tmp_path / "unbroken", EVERY_THREE, HEAD))
+    config = write_run(tmp_path / "stopped", EVERY_THREE, HEAD)
+    checkpoints = tmp_path / "stopped" / "out.training" / "checkpoints"
+    for option, at, step in (((), 2, 2), (("--resume",), 3, 5)):
+        monkeypatch.setenv("POLYHEAD_TEST_SIGNAL", f"{int(signal.SIGINT)}@{at}")
+        assert run(config, *option).exit_code == 130
+        path = checkpoints / f"checkpoint-{step}" / "trainer_state.json"
+        state = json.loads(path.read_text(encoding="utf-8"))
+        assert state["log_history"][-1]["seconds"] >= 1000 * (step == 5)
+        state["log_history"][-1]["seconds"] += 1000  # as if this session had taken so long
+        path.write_text(json.dumps(state), encoding="utf-8")
+    monkeypatch.delenv("POLYHEAD_TEST_SIGNAL")
+    resumed = trained(config, "--resume")
+    assert json.loads((resumed / "config.json").read_text(encoding="utf-8"))["dtype"] == "float32"
+    expected = sum(loss * steps for loss, steps in zip(history(unbroken, "loss"), (3, 3, 2), strict=True)) / 8
+    assert history(unbroken, "train_loss") == [pytest.approx(expected)]
+    assert history(resumed, "train_loss") == [pytest.approx(expected)]
+    assert metrics(resumed)["training"]["seconds"] > 2000
+    assert history(resumed, "train_runtime")[0] > 2000
+    assert history(resumed, "train_samples_per_second")[0] <= 32 / 2000
+    assert history(resumed, "seconds") == sorted(history(resumed, "seconds"))
+
+
+def test_a_mean_loss_weighs_each_step_once() -> None:
+    """Each entry stands for the steps since the one before; others, as evaluations, for none."""
+    entries = [{"loss": 4.0, "step": 1}, {"eval_loss": 9.0, "step": 1}, {"loss": 1.0, "step": 4}]
+    assert mean_loss(entries) == 7 / 4
+    assert mean_loss([]) == 0
 
 
 @pytest.fixture

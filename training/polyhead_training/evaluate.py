@@ -5,7 +5,6 @@ A checkpoint records how it was trained. It may come from anyone, so nothing in 
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -16,7 +15,8 @@ from pydantic import BaseModel, FiniteFloat, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from polyhead.errors import describe
+from polyhead.checkpoint_files import read_json, read_text
+from polyhead.errors import CheckpointError, describe
 from polyhead.files import replaced_folder
 from polyhead.predictor import Predictor
 from polyhead_rows.place import split_name
@@ -119,6 +119,8 @@ def _evaluate(
     if device not in ("cpu", "cuda"):
         raise ConfigError(f"--device {device!r}: allowed are cpu and cuda")
     predictor = Predictor.load(checkpoint, device)
+    distance = predictor.check_golden()
+    say(f"proved with golden.jsonl: scores in {predictor.precision} are within {distance:.1e} of the golden ones")
     columns, heads = _settings(checkpoint, config, data, replaced, predictor)
     if predictor.template is not None and columns.text_template is None:
         say(f"note: column {columns.text_column!r} is read as finished text; the model's text_template is not used")
@@ -222,9 +224,7 @@ def recorded_config(path: Path) -> TrainingConfig:
         ConfigError: it is damaged, or names a function that evaluation would call.
     """
     try:
-        training = TrainingConfig.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from error
+        training = TrainingConfig.model_validate_json(read_text(path))
     except ValidationError as error:
         raise ConfigError(f"{path}: {describe(error)}") from error
     named = {"data.text_transforms": training.data.text_transforms, "data.filters": training.data.filters} | {
@@ -261,8 +261,8 @@ def _valid(kind: Any, content: Any) -> Any:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        return read_json(path)
+    except CheckpointError:
         return None
 
 

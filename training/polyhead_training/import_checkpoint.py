@@ -11,9 +11,10 @@ from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from polyhead.checkpoint import MASK_BUFFERS, Architecture, Spec, check_output
+from polyhead.checkpoint import Architecture, Spec, check_output
 from polyhead.errors import PolyheadError, describe, one_line
 from polyhead.schema import Head, HeadKind, Schema
+from polyhead.weights import MASK_BUFFERS, finite_tensor
 from polyhead_rows.table_file import ReadOptions
 from polyhead_training.command_line import command_app, example_option, one_line_errors
 from polyhead_training.config import DataConfig, ModelConfig, Section, read_toml
@@ -114,9 +115,11 @@ def import_checkpoint(folder: Path, config: ImportConfig, output: Path) -> float
             data = DataConfig(train=config.texts, **options)
         except ValidationError as error:
             raise ConfigError(describe(error)) from error
-        texts = read_texts(config.texts, data, Path(scratch))
+        sample = read_texts(config.texts, data, Path(scratch))
         fitted = Fitted(model, spec, schema, pretrained_tokenizer(str(folder)))
-        return write_unscored(output, fitted, texts, rows=config.golden_rows, seed=0)
+        return write_unscored(
+            output, fitted, sample.texts, rows=config.golden_rows, seed=0, template_fields=sample.template_fields
+        )
 
 
 def imported_schema(config: ImportConfig) -> Schema:
@@ -165,7 +168,11 @@ def _model(folder: Path, weights: Path, spec: Spec, schema: Schema) -> Any:
         raise ConfigError(f"{folder}: cannot be read ({one_line(error)})") from error
     except Exception as error:  # transformers, torch and head classes refuse their arguments with many kinds
         raise ConfigError(f"{folder}: the arguments do not fit ({one_line(error)})") from error
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(MASK_BUFFERS)}
+    tensors = {
+        name: finite_tensor(weights, name, tensor.float())
+        for name, tensor in tensors.items()
+        if not name.endswith(MASK_BUFFERS)
+    }
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for name in sorted(expected.keys() | found.keys()):

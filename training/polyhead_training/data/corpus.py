@@ -31,7 +31,8 @@ class Split:
     """The rows of one split.
 
     Attributes:
-        rows: ``text`` (never blank), ``labels``, and the requested metadata columns as text; memory-mapped.
+        rows: ``text`` (never blank), ``labels``, ``template_fields`` if there is a template, and the requested metadata
+            columns as text; memory-mapped.
         dropped: how many rows had a blank text.
         filtered: how many rows were left out by ``where`` and ``filters``.
         bad: how many rows were left out by ``bad_rows = "skip"``.
@@ -47,6 +48,11 @@ class Split:
         """All texts. They are read from disk when they are used."""
         texts: Sequence[str] = self.rows["text"]
         return texts
+
+    @property
+    def template_fields(self) -> Sequence[str] | None:
+        """The fields that the template made each text of, as JSON; None without a template."""
+        return self.rows["template_fields"] if "template_fields" in self.rows.column_names else None
 
     @property
     def labels(self) -> NDArray[np.float32]:
@@ -125,7 +131,7 @@ def read_corpus(
         splits = {}
         for name, (staged, indices) in parts.items():
             rows = _finish(staged, indices, recipe, schema, augmentation if name == "train" else None, held_out)
-            on_disk = write_rows(scratch / f"{name}.arrow", rows, _row_schema(schema))
+            on_disk = write_rows(scratch / f"{name}.arrow", rows, _row_schema(schema, recipe))
             is_source = name == "train" or staged is not whole
             splits[name] = _to_split(on_disk, staged) if is_source else Split(on_disk)
     if augmentation is not None:
@@ -160,7 +166,7 @@ def read_split(
     by_name = {head.name: head for head in heads}
     configs = [by_name.get(head.name) or HeadConfig(name=head.name, kind=head.kind) for head in schema]
     recipe = Recipe(config, configs, metadata)
-    if reserved := sorted({"text", "labels"} & set(metadata)):
+    if reserved := sorted({"text", "labels", "template_fields"} & set(metadata)):
         raise DataError(f"metadata column {reserved[0]!r}: this name is reserved for the rows' own column")
     scratch.mkdir(parents=True, exist_ok=True)
     source = joined(paths)
@@ -171,12 +177,12 @@ def read_split(
         if not len(staged.rows):
             raise DataError(f"{source}: has no row with a text{_by_filters(staged)}")
         rows = _finish(staged, np.arange(len(staged.rows)), recipe, schema)
-        on_disk = write_rows(scratch / "evaluation.arrow", rows, _row_schema(schema, metadata))
+        on_disk = write_rows(scratch / "evaluation.arrow", rows, _row_schema(schema, recipe))
     return _to_split(on_disk, staged)
 
 
-def read_texts(paths: str | list[str], config: DataConfig, scratch: Path, show_progress: bool = False) -> Sequence[str]:
-    """The texts of files, read and transformed as for training. Nothing else of a row is read.
+def read_texts(paths: str | list[str], config: DataConfig, scratch: Path, show_progress: bool = False) -> Split:
+    """The texts of files, read and transformed as for training. The split has no labels.
 
     Raises:
         ConfigError, DataError: as for `read_corpus`.
@@ -187,7 +193,7 @@ def read_texts(paths: str | list[str], config: DataConfig, scratch: Path, show_p
     staged = stage(open_files(paths, config), Recipe(bare, ()), joined(paths), path, show_progress=show_progress)
     if not len(staged.rows):
         raise DataError(f"{staged.source}: has no row with a text")
-    return _to_split(staged.rows, staged).texts
+    return _to_split(staged.rows, staged)
 
 
 def describe_corpus(corpus: Corpus) -> list[str]:
@@ -339,6 +345,8 @@ def _finish(
     """Rows as a `Split` holds them. No copy of a row has a text whose key is held out."""
     columns = [reader.column for reader in recipe.readers]
     metadata = {name: f"metadata_{i}" for i, name in enumerate(recipe.metadata)}
+    if recipe.template is not None:
+        metadata["template_fields"] = "template_fields"
     for number, row in enumerate(staged.read(["text", *recipe.cells, *metadata.values()], indices)):
         place = staged.place_of(row)
         labels = to_vector([row[cell] for cell in recipe.cells], schema, columns, place)
@@ -348,6 +356,7 @@ def _finish(
             yield from augmentation.copies_of(finished, number, place, lambda text: recipe.text_key(text) in held_out)
 
 
-def _row_schema(schema: Schema, metadata: Sequence[str] = ()) -> pyarrow.Schema:
+def _row_schema(schema: Schema, recipe: Recipe) -> pyarrow.Schema:
     fields = [("text", pyarrow.string()), ("labels", pyarrow.list_(pyarrow.float32(), schema.label_width))]
-    return pyarrow.schema(fields + [(name, pyarrow.string()) for name in metadata])
+    others = [*recipe.metadata, *([] if recipe.template is None else ["template_fields"])]
+    return pyarrow.schema(fields + [(name, pyarrow.string()) for name in others])

@@ -23,7 +23,7 @@ from polyhead.encode import UnreadableTextError, read_text
 from polyhead.errors import TemplateError
 from polyhead.files import replaced_file
 from polyhead.schema import HeadKind
-from polyhead.template import FieldError, Template, as_text
+from polyhead.template import FieldError, Template, as_text, fields_json
 from polyhead_rows.progress import progress
 from polyhead_rows.table_file import BadText, Row, text_of
 from polyhead_training.config import DataConfig, HeadConfig
@@ -46,10 +46,10 @@ class Staged:
     Attributes:
         source: the paths or the hub's name, for messages.
         files: the names of its files.
-        rows: ``text``; a ``cell_i`` per head; a ``metadata_i`` per metadata column; ``file``, ``row`` and ``line``:
-            where the row was; ``text_key``: equal for texts that are equal after transforms and folding; ``row_key``:
-            equal if all cells are equal too; ``place``: a fraction in [0, 1), a hash of what the data are split by;
-            ``times``: how often the row is used in training.
+        rows: ``text``; ``template_fields``, as JSON, if there is a template; a ``cell_i`` per head; a ``metadata_i``
+            per metadata column; ``file``, ``row`` and ``line``: where the row was; ``text_key``: equal for texts that
+            are equal after transforms and folding; ``row_key``: equal if all cells are equal too; ``place``: a fraction
+            in [0, 1), a hash of what the data are split by; ``times``: how often the row is used in training.
         dropped: how many rows had a blank text.
         filtered: how many rows were left out by ``where`` and ``filters``.
         bad: how many rows were left out by ``bad_rows = "skip"``.
@@ -143,6 +143,7 @@ class Recipe:
                 ("place", pyarrow.float64()),
                 ("times", pyarrow.int32()),
             ]
+            + ([] if self.template is None else [("template_fields", pyarrow.string())])
             + [
                 (f"cell_{i}", kinds.get(reader.config.kind, pyarrow.list_(pyarrow.string())))
                 for i, reader in enumerate(self.readers)
@@ -179,6 +180,7 @@ class Recipe:
             "row_key": _key(repr((folded, [sorted(cell) if isinstance(cell, list) else cell for cell in cells]))),
             "place": _fraction(_fold(source) if split_by is None else split_by),
             "times": max((up.times for up in upsample), default=1),
+            **({} if self.template is None else {"template_fields": fields_json(fields, self.template.fields)}),
             **{f"cell_{i}": cell for i, cell in enumerate(cells)},
             **{f"metadata_{i}": _storable(as_text(fields.get(name))) for i, name in enumerate(self.metadata)},
         }

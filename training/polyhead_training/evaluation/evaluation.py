@@ -10,7 +10,8 @@ import numpy as np
 import pandas
 from numpy.typing import NDArray
 
-from polyhead.predictor import Predictor
+from polyhead.decode import are_answers
+from polyhead.predictor import NOT_FINITE, Predictor
 from polyhead.schema import Schema
 from polyhead_rows.progress import progress
 from polyhead_training.errors import DataError
@@ -36,6 +37,8 @@ class Evaluation:
         metrics: by head name.
         slices: by column and value: ``rows`` and ``heads``, which is as `metrics`.
         dropped: how many rows had no usable text.
+        failed_texts, failed_labels: the texts whose scores are not finite, because the model's numbers overflow, and
+            their labels. They are in none of the fields above.
     """
 
     schema: Schema
@@ -48,6 +51,8 @@ class Evaluation:
     metrics: dict[str, dict[str, float]]
     slices: dict[str, dict[str, Any]] = field(default_factory=dict)
     dropped: int = 0
+    failed_texts: Sequence[str] = ()
+    failed_labels: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
 
     def slice_tables(self) -> list[dict[str, Any]]:
         """Per sliced ``column``: the ``columns`` of its table, and ``rows`` with each head's main score per value."""
@@ -89,17 +94,20 @@ def evaluate(
             counts[part] = [text.token_count for text in encoded]
             truncated[part] = [text.truncated for text in encoded]
             bar.advance(len(encoded))
-    read = counts > 0
+    read = (counts > 0) & are_answers(scores)
+    failed = (counts > 0) & ~read
     if not read.any():
-        raise DataError("no row has a text that can be read")
-    dropped = split.dropped + split.bad + int((~read).sum())
-    texts = [text for text, is_read in zip(texts, read, strict=True) if is_read]
+        raise DataError(f"no row has a text that can be {'answered: ' + NOT_FINITE if failed.any() else 'read'}")
+    dropped = split.dropped + split.bad + int((counts == 0).sum())
+    failed_texts, failed_labels = _selected(texts, failed), labels[failed]
+    texts = _selected(texts, read)
     scores, labels, counts, truncated = scores[read], labels[read], counts[read], truncated[read]
     say(
         f"{len(texts)} texts answered, {int(truncated.sum())} of them truncated to {predictor.max_length} tokens, "
         f"{dropped} unreadable"
         + (f' ({split.bad} of them bad rows, left out by bad_rows = "skip")' if split.bad else "")
         + (f", {split.filtered} left out by where and filters" if split.filtered else "")
+        + (f", {len(failed_texts)} left out because {NOT_FINITE}" if failed_texts else "")
     )
     by_column = {}
     for column in slices:
@@ -116,7 +124,13 @@ def evaluate(
         metrics=score_answers(scores, labels, predictor.schema),
         slices=by_column,
         dropped=dropped,
+        failed_texts=failed_texts,
+        failed_labels=failed_labels,
     )
+
+
+def _selected(texts: Sequence[str], rows: NDArray[np.bool_]) -> list[str]:
+    return [text for text, is_selected in zip(texts, rows, strict=True) if is_selected]
 
 
 def _score_slices(

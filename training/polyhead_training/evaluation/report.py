@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_fscore_support
 
 from polyhead.decode import DecodeOptions, decode
+from polyhead.predictor import NOT_FINITE
 from polyhead.schema import Head, HeadKind
 from polyhead_rows.answers import answer_table
 from polyhead_rows.output import open_output
@@ -78,12 +79,13 @@ def write_report(
         "rows": len(evaluation.texts),
         "truncated": int(evaluation.truncated.sum()),
         "dropped": evaluation.dropped,
+        "failed": len(evaluation.failed_texts),
         "max_length": evaluation.max_length,
         "median_tokens": int(np.median(evaluation.token_counts)),
         "heads": heads,
         "training": training,
     }
-    counts = {key: content[key] for key in ("name", "source", "rows", "truncated", "dropped", "max_length")}
+    counts = {key: content[key] for key in ("name", "source", "rows", "truncated", "dropped", "failed", "max_length")}
     metrics = counts | {"heads": evaluation.metrics, "slices": evaluation.slices}
     if calibration:
         metrics["calibration"] = calibration
@@ -188,19 +190,24 @@ def _yaml_number(value: float) -> str:
 def write_predictions(path: Path, evaluation: Evaluation) -> None:
     """Writes one row per text: ``text``, the columns of `polyhead_rows.answers`, and ``HEAD_true`` per head.
 
-    ``HEAD_true`` is the label, labels or number in the data, and null if it is unknown.
+    ``HEAD_true`` is the label, labels or number in the data, and null if it is unknown. Texts without finite scores
+    come last, with an ``error``.
     """
     schema = evaluation.schema
-    answers = [
+    answers: list[dict[str, Any]] = [
         {"heads": decode(scores, schema, DecodeOptions()), "token_count": int(count), "truncated": bool(truncated)}
         for scores, count, truncated in zip(
             evaluation.scores, evaluation.token_counts, evaluation.truncated, strict=True
         )
     ]
+    texts, labels = [*evaluation.texts, *evaluation.failed_texts], evaluation.labels
+    if evaluation.failed_texts:
+        answers += [{"error": NOT_FINITE}] * len(evaluation.failed_texts)
+        labels = np.concatenate([labels, evaluation.failed_labels])
     table = answer_table(answers, schema.to_json(), None)
-    table = table.add_column(0, "text", pyarrow.array(evaluation.texts, pyarrow.string()))
+    table = table.add_column(0, "text", pyarrow.array(texts, pyarrow.string()))
     for head in schema:
-        given = evaluation.labels[:, schema.label_columns[head.name]]
+        given = labels[:, schema.label_columns[head.name]]
         column = pyarrow.array([_true_answer(head, row) for row in given], _TRUE_TYPES[head.kind])
         table = table.append_column(f"{head.name}_true", column)
     output = open_output(path, table.schema)

@@ -16,13 +16,14 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from polyhead.checkpoint import GoldenRow, Spec, write_checkpoint
+from polyhead.checkpoint import Spec, write_checkpoint
 from polyhead.decode import to_scores
 from polyhead.encode import encode
 from polyhead.errors import one_line
+from polyhead.golden import GoldenRow
 from polyhead.predictor import Predictor
 from polyhead.schema import Schema
-from polyhead.template import json_object
+from polyhead.template import Template, json_object
 from polyhead_rows.progress import progress
 from polyhead_training.config import TrainingConfig
 from polyhead_training.data.corpus import Corpus
@@ -59,9 +60,17 @@ def rehearse(config: TrainingConfig, fitted: Fitted, texts: Sequence[str]) -> No
             raise ConfigError("model: " + re.sub(rf"{re.escape(scratch)}\S*: ", "", one_line(error))) from error
 
 
-def write_unscored(output: Path, fitted: Fitted, texts: Sequence[str], *, rows: int, seed: int) -> float:
+def write_unscored(
+    output: Path,
+    fitted: Fitted,
+    texts: Sequence[str],
+    *,
+    rows: int,
+    seed: int,
+    template_fields: Sequence[str] | None = None,
+) -> float:
     """Writes a checkpoint without scores; returns the engine's largest distance from transformers."""
-    return _write(output, fitted, texts, rows, seed, {}, lambda _: None)
+    return _write(output, fitted, texts, template_fields, rows, seed, {}, lambda _: None)
 
 
 def write_evaluated(
@@ -107,20 +116,26 @@ def write_evaluated(
         "training.json": config.model_dump_json(indent=2).encode(),
         "history.json": json.dumps(history, indent=2).encode(),
     }
-    texts = (corpus.test or corpus.validation).texts
-    distance = _write(config.output, fitted, texts, config.golden_rows, config.seed, report, score)
+    source = corpus.test or corpus.validation
+    distance = _write(
+        config.output, fitted, source.texts, source.template_fields, config.golden_rows, config.seed, report, score
+    )
     return metrics, distance
 
 
 @torch.inference_mode()
 def golden_rows(
     texts: Sequence[str], model: nn.Module, tokenizer: Tokenizer, schema: Schema, max_length: int, rows: int, seed: int,
-    has_template: bool = False,
+    template: Template | None = None, template_fields: Sequence[str] | None = None,
 ) -> list[GoldenRow]:  # fmt: skip
     """Scores in float32 of at most `rows` texts, drawn at random. One text per forward, so there is no padding.
 
-    With a template the texts are rendered already. Servers get golden rows as plain text, so a rendered text that is a
-    JSON object becomes no golden row.
+    With a template the texts are rendered already. A row keeps its fields if they render to its text, which text
+    transforms may prevent. A server gets a row without fields as plain text. So a text that is a JSON object becomes no
+    golden row.
+
+    Args:
+        template_fields: of each text, as JSON.
 
     Raises:
         DataError: the tokenizer's normalizer leaves nothing of any text.
@@ -133,14 +148,19 @@ def golden_rows(
                 break
             text = texts[int(index)]
             (encoded,) = encode([text], tokenizer, max_length)
-            if encoded.error or text in golden or (has_template and json_object(text) is not None):
+            if encoded.error or text in golden or (template is not None and json_object(text) is not None):
                 continue
+            fields = None
+            if template is not None and template_fields is not None:
+                fields = json.loads(template_fields[int(index)])
+                fields = fields if template.render(fields) == text else None
             logits = model(torch.tensor([encoded.token_ids])).logits.numpy()
             golden[text] = GoldenRow(
                 text=text,
                 scores=tuple(float(score) for score in to_scores(logits, schema)[0]),
                 token_count=encoded.token_count,
                 truncated=encoded.truncated,
+                fields=fields,
             )
             bar.advance(1)
     if not golden:
@@ -152,6 +172,7 @@ def _write(
     output: Path,
     fitted: Fitted,
     texts: Sequence[str],
+    template_fields: Sequence[str] | None,
     rows: int,
     seed: int,
     report: dict[str, bytes],
@@ -159,7 +180,7 @@ def _write(
 ) -> float:
     model, spec, schema = fitted.model, fitted.spec, fitted.schema
     golden = golden_rows(
-        texts, model, fitted.tokenizer, schema, spec.max_length, rows, seed, spec.text_template is not None
+        texts, model, fitted.tokenizer, schema, spec.max_length, rows, seed, spec.template, template_fields
     )
     distances: list[float] = []
 
@@ -187,6 +208,7 @@ def _checkpoint_config(model: Any, schema: Schema) -> dict[str, Any]:
     columns = schema.column_names()
     return config | {
         "architectures": [type(model).__name__],
+        "dtype": "float32",  # of the tensors; the Trainer sets it only in a session that saves a checkpoint
         "id2label": {str(i): column for i, column in enumerate(columns)},
         "label2id": {column: i for i, column in enumerate(columns)},
     }

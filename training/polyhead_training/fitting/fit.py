@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
@@ -115,7 +114,6 @@ def _train(
     corpus, fitted, train = prepared.corpus, prepared.fitted, prepared.train
     model, schema = fitted.model, fitted.schema
     is_first = arguments.process_index == 0
-    started = time.monotonic()
     learnt: dict[str, Any] = {}
     if config.warm_start is not None:
         learnt["warm_start"] = warm_start(config, fitted, corpus, work, scratch, say)
@@ -159,7 +157,7 @@ def _train(
         Fitted(model, fitted.spec, calibrated, fitted.tokenizer),
         corpus,
         training={
-            "seconds": round(time.monotonic() - started, 1),
+            "seconds": round(trainer.seconds + learnt.get("warm_start", {}).get("seconds", 0.0), 1),
             "rows": len(train.rows),
             "truncated_rows": train.truncated,
             "epochs": trainer.state.epoch,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, cast
@@ -30,7 +30,53 @@ from polyhead_training.model.modeling import MultiHeadClassifier
 from polyhead_training.model.packing import collate
 
 
-class ClassifierTrainer(Trainer):
+class TotalsTrainer(Trainer):
+    """A Trainer that logs times and losses of the whole run, not only of the session since the run was last resumed.
+
+    Each entry of its history has ``seconds``: how long the run has taken so far, without what a killed session did
+    after its last checkpoint.
+    """
+
+    _began = 0.0
+    _earlier_s: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken so far."""
+        return max((entry.get("seconds", 0.0) for entry in self.state.log_history), default=0.0)
+
+    def train(self, *arguments: Any, **options: Any) -> Any:
+        """Starts the clock, and trains."""
+        self._began, self._earlier_s = time.monotonic(), None
+        return super().train(*arguments, **options)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds ``seconds``, and replaces what the Trainer says of one session in its last entry."""
+        if self._earlier_s is None:  # only now is the history of the earlier sessions there
+            self._earlier_s = self.seconds
+        seconds = round(self._earlier_s + time.monotonic() - self._began, 3) if self._began else self._earlier_s
+        logs["seconds"] = seconds
+        if "train_loss" in logs:
+            rows = len(cast(Any, self.train_dataset)) * (self.state.epoch or 0)
+            logs = logs | {
+                "train_loss": mean_loss(self.state.log_history),
+                "train_runtime": seconds,
+                "train_samples_per_second": round(rows / max(seconds, 1e-9), 3),
+                "train_steps_per_second": round(self.state.global_step / max(seconds, 1e-9), 3),
+            }
+        super().log(logs, start_time)
+
+
+def mean_loss(history: Iterable[Mapping[str, Any]]) -> float:
+    """The mean training loss of all steps. Each ``loss`` in the history is a mean of the steps since the last one."""
+    total, last = 0.0, 0
+    for entry in history:
+        if "loss" in entry:
+            total, last = total + entry["loss"] * (entry["step"] - last), entry["step"]
+    return total / max(last, 1)
+
+
+class ClassifierTrainer(TotalsTrainer):
     """Fits a classifier of `polyhead_training.model.modeling`.
 
     Each head's loss is divided by the number of its labels in all batches of a step, accumulated and of all processes.

@@ -6,7 +6,6 @@ import copy
 import json
 import math
 import shutil
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from itertools import chain, islice
@@ -17,7 +16,7 @@ import datasets
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from transformers import GPT2LMHeadModel, Trainer, default_data_collator
+from transformers import GPT2LMHeadModel, default_data_collator
 from transformers.trainer_callback import PrinterCallback
 
 from polyhead.files import replaced_folder
@@ -26,7 +25,7 @@ from polyhead_training.data.corpus import Corpus, read_texts
 from polyhead_training.errors import ConfigError, DivergenceError
 from polyhead_training.fitting.arguments import language_model_arguments
 from polyhead_training.fitting.checkpoint_writing import Fitted
-from polyhead_training.fitting.trainer import LossAtCheckpoints, ShowProgress, StopOnSignal
+from polyhead_training.fitting.trainer import LossAtCheckpoints, ShowProgress, StopOnSignal, TotalsTrainer
 from polyhead_training.fitting.working_folder import WorkingFolder
 from polyhead_training.model.packing import fuse_gelu
 from polyhead_training.model.tokenizer import END_OF_TEXT
@@ -58,12 +57,12 @@ def warm_start(
         is_first = arguments.process_index == 0
         texts = [corpus.train.texts]
         if config.warm_start is not None and config.warm_start.texts:
-            texts.append(read_texts(config.warm_start.texts, config.data, scratch, is_first))
+            texts.append(read_texts(config.warm_start.texts, config.data, scratch, is_first).texts)
         train = _to_blocks(texts, fitted.tokenizer, length, scratch, "training")
         validation = _to_blocks([corpus.validation.texts], fitted.tokenizer, length, scratch, "validation")
         stop = StopOnSignal(say, arguments)
         shown = ShowProgress("warm start", say, tokens_per_row=length)
-        trainer = Trainer(
+        trainer = TotalsTrainer(
             lm,
             args=arguments,
             data_collator=default_data_collator,
@@ -73,7 +72,6 @@ def warm_start(
         )
         trainer.remove_callback(PrinterCallback)
         say(f"warm start: {len(train)} blocks of {length} tokens for {trainer.args.num_train_epochs:g} epochs")
-        started = time.monotonic()
         with closing(shown), stop.listening():
             trainer.train(resume_from_checkpoint=work.last_checkpoint(work.warm_start))
         loss = float(trainer.evaluate()["eval_loss"])
@@ -81,7 +79,7 @@ def warm_start(
             rate = f"{arguments.learning_rate:g}"
             raise DivergenceError(f"warm_start.learning_rate: the language model diverged; lower it (is {rate})")
         summary = {
-            "seconds": round(time.monotonic() - started, 1),
+            "seconds": round(trainer.seconds, 1),
             "tokens": len(train) * length,
             "steps": trainer.state.global_step,
             "loss": loss,
