@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import subprocess
@@ -213,15 +214,18 @@ def test_bad_variable(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize("lacking", ["model.py", "checkpoint/config.json"])
 def test_a_half_copied_version_is_named(repository: Path, capsys: pytest.CaptureFixture[str], lacking: str) -> None:
-    """A version on which Triton would hang is refused, with the missing file; a lower version does no harm."""
+    """A served version on which Triton would hang is refused, with the missing file; others do no harm."""
     model = repository / "gpt2_classifier"
-    (model / "0").mkdir()
-    assert run("--repository", str(repository), "--dry-run") == 0
-    capsys.readouterr()
     shutil.copytree(model / "1", model / "2")
     (model / "2" / lacking).unlink()
-    error = refuse(capsys, "--repository", str(repository))
-    assert f"{model}/2: {lacking} is missing" in error
+    assert run("--repository", str(repository), "--dry-run") == 0
+    capsys.readouterr()
+    config = model / "config.pbtxt"
+    for policy in ("specific { versions: 2 }", "latest { num_versions: 1 }"):
+        served = re.sub(r"version_policy .*", f"version_policy {{ {policy} }}", config.read_text(encoding="utf-8"))
+        config.write_text(served, encoding="utf-8")
+        error = refuse(capsys, "--repository", str(repository))
+        assert f"{model}/2: {lacking} is missing" in error
 
 
 def test_explicit_control_loads_each_model_and_needs_a_key(
