@@ -207,7 +207,7 @@ def install_version(staged: Path, model: Path, version: int, staging: Path) -> N
     """
     pin_served(model, staging)
     if version not in served_versions(model):
-        (staged / UNCOMMITTED).touch()
+        write_staged(staged / UNCOMMITTED, "")
     install(staged, model, version)
 
 

@@ -66,6 +66,8 @@ class Interface:
 
     @classmethod
     def _of_json(cls, fields: Any) -> Interface:
+        if not isinstance(fields, dict):
+            raise TypeError(f"must be a table, got {type(fields).__name__}")
         template = fields.get("text_template")
         if not isinstance(fields["max_length"], int) or not isinstance(template, str | None):
             raise TypeError("max_length must be a whole number, and text_template a text or null")

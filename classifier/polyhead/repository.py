@@ -260,7 +260,8 @@ def _staging_place(repository: Path, name: str) -> Path:
     """Where new files are staged: in the model's folder, else in another model's, else there is no model to disturb."""
     if (repository / name).is_dir():
         return repository / name
-    return min((path.parent for path in repository.glob(f"*/{CONFIG}")), default=repository)
+    others = (path.parent for path in repository.glob(f"*/{CONFIG}") if not path.parent.name.startswith("."))
+    return min(others, default=repository)
 
 
 def _staging_folders(repository: Path, name: str) -> Iterator[Path]:
@@ -278,6 +279,6 @@ def _lock(repository: Path, name: str) -> Path:
 
 def _remove_if_empty(repository: Path, name: str) -> None:
     if not (repository / name).exists():
-        _lock(repository, name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
+            _lock(repository, name).unlink(missing_ok=True)
             repository.rmdir()
