@@ -30,6 +30,7 @@ from polyhead.repository import (
     locked,
     missing_file,
     pin_served,
+    read_config,
     served_versions,
     write_staged,
 )
@@ -129,6 +130,7 @@ def export_checkpoint(
         is_replaced = (target / "checkpoint").exists()
         if is_replaced and not replace:
             raise RepositoryError(f"{target}: already holds a checkpoint; take another --version, or --replace it")
+        read_config(model).pinned_to(version)  # else it would be refused only at the end
         served = [number for number in served_versions(model) if missing_file(model, number) is None]
         is_served = version >= max(served, default=0)
         try:

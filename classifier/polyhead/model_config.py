@@ -28,7 +28,11 @@ class _Token:
 class ModelConfig:
     """The text of a config.pbtxt.
 
+    Args:
+        place: names the file in errors.
+
     Attributes:
+        text: as it was given.
         specific: the versions that it names, or None.
         latest: how many of the highest versions it serves, or None.
 
@@ -36,9 +40,10 @@ class ModelConfig:
         RepositoryError: braces do not match, or it has several version policies.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, place: str = "config.pbtxt") -> None:
         self.text = text
-        self._tokens = list(_tokens(text))
+        self._place = place
+        self._tokens = list(_tokens(text, place))
         self._policy = self._find_policy()
         self.specific: tuple[int, ...] | None = None
         self.latest: int | None = 1 if self._policy is None else None
@@ -59,8 +64,8 @@ class ModelConfig:
         """
         if self.latest != 1 and (self.specific is None or len(self.specific) != 1):
             raise RepositoryError(
-                "version_policy: serves several versions, but exports and deployments replace one by the next; write "
-                "`version_policy { latest { num_versions: 1 } }`"
+                f"{self._place}: version_policy serves several versions, but exports and deployments replace one by the "
+                "next; write `version_policy { latest { num_versions: 1 } }`"
             )
         policy = f"version_policy {{ specific {{ versions: [ {version} ] }} }}"
         edits = [(self._tokens[at].start, self._tokens[at].end, f'"{version}/labels.txt"') for at in self._labels()]
@@ -84,11 +89,11 @@ class ModelConfig:
         if not found:
             return None
         if len(found) > 1:
-            raise RepositoryError("version_policy: occurs twice")
+            raise RepositoryError(f"{self._place}: version_policy occurs twice")
         start = found[0] + (2 if self._text(found[0] + 1) == ":" else 1)
         ends = (at for at in range(start + 1, len(self._tokens)) if self._tokens[at].depth == 0)
         if self._text(start) not in ("{", "<") or (end := next(ends, None)) is None:
-            raise RepositoryError("version_policy: cannot be read")
+            raise RepositoryError(f"{self._place}: version_policy cannot be read")
         return found[0], end
 
     def _read_policy(self) -> None:
@@ -102,13 +107,13 @@ class ModelConfig:
         elif match := re.fullmatch(r"\{specific\{((?:versions(?:\[[0-9,]*\]|[0-9]+),?)*)\},?\}", inside):
             self.specific = tuple(int(number) for number in re.findall(r"[0-9]+", match[1]))
         elif not re.fullmatch(r"\{all\{\},?\}", inside):
-            raise RepositoryError(f"version_policy: {inside} is not understood")
+            raise RepositoryError(f"{self._place}: version_policy {inside} is not understood")
 
     def _text(self, at: int) -> str:
         return self._tokens[at].text if at < len(self._tokens) else ""
 
 
-def _tokens(text: str) -> Iterator[_Token]:
+def _tokens(text: str, place: str) -> Iterator[_Token]:
     depth = 0
     for match in TOKEN.finditer(text):
         token = match.group()
@@ -120,4 +125,4 @@ def _tokens(text: str) -> Iterator[_Token]:
         yield _Token(token, match.start(), match.end(), depth)
         depth += token in OPENING
     if depth != 0:
-        raise RepositoryError("braces do not match")
+        raise RepositoryError(f"{place}: braces do not match")

@@ -56,11 +56,10 @@ def read_config(model: Path) -> ModelConfig:
     """
     path = model / CONFIG
     try:
-        return ModelConfig(path.read_text(encoding="utf-8") if path.exists() else "")
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
     except (OSError, UnicodeError) as error:
         raise RepositoryError(f"{path}: cannot be read ({error})") from error
-    except RepositoryError as error:
-        raise RepositoryError(f"{path}: {error}") from None
+    return ModelConfig(text, str(path))
 
 
 def models_with_checkpoint(repository: Path) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import socket
 import subprocess
@@ -218,12 +217,11 @@ def test_a_half_copied_version_is_named(repository: Path, capsys: pytest.Capture
     model = repository / "gpt2_classifier"
     shutil.copytree(model / "1", model / "2")
     (model / "2" / lacking).unlink()
+    (model / "config.pbtxt").write_text("version_policy { specific { versions: 1 } }", encoding="utf-8")
     assert run("--repository", str(repository), "--dry-run") == 0
     capsys.readouterr()
-    config = model / "config.pbtxt"
     for policy in ("specific { versions: 2 }", "latest { num_versions: 1 }"):
-        served = re.sub(r"version_policy .*", f"version_policy {{ {policy} }}", config.read_text(encoding="utf-8"))
-        config.write_text(served, encoding="utf-8")
+        (model / "config.pbtxt").write_text(f"version_policy {{ {policy} }}", encoding="utf-8")
         error = refuse(capsys, "--repository", str(repository))
         assert f"{model}/2: {lacking} is missing" in error
 
