@@ -64,8 +64,8 @@ class ModelConfig:
         """
         if self.latest != 1 and (self.specific is None or len(self.specific) != 1):
             raise RepositoryError(
-                f"{self._place}: version_policy serves several versions, but exports and deployments replace one by the "
-                "next; write `version_policy { latest { num_versions: 1 } }`"
+                f"{self._place}: version_policy serves several versions, but exports and deployments replace one by "
+                "the next; write `version_policy { latest { num_versions: 1 } }`"
             )
         policy = f"version_policy {{ specific {{ versions: [ {version} ] }} }}"
         edits = [(self._tokens[at].start, self._tokens[at].end, f'"{version}/labels.txt"') for at in self._labels()]
