@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from polyhead.config_pbtxt import ConfigPbtxt
 from polyhead.errors import CheckpointError, PolyheadError, RepositoryError
 from polyhead.files import sync, sync_tree
 from polyhead.interface import Interface, check_changes
 from polyhead.interrupt import INTERRUPTED, interruptible
-from polyhead.model_config import ModelConfig
 from polyhead.repository import (
     CONFIG,
     UNCOMMITTED,
@@ -123,7 +123,7 @@ def export_checkpoint(
     check_name(name)
     if not 1 <= version <= HIGHEST_VERSION:
         raise RepositoryError(f"version {version}: must be from 1 to {HIGHEST_VERSION}")
-    Interface.of_checkpoint(checkpoint)  # before anything is copied
+    check_source(checkpoint, repository)
     model = repository / name
     target = model / str(version)
     with locked(repository, name) as staging:
@@ -148,6 +148,13 @@ def check_name(name: str) -> None:
     """Raises RepositoryError if this is no valid model name."""
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or name.startswith("."):
         raise RepositoryError(f"name {name!r}: a model name has letters, digits, '_', '-' and '.', and no '.' in front")
+
+
+def check_source(checkpoint: Path, repository: Path) -> None:
+    """Raises CheckpointError if this is no checkpoint, before anything is copied."""
+    Interface.of_checkpoint(checkpoint)
+    if repository.resolve().is_relative_to(checkpoint.resolve()):
+        raise CheckpointError(f"{checkpoint}: the repository {repository} is inside of it")
 
 
 def stage_version(checkpoint: Path, model: Path, version: int, staging: Path) -> Path:
@@ -220,7 +227,7 @@ def is_template(model: Path, version: int) -> bool:
 
 def _put(staged: Path, model: Path, version: int, staging: Path, is_served: bool) -> None:
     if not (model / CONFIG).exists():
-        write_staged(staging / CONFIG, ModelConfig((_template() / CONFIG).read_text("utf-8")).pinned_to(version))
+        write_staged(staging / CONFIG, ConfigPbtxt((_template() / CONFIG).read_text("utf-8")).pinned_to(version))
     if not model.exists():
         fresh = staging / "model"
         fresh.mkdir()

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from polyhead.config_pbtxt import ConfigPbtxt
 from polyhead.errors import PolyheadError, RepositoryError
 from polyhead.files import ExchangeError, LockedError, exchange, file_lock, sync, sync_tree
 from polyhead.interface import Interface
-from polyhead.model_config import ModelConfig
 
 FILES = ("model.py", "checkpoint/config.json")  # if another file is missing, the load reports it
 CONFIG = "config.pbtxt"
@@ -48,7 +48,7 @@ def served_versions(model: Path) -> list[int]:
     return read_config(model).served(versions_of(model))
 
 
-def read_config(model: Path) -> ModelConfig:
+def read_config(model: Path) -> ConfigPbtxt:
     """Reads config.pbtxt; a missing one is empty.
 
     Raises:
@@ -59,7 +59,7 @@ def read_config(model: Path) -> ModelConfig:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
     except (OSError, UnicodeError) as error:
         raise RepositoryError(f"{path}: cannot be read ({error})") from error
-    return ModelConfig(text, str(path))
+    return ConfigPbtxt(text, str(path))
 
 
 def models_with_checkpoint(repository: Path) -> list[str]:

@@ -19,7 +19,7 @@ import typer
 
 from polyhead.checkpoint import GoldenRow
 from polyhead.errors import PolyheadError, RepositoryError, SchemaError, ToleranceError
-from polyhead.export import check_name, install_version, is_template, prove_copy, stage_version
+from polyhead.export import check_name, check_source, install_version, is_template, prove_copy, stage_version
 from polyhead.gate import check_answers
 from polyhead.interface import Interface, check_changes
 from polyhead.interrupt import interruptible
@@ -167,7 +167,7 @@ def prepare(wanted: Deployment, server: LiveServer, model: Path, version: int, s
         PolyheadError: the checkpoint is damaged or would break callers.
         OSError: it cannot be copied.
     """
-    Interface.of_checkpoint(wanted.checkpoint)  # before anything is copied
+    check_source(wanted.checkpoint, wanted.repository)
     staged = stage_version(wanted.checkpoint, model, version, staging)
     new = Interface.of_checkpoint(staged / "checkpoint")
     try:

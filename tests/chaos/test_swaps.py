@@ -18,7 +18,7 @@ import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
 from loadtest.local_server import LocalServer
-from polyhead.model_config import ModelConfig
+from polyhead.config_pbtxt import ConfigPbtxt
 from polyhead.repository import served_versions, versions_of
 from polyhead_serving.triton import ADMIN_HEADER
 from tests.chaos.conftest import Record
@@ -91,7 +91,7 @@ def load_by_hand(served: LocalServer, checkpoint: Path, code: str = "") -> None:
     with (version / "model.py").open("a", encoding="utf-8") as file:
         file.write(code)
     config = first.with_name("config.pbtxt")
-    config.write_text(ModelConfig(config.read_text(encoding="utf-8")).pinned_to(2), encoding="utf-8")
+    config.write_text(ConfigPbtxt(config.read_text(encoding="utf-8")).pinned_to(2), encoding="utf-8")
     with tritonclient.grpc.InferenceServerClient(served.url("grpc")) as client:
         headers = {f"triton-grpc-protocol-{ADMIN_HEADER}": KEY}
         client.load_model("gpt2_classifier", headers=headers, client_timeout=60)

@@ -236,6 +236,14 @@ def test_links_are_not_exported(damaged: Callable[[], Path], tmp_path: Path) -> 
     assert not (tmp_path / "repo").exists()
 
 
+def test_a_repository_inside_the_checkpoint_is_refused(damaged: Callable[[], Path]) -> None:
+    """Else the copy would be copied too, without end."""
+    path = damaged()
+    with pytest.raises(CheckpointError, match="is inside of it"):
+        export_checkpoint(path, path / "model_repository")
+    assert not (path / "model_repository").exists()
+
+
 def test_the_copy_is_proved(damaged: Callable[[], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint that changes after it is copied changes nothing; the errors of a copy name the original."""
     path, original = damaged(), export.prove

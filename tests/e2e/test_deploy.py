@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from loadtest.local_server import LocalServer
 from polyhead import export
-from polyhead.model_config import ModelConfig
+from polyhead.config_pbtxt import ConfigPbtxt
 from polyhead.predictor import Predictor
 from polyhead.repository import served_versions, versions_of
 from polyhead.schema import Head, Schema
@@ -307,7 +307,7 @@ def test_what_is_refused_beforehand(
     """Another version in config.pbtxt, wrong golden answers, a wrong key or no server: nothing changes."""
     before, versions = live(swapping), versions_of(model)
     config = (model / "config.pbtxt").read_text(encoding="utf-8")
-    (model / "config.pbtxt").write_text(ModelConfig(config).pinned_to(before + 7), encoding="utf-8")
+    (model / "config.pbtxt").write_text(ConfigPbtxt(config).pinned_to(before + 7), encoding="utf-8")
     code, line = run(checkpoints[0])
     assert (code, f"version {before} answers, but a restart would serve {before + 7}" in line) == (2, True)
     (model / "config.pbtxt").write_text(config, encoding="utf-8")

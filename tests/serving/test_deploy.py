@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from polyhead.config_pbtxt import ConfigPbtxt
 from polyhead.errors import RepositoryError
 from polyhead.export import export_checkpoint
 from polyhead.files import file_lock
-from polyhead.model_config import ModelConfig
 from polyhead.predictor import Predictor
 from polyhead.repository import locked, served_versions, take_back_interrupted, versions_of
 from polyhead.schema import Schema
@@ -53,7 +53,7 @@ class ScriptedServer:
     def load(self, timeout_s: float, config: str | None = None) -> None:
         """Takes the version that this config, or else config.pbtxt, names."""
         self._fail()
-        (self.serving,) = served_versions(self.model) if config is None else ModelConfig(config).served([])
+        (self.serving,) = served_versions(self.model) if config is None else ConfigPbtxt(config).served([])
 
     def answers(self, texts: list[str], within_s: float) -> LiveAnswers:
         """The answers of the version that it serves."""

@@ -8,8 +8,8 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from polyhead.config_pbtxt import ConfigPbtxt
 from polyhead.errors import RepositoryError
-from polyhead.model_config import ModelConfig
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "model_repository" / "gpt2_classifier" / "config.pbtxt"
 POLICIES = {
@@ -29,7 +29,7 @@ POLICIES = {
 def test_policies(text: str) -> None:
     """Each spelling that Triton reads gives the versions that it serves; without a policy, the highest."""
     text_format.Parse(text, model_config_pb2.ModelConfig())  # the cases are valid
-    assert ModelConfig(text).served([1, 3, 7]) == POLICIES[text]
+    assert ConfigPbtxt(text).served([1, 3, 7]) == POLICIES[text]
 
 
 @pytest.mark.parametrize("text", [text for text, served in POLICIES.items() if len(served) == 1])
@@ -40,7 +40,7 @@ output [ { name: "SCORES", label_filename: "labels.txt" }, { name: "X" label_fil
 max_batch_size: 64 # { [ "
 """
     before = text_format.Parse(rest + text, model_config_pb2.ModelConfig())
-    pinned = ModelConfig(rest + text).pinned_to(12)
+    pinned = ConfigPbtxt(rest + text).pinned_to(12)
     after = text_format.Parse(pinned, model_config_pb2.ModelConfig())
     assert list(after.version_policy.specific.versions) == [12]
     assert [output.label_filename for output in after.output] == ["12/labels.txt", "my/labels.txt"]
@@ -48,14 +48,14 @@ max_batch_size: 64 # { [ "
     before.version_policy.CopyFrom(after.version_policy)
     before.output[0].label_filename = "12/labels.txt"
     assert after == before
-    assert ModelConfig(pinned).pinned_to(12) == pinned
+    assert ConfigPbtxt(pinned).pinned_to(12) == pinned
 
 
 def test_the_template_serves_version_1() -> None:
     """So an export to a checkout leaves the file as it is."""
     text = TEMPLATE.read_text(encoding="utf-8")
-    assert ModelConfig(text).served([]) == [1]
-    assert ModelConfig(text).pinned_to(1) == text
+    assert ConfigPbtxt(text).served([]) == [1]
+    assert ConfigPbtxt(text).pinned_to(1) == text
 
 
 @pytest.mark.parametrize(
@@ -73,4 +73,4 @@ def test_the_template_serves_version_1() -> None:
 def test_what_cannot_be_pinned(text: str, reason: str) -> None:
     """A config that serves several versions, or is not understood, is refused; no version is guessed."""
     with pytest.raises(RepositoryError, match=reason):
-        ModelConfig(text).pinned_to(1)
+        ConfigPbtxt(text).pinned_to(1)

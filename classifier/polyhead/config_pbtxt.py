@@ -25,7 +25,7 @@ class _Token:
     depth: int
 
 
-class ModelConfig:
+class ConfigPbtxt:
     """The text of a config.pbtxt.
 
     Args:
