@@ -229,13 +229,11 @@ def _put(staged: Path, model: Path, version: int, staging: Path, is_served: bool
     if not (model / CONFIG).exists():
         write_staged(staging / CONFIG, ConfigPbtxt((_template() / CONFIG).read_text("utf-8")).pinned_to(version))
     if not model.exists():
-        fresh = staging / "model"
-        fresh.mkdir()
-        fresh.chmod(0o755)
-        os.rename(staged, fresh / str(version))
-        os.rename(staging / CONFIG, fresh / CONFIG)
-        sync_tree(fresh)
-        os.rename(fresh, model)
+        # The staging folder itself becomes the model's. If it stayed there, Triton could take it for a model.
+        os.rename(staged, staging / str(version))
+        staging.chmod(0o755)
+        sync_tree(staging)
+        os.rename(staging, model)
         sync(model.parent)
         return
     if (staging / CONFIG).exists():  # a model's folder without config.pbtxt: no start can serve it yet

@@ -153,7 +153,9 @@ def install(staged: Path, model: Path, version: int) -> None:
                 f"{target}: cannot be replaced in one step on this file system ({error.strerror}); nothing was "
                 "changed. Export to a new --version instead"
             ) from error
-    elif target.exists():  # nothing to serve yet, as in a checkout: the checkpoint comes last and completes it
+        _sync_done(model)
+        return
+    if target.exists():  # nothing to serve yet, as in a checkout: the checkpoint comes last and completes it
         for path in sorted(staged.iterdir(), key=lambda path: path.name == "checkpoint"):
             os.replace(path, target / path.name)
         sync(target)
@@ -175,10 +177,9 @@ def commit(model: Path, version: int, staging: Path) -> None:
     if text != config.text:
         write_staged(staging / CONFIG, text, like=path)
         os.replace(staging / CONFIG, path.resolve())  # it may be a link
-        sync(path.resolve().parent)
-    marker = model / str(version) / UNCOMMITTED
-    if marker.exists():
-        marker.unlink()
+        _sync_done(path.resolve().parent)
+    with contextlib.suppress(OSError):  # the next command removes it
+        (model / str(version) / UNCOMMITTED).unlink(missing_ok=True)
 
 
 def pin_served(model: Path, staging: Path) -> None:
@@ -234,6 +235,15 @@ def retire(model: Path, version: int, staging: Path, keep: Sequence[str] = ()) -
     sync(model)
     shutil.rmtree(removed, ignore_errors=True)
     return found
+
+
+def _sync_done(folder: Path) -> None:
+    try:
+        sync(folder)
+    except OSError as error:
+        raise RepositoryError(
+            f"{folder}: cannot be synced ({error}); the new version is in place, but a power failure may undo this"
+        ) from error
 
 
 def _sweep(repository: Path, name: str, staging: Path, tell: Callable[[str], None]) -> None:

@@ -311,7 +311,7 @@ def test_all_is_on_the_disk_before_it_is_served(
     export_checkpoint(base_checkpoint, tmp_path / "repo")
     export_checkpoint(base_checkpoint, tmp_path / "repo", version=2)
     export_checkpoint(base_checkpoint, tmp_path / "repo", version=2, replace=True)
-    assert steps == ["model", "version", "2", "version"]
+    assert steps == [".staging+gpt2_classifier", "version", "2", "version"]
 
 
 def test_without_an_exchange_nothing_is_replaced(
