@@ -133,7 +133,7 @@ bench-client: $(CHECKPOINT)/config.json .venv-triton/.ready .venv-peers/perf_ana
 
 .PHONY: clean
 clean: ## Remove environments, data, checkpoints and caches
-	rm -rf .nginx .venv .venv-triton .venv-peers .venv-infinity .operations data runs $(REPOSITORY)/*/*/checkpoint $(REPOSITORY)/*/labels.txt
+	rm -rf .nginx .venv .venv-triton .venv-peers .venv-infinity .operations data runs $(REPOSITORY)/*/*/checkpoint $(REPOSITORY)/*/*/labels.txt
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 KERNELS := classifier/hatch_build.py classifier/polyhead/engine/cpu/kernels/kernels.c
@@ -174,5 +174,5 @@ runs/debian/config.json: demo/debian.toml data/debian/train.jsonl | .venv/.ready
 	.venv/bin/polyhead-train demo/debian.toml
 
 $(REPOSITORY)/gpt2_classifier/1/checkpoint/config.json: $(CHECKPOINT)/config.json | .venv/.ready
-	.venv/bin/polyhead-export $(CHECKPOINT) --repository $(REPOSITORY) --replace
+	.venv/bin/polyhead-export $(CHECKPOINT) --repository $(REPOSITORY) --replace --allow-schema-change
 	@touch $@

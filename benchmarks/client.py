@@ -106,7 +106,7 @@ def _measure_echo(
     model = repository / MODEL
     (model / "1" / "checkpoint").mkdir(parents=True)
     (model / "1" / "checkpoint" / "config.json").write_text("{}")  # polyhead-serve expects one
-    (model / "labels.txt").write_text("echo/score\n")
+    (model / "1" / "labels.txt").write_text("echo/score\n")
     shutil.copy(Path(__file__).with_name("echo_model.py"), model / "1" / "model.py")
     shutil.copy(CONFIG, model)
     _keep_two_outputs(model / CONFIG.name)

@@ -11,19 +11,35 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from polyhead.errors import PolyheadError, RepositoryError
-from polyhead.files import swap_folder
+from polyhead.checkpoint_files import copy_checkpoint, other_names
+from polyhead.config_pbtxt import ConfigPbtxt
+from polyhead.errors import CheckpointError, PolyheadError, RepositoryError
+from polyhead.files import sync, sync_tree
+from polyhead.interface import Interface, check_changes
 from polyhead.interrupt import INTERRUPTED, interruptible
-from polyhead.repository import remove_version
+from polyhead.repository import (
+    CONFIG,
+    UNCOMMITTED,
+    commit,
+    install,
+    labels_of,
+    locked,
+    missing_file,
+    pin_served,
+    read_config,
+    served_versions,
+    write_staged,
+)
 
 if TYPE_CHECKING:
     from polyhead.predictor import Predictor
+
+HIGHEST_VERSION = 2**63 - 1  # Triton reads version numbers as int64
 
 app = typer.Typer(
     add_completion=False,
@@ -44,6 +60,15 @@ def export(
         # Destructive, so no environment variable may set it.
         typer.Option("--replace", help="Replace the checkpoint that this version holds.", allow_from_autoenv=False),
     ] = False,
+    allow_schema_change: Annotated[
+        bool,
+        # Can break callers, so no environment variable may set it.
+        typer.Option(
+            "--allow-schema-change",
+            help="Export although callers of the served version can break: fewer or other heads, labels or fields.",
+            allow_from_autoenv=False,
+        ),
+    ] = False,
     precision: Annotated[
         str | None,
         typer.Option(
@@ -55,7 +80,8 @@ def export(
     """Put a checkpoint into a Triton model repository, after checking its answers with golden.jsonl."""
     try:
         with interruptible():  # else SIGTERM would leave the copy behind
-            target = export_checkpoint(checkpoint, repository, name, version, replace, precision)
+            target = export_checkpoint(checkpoint, repository, name, version, replace, precision, allow_schema_change)
+            served = served_versions(target.parent)
     except KeyboardInterrupt:
         print("polyhead-export: interrupted; run it again", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
@@ -63,6 +89,8 @@ def export(
         print(f"polyhead-export: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
     print(f"exported {checkpoint} to {target}")
+    if version not in served:
+        print(f"{name}: Triton serves version {', '.join(map(str, served))}, as {target.parent / CONFIG} says")
 
 
 def export_checkpoint(
@@ -72,14 +100,16 @@ def export_checkpoint(
     version: int = 1,
     replace: bool = False,
     precision: str | None = None,
+    allow_schema_change: bool = False,
 ) -> Path:
-    """Copies a checkpoint to ``repository/name/version/checkpoint`` and writes ``repository/name/labels.txt``.
+    """Copies a checkpoint to ``repository/name/version/checkpoint``, and makes the version the served one.
 
-    If the model folder does not exist, it is made from the repository's template. The copy is made inside the model
-    folder and renamed into place.
+    A version below the served one is only copied. If the model folder does not exist, it is made from the repository's
+    template. Until one last step, everything is in a staging folder or in a version folder that no start serves.
 
     Args:
         precision: checked in addition to fp32; see `Predictor.load`.
+        allow_schema_change: whether the version may break callers of the served one; see `polyhead.interface`.
 
     Returns:
         The folder of the version.
@@ -87,18 +117,31 @@ def export_checkpoint(
     Raises:
         CheckpointError: the checkpoint is damaged.
         ToleranceError: the engine's scores leave the tolerance.
-        RepositoryError: that version holds a checkpoint and `replace` is off, or the repository cannot be written.
+        RepositoryError: that version holds a checkpoint and `replace` is off, callers could break, or the repository
+            cannot be written.
     """
     checkpoint, repository = Path(checkpoint), Path(repository)
     check_name(name)
-    if version < 1:
-        raise RepositoryError(f"version {version}: must be 1 or more")
+    if not 1 <= version <= HIGHEST_VERSION:
+        raise RepositoryError(f"version {version}: must be from 1 to {HIGHEST_VERSION}")
+    check_source(checkpoint, repository)
     model = repository / name
     target = model / str(version)
-    if (target / "checkpoint").exists() and not replace:
-        raise RepositoryError(f"{target}: already holds a checkpoint; take another --version, or --replace it")
-    predictor = prove(checkpoint, precision)
-    install_version(checkpoint, predictor.schema.column_names(), model, version)
+    with locked(repository, name) as staging:
+        is_replaced = (target / "checkpoint").exists()
+        if is_replaced and not replace:
+            raise RepositoryError(f"{target}: already holds a checkpoint; take another --version, or --replace it")
+        read_config(model).pinned_to(version)  # else it would be refused only at the end
+        served = [number for number in served_versions(model) if missing_file(model, number) is None]
+        is_served = version >= max(served, default=0)
+        try:
+            staged = stage_version(checkpoint, model, version, staging)
+            if old := served if is_served else [version] if is_replaced else []:
+                _tell_changes(model / str(old[-1]), staged, allow_schema_change)
+            prove_copy(checkpoint, staged, precision)
+            _put(staged, model, version, staging, is_served)
+        except OSError as error:
+            raise RepositoryError(f"{model}: cannot be written ({error}); nothing was exported") from error
     return target
 
 
@@ -106,6 +149,45 @@ def check_name(name: str) -> None:
     """Raises RepositoryError if this is no valid model name."""
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or name.startswith("."):
         raise RepositoryError(f"name {name!r}: a model name has letters, digits, '_', '-' and '.', and no '.' in front")
+
+
+def check_source(checkpoint: Path, repository: Path) -> None:
+    """Raises CheckpointError if this is no checkpoint, before anything is copied."""
+    Interface.of_checkpoint(checkpoint)
+    if repository.resolve().is_relative_to(checkpoint.resolve()):
+        raise CheckpointError(f"{checkpoint}: the repository {repository} is inside of it")
+
+
+def stage_version(checkpoint: Path, model: Path, version: int, staging: Path) -> Path:
+    """Makes the folder of a version in the staging folder: model.py, labels.txt, and a copy of the checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint holds a link.
+        OSError: something cannot be read or written.
+    """
+    staged = staging / "version"
+    staged.mkdir()
+    copy = staged / "checkpoint"
+    copy_checkpoint(checkpoint, copy)
+    if others := other_names(checkpoint):
+        print(f"{checkpoint}: not exported, because a checkpoint has no such files: {', '.join(others)}")
+    code = model / str(version) / "model.py"
+    shutil.copyfile(code if code.is_file() else _template() / "1" / "model.py", staged / "model.py")
+    (staged / "model.py").chmod(0o644)
+    write_staged(staged / "labels.txt", labels_of(copy))
+    staged.chmod(0o755)
+    return staged
+
+
+def prove_copy(checkpoint: Path, staged: Path, precision: str | None) -> Predictor:
+    """Proves the staged copy, because the original may change meanwhile; errors name the original."""
+    copy = staged / "checkpoint"
+    try:
+        return prove(copy, precision)
+    except PolyheadError as error:
+        if str(copy) not in str(error):
+            raise
+        raise type(error)(str(error).replace(str(copy), str(checkpoint))) from error
 
 
 def prove(checkpoint: Path, precision: str | None) -> Predictor:
@@ -124,49 +206,54 @@ def prove(checkpoint: Path, precision: str | None) -> Predictor:
     return predictor
 
 
-def install_version(checkpoint: Path, columns: list[str], model: Path, version: int) -> None:
-    """Copies everything next to its final place, then renames: first the version, then the files of all versions.
+def install_version(staged: Path, model: Path, version: int, staging: Path) -> None:
+    """Puts a staged version into an existing model's folder, where no start serves it until it is committed.
 
     Raises:
-        RepositoryError: something cannot be written; nothing has changed.
+        RepositoryError, OSError: nothing has changed.
     """
-    template, target = _template(), model / str(version)
-    is_new = not model.exists()
+    pin_served(model, staging)
+    if version not in served_versions(model):
+        write_staged(staged / UNCOMMITTED, "")
+    install(staged, model, version)
+
+
+def is_template(model: Path, version: int) -> bool:
+    """Whether new repositories get their model.py from this version, as in a checkout."""
+    return (model / str(version)).resolve() == (_template() / "1").resolve()
+
+
+def _put(staged: Path, model: Path, version: int, staging: Path, is_served: bool) -> None:
+    if not (model / CONFIG).exists():
+        write_staged(staging / CONFIG, ConfigPbtxt((_template() / CONFIG).read_text("utf-8")).pinned_to(version))
+    if not model.exists():
+        # The staging folder itself becomes the model's. If it stayed there, Triton could take it for a model.
+        os.rename(staged, staging / str(version))
+        staging.chmod(0o755)
+        sync_tree(staging)
+        os.rename(staging, model)
+        sync(model.parent)
+        return
+    if (staging / CONFIG).exists():  # a model's folder without config.pbtxt: no start can serve it yet
+        install(staged, model, version)
+        os.rename(staging / CONFIG, model / CONFIG)
+        sync(model)
+        return
+    if is_served:
+        install_version(staged, model, version, staging)
+        commit(model, version, staging)
+    else:
+        pin_served(model, staging)
+        install(staged, model, version)
+
+
+def _tell_changes(old: Path, staged: Path, is_allowed: bool) -> None:
     try:
-        model.mkdir(parents=True, exist_ok=True)
-        # In the model folder, so that no rename crosses file systems; Triton reads only numbered folders.
-        with tempfile.TemporaryDirectory(prefix=".staging-", dir=model) as folder:
-            staging = Path(folder)
-            staged = staging / "version"
-            staged.mkdir()
-            shutil.copytree(checkpoint, staged / "checkpoint")
-            shutil.copyfile((target if target.is_dir() else template / "1") / "model.py", staged / "model.py")
-            (staging / "labels.txt").write_text("".join(f"{column}\n" for column in columns), encoding="utf-8")
-            shared = ["labels.txt"]
-            if not (model / "config.pbtxt").exists():
-                shutil.copyfile(template / "config.pbtxt", staging / "config.pbtxt")
-                shared.append("config.pbtxt")
-            swap_folder(staged, target, staging / "old")
-            for name in shared:  # written above, so that a full disk is noticed before the version is replaced
-                os.replace(staging / name, model / name)
-    except OSError as error:
-        if is_new:
-            shutil.rmtree(model, ignore_errors=True)
-        raise RepositoryError(f"{model}: cannot be written ({error}); nothing was exported") from error
-
-
-def retire_version(model: Path, version: int) -> bool:
-    """Removes an old version; returns False if it was already gone.
-
-    The version that serves as template for new repositories loses only its checkpoint.
-    """
-    folder = model / str(version)
-    if folder.resolve() != _template() / "1":
-        remove_version(model, version)
-        return True
-    if existed := (folder / "checkpoint").exists():
-        shutil.rmtree(folder / "checkpoint")
-    return existed
+        before = Interface.of_checkpoint(old / "checkpoint")
+    except CheckpointError as error:
+        print(f"{error}; what changes for callers is not known")
+        return
+    check_changes(before, Interface.of_checkpoint(staged / "checkpoint"), str(old), is_allowed)
 
 
 def _template() -> Path:

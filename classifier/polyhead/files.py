@@ -1,7 +1,12 @@
-"""Files and folders that appear whole or not at all, and locks that the kernel frees when a process dies."""
+"""Files and folders that appear whole or not at all, and locks that the kernel frees when a process dies.
+
+What appears is on the disk before, so the same holds after a power failure.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import fcntl
 import os
 import shutil
@@ -9,6 +14,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+AT_FDCWD = -100  # renameat2(2): paths are relative to the working folder
+RENAME_EXCHANGE = 2
 
 
 class LockedError(OSError):
@@ -49,9 +57,9 @@ def replaced_file(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
         part = Path(folder) / path.name
         yield part
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(part)
         os.replace(part, path)
+        sync(path.parent)
 
 
 def write_file(path: Path, content: bytes | str) -> None:
@@ -69,16 +77,77 @@ def replaced_folder(path: Path) -> Iterator[Path]:
         fresh = staging / "new"
         fresh.mkdir()
         yield fresh
+        sync_tree(fresh)
         swap_folder(fresh, path, staging / "old")
+        sync(path.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
 def swap_folder(fresh: Path, target: Path, old: Path) -> None:
-    """Renames `target`, if it exists, to `old`, and `fresh` to `target`; if that fails, `target` stays as it was."""
+    """Puts `fresh` in the place of `target`, if possible in one step; if that fails, `target` stays as it was.
+
+    What was in this place is then at `fresh` or, if the file system cannot exchange folders, at `old`.
+    """
+    if not target.exists():
+        os.rename(fresh, target)
+        return
     try:
-        if target.exists():
-            os.rename(target, old)
+        exchange(fresh, target)
+    except ExchangeError:
+        _swap_in_two_steps(fresh, target, old)
+
+
+class ExchangeError(OSError):
+    """The system or the file system cannot exchange two folders in one step."""
+
+
+def exchange(first: Path, second: Path) -> None:
+    """Exchanges two paths in one step, so that each exists at every moment.
+
+    Raises:
+        ExchangeError: this is not possible here, as on many network file systems.
+        OSError: it failed for another reason.
+    """
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:  # the C library is older than glibc 2.28
+        raise ExchangeError(errno.ENOSYS, os.strerror(errno.ENOSYS), str(second))
+    if rename(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0:
+        return
+    number = ctypes.get_errno()
+    kind = ExchangeError if number in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EXDEV) else OSError
+    raise kind(number, os.strerror(number), str(second))
+
+
+def sync(path: Path) -> None:
+    """Waits until a file's content, or the names in a folder, are on the disk."""
+    try:
+        number = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        if path.is_dir():  # one may write into a folder that one may not list
+            return
+        raise
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot sync a folder
+            raise
+    finally:
+        os.close(number)
+
+
+def sync_tree(folder: Path) -> None:
+    """Waits until everything in a folder is on the disk."""
+    for parent, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            if not (path := Path(parent) / name).is_symlink():
+                sync(path)
+        sync(Path(parent))
+
+
+def _swap_in_two_steps(fresh: Path, target: Path, old: Path) -> None:
+    try:
+        os.rename(target, old)
         os.rename(fresh, target)
     except BaseException:  # also Ctrl-C between the two: the caller removes `old`
         if old.exists() and not target.exists():

@@ -10,19 +10,21 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from polyhead.errors import PolyheadError, RepositoryError, ToleranceError
-from polyhead.export import check_name, install_version, prove, retire_version
-from polyhead.files import write_file
+from polyhead.errors import PolyheadError, RepositoryError, SchemaError, ToleranceError
+from polyhead.export import check_name, check_source, install_version, is_template, prove_copy, stage_version
 from polyhead.gate import check_answers
+from polyhead.golden import GoldenRow
+from polyhead.interface import Interface, check_changes
 from polyhead.interrupt import interruptible
 from polyhead.predictor import Predictor
-from polyhead.repository import locked, missing_file, remove_version, versions_of
+from polyhead.repository import commit, locked, missing_file, read_config, retire, served_versions, versions_of
 from polyhead_serving.live_server import LiveServer, ServerError
 from polyhead_serving.typer_app import new_app, seconds
 
@@ -32,10 +34,12 @@ The server must run with --control explicit and the same POLYHEAD_ADMIN_KEY, and
   POLYHEAD_ADMIN_KEY=... polyhead-deploy runs/reviews
 
 \b
-The steps: ask the server for its version; check the checkpoint with all of golden.jsonl; copy it and rename the copy to
-the next version number; make the server load it, while the old version serves; compare the live answers to the texts of
-golden.jsonl; remove the versions beyond --keep. If the server refuses the new version, or its answers are wrong, the
-new version is removed and the old one serves, as before.
+The steps: ask the server for its version and schema; copy the checkpoint, say what changes for callers, and check the
+copy with all of golden.jsonl; put it into the repository as the next version; make the server load it, while the old
+version serves; compare the live answers to the texts of golden.jsonl; write the version into config.pbtxt, so that a
+restart serves it too; remove the versions beyond --keep. If the server refuses the new version, or its answers are
+wrong, the new version is removed and the old one serves, as before. If this command is killed, the next deployment,
+export or start of polyhead-serve removes what it left.
 
 \b
 Exit codes: 0 the new version serves; 1 rolled back, the old version serves; 2 refused, nothing was changed;
@@ -57,9 +61,10 @@ class Deployment:
 
     Attributes:
         precision: what the server computes in; None: POLYHEAD_PRECISION, or auto.
-        keep: how many versions stay on disk, including the new one.
+        keep: how many versions stay on disk, including the new one; the one before it stays in any case.
         load_timeout_s: how long the server may take to load the version.
         verify_timeout_s: how long the live golden answers may take while other requests are answered.
+        allow_schema_change: whether the new version may break callers of the live one; see `polyhead.interface`.
     """
 
     checkpoint: Path
@@ -70,10 +75,14 @@ class Deployment:
     keep: int = 3
     load_timeout_s: float = 300.0
     verify_timeout_s: float = 120.0
+    allow_schema_change: bool = False
 
 
 def deploy(wanted: Deployment, server: LiveServer) -> int:
     """Makes the server answer with the checkpoint; returns the new version's number.
+
+    The server loads the version with a config that only this load has. So until the last step, which replaces
+    config.pbtxt, any restart serves the old version.
 
     Raises:
         PolyheadError: nothing was changed.
@@ -84,64 +93,104 @@ def deploy(wanted: Deployment, server: LiveServer) -> int:
     model = wanted.repository / wanted.name
     if not model.is_dir():
         raise RepositoryError(f"{model}: no such model; a server's first version comes from polyhead-export")
-    with locked(model):
+    with locked(wanted.repository, wanted.name) as staging:
         server.check_key()
-        live = server.version()
+        live = settle(server, model, wanted)
         version = next_version(model, live, wanted.version)
         print(f"{wanted.name}: version {live} serves; proving {wanted.checkpoint} for version {version}")
-        predictor = prove(wanted.checkpoint, wanted.precision)
-        labels = model / "labels.txt"
-        old_labels = labels.read_bytes() if labels.exists() else None
         try:
-            install_version(wanted.checkpoint, predictor.schema.column_names(), model, version)
+            staged, predictor = prepare(wanted, server, model, version, staging)
+            golden = predictor.checkpoint.golden()
+        except OSError as error:
+            raise RepositoryError(f"{model}: cannot be written ({error}); nothing was changed") from error
+        try:
+            install_version(staged, model, version, staging)
             print(f"{wanted.name}: version {version} is in place, proved in {predictor.precision}; loading it")
             began = time.monotonic()
-            server.load(wanted.load_timeout_s)
+            server.load(wanted.load_timeout_s, read_config(model).pinned_to(version))
             print(f"{wanted.name}: loaded in {time.monotonic() - began:.1f} s; asking it for its golden answers")
-            worst = verify(server, predictor, version, wanted.verify_timeout_s)
+            worst = verify(server, predictor, golden, version, wanted.verify_timeout_s)
+            commit(model, version, staging)
         except BaseException as error:
-            _roll_back(server, model, version, live, old_labels, wanted)
+            _roll_back(server, model, version, live, staging, wanted)
+            if isinstance(error, OSError):
+                raise RepositoryError(f"{model}: cannot be written ({error}); version {live} serves") from error
             if isinstance(error, PolyheadError) and not isinstance(error, RepositoryError):
                 raise RolledBackError(f"{error}; version {live} serves, version {version} was removed") from error
             raise
         print(f"{wanted.name}: its live scores are within {worst:.2g} of the golden ones")
-        for old in versions_of(model)[: -wanted.keep]:
-            if retire_version(model, old):
-                print(f"{wanted.name}: removed version {old}, because --keep is {wanted.keep}")
+        if wrong := _answers_with(server, model, version, wanted, is_loaded=True):
+            raise RollbackError(f"version {version} is in place, but does not answer: {wrong}; restart the server")
+        _retire_old(model, version, live, staging, wanted)
     return version
+
+
+def settle(server: LiveServer, model: Path, wanted: Deployment) -> int:
+    """The version that answers now and after a restart; takes back one whose deployment was interrupted.
+
+    Raises:
+        RepositoryError: the server answers with another version than the repository serves.
+    """
+    live, served = server.version(), served_versions(model)
+    if [live] != served and len(served) == 1 and live not in versions_of(model):
+        print(f"{wanted.name}: version {live} answers, but its deployment was interrupted; back to {served[0]}")
+        if wrong := _answers_with(server, model, served[0], wanted):
+            raise RepositoryError(f"{model}: version {served[0]} could not be brought back: {wrong}")
+        live = served[0]
+    if [live] != served:
+        shown = ", ".join(map(str, served)) or "no version"
+        raise RepositoryError(
+            f"{model}: version {live} answers, but a restart would serve {shown}, as config.pbtxt says. Restart the "
+            "server, or make config.pbtxt name the version that is right"
+        )
+    return live
 
 
 def next_version(model: Path, live: int, asked: int | None) -> int:
     """The number for a new version.
 
     Raises:
-        RepositoryError: Triton would not load that number, or the rollback would not work.
+        RepositoryError: that number is taken or lower than another, or the rollback would not work.
     """
     highest = max(versions_of(model), default=0)
-    if highest > live:
-        missing = missing_file(model, highest)
-        state = f"lacks {missing}" if missing else "is not what the server answers with"
-        raise RepositoryError(
-            f"{model / str(highest)}: {state}, while version {live} serves; a copy or a deployment was interrupted. "
-            "Remove this folder first, because Triton takes the highest version at its next load or start"
-        )
-    if live not in versions_of(model):
-        raise RepositoryError(f"{model}: version {live}, which the server answers with, is not in this repository")
+    if missing := missing_file(model, live):
+        raise RepositoryError(f"{model}: version {live}, which the server answers with, lacks {missing} here")
     if asked is not None and asked <= highest:
-        raise RepositoryError(f"--version {asked}: must be above {highest}, because Triton serves the highest version")
+        raise RepositoryError(f"--version {asked}: must be above {highest}, the highest in this repository")
     return asked or highest + 1
 
 
-def verify(server: LiveServer, predictor: Predictor, version: int, within_s: float) -> float:
+def prepare(wanted: Deployment, server: LiveServer, model: Path, version: int, staging: Path) -> tuple[Path, Predictor]:
+    """Copies the checkpoint, tells what changes for callers of the live version, and proves the copy.
+
+    Raises:
+        PolyheadError: the checkpoint is damaged or would break callers.
+        OSError: it cannot be copied.
+    """
+    check_source(wanted.checkpoint, wanted.repository)
+    staged = stage_version(wanted.checkpoint, model, version, staging)
+    new = Interface.of_checkpoint(staged / "checkpoint")
+    try:
+        check_changes(Interface.of_schema(server.schema()), new, "the live server", wanted.allow_schema_change)
+    except SchemaError as error:
+        if not wanted.allow_schema_change:
+            raise RepositoryError(
+                f"{error}, so what changes for callers is not known; --allow-schema-change deploys anyway"
+            ) from error
+    return staged, prove_copy(wanted.checkpoint, staged, wanted.precision)
+
+
+def verify(
+    server: LiveServer, predictor: Predictor, golden: Sequence[GoldenRow], version: int, within_s: float
+) -> float:
     """Compares the server's answers with the golden ones; returns the largest distance.
 
     Raises:
         ServerError, ToleranceError: they are not the answers of this version's checkpoint.
     """
-    golden = predictor.checkpoint.golden()
     answers = server.answers([row.element for row in golden], within_s)
     if answers.version != version:
-        raise ServerError(f"the server answers with version {answers.version}, not {version}; see its version_policy")
+        raise ServerError(f"the server answers with version {answers.version}, not {version}")
     if answers.scores.shape != (len(golden), predictor.schema.width):
         raise ToleranceError(f"the server's scores have the shape {answers.scores.shape}")
     place = "live answers to golden.jsonl"
@@ -150,41 +199,60 @@ def verify(server: LiveServer, predictor: Predictor, version: int, within_s: flo
     )
 
 
-def _roll_back(
-    server: LiveServer, model: Path, version: int, live: int, labels: bytes | None, wanted: Deployment
-) -> None:
-    """Removes the new version. If it was installed, the server may have loaded it, and is made to load the old one."""
-    was_installed = (model / str(version)).exists()
+def _roll_back(server: LiveServer, model: Path, version: int, live: int, staging: Path, wanted: Deployment) -> None:
+    """Lets the server load the old version again, and removes the new one, if it was installed."""
+    if not (model / str(version)).exists():
+        return
+    print(f"{wanted.name}: rolling back version {version}")
     try:
-        if was_installed:
-            print(f"{wanted.name}: rolling back version {version}")
-            remove_version(model, version)
-            _restore(model / "labels.txt", labels)
-    except OSError as error:
-        raise RollbackError(f"{model}: version {version} could not be removed: {error}") from error
+        if version in served_versions(model):  # stopped by a signal right after the last step
+            commit(model, live, staging)
+    except (OSError, RepositoryError) as error:
+        raise RollbackError(f"{model}: config.pbtxt names version {version}, and cannot be written: {error}") from error
+    try:
+        retire(model, version, staging)
+    except OSError as error:  # no start serves it
+        print(f"{wanted.name}: version {version} could not be removed ({error}); the next deployment tries again")
+    if wrong := _answers_with(server, model, live, wanted):
+        raise RollbackError(f"version {live} could not be brought back: {wrong}; restart the server")
+
+
+def _answers_with(
+    server: LiveServer, model: Path, version: int, wanted: Deployment, is_loaded: bool = False
+) -> str | None:
+    """Lets the server load a version, and waits until it answers; returns what is wrong.
+
+    Args:
+        is_loaded: whether it may answer already; else a load that failed or is still running needs one after it.
+    """
     deadline = time.monotonic() + wanted.verify_timeout_s
     while True:  # a server that has just died is being restarted by its supervisor
         try:
-            if was_installed:
-                # Needed also if the load failed or is still running: Triton carries out this load after that one.
+            if not is_loaded:
                 with contextlib.suppress(ServerError):
-                    server.load(wanted.load_timeout_s)
+                    server.load(wanted.load_timeout_s, read_config(model).pinned_to(version))
+            is_loaded = False
             serving = server.answers(["a text"], wanted.verify_timeout_s).version
-            if serving == live:
-                return
+            if serving == version:
+                return None
             wrong = f"version {serving} serves"
         except ServerError as error:
             wrong = str(error)
         if time.monotonic() > deadline:
-            raise RollbackError(f"version {live} could not be brought back: {wrong}; restart the server")
+            return wrong
         time.sleep(1)
 
 
-def _restore(file: Path, content: bytes | None) -> None:
-    if content is None:
-        file.unlink(missing_ok=True)
-    elif file.read_bytes() != content:
-        write_file(file, content)
+def _retire_old(model: Path, version: int, before: int, staging: Path, wanted: Deployment) -> None:
+    # The previous version stays in any case: a server that shares this repository may be loading it now.
+    for old in versions_of(model)[: -wanted.keep]:
+        if old in (version, before):
+            continue
+        try:
+            if retire(model, old, staging, keep=["model.py"] if is_template(model, old) else []):
+                print(f"{wanted.name}: removed version {old}, because --keep is {wanted.keep}")
+        except OSError as error:
+            print(f"{wanted.name}: version {old} could not be removed ({error}); the next deployment tries again")
 
 
 app = new_app("POLYHEAD_DEPLOY")
@@ -203,18 +271,31 @@ def command(
         str | None,
         typer.Option(help="The server's precision: auto, fp32, bf16 or int8; by default POLYHEAD_PRECISION."),
     ] = None,
-    keep: Annotated[int, typer.Option(min=1, help="How many versions to keep on disk.")] = 3,
+    keep: Annotated[
+        int, typer.Option(min=1, help="How many versions to keep on disk; the new and the previous one always stay.")
+    ] = 3,
     load_timeout_s: Annotated[float, seconds("How long the server may take to load the version.")] = 300.0,
     verify_timeout_s: Annotated[
         float, seconds("How long the server may take to answer the texts of golden.jsonl.")
     ] = 120.0,
+    allow_schema_change: Annotated[
+        bool,
+        # Can break callers, so no environment variable may set it.
+        typer.Option(
+            "--allow-schema-change",
+            help="Deploy although callers of the live version can break: fewer or other heads, labels or fields.",
+            allow_from_autoenv=False,
+        ),
+    ] = False,
 ) -> None:
     """Reads the options and deploys."""
     key = os.environ.get("POLYHEAD_ADMIN_KEY", "")
     if not key:
         print("polyhead-deploy: POLYHEAD_ADMIN_KEY: must be set to the server's", file=sys.stderr)
         raise typer.Exit(2)
-    wanted = Deployment(checkpoint, repository, name, version, precision, keep, load_timeout_s, verify_timeout_s)
+    wanted = Deployment(
+        checkpoint, repository, name, version, precision, keep, load_timeout_s, verify_timeout_s, allow_schema_change
+    )
     try:
         # A stopped deployment is rolled back like a failed one.
         with interruptible(), contextlib.closing(LiveServer(grpc, name, key, repository)) as server:

@@ -82,13 +82,22 @@ class LiveServer:
         deadline = time.monotonic() + VERSION_WITHIN_S
         return int(self._infer(["version"], ["SCHEMA"], deadline).get_response().model_version)
 
-    def load(self, timeout_s: float) -> None:
-        """Loads the highest version in the repository. The current version serves until the new one is ready.
+    def schema(self) -> bytes:
+        """The SCHEMA of the version that answers now, as callers see it."""
+        deadline = time.monotonic() + VERSION_WITHIN_S
+        return bytes(self._infer(["schema"], ["SCHEMA"], deadline).as_numpy("SCHEMA")[0, 0])
+
+    def load(self, timeout_s: float, config: str | None = None) -> None:
+        """Loads the version that config.pbtxt names. The current version serves until the new one is ready.
+
+        Args:
+            config: the text of another config.pbtxt, which only this load uses: a restart reads the file.
 
         Raises:
             ServerError: the load failed, or took too long; in that case the server may still be loading.
         """
-        self._call(self._client.load_model, self._model, headers=self._headers, client_timeout=timeout_s)
+        options = {} if config is None else {"config": self._config_json(config)}
+        self._call(self._client.load_model, self._model, headers=self._headers, client_timeout=timeout_s, **options)
 
     def answers(self, texts: Sequence[str], within_s: float) -> LiveAnswers:
         """Asks for all texts. While the server is too busy, repeats the request until the time is over.
@@ -113,6 +122,16 @@ class LiveServer:
             tokens=[(row["token_count"], row["truncated"]) for row in rows],
             answers=rows,
         )
+
+    def _config_json(self, text: str) -> str:
+        from google.protobuf.json_format import MessageToJson
+        from google.protobuf.text_format import Parse, ParseError
+
+        try:
+            config = Parse(text, self._module.model_config_pb2.ModelConfig())
+        except ParseError as error:
+            raise ServerError(f"{self._model}: config.pbtxt is malformed ({' '.join(str(error).split())})") from error
+        return str(MessageToJson(config, preserving_proto_field_name=True))
 
     def _infer(self, texts: Sequence[str], outputs: Sequence[str], deadline: float | None = None) -> Any:
         tensor = self._module.InferInput("TEXT", [len(texts), 1], "BYTES")

@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 import typer
 
 from polyhead.errors import PolyheadError
-from polyhead.repository import models_with_checkpoint
+from polyhead.repository import models_with_checkpoint, take_back_interrupted
 from polyhead_serving.canary import Canary
 from polyhead_serving.health import Health, probe_port
 from polyhead_serving.log_lines import log, set_up_logging, to_json
@@ -130,6 +130,8 @@ def command(
 
 def serve(options: ServeOptions) -> int:
     """Runs the server until a signal; returns the exit code."""
+    if not options.dry_run:
+        take_back_interrupted(options.repository, log.info)
     models = models_with_checkpoint(options.repository)
     install, key = find_triton(), admin_key(options.control)
     uses_gpu(options)  # refuses to start without a GPU that is required

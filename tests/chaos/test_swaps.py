@@ -18,6 +18,8 @@ import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
 from loadtest.local_server import LocalServer
+from polyhead.config_pbtxt import ConfigPbtxt
+from polyhead.repository import served_versions, versions_of
 from polyhead_serving.triton import ADMIN_HEADER
 from tests.chaos.conftest import Record
 from tests.chaos.corpus import Corpus
@@ -88,6 +90,8 @@ def load_by_hand(served: LocalServer, checkpoint: Path, code: str = "") -> None:
     shutil.copytree(checkpoint, version / "checkpoint")
     with (version / "model.py").open("a", encoding="utf-8") as file:
         file.write(code)
+    config = first.with_name("config.pbtxt")
+    config.write_text(ConfigPbtxt(config.read_text(encoding="utf-8")).pinned_to(2), encoding="utf-8")
     with tritonclient.grpc.InferenceServerClient(served.url("grpc")) as client:
         headers = {f"triton-grpc-protocol-{ADMIN_HEADER}": KEY}
         client.load_model("gpt2_classifier", headers=headers, client_timeout=60)
@@ -174,7 +178,7 @@ def test_swap_to_wrong_answers(
 
 
 def test_half_copied_version(repository: Path, sound: Path, checkpoint: Path, corpus: Corpus, record: Record) -> None:
-    """A half-copied version folder changes nothing, and not even a restart during it loses a request."""
+    """A half-copied version folder stops neither a deployment nor a restart, and no request is lost."""
     model = repository / "gpt2_classifier"
     with serve(repository, *EXPLICIT, environment=ENVIRONMENT) as harmed, serve(sound) as healthy:
 
@@ -184,13 +188,38 @@ def test_half_copied_version(repository: Path, sound: Path, checkpoint: Path, co
             half = (checkpoint / "model.safetensors").read_bytes()[:50_000]
             (model / "2" / "checkpoint" / "model.safetensors").write_bytes(half)
             done = deploy(harmed, checkpoint, repository)
-            assert done.returncode == 2, done
-            assert str(model / "2") in done.stderr
+            assert done.returncode == 0, done
+            assert served_versions(model) == [3]
             time.sleep(3)
             assert harmed.times_ready() == 1, "a half-copied version alone restarted the server"
             os.kill(model_processes(harmed)[0], signal.SIGKILL)
-            time.sleep(15)
-            shutil.rmtree(model / "2")
 
         load, recovery_s = survive(harmed, healthy, corpus, copy_half_then_fall)
         record("half-copied version, and a restart", load.count, recovery_s)
+
+
+@pytest.mark.parametrize("line", ["is in place", "asking it for its golden answers"])
+def test_killed_deployment(
+    repository: Path, sound: Path, checkpoint: Path, corpus: Corpus, record: Record, line: str
+) -> None:
+    """After a deployment is killed, a restart serves the old version, and the next deployment succeeds."""
+    model = repository / "gpt2_classifier"
+    with serve(repository, *EXPLICIT, environment=ENVIRONMENT) as harmed, serve(sound) as healthy:
+
+        def kill_deployment_then_fall() -> None:
+            command = [sys.executable, "-u", "-m", "polyhead_serving.deploy", str(checkpoint)]
+            command += ["--repository", str(repository), "--grpc", harmed.url("grpc"), "--precision", "fp32"]
+            environment = {**os.environ, **ENVIRONMENT}
+            with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as deployment:
+                assert deployment.stdout is not None
+                assert any(line in written for written in deployment.stdout)
+                deployment.kill()
+            assert (versions_of(model), served_versions(model)) == ([1, 2], [1])
+            os.kill(model_processes(harmed)[0], signal.SIGKILL)
+
+        load, recovery_s = survive(harmed, healthy, corpus, kill_deployment_then_fall)
+        done = deploy(harmed, checkpoint, repository)
+        assert done.returncode == 0, done
+        assert "version 2 was removed" in done.stdout
+        assert served_versions(model) == [2]
+        record(f"deployment killed: {line}", load.count, recovery_s)

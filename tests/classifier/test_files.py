@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 
-from polyhead.files import LockedError, file_lock, replaced_file, replaced_folder, swap_folder, write_file
+from polyhead import files
+from polyhead.files import (
+    ExchangeError,
+    LockedError,
+    exchange,
+    file_lock,
+    replaced_file,
+    replaced_folder,
+    swap_folder,
+    sync_tree,
+    write_file,
+)
 
 
 def fail_midway(path: Path) -> None:
@@ -49,11 +60,48 @@ def test_a_folder_is_replaced_in_one_step(tmp_path: Path) -> None:
         assert list(path.parent.iterdir()) == [path]
 
 
+def no_exchange(first: Path, second: Path) -> None:
+    """As on a file system that cannot exchange."""
+    raise ExchangeError(95, "Operation not supported")
+
+
+def test_two_folders_are_exchanged(tmp_path: Path) -> None:
+    """Both exist at every moment; if one does not exist, both stay as they were."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    exchange(tmp_path / "a", tmp_path / "b")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
+    with pytest.raises(FileNotFoundError):
+        exchange(tmp_path / "a", tmp_path / "none")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_without_an_exchange_a_folder_is_still_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that cannot exchange two folders gets two renames."""
+    monkeypatch.setattr(files, "exchange", no_exchange)
+    for content in ("old", "new"):
+        with replaced_folder(tmp_path / "folder") as fresh:
+            (fresh / content).touch()
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["folder", "folder/new"]
+
+
+def test_a_tree_is_synced_with_its_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file and folder is synced, a folder after what it holds; links are not followed."""
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "file").touch()
+    (tmp_path / "a" / "link").symlink_to("/nonexistent")
+    synced: list[Path] = []
+    monkeypatch.setattr(files, "sync", synced.append)
+    sync_tree(tmp_path / "a")
+    assert [str(path.relative_to(tmp_path)) for path in synced] == ["a/b/file", "a/b", "a"]
+
+
 @pytest.mark.parametrize("error", [OSError("no space"), KeyboardInterrupt("no space")])
 def test_a_failed_rename_puts_the_old_folder_back(
     error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the new folder cannot be renamed into place, or Ctrl-C comes before that, the old one is renamed back."""
+    """Without an exchange: if the second rename fails, or Ctrl-C comes before it, the old folder is renamed back."""
     for name in ("new", "target"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
@@ -64,6 +112,7 @@ def test_a_failed_rename_puts_the_old_folder_back(
             raise error
         rename(source, target)
 
+    monkeypatch.setattr(files, "exchange", no_exchange)
     monkeypatch.setattr(os, "rename", fail_for_new)
     with pytest.raises(type(error), match="no space"):
         swap_folder(tmp_path / "new", tmp_path / "target", tmp_path / "old")

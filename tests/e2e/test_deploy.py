@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,12 +19,14 @@ from safetensors.numpy import load_file, save_file
 
 from loadtest.local_server import LocalServer
 from polyhead import export
+from polyhead.config_pbtxt import ConfigPbtxt
 from polyhead.predictor import Predictor
-from polyhead.repository import versions_of
+from polyhead.repository import served_versions, versions_of
+from polyhead.schema import Head, Schema
 from polyhead_serving import deploy
 from tests.e2e.plain_json import infer_json, json_body
 from tests.e2e.processes import ONE_THREAD
-from tests.tiny import TEXTS, write_tiny_checkpoint
+from tests.tiny import SCHEMA, TEXTS, write_tiny_checkpoint
 
 KEY = "a-key-of-the-tests"
 TEMPLATE = Path(__file__).resolve().parents[2] / "model_repository" / "gpt2_classifier"
@@ -161,7 +165,7 @@ def test_a_good_version_takes_over(
         assert set(seen) == {before, before + 1}
         assert versions_of(model) == [before, before + 1]
     run(checkpoints[0])
-    assert [path.name for path in model.glob(".*")] == [".deploy.lock"]
+    assert list(model.glob(".*")) == []
 
 
 @pytest.fixture
@@ -171,8 +175,8 @@ def tampered(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path], Any]
     def tamper(change: Callable[[Path], Any]) -> None:
         install = export.install_version
 
-        def install_and_change(checkpoint: Path, columns: list[str], model: Path, version: int) -> None:
-            install(checkpoint, columns, model, version)
+        def install_and_change(staged: Path, model: Path, version: int, staging: Path) -> None:
+            install(staged, model, version, staging)
             change(model / str(version) / "checkpoint" / "model.safetensors")
 
         monkeypatch.setattr(deploy, "install_version", install_and_change)
@@ -203,7 +207,7 @@ def test_a_version_that_the_server_refuses(
     reason: str,
 ) -> None:
     """A version damaged after its proof never answers: the server refuses it, it is removed, the old version serves."""
-    before, labels = live(swapping), (model / "labels.txt").read_bytes()
+    before, config = live(swapping), (model / "config.pbtxt").read_bytes()
     tampered(change)
     with load(swapping, {before: served(model, before)}):
         code, line = run(checkpoints[1])
@@ -211,7 +215,7 @@ def test_a_version_that_the_server_refuses(
         assert reason in line
         assert f"version {before} serves, version {before + 1} was removed" in line
     assert versions_of(model)[-1] == before == live(swapping)
-    assert (model / "labels.txt").read_bytes() == labels
+    assert (model / "config.pbtxt").read_bytes() == config
 
 
 def test_wrong_live_answers_are_taken_back(
@@ -256,6 +260,42 @@ def test_a_slow_version(
     monkeypatch.undo()
 
 
+def test_a_killed_deployment_is_taken_back(
+    swapping: LocalServer, model: Path, checkpoints: list[Path], run: Callable[..., tuple[int, str]]
+) -> None:
+    """Killed after the server has loaded it: a restart would serve the old version, and the next deployment works."""
+    before = live(swapping)
+    command = [sys.executable, "-u", "-m", "polyhead_serving.deploy", str(checkpoints[1])]
+    command += ["--repository", str(swapping.repository), "--grpc", swapping.url("grpc")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as deployment:
+        assert deployment.stdout is not None
+        assert any("asking it for its golden answers" in line for line in deployment.stdout)
+        deployment.kill()
+    assert live(swapping) == before + 1
+    assert served_versions(model) == [before]
+    with load(swapping, {before: served(model, before), before + 1: checkpoints[1]}):
+        assert run(checkpoints[1]) == (0, f"gpt2_classifier: version {before + 1} serves")
+    assert (live(swapping), served_versions(model)) == (before + 1, [before + 1])
+
+
+def test_other_labels_are_served_with_their_version(
+    swapping: LocalServer, checkpoints: list[Path], run: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    """Other heads are refused without the flag; with it, Triton's classification names the new labels at once."""
+    heads = [*SCHEMA.heads[:2], Head(name="tone", kind="single_label", labels=("formal", "casual"))]
+    write_tiny_checkpoint(tmp_path / "other", schema=Schema(heads))
+    before = live(swapping)
+    code, line = run(tmp_path / "other")
+    assert (code, "--allow-schema-change" in line, live(swapping)) == (2, True, before)
+    for checkpoint, tone in ((tmp_path / "other", True), (checkpoints[0], False)):
+        assert run(checkpoint, "--allow-schema-change")[0] == 0
+        body = json_body(TEXTS[:1], ["SCORES"])
+        body["outputs"][0]["parameters"] = {"classification": 20}
+        _, answer = infer_json(swapping.url("http"), body)
+        labels = {element.split(":")[2] for element in answer["outputs"][0]["data"]}
+        assert ({"tone/formal", "tone/casual"} <= labels, "stars/value" in labels) == (tone, not tone)
+
+
 def test_what_is_refused_beforehand(
     swapping: LocalServer,
     model: Path,
@@ -264,13 +304,13 @@ def test_what_is_refused_beforehand(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A half-copied version, wrong golden answers, a wrong key or no server: nothing changes."""
+    """Another version in config.pbtxt, wrong golden answers, a wrong key or no server: nothing changes."""
     before, versions = live(swapping), versions_of(model)
-    half = model / str(before + 1)
-    half.mkdir()
-    assert run(checkpoints[0])[0] == 2
-    assert f"{half}: lacks model.py" in run(checkpoints[0])[1]
-    half.rmdir()
+    config = (model / "config.pbtxt").read_text(encoding="utf-8")
+    (model / "config.pbtxt").write_text(ConfigPbtxt(config).pinned_to(before + 7), encoding="utf-8")
+    code, line = run(checkpoints[0])
+    assert (code, f"version {before} answers, but a restart would serve {before + 7}" in line) == (2, True)
+    (model / "config.pbtxt").write_text(config, encoding="utf-8")
     mixed = shutil.copytree(checkpoints[0], tmp_path / "mixed")
     shutil.copyfile(checkpoints[1] / "golden.jsonl", mixed / "golden.jsonl")
     code, line = run(mixed)

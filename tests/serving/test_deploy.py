@@ -5,23 +5,29 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from polyhead.config_pbtxt import ConfigPbtxt
 from polyhead.decode import DecodeOptions
 from polyhead.errors import RepositoryError
 from polyhead.export import export_checkpoint
+from polyhead.files import file_lock
 from polyhead.predictor import Predictor
-from polyhead.repository import locked, versions_of
+from polyhead.repository import locked, served_versions, take_back_interrupted, versions_of
+from polyhead.schema import Schema
 from polyhead_serving import deploy as module
 from polyhead_serving.deploy import Deployment, RollbackError, RolledBackError, deploy
 from polyhead_serving.live_server import LiveAnswers, ServerError
+from tests.tiny import SCHEMA, write_tiny_checkpoint
 
 
 class ScriptedServer:
-    """Serves the highest version of a repository when it is told to load; fails as the script says.
+    """Serves the version that a config names when it is told to load it; fails as the script says.
 
     Attributes:
         wrong: errors that the next loads and answers raise, in this order; None raises nothing.
@@ -30,7 +36,7 @@ class ScriptedServer:
 
     def __init__(self, repository: Path) -> None:
         self.model = repository / "gpt2_classifier"
-        self.serving = versions_of(self.model)[-1]
+        self.serving = served_versions(self.model)[0]
         self.wrong: list[BaseException | None] = []
         self.shift = 0.0
 
@@ -41,10 +47,14 @@ class ScriptedServer:
         """What it serves."""
         return self.serving
 
-    def load(self, timeout_s: float) -> None:
-        """Takes the highest version there is."""
+    def schema(self) -> bytes:
+        """The schema of the version that it serves."""
+        return Predictor.load(self.model / str(self.serving) / "checkpoint", precision="fp32").schema_json()
+
+    def load(self, timeout_s: float, config: str | None = None) -> None:
+        """Takes the version that this config, or else config.pbtxt, names."""
         self._fail()
-        self.serving = versions_of(self.model)[-1]
+        (self.serving,) = served_versions(self.model) if config is None else ConfigPbtxt(config).served([])
 
     def answers(self, texts: list[str], within_s: float) -> LiveAnswers:
         """The answers of the version that it serves."""
@@ -119,12 +129,16 @@ def test_ctrl_c_rolls_back(server: ScriptedServer, wanted: Deployment) -> None:
 
 
 def test_half_copies_of_a_killed_deployment_are_removed(server: ScriptedServer, wanted: Deployment) -> None:
-    """The next deployment removes a half copy; a second deployment at the same time is refused."""
-    (server.model / ".staging-x" / "version").mkdir(parents=True)
-    with locked(server.model), pytest.raises(RepositoryError, match="another deployment"):
-        deploy(wanted, server)  # type: ignore[arg-type]
+    """The next deployment removes a half copy; a second deployment or an export at the same time is refused."""
+    for folder in (".staging-x", ".staging+gpt2_classifier"):
+        (server.model / folder / "version").mkdir(parents=True)
+    with locked(wanted.repository, wanted.name):
+        with pytest.raises(RepositoryError, match="another export or deployment"):
+            deploy(wanted, server)  # type: ignore[arg-type]
+        with pytest.raises(RepositoryError, match="another export or deployment"):
+            export_checkpoint(wanted.checkpoint, wanted.repository, version=7)
     assert deploy(wanted, server) == 2  # type: ignore[arg-type]
-    assert sorted(path.name for path in server.model.glob(".*")) == [".deploy.lock"]
+    assert list(server.model.glob(".*")) == []
 
 
 def test_the_template_is_never_removed(
@@ -135,7 +149,7 @@ def test_the_template_is_never_removed(
     monkeypatch.setattr("polyhead.export._template", lambda: template)
     for version in (2, 3, 4, 5):
         assert deploy(wanted, server) == version  # type: ignore[arg-type]
-    assert versions_of(server.model) == [3, 4, 5]
+    assert (versions_of(server.model), served_versions(server.model)) == ([3, 4, 5], [5])
     shutil.rmtree(template)
     (server.model / "1").mkdir()
     shutil.copyfile(server.model / "5" / "model.py", server.model / "1" / "model.py")
@@ -143,6 +157,129 @@ def test_the_template_is_never_removed(
     monkeypatch.setattr("polyhead.export._template", lambda: server.model)
     deploy(wanted, server)  # type: ignore[arg-type]
     assert [path.name for path in (server.model / "1").iterdir()] == ["model.py"]
+
+
+@pytest.fixture(scope="module")
+def fewer_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with two of the three heads."""
+    path = tmp_path_factory.mktemp("fewer") / "checkpoint"
+    write_tiny_checkpoint(path, schema=Schema([SCHEMA["topic"], SCHEMA["mood"]]))
+    return path
+
+
+def test_other_heads_are_refused(
+    server: ScriptedServer, wanted: Deployment, fewer_heads: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A head fewer than the live server has can break its callers: nothing is changed without the flag."""
+    before = {path: path.read_bytes() for path in server.model.rglob("*") if path.is_file()}
+    other = replace(wanted, checkpoint=fewer_heads)
+    with pytest.raises(RepositoryError, match=r"callers of the live server.*--allow-schema-change"):
+        deploy(other, server)  # type: ignore[arg-type]
+    assert "breaks callers: head 'stars' (regression) is gone\n" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in server.model.rglob("*") if path.is_file()} == before
+    assert deploy(replace(other, allow_schema_change=True), server) == 2  # type: ignore[arg-type]
+
+
+def test_a_schema_that_is_not_understood_is_refused(
+    server: ScriptedServer, wanted: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the live server is of another release, what changes is not known, and the flag is needed too."""
+    monkeypatch.setattr(server, "schema", lambda: b'{"heads": "many"}')
+    with pytest.raises(RepositoryError, match=r"is not known; --allow-schema-change deploys anyway"):
+        deploy(wanted, server)  # type: ignore[arg-type]
+    assert deploy(replace(wanted, allow_schema_change=True), server) == 2  # type: ignore[arg-type]
+
+
+def test_the_version_before_stays(server: ScriptedServer, wanted: Deployment) -> None:
+    """Even with --keep 1: a server that shares the repository may be loading it."""
+    for version in (2, 3, 4):
+        assert deploy(replace(wanted, keep=1), server) == version  # type: ignore[arg-type]
+        assert versions_of(server.model) == [version - 1, version]
+
+
+def test_an_interrupted_deployment_is_taken_back(
+    server: ScriptedServer, wanted: Deployment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A version that a killed deployment made the server load is taken back before the next deployment."""
+    shutil.copytree(server.model / "1", server.model / "2")
+    (server.model / "2" / ".uncommitted").touch()
+    server.serving = 2
+    assert deploy(wanted, server) == 2  # type: ignore[arg-type]
+    assert server.serving == 2
+    out = capsys.readouterr().out
+    assert "version 2 was removed: its export or deployment was interrupted before it was served" in out
+    assert "version 2 answers, but its deployment was interrupted; back to 1" in out
+    assert not (server.model / "2" / ".uncommitted").exists()
+
+
+def test_a_start_takes_back_what_was_interrupted(server: ScriptedServer, wanted: Deployment) -> None:
+    """Unless a deployment is under way now; and a committed version stays."""
+    shutil.copytree(server.model / "1", server.model / "2")
+    for version in ("1", "2"):
+        (server.model / version / ".uncommitted").touch()
+    (server.model / ".staging+gpt2_classifier").mkdir()
+    told: list[str] = []
+    with file_lock(wanted.repository / ".gpt2_classifier.lock"):
+        take_back_interrupted(wanted.repository, told.append)
+    assert (versions_of(server.model), told) == ([1, 2], [])
+    take_back_interrupted(wanted.repository, told.append)
+    assert versions_of(server.model) == [1]
+    assert "gpt2_classifier: version 2 was removed" in told[0]
+    assert list(server.model.rglob(".*")) == []
+
+
+def test_a_server_that_serves_something_else_is_refused(server: ScriptedServer, wanted: Deployment) -> None:
+    """After an export that the server has not loaded, a failed deployment could not be rolled back."""
+    export_checkpoint(wanted.checkpoint, wanted.repository, version=2)
+    with pytest.raises(RepositoryError, match="version 1 answers, but a restart would serve 2"):
+        deploy(wanted, server)  # type: ignore[arg-type]
+
+
+def test_a_stop_at_the_last_step_is_rolled_back(
+    server: ScriptedServer, wanted: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If Ctrl-C comes right after config.pbtxt was replaced, the old version is served again, also by a restart."""
+    commit, stops = module.commit, [True]
+
+    def commit_then_stop(*arguments: Any) -> None:
+        commit(*arguments)
+        if stops and stops.pop():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "commit", commit_then_stop)
+    with pytest.raises(KeyboardInterrupt):
+        deploy(wanted, server)  # type: ignore[arg-type]
+    assert (server.serving, versions_of(server.model), served_versions(server.model)) == (1, [1], [1])
+
+
+def test_a_server_that_restarts_after_its_answers_gets_the_new_version(
+    server: ScriptedServer, wanted: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the last step a restart loads the old version; the deployment ends when the new one answers again."""
+    commit = module.commit
+
+    def restart_then_commit(*arguments: Any) -> None:
+        server.serving = 1
+        commit(*arguments)
+
+    monkeypatch.setattr(module, "commit", restart_then_commit)
+    assert deploy(wanted, server) == 2  # type: ignore[arg-type]
+    assert (server.serving, served_versions(server.model)) == (2, [2])
+
+
+def test_a_repository_of_an_older_release(server: ScriptedServer, wanted: Deployment) -> None:
+    """Its highest version is served, with labels for all versions. It is pinned first, so that a restart is safe."""
+    config = server.model / "config.pbtxt"
+    (server.model / "1" / "labels.txt").rename(server.model / "labels.txt")
+    old = config.read_text(encoding="utf-8").replace("1/labels.txt", "labels.txt")
+    config.write_text(old.replace("specific { versions: [ 1 ] }", "latest { num_versions: 1 }"), encoding="utf-8")
+    server.wrong = [ServerError("corrupt")]
+    with pytest.raises(RolledBackError):
+        deploy(wanted, server)  # type: ignore[arg-type]
+    assert served_versions(server.model) == [1]
+    assert (server.model / "1" / "labels.txt").read_text(encoding="utf-8").splitlines() == SCHEMA.column_names()
+    assert deploy(wanted, server) == 2  # type: ignore[arg-type]
+    assert served_versions(server.model) == [2]
 
 
 def run(*arguments: str) -> int:
@@ -187,8 +324,12 @@ def test_options_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("POLYHEAD_ADMIN_KEY", "0123456789abcdef")
     monkeypatch.setenv("POLYHEAD_DEPLOY_KEEP", "5")
     monkeypatch.setenv("POLYHEAD_DEPLOY_REPOSITORY", "elsewhere")
+    monkeypatch.setenv("POLYHEAD_DEPLOY_ALLOW_SCHEMA_CHANGE", "1")  # can break callers: on the command line only
     assert run("checkpoint", "--repository", "here") == 0
     assert (seen[0].keep, seen[0].repository, seen[0].precision) == (5, Path("here"), None)
+    assert seen[0].allow_schema_change is False
+    assert run("checkpoint", "--allow-schema-change") == 0
+    assert seen[1].allow_schema_change is True
     assert run("checkpoint", "--keep", "0") == 2
 
 

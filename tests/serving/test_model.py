@@ -200,7 +200,7 @@ def test_other_labels_are_told(served_repository: Path, tmp_path: Path, monkeypa
     """A labels.txt of other heads is a warning in the log."""
     other = tmp_path / "repository"
     shutil.copytree(served_repository, other)
-    (other / "gpt2_classifier" / "labels.txt").write_text("topic/other\n", encoding="utf-8")
+    (other / "gpt2_classifier" / "1" / "labels.txt").write_text("topic/other\n", encoding="utf-8")
     start(other, monkeypatch)
     assert "labels.txt" in pb_utils.Logger.lines[0]
 

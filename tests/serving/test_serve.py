@@ -259,15 +259,38 @@ def test_bad_variable(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize("lacking", ["model.py", "checkpoint/config.json"])
 def test_a_half_copied_version_is_named(repository: Path, capsys: pytest.CaptureFixture[str], lacking: str) -> None:
-    """A version on which Triton would hang is refused, with the missing file; a lower version does no harm."""
+    """A served version on which Triton would hang is refused, with the missing file; others do no harm."""
     model = repository / "gpt2_classifier"
-    (model / "0").mkdir()
-    assert run("--repository", str(repository), "--dry-run") == 0
-    capsys.readouterr()
     shutil.copytree(model / "1", model / "2")
     (model / "2" / lacking).unlink()
-    error = refuse(capsys, "--repository", str(repository))
-    assert f"{model}/2: {lacking} is missing" in error
+    (model / "config.pbtxt").write_text("version_policy { specific { versions: 1 } }", encoding="utf-8")
+    assert run("--repository", str(repository), "--dry-run") == 0
+    capsys.readouterr()
+    for policy in ("specific { versions: 2 }", "latest { num_versions: 1 }"):
+        (model / "config.pbtxt").write_text(f"version_policy {{ {policy} }}", encoding="utf-8")
+        error = refuse(capsys, "--repository", str(repository))
+        assert f"{model}/2: {lacking} is missing" in error
+
+
+def test_a_start_takes_back_what_was_interrupted(
+    repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A version that a killed export left is removed with a line, and a dry run removes nothing."""
+    model = repository / "gpt2_classifier"
+    (model / "config.pbtxt").write_text("version_policy { specific { versions: 1 } }", encoding="utf-8")
+    shutil.copytree(model / "1", model / "2")
+    (model / "2" / ".uncommitted").touch()
+    assert run("--repository", str(repository), "--dry-run") == 0
+    assert (model / "2").exists()
+
+    def no_triton() -> TritonInstall:
+        raise InstallError("no tritonserver")
+
+    monkeypatch.setattr(serve, "find_triton", no_triton)
+    capsys.readouterr()
+    assert run("--repository", str(repository)) == 2
+    assert "gpt2_classifier: version 2 was removed: its export or deployment was interrupted" in capsys.readouterr().err
+    assert not (model / "2").exists()
 
 
 def test_explicit_control_loads_each_model_and_needs_a_key(

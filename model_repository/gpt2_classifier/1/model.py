@@ -119,7 +119,7 @@ class TritonPythonModel:
                 dump(answer)
         except PolyheadError as error:
             raise pb_utils.TritonModelException(str(error)) from None
-        self.warn_of_other_labels(Path(args["model_repository"]) / "labels.txt")
+        self.warn_of_other_labels(folder.with_name("labels.txt"))
         libraries = logging.getLogger("polyhead")
         libraries.addHandler(TritonLogHandler())
         libraries.propagate = False
@@ -292,7 +292,7 @@ class TritonPythonModel:
         return InstanceState(*self.scheduler.waiting(), self.predictor.computed_layers)
 
     def warn_of_other_labels(self, path: Path) -> None:
-        """Triton's classification extension names columns after labels.txt, which all versions share."""
+        """Triton's classification extension names columns after this version's labels.txt."""
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n") if path.is_file() else []
         if lines != self.predictor.schema.column_names():
             pb_utils.Logger.log_warn("labels.txt does not match this version's heads; export it again")
