@@ -42,6 +42,7 @@ class Proxied:
         self.certificate = self.folder / "certificate.pem"
         self._make_certificate()
         (self.folder / "keys").write_text(f"# comment\n\ntests {KEY}\n", encoding="utf-8")
+        (self.folder / "keys").chmod(0o600)
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         variables = {
@@ -55,8 +56,8 @@ class Proxied:
             **settings,
         }
         render = ROOT / "deploy" / "nginx" / "render"
-        config = subprocess.run([str(render)], env={**os.environ, **variables}, capture_output=True, check=True).stdout
-        (self.folder / "nginx.conf").write_bytes(config)
+        command = [str(render), str(self.folder / "nginx.conf")]
+        subprocess.run(command, env={**os.environ, **variables}, check=True)
         command = [str(NGINX), "-e", "stderr", "-c", str(self.folder / "nginx.conf"), "-g", DIRECTIVES]
         self.errors = (self.folder / "errors").open("w+", encoding="utf-8")
         self.process = subprocess.Popen(command, stderr=self.errors)

@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.local_server import ROOT, LocalServer
+from loadtest.local_server import LocalServer
 from polyhead_client import Client, RetryPolicy, Tls
 from tests.e2e.plain_json import infer_json, json_body
 from tests.e2e.processes import ONE_THREAD, model_processes
@@ -301,20 +300,6 @@ def test_plain_http_is_refused(proxied: Proxied) -> None:
     with socket.create_connection(("127.0.0.1", proxied.port)) as plain:
         plain.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
         assert plain.recv(100).startswith(b"HTTP/1.1 400")
-
-
-@pytest.mark.parametrize(
-    ("keys", "reason"), [("short\n", "line 1"), ("# x\nname tooshort\n", "line 2"), ("# nobody\n", "holds no key")]
-)
-def test_a_bad_key_file_is_refused(tmp_path: Path, keys: str, reason: str) -> None:
-    """A wrong key file, which would let in nobody or anybody, is refused."""
-    (tmp_path / "keys").write_text(keys, encoding="utf-8")
-    names = ("CERTIFICATE", "CERTIFICATE_KEY", "KEYS_FILE", "RUN")
-    variables = {name: str(tmp_path / name.partition("_")[0].lower()) for name in names}
-    render = [str(ROOT / "deploy" / "nginx" / "render")]
-    done = subprocess.run(render, env={**os.environ, **variables}, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert reason in done.stderr
 
 
 def test_a_dead_model_process_costs_a_patient_client_nothing(repository: Path) -> None:
