@@ -15,7 +15,7 @@ const VERSION = /^[1-9][0-9]{0,17}$/;
 const JSON_TYPE = /^(application\/([a-z0-9.+-]+\+)?json|application\/x-www-form-urlencoded|text\/plain)\s*(;|$)/i;
 const RETRY = /retry in ([0-9]+(\.[0-9]+)?) s$/;
 
-export default { classify, schema };
+export default { classify, measure, pass, schema };
 
 function classify(r) {
     answer(r, () => {
@@ -141,8 +141,24 @@ function infer(r, question, outputs) {
         outputs: outputs.map(name => ({ name: name, parameters: { binary_data: true } })),
     });
     return r.subrequest('/triton' + question.path, { method: 'POST', body: body }).then(reply => {
+        if (r.variables.polyhead_too_large) {
+            throw guard.refusal(400, 'the answer is too large; ask for fewer labels with top_k, or send fewer texts');
+        }
         return reply.status === 200 ? readOutputs(reply) : refuse(r, reply);
     });
+}
+
+// Filters of the model's answer. nginx ends a request without a word if the answer to a subrequest is too large, so such an
+// answer is dropped here.
+function measure(reply) {
+    if (Number(reply.headersOut['Content-Length']) > Number(reply.variables.polyhead_plain_answer)) {
+        reply.variables.polyhead_too_large = '1';
+        delete reply.headersOut['Content-Length'];
+    }
+}
+
+function pass(reply, part, flags) {
+    reply.sendBuffer(reply.variables.polyhead_too_large ? '' : part, flags);
 }
 
 // The rows of each output, as parts of the answer: an answer may be large, and is not copied. Its JSON is short, and then each

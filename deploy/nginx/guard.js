@@ -217,7 +217,7 @@ function flatten(data, all) {
 }
 
 function isObject(value) {
-    return typeof value === 'object' && value !== null && !Array.isArray(value) && !(value instanceof json.Decimal);
+    return typeof value === 'object' && value !== null && !Array.isArray(value) && value !== json.DECIMAL;
 }
 
 function isNamed(value) {
@@ -229,8 +229,7 @@ function isString(value) {
 }
 
 function isNumber(value) {
-    const number = value instanceof json.Decimal ? value.value : value;
-    return typeof number === 'number' && Math.abs(number) <= Number.MAX_SAFE_INTEGER;
+    return value === json.DECIMAL || typeof value === 'number' && Math.abs(value) <= Number.MAX_SAFE_INTEGER;
 }
 
 function isLength(value) {

@@ -5,28 +5,25 @@
 // quadratic time, and JSON.parse makes 30 MB of 256 KB.
 
 const MOST_LEVELS = 32;
-const MOST_VALUES = 10000;
+const MOST_VALUES = 5000;
+const MOST_CONTAINERS = 1000; // lists and objects
 const MOST_DIGITS = 30;
 const LARGEST_NUMBER = 1e300; // Triton cannot read numbers beyond 1.8e308
-const NUMBER = /^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?$/;
+// In an outline, a number with a point or an exponent: JavaScript reads 1.0 as 1, but for Triton it is not a whole number.
+const DECIMAL = { decimal: true };
 const SHORT_ESCAPES = [0x6e, 0x72, 0x74, 0x2f, 0x62, 0x66]; // n r t / b f
 const LONG_STRING = 100;
 const LONG = '...';
 
-export default { Decimal, outline, parse };
-
-// A number that is written with a point or an exponent. JavaScript reads 1.0 as 1, but for Triton it is not a whole number.
-function Decimal(value) {
-    this.value = value;
-}
+export default { DECIMAL, outline, parse };
 
 // The value of all of the JSON. Throws a refusal.
 function parse(bytes) {
     return read(bytes, false);
 }
 
-// The same for a request to Triton: names must have no escapes, a string of more than 100 bytes becomes '...', and a number
-// like 1.0 becomes a Decimal.
+// The same for a request to Triton: names must have no escapes. A string of more than 100 bytes becomes '...', a number like
+// 1.0 becomes DECIMAL, and a number beyond 2^53 becomes Infinity.
 function outline(bytes) {
     return read(bytes, true);
 }
@@ -34,6 +31,7 @@ function outline(bytes) {
 function read(bytes, asOutline) {
     let at = 0;
     let values = 0;
+    let containers = 0;
     let hasEscape = false; // of the last string
 
     const all = readValue(0);
@@ -53,19 +51,18 @@ function read(bytes, asOutline) {
 
     function readValue(level) {
         skipSpace();
-        values++;
-        if (values > MOST_VALUES || level > MOST_LEVELS) {
-            fail(values > MOST_VALUES ? 'it has more than ' + MOST_VALUES + ' values' : 'it has more than ' + MOST_LEVELS + ' levels');
+        if (++values > MOST_VALUES) {
+            fail('it has more than ' + MOST_VALUES + ' values');
         }
         const c = bytes[at];
         if (c === 0x22) {
             return readString(asOutline);
         }
-        if (c === 0x7b) {
-            return readObject(level + 1);
-        }
-        if (c === 0x5b) {
-            return readList(level + 1);
+        if (c === 0x7b || c === 0x5b) {
+            if (++containers > MOST_CONTAINERS || level === MOST_LEVELS) {
+                fail('it has more than ' + MOST_LEVELS + ' levels, or ' + MOST_CONTAINERS + ' lists and objects');
+            }
+            return c === 0x7b ? readObject(level + 1) : readList(level + 1);
         }
         if (c === 0x2d || c >= 0x30 && c <= 0x39) {
             return readNumber();
@@ -198,24 +195,57 @@ function read(bytes, asOutline) {
         return code;
     }
 
+    // Without strings and regular expressions, because njs frees memory only at the request's end.
     function readNumber() {
         const start = at;
-        let c = bytes[at];
-        while (c >= 0x30 && c <= 0x39 || c === 0x2b || c === 0x2d || c === 0x2e || c === 0x45 || c === 0x65) {
-            c = bytes[++at];
+        if (bytes[at] === 0x2d) {
+            at++;
+        }
+        let number = 0;
+        let exponent = 0;
+        if (bytes[at] === 0x30) {
+            at++;
+        } else {
+            number = readDigits(0);
+        }
+        const whole = at;
+        if (bytes[at] === 0x2e) {
+            at++;
+            number = readDigits(number);
+            exponent = whole + 1 - at;
+        }
+        if (bytes[at] === 0x65 || bytes[at] === 0x45) {
+            const sign = bytes[++at];
+            if (sign === 0x2b || sign === 0x2d) {
+                at++;
+            }
+            const power = readDigits(0);
+            exponent += sign === 0x2d ? -power : power;
         }
         if (at - start > MOST_DIGITS) {
             fail('a number is too large, or has more than ' + MOST_DIGITS + ' digits');
         }
-        const parts = NUMBER.exec(bytes.toString('utf8', start, at));
-        if (parts === null) {
-            fail('a number is malformed');
-        }
-        const number = Number(parts[0]);
-        if (!(Math.abs(number) < LARGEST_NUMBER)) {
+        const value = (bytes[start] === 0x2d ? -number : number) * Math.pow(10, exponent);
+        if (!(Math.abs(value) < LARGEST_NUMBER)) {
             fail('a number is too large');
         }
-        return asOutline && (parts[2] || parts[3]) ? new Decimal(number) : number;
+        if (at === whole && at - start < 16) {
+            return value;
+        }
+        if (asOutline) {
+            return at > whole && Math.abs(value) <= Number.MAX_SAFE_INTEGER ? DECIMAL : Infinity;
+        }
+        return Number(bytes.toString('utf8', start, at));
+    }
+
+    function readDigits(number) {
+        const start = at;
+        let c = bytes[at];
+        while (c >= 0x30 && c <= 0x39) {
+            number = number * 10 + c - 0x30;
+            c = bytes[++at];
+        }
+        return at > start ? number : fail('a number is malformed');
     }
 
     function readWord(word, value) {
