@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,9 +11,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 def prediction(text: bytes) -> bytes:
-    """Triton's answer with one PREDICTION, as binary data."""
-    row = len(text).to_bytes(4, "little") + text
-    return b'{"outputs": [{"name": "PREDICTION", "parameters": {"binary_data_size": %d}}]}' % len(row) + row
+    """Triton's answer with one PREDICTION and a SCHEMA, as binary data."""
+    rows = {"PREDICTION": text, "SCHEMA": b'{"fields": ["a"]}'}
+    outputs = [
+        {"name": name, "parameters": {"binary_data_size": 4 + len(row)}, "datatype": "BYTES", "shape": [1, 1]}
+        for name, row in rows.items()
+    ]
+    return json.dumps({"outputs": outputs}).encode() + b"".join(
+        struct.pack("<I", len(row)) + row for row in rows.values()
+    )
 
 
 OK = prediction(b"{}")
@@ -68,7 +76,7 @@ class Answer(BaseHTTPRequestHandler):
             self.server.busy -= 1
         self.send_response(200)
         self.send_header("Content-Length", str(len(self.server.answer)))
-        self.send_header("Inference-Header-Content-Length", str(self.server.answer.find(b"]}") + 2))
+        self.send_header("Inference-Header-Content-Length", str(self.server.answer.find(b"}]}") + 3))
         self.end_headers()
         self.wfile.write(self.server.answer)
 
