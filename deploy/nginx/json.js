@@ -5,7 +5,7 @@
 // quadratic time, and JSON.parse makes 30 MB of 256 KB.
 
 const MOST_LEVELS = 32;
-const MOST_VALUES = 5000;
+const MOST_VALUES = 2500;
 const MOST_CONTAINERS = 1000; // lists and objects
 const MOST_DIGITS = 30;
 const LARGEST_NUMBER = 1e300; // Triton cannot read numbers beyond 1.8e308

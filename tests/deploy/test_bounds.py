@@ -5,28 +5,36 @@ The sizes of one connection and one request are measured by the tests at the end
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import socket
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.deploy.manifests import DEPLOY, containers, environment, kustomized, only
-from tests.e2e.proxied import KEY
+from tests.e2e.plain_json import json_body
+from tests.e2e.proxied import KEY, Proxied
+from tests.e2e.upstream import Upstream, prediction, upstream
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 UNITS = {"": 1, "k": KIB, "m": MIB, "g": GIB, "Ki": KIB, "Mi": MIB, "Gi": GIB}
 
 PROCESS = 14 * MIB  # nginx with njs, without connections
-CONNECTION = 64 * KIB  # TLS, and headers as long as they may be
-LIGHT = 160 * KIB  # a request of less than 10,000 bytes: its body, njs, the buffers of its answer
-HEAVY = 512 * KIB  # what JSON takes besides its body
-CHUNKED = 18  # bytes of nginx's records per byte of a body in chunks of one byte
+CONNECTION = 48 * KIB  # a handshake, or headers as long as they may be
+SOCKET = 2 * 2  # the kernel takes twice what listen's rcvbuf and sndbuf say, for each of them
+LIGHT = 400 * KIB  # a request of less than 10,000 bytes, whatever it contains
+HEAVY = 1280 * KIB  # what JSON takes besides its body
 LARGE = 256 * KIB  # a body on disk: the buffers that write, read and send it
-PLAIN = 6  # copies of an answer that classify.js has at once
-SHARED = 2  # copies of a body in Triton's shared memory
+CHUNKED = 2  # a body in chunks, and nginx's records of the chunks
+PLAIN = 2560 * KIB  # a request to /v1 without its answer
+COPIES = 4  # of the answer
+SHARED = 2  # copies of a body in Triton's shared memory; 1.1 were measured
 
 
 def size(text: str) -> int:
@@ -73,6 +81,13 @@ def one(config: str, directive: str) -> str:
     return str(found)
 
 
+def one_buffer(config: str) -> str:
+    """The size of the kernel's buffer for each direction of a connection."""
+    (received, sent) = re.findall(r"(?:rcv|snd)buf=(\w+)", one(config, "listen"))
+    assert received == sent
+    return str(sent)
+
+
 def at_once(config: str) -> dict[str, int]:
     """How many requests each zone of limit_conn lets in."""
     found = dict(value.split() for value in values(config, "limit_conn"))
@@ -107,10 +122,11 @@ def test_nginx_fits_its_memory(nginx: dict[str, Any], config: str) -> None:
         "processes": (workers + 1) * PROCESS,
         "zones": sum(map(size, zones)),
         "connections": workers * int(one(config, "worker_connections")) * CONNECTION,
+        "the kernel's buffers": most["of_all"] * SOCKET * size(one_buffer(config)),
         "requests": most["of_all"] * LIGHT,
         "JSON": most["heavy_of_all"] * (json_body + HEAVY),
         "large and chunked bodies": most["large_of_all"] * (LARGE + CHUNKED * json_body),
-        "plain answers": most["plain_of_all"] * PLAIN * answer,
+        "/v1": most["plain_of_all"] * (PLAIN + COPIES * answer),
     }
     limit = size(nginx["resources"]["limits"]["memory"])
     assert sum(parts.values()) < limit, {name: part // MIB for name, part in parts.items()}
@@ -150,3 +166,93 @@ def test_requests_fit_shared_memory(pod: dict[str, Any], config: str) -> None:
     bodies += most["heavy_of_all"] * size(one(location(config, "/json/"), "client_max_body_size"))
     bodies += most["of_all"] * 10_000
     assert SHARED * bodies < volume(pod, server, "/dev/shm")
+
+
+def begin_handshake(proxied: Proxied) -> socket.socket:
+    """Five bytes, which are no whole handshake."""
+    opened = socket.create_connection(("127.0.0.1", proxied.port))
+    opened.sendall(b"\x16\x03\x01\x02\x00")
+    return opened
+
+
+def begin_headers(proxied: Proxied) -> socket.socket:
+    """Headers as long as they may be, without their end."""
+    opened = proxied.trust.wrap_socket(
+        socket.create_connection(("127.0.0.1", proxied.port)), server_hostname="localhost"
+    )
+    opened.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"x" * 7900 + b"\r\nB: " + b"x" * 7900)
+    return opened
+
+
+def ask(path: str, request: dict[str, Any], trickle: bool = False) -> Callable[[Proxied], socket.socket]:
+    """A whole request, whose answer nobody reads."""
+    body = json.dumps(request, separators=(",", ":")).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}\r\n\r\n"
+
+    def send(proxied: Proxied) -> socket.socket:
+        plain = socket.create_connection(("127.0.0.1", proxied.port))
+        if trickle:
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        opened = proxied.trust.wrap_socket(plain, server_hostname="localhost")
+        opened.sendall(head.encode() + body)
+        return opened
+
+    return send
+
+
+def infer(**more: Any) -> Callable[[Proxied], socket.socket]:
+    """An inference request with something more."""
+    return ask("/v2/models/m/infer", json_body(["Rain."], ["SCORES"]) | more)
+
+
+WORST: dict[str, tuple[Callable[[Proxied], socket.socket], int]] = {
+    "a handshake": (begin_handshake, CONNECTION),
+    "headers": (begin_headers, CONNECTION),
+    "a small request of objects": (infer(more=[{"a": 1}] * 980), LIGHT),
+    "a small request of names": (infer(more={f"{number:x}": 1 for number in range(1000)}), LIGHT),
+    "a long text": (infer(more="x" * 250_000), HEAVY + 256 * KIB),
+    "long names": (infer(more={f"{number:098}": 1 for number in range(2400)}), HEAVY + 256 * KIB),
+    "fields": (ask("/v1/classify", {"texts": [{f"a{n}": "\\" * 80 for n in range(35)}] * 60}), PLAIN),
+    "escapes in fields": (ask("/v1/classify", {"texts": [{"a": "\\" * 2000}] * 60}), PLAIN),
+}
+
+
+def growth(proxied: Proxied, make: Callable[[Proxied], socket.socket], count: int) -> float:
+    """By how many bytes nginx grows for each of so many."""
+    proxied.ask("/v2/models/m/infer", json.dumps(json_body(["Rain."], ["SCORES"])).encode())
+    proxied.ask("/v1/classify", b'{"texts": ["Rain."]}')
+    before = proxied.resident
+    opened = [make(proxied) for _ in range(count)]
+    time.sleep(1)
+    grown = proxied.resident - before
+    for each in opened:
+        each.close()
+    return grown / count
+
+
+@pytest.mark.parametrize(("make", "most"), WORST.values(), ids=WORST)
+def test_one_takes_no_more_than_the_sums_say(make: Callable[[Proxied], socket.socket], most: int) -> None:
+    """While they wait, the worst requests and connections that are known take less than the sums have for them."""
+    with upstream() as server, Proxied(INFERENCE=server.place, WORKERS="1") as proxied:
+        proxied.ask("/ready")
+        server.go.set()
+        grown = growth(proxied, hold(server, make), 30)
+    assert grown < most
+
+
+def hold(server: Upstream, make: Callable[[Proxied], socket.socket]) -> Callable[[Proxied], socket.socket]:
+    """The same, but the server does not answer."""
+
+    def send(proxied: Proxied) -> socket.socket:
+        server.go.clear()
+        return make(proxied)
+
+    return send
+
+
+def test_an_answer_takes_no_more_than_the_sums_say() -> None:
+    """Answers of /v1 that nobody reads take less than the sums have for them."""
+    text = b'{"x": "%b"}' % (b"y" * 990_000)
+    with upstream(prediction(text)) as server, Proxied(INFERENCE=server.place, WORKERS="1") as proxied:
+        grown = growth(proxied, ask("/v1/classify", {"texts": ["Rain."]}, trickle=True), 20)
+    assert grown < PLAIN + COPIES * 1_000_000

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from loadtest.local_server import ROOT
+from tests.e2e.processes import descendants
 
 NGINX = ROOT / ".nginx" / "usr" / "sbin" / "nginx"
 MODULES = NGINX.parents[1] / "lib" / "nginx" / "modules"
@@ -84,6 +85,12 @@ class Proxied:
         self.process.wait(20)
         self.errors.close()
         shutil.rmtree(self.folder)
+
+    @property
+    def resident(self) -> int:
+        """The bytes of memory that its workers use."""
+        statm = [Path(f"/proc/{worker}/statm").read_text().split() for worker in descendants(self.process.pid)]
+        return sum(int(pages) for _, pages, *_ in statm) * os.sysconf("SC_PAGE_SIZE")
 
     @property
     def trust(self) -> ssl.SSLContext:

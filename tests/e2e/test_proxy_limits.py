@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
 import re
 import socket
 import struct
@@ -110,15 +109,6 @@ def test_probes_have_a_rate_of_their_own(proxied: Proxied, path: str) -> None:
     assert found[200] < 250
 
 
-def resident(proxied: Proxied) -> int:
-    """The bytes of memory that nginx's processes use."""
-    found = 0
-    for children in Path(f"/proc/{proxied.process.pid}/task").glob("*/children"):
-        for worker in children.read_text().split():
-            found += int(Path(f"/proc/{worker}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return found
-
-
 def begin(proxied: Proxied, body: bytes, headers: dict[str, str], length: int) -> http.client.HTTPSConnection:
     """A connection that has sent the beginning of a body."""
     connection = proxied.connect()
@@ -146,7 +136,7 @@ def size_of(file: Path) -> int:
 def test_unfinished_bodies_of_one_key_take_little(proxied: Proxied) -> None:
     """Of 40 half-sent bodies of 17 MB, eight may go on, on disk; the key's small requests are answered meanwhile."""
     statuses(proxied, 20, "/ready", "GET", None)
-    before = resident(proxied)
+    before = proxied.resident
     body, headers = large_body(texts=1, size=2 * MIB)
     half = [begin(proxied, body, headers, 17 * MIB) for _ in range(40)]
     deadline = time.monotonic() + 20
@@ -155,7 +145,7 @@ def test_unfinished_bodies_of_one_key_take_little(proxied: Proxied) -> None:
         files = bodies(proxied)
         time.sleep(0.1)
     assert len(files) == 8
-    assert resident(proxied) - before < 20 * MIB
+    assert proxied.resident - before < 20 * MIB
     assert proxied.ask(INFER, BODY)[0] == 200
     for connection in half:
         connection.close()
@@ -221,7 +211,7 @@ def test_large_bodies_are_checked_too(behind: Upstream, proxied: Proxied, texts:
 @pytest.mark.parametrize("head", ["", "Inference-Header-Content-Length: 100\r\n"])
 def test_chunks_of_one_byte_take_little(proxied: Proxied, head: str) -> None:
     """nginx keeps a record of 100 bytes per chunk; of such bodies, only a few may come at once."""
-    before = resident(proxied)
+    before = proxied.resident
     opened = []
     for _ in range(12):
         connection = proxied.connect()
@@ -231,7 +221,7 @@ def test_chunks_of_one_byte_take_little(proxied: Proxied, head: str) -> None:
             connection.sock.sendall(f"{start}Transfer-Encoding: chunked\r\n\r\n".encode() + b"1\r\nx\r\n" * 40_000)
         opened.append(connection)
     time.sleep(0.5)
-    assert resident(proxied) - before < 8 * 6 * MIB
+    assert proxied.resident - before < 8 * 6 * MIB
     assert proxied.ask(INFER, BODY)[0] == 200
     for connection in opened:
         connection.close()
@@ -252,7 +242,7 @@ def test_slow_readers_keep_no_answer_in_memory() -> None:
     places: dict[str, str] = {"ANSWER_FILE": "1m", "WORKERS": "1"}
     with upstream(b"x" * (8 * MIB)) as server, Proxied(INFERENCE=server.place, **places) as proxied:
         statuses(proxied, 20, "/ready", "GET", None)
-        before = resident(proxied)
+        before = proxied.resident
         waiting = []
         for _ in range(40):
             connection = proxied.connect()
@@ -261,7 +251,7 @@ def test_slow_readers_keep_no_answer_in_memory() -> None:
             connection.request("POST", INFER, BODY, {"Authorization": f"Bearer {KEY}"})
             waiting.append(connection)
         time.sleep(1)
-        assert resident(proxied) - before < 30 * MIB
+        assert proxied.resident - before < 30 * MIB
         for connection in waiting:
             connection.close()
 

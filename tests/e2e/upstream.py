@@ -51,6 +51,9 @@ class Upstream(ThreadingHTTPServer):
         self.go.set()
         self.lock = threading.Lock()
 
+    def handle_error(self, *_: object) -> None:
+        """A caller that has left is no error here."""
+
     @property
     def place(self) -> str:
         """Its address and port."""
