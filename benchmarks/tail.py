@@ -49,6 +49,7 @@ MANY_CLIENTS = 64
 OVERLOAD = 5
 SHORT_TEXTS, SHORT_TOKENS, LONG_TOKENS = 63, 16, 1024
 OK, UNAVAILABLE = 200, 503
+REFUSED = (UNAVAILABLE, 429)  # the model, the proxy
 OWN, SYNCHRONOUS = "own", "synchronous"
 PERCENTILES = {"p50_ms": BLUE, "p99_ms": GREEN, "p999_ms": ORANGE, "max_ms": RED}
 
@@ -178,7 +179,7 @@ def summarize_overload(found: Mapping[str, Any], deadline_s: float) -> dict[str,
     statuses, latencies = np.array(found["statuses"]), np.array(found["latencies_s"])
     expired = np.array(found["expired"], dtype=bool)
     answered = statuses == OK
-    refused = (statuses == UNAVAILABLE) & ~expired
+    refused = np.isin(statuses, REFUSED) & ~expired
     return {
         "not_sent": found["not_sent"],
         "sent_s": round(len(latencies) / found["seconds"], 1),
@@ -188,7 +189,7 @@ def summarize_overload(found: Mapping[str, Any], deadline_s: float) -> dict[str,
         "expired": int(expired.sum()),
         "refused": int(refused.sum()),
         "refusal_ms": _percentiles(latencies[refused]),
-        "failed": int((~answered & (statuses != UNAVAILABLE)).sum()),
+        "failed": int((~answered & ~np.isin(statuses, REFUSED)).sum()),
         "sent_late_ms_p99": round(float(np.percentile(found["lags_s"], 99)) * 1e3, 2),
         "sender_cores": found["core_share"],
     }

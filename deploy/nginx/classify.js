@@ -4,17 +4,18 @@
 // {"error": "..."}. The model decodes the answers and renders fields: nothing here knows the heads.
 
 import guard from 'guard.js';
+import json from 'json.js';
 
 const MOST_TEXTS = 64; // max_batch_size in config.pbtxt
 const MOST_SECONDS = 2000; // Triton reads `timeout` as microseconds
 const FIELDS = ['texts', 'top_k', 'threshold', 'timeout_s', 'model', 'version'];
-const MODEL = /^[A-Za-z0-9_][A-Za-z0-9_.-]*$/;
+const MODEL = /^[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}$/;
 const VERSION = /^[1-9][0-9]{0,17}$/;
 // curl sends application/x-www-form-urlencoded unless it is told the type.
 const JSON_TYPE = /^(application\/([a-z0-9.+-]+\+)?json|application\/x-www-form-urlencoded|text\/plain)\s*(;|$)/i;
 const RETRY = /retry in ([0-9]+(\.[0-9]+)?) s$/;
 
-export default { classify, schema };
+export default { classify, measure, pass, schema };
 
 function classify(r) {
     answer(r, () => {
@@ -22,10 +23,11 @@ function classify(r) {
         const withFields = question.texts.some(guard.isObject);
         const outputs = withFields ? ['PREDICTION', 'SCHEMA'] : ['PREDICTION'];
         return infer(r, question, outputs).then(found => {
-            if (withFields && !(JSON.parse(found.SCHEMA[0]).fields || []).length) {
+            if (withFields && !(JSON.parse(found.SCHEMA[0].toString()).fields || []).length) {
                 throw guard.refusal(400, 'texts: this model declares no fields; send strings');
             }
-            return '{"predictions": [' + found.PREDICTION.join(', ') + ']}';
+            const start = Buffer.from('{"predictions": [');
+            return Buffer.concat([start].concat(withCommas(found.PREDICTION), [Buffer.from(']}\n')]));
         });
     });
 }
@@ -39,18 +41,18 @@ function schema(r) {
 
 // Sends what `work` promises, or the refusal that it throws.
 function answer(r, work) {
-    Promise.resolve().then(work).then(text => send(r, 200, text)).catch(error => {
+    Promise.resolve().then(work).then(body => send(r, 200, body)).catch(error => {
         if (error.status === undefined) {
             r.error('classify.js: ' + (error.stack || error));
             error = guard.refusal(500, 'the server failed to answer');
         }
-        send(r, error.status, JSON.stringify({ error: error.message }));
+        send(r, error.status, guard.errorBody(error));
     });
 }
 
-function send(r, status, text) {
+function send(r, status, body) {
     r.headersOut['Content-Type'] = 'application/json';
-    r.return(status, text + '\n');
+    r.return(status, body);
 }
 
 // What the caller asks for: texts, parameters for Triton, and the model's path.
@@ -87,17 +89,9 @@ function readQuestion(r) {
 function readBody(r) {
     const body = guard.bodyOf(r);
     check(body !== null, 'the body is empty; it must be JSON: {"texts": ["..."]}');
-    const text = body.toString('utf8');
-    check(Buffer.from(text).equals(body), 'the body must be UTF-8');
-    let asked;
-    try {
-        asked = JSON.parse(text);
-    } catch (error) {
-        throw guard.refusal(400, 'the body must be JSON: ' + error.message);
-    }
+    check(Buffer.from(body.toString('utf8')).equals(body), 'the body must be UTF-8');
+    const asked = json.parse(body);
     check(guard.isObject(asked), 'the body must be an object: {"texts": ["..."]}');
-    check(!guard.hasLoneSurrogate(text), 'the body contains half of a surrogate pair, which is no character');
-    check(!guard.hasTwice(text, asked), 'a name occurs twice in one object');
     return asked;
 }
 
@@ -144,16 +138,50 @@ function infer(r, question, outputs) {
     const body = JSON.stringify({
         parameters: question.parameters || {},
         inputs: [{ name: 'TEXT', datatype: 'BYTES', shape: [texts.length, 1], data: texts }],
-        outputs: outputs.map(name => ({ name: name })),
+        outputs: outputs.map(name => ({ name: name, parameters: { binary_data: true } })),
     });
     return r.subrequest('/triton' + question.path, { method: 'POST', body: body }).then(reply => {
-        if (reply.status === 200) {
-            const found = {};
-            JSON.parse(reply.responseText).outputs.forEach(output => { found[output.name] = output.data; });
-            return found;
+        if (r.variables.polyhead_too_large) {
+            throw guard.refusal(400, 'the answer is too large; ask for fewer labels with top_k, or send fewer texts');
         }
-        return refuse(r, reply);
+        return reply.status === 200 ? readOutputs(reply) : refuse(r, reply);
     });
+}
+
+// Filters of the model's answer. nginx ends a request without a word if the answer to a subrequest is too large, so such an
+// answer is dropped here.
+function measure(reply) {
+    if (Number(reply.headersOut['Content-Length']) > Number(reply.variables.polyhead_plain_answer)) {
+        reply.variables.polyhead_too_large = '1';
+        delete reply.headersOut['Content-Length'];
+    }
+}
+
+function pass(reply, part, flags) {
+    reply.sendBuffer(reply.variables.polyhead_too_large ? '' : part, flags);
+}
+
+// The rows of each output, as parts of the answer: an answer may be large, and is not copied. Its JSON is short, and then each
+// row follows its length.
+function readOutputs(reply) {
+    const bytes = reply.responseBuffer;
+    let at = Number(reply.headersOut['Inference-Header-Content-Length']);
+    const found = {};
+    JSON.parse(bytes.toString('utf8', 0, at)).outputs.forEach(output => {
+        const end = at + output.parameters.binary_data_size;
+        found[output.name] = [];
+        while (at < end) {
+            const length = bytes.readUInt32LE(at);
+            found[output.name].push(bytes.subarray(at + 4, at + 4 + length));
+            at += 4 + length;
+        }
+    });
+    return found;
+}
+
+function withCommas(rows) {
+    const comma = Buffer.from(', ');
+    return rows.reduce((parts, row, i) => parts.concat(i > 0 ? [comma, row] : [row]), []);
 }
 
 // Throws what the caller hears of an answer that is no answer.

@@ -4,74 +4,58 @@
 // crash it. This guard refuses such requests with a 4xx and the reason. It passes on valid requests of KServe's v2 protocol
 // unchanged, byte for byte. The guard does not check the texts themselves: the model does.
 
+import fs from 'fs';
+import json from 'json.js';
+
 const LARGEST_LENGTH = 2147483647;
-const MOST_TEXTS = 65536;
+const MOST_TEXTS = 4096;
 const MOST_OUTPUTS = 16;
 const CLOSED_PARAMETER = /^(shared_memory_|sequence_)/;
 const TRUTH_VALUES = ['binary_data', 'binary_data_output'];
 const WHOLE_NUMBERS = ['binary_data_size', 'classification', 'priority', 'timeout'];
-// JavaScript reads 1.0 as 1, but for Triton it is not a whole number. In a string, each quote has a backslash before it.
-const FRACTION = new RegExp('"shape"\\s*:\\s*\\[[^\\]]*[-.eE]|"(' + WHOLE_NUMBERS.join('|') + ')"\\s*:\\s*-?[0-9]*[.eE]');
 
-// A whole string of valid JSON; with a colon after it, it is a name.
-const STRING = /"[^"\\]*(?:\\.[^"\\]*)*"\s*:?/g;
-// Triton cannot read numbers beyond 1.8e308. This limit is well below that, and no request needs such numbers.
-const HUGE_NUMBER = /[0-9]{200}|[eE]\+?0*[1-9][0-9]{2}/;
-
-export default { bodyOf, check, hasLoneSurrogate, hasTwice, isObject, refusal };
+export default { bodyOf, check, errorBody, isObject, refusal };
 
 function check(r) {
-    const wrong = problem(r);
+    let wrong = null;
+    try {
+        inspect(r);
+    } catch (error) {
+        if (error.status === undefined) {
+            throw error;
+        }
+        wrong = error;
+    }
     if (wrong === null) {
         r.internalRedirect('@triton');
         return;
     }
     r.headersOut['Content-Type'] = 'application/json';
-    r.return(wrong.status, JSON.stringify({ error: wrong.message }) + '\n');
+    r.return(wrong.status, errorBody(wrong));
 }
 
-function problem(r) {
-    const encoding = r.headersIn['Content-Encoding'];
-    if (encoding !== undefined && encoding !== 'identity') {
-        return refusal(415, 'Content-Encoding: bodies must not be compressed');
-    }
-    const body = bodyOf(r);
-    if (body === null) {
-        return refusal(400, 'the body is empty; it must be an inference request');
-    }
-    const said = r.headersIn['Inference-Header-Content-Length'];
-    let length = body.length;
-    if (said !== undefined) {
-        if (!/^[0-9]{1,10}$/.test(said) || Number(said) > body.length) {
-            return refusal(400, 'Inference-Header-Content-Length: must be a whole number, at most the body\'s length');
-        }
-        length = Number(said);
-    }
-    const text = body.toString('utf8', 0, length);
-    let request;
+function errorBody(wrong) {
+    return JSON.stringify({ error: wrong.message.slice(0, 500) }) + '\n'; // it may quote a name of any length
+}
+
+// Throws a refusal if the request must not reach Triton.
+function inspect(r) {
+    const file = r.variables.request_body_file;
+    const body = file ? openFile(file) : bodyInMemory(bodyOf(r));
     try {
-        request = JSON.parse(text); // refuses more than 32 levels of nesting
-    } catch (error) {
-        return refusal(400, 'the body must be JSON: ' + error.message);
+        // The same variable becomes Triton's header.
+        const said = r.variables.http_inference_header_content_length;
+        if (said !== undefined && said !== '' && (!/^[0-9]{1,4}$/.test(said) || Number(said) > body.length)) {
+            throw refusal(400, 'Inference-Header-Content-Length: must be a whole number, at most the body\'s length');
+        }
+        const length = said === undefined || said === '' ? body.length : Number(said);
+        const message = findWrong(json.outline(body.head(length)), body, length);
+        if (message !== null) {
+            throw refusal(400, message);
+        }
+    } finally {
+        body.close();
     }
-    if (FRACTION.test(text)) {
-        return refusal(400, 'shape, ' + WHOLE_NUMBERS.join(', ') + ': must be whole numbers, without a point and without e');
-    }
-    if (hasLoneSurrogate(text)) {
-        return refusal(400, 'the body contains half of a surrogate pair, which is no character');
-    }
-    if (HUGE_NUMBER.test(text.replace(STRING, ''))) {
-        return refusal(400, 'the body contains a number that is too large');
-    }
-    const message = findWrong(request, body, length);
-    if (message !== null) {
-        return refusal(400, message);
-    }
-    const names = namesOf(text);
-    if (names.some(isEscaped)) {
-        return refusal(400, 'names must be written without escapes');
-    }
-    return hasTwice(text, request) ? refusal(400, 'a name occurs twice in one object') : null;
 }
 
 function bodyOf(r) {
@@ -82,16 +66,38 @@ function bodyOf(r) {
     }
 }
 
-function refusal(status, message) {
-    return { status: status, message: message };
+function bodyInMemory(bytes) {
+    if (bytes === null) {
+        throw refusal(400, 'the body is empty; it must be an inference request');
+    }
+    return {
+        length: bytes.length,
+        head: length => bytes.subarray(0, length),
+        lengthAt: offset => bytes.readUInt32LE(offset),
+        close: () => undefined,
+    };
 }
 
-function hasLoneSurrogate(text) {
-    if (!/\\u[dD][89a-fA-F]/.test(text)) {
-        return false;
+// A large body. nginx has written it to a file, and only the few bytes that the guard needs are read.
+function openFile(path) {
+    const file = fs.openSync(path, 'r');
+    const four = Buffer.alloc(4);
+    function readFully(bytes, offset) {
+        if (fs.readSync(file, bytes, 0, bytes.length, offset) !== bytes.length) {
+            throw new Error('guard.js: ' + path + ': is shorter than it was');
+        }
+        return bytes;
     }
-    const escapes = text.replace(/\\\\/g, '').replace(/\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}/g, '');
-    return /\\u[dD][89a-fA-F]/.test(escapes);
+    return {
+        length: fs.statSync(path).size,
+        head: length => readFully(Buffer.alloc(length), 0),
+        lengthAt: offset => readFully(four, offset).readUInt32LE(0),
+        close: () => fs.closeSync(file),
+    };
+}
+
+function refusal(status, message) {
+    return { status: status, message: message };
 }
 
 // How a request breaks the protocol, or null. Binary tensors begin at `start` in `body`.
@@ -119,34 +125,6 @@ function findWrong(request, body, start) {
     return wrongInput(request.inputs[0], body, start);
 }
 
-function isName(string) {
-    return string.endsWith(':');
-}
-
-function isEscaped(name) {
-    return name.indexOf('\\') >= 0;
-}
-
-function namesOf(text) {
-    return (text.match(STRING) || []).filter(isName);
-}
-
-// Whether an object of this JSON has a name twice: JavaScript reads the last one, Triton the first.
-function hasTwice(text, value) {
-    return namesOf(text).length !== countNames(value);
-}
-
-function countNames(value) {
-    if (typeof value !== 'object' || value === null) {
-        return 0;
-    }
-    if (Array.isArray(value)) {
-        return value.reduce((sum, each) => sum + countNames(each), 0);
-    }
-    const names = Object.keys(value);
-    return names.reduce((sum, name) => sum + countNames(value[name]), names.length);
-}
-
 // `classification` of an output of strings ends Triton (a division by zero). Only SCORES may have it.
 function wrongParameters(parameters, mayClassify) {
     if (parameters === undefined) {
@@ -158,7 +136,6 @@ function wrongParameters(parameters, mayClassify) {
     const names = Object.keys(parameters);
     for (let i = 0; i < names.length; i++) {
         const value = parameters[names[i]];
-        const whole = typeof value === 'number' && Math.abs(value) <= Number.MAX_SAFE_INTEGER;
         if (names[i] === 'classification' && !mayClassify) {
             return 'parameters.classification: is allowed for the output SCORES only';
         }
@@ -169,9 +146,10 @@ function wrongParameters(parameters, mayClassify) {
             return 'parameters.' + names[i] + ': must be true or false';
         }
         if (WHOLE_NUMBERS.indexOf(names[i]) >= 0 && !isLength(value)) {
-            return 'parameters.' + names[i] + ': must be a whole number from 0 to ' + LARGEST_LENGTH;
+            return 'parameters.' + names[i] + ': must be a whole number from 0 to ' + LARGEST_LENGTH
+                + ', without a point and without e';
         }
-        if (typeof value !== 'string' && typeof value !== 'boolean' && !whole) {
+        if (typeof value !== 'string' && typeof value !== 'boolean' && !isNumber(value)) {
             return 'parameters.' + names[i] + ': must be a string, a number or a truth value';
         }
     }
@@ -186,7 +164,7 @@ function wrongInput(input, body, start) {
         return 'inputs[0].datatype: must be BYTES';
     }
     if (!Array.isArray(input.shape) || input.shape.length !== 2 || !isLength(input.shape[0]) || input.shape[1] !== 1) {
-        return 'inputs[0].shape: must be [n, 1]';
+        return 'inputs[0].shape: must be [n, 1], whole numbers without a point and without e';
     }
     const elements = input.shape[0];
     if (elements < 1 || elements > MOST_TEXTS) {
@@ -218,7 +196,7 @@ function wrongElements(body, start, elements) {
         if (offset + 4 > body.length) {
             return 'inputs[0]: has fewer binary texts than its shape says';
         }
-        offset += 4 + body.readUInt32LE(offset);
+        offset += 4 + body.lengthAt(offset);
         if (offset > body.length) {
             return 'inputs[0]: binary text ' + i + ' is shorter than its length says';
         }
@@ -239,7 +217,7 @@ function flatten(data, all) {
 }
 
 function isObject(value) {
-    return typeof value === 'object' && value !== null && !Array.isArray(value);
+    return typeof value === 'object' && value !== null && !Array.isArray(value) && value !== json.DECIMAL;
 }
 
 function isNamed(value) {
@@ -250,6 +228,10 @@ function isString(value) {
     return typeof value === 'string';
 }
 
+function isNumber(value) {
+    return value === json.DECIMAL || typeof value === 'number' && Math.abs(value) <= Number.MAX_SAFE_INTEGER;
+}
+
 function isLength(value) {
-    return typeof value === 'number' && value % 1 === 0 && value >= 0 && value <= LARGEST_LENGTH;
+    return typeof value === 'number' && value >= 0 && value <= LARGEST_LENGTH;
 }

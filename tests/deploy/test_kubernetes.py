@@ -192,7 +192,9 @@ def test_the_servers_options(server: dict[str, Any], monkeypatch: pytest.MonkeyP
 def test_the_proxys_options_are_renders(pod: dict[str, Any], resources: Resources) -> None:
     """deploy/nginx/render documents each of its variables, and nginx's container may execute it."""
     scripts = only(resources, "ConfigMap")["data"]
-    assert scripts.keys() == {"render", "nginx.conf.template", "guard.js", "classify.js", "openapi.json"}
+    assert scripts.keys() == {
+        "render", "nginx.conf.template", "client.js", "json.js", "guard.js", "classify.js", "openapi.json",
+    }  # fmt: skip
     for name in environment(nginx(pod)):
         assert name in scripts["render"]
     (volume,) = (volume for volume in pod["volumes"] if volume["name"] == "nginx")

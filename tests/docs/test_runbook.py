@@ -107,7 +107,7 @@ def test_variables_exist() -> None:
     for name in ours:
         assert name in help_of("polyhead-deploy" if name.startswith("POLYHEAD_DEPLOY") else "polyhead-serve")
     proxy = only(kustomized(DEPLOY / "kubernetes"), "ConfigMap")["data"]["render"]
-    for name in set(re.findall(r"(?<!\S)(?:RATE|CONNECTIONS|CONCURRENCY|METRICS_FROM|BURST)(?!\S)", text)):
+    for name in set(re.findall(r"(?<!\S)(?:RATE|CONNECTIONS|TOTAL|METRICS_FROM|BURST)(?!\S)", text)):
         assert f"{{{name}" in proxy
 
 

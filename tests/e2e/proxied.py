@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from loadtest.local_server import ROOT
+from tests.e2e.processes import descendants
 
 NGINX = ROOT / ".nginx" / "usr" / "sbin" / "nginx"
 MODULES = NGINX.parents[1] / "lib" / "nginx" / "modules"
@@ -42,6 +43,7 @@ class Proxied:
         self.certificate = self.folder / "certificate.pem"
         self._make_certificate()
         (self.folder / "keys").write_text(f"# comment\n\ntests {KEY}\n", encoding="utf-8")
+        (self.folder / "keys").chmod(0o600)
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         variables = {
@@ -55,8 +57,8 @@ class Proxied:
             **settings,
         }
         render = ROOT / "deploy" / "nginx" / "render"
-        config = subprocess.run([str(render)], env={**os.environ, **variables}, capture_output=True, check=True).stdout
-        (self.folder / "nginx.conf").write_bytes(config)
+        command = [str(render), str(self.folder / "nginx.conf")]
+        subprocess.run(command, env={**os.environ, **variables}, check=True)
         command = [str(NGINX), "-e", "stderr", "-c", str(self.folder / "nginx.conf"), "-g", DIRECTIVES]
         self.errors = (self.folder / "errors").open("w+", encoding="utf-8")
         self.process = subprocess.Popen(command, stderr=self.errors)
@@ -83,6 +85,12 @@ class Proxied:
         self.process.wait(20)
         self.errors.close()
         shutil.rmtree(self.folder)
+
+    @property
+    def resident(self) -> int:
+        """The bytes of memory that its workers use."""
+        statm = [Path(f"/proc/{worker}/statm").read_text().split() for worker in descendants(self.process.pid)]
+        return sum(int(pages) for _, pages, *_ in statm) * os.sysconf("SC_PAGE_SIZE")
 
     @property
     def trust(self) -> ssl.SSLContext:
