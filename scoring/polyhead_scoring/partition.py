@@ -18,6 +18,7 @@ import pyarrow
 from pydantic import BaseModel, ConfigDict
 
 from polyhead_rows.columns import Kinds, merge_kinds, note_kinds, to_table
+from polyhead_rows.table import column_of
 from polyhead_rows.table_file import BadText, Row, Start, TableFile, open_table
 from polyhead_scoring import ScoringError
 from polyhead_scoring.job import InputFile, Job
@@ -163,7 +164,8 @@ def kept_schema(job: Job, found: Sequence[Columns]) -> pyarrow.Schema:
             raise ScoringError(f"the input files do not agree in their columns; these differ: {differing}")
     columns = schemas[0] if schemas else merge_kinds([kinds for kinds in found if isinstance(kinds, dict)])
     job.check_names(columns.names, "the input")
-    for name in (*job.text_columns, *(job.keep or ())):
+    lacking = [name for name in job.text_columns if column_of(name, columns.names) is None]
+    for name in (*lacking, *(job.keep or ())):
         if name not in columns.names:
             raise ScoringError(f"column {name!r} is in no input file; there are {', '.join(columns.names) or 'none'}")
     return columns if job.keep is None else pyarrow.schema([columns.field(name) for name in job.keep], columns.metadata)

@@ -1,0 +1,66 @@
+"""What the texts of a column are: people's words, or lists, objects and numbers that were written out as text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from polyhead_rows.spelling import shortened, spells_structure
+from polyhead_training.config import DataConfig
+from polyhead_training.errors import DataError
+
+_FLOAT = re.compile(r"\s*[+-]?\d*\.\d+([eE][+-]?\d+)?\s*")
+_WHOLE = re.compile(r"\s*[+-]?\d+\.?\s*")
+
+
+class TextKinds:
+    """Counts the texts of a column that are lists, objects or numbers."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self.column = config.text_column
+        self.total = self.spelled = self.floats = self.wholes = 0
+        self._accepts_any = config.any_text
+        self._first: dict[str, str] = {}
+
+    def add(self, text: str, place: str) -> None:
+        """Counts a text."""
+        if self._accepts_any or text.isspace() or not text:
+            return
+        self.total += 1
+        if spells_structure(text):
+            self.spelled += 1
+            self._first.setdefault("spelled", f"{place}: {shortened(text)!r}")
+        elif _FLOAT.fullmatch(text):
+            self.floats += 1
+            self._first.setdefault("number", f"{place}: {shortened(text)!r}")
+        elif _WHOLE.fullmatch(text):
+            self.wholes += 1
+            self._first.setdefault("number", f"{place}: {shortened(text)!r}")
+
+    def check(self, source: str) -> None:
+        """Refuses a column without any text.
+
+        Raises:
+            DataError: all texts are lists or objects, or all are numbers and some of them have a point.
+        """
+        what = first = ""
+        if self.total and self.spelled == self.total:
+            what, first = "lists or objects", self._first["spelled"]
+        elif self.floats and self.floats + self.wholes == self.total:
+            what, first = "numbers", self._first["number"]
+        if what:
+            raise DataError(
+                f"{source}: column {self.column!r} holds {what} and no texts ({first}); name the column of the text in "
+                'text_column, a field of an object as in text_column = "doc.body"; any_text = true trains on it as '
+                "it is"
+            )
+
+    def lines(self) -> Iterator[str]:
+        """What the user should know about a column that has both."""
+        numbers = self.floats + self.wholes
+        for count, what, first in ((self.spelled, "lists or objects", "spelled"), (numbers, "numbers", "number")):
+            if count:
+                yield (
+                    f"column {self.column!r}: {count} of {self.total} texts are {what} and are read as written "
+                    f"(first {self._first[first]})"
+                )
