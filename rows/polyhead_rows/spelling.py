@@ -61,17 +61,15 @@ def read_spelled(text: str) -> Any:
     """
     text = text.strip()
     try:
-        return _without_nan(json.loads(text, object_pairs_hook=_dict_of))
+        value = _without_nan(json.loads(text, object_pairs_hook=_dict_of))
     except SpellingError:
         raise
     except (ValueError, RecursionError):
-        pass
-    reader = _Reader(text)
-    value = reader.value(0)
-    reader.skip_blanks()
-    if reader.at < len(text):
-        raise SpellingError(f"{shortened(text[reader.at :])!r} stands behind its end")
-    if isinstance(value, str) and looks_spelled(value) and value != text:
+        reader = _Reader(text)
+        value = reader.value(0)
+        if reader.peek():
+            raise SpellingError(f"{shortened(text[reader.at :])!r} stands behind its end") from None
+    if isinstance(value, str) and len(value) < len(text) and looks_spelled(value):
         return read_spelled(value)
     return value
 
@@ -138,11 +136,13 @@ class _Reader:
         while self.peek() != close:
             if not self.peek():
                 raise SpellingError(f"{self.text[start]!r} is not closed")
-            items += self._element(depth, close)
+            found = self._element(depth, close)
+            items += found
+            blanks += len(found) - 1
             if self.peek() == ",":
                 self.at += 1
                 commas += 1
-            elif self.peek() != close:
+            elif self.peek() not in (close, ""):
                 if not self.text[self.at - 1].isspace():
                     raise SpellingError(f"a comma is missing before {shortened(self.text[self.at :])!r}")
                 blanks += 1
@@ -199,6 +199,8 @@ class _Reader:
 
     def _single(self, depth: int) -> list[Any]:
         value = self.value(depth + 1, ",}")
+        if isinstance(value, _Bare) and not value:
+            raise SpellingError("it has a name without a value")
         return [_plain(str(value)) if isinstance(value, _Bare) else value]
 
     def _call(self, call: re.Match[str], depth: int) -> Any:

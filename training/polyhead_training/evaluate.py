@@ -182,7 +182,7 @@ def _drop_unsuited(settings: dict[str, Any], data: list[str]) -> None:
     kinds = named or {settings.get("format")}
     if kinds.isdisjoint({"csv", None}):
         settings["delimiter"] = None
-    if kinds.isdisjoint({"csv", "tsv", None}):
+    if kinds.isdisjoint({"csv", "tsv", "json", "jsonl", None}):
         settings |= {"header": True, "columns": None}
     if kinds <= {"parquet", "arrow"}:
         settings["encoding"] = None

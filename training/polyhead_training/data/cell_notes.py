@@ -14,6 +14,7 @@ SAID = {
     "hollow": "lists hold only unknown parts and count as unknown",
     "partly": "rows are known in some of the columns only and count as unknown",
     "spelled": 'texts were read as lists; brackets = "text" takes their brackets as letters',
+    "lines": "texts were cut at line breaks",
     "vector": "vectors of 0 and 1 were read by position",
     "share": "cells have shares between 0 and 1, which count as the label from at_least ({at_least:g}) on",
     "left_out": "blank parts of lists were left out",

@@ -43,6 +43,7 @@ Parts = list[Any] | None
 LARGEST = float(np.finfo(np.float32).max)  # labels are stored as float32
 EXAMPLES = {HeadKind.SINGLE_LABEL: '["a"]', HeadKind.MULTI_LABEL: '["a", "b"]', HeadKind.REGRESSION: "4.5"}
 _TAGS = re.compile(r"(\s*<[^<>]+>)+\s*")
+_BULLET = re.compile(r"\s*[-*•·]\s+")
 _BETWEEN_NUMBERS = re.compile(r"[\s,;|]+")
 
 
@@ -154,6 +155,9 @@ class CellReader:
             raise BadRowError(f"{place}: pattern {config.pattern!r} finds no label in {shortened(value)!r}")
         if config.brackets == "list" and looks_spelled(text):
             return self._spelled_parts(value, place)
+        if config.brackets == "list" and (quoted := _quoted_list(text)) is not None:
+            self.notes.add("spelled", place, value)
+            return self._structure_parts(quoted, place)
         if config.positions is not None:
             return self._vector(_BETWEEN_NUMBERS.split(text), place)
         if config.kind != HeadKind.MULTI_LABEL:
@@ -164,6 +168,9 @@ class CellReader:
         self.notes.texts += 1
         self.notes.has_separator |= config.separator in value
         parts = value.split(config.separator)
+        if len(parts) == 1 and len(lines := value.splitlines()) > 1:
+            self.notes.add("lines", place, value)
+            parts = [_BULLET.sub("", line) for line in lines]
         if len(parts) > 1 and (vector := self._vector([evened(part) for part in parts], place)) is not None:
             return vector
         return self._known_parts([part for part in parts if evened(part)], place, value)
@@ -325,6 +332,17 @@ class CellReader:
         if not lowest <= number <= highest:
             raise BadRowError(f"{place}: must lie in the y_range {lowest:g} to {highest:g}, got {found[0]!r}")
         return number
+
+
+def _quoted_list(text: str) -> list[Any] | None:
+    """The parts of ``'a', 'b'`` or ``"a"``; None if the text has other parts than quoted ones."""
+    if text[0] not in "\"'" or text[-1] not in "\"'" or len(text) < 2:
+        return None
+    try:
+        found = read_spelled(f"[{text}]")
+    except SpellingError:
+        return None
+    return found if isinstance(found, list) and all(isinstance(part, str) for part in found) else None
 
 
 def _is_digit(part: Any) -> bool:

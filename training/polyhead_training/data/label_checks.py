@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from polyhead.schema import HeadKind
 from polyhead_rows.spelling import shortened
@@ -64,13 +64,20 @@ def like(label: str) -> str:
     return _BETWEEN_LETTERS.sub("", folded) or label
 
 
-def mending_key(spellings: list[str]) -> str:
-    """The key that makes one label of the spellings; the first of them is the most frequent one."""
+def mending_key(spellings: Sequence[str], wanted: str | None = None) -> str:
+    """The key that makes one label of the spellings, of which the first is the most frequent one.
+
+    Args:
+        wanted: what the label must be; by default any of them.
+    """
     for name, transform in LABEL_TRANSFORMS.items():
-        if len({transform(spelling) for spelling in spellings}) == 1:
+        made = {transform(spelling) for spelling in spellings}
+        if len(made) == 1 and (wanted is None or wanted in made):
             return f'label_transforms = ["{name}"]'
-    pairs = ", ".join(f"{_quoted(spelling)} = {_quoted(spellings[0])}" for spelling in spellings[1:])
-    return f"names = {{ {pairs} }}" + (', unnamed = "keep"' if spellings[0].lstrip("+-").isdecimal() else "")
+    one = spellings[0] if wanted is None else wanted
+    pairs = ", ".join(f"{_quoted(spelling)} = {_quoted(one)}" for spelling in spellings if spelling != one)
+    are_ids = all(spelling.lstrip("+-").isdecimal() for spelling in spellings if spelling != one)
+    return f"names = {{ {pairs} }}" + (' and unnamed = "keep"' if are_ids else "")
 
 
 def _lookalikes(counts: Mapping[str, int]) -> Iterator[str]:

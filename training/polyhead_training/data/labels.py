@@ -143,7 +143,7 @@ def to_vector(cells: Sequence[Cell], schema: Schema, columns: Sequence[str], row
             if unknown := [label for label in cell if label not in head.index_of]:
                 known = ", ".join(head.labels[:10]) + (", …" if len(head.labels) > 10 else "")
                 alike = next((label for label in head.labels if like(label) == like(unknown[0])), None)
-                mend = f"; it looks like {alike!r}: {mending_key([alike, unknown[0]])}" if alike is not None else ""
+                mend = f"; it looks like {alike!r}: {mending_key([unknown[0]], alike)}" if alike is not None else ""
                 raise DataError(
                     f"{row}: column {column!r}: label {unknown[0]!r} is not in the schema of head {head.name!r}; "
                     f"allowed are {known}{mend}"
