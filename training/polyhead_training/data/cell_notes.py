@@ -14,10 +14,11 @@ SAID = {
     "hollow": "lists hold only unknown parts and count as unknown",
     "partly": "rows are known in some of the columns only and count as unknown",
     "spelled": 'texts were read as lists; brackets = "text" takes their brackets as letters',
-    "lines": "texts were cut at line breaks",
+    "lines": "texts were cut at line breaks or tabs",
+    "nothing": "cells hold no label and count as unknown",
     "vector": "vectors of 0 and 1 were read by position",
     "share": "cells have shares between 0 and 1, which count as the label from at_least ({at_least:g}) on",
-    "left_out": "blank parts of lists were left out",
+    "left_out": "lists have blank parts, which were left out",
     "unsubmitted": "answers of annotators are drafts or discarded and were left out",
     "evened": "labels were evened out: blanks, invisible characters, Unicode form NFC",
     "repeated": "cells name a label twice; it counts once",
@@ -46,7 +47,7 @@ class CellNotes:
         self._counts[kind] += 1
         if kind not in self._first:
             shown = "" if value is None else f": {shortened(repr(value))}"
-            self._first[kind] = f"first {place}{shown}"
+            self._first[kind] = f"first {place.partition(': column')[0]}{shown}"
 
     def lines(self, at_least: float) -> Iterator[str]:
         """A line per kind that occurred."""

@@ -43,6 +43,7 @@ Parts = list[Any] | None
 LARGEST = float(np.finfo(np.float32).max)  # labels are stored as float32
 EXAMPLES = {HeadKind.SINGLE_LABEL: '["a"]', HeadKind.MULTI_LABEL: '["a", "b"]', HeadKind.REGRESSION: "4.5"}
 _TAGS = re.compile(r"(\s*<[^<>]+>)+\s*")
+_LINES = re.compile(r"[\r\n\t]+")
 _BULLET = re.compile(r"\s*[-*•·]\s+")
 _BETWEEN_NUMBERS = re.compile(r"[\s,;|]+")
 
@@ -144,9 +145,7 @@ class CellReader:
             return [value]
         config, text = self.config, evened(value)
         if not text:
-            means_none = config.kind == HeadKind.MULTI_LABEL and config.empty_cells != "unknown"
-            self.notes.add("none" if means_none else "empty", place)
-            return [] if means_none else None
+            return self._empty(place)
         if self._is_missing(text, place):
             return None
         if self._pattern is not None:
@@ -154,7 +153,7 @@ class CellReader:
                 return [part for part in found if evened(part)]
             raise BadRowError(f"{place}: pattern {config.pattern!r} finds no label in {shortened(value)!r}")
         if config.brackets == "list" and looks_spelled(text):
-            return self._spelled_parts(value, place)
+            return self._spelled_parts(text, place)
         if config.brackets == "list" and (quoted := _quoted_list(text)) is not None:
             self.notes.add("spelled", place, value)
             return self._structure_parts(quoted, place)
@@ -168,12 +167,19 @@ class CellReader:
         self.notes.texts += 1
         self.notes.has_separator |= config.separator in value
         parts = value.split(config.separator)
-        if len(parts) == 1 and len(lines := value.splitlines()) > 1:
+        if len(parts) == 1 and len(lines := _LINES.split(value.strip())) > 1:
             self.notes.add("lines", place, value)
             parts = [_BULLET.sub("", line) for line in lines]
-        if len(parts) > 1 and (vector := self._vector([evened(part) for part in parts], place)) is not None:
+        parts = [part.strip() for part in parts]
+        if len(parts) > 1 and (vector := self._vector(parts, place)) is not None:
             return vector
         return self._known_parts([part for part in parts if evened(part)], place, value)
+
+    def _empty(self, place: str) -> Parts:
+        """What an empty cell means."""
+        means_none = self.config.kind == HeadKind.MULTI_LABEL and self.config.empty_cells != "unknown"
+        self.notes.add("none" if means_none else "empty", place)
+        return [] if means_none else None
 
     def _spelled_parts(self, value: str, place: str) -> Parts:
         try:
@@ -201,14 +207,18 @@ class CellReader:
 
     def _known_parts(self, parts: Sequence[Any], place: str, value: Any) -> Parts:
         """The parts without those that mean unknown; None if all do."""
-        found = []
+        found, blank = [], 0
         for part in parts:
             if is_nothing(part) or self._is_missing(part, place):
                 continue
             if isinstance(part, str) and part not in self._known and not evened(part):
-                self.notes.add("left_out", place)
+                blank += 1
                 continue
             found.append(part)
+        if parts and blank == len(parts):  # what splitting an empty text gives
+            return self._empty(place)
+        if blank:
+            self.notes.add("left_out", place, value)
         if parts and not found:
             self.notes.add("hollow", place, value)
             return None
@@ -298,6 +308,8 @@ class CellReader:
                 f"{place}: a single_label head needs one label, got {len(labels)}: {shortened(repr(labels))}; a "
                 "multi_label head takes several"
             )
+        if not labels:
+            self.notes.add("nothing", place)
         return labels or None
 
     def _label(self, value: Any, place: str) -> str:

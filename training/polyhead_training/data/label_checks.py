@@ -103,7 +103,7 @@ def _joined(config: HeadConfig, counts: Mapping[str, int], notes: CellNotes) -> 
         joined = [label for label in counts if separator in label.strip(separator)]
         parts = {part.strip() for label in counts for part in label.split(separator) if part.strip()}
         is_sure = name in CERTAIN and not notes.has_separator and not is_single
-        if not joined or not (is_sure or (len(parts) < len(counts) and len(joined) > 1)):
+        if not joined or not (is_sure or (len(parts) < len(counts) and len(joined) > is_single)):
             continue
         rows = sum(counts[label] for label in joined)
         seen = f"{rows} cells such as {shortened(joined[0])!r} look like several labels joined by {separator!r}"

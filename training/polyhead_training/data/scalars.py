@@ -17,9 +17,11 @@ from polyhead_training.errors import BadRowError
 
 MISSING = (
     "nan", "null", "none", "na", "n/a", "<na>", "#n/a", "#na", "#n/a n/a", "nat", "nil", "undefined", "-nan",
-    "1.#qnan", "-1.#ind", "1.#ind", "-1.#qnan", "(null)", "n.a.", "-", "--", "?", "\\n",
+    "1.#qnan", "-1.#ind", "1.#ind", "-1.#qnan", "(null)", "<null>", "n.a.", "\\n", "-", "--", "---", "–", "—", "?",
+    "??", "???", "#ref!", "#value!", "#div/0!", "#name?", "#num!", "#null!",
 )  # fmt: skip
-"""Texts that mean unknown, whatever their case: those that pandas reads as missing, and what databases write."""
+"""Texts that mean unknown, whatever their case: those that pandas reads as missing, and what databases, spreadsheets
+and people write for it."""
 
 _POINT_ZERO = re.compile(r"([+-]?\d+)\.0*")
 _INVISIBLE = re.compile("[\u200b\u2060\ufeff\u00ad\u200e\u200f]")  # zero-width space, word joiner, soft hyphen, marks
