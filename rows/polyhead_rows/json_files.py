@@ -50,7 +50,11 @@ class JsonLinesFile(LineTableFile):
         reason = reason or _reason_against(value, text)
         if reason is None:
             return value, None
-        hint = '; for a file that is one array name it .json or set format = "json"' if isinstance(value, list) else ""
+        hint = (
+            '; for a file that is one array name it .json or set format = "json"'
+            if isinstance(value, list) and self._names is None
+            else ""
+        )
         return None, reason + hint
 
 
@@ -134,6 +138,7 @@ class _JsonText:
         while self._peek() != "}":
             if names:
                 self.expect(",")
+                self._peek()
             _, name = self.take(len(names) + 1)
             self.expect(":")
             if name == part:

@@ -58,9 +58,7 @@ def _of_table(path: str) -> dict[str, str]:
                 raise TableError(f"{table.place_of(row)}: {row.reason}")
             cells = [row.fields[name] for name in columns] if columns else list(row.fields.values())
             if len(cells) not in (1, 2):
-                raise TableError(
-                    f"{path}: a table of names must have two columns, the id and the name, got {len(cells)}"
-                )
+                raise TableError(f"{path}: must have two columns, the id and the name, got {len(cells)}")
             key = number if len(cells) == 1 else cells[0]
             _add(path, names, str(key).strip(), cells[-1])
     return names

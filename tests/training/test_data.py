@@ -102,7 +102,8 @@ def test_missing_labels_are_unknown(tmp_path: Path) -> None:
     ("change", "heads", "message"),
     [
         ({}, [HeadConfig(name="colour", kind="single_label")], "no column 'colour', only text, topic, tags, stars"),
-        ({}, [HeadConfig(name="topic", kind="regression")], ":1: column 'topic': a regression needs finite numbers"),
+        ({}, [HeadConfig(name="topic", kind="regression", missing=[])],
+         ":1: column 'topic': a regression needs finite numbers"),
         ({}, [HeadConfig(name="topic", kind="single_label", labels=["3", "NA"], missing=[])],
          ":2: column 'topic': label 'null' is not in the schema of head 'topic'; allowed are 3, NA"),
         ({}, [HeadConfig(name="topic", kind="single_label", labels=[])], "needs at least 2 labels"),
@@ -228,7 +229,8 @@ def test_a_number_must_fit_float32(value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("column", "value"), [("tags", 3), ("tags", {"a": 3}), ("topic", ["a"]), ("tags", [["a"]]), ("topic", "\ud800")]
+    ("column", "value"),
+    [("tags", 3), ("tags", {"a": 3}), ("topic", ["a", "b"]), ("tags", [["a"]]), ("topic", "\ud800")],
 )
 def test_what_is_no_label_is_named(tmp_path: Path, column: str, value: Any) -> None:
     """A cell of the wrong kind names its row and column."""

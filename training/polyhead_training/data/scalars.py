@@ -60,7 +60,7 @@ def label_text(value: Any, place: str) -> str:
         value = value.date()  # as data frames write it to CSV
     if isinstance(value, Decimal) and value.is_finite():
         value = int(value) if value == value.to_integral_value() else format(value.normalize(), "f")
-    if not isinstance(value, str | int | float | datetime.date | datetime.time | UUID):  # a bool is an int
+    if not isinstance(value, str | bytes | int | float | datetime.date | datetime.time | UUID):  # a bool is an int
         kind, shown = type(value).__name__, shortened(repr(value))
         raise BadRowError(f"{place}: a label is a text or a number, got {kind} {shown}")
     return as_text(value) or ""

@@ -9,6 +9,7 @@ from polyhead_rows.spelling import shortened, spells_structure
 from polyhead_training.config import DataConfig
 from polyhead_training.errors import DataError
 
+WORTH_SAYING = 0.02  # of all texts; people do write a number now and then
 _FLOAT = re.compile(r"\s*[+-]?\d*\.\d+([eE][+-]?\d+)?\s*")
 _WHOLE = re.compile(r"\s*[+-]?\d+\.?\s*")
 
@@ -59,7 +60,7 @@ class TextKinds:
         """What the user should know about a column that has both."""
         numbers = self.floats + self.wholes
         for count, what, first in ((self.spelled, "lists or objects", "spelled"), (numbers, "numbers", "number")):
-            if count:
+            if count >= WORTH_SAYING * self.total and count:
                 yield (
                     f"column {self.column!r}: {count} of {self.total} texts are {what} and are read as written "
                     f"(first {self._first[first]})"
