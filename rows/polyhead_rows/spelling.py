@@ -29,7 +29,6 @@ _CALL = re.compile(rf"({_LISTS}|{_DICTS}|{_SCALARS})\(".replace("numpy.", r"nump
 _KEYWORD = re.compile(r"\s*\w+\s*=(?!>)")
 _FACTORY = re.compile(r"\s*<(class|function)[^<>]*>\s*,")  # of a defaultdict
 _PREFIX = re.compile(r"[bBuU](?=['\"])")
-_TUPLE = re.compile(r"\(\s*['\"].*\)|\(.*,.*\)", re.DOTALL)
 _QUOTED_LIST = re.compile(r"[\"']\s*[\[{]")
 _BYTES = re.compile(r"b'[^']*'|b\"[^\"]*\"")
 _ESCAPED = re.compile(r"\\.", re.DOTALL)
@@ -47,7 +46,7 @@ def looks_spelled(text: str) -> bool:
     if text[0] in "[{":
         return True
     if text[0] == "(":
-        return _TUPLE.fullmatch(text) is not None
+        return text[-1] == ")" and ("," in text or text[1:].lstrip()[:1] in ("'", '"'))
     if text[0] in "\"'":  # a list that was written as JSON twice
         return _QUOTED_LIST.match(text) is not None
     return (text.endswith(")") and _CALL.match(text) is not None) or _BYTES.fullmatch(text) is not None

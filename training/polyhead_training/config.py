@@ -41,6 +41,7 @@ name = "tags"
 kind = "multi_label"
 column = "labels"                    # if its name is not the head's
 separator = ";"                      # between the labels of one CSV cell
+# columns = ["toxic", "insult"]      # instead of column: one column of 0 and 1 per label
 
 [training]
 epochs = 3

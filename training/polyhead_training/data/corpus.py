@@ -115,7 +115,8 @@ def read_corpus(
         notes += _clean(parts, config)
         _check_filled(parts)
         notes += [note for staged in sources.values() for note in staged.notes]
-        notes += describe_labels(recipe.readers, whole.columns(recipe.cells), whole.source)
+        scope = f" in {', '.join(sources)} together" if len(sources) > 1 else ""
+        notes += describe_labels(recipe.readers, whole.columns(recipe.cells), whole.source, scope)
         schema = learn_schema(recipe.readers, whole.columns(recipe.cells), whole.place_at, whole.source)
         for staged in sources.values():
             notes += [

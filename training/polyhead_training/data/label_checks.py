@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from decimal import Decimal
 
 from polyhead.schema import HeadKind
 from polyhead_rows.spelling import shortened
@@ -21,7 +22,7 @@ SEPARATORS = {";": ";", "|": "|", "\t": "\t", ",": ",", " ": " ", "/": "/", "&":
 CERTAIN = (";", "|", "\t", ",")  # in a label they are a separator more often than not
 
 _BETWEEN_LETTERS = re.compile(r"(?<=[^\W\d_])[\s_\-‐-―'’.]+(?=\w)|(?<=[^\W_])[\s_\-‐-―'’]+(?=[^\W\d_])")
-_NUMBER = re.compile(r"([+-]?)0*(\d+)(?:\.0*)?")
+_NUMBER = re.compile(r"[+-]?\d{1,20}(\.\d{0,20})?")
 _AROUND = " .:;!?\"'`“”‘’«»"
 
 
@@ -59,8 +60,8 @@ def check_labels(
 def like(label: str) -> str:
     """Equal for labels that look like one: case, width, blanks, hyphens, quotes, a final point, zeros of a number."""
     folded = unicodedata.normalize("NFKC", label).casefold().strip(_AROUND)
-    if found := _NUMBER.fullmatch(folded):
-        return found[1].lstrip("+") + found[2]
+    if _NUMBER.fullmatch(folded):
+        return str(Decimal(folded).normalize())
     return _BETWEEN_LETTERS.sub("", folded) or label
 
 
@@ -78,6 +79,15 @@ def mending_key(spellings: Sequence[str], wanted: str | None = None) -> str:
     pairs = ", ".join(f"{_quoted(spelling)} = {_quoted(one)}" for spelling in spellings if spelling != one)
     are_ids = all(spelling.lstrip("+-").isdecimal() for spelling in spellings if spelling != one)
     return f"names = {{ {pairs} }}" + (' and unnamed = "keep"' if are_ids else "")
+
+
+def joined_by(text: str, labels: Container[str]) -> str | None:
+    """The separator between the labels that a text has; None if it has other parts."""
+    for separator in SEPARATORS.values():
+        parts = [part.strip() for part in text.split(separator) if part.strip()]
+        if len(parts) > 1 and all(part in labels for part in parts):
+            return separator
+    return None
 
 
 def _lookalikes(counts: Mapping[str, int]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from polyhead.errors import SchemaError, describe
 from polyhead.schema import Head, HeadKind, Schema
 from polyhead_training.config import HeadConfig
 from polyhead_training.data.cells import Cell, CellReader
-from polyhead_training.data.label_checks import check_labels, like, mending_key
+from polyhead_training.data.label_checks import check_labels, joined_by, like, mending_key
 from polyhead_training.errors import DataError
 
 
@@ -66,14 +66,22 @@ def learn_schema(
     return Schema(heads)
 
 
-def describe_labels(readers: Sequence[CellReader], cells: Sequence[pyarrow.ChunkedArray], source: str) -> Iterator[str]:
+def describe_labels(
+    readers: Sequence[CellReader], cells: Sequence[pyarrow.ChunkedArray], source: str, scope: str = ""
+) -> Iterator[str]:
     """Lines: what reading each head's cells assumed, and what looks wrong about its labels.
+
+    Args:
+        readers: of the heads' cells.
+        cells: of the training rows, as for `learn_schema`.
+        source: where these come from, for messages.
+        scope: the splits that the readers have read.
 
     Raises:
         DataError: the labels are no labels.
     """
     for reader, column in zip(readers, cells, strict=True):
-        config, lines = reader.config, list(reader.notes.lines(reader.config.at_least))
+        config, lines = reader.config, [f"{line}{scope}" for line in reader.notes.lines(reader.config.at_least)]
         if config.kind != HeadKind.REGRESSION:
             counted = pc.value_counts(pc.list_flatten(column)).to_pylist()
             counts = {one["values"]: one["counts"] for one in counted}
@@ -142,8 +150,11 @@ def to_vector(cells: Sequence[Cell], schema: Schema, columns: Sequence[str], row
         else:
             if unknown := [label for label in cell if label not in head.index_of]:
                 known = ", ".join(head.labels[:10]) + (", …" if len(head.labels) > 10 else "")
+                joined = joined_by(unknown[0], head.index_of)
                 alike = next((label for label in head.labels if like(label) == like(unknown[0])), None)
                 mend = f"; it looks like {alike!r}: {mending_key([unknown[0]], alike)}" if alike is not None else ""
+                if joined is not None:
+                    mend = f"; it looks like labels joined by {joined!r}: set separator"
                 raise DataError(
                     f"{row}: column {column!r}: label {unknown[0]!r} is not in the schema of head {head.name!r}; "
                     f"allowed are {known}{mend}"
