@@ -18,7 +18,7 @@ SAID = {
     "nothing": "cells hold no label and count as unknown",
     "vector": "vectors of 0 and 1 were read by position",
     "share": "cells have shares between 0 and 1, which count as the label from at_least ({at_least:g}) on",
-    "left_out": "lists have blank parts, which were left out",
+    "left_out": "lists have parts that are blank or null, which were left out",
     "unsubmitted": "answers of annotators are drafts or discarded and were left out",
     "evened": "labels were evened out: blanks, invisible characters, Unicode form NFC",
     "repeated": "cells name a label twice; it counts once",

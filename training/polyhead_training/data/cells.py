@@ -171,6 +171,12 @@ class CellReader:
             self.notes.add("lines", place, value)
             parts = [_BULLET.sub("", line) for line in lines]
         parts = [part.strip() for part in parts]
+        if config.brackets == "list" and (cut := _cut_brackets(value, parts)):
+            raise BadRowError(
+                f"{place}: {config.separator!r} cuts through the brackets of {shortened(value)!r} and leaves "
+                f"{shortened(cut)!r}; set another separator or a pattern, write the labels as JSON, or set "
+                'brackets = "text"'
+            )
         if len(parts) > 1 and (vector := self._vector(parts, place)) is not None:
             return vector
         return self._known_parts([part for part in parts if evened(part)], place, value)
@@ -207,9 +213,12 @@ class CellReader:
 
     def _known_parts(self, parts: Sequence[Any], place: str, value: Any) -> Parts:
         """The parts without those that mean unknown; None if all do."""
-        found, blank = [], 0
+        found, blank, nulls = [], 0, 0
         for part in parts:
-            if is_nothing(part) or self._is_missing(part, place):
+            if is_nothing(part):
+                nulls += 1
+                continue
+            if self._is_missing(part, place):
                 continue
             if isinstance(part, str) and part not in self._known and not evened(part):
                 blank += 1
@@ -217,11 +226,11 @@ class CellReader:
             found.append(part)
         if parts and blank == len(parts):  # what splitting an empty text gives
             return self._empty(place)
-        if blank:
-            self.notes.add("left_out", place, value)
         if parts and not found:
             self.notes.add("hollow", place, value)
             return None
+        if blank or nulls:
+            self.notes.add("left_out", place, value)
         return found
 
     def _vector(self, parts: Sequence[Any], place: str) -> Parts:
@@ -344,6 +353,18 @@ class CellReader:
         if not lowest <= number <= highest:
             raise BadRowError(f"{place}: must lie in the y_range {lowest:g} to {highest:g}, got {found[0]!r}")
         return number
+
+
+def _cut_brackets(text: str, parts: Sequence[str]) -> str | None:
+    """A part that opens a bracket which another part closes; None if there is none."""
+    if len(parts) == 1 or _depth(text) != 0:
+        return None
+    cut = next((part for part in parts if _depth(part) != 0), None)
+    return cut if cut is not None and _depth(cut) > 0 else None
+
+
+def _depth(text: str) -> int:
+    return sum(text.count(mark) for mark in "([{") - sum(text.count(mark) for mark in ")]}")
 
 
 def _quoted_list(text: str) -> list[Any] | None:

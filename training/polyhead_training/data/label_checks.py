@@ -22,6 +22,7 @@ SEPARATORS = {";": ";", "|": "|", "\t": "\t", ",": ",", " ": " ", "/": "/", "&":
 CERTAIN = (";", "|", "\t", ",")  # in a label they are a separator more often than not
 
 _BETWEEN_LETTERS = re.compile(r"(?<=[^\W\d_])[\s_\-‐-―'’.]+(?=\w)|(?<=[^\W_])[\s_\-‐-―'’]+(?=[^\W\d_])")
+_POINT_ZERO = re.compile(r"[+-]?\d+\.0+")
 _NUMBER = re.compile(r"[+-]?\d{1,20}(\.\d{0,20})?")
 _AROUND = " .:;!?\"'`“”‘’«»"
 
@@ -48,6 +49,11 @@ def check_labels(
         )
     yield from _lookalikes(counts)
     yield from _joined(config, counts, notes)
+    if counts and all(map(_POINT_ZERO.fullmatch, counts)):
+        yield (
+            f"its labels are whole numbers with a point, such as {min(counts)!r}, as data frames write them if a cell "
+            'is missing; label_transforms = ["whole_number"] takes the point away'
+        )
     if len(counts) * 2 > labelled >= FEW_ROWS:
         yield f"{len(counts)} labels in {labelled} rows: does the column hold ids, texts or numbers instead of labels?"
     if counts and sum(map(len, counts)) > LONG * len(counts):

@@ -10,6 +10,7 @@ from polyhead_training.config import DataConfig
 from polyhead_training.errors import DataError
 
 WORTH_SAYING = 0.02  # of all texts; people do write a number now and then
+MISSING_TEXTS = {"nan", "none", "null", "n/a", "<na>"}  # in lower case
 _FLOAT = re.compile(r"\s*[+-]?\d*\.\d+([eE][+-]?\d+)?\s*")
 _WHOLE = re.compile(r"\s*[+-]?\d+\.?\s*")
 
@@ -19,7 +20,7 @@ class TextKinds:
 
     def __init__(self, config: DataConfig) -> None:
         self.column = config.text_column
-        self.total = self.spelled = self.floats = self.wholes = 0
+        self.total = self.spelled = self.floats = self.wholes = self.missing = 0
         self._accepts_any = config.any_text
         self._first: dict[str, str] = {}
 
@@ -37,6 +38,9 @@ class TextKinds:
         elif _WHOLE.fullmatch(text):
             self.wholes += 1
             self._first.setdefault("number", f"{place}: {shortened(text)!r}")
+        elif len(text) < 9 and text.strip().casefold() in MISSING_TEXTS:
+            self.missing += 1
+            self._first.setdefault("missing", f"{place}: {text!r}")
 
     def check(self, source: str) -> None:
         """Refuses a column without any text.
@@ -58,6 +62,11 @@ class TextKinds:
 
     def lines(self) -> Iterator[str]:
         """What the user should know about a column that has both."""
+        if self.missing:
+            yield (
+                f"column {self.column!r}: {self.missing} texts are words that data frames write for a missing text, "
+                f"and are read as texts (first {self._first['missing']}); a function in filters leaves them out"
+            )
         numbers = self.floats + self.wholes
         for count, what, first in ((self.spelled, "lists or objects", "spelled"), (numbers, "numbers", "number")):
             if count >= WORTH_SAYING * self.total and count:
