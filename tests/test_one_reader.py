@@ -137,3 +137,16 @@ def test_a_field_of_an_object_is_a_text_everywhere(suffix: str, base_checkpoint:
     with pytest.raises(TableError, match=r"doc\.body"):
         write_golden(base_checkpoint, str(path), tmp_path / "golden.jsonl", "doc.body")
     assert write_golden(base_checkpoint, str(path), tmp_path / "golden.jsonl", "doc.body", most=2) == 2
+
+
+def test_a_column_without_texts_is_said_everywhere(base_checkpoint: Path, tmp_path: Path) -> None:
+    """Training and evaluation refuse lists that were written as text; scoring notes it and answers."""
+    path = tmp_path / "rows.csv"
+    path.write_text("text\n\"['one', 'two']\"\n\"['three']\"\n", encoding="utf-8")
+    for lenient in (False, True):
+        with pytest.raises(DataError, match=r"column 'text' holds lists or objects and no texts \(first .*rows.csv:2"):
+            staged(path, tmp_path, "skip", lenient)
+    arguments = [str(path), "--checkpoint", str(base_checkpoint), "--output", str(tmp_path / "scored.jsonl")]
+    result = CliRunner().invoke(score, arguments)
+    assert result.exit_code == 0, result.output
+    assert "note: column 'text' holds lists or objects and no texts" in " ".join(result.output.split())

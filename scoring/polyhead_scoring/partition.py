@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from polyhead_rows.columns import Kinds, merge_kinds, note_kinds, to_table
 from polyhead_rows.table import column_of
 from polyhead_rows.table_file import BadText, Row, Start, TableFile, open_table
+from polyhead_rows.text_kinds import TextKinds
 from polyhead_scoring import ScoringError
 from polyhead_scoring.job import InputFile, Job
 
@@ -185,6 +186,20 @@ def bytes_per_token(job: Job, tokenizer: Tokenizer) -> float:
     encoded = tokenizer.encode_batch(texts)
     ratios = [_byte_count(text) / len(found.ids) for text, found in zip(texts, encoded, strict=True) if found.ids]
     return max(1.0, statistics.median(ratios)) if ratios else ENGLISH
+
+
+def odd_texts(job: Job) -> str | None:
+    """What the text column holds if the first rows of the first file with rows have no texts but lists or numbers."""
+    kinds = TextKinds(job.text_column)
+    for file in job.inputs:
+        table = open_table(file.name, job.read)
+        with closing(table.rows(columns=job.text_columns)) as rows:
+            for row in islice(rows, SAMPLE_ROWS):
+                if isinstance(text := job.text_of(row), str):
+                    kinds.add(text, table.place_of(row))
+        if kinds.total:
+            break
+    return kinds.fault
 
 
 class PartReader:

@@ -27,11 +27,11 @@ from polyhead.template import FieldError, Template, as_text
 from polyhead_rows.progress import progress
 from polyhead_rows.table import column_of, value_at
 from polyhead_rows.table_file import BadText, Row, text_of
+from polyhead_rows.text_kinds import TextKinds
 from polyhead_training.config import DataConfig, HeadConfig
 from polyhead_training.data.cells import CellReader
 from polyhead_training.data.functions import UserFunction
 from polyhead_training.data.sources import Fields, Source, place_of
-from polyhead_training.data.text_kinds import TextKinds
 from polyhead_training.errors import BadRowError, ConfigError, DataError
 from polyhead_training.model.tokenizer import TRANSFORMS, named_normalizer
 
@@ -116,7 +116,7 @@ class Recipe:
         ]
         self.idle_upsample = list(config.upsample)  # those for which no row was found yet
         self._normalizer = named_normalizer(config.text_transforms)
-        self.texts = TextKinds(config)
+        self.texts = TextKinds(config.text_column)
         self._splitters = {
             reader.column: reader for reader in self.readers if reader.config.kind == HeadKind.MULTI_LABEL
         }
@@ -241,7 +241,7 @@ def stage(
     labels = [column for reader in recipe.readers for column in reader.columns]
     needed = [*recipe.columns, *also, *([] if lenient else labels)]
     stops = recipe.config.bad_rows == "stop"
-    recipe.texts = TextKinds(recipe.config)
+    recipe.texts = TextKinds(recipe.config.text_column)
     files: list[str] = []
     counts: Counter[str] = Counter()
     first: BadRowError | None = None
@@ -288,8 +288,12 @@ def stage(
             of = f"At least {counts['bad']:,} of the first {counts['rows'] - 1:,} rows"
         skip = "--bad-rows skip" if lenient else 'bad_rows = "skip"'
         raise DataError(f"{first}. {of} cannot be used: correct them, or leave them out with {skip}")
-    recipe.texts.check(name)
-    notes = tuple(recipe.texts.lines())
+    if not recipe.config.any_text and (fault := recipe.texts.fault) is not None:
+        raise DataError(
+            f"{name}: {fault}; name the column of the text in text_column, a field of an object as in text_column = "
+            '"doc.body"; any_text = true in [data] takes the column as it is'
+        )
+    notes = () if recipe.config.any_text else tuple(recipe.texts.lines())
     return Staged(name, files, staged, counts["dropped"], counts["filtered"], counts["bad"], notes)
 
 

@@ -6,8 +6,6 @@ import re
 from collections.abc import Iterator
 
 from polyhead_rows.spelling import shortened, spells_structure
-from polyhead_training.config import DataConfig
-from polyhead_training.errors import DataError
 
 WORTH_SAYING = 0.02  # of all texts; people do write a number now and then
 MISSING_TEXTS = {"nan", "none", "null", "n/a", "<na>"}  # in lower case
@@ -18,15 +16,14 @@ _WHOLE = re.compile(r"\s*[+-]?\d+\.?\s*")
 class TextKinds:
     """Counts the texts of a column that are lists, objects or numbers."""
 
-    def __init__(self, config: DataConfig) -> None:
-        self.column = config.text_column
+    def __init__(self, column: str) -> None:
+        self.column = column
         self.total = self.spelled = self.floats = self.wholes = self.missing = 0
-        self._accepts_any = config.any_text
         self._first: dict[str, str] = {}
 
     def add(self, text: str, place: str) -> None:
         """Counts a text."""
-        if self._accepts_any or text.isspace() or not text:
+        if text.isspace() or not text:
             return
         self.total += 1
         if spells_structure(text):
@@ -42,23 +39,14 @@ class TextKinds:
             self.missing += 1
             self._first.setdefault("missing", f"{place}: {text!r}")
 
-    def check(self, source: str) -> None:
-        """Refuses a column without any text.
-
-        Raises:
-            DataError: all texts are lists or objects, or all are numbers and some of them have a point.
-        """
-        what = first = ""
+    @property
+    def fault(self) -> str | None:
+        """What the column holds if it has no text: lists or objects only, or numbers only and some with a point."""
         if self.total and self.spelled == self.total:
-            what, first = "lists or objects", self._first["spelled"]
-        elif self.floats and self.floats + self.wholes == self.total:
-            what, first = "numbers", self._first["number"]
-        if what:
-            raise DataError(
-                f"{source}: column {self.column!r} holds {what} and no texts ({first}); name the column of the text in "
-                'text_column, a field of an object as in text_column = "doc.body"; any_text = true trains on it as '
-                "it is"
-            )
+            return f"column {self.column!r} holds lists or objects and no texts (first {self._first['spelled']})"
+        if self.floats and self.floats + self.wholes == self.total:
+            return f"column {self.column!r} holds numbers and no texts (first {self._first['number']})"
+        return None
 
     def lines(self) -> Iterator[str]:
         """What the user should know about a column that has both."""
