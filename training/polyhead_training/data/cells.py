@@ -31,6 +31,7 @@ from polyhead_training.data.scalars import (
     number_of,
     share_of,
 )
+from polyhead_training.data.separators import cut_bracket, line_parts, parts_between, quoted_parts, tag_parts
 from polyhead_training.data.structures import is_structure, parts_of
 from polyhead_training.errors import BadRowError
 
@@ -42,10 +43,6 @@ Parts = list[Any] | None
 
 LARGEST = float(np.finfo(np.float32).max)  # labels are stored as float32
 EXAMPLES = {HeadKind.SINGLE_LABEL: '["a"]', HeadKind.MULTI_LABEL: '["a", "b"]', HeadKind.REGRESSION: "4.5"}
-_TAGS = re.compile(r"(\s*<[^<>]+>)+\s*")
-_LINES = re.compile(r"[\r\n\t]+")
-_BULLET = re.compile(r"\s*[-*•·]\s+")
-_BETWEEN_NUMBERS = re.compile(r"[\s,;|]+")
 
 
 class CellReader:
@@ -154,24 +151,23 @@ class CellReader:
             raise BadRowError(f"{place}: pattern {config.pattern!r} finds no label in {shortened(value)!r}")
         if config.brackets == "list" and looks_spelled(text):
             return self._spelled_parts(text, place)
-        if config.brackets == "list" and (quoted := _quoted_list(text)) is not None:
+        if config.brackets == "list" and (quoted := quoted_parts(text)) is not None:
             self.notes.add("spelled", place, value)
             return self._structure_parts(quoted, place)
         if config.positions is not None:
-            return self._vector(_BETWEEN_NUMBERS.split(text), place)
+            return self._vector(re.split(r"[\s,;|]+", text), place)
         if config.kind != HeadKind.MULTI_LABEL:
             self.notes.texts += 1
             return [value]
-        if config.brackets == "list" and _TAGS.fullmatch(text):
-            return re.findall(r"<([^<>]+)>", text)
+        if config.brackets == "list" and (tags := tag_parts(text)) is not None:
+            return tags
         self.notes.texts += 1
         self.notes.has_separator |= config.separator in value
-        parts = value.split(config.separator)
-        if len(parts) == 1 and len(lines := _LINES.split(value.strip())) > 1:
+        parts = parts_between(value, config.separator)
+        if len(parts) == 1 and len(lines := line_parts(value)) > 1:
             self.notes.add("lines", place, value)
-            parts = [_BULLET.sub("", line) for line in lines]
-        parts = [part.strip() for part in parts]
-        if config.brackets == "list" and (cut := _cut_brackets(value, parts)):
+            parts = lines
+        if config.brackets == "list" and (cut := cut_bracket(value, parts)):
             raise BadRowError(
                 f"{place}: {config.separator!r} cuts through the brackets of {shortened(value)!r} and leaves "
                 f"{shortened(cut)!r}; set another separator or a pattern, write the labels as JSON, or set "
@@ -353,29 +349,6 @@ class CellReader:
         if not lowest <= number <= highest:
             raise BadRowError(f"{place}: must lie in the y_range {lowest:g} to {highest:g}, got {found[0]!r}")
         return number
-
-
-def _cut_brackets(text: str, parts: Sequence[str]) -> str | None:
-    """A part that opens a bracket which another part closes; None if there is none."""
-    if len(parts) == 1 or _depth(text) != 0:
-        return None
-    cut = next((part for part in parts if _depth(part) != 0), None)
-    return cut if cut is not None and _depth(cut) > 0 else None
-
-
-def _depth(text: str) -> int:
-    return sum(text.count(mark) for mark in "([{") - sum(text.count(mark) for mark in ")]}")
-
-
-def _quoted_list(text: str) -> list[Any] | None:
-    """The parts of ``'a', 'b'`` or ``"a"``; None if the text has other parts than quoted ones."""
-    if text[0] not in "\"'" or text[-1] not in "\"'" or len(text) < 2:
-        return None
-    try:
-        found = read_spelled(f"[{text}]")
-    except SpellingError:
-        return None
-    return found if isinstance(found, list) and all(isinstance(part, str) for part in found) else None
 
 
 def _is_digit(part: Any) -> bool:

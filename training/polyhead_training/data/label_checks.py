@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 
 from polyhead.schema import HeadKind
@@ -13,13 +13,12 @@ from polyhead_rows.spelling import shortened
 from polyhead_training.config import HeadConfig
 from polyhead_training.data.cell_notes import CellNotes
 from polyhead_training.data.scalars import LABEL_TRANSFORMS
+from polyhead_training.data.separators import CERTAIN, SEPARATORS
 from polyhead_training.errors import DataError
 
 SHOWN = 4  # examples in a line
 FEW_ROWS = 20  # fewer rows say nothing about ids
 LONG = 80  # characters, on average: labels that long are texts
-SEPARATORS = {";": ";", "|": "|", "\t": "\t", ",": ",", " ": " ", "/": "/", "&": " & ", "+": "+", ":": ":"}
-CERTAIN = (";", "|", "\t", ",")  # in a label they are a separator more often than not
 
 _BETWEEN_LETTERS = re.compile(r"(?<=[^\W\d_])[\s_\-‐-―'’.]+(?=\w)|(?<=[^\W_])[\s_\-‐-―'’]+(?=[^\W\d_])")
 _POINT_ZERO = re.compile(r"[+-]?\d+\.0+")
@@ -87,15 +86,6 @@ def mending_key(spellings: Sequence[str], wanted: str | None = None) -> str:
     return f"names = {{ {pairs} }}" + (' and unnamed = "keep"' if are_ids else "")
 
 
-def joined_by(text: str, labels: Container[str]) -> str | None:
-    """The separator between the labels that a text has; None if it has other parts."""
-    for separator in SEPARATORS.values():
-        parts = [part.strip() for part in text.split(separator) if part.strip()]
-        if len(parts) > 1 and all(part in labels for part in parts):
-            return separator
-    return None
-
-
 def _lookalikes(counts: Mapping[str, int]) -> Iterator[str]:
     groups = defaultdict(list)
     for label in sorted(counts, key=lambda label: (-counts[label], label)):
@@ -113,12 +103,12 @@ def _joined(config: HeadConfig, counts: Mapping[str, int], notes: CellNotes) -> 
     if not notes.texts or config.pattern is not None:
         return
     is_single = config.kind == HeadKind.SINGLE_LABEL
-    for name, separator in SEPARATORS.items():
+    for separator in SEPARATORS:
         if separator == config.separator and not is_single:
             continue
         joined = [label for label in counts if separator in label.strip(separator)]
         parts = {part.strip() for label in counts for part in label.split(separator) if part.strip()}
-        is_sure = name in CERTAIN and not notes.has_separator and not is_single
+        is_sure = separator in CERTAIN and not notes.has_separator and not is_single
         if not joined or not (is_sure or (len(parts) < len(counts) and len(joined) > is_single)):
             continue
         rows = sum(counts[label] for label in joined)

@@ -15,7 +15,8 @@ from polyhead.errors import SchemaError, describe
 from polyhead.schema import Head, HeadKind, Schema
 from polyhead_training.config import HeadConfig
 from polyhead_training.data.cells import Cell, CellReader
-from polyhead_training.data.label_checks import check_labels, joined_by, like, mending_key
+from polyhead_training.data.label_checks import check_labels, like, mending_key
+from polyhead_training.data.separators import joined_by
 from polyhead_training.errors import DataError
 
 
