@@ -114,3 +114,39 @@ def test_a_file_that_cannot_be_read(name: str, scored: Scored, base_checkpoint: 
             command()
         assert name in str(caught.value)
         assert wanted in " ".join(str(caught.value).split())
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_field_of_an_object_is_a_text_everywhere(suffix: str, base_checkpoint: Path, tmp_path: Path) -> None:
+    """Training, evaluation, scoring and golden rows take ``doc.body``; a row without it has no text."""
+    docs, path = [{"body": "one text"}, {"body": "another"}, {"title": "none"}], tmp_path / f"rows.{suffix}"
+    if suffix == "jsonl":
+        path.write_text("".join(json.dumps({"doc": doc}) + "\n" for doc in docs), encoding="utf-8")
+    else:
+        pyarrow.parquet.write_table(pyarrow.table({"doc": docs}), path)
+    config = DataConfig(train=str(path), text_column="doc.body", bad_rows="skip")
+    for lenient in (False, True):
+        found = stage(open_files(str(path), ReadOptions()), Recipe(config, ()), "rows", tmp_path / "rows.arrow",
+                      lenient=lenient)  # fmt: skip
+        assert (list(found.rows["text"]), found.bad) == (["one text", "another"], 1)
+    output = tmp_path / "scored.jsonl"
+    arguments = [str(path), "--checkpoint", str(base_checkpoint), "--output", str(output), "--text-column", "doc.body"]
+    assert CliRunner().invoke(score, arguments).exit_code == 1
+    scored = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert [row["error"] is None for row in scored] == [True, True, False]
+    with pytest.raises(TableError, match=r"doc\.body"):
+        write_golden(base_checkpoint, str(path), tmp_path / "golden.jsonl", "doc.body")
+    assert write_golden(base_checkpoint, str(path), tmp_path / "golden.jsonl", "doc.body", most=2) == 2
+
+
+def test_a_column_without_texts_is_said_everywhere(base_checkpoint: Path, tmp_path: Path) -> None:
+    """Training and evaluation refuse lists that were written as text; scoring notes it and answers."""
+    path = tmp_path / "rows.csv"
+    path.write_text("text\n\"['one', 'two']\"\n\"['three']\"\n", encoding="utf-8")
+    for lenient in (False, True):
+        with pytest.raises(DataError, match=r"column 'text' holds lists or objects and no texts \(first .*rows.csv:2"):
+            staged(path, tmp_path, "skip", lenient)
+    arguments = [str(path), "--checkpoint", str(base_checkpoint), "--output", str(tmp_path / "scored.jsonl")]
+    result = CliRunner().invoke(score, arguments)
+    assert result.exit_code == 0, result.output
+    assert "note: column 'text' holds lists or objects and no texts" in " ".join(result.output.split())

@@ -16,7 +16,7 @@ from pyarrow.parquet import ParquetFile as Parquet
 from polyhead_rows.byte_source import BUFFER_BYTES, READ_ERRORS, ByteSource, reading
 from polyhead_rows.errors import TableError
 from polyhead_rows.place import file_system, is_uri
-from polyhead_rows.table import Row, Start, TableFile
+from polyhead_rows.table import Row, Start, TableFile, column_of
 
 BATCH_ROWS, BATCH_BYTES = 1024, 16 * 2**20  # in memory at a time, whichever is less
 
@@ -58,7 +58,8 @@ class ArrowTableFile(TableFile):
         """Rows from `first_row` on in the columns that are wanted, and the number of the first of each batch."""
         names = self.columns if self.doubled else None
         if columns is not None:
-            names = [name for name in dict.fromkeys(columns) if name in (self.columns or ())]
+            found = [column_of(name, self.columns or ()) for name in columns]
+            names = [name for name in dict.fromkeys(found) if name is not None]
         for first, batch in self._read(first_row, names):
             skipped = max(first_row - first, 0)
             if skipped < batch.num_rows:

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Literal
 import pyarrow
 
 from polyhead_rows.errors import TableError, one_line
-from polyhead_rows.place import STDIN, is_pipe, open_bytes, size_of
+from polyhead_rows.place import STDIN, is_pipe, open_bytes, size_of, split_part
 
 HEAD_BYTES = 64 * 2**10
 BUFFER_BYTES = 2**18
@@ -120,7 +120,7 @@ class ByteSource:
             if sys.stdin is None:
                 raise TableError("-: standard input is closed")
             return getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
-        pipe = Path(self.name).open("rb", buffering=0)  # noqa: SIM115 - read until this source is gone
+        pipe = Path(split_part(self.name)[0]).open("rb", buffering=0)  # noqa: SIM115 - read until this source is gone
         weakref.finalize(self, pipe.close)
         return pipe
 

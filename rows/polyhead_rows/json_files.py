@@ -1,4 +1,7 @@
-"""JSON lines (one object per line) and a JSON array of objects. An array is parsed piece by piece, never as a whole."""
+"""JSON lines (one object per line) and a JSON array of objects, which may be a part of a JSON object.
+
+With `ReadOptions.columns` a row may also be a list of cells. An array is parsed piece by piece, never as a whole.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ from typing import Any
 from polyhead_rows.byte_source import UTF8_BOM, ByteSource, reading
 from polyhead_rows.errors import TableError
 from polyhead_rows.lines import LONGEST_LINE, LineTableFile, TextTableFile, encoding_reason, shown
-from polyhead_rows.table import Row, Start, kind_of
+from polyhead_rows.place import split_part
+from polyhead_rows.table import ReadOptions, Row, Start, kind_of
 
 DEEPEST = 100  # brackets within brackets
 TOO_DEEP = f"is nested deeper than {DEEPEST} levels"
@@ -28,6 +32,10 @@ class JsonLinesFile(LineTableFile):
 
     format = "jsonl"
 
+    def __init__(self, source: ByteSource, options: ReadOptions) -> None:
+        super().__init__(source)
+        self._names = options.columns
+
     def _fields(self, line: bytes) -> tuple[dict[str, Any] | None, str | None]:
         try:
             # Files that were joined have byte order marks within.
@@ -38,21 +46,28 @@ class JsonLinesFile(LineTableFile):
         except (ValueError, RecursionError) as error:
             comma = "; remove the comma at its end" if line.rstrip().endswith(b",") else ""
             return None, f"{_json_reason(error)}; one object per line is wanted{comma}"
-        reason = _reason_against(value, text)
+        value, reason = _named(value, self._names)
+        reason = reason or _reason_against(value, text)
         if reason is None:
             return value, None
-        hint = '; for a file that is one array name it .json or set format = "json"' if isinstance(value, list) else ""
+        hint = (
+            '; for a file that is one array name it .json or set format = "json"'
+            if isinstance(value, list) and self._names is None
+            else ""
+        )
         return None, reason + hint
 
 
 class JsonArrayFile(TextTableFile):
-    """A JSON array of objects, one per row."""
+    """A JSON array of objects, one per row. The name ``splits.json#train`` means the array ``train`` of an object."""
 
     format = "json"
 
-    def __init__(self, source: ByteSource) -> None:
+    def __init__(self, source: ByteSource, options: ReadOptions) -> None:
         super().__init__(source)
         self.can_seek = False
+        self._names = options.columns
+        self._part = split_part(source.name)[1]
 
     def rows(self, start: Start | None = None, columns: Sequence[str] | None = None) -> Generator[Row]:
         """All rows from `start` on; what is before it is read again.
@@ -63,15 +78,18 @@ class JsonArrayFile(TextTableFile):
         first = (start or Start()).number
         with reading(self.name), self._source.open() as (stream, position):
             text = _JsonText(self.name, stream)
+            if self._part is not None:
+                text.enter(self._part)
             text.expect("[")
             number = 0
-            while text.next_element(number):
+            while text.next_element(number, self._part is not None):
                 number += 1
                 line = text.line
                 source, value = text.take(number)
                 if number < first:
                     continue
-                reason = _reason_against(value, source)
+                value, reason = _named(value, self._names)
+                reason = reason or _reason_against(value, source)
                 if reason is None and not source.isascii():
                     reason = _encoding_reason(source.encode("utf-8", "surrogateescape"), self._source.encoding)
                 raw = None if reason is None else shown(source.encode("utf-8", "surrogateescape"))
@@ -109,12 +127,40 @@ class _JsonText:
             raise TableError(f"{self._name}:{self.line}: {character!r} is expected, got {what}; the array is broken")
         self._at += 1
 
-    def next_element(self, number: int) -> bool:
-        """Goes to the next element; false if the array ends."""
+    def enter(self, part: str) -> None:
+        """Goes to the value of this name in the object that begins here. Arrays before it are skipped by element.
+
+        Raises:
+            TableError: there is none; the message lists the names.
+        """
+        self.expect("{")
+        names: list[str] = []
+        while self._peek() != "}":
+            if names:
+                self.expect(",")
+                self._peek()
+            _, name = self.take(len(names) + 1)
+            self.expect(":")
+            if name == part:
+                return
+            names.append(str(name))
+            if self._peek() == "[":
+                self._at += 1
+                number = 0
+                while self.next_element(number, is_part=True):
+                    number += 1
+                    self.take(number)
+            else:
+                self.take(len(names))
+        has = ", ".join(map(repr, names)) or "nothing"
+        raise TableError(f"{self._name}: the object has no {part!r}; it has {has}")
+
+    def next_element(self, number: int, is_part: bool = False) -> bool:
+        """Goes to the next element; false if the array ends. Behind a part of an object anything may stand."""
         found = self._peek()
         if found == "]":
             self._at += 1
-            if self._peek():
+            if not is_part and self._peek():
                 raise TableError(
                     f"{self._name}:{self.line}: text behind the end of the array; "
                     'for one object per line set format = "jsonl"'
@@ -169,6 +215,15 @@ class _JsonText:
         self._ended = not chunk
         self._window = self._window[self._at :] + self._decoder.decode(chunk, final=self._ended)
         self._at = 0
+
+
+def _named(value: Any, names: Sequence[str] | None) -> tuple[Any, str | None]:
+    """A list of cells as an object, if the columns have names; or why it is none."""
+    if names is None or not isinstance(value, list):
+        return value, None
+    if len(value) != len(names):
+        return value, f"has {len(value)} cells, but columns names {len(names)}"
+    return dict(zip(names, value, strict=True)), None
 
 
 def _reason_against(value: Any, source: str) -> str | None:

@@ -19,9 +19,20 @@ FORMATS = {
 }  # fmt: skip
 
 
+PART = re.compile(rf"(.*\.json(?:{'|'.join(map(re.escape, COMPRESSIONS))})?)#([^#/]+)", re.IGNORECASE)
+
+
+def split_part(name: str) -> tuple[str, str | None]:
+    """The file, and the array in it that has the rows: ``splits.json#train``. A file of the whole name comes first."""
+    found = PART.fullmatch(name)
+    if found is None or (not is_uri(name) and Path(name).exists()):
+        return name, None
+    return found[1], found[2]
+
+
 def split_name(name: str) -> tuple[str | None, str | None]:
     """The format and the compression that a file's name says."""
-    path = PurePath(name.lower())
+    path = PurePath(split_part(name)[0].lower())
     if path.suffix not in COMPRESSIONS:
         return FORMATS.get(path.suffix), None
     return FORMATS.get(path.with_suffix("").suffix), COMPRESSIONS[path.suffix]
@@ -58,6 +69,7 @@ def open_bytes(name: str) -> BinaryIO:
     Raises:
         TableError: it cannot be opened.
     """
+    name, _ = split_part(name)
     try:
         if is_uri(name):
             files, path = file_system(name)
@@ -73,6 +85,7 @@ def size_of(name: str) -> int:
     Raises:
         TableError: there is no such file, or it is a folder.
     """
+    name, _ = split_part(name)
     try:
         if is_uri(name):
             files, path = file_system(name)
@@ -92,7 +105,7 @@ def size_of(name: str) -> int:
 
 def is_pipe(name: str) -> bool:
     """Whether a path is a named pipe, or what a shell puts in place of ``<(command)``."""
-    return not is_uri(name) and Path(name).is_fifo()
+    return not is_uri(name) and Path(split_part(name)[0]).is_fifo()
 
 
 def why(error: Exception) -> str:
@@ -128,6 +141,9 @@ def _expand(pattern: str) -> list[str]:
         raise TableError("the name of an input is empty")
     if pattern == STDIN:
         return [pattern]
+    file, part = split_part(pattern)
+    if part is not None:
+        return [f"{name}#{part}" for name in _expand(file)]
     if is_uri(pattern):
         return _uri_files(pattern)
     matches = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))

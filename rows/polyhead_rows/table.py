@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Container, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -22,8 +22,8 @@ class ReadOptions(BaseModel):
         format: None takes it from the file's name.
         delimiter: between the cells of a CSV file; None is a comma. TSV has a tab.
         encoding: a Python codec's name. None is UTF-8, with or without a byte order mark, or UTF-16 with one.
-        header: whether the first line of a CSV or TSV file names the columns.
-        columns: the names, if `header` is false.
+        header: whether the first line of a CSV or TSV file, or each object of a JSON file, names the columns.
+        columns: the names, if `header` is false. Rows of JSON are then lists of cells.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -115,13 +115,16 @@ class BadText:
     reason: str
 
 
+ABSENT = object()  # a row lacks a column
+
+
 def text_of(row: Row, column: str) -> str | BadText:
     """The text of a row. A blank text is a text too; the caller decides what to do with it."""
     if row.fields is None:
         return BadText(row.reason or "the row could not be read")
-    if column not in row.fields:
+    value = value_at(row.fields, column, ABSENT)
+    if value is ABSENT:
         return BadText(f"no column {column!r}; the row has {_listed(row.fields)}")
-    value = row.fields[column]
     if isinstance(value, str):
         if value.isascii():
             return value
@@ -139,6 +142,36 @@ def text_of(row: Row, column: str) -> str | BadText:
     if value is None:
         return BadText(f"column {column!r} is null; a text is needed")
     return BadText(f"column {column!r} must be a string, got {kind_of(value)}")
+
+
+def value_at(fields: Mapping[str, Any], name: str, absent: Any = None) -> Any:
+    """The value of a column, or of a field within one: ``doc.body``, and ``choices.0`` in a list.
+
+    A column that has the whole name comes first.
+    """
+    if name in fields or "." not in name:
+        return fields.get(name, absent)
+    column = column_of(name, fields)
+    if column is None:
+        return absent
+    value = fields[column]
+    for part in name[len(column) + 1 :].split("."):
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return None if value is None else absent
+    return value
+
+
+def column_of(name: str, columns: Container[str]) -> str | None:
+    """The column that has this name or, for a field such as ``doc.body``, that holds it; None if there is none."""
+    while name not in columns:
+        name, dot, _ = name.rpartition(".")
+        if not dot:
+            return None
+    return name
 
 
 class TableFile:
@@ -200,9 +233,9 @@ class TableFile:
             TableError: a column is missing, or several have its name.
         """
         for name in names:
-            if name in self.doubled:
-                raise TableError(f"{self.name}: several columns are named {name!r}; rename all but one")
-            if self.columns is not None and name not in self.columns:
+            if (doubled := column_of(name, self.doubled)) is not None:
+                raise TableError(f"{self.name}: several columns are named {doubled!r}; rename all but one")
+            if self.columns is not None and column_of(name, self.columns) is None:
                 raise TableError(f"{self.name}: no column {name!r}; it has {_listed(self.columns)}{self.hint}")
 
     def place_of(self, row: Row) -> str:

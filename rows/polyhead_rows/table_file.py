@@ -15,7 +15,7 @@ from polyhead_rows.delimited import DelimitedFile
 from polyhead_rows.errors import TableError
 from polyhead_rows.json_files import JsonArrayFile, JsonLinesFile
 from polyhead_rows.lines import LinesFile
-from polyhead_rows.place import STDIN, find_files, known_names, split_name
+from polyhead_rows.place import STDIN, find_files, known_names, split_name, split_part
 from polyhead_rows.table import BadText, ReadOptions, Row, Start, TableFile, text_of
 
 __all__ = ["BadText", "ReadOptions", "Row", "Start", "TableFile", "find_files", "open_table", "read_texts", "text_of"]
@@ -38,6 +38,7 @@ MAGIC = {
     b"<!doctype html": "is a web page; download the file itself",
     b"SQLite format 3\0": "is a SQLite database; write its table as CSV",
 }
+PARTS = re.compile(r'\{\s*"([\w.\- ]+)"\s*:\s*\[\s*[\[{]')
 WORKBOOK_NAMES = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers", ".zip")
 SAMPLE = 4096  # bytes
 
@@ -61,9 +62,9 @@ def open_table(name: str, options: ReadOptions = ReadOptions()) -> TableFile:  #
         case "csv" | "tsv":
             return DelimitedFile(source, options, kind)
         case "jsonl":
-            return JsonLinesFile(source)
+            return JsonLinesFile(source, options)
         case "json":
-            return JsonArrayFile(source)
+            return JsonArrayFile(source, options)
         case "lines":
             return LinesFile(source)
         case "parquet":
@@ -94,8 +95,8 @@ def read_texts(
 def _check_options(name: str, kind: str, options: ReadOptions) -> None:
     if options.delimiter is not None and kind != "csv":
         raise TableError(f"{name}: delimiter is for CSV files, this one is {kind}")
-    if not options.header and kind not in ("csv", "tsv"):
-        raise TableError(f"{name}: header = false is for CSV and TSV files, this one is {kind}")
+    if not options.header and kind not in ("csv", "tsv", "json", "jsonl"):
+        raise TableError(f"{name}: header = false is for CSV, TSV and JSON files, this one is {kind}")
     if options.encoding is not None and kind not in TEXT_FORMATS:
         raise TableError(f"{name}: encoding is for text files, this one is {kind}")
 
@@ -118,6 +119,10 @@ def _check_content(source: ByteSource, kind: str) -> None:
 
 def _not_json(source: ByteSource, kind: str) -> str | None:
     text = source.head_text.removeprefix(UTF8_BOM).decode("utf-8", "replace").lstrip(" \t\r\n")
+    if kind == "json" and split_part(source.name)[1] is not None:
+        return None if text.startswith("{") else "must hold an object of arrays, because its name has a part behind #"
+    if kind == "json" and (found := PARTS.match(text)):
+        return f"holds an object of arrays; name the one with the rows, such as {source.name}#{found[1]}"
     if kind in ("json", "jsonl") and re.match(r"\{\s*\n", text):
         return "holds objects of several lines; write one object per line (jq -c does that)"
     if kind == "jsonl" and re.match(r"\[\s*(\{|\n)", text):

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from polyhead_rows.place import split_part
 from polyhead_rows.table_file import ReadOptions
 from polyhead_scoring import ScoringError
 from polyhead_scoring.server_answers import ServerOptions
@@ -115,7 +116,7 @@ def job_of(
 
 def describe_file(name: str) -> InputFile:
     """Notes what a later run compares."""
-    info = Place.of(name).info()
+    info = Place.of(split_part(name)[0]).info()
     return InputFile(name=name, size=info.size or 0, changed_ns=info.mtime_ns)
 
 

@@ -18,7 +18,9 @@ import pyarrow
 from pydantic import BaseModel, ConfigDict
 
 from polyhead_rows.columns import Kinds, merge_kinds, note_kinds, to_table
+from polyhead_rows.table import column_of
 from polyhead_rows.table_file import BadText, Row, Start, TableFile, open_table
+from polyhead_rows.text_kinds import TextKinds
 from polyhead_scoring import ScoringError
 from polyhead_scoring.job import InputFile, Job
 
@@ -163,7 +165,8 @@ def kept_schema(job: Job, found: Sequence[Columns]) -> pyarrow.Schema:
             raise ScoringError(f"the input files do not agree in their columns; these differ: {differing}")
     columns = schemas[0] if schemas else merge_kinds([kinds for kinds in found if isinstance(kinds, dict)])
     job.check_names(columns.names, "the input")
-    for name in (*job.text_columns, *(job.keep or ())):
+    lacking = [name for name in job.text_columns if column_of(name, columns.names) is None]
+    for name in (*lacking, *(job.keep or ())):
         if name not in columns.names:
             raise ScoringError(f"column {name!r} is in no input file; there are {', '.join(columns.names) or 'none'}")
     return columns if job.keep is None else pyarrow.schema([columns.field(name) for name in job.keep], columns.metadata)
@@ -183,6 +186,20 @@ def bytes_per_token(job: Job, tokenizer: Tokenizer) -> float:
     encoded = tokenizer.encode_batch(texts)
     ratios = [_byte_count(text) / len(found.ids) for text, found in zip(texts, encoded, strict=True) if found.ids]
     return max(1.0, statistics.median(ratios)) if ratios else ENGLISH
+
+
+def odd_texts(job: Job) -> str | None:
+    """What the text column holds if the first rows of the first file with rows have no texts but lists or numbers."""
+    kinds = TextKinds(job.text_column)
+    for file in job.inputs:
+        table = open_table(file.name, job.read)
+        with closing(table.rows(columns=job.text_columns)) as rows:
+            for row in islice(rows, SAMPLE_ROWS):
+                if isinstance(text := job.text_of(row), str):
+                    kinds.add(text, table.place_of(row))
+        if kinds.total:
+            break
+    return kinds.fault
 
 
 class PartReader:

@@ -28,7 +28,7 @@ from polyhead_scoring.job import (
     fingerprint,
     job_of,
 )
-from polyhead_scoring.partition import Columns, Limits, Partition, bytes_per_token, kept_schema, survey
+from polyhead_scoring.partition import Columns, Limits, Partition, bytes_per_token, kept_schema, odd_texts, survey
 from polyhead_scoring.run_folder import Done, RunFolder, is_one_file
 from polyhead_scoring.scorer import Answerer, EngineAnswers, Heads, Scorer, output_schema
 from polyhead_scoring.server_answers import ServerAnswers
@@ -163,6 +163,8 @@ def _score(request: Request, job: Job, model: Model, folder: RunFolder, console:
     with _ray(request):
         partitions, kept = folder.read_plan() or make_plan(request, job, model, folder, console)
         schema = output_schema(kept, model.heads, job)
+        if not model.fields and (fault := odd_texts(job)) is not None:
+            say(f"note: {fault}; --text-column names another column")
         done = folder.finished()
         if done:
             say(f"continuing: {len(done)} of {len(partitions)} partitions are done")

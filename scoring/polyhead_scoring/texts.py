@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from polyhead.template import FieldError, fields_json
 from polyhead_rows.errors import TableError
+from polyhead_rows.table import column_of, value_at
 from polyhead_rows.table_file import BadText, ReadOptions, Row, TableFile, find_files, open_table, text_of
 from polyhead_scoring import ScoringError
 
@@ -48,7 +49,7 @@ class TextSource(BaseModel):
         if row.fields is None:
             return BadText(row.reason or "the row could not be read")
         try:
-            return fields_json(row.fields, self.fields)
+            return fields_json({name: value_at(row.fields, name) for name in self.fields}, self.fields)
         except FieldError as error:
             return BadText(str(error))
 
@@ -68,7 +69,7 @@ class TextSource(BaseModel):
         Raises:
             ScoringError: names the fields of the model and the columns that there are.
         """
-        if missing := [name for name in self.fields if name not in columns]:
+        if missing := [name for name in self.fields if column_of(name, columns) is None]:
             raise ScoringError(
                 f"{place}: no column {', '.join(map(repr, missing))}; the model's fields are "
                 f"{', '.join(map(repr, self.fields))}, the columns are {', '.join(map(repr, columns)) or 'none'}; "

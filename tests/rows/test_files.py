@@ -164,7 +164,7 @@ def test_options_are_checked(options: dict[str, object], said: str) -> None:
     [
         ("a.jsonl", {"delimiter": ";"}, "delimiter is for CSV"),
         ("a.tsv", {"delimiter": ";"}, "delimiter is for CSV"),
-        ("a.jsonl", {"header": False, "columns": ["a"]}, "header = false is for CSV and TSV"),
+        ("a.parquet", {"header": False, "columns": ["a"]}, "header = false is for CSV, TSV and JSON"),
         ("a.parquet", {"encoding": "cp1252"}, "encoding is for text files"),
     ],
 )

@@ -131,7 +131,7 @@ def test_rows_are_filtered(tmp_path: Path, data: dict[str, Any], texts: list[str
         ({"validation": "TRAIN", "split": "stratified", "stratify_by": "nope"}, (TOPIC,), "stratify_by 'nope'"),
         ({"split": "stratified", "stratify_by": "tags"}, (TOPIC, TAGS), r"'tags': must be one of .*\['topic'\]"),
         ({}, (TOPIC.model_copy(update={"label_transforms": ["upper"]}),),
-         "heads.topic.label_transforms 'upper': must be one of strip, lowercase, 'package"),
+         "heads.topic.label_transforms 'upper': must be one of strip, lowercase, whole_number, 'package"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line(
@@ -393,9 +393,10 @@ def test_a_head_without_a_column_is_unknown(tmp_path: Path) -> None:
 def test_a_corpus_in_words(tmp_path: Path) -> None:
     """Rows of each split, labels of each head with the rarest, missing labels and all notes."""
     rows = [
-        {"text": f"{i}", "topic": "abcdefghijkl"[i % 12], "tags": ["x"] if i else None, "stars": i} for i in range(30)
+        {"text": f"text {i}", "topic": "abcdefghijkl"[i % 12], "tags": ["x"] if i else None, "stars": i}
+        for i in range(30)
     ]
-    validation = write(tmp_path / "v.jsonl", [{"text": "0", "topic": None, "tags": ["x"], "stars": 1}])
+    validation = write(tmp_path / "v.jsonl", [{"text": "text 0", "topic": None, "tags": ["x"], "stars": 1}])
     lines = describe_corpus(read(tmp_path, [*rows, {"text": ""}], (TOPIC, TAGS, STARS), validation=validation))
     assert lines == [
         "train: 30 rows, 1 more dropped because their text is blank",

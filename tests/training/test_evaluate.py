@@ -185,6 +185,34 @@ def test_columns_and_named_transforms_are_the_checkpoints(base_checkpoint: Path,
     assert (heads["topic"]["rows"], heads["stars"]["rows"]) == (40, 40)
 
 
+def test_cells_mean_what_they_meant_in_training(base_checkpoint: Path, tmp_path: Path) -> None:
+    """The recorded config says how; notes say what was assumed; a label that looks alike is named with its key."""
+    rows = [{"text": text, "area": f"['{TOPICS[i % 3]}']" if i else "N/A"} for i, text in enumerate(TEXTS)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    checkpoint = recorded_checkpoint(base_checkpoint, tmp_path / "checkpoint", {})
+    arguments = [str(checkpoint), str(path), "--output", str(tmp_path / "report")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.output.split())
+    assert "note: head 'topic', column 'area': 1 times 'N/A' (1) means unknown" in said
+    assert f"{len(rows) - 1} texts were read as lists" in said
+    path.write_text(json.dumps({"text": "one", "area": "News"}) + "\n", encoding="utf-8")
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "label 'News' is not in the schema of head 'topic'" in result.stderr
+    assert "it looks like 'news': label_transforms = [\"lowercase\"]" in result.stderr
+
+
+def test_a_file_that_a_checkpoint_names_is_not_read(base_checkpoint: Path, tmp_path: Path) -> None:
+    """Training records names, never the file that they came from."""
+    write_rows(tmp_path / "rows.jsonl")
+    checkpoint = recorded_checkpoint(base_checkpoint, tmp_path / "checkpoint", {}, names="/etc/passwd")
+    result = CliRunner().invoke(app, [str(checkpoint), str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "r")])
+    assert result.exit_code == 2
+    assert "heads.topic.names names a file; a file that a checkpoint names is not read" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("data", "head", "field"),
     [

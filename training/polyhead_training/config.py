@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -11,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from polyhead.checkpoint import Architecture
 from polyhead.errors import describe
 from polyhead.schema import HeadKind
+from polyhead_rows.errors import TableError
+from polyhead_rows.names import read_names
 from polyhead_rows.table_file import ReadOptions
 from polyhead_training.errors import ConfigError
 
@@ -38,6 +41,7 @@ name = "tags"
 kind = "multi_label"
 column = "labels"                    # if its name is not the head's
 separator = ";"                      # between the labels of one CSV cell
+# columns = ["toxic", "insult"]      # instead of column: one column of 0 and 1 per label
 
 [training]
 epochs = 3
@@ -80,8 +84,10 @@ class DataConfig(Section, ReadOptions):
     Attributes:
         bad_rows: what to do with rows that cannot be read, have no text, or have an unusable label cell. ``stop`` ends
             the run at the first one and says how many there are; ``skip`` leaves them out and counts them.
-        text_column: the column of the text. Or `text_template` joins columns, for example ``"[[{title}. ]]{body}"``;
-            see `polyhead.template`. The checkpoint keeps it, and the server renders with it.
+        text_column: the column of the text; ``doc.body`` is the field of an object. Or `text_template` joins columns,
+            for example ``"[[{title}. ]]{body}"``; see `polyhead.template`. The checkpoint keeps it, and the server
+            renders with it.
+        any_text: accepts a text column whose texts are all numbers, or all spelled lists and objects.
         text_transforms: by name: ``strip``, ``collapse_whitespace``, ``lowercase``, ``strip_accents``, ``nfc``,
             ``nfkc``. These become part of the tokenizer, so serving applies them too. A ``package.module:function``
             (text to text) runs only in training and evaluation.
@@ -107,6 +113,7 @@ class DataConfig(Section, ReadOptions):
     hub_config: str | None = None
     text_column: str = "text"
     text_template: str | None = None
+    any_text: bool = False
     text_transforms: list[str] = []
     where: dict[str, str | list[str]] = {}
     filters: list[str] = []
@@ -150,13 +157,28 @@ class DataConfig(Section, ReadOptions):
         return self
 
 
+OF_LABELS = ("columns", "positions", "names", "unnamed", "empty_cells", "at_least", "pattern")  # of HeadConfig
+
+
 class HeadConfig(Section):
     """One head, the column that holds its labels, and its part of the loss.
 
     Attributes:
-        column: by default the head's name.
+        column: by default the head's name; ``doc.label`` is the field of an object.
+        columns: instead of `column`: one column per label, with 0 or 1. Their names are the labels.
+        positions: names of the positions, if a cell is a vector of 0 and 1.
         labels: in index order; by default the sorted labels of all rows of train, including those held out.
-        label_transforms: ``strip``, ``lowercase`` or ``package.module:function`` (label to label).
+        names: what ids or spellings are called: a list from 0 on, a table, or a file (`polyhead_rows.names`).
+        unnamed: what a label is that `names` lacks: an ``error``, or ``keep`` it. By default it is kept only if `names`
+            is a table here that has other keys than numbers.
+        missing: texts that mean unknown, whatever their case, instead of those in `polyhead_training.data.scalars`.
+        empty_cells: what an empty text means: ``no_labels`` (the default of a multi_label head with one column) or
+            ``unknown``.
+        at_least: a share between 0 and 1 counts as the label from here on.
+        brackets: ``list`` reads a cell that begins with a bracket as a list; ``text`` takes brackets as letters.
+        pattern: a regular expression that finds the labels in a text, or its one group does.
+        label_transforms: ``strip``, ``lowercase``, ``whole_number`` (``1.0`` becomes ``1``) or
+            ``package.module:function`` (label to label).
         separator: between the labels of a multi_label head if a cell is text.
         weight: of the head's loss in the sum.
         parent, parent_of: the level above in a taxonomy, as in the checkpoint. By default `parent_of` is learned from
@@ -171,7 +193,16 @@ class HeadConfig(Section):
     name: str
     kind: HeadKind
     column: str | None = None
+    columns: list[str] | None = Field(default=None, min_length=2)
+    positions: list[str] | None = Field(default=None, min_length=2)
     labels: list[str] | None = None
+    names: list[str] | dict[str, str] | str | None = None
+    unnamed: Literal["error", "keep"] | None = None
+    missing: list[str] | None = None
+    empty_cells: Literal["no_labels", "unknown"] | None = None
+    at_least: float = Field(default=0.5, gt=0, le=1)
+    brackets: Literal["list", "text"] = "list"
+    pattern: str | None = None
     label_transforms: list[str] = []
     separator: str = Field(default=",", min_length=1)
     weight: float = Field(default=1.0, ge=0)
@@ -191,14 +222,35 @@ class HeadConfig(Section):
             "label_smoothing": (HeadKind.SINGLE_LABEL, HeadKind.MULTI_LABEL),
             "label_transforms": (HeadKind.SINGLE_LABEL, HeadKind.MULTI_LABEL),
             "separator": (HeadKind.SINGLE_LABEL, HeadKind.MULTI_LABEL),
+            **dict.fromkeys(OF_LABELS, (HeadKind.SINGLE_LABEL, HeadKind.MULTI_LABEL)),
         }.items():
             if getattr(self, field) != type(self).model_fields[field].default and self.kind not in kinds:
                 raise ValueError(f"{field} goes with kind {' or '.join(kinds)}, not {self.kind}")
+        if len([name for name in ("column", "columns") if getattr(self, name) is not None]) > 1:
+            raise ValueError("give either column or columns")
+        if self.columns is not None and (self.positions is not None or self.pattern is not None):
+            raise ValueError("columns have a cell per label; positions and pattern are for one cell with all labels")
+        if self.positions is not None and (self.pattern is not None or self.names is not None):
+            raise ValueError("positions says what vectors mean; names and pattern are for labels in cells")
+        for field in ("columns", "positions"):
+            if len(set(found := getattr(self, field) or [])) < len(found):
+                raise ValueError(f"{field} must differ, got {found}")
+        self._check_pattern()
         if self.y_range is not None and not self.y_range[0] < self.y_range[1]:
             raise ValueError(f"y_range must be two numbers, the lower first, got {list(self.y_range)}")
         if self.parent_of is not None and self.parent is None:
             raise ValueError("parent_of goes with parent")
         return self
+
+    def _check_pattern(self) -> None:
+        if self.pattern is None:
+            return
+        try:
+            groups = re.compile(self.pattern).groups
+        except re.error as error:
+            raise ValueError(f"pattern {self.pattern!r} is no regular expression: {error}") from error
+        if groups > 1:
+            raise ValueError(f"pattern {self.pattern!r} must have one group, or none; (?:...) groups nothing")
 
 
 class ModelConfig(Section):
@@ -344,8 +396,30 @@ class TrainingConfig(Section):
 
 
 def read_config(path: Path) -> TrainingConfig:
-    """Reads and validates the TOML file; raises ConfigError as `read_toml`."""
-    return read_toml(path, TrainingConfig)
+    """Reads and validates the TOML file, and the files of names that it names.
+
+    Raises:
+        ConfigError: as `read_toml`, or a file of names is unusable.
+    """
+    config = read_toml(path, TrainingConfig)
+    return config.model_copy(update={"heads": [with_names(head) for head in config.heads]})
+
+
+def with_names(head: HeadConfig) -> HeadConfig:
+    """The head with the content of its file of names, so that the record of a training needs no file.
+
+    Raises:
+        ConfigError: the file cannot be read, or is no table of names.
+    """
+    if head.names is None or isinstance(head.names, dict):
+        return head
+    try:
+        names = read_names(head.names) if isinstance(head.names, str) else head.names
+    except TableError as error:
+        raise ConfigError(f"heads: {head.name!r}: names: {error}") from error
+    if isinstance(names, list):
+        names = {str(number): name for number, name in enumerate(names)}
+    return head.model_copy(update={"names": names, "unnamed": head.unnamed or "error"})
 
 
 def read_toml(path: Path, kind: type[_Config]) -> _Config:

@@ -126,8 +126,10 @@ def _evaluate(
         say(f"note: column {columns.text_column!r} is read as finished text; the model's text_template is not used")
     with tempfile.TemporaryDirectory(prefix="polyhead-evaluation-") as scratch:
         split = read_split(data, columns, heads, predictor.schema, Path(scratch), slices, show_progress=True)
+        for note in split.notes:
+            say(f"note: {note}")
         evaluation = evaluate(predictor, split, slices, say, show_progress=True)
-    named = {head.name: head.column or head.name for head in heads}
+    named = {head.name: head.column or ", ".join(head.columns or [head.name]) for head in heads}
     for name, scores in evaluation.metrics.items():
         if not scores["rows"]:
             say(f"note: head {name!r} has no scores: no row has a label in column {named.get(name, name)!r}")
@@ -182,7 +184,7 @@ def _drop_unsuited(settings: dict[str, Any], data: list[str]) -> None:
     kinds = named or {settings.get("format")}
     if kinds.isdisjoint({"csv", None}):
         settings["delimiter"] = None
-    if kinds.isdisjoint({"csv", "tsv", None}):
+    if kinds.isdisjoint({"csv", "tsv", "json", "jsonl", None}):
         settings |= {"header": True, "columns": None}
     if kinds <= {"parquet", "arrow"}:
         settings["encoding"] = None
@@ -236,6 +238,11 @@ def recorded_config(path: Path) -> TrainingConfig:
                 f"{path}: {field} names the function {functions[0]!r}; code that a checkpoint names is not run, "
                 "so give your own training config with --config"
             )
+    if files := [head.name for head in training.heads if isinstance(head.names, str)]:
+        raise ConfigError(
+            f"{path}: heads.{files[0]}.names names a file; a file that a checkpoint names is not read, so give your "
+            "own training config with --config"
+        )
     return training.model_copy(update={"data": training.data.model_copy(update={"augment": []})})
 
 

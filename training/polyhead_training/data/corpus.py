@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from polyhead.schema import Head, HeadKind, Schema
 from polyhead_training.config import DataConfig, HeadConfig
 from polyhead_training.data.functions import Augmentation
-from polyhead_training.data.labels import count_contradictions, learn_schema, to_vector
+from polyhead_training.data.labels import count_contradictions, describe_labels, learn_schema, to_vector
 from polyhead_training.data.sources import Fields, Source, open_files, open_hub
 from polyhead_training.data.splits import find_overlaps, hold_out, position_to_stratify_by
 from polyhead_training.data.staging import Indices, Recipe, Staged, joined, stage, write_rows
@@ -36,12 +36,14 @@ class Split:
         dropped: how many rows had a blank text.
         filtered: how many rows were left out by ``where`` and ``filters``.
         bad: how many rows were left out by ``bad_rows = "skip"``.
+        notes: lines about the cells of a split that was read for evaluation.
     """
 
     rows: datasets.Dataset
     dropped: int = 0
     filtered: int = 0
     bad: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def texts(self) -> Sequence[str]:
@@ -118,7 +120,10 @@ def read_corpus(
         ]
         notes += _clean(parts, config)
         _check_filled(parts)
-        schema = learn_schema(heads, whole.columns(recipe.cells), whole.place_at, whole.source)
+        notes += [note for staged in sources.values() for note in staged.notes]
+        scope = f" in {', '.join(sources)} together" if len(sources) > 1 else ""
+        notes += describe_labels(recipe.readers, whole.columns(recipe.cells), whole.source, scope)
+        schema = learn_schema(recipe.readers, whole.columns(recipe.cells), whole.place_at, whole.source)
         for staged in sources.values():
             notes += [
                 f"parent_of: {count} rows of {staged.source} contradict that of head {head!r}, "
@@ -165,6 +170,9 @@ def read_split(
     """
     by_name = {head.name: head for head in heads}
     configs = [by_name.get(head.name) or HeadConfig(name=head.name, kind=head.kind) for head in schema]
+    # What the model answers is a label, even if it looks like a text that means unknown.
+    named = [{} if head.kind == HeadKind.REGRESSION else {"labels": list(head.labels)} for head in schema]
+    configs = [config.model_copy(update=update) for config, update in zip(configs, named, strict=True)]
     recipe = Recipe(config, configs, metadata)
     if reserved := sorted({"text", "labels", "template_fields"} & set(metadata)):
         raise DataError(f"metadata column {reserved[0]!r}: this name is reserved for the rows' own column")
@@ -178,7 +186,12 @@ def read_split(
             raise DataError(f"{source}: has no row with a text{_by_filters(staged)}")
         rows = _finish(staged, np.arange(len(staged.rows)), recipe, schema)
         on_disk = write_rows(scratch / "evaluation.arrow", rows, _row_schema(schema, recipe))
-    return _to_split(on_disk, staged)
+    notes = [
+        f"head {reader.config.name!r}, column {reader.column!r}: {line}"
+        for reader in recipe.readers
+        for line in reader.notes.lines(reader.config.at_least)
+    ]
+    return replace(_to_split(on_disk, staged), notes=(*staged.notes, *notes))
 
 
 def read_texts(paths: str | list[str], config: DataConfig, scratch: Path, show_progress: bool = False) -> Split:

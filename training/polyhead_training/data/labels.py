@@ -1,9 +1,7 @@
-"""Labels: from the cells of a row to the schema and to vectors of numbers."""
+"""Labels: from the cells of all rows to the schema, and from the cells of a row to a vector of numbers."""
 
 from __future__ import annotations
 
-import ast
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -15,113 +13,20 @@ from pydantic import ValidationError
 
 from polyhead.errors import SchemaError, describe
 from polyhead.schema import Head, HeadKind, Schema
-from polyhead.template import as_text
 from polyhead_training.config import HeadConfig
-from polyhead_training.data.functions import UserFunction
-from polyhead_training.errors import BadRowError, DataError
-
-Cell = list[str] | float | None
-"""A head's labels of one row (at most one if it is single_label), or the number of a regression; None if unknown."""
-
-LABEL_TRANSFORMS: dict[str, Callable[[str], str]] = {"strip": str.strip, "lowercase": str.lower}
-
-LARGEST = float(np.finfo(np.float32).max)  # labels are stored as float32
-
-
-class CellReader:
-    """Reads the cells of one head's column."""
-
-    def __init__(self, config: HeadConfig) -> None:
-        self.config = config
-        self.column = config.column or config.name
-        self._transforms = [
-            LABEL_TRANSFORMS.get(name)
-            or UserFunction.named(name, f"heads.{config.name}.label_transforms", tuple(LABEL_TRANSFORMS))
-            for name in config.label_transforms
-        ]
-
-    def read(self, value: Any, row: str) -> Cell:
-        """The cell's labels or number.
-
-        Args:
-            row: its place, for messages.
-
-        Raises:
-            BadRowError: the cell holds neither; it names row and column.
-        """
-        place = f"{row}: column {self.column!r}"
-        if isinstance(value, float) and math.isnan(value):
-            value = None  # data frames write NaN for it
-        if self.config.kind == HeadKind.REGRESSION:
-            return self._number(value, place)
-        if value is None or (value == "" and self.config.kind == HeadKind.SINGLE_LABEL):
-            return None
-        if self.config.kind == HeadKind.SINGLE_LABEL:
-            return [label] if (label := self._label(value, place)) else None
-        values = self.split(value)
-        if not isinstance(values, list):
-            raise BadRowError(f"{place}: a multi_label head needs a list of labels or a text, got {value!r}")
-        labels = (self._label(tag, place) for tag in values if as_text(tag) is not None)
-        return list(dict.fromkeys(label for label in labels if label))
-
-    def split(self, value: Any) -> Any:
-        """The labels of a multi_label head's text cell: a list, or the parts between separators. Others stay."""
-        if not isinstance(value, str | bytes):
-            return value
-        text = (as_text(value) or "").strip()
-        if text.startswith("[") and (found := _spelled_list(text)) is not None:
-            return found
-        return [tag.strip() for tag in text.split(self.config.separator) if tag.strip()]
-
-    def _label(self, value: Any, place: str) -> str:
-        if not isinstance(value, str | bytes | int | float):  # a bool is an int
-            raise BadRowError(f"{place}: a label is a text or a number, got {type(value).__name__} {value!r}")
-        label = as_text(value) or ""
-        for transform in self._transforms:
-            label = transform.text(label, place=place) if isinstance(transform, UserFunction) else transform(label)
-        try:
-            label.encode("utf-8")  # JSON can spell lone surrogates, but no UTF-8 file can store them
-        except UnicodeEncodeError:
-            raise BadRowError(f"{place}: a label must be valid Unicode, got {label!r}") from None
-        return label
-
-    def _number(self, value: Any, place: str) -> float | None:
-        if value is None or value == "":
-            return None
-        try:
-            number = float(value)
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
-        if not abs(number) <= LARGEST:
-            raise BadRowError(f"{place}: a regression needs finite numbers in float32's range, got {value!r}")
-        lowest, highest = self.config.y_range or (-math.inf, math.inf)
-        if not lowest <= number <= highest:
-            raise BadRowError(f"{place}: must lie in the y_range {lowest:g} to {highest:g}, got {value!r}")
-        return number
-
-
-def _spelled_list(text: str) -> list[Any] | None:
-    """The list that a text spells in JSON, or in Python as pandas writes it. None if it is a label with a bracket."""
-    try:
-        return list(json.loads(text))
-    except (ValueError, RecursionError):
-        pass
-    try:
-        found = ast.literal_eval(text)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        return None
-    if not isinstance(found, list) or not all(isinstance(part, str | int | float | None) for part in found):
-        return None
-    # Python joins neighbouring texts: without this check ['a' 'b'], as numpy writes it, would be one label "ab".
-    return found if "".join(repr(found).split()) == "".join(text.split()) else None
+from polyhead_training.data.cells import Cell, CellReader
+from polyhead_training.data.label_checks import check_labels, like, mending_key
+from polyhead_training.data.separators import joined_by
+from polyhead_training.errors import DataError
 
 
 def learn_schema(
-    configs: Sequence[HeadConfig], cells: Sequence[pyarrow.ChunkedArray], place_of: Callable[[int], str], source: str
+    readers: Sequence[CellReader], cells: Sequence[pyarrow.ChunkedArray], place_of: Callable[[int], str], source: str
 ) -> Schema:
     """The schema of the heads. Labels and parents that the config does not give are learned from the rows.
 
     Args:
+        readers: of the heads' cells.
         cells: one column per head, with a `Cell` per row.
         place_of: a row's place, for messages.
         source: where the rows come from, for messages.
@@ -130,15 +35,18 @@ def learn_schema(
         DataError: a head's column holds no label, or a label has two parents.
         SchemaError: the heads contradict themselves.
     """
+    configs = [reader.config for reader in readers]
     pairs = {config.name: found for config, found in _pairs(configs, cells) if config.parent_of is None}
     heads = []
-    for config, column in zip(configs, cells, strict=True):
-        labels = config.labels or []
-        if config.labels is None and config.kind != HeadKind.REGRESSION:
-            labels = sorted(pc.unique(pc.list_flatten(column)).to_pylist())
-            if not labels:
-                name = config.name
-                raise DataError(f"{source}: column {config.column or name!r} holds no label for head {name!r}")
+    for reader, config, column in zip(readers, configs, cells, strict=True):
+        labels = config.labels or reader.fixed_labels or []
+        what = "number" if config.kind == HeadKind.REGRESSION else "label"
+        learned = what == "label" and config.labels is None
+        found = sorted(pc.unique(pc.list_flatten(column)).to_pylist()) if learned else []
+        if column.null_count == len(column) or (learned and not found):
+            hint = "".join(f"; {line}" for line in list(reader.notes.lines(config.at_least))[:2])
+            raise DataError(f"{source}: column {reader.column!r} holds no {what} for head {config.name!r}{hint}")
+        labels = labels or found
         parent_of = config.parent_of
         if config.parent is not None and parent_of is None:
             parent_of = _learn_parents(config, labels, pairs.get(config.name, []), place_of)
@@ -157,6 +65,29 @@ def learn_schema(
         except ValidationError as error:
             raise SchemaError(f"heads: {config.name!r}: {describe(error)}") from error
     return Schema(heads)
+
+
+def describe_labels(
+    readers: Sequence[CellReader], cells: Sequence[pyarrow.ChunkedArray], source: str, scope: str = ""
+) -> Iterator[str]:
+    """Lines: what reading each head's cells assumed, and what looks wrong about its labels.
+
+    Args:
+        readers: of the heads' cells.
+        cells: of the training rows, as for `learn_schema`.
+        source: where these come from, for messages.
+        scope: the splits that the readers have read.
+
+    Raises:
+        DataError: the labels are no labels.
+    """
+    for reader, column in zip(readers, cells, strict=True):
+        config, lines = reader.config, [f"{line}{scope}" for line in reader.notes.lines(reader.config.at_least)]
+        if config.kind != HeadKind.REGRESSION:
+            counted = pc.value_counts(pc.list_flatten(column)).to_pylist()
+            counts = {one["values"]: one["counts"] for one in counted}
+            lines += check_labels(config, counts, len(column) - column.null_count, reader.notes, source)
+        yield from (f"head {config.name!r}, column {reader.column!r}: {line}" for line in lines)
 
 
 def count_contradictions(
@@ -220,9 +151,14 @@ def to_vector(cells: Sequence[Cell], schema: Schema, columns: Sequence[str], row
         else:
             if unknown := [label for label in cell if label not in head.index_of]:
                 known = ", ".join(head.labels[:10]) + (", …" if len(head.labels) > 10 else "")
+                joined = joined_by(unknown[0], head.index_of)
+                alike = next((label for label in head.labels if like(label) == like(unknown[0])), None)
+                mend = f"; it looks like {alike!r}: {mending_key([unknown[0]], alike)}" if alike is not None else ""
+                if joined is not None:
+                    mend = f"; it looks like labels joined by {joined!r}: set separator"
                 raise DataError(
                     f"{row}: column {column!r}: label {unknown[0]!r} is not in the schema of head {head.name!r}; "
-                    f"allowed are {known}"
+                    f"allowed are {known}{mend}"
                 )
             indices = {head.index_of[label] for label in cell}
             vector += (

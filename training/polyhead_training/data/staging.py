@@ -25,10 +25,12 @@ from polyhead.files import replaced_file
 from polyhead.schema import HeadKind
 from polyhead.template import FieldError, Template, as_text, fields_json
 from polyhead_rows.progress import progress
+from polyhead_rows.table import column_of, value_at
 from polyhead_rows.table_file import BadText, Row, text_of
+from polyhead_rows.text_kinds import TextKinds
 from polyhead_training.config import DataConfig, HeadConfig
+from polyhead_training.data.cells import CellReader
 from polyhead_training.data.functions import UserFunction
-from polyhead_training.data.labels import CellReader
 from polyhead_training.data.sources import Fields, Source, place_of
 from polyhead_training.errors import BadRowError, ConfigError, DataError
 from polyhead_training.model.tokenizer import TRANSFORMS, named_normalizer
@@ -53,6 +55,7 @@ class Staged:
         dropped: how many rows had a blank text.
         filtered: how many rows were left out by ``where`` and ``filters``.
         bad: how many rows were left out by ``bad_rows = "skip"``.
+        notes: lines about its texts.
     """
 
     source: str
@@ -61,6 +64,7 @@ class Staged:
     dropped: int
     filtered: int
     bad: int
+    notes: tuple[str, ...] = ()
 
     @property
     def read_rows(self) -> int:
@@ -112,6 +116,7 @@ class Recipe:
         ]
         self.idle_upsample = list(config.upsample)  # those for which no row was found yet
         self._normalizer = named_normalizer(config.text_transforms)
+        self.texts = TextKinds(config.text_column)
         self._splitters = {
             reader.column: reader for reader in self.readers if reader.config.kind == HeadKind.MULTI_LABEL
         }
@@ -169,8 +174,8 @@ class Recipe:
         for transform in self.transforms:
             text = transform.text(text, place=place)
         text = read_text(text)
-        cells = [reader.read(fields.get(reader.column), place) for reader in self.readers]
-        split_by = as_text(fields.get(config.split_column)) if config.split_column is not None else None
+        cells = [reader.read_row(fields, place) for reader in self.readers]
+        split_by = as_text(value_at(fields, config.split_column)) if config.split_column is not None else None
         folded = self._folded(text)
         upsample = [up for up in config.upsample if self._holds(fields, up.column, up.values)]
         self.idle_upsample = [up for up in self.idle_upsample if up not in upsample]
@@ -182,7 +187,7 @@ class Recipe:
             "times": max((up.times for up in upsample), default=1),
             **({} if self.template is None else {"template_fields": fields_json(fields, self.template.fields)}),
             **{f"cell_{i}": cell for i, cell in enumerate(cells)},
-            **{f"metadata_{i}": _storable(as_text(fields.get(name))) for i, name in enumerate(self.metadata)},
+            **{f"metadata_{i}": _storable(as_text(value_at(fields, name))) for i, name in enumerate(self.metadata)},
         }
 
     def text_key(self, text: str) -> int:
@@ -197,9 +202,10 @@ class Recipe:
             text = text_of(row, self.config.text_column)
             if isinstance(text, BadText):
                 raise BadRowError(f"{place}: {text.reason}")
+            self.texts.add(text, place)
             return text
         try:
-            rendered = self.template.render(fields)
+            rendered = self.template.render({name: value_at(fields, name) for name in self.template.fields})
         except FieldError as error:
             raise BadRowError(f"{place}: {error}") from error
         if _storable(rendered) != rendered:
@@ -208,9 +214,9 @@ class Recipe:
 
     def _holds(self, fields: Fields, column: str, values: Sequence[str]) -> bool:
         """Whether the cell is one of the values or, if it is a list, holds one."""
-        cell = fields.get(column)
+        cell = value_at(fields, column)
         if column in self._splitters:
-            cell = self._splitters[column].split(cell)
+            cell = self._splitters[column].parts_as_spelled(cell)
         return any(as_text(part) in values for part in (cell if isinstance(cell, list) else [cell]))
 
 
@@ -234,9 +240,10 @@ def stage(
         DataError: a file, a column or a row is not as the config says. After a bad row the rest is read too, to say how
             many bad rows there are.
     """
-    labels = [reader.column for reader in recipe.readers]
+    labels = [column for reader in recipe.readers for column in reader.columns]
     needed = [*recipe.columns, *also, *([] if lenient else labels)]
     stops = recipe.config.bad_rows == "stop"
+    recipe.texts = TextKinds(recipe.config.text_column)
     files: list[str] = []
     counts: Counter[str] = Counter()
     first: BadRowError | None = None
@@ -246,9 +253,11 @@ def stage(
         nonlocal first, until
         for source in sources:
             files.append(source.name)
-            if doubled := sorted(source.doubled.intersection([*needed, *labels])):
-                raise DataError(f"{source.name}: several columns are named {doubled[0]!r}; rename all but one")
-            with closing(_checked(source, needed, show_progress, recipe.hint)) as checked:
+            doubled = [column_of(name, source.doubled) for name in [*needed, *labels]]
+            if name := min(filter(None, doubled), default=None):
+                raise DataError(f"{source.name}: several columns are named {name!r}; rename all but one")
+            partly = _partly_there(source, recipe) if lenient else []
+            with closing(_checked(source, [*needed, *partly], show_progress, recipe.hint)) as checked:
                 for row in checked:
                     counts["rows"] += 1
                     if counts["rows"] > until:
@@ -281,7 +290,13 @@ def stage(
             of = f"At least {counts['bad']:,} of the first {counts['rows'] - 1:,} rows"
         skip = "--bad-rows skip" if lenient else 'bad_rows = "skip"'
         raise DataError(f"{first}. {of} cannot be used: correct them, or leave them out with {skip}")
-    return Staged(name, files, staged, counts["dropped"], counts["filtered"], counts["bad"])
+    if not recipe.config.any_text and (fault := recipe.texts.fault) is not None:
+        raise DataError(
+            f"{name}: {fault}; name the column of the text in text_column, a field of an object as in text_column = "
+            '"doc.body"; any_text = true in [data] takes the column as it is'
+        )
+    notes = () if recipe.config.any_text else tuple(recipe.texts.lines())
+    return Staged(name, files, staged, counts["dropped"], counts["filtered"], counts["bad"], notes)
 
 
 def write_rows(path: Path, rows: Iterable[Fields], schema: pyarrow.Schema) -> datasets.Dataset:
@@ -305,10 +320,16 @@ def joined(paths: str | list[str]) -> str:
     return paths if isinstance(paths, str) else ", ".join(paths)
 
 
+def _partly_there(source: Source, recipe: Recipe) -> list[str]:
+    """The columns of heads with a column per label of which the source has some."""
+    there = [reader.columns for reader in recipe.readers if not set(reader.columns).isdisjoint(source.columns or ())]
+    return [column for columns in there for column in columns]
+
+
 def _checked(source: Source, needed: Sequence[str], show_progress: bool, hint: Callable[[str], str]) -> Generator[Row]:
     """The rows. A needed column that is in no row is an error, raised as soon as that is known."""
     known = dict.fromkeys(source.columns or ())
-    missing = dict.fromkeys(column for column in needed if column not in known)
+    missing = dict.fromkeys(column for column in needed if column_of(column, known) is None)
     if source.columns is None or not missing:
         end, is_empty = 0, True
         shown = progress(f"reading {source.name}", source.total, unit=source.unit, shown=show_progress)
@@ -319,7 +340,7 @@ def _checked(source: Source, needed: Sequence[str], show_progress: bool, hint: C
                 end = row.end
                 if missing and row.fields is not None:
                     known |= dict.fromkeys(row.fields)
-                    missing = {column: None for column in missing if column not in row.fields}
+                    missing = {column: None for column in missing if column_of(column, row.fields) is None}
                 yield row
         if is_empty or not known:  # no row could be read
             return

@@ -1,0 +1,57 @@
+"""What reading a head's cells assumed, left out or changed, with counts: printed before training."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from polyhead_rows.spelling import shortened
+
+SAID = {
+    "missing": 'times {words} means unknown; missing = ["..."] names other words',
+    "empty": "cells are empty and count as unknown",
+    "none": 'cells are empty and count as no label; empty_cells = "unknown" changes that',
+    "hollow": "lists hold only unknown parts and count as unknown",
+    "partly": "rows are known in some of the columns only and count as unknown",
+    "spelled": 'texts were read as lists; brackets = "text" takes their brackets as letters',
+    "lines": "texts were cut at line breaks or tabs",
+    "nothing": "cells hold no label and count as unknown",
+    "vector": "vectors of 0 and 1 were read by position",
+    "share": "cells have shares between 0 and 1, which count as the label from at_least ({at_least:g}) on",
+    "left_out": "lists have parts that are blank or null, which were left out",
+    "unsubmitted": "answers of annotators are drafts or discarded and were left out",
+    "evened": "labels were evened out: blanks, invisible characters, Unicode form NFC",
+    "repeated": "cells name a label twice; it counts once",
+}
+"""By kind, what its line says after the count."""
+
+
+class CellNotes:
+    """Counts by kind, and the first place and cell of each kind.
+
+    Attributes:
+        words: how often each word meant unknown.
+        has_separator: whether a text had the separator.
+        texts: how many texts could have had it.
+    """
+
+    def __init__(self) -> None:
+        self.words: Counter[str] = Counter()
+        self.has_separator = False
+        self.texts = 0
+        self._counts: Counter[str] = Counter()
+        self._first: dict[str, str] = {}
+
+    def add(self, kind: str, place: str, value: object = None) -> None:
+        """Counts one of a kind in `SAID`."""
+        self._counts[kind] += 1
+        if kind not in self._first:
+            shown = "" if value is None else f": {shortened(repr(value))}"
+            self._first[kind] = f"first {place.partition(': column')[0]}{shown}"
+
+    def lines(self, at_least: float) -> Iterator[str]:
+        """A line per kind that occurred."""
+        words = ", ".join(f"{word!r} ({times})" for word, times in self.words.most_common(6))
+        for kind, said in SAID.items():
+            if count := self._counts[kind]:
+                yield f"{count} {said.format(words=words, at_least=at_least)} ({self._first[kind]})"

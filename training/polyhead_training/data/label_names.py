@@ -1,0 +1,68 @@
+"""The table of names: what ids and other spellings in a file are called."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from polyhead_rows.spelling import shortened
+from polyhead_training.config import HeadConfig, with_names
+from polyhead_training.errors import BadRowError
+
+_WHOLE = re.compile(r"[+-]?\d+")
+_POINT_ZERO = re.compile(r"\.0*$")
+
+
+@dataclass(frozen=True)
+class NameTable:
+    """Names by spelling.
+
+    Attributes:
+        names: by the spelling in the file; empty if the config gives none.
+        is_complete: whether every label must be in it.
+        field: of the config, for messages.
+        called: what is a name and no id.
+    """
+
+    names: dict[str, str]
+    is_complete: bool
+    field: str
+    called: frozenset[str]
+
+    @classmethod
+    def of(cls, config: HeadConfig) -> NameTable:
+        """The table of a head.
+
+        Raises:
+            ConfigError: its file cannot be read.
+        """
+        config = with_names(config)
+        names = config.names if isinstance(config.names, dict) else {}
+        are_ids = bool(names) and all(map(_WHOLE.fullmatch, names))
+        is_complete = config.unnamed == "error" or (config.unnamed is None and are_ids)
+        called = frozenset(names.values()) - names.keys()
+        return cls(names, is_complete, f"heads.{config.name}.names", called)
+
+    def name_of(self, label: str, place: str) -> str:
+        """The label's name; the label itself if it is a name or needs none.
+
+        Raises:
+            BadRowError: it must have a name and has none.
+        """
+        if not self.names or label in self.called:
+            return label
+        for spelling in (label, _POINT_ZERO.sub("", label)):
+            if spelling in self.names:
+                return self.names[spelling]
+        if self.is_complete:
+            known = ", ".join(map(repr, list(self.names)[:6])) + (", …" if len(self.names) > 6 else "")
+            raise BadRowError(
+                f"{place}: {self.field} has no name for {shortened(label)!r}, only for {known}; add it, or set "
+                'unnamed = "keep"'
+            )
+        return label
+
+    def in_order(self) -> list[str] | None:
+        """The names of the ids 0, 1, 2, …; None if the table has other ids."""
+        names = [self.names.get(str(number)) for number in range(len(self.names))]
+        return None if None in names else [name for name in names if name is not None]

@@ -1,0 +1,97 @@
+"""Single values of cells: which texts mean unknown, how a label is spelled, and what a share or a number is."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import re
+import unicodedata
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from polyhead.template import as_text
+from polyhead_rows.spelling import shortened
+from polyhead_training.errors import BadRowError
+
+MISSING = (
+    "nan", "null", "none", "na", "n/a", "<na>", "#n/a", "#na", "#n/a n/a", "nat", "nil", "undefined", "-nan",
+    "1.#qnan", "-1.#ind", "1.#ind", "-1.#qnan", "(null)", "<null>", "n.a.", "\\n", "-", "--", "---", "–", "—", "?",
+    "??", "???", "#ref!", "#value!", "#div/0!", "#name?", "#num!", "#null!",
+)  # fmt: skip
+"""Texts that mean unknown, whatever their case: those that pandas reads as missing, and what databases, spreadsheets
+and people write for it."""
+
+_POINT_ZERO = re.compile(r"([+-]?\d+)\.0*")
+_INVISIBLE = re.compile("[\u200b\u2060\ufeff\u00ad\u200e\u200f]")  # zero-width space, word joiner, soft hyphen, marks
+_JOINERS = "\u200c\u200d "  # between two characters they mean something, at an end they do not
+_DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_ON = {"true", "yes", "y", "t", "x", "on"}
+_OFF = {"false", "no", "n", "f", "off"}
+
+
+def whole_number(label: str) -> str:
+    """``1.0`` becomes ``1``; any other label stays."""
+    found = _POINT_ZERO.fullmatch(label)
+    return found[1] if found else label
+
+
+LABEL_TRANSFORMS: dict[str, Callable[[str], str]] = {
+    "strip": str.strip, "lowercase": str.lower, "whole_number": whole_number,
+}  # fmt: skip
+
+
+def evened(text: str) -> str:
+    """The text in Unicode form NFC, without invisible characters and blanks around it, with single blanks within."""
+    if not text.isascii():
+        text = _INVISIBLE.sub("", unicodedata.normalize("NFC", text))
+        return " ".join(text.split()).strip(_JOINERS)
+    return " ".join(text.split())
+
+
+def label_text(value: Any, place: str) -> str:
+    """A label as text. The same value gives the same text in every format.
+
+    Raises:
+        BadRowError: it is neither text, number, truth value, date nor time.
+    """
+    if isinstance(value, datetime.datetime) and value.tzinfo is None and value.time() == datetime.time():
+        value = value.date()  # as data frames write it to CSV
+    if isinstance(value, Decimal) and value.is_finite():
+        value = int(value) if value == value.to_integral_value() else format(value.normalize(), "f")
+    if not isinstance(value, str | bytes | int | float | datetime.date | datetime.time | UUID):  # a bool is an int
+        kind, shown = type(value).__name__, shortened(repr(value))
+        raise BadRowError(f"{place}: a label is a text or a number, got {kind} {shown}")
+    return as_text(value) or ""
+
+
+def is_nothing(value: Any) -> bool:
+    """None, and NaN, which data frames write for it."""
+    return value is None or (isinstance(value, float | Decimal) and math.isnan(value))
+
+
+def share_of(value: Any) -> float | None:
+    """0 or 1, also as truth value or word, or a share between them; None if the value is none of these."""
+    if isinstance(value, str):
+        word = evened(value).casefold()
+        if word in _ON or word in _OFF:
+            return float(word in _ON)
+        if not _DECIMAL.fullmatch(word):
+            return None
+        value = float(word)
+    if not isinstance(value, bool | int | float | Decimal) or is_nothing(value) or not 0 <= value <= 1:
+        return None
+    return float(value)
+
+
+def number_of(value: Any) -> float:
+    """A finite number, also as text with a decimal point; NaN if the value is none."""
+    if isinstance(value, str) and _DECIMAL.fullmatch(evened(value)):
+        return float(evened(value))
+    if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            return math.nan
+    return math.nan
