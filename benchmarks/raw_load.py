@@ -19,7 +19,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from itertools import cycle
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 INFER = "/v2/models/gpt2_classifier/infer"
+NO_ANSWER = 0  # stands for a status if the server closes a connection instead of answering
 EXPIRED = b"the request's time ended in the queue"
 WARM_UP_S = 1.0  # requests sent in the first second of a job are not counted
 ANSWER_TIMEOUT_S = 60.0
@@ -66,7 +67,8 @@ class RawConnection:
     Attributes:
         due: when the request was to be sent.
         sent: when it was sent.
-        is_closing: whether the server closes it after the last answer.
+        is_asked: whether an answer is due.
+        is_closing: whether the server has closed it, or closes it after the last answer.
     """
 
     def __init__(self, port: int) -> None:
@@ -74,20 +76,26 @@ class RawConnection:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.received = b""
         self.due = self.sent = 0.0
-        self.is_closing = False
+        self.is_asked = self.is_closing = False
 
     def send(self, request: bytes, due: float | None = None) -> None:
         """Sends a request."""
         self.received = b""
+        self.is_asked = True
         self.sent = time.perf_counter()
         self.due = self.sent if due is None else due
-        self.socket.sendall(request)
+        with suppress(ConnectionError):  # the server has just closed it; `receive` says so
+            self.socket.sendall(request)
 
     def receive(self) -> tuple[int, bytes] | None:
         """Takes what has come; returns status and body once the answer is complete."""
-        part = self.socket.recv(65536)
+        try:
+            part = self.socket.recv(65536)
+        except ConnectionError:
+            part = b""
         if not part:
-            raise ConnectionError("the server closed the connection")
+            was_asked, self.is_asked, self.is_closing = self.is_asked, False, True
+            return (NO_ANSWER, b"") if was_asked else None
         self.received += part
         head, found, body = self.received.partition(b"\r\n\r\n")
         if not found:
@@ -95,7 +103,10 @@ class RawConnection:
         head = head.lower()
         self.is_closing = b"\r\nconnection: close" in head
         length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
-        return (int(head[9:12]), body) if len(body) >= length else None
+        if len(body) < length:
+            return None
+        self.is_asked = False
+        return int(head[9:12]), body
 
 
 @dataclass
@@ -151,6 +162,8 @@ class Driver:
             in_flight = not_sent = 0
             while due < end or in_flight:
                 while due < end and due <= time.perf_counter():
+                    while idle and idle[-1].is_closing:
+                        idle.pop()
                     if idle or in_flight < MOST_CONNECTIONS:
                         connection = idle.pop() if idle else self._connect(port)
                         connection.send(next(requests), due)
@@ -162,9 +175,7 @@ class Driver:
                 for connection, answer in self._wait(pause):
                     answers.append(answer)
                     in_flight -= 1
-                    if connection.is_closing:
-                        self._close(connection)
-                    else:
+                    if not connection.is_closing:
                         idle.append(connection)
         return self._result(answers, seconds) | {"not_sent": not_sent}
 
@@ -233,6 +244,8 @@ class Driver:
                 lag = connection.sent - connection.due
                 expired = status == HTTPStatus.SERVICE_UNAVAILABLE and EXPIRED in body
                 done.append((connection, RawAnswer(status, connection.sent, now - connection.sent, lag, expired)))
+            if connection.is_closing and not connection.is_asked:
+                self._close(connection)
         return done
 
     def _result(self, answers: Sequence[RawAnswer], seconds: float) -> dict[str, Any]:
