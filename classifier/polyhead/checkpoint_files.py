@@ -60,17 +60,18 @@ def copy_checkpoint(source: Path | str, target: Path | str) -> None:
     """
     source, target = Path(source), Path(target)
     names = _names(source)
-    target.mkdir(mode=0o755)
-    (target / REPORT).mkdir(mode=0o755)
+    for folder in (target, target / REPORT):
+        folder.mkdir()
+        folder.chmod(0o755)  # whatever the umask is: the server may run as another user
     top = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     report = -1
     try:
         if any("/" in name for name in names):
             report = os.open(REPORT, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
         for name in names:
-            folder, _, file_name = name.rpartition("/")
+            parent, _, file_name = name.rpartition("/")
             try:
-                opened = os.open(file_name, READ | os.O_NOFOLLOW, dir_fd=report if folder else top)
+                opened = os.open(file_name, READ | os.O_NOFOLLOW, dir_fd=report if parent else top)
             except OSError as error:
                 raise CheckpointError(f"{source / name}: cannot be copied ({error.strerror})") from error
             with os.fdopen(opened, "rb") as original, (target / name).open("xb") as copy:

@@ -144,7 +144,7 @@ def test_a_failing_disk_leaves_the_served_version(
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("polyhead.export.shutil.copytree", fail)
+    monkeypatch.setattr("polyhead.export.copy_checkpoint", fail)
     for name in ("gpt2_classifier", "other"):
         with pytest.raises(RepositoryError, match=r"No space left on device.*nothing was exported"):
             export_checkpoint(base_checkpoint, repository, name=name, replace=True)

@@ -68,4 +68,4 @@ def test_the_cluster_of_the_launcher() -> None:
 def test_the_image_has_this_ray() -> None:
     """Driver and nodes must be of one version."""
     text = (FOLDER / "Containerfile").read_text(encoding="utf-8")
-    assert f"FROM rayproject/ray:{version('ray')}-py311\n" in text
+    assert f"ARG BASE=rayproject/ray:{version('ray')}-py311\n" in text
