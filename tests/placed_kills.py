@@ -110,7 +110,7 @@ class SharedServer:
 
     def answers(self, texts: list[str], within_s: float) -> LiveAnswers:
         """Answers nothing, with the version that it serves."""
-        return LiveAnswers(self.version(), np.zeros((len(texts), 1), dtype=np.float32), [])
+        return LiveAnswers(self.version(), np.zeros((len(texts), 1), dtype=np.float32), [], [])
 
     def load(self, timeout_s: float, config: str | None = None) -> None:
         """Loads what the config says."""
@@ -134,7 +134,8 @@ def write_checkpoint(path: Path, *labels: str) -> Path:
     head |= {"temperature": 1.0, "y_range": None, "parent": None, "parent_of": None}
     path.mkdir(parents=True)
     (path / "config.json").write_text(json.dumps({"polyhead": {"max_length": 8, "heads": [head]}}))
-    (path / "model.safetensors").write_text(f"weights of {labels}")
+    for name in ("model.safetensors", "tokenizer.json", "golden.jsonl", "metrics.json"):
+        (path / name).write_text(f"{name} of {labels}")
     (path / "report").mkdir()
     (path / "report" / "index.html").write_text("report")
     return path
