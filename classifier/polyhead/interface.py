@@ -47,7 +47,9 @@ class Interface:
         try:
             section = orjson.loads(path.read_bytes())["polyhead"]
             return cls._of_json(section)
-        except (OSError, TypeError, KeyError, orjson.JSONDecodeError) as error:
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read, so this is no checkpoint ({error.strerror})") from error
+        except (TypeError, KeyError, orjson.JSONDecodeError) as error:
             raise CheckpointError(f"{path}: is not the config of a checkpoint ({error!r})") from error
         except PolyheadError as error:
             raise CheckpointError(f"{path}: {error}") from error

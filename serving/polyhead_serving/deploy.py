@@ -225,12 +225,14 @@ def _answers_with(
     Args:
         is_loaded: whether it may answer already; else a load that failed or is still running needs one after it.
     """
+    # Triton carries out this load after one that is still running, so it may take longer than one load.
+    within_s = wanted.load_timeout_s + wanted.verify_timeout_s
     deadline = time.monotonic() + wanted.verify_timeout_s
     while True:  # a server that has just died is being restarted by its supervisor
         try:
             if not is_loaded:
                 with contextlib.suppress(ServerError):
-                    server.load(wanted.load_timeout_s, read_config(model).pinned_to(version))
+                    server.load(within_s, read_config(model).pinned_to(version))
             is_loaded = False
             serving = server.answers(["a text"], wanted.verify_timeout_s).version
             if serving == version:
