@@ -35,10 +35,10 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from tokenizers import Tokenizer
 
-from benchmarks.proxied import KEY, proxied
 from benchmarks.raw_load import INFER, RawLoad, raw_load
 from benchmarks.result import RESULTS, in_turns, machine
 from benchmarks.workload import SCHEMA, random_checkpoint, read_texts
+from loadtest.local_proxy import LocalProxy
 from loadtest.local_server import LocalServer
 from loadtest.result import BLUE, GREEN, ORANGE, PURPLE, RED, report
 from polyhead.export import export_checkpoint
@@ -50,6 +50,9 @@ OVERLOAD = 5
 SHORT_TEXTS, SHORT_TOKENS, LONG_TOKENS = 63, 16, 1024
 OK, UNAVAILABLE = 200, 503
 REFUSED = (UNAVAILABLE, 429)  # the model, the proxy
+KEY = "a.key-of~the_benchmark"
+# One key sends everything, so only the bound for all callers together may act.
+NO_LIMIT = {"RATE": "1000000r/s", "BURST": "1000000", "CONNECTIONS": "65535", "ACCESS_LOG": "/dev/null"}
 OWN, SYNCHRONOUS = "own", "synchronous"
 PERCENTILES = {"p50_ms": BLUE, "p99_ms": GREEN, "p999_ms": ORANGE, "max_ms": RED}
 
@@ -84,9 +87,10 @@ def main(options: Sequence[str] | None = None) -> None:
                 ports[SYNCHRONOUS] = servers.enter_context(LocalServer(synchronous)).ports["http"]
             points = {name: _measure_points(load, ports[name], settings) for name in settings.variants}
             capacity = _throughput(load, ports[OWN], settings.slice_s)
-            with proxied(server, scratch) as port:
+            # Without TLS, which the sender would pay for too.
+            with LocalProxy(scratch, f"benchmark {KEY}\n", None, INFERENCE=server.url("http"), **NO_LIMIT) as proxy:
                 overload = _measure_overload(
-                    load, port, OVERLOAD * capacity, settings.deadline_s, settings.seconds, key=KEY
+                    load, proxy.port, OVERLOAD * capacity, settings.deadline_s, settings.seconds, key=KEY
                 )
             beside = _side_by_side(load, ports, settings) if settings.slices else None
         bursts, overload_small = _measure_small(

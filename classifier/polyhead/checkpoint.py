@@ -22,11 +22,11 @@ from torch import nn
 
 from polyhead.body import Body
 from polyhead.checkpoint_files import parse_json, read_json, read_text
-from polyhead.errors import CheckpointError, SchemaError, TemplateError, describe, one_line
+from polyhead.errors import CheckpointError, SchemaError, TemplateError, describe, one_line, shortened
 from polyhead.files import replaced_file, replaced_folder
 from polyhead.golden import GoldenRow, complete_rows, prove_view, read_rows, row_line
 from polyhead.heads import build_head, head_shapes
-from polyhead.schema import Schema, shortened
+from polyhead.schema import Schema
 from polyhead.template import Template
 from polyhead.weights import read_weights
 

@@ -51,7 +51,13 @@ def one_line(error: BaseException) -> str:
 
 
 MOST_FINDINGS = 5  # in one message
-LONGEST_SHOWN = 100  # characters of a value
+LONGEST_SHOWN = 200  # characters of values in a message
+
+
+def shortened(value: object) -> str:
+    """The value for a message, cut if it is long: it may come from a file that nobody has looked at."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
 
 def describe(error: ValidationError) -> str:
@@ -67,8 +73,7 @@ def describe(error: ValidationError) -> str:
             case _:
                 message = finding["msg"].removeprefix("Value error, ")
                 if place and not isinstance(finding["input"], (dict, list)):
-                    shown = repr(finding["input"])
-                    message += f" (got {shown if len(shown) <= LONGEST_SHOWN else f'{shown[:LONGEST_SHOWN]}…'})"
+                    message += f" (got {shortened(finding['input'])})"
         findings.append(f"{place}: {message}" if place else message)
     if (more := error.error_count() - MOST_FINDINGS) > 0:
         findings.append(f"and {more} more")

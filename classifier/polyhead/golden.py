@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from polyhead.checkpoint_files import read_text
 from polyhead.decode import DecodeOptions, Scores, are_answers, decode
-from polyhead.errors import CheckpointError, describe
-from polyhead.schema import Schema, shortened
+from polyhead.errors import CheckpointError, describe, shortened
+from polyhead.schema import Schema
 from polyhead.template import FieldError, Template
 
 Section = Mapping[str, Any]

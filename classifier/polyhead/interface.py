@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from polyhead.checkpoint_files import read_json
 from polyhead.errors import CheckpointError, PolyheadError, RepositoryError, SchemaError
 from polyhead.schema import Head, HeadKind, Schema
 from polyhead.template import Template
@@ -44,12 +45,10 @@ class Interface:
             CheckpointError: this is not a checkpoint.
         """
         path = checkpoint / "config.json"
+        config = read_json(path)
         try:
-            section = orjson.loads(path.read_bytes())["polyhead"]
-            return cls._of_json(section)
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read, so this is no checkpoint ({error.strerror})") from error
-        except (TypeError, KeyError, orjson.JSONDecodeError) as error:
+            return cls._of_json(config["polyhead"])
+        except (TypeError, KeyError) as error:
             raise CheckpointError(f"{path}: is not the config of a checkpoint ({error!r})") from error
         except PolyheadError as error:
             raise CheckpointError(f"{path}: {error}") from error

@@ -11,14 +11,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from polyhead.errors import SchemaError, describe
+from polyhead.errors import SchemaError, describe, shortened
 
 # The lowest float32. On the wire it stands in SCORES for a text without an answer, because JSON has no NaN.
 NO_SCORE = -3.4028234663852886e38
 
 MOST_HEADS = 1000
 MOST_LEVELS = 32  # of a taxonomy
-LONGEST_SHOWN = 200  # characters of values in a message
 
 # JSON has true beside 1 and "1" beside 1; only a number is one here.
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -260,12 +259,6 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def shortened(value: object) -> str:
-    """The value for a message, cut if it is long: it may come from a file that nobody has looked at."""
-    text = repr(value)
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
 
 def _repeated(names: Iterable[str]) -> list[str]:

@@ -20,12 +20,12 @@ _WORDS: dict[str, Any] = {
     "None": None, "null": None, "nan": None, "NaN": None, "NaT": None, "<NA>": None, "np.nan": None,
 }  # fmt: skip
 _LISTS = (
-    "array|numpy.array|np.array|list|tuple|set|frozenset|deque|tensor|torch.tensor|Index|dict_keys|dict_values|"
-    "List|Set|Seq|Array|Vector|ArrayBuffer|ArraySeq|WrappedArray"
+    r"array|numpy\.array|np\.array|list|tuple|set|frozenset|deque|tensor|torch\.tensor|Index|dict_keys|dict_values|"
+    r"List|Set|Seq|Array|Vector|ArrayBuffer|ArraySeq|WrappedArray"
 )
 _DICTS = "dict|OrderedDict|Counter|defaultdict"
 _SCALARS = r"(?:np|numpy)\.\w+|Decimal"
-_CALL = re.compile(rf"({_LISTS}|{_DICTS}|{_SCALARS})\(".replace("numpy.", r"numpy\.").replace("np.a", r"np\.a"))
+_CALL = re.compile(rf"({_LISTS}|{_DICTS}|{_SCALARS})\(")
 _KEYWORD = re.compile(r"\s*\w+\s*=(?!>)")
 _FACTORY = re.compile(r"\s*<(class|function)[^<>]*>\s*,")  # of a defaultdict
 _PREFIX = re.compile(r"[bBuU](?=['\"])")

@@ -119,6 +119,7 @@ def deploy(wanted: Deployment, server: LiveServer) -> int:
                 raise RolledBackError(f"{error}; version {live} serves, version {version} was removed") from error
             raise
         print(f"{wanted.name}: its live scores are within {worst:.2g} of the golden ones")
+        # A server that restarted between the load and the last step has read the old config.pbtxt.
         if wrong := _answers_with(server, model, version, wanted, is_loaded=True):
             raise RollbackError(f"version {version} is in place, but does not answer: {wrong}; restart the server")
         _retire_old(model, version, live, staging, wanted)

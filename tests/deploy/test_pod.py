@@ -19,10 +19,11 @@ from typing import Any
 
 import pytest
 
+from loadtest.local_proxy import DIRECTIVES, MODULES, NGINX
 from loadtest.local_server import LocalServer, free_ports
 from tests.deploy.manifests import DEPLOY, containers, environment, kustomized, only
 from tests.e2e.plain_json import infer_json, json_body
-from tests.e2e.proxied import DIRECTIVES, KEY, MODULES, NGINX, Proxied
+from tests.e2e.proxied import KEY, Proxied
 
 NO_PROXY = urllib.request.ProxyHandler({})
 

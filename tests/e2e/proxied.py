@@ -2,88 +2,50 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import os
 import shutil
-import socket
 import ssl
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
 
-from loadtest.local_server import ROOT
+from loadtest.local_proxy import LocalProxy, LocalProxyError
 from tests.e2e.processes import descendants
 
-NGINX = ROOT / ".nginx" / "usr" / "sbin" / "nginx"
-MODULES = NGINX.parents[1] / "lib" / "nginx" / "modules"
-# Root's nginx runs its workers as another user, who may not be allowed into the temporary folder.
-DIRECTIVES = "daemon off;" + (" user root;" if os.geteuid() == 0 else "")
 KEY = "a.key-of~the_tests"
 
 
-class Proxied:
+class Proxied(LocalProxy):
     """nginx with its own certificate and one key.
 
     Args:
         settings: variables of deploy/nginx/render.
 
     Attributes:
-        port: HTTPS port on loopback.
         certificate: the certificate that clients must trust.
     """
 
     def __init__(self, **settings: str) -> None:
-        if not NGINX.exists():
-            pytest.fail(f"{NGINX}: is missing; run `make test`, which brings it", pytrace=False)
         self.folder = Path(tempfile.mkdtemp(prefix="polyhead-proxy-"))
         self.certificate = self.folder / "certificate.pem"
         self._make_certificate()
-        (self.folder / "keys").write_text(f"# comment\n\ntests {KEY}\n", encoding="utf-8")
-        (self.folder / "keys").chmod(0o600)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        variables = {
-            "CERTIFICATE": str(self.certificate),
-            "CERTIFICATE_KEY": str(self.folder / "key.pem"),
-            "KEYS_FILE": str(self.folder / "keys"),
-            "RUN": str(self.folder / "run"),
-            "LISTEN": f"127.0.0.1:{self.port}",
-            "MODULES": str(MODULES),
-            "ACCESS_LOG": str(self.folder / "access.log"),
-            **settings,
-        }
-        render = ROOT / "deploy" / "nginx" / "render"
-        command = [str(render), str(self.folder / "nginx.conf")]
-        subprocess.run(command, env={**os.environ, **variables}, check=True)
-        command = [str(NGINX), "-e", "stderr", "-c", str(self.folder / "nginx.conf"), "-g", DIRECTIVES]
-        self.errors = (self.folder / "errors").open("w+", encoding="utf-8")
-        self.process = subprocess.Popen(command, stderr=self.errors)
+        try:
+            pair = self.certificate, self.folder / "key.pem"
+            super().__init__(self.folder, f"# comment\n\ntests {KEY}\n", pair, **settings)
+        except LocalProxyError as error:
+            pytest.fail(str(error), pytrace=False)
 
     def _make_certificate(self) -> None:
         command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
         more = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(self.folder / "key.pem")]
         subprocess.run([*command.split(), *more, "-out", str(self.certificate)], capture_output=True, check=True)
 
-    def __enter__(self) -> Proxied:
-        """Itself, once it listens."""
-        deadline = time.monotonic() + 20
-        while True:
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-                return self
-            assert self.process.poll() is None, (self.folder / "errors").read_text(encoding="utf-8")
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-
     def __exit__(self, *_: object) -> None:
-        """Ends it."""
-        self.process.terminate()
-        self.process.wait(20)
-        self.errors.close()
+        """Ends it, and removes its files."""
+        super().__exit__()
         shutil.rmtree(self.folder)
 
     @property

@@ -64,10 +64,12 @@ def test_the_server_shares_a_reserved_port() -> None:
     with reserved_ports("127.0.0.1", {"grpc": port}):
         for _ in range(2):
             with socket.create_server(("127.0.0.1", port), reuse_port=True) as server:
+                server.settimeout(5)
                 for _ in range(20):
-                    with socket.create_connection(("127.0.0.1", port), timeout=5):
-                        server.settimeout(5)
-                        server.accept()[0].close()
+                    with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+                        connection, address = server.accept()
+                        assert address == client.getsockname()
+                        connection.close()
 
 
 def test_a_port_on_which_connections_still_end(

@@ -272,14 +272,15 @@ class TritonPythonModel:
         if request.scoring is not None:
             scores = request.scoring.scores
             have_answers = are_answers(scores)
-            readable = np.array([text.error is None for text in request.encoded])
-            record.error_texts += int((readable & ~have_answers).sum())  # the others were counted when they were read
+            if not have_answers.all():
+                readable = np.array([text.error is None for text in request.encoded])
+                record.error_texts += int((readable & ~have_answers).sum())  # others were counted when they were read
+                scores = np.where(have_answers[:, None], scores, np.float32(NO_SCORE))
             if "PREDICTION" in request.outputs:
                 answers = self.predictor.decode(request.encoded, scores, request.options)
                 tensors.append(bytes_tensor("PREDICTION", [dump(answer) for answer in answers]))
             if "SCORES" in request.outputs:
-                given = np.where(have_answers[:, None], scores, np.float32(NO_SCORE))
-                tensors.append(pb_utils.Tensor("SCORES", given))
+                tensors.append(pb_utils.Tensor("SCORES", scores))
         if "TOKEN_COUNT" in request.outputs:
             counts = [[text.token_count] for text in request.encoded]
             tensors.append(pb_utils.Tensor("TOKEN_COUNT", np.array(counts, dtype=np.int32)))

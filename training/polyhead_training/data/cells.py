@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from polyhead.schema import HeadKind
+from polyhead.schema import HeadKind, is_unicode
 from polyhead.template import as_text
 from polyhead_rows.spelling import SpellingError, looks_spelled, read_spelled, shortened
 from polyhead_rows.table import value_at
@@ -328,10 +328,8 @@ class CellReader:
         label = self._names.name_of(label, place)
         for transform in self._transforms:
             label = transform.text(label, place=place) if isinstance(transform, UserFunction) else transform(label)
-        try:
-            label.encode("utf-8")  # JSON can spell lone surrogates, but no UTF-8 file can store them
-        except UnicodeEncodeError:
-            raise BadRowError(f"{place}: a label must be valid Unicode, got {label!r}") from None
+        if not is_unicode(label):
+            raise BadRowError(f"{place}: a label must be valid Unicode, got {label!r}")
         return label if label in self._known or evened(label) else ""
 
     def _number(self, found: Parts, place: str) -> float | None:

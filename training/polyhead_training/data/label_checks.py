@@ -12,7 +12,7 @@ from polyhead.schema import HeadKind
 from polyhead_rows.spelling import shortened
 from polyhead_training.config import HeadConfig
 from polyhead_training.data.cell_notes import CellNotes
-from polyhead_training.data.scalars import LABEL_TRANSFORMS
+from polyhead_training.data.scalars import LABEL_TRANSFORMS, whole_number
 from polyhead_training.data.separators import CERTAIN, SEPARATORS
 from polyhead_training.errors import DataError
 
@@ -21,7 +21,6 @@ FEW_ROWS = 20  # fewer rows say nothing about ids
 LONG = 80  # characters, on average: labels that long are texts
 
 _BETWEEN_LETTERS = re.compile(r"(?<=[^\W\d_])[\s_\-‐-―'’.]+(?=\w)|(?<=[^\W_])[\s_\-‐-―'’]+(?=[^\W\d_])")
-_POINT_ZERO = re.compile(r"[+-]?\d+\.0+")
 _NUMBER = re.compile(r"[+-]?\d{1,20}(\.\d{0,20})?")
 _AROUND = " .:;!?\"'`“”‘’«»"
 
@@ -48,7 +47,7 @@ def check_labels(
         )
     yield from _lookalikes(counts)
     yield from _joined(config, counts, notes)
-    if counts and all(map(_POINT_ZERO.fullmatch, counts)):
+    if counts and all(whole_number(label) != label for label in counts):
         yield (
             f"its labels are whole numbers with a point, such as {min(counts)!r}, as data frames write them if a cell "
             'is missing; label_transforms = ["whole_number"] takes the point away'

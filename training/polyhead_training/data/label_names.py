@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from polyhead_rows.spelling import shortened
 from polyhead_training.config import HeadConfig, with_names
+from polyhead_training.data.scalars import whole_number
 from polyhead_training.errors import BadRowError
 
 _WHOLE = re.compile(r"[+-]?\d+")
-_POINT_ZERO = re.compile(r"\.0*$")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class NameTable:
         """
         if not self.names or label in self.called:
             return label
-        for spelling in (label, _POINT_ZERO.sub("", label)):
+        for spelling in (label, whole_number(label)):
             if spelling in self.names:
                 return self.names[spelling]
         if self.is_complete:
