@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv-triton"
 READY_TIMEOUT_S = 120
-END_TIMEOUT_S = 30
+END_TIMEOUT_S = 45  # the server gives itself up to 35
 PORTS = ("http", "grpc", "metrics", "probe")
 SHOWN_OUTPUT = 4000  # characters of the server's output in an error
 

@@ -12,6 +12,7 @@ import ctypes
 import os
 import socket
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,9 @@ _PIDFD_GETFD = 438  # the same on all architectures
 _SO_ATTACH_FILTER = 26
 _DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)  # BPF's "return 0"
 _ESTABLISHED, _TIME_WAIT, _LISTEN = "01", "06", "0A"
+# As in the kernel's net/tcp_states.h.
+_STATES = ("", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT1", "FIN_WAIT2", "TIME_WAIT", "CLOSE", "CLOSE_WAIT",
+           "LAST_ACK", "LISTEN", "CLOSING")  # fmt: skip
 # Offsets in struct tcp_info: milliseconds since data was last sent and received, and the data segments in and out.
 _TCP_INFO_BYTES, _LAST_SENT, _LAST_RECEIVED, _SEGMENTS_IN, _SEGMENTS_OUT = 160, 44, 52, 152, 156
 _CLOCK_MS = 500  # the kernel counts in ticks: data sent and received in the same tick counts as idle after this long
@@ -44,9 +48,10 @@ def block_new_connections(pid: int, port: int) -> int:
     return blocked
 
 
-def has_clients(pid: int, *ports: int) -> bool:
-    """Whether any client is connected, or is just connecting, to one of these local ports. Needs no permission."""
-    return any(port in ports and state not in (_LISTEN, _TIME_WAIT) for _, state, port in _entries(pid))
+def client_states(pid: int, *ports: int) -> Counter[str]:
+    """How many clients are connected, or just connecting, to these local ports, by TCP state. Needs no permission."""
+    states = [state for _, state, port in _entries(pid) if port in ports and state not in (_LISTEN, _TIME_WAIT)]
+    return Counter(_STATES[int(state, 16)] for state in states)
 
 
 def close_idle_connections(pid: int, port: int) -> int:

@@ -24,7 +24,7 @@ TEXTS = [float(2**power) for power in range(11)]  # 1 to 1,024
 TOKENS = [float(2**power) for power in range(4, 18)]  # 16 to 131,072
 SEND_EVERY_S = 0.25
 # Per histogram and sending. If there are more, a random sample is sent, so that the metrics cost little of a core.
-MOST_OBSERVATIONS = 25
+MOST_OBSERVATIONS = 8
 
 COUNTERS = {
     "texts": "Texts read",

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from polyhead_serving.connections import block_new_connections, close_idle_connections, has_clients
+from polyhead_serving.connections import block_new_connections, client_states, close_idle_connections
 from polyhead_serving.hidden_arguments import start_hidden
 from polyhead_serving.log_lines import pass_on
 from polyhead_serving.orphans import backends_folder, readable_regions, remove_regions
@@ -38,6 +38,7 @@ DEAD_AFTER_S, ENDED_AFTER_S = 0.2, 2.0
 # The stack of each thread; only what is used takes memory. Triton parses JSON by recursion: with 8 MiB, 64 KB of nested
 # "[" end it; with 64 MiB, it survives what the proxy (deploy/nginx) lets through.
 STACK_BYTES = 64 * 2**20
+DRAIN_REPORT_S = 5.0
 DRAINED_CHECKS = 3  # how often in a row, 0.1 s apart, the server must look drained: the last answers have left then
 KEY_NOT_HIDDEN = (
     "the kernel does not let the supervisor hide POLYHEAD_ADMIN_KEY, and every user of this machine could read it in "
@@ -146,6 +147,7 @@ class ServerProcess:
             process.terminate()
             # Triton waits for all connections to end, also for idle ones.
             deadline = time.monotonic() + options.exit_timeout_s + 5
+            next_report = time.monotonic() + DRAIN_REPORT_S
             drained = 0
             while (code := process.poll()) is None and time.monotonic() < deadline:
                 close_idle_connections(process.pid, options.http_port)
@@ -155,10 +157,12 @@ class ServerProcess:
                 # which no client understands as "shutting down". And if a batch failed as a whole, for example because
                 # shared memory was full, Triton waits for its requests until the timeout. So it is done when all
                 # clients have left.
-                has_work = _model_processes(process.pid) and has_clients(
-                    process.pid, options.http_port, options.grpc_port
-                )
-                drained = 0 if has_work else drained + 1
+                models = _model_processes(process.pid)
+                clients = client_states(process.pid, options.http_port, options.grpc_port)
+                drained = 0 if models and clients else drained + 1
+                if time.monotonic() >= next_report:
+                    next_report += DRAIN_REPORT_S
+                    log.info("still stopping: %d model processes, connections %s", len(models), dict(clients))
                 if drained > DRAINED_CHECKS:
                     code = 0
                     break

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from polyhead_serving.connections import block_new_connections, close_idle_connections, has_clients
+from polyhead_serving.connections import block_new_connections, client_states, close_idle_connections
 from tests.kernel import lets_reach_into_processes
 
 SERVER = """
@@ -86,17 +86,17 @@ def test_other_ports_and_gone_processes_are_left_alone(server: tuple[int, int]) 
 def test_clients_are_seen_until_they_leave(server: tuple[int, int]) -> None:
     """A connection counts from its beginning to its end, and only on the given ports."""
     pid, port = server
-    assert not has_clients(pid, port)
+    assert not client_states(pid, port)
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     connection.connect()
-    assert has_clients(pid, port + 1, port)
-    assert not has_clients(pid, port + 1)
+    assert client_states(pid, port + 1, port) == {"ESTABLISHED": 1}
+    assert not client_states(pid, port + 1)
     connection.close()
     deadline = time.monotonic() + 5
-    while has_clients(pid, port):
+    while client_states(pid, port):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert not has_clients(2**22 + 1, port)
+    assert not client_states(2**22 + 1, port)
 
 
 def test_new_clients_are_kept_out(server: tuple[int, int]) -> None:
