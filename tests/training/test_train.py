@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from polyhead.checkpoint import read_checkpoint
 from polyhead.predictor import Predictor
 from polyhead_training.model.modeling import GPT2BaseForSequenceClassification
-from polyhead_training.train import app
+from polyhead_training.train_command import app
 from tests.tiny import tiny_config, tiny_tokenizer, write_tiny_checkpoint
 
 CONFIG = """

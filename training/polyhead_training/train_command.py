@@ -51,7 +51,7 @@ def train(
     """Train a GPT-2 classifier with many heads on texts and labels, and write a self-describing checkpoint.
 
     Ctrl-C and SIGTERM finish the current step and save; --resume continues from there. On several GPUs:
-    torchrun --nproc-per-node gpu -m polyhead_training.train CONFIG.toml
+    torchrun --nproc-per-node gpu -m polyhead_training.train_command CONFIG.toml
     """
     is_first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes
     console = Console(quiet=not is_first)
