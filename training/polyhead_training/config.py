@@ -437,7 +437,16 @@ def read_toml(path: Path, kind: type[_Config]) -> _Config:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: is not TOML ({error})") from error
+    return validated(fields, kind, str(path))
+
+
+def validated(fields: Any, kind: type[_Config], place: str) -> _Config:
+    """Validates the fields of a config.
+
+    Raises:
+        ConfigError: begins with `place` and names the field, the value and what is allowed.
+    """
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {describe(error)}") from error
+        raise ConfigError(f"{place}: {' '.join(describe(error).split())}") from error

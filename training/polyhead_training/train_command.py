@@ -23,6 +23,7 @@ from polyhead_training.command_line import (
 )
 from polyhead_training.config import EXAMPLE, TrainingConfig, read_config
 from polyhead_training.errors import Interrupted
+from polyhead_training.run import quiet_libraries
 
 if TYPE_CHECKING:
     from polyhead_training.fitting.fit import TrainingResult
@@ -80,20 +81,15 @@ def _run(
 ) -> TrainingResult | None:
     """Imports slow modules only here, so that a typo in the config is reported at once."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    import datasets
-    import transformers
+    with quiet_libraries():
+        if dry_run:
+            from polyhead_training.fitting.preparation import dry_run as describe
 
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    if dry_run:
-        from polyhead_training.fitting.preparation import dry_run as describe
+            describe(settings, printer(console))
+            return None
+        from polyhead_training.fitting.fit import fit
 
-        describe(settings, printer(console))
-        return None
-    from polyhead_training.fitting.fit import fit
-
-    return fit(settings, printer(console), resume=resume, restart=restart)
+        return fit(settings, printer(console), resume=resume, restart=restart)
 
 
 def _how_to_resume(error: BaseException, config: Path, output: Path | None) -> str:
