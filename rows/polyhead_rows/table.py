@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import pyarrow
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from polyhead_rows.errors import TableError, one_line
 
@@ -29,10 +29,10 @@ class ReadOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: FormatName | None = None
-    delimiter: str | None = None
-    encoding: str | None = None
+    delimiter: str | None = Field(default=None, examples=[";"])
+    encoding: str | None = Field(default=None, examples=["cp1252"])
     header: bool = True
-    columns: tuple[str, ...] | None = None
+    columns: tuple[str, ...] | None = Field(default=None, examples=[("id", "text", "topic")])
 
     @field_validator("delimiter")
     @classmethod

@@ -139,8 +139,12 @@ def write_pretrained(folder: Path, model: Any) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("max_length = 16", "max_len = 16", "model: unknown field 'max_len'; allowed are architecture"),
-        ("n_layer = 2", "n_layers = 2", "model.gpt2.n_layers: unknown field"),
+        (
+            "max_length = 16",
+            "max_len = 16",
+            r"model: unknown field 'max_len' \(did you mean 'max_length'\?\); allowed are arch",
+        ),
+        ("n_layer = 2", "n_layers = 2", r"model.gpt2.n_layers: unknown field \(did you mean 'n_layer'\?\)"),
         ("rows.jsonl", "nothing.jsonl", "nothing.jsonl: no such file"),
         ('name = "topic"', 'name = "subject"', "no column 'subject'"),
         ("n_head = 2", "n_head = 3", r"model.gpt2: n_embd \(32\) must be a multiple of n_head \(3\)"),

@@ -1,7 +1,7 @@
 """Training and evaluation from Python: `train` gives a `Run`, `evaluate` an `Evaluation`.
 
-Both print nothing unless asked, and raise errors of one line. A notebook shows what they return as tables and plots. Slow
-modules are imported inside the functions.
+Both print nothing unless asked, and raise errors of one line. A notebook shows what they return as tables and plots.
+Slow modules are imported inside the functions.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def train(
         raise ConfigError("resume and restart contradict each other")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("train() runs in one process; with torchrun use polyhead_training.train_command")
-    with errors_of_ours():
+    with _errors_of_ours():
         settings = to_config(config)
         with _quiet(show_progress) as say:
             from polyhead_training.fitting.fit import fit
@@ -123,7 +123,7 @@ def evaluate(
         ConfigError, DataError, CheckpointError: the checkpoint, the config or the rows do not fit together.
         TrainingError: a file cannot be read or written.
     """
-    with errors_of_ours(), _quiet(show_progress) as say:
+    with _errors_of_ours(), _quiet(show_progress) as say:
         from polyhead_training.evaluate_command import READ_OPTIONS, evaluate_checkpoint
 
         if unknown := sorted(options.keys() - set(READ_OPTIONS)):
@@ -170,7 +170,7 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def errors_of_ours() -> Iterator[None]:
+def _errors_of_ours() -> Iterator[None]:
     """Turns what the system refuses, such as a full disk, into a TrainingError of one line."""
     try:
         yield

@@ -20,6 +20,7 @@ from polyhead_training.command_line import (
     example_option,
     interrupt_signals,
     printer,
+    reference_option,
 )
 from polyhead_training.config import EXAMPLE, TrainingConfig, read_config
 from polyhead_training.errors import Interrupted
@@ -48,6 +49,7 @@ def train(
         bool, typer.Option("--dry-run", help="Describe the data, the model and the cost, and exit; writes nothing.")
     ] = False,
     example: Annotated[bool, example_option(EXAMPLE, "a config to start with")] = False,
+    reference: Annotated[bool, reference_option(TrainingConfig)] = False,
 ) -> None:
     """Train a GPT-2 classifier with many heads on texts and labels, and write a self-describing checkpoint.
 
