@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from polyhead.errors import PolyheadError, one_line
 from polyhead_rows.progress import hidden_progress
+from polyhead_training.config_keys import nearest
 from polyhead_training.errors import ConfigError, Interrupted, TrainingError
 
 if TYPE_CHECKING:
@@ -127,7 +128,8 @@ def evaluate(
         from polyhead_training.evaluate_command import READ_OPTIONS, evaluate_checkpoint
 
         if unknown := sorted(options.keys() - set(READ_OPTIONS)):
-            raise ConfigError(f"unknown option {unknown[0]!r}; allowed are {', '.join(READ_OPTIONS)}")
+            meant = f" (did you mean {found!r}?)" if (found := nearest(unknown[0], READ_OPTIONS)) else ""
+            raise ConfigError(f"unknown option {unknown[0]!r}{meant}; allowed are {', '.join(READ_OPTIONS)}")
         files = [data] if isinstance(data, str | os.PathLike) else list(data)
         if not files:
             raise ConfigError("data: must name at least one file")
