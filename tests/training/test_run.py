@@ -1,4 +1,4 @@
-"""Training and evaluation from Python: the same as the commands, silent, with errors of one line and HTML to look at."""
+"""Training and evaluation from Python: as the commands, but silent, with errors of one line and HTML to look at."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_a_mistake_is_an_exception_of_one_line(
 @pytest.mark.parametrize("given", [5, None, ["a.toml"], object()])
 def test_something_that_is_no_config(given: Any) -> None:
     """Says what one may be."""
-    with pytest.raises(ConfigError, match="^config must be a dict, a path or a TrainingConfig, got "):
+    with pytest.raises(ConfigError, match=r"^config must be a dict, a path or a TrainingConfig, got "):
         train(given)
 
 
@@ -149,7 +149,7 @@ def test_options_that_contradict_each_other(tmp_path: Path, monkeypatch: pytest.
         train({}, resume=True, restart=True)
     with pytest.raises(ConfigError, match="there is no unfinished run here"):
         train(config_of(tmp_path), resume=True)
-    with pytest.raises(ConfigError, match="none.toml: no such file"):
+    with pytest.raises(ConfigError, match=r"none\.toml: no such file"):
         train(tmp_path / "none.toml")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="train\\(\\) runs in one process"):
