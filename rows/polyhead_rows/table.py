@@ -19,9 +19,9 @@ class ReadOptions(BaseModel):
     """How to read a file. Training configs and command lines have the same keys.
 
     Attributes:
-        format: None takes it from the file's name.
-        delimiter: between the cells of a CSV file; None is a comma. TSV has a tab.
-        encoding: a Python codec's name. None is UTF-8, with or without a byte order mark, or UTF-16 with one.
+        format: by default, the file's name says it.
+        delimiter: between the cells of a CSV file; by default a comma. TSV has a tab.
+        encoding: a Python codec's name. By default UTF-8, with or without a byte order mark, or UTF-16 with one.
         header: whether the first line of a CSV or TSV file, or each object of a JSON file, names the columns.
         columns: the names, if `header` is false. Rows of JSON are then lists of cells.
     """

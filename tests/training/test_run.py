@@ -89,11 +89,16 @@ def test_a_config_may_be_a_file(tmp_path: Path, kind: str) -> None:
     assert train(given).config == read_config(path)
 
 
-def test_a_dict_may_hold_paths(tmp_path: Path) -> None:
-    """As text, in every place where TOML has text."""
+def test_a_dict_may_hold_paths_and_arrays(tmp_path: Path) -> None:
+    """They become what TOML has."""
     config = config_of(tmp_path, training="max_steps = 1")
     config["data"]["train"] = (Path(config["data"]["train"]),)
-    assert train(config).config.data.train == [str(tmp_path / "rows.jsonl")]
+    config["heads"][0]["labels"] = pandas.Series(["dogs", "cats"])
+    config["seed"] = np.int64(3)
+    found = train(config).config
+    assert found.data.train == [str(tmp_path / "rows.jsonl")]
+    assert found.heads[0].labels == ["dogs", "cats"]
+    assert found.seed == 3
 
 
 def test_lines_and_progress_are_printed_if_asked(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -115,7 +120,12 @@ def test_lines_and_progress_are_printed_if_asked(tmp_path: Path, capfd: pytest.C
             r"config: training: unknown field 'epoch' \(did you mean 'epochs'\?\)",
         ),
         ({"data": {"train": "none.csv"}}, DataError, "none.csv: no such file"),
-        ({"data": {"train": pandas.DataFrame({"text": ["a", "b"]})}}, ConfigError, "config: data.train.*valid string"),
+        ({"data": {"train": pandas.DataFrame({"text": ["a", "b"]})}}, ConfigError, "config.data.train: must be a text"),
+        (
+            {"output": {"a": {1}}},
+            ConfigError,
+            r"config\.output\.a: must be a text, a number, a list or a dict, got set",
+        ),
         ({"data": {"train": None}}, ConfigError, "give either train"),
         ({"heads": "topic"}, ConfigError, "config: heads: Input should be a valid list"),
         ({"heads": []}, ConfigError, "config: heads: .*at least 1"),

@@ -50,7 +50,7 @@ def test_a_log_has_lines_of_every_phase(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_terminal_has_a_bar(tmp_path: Path) -> None:
     """With steps, time left, the current loss and the last evaluation; on a real terminal."""
-    config = write_run(tmp_path, "epochs = 20")
+    config = write_run(tmp_path, "epochs = 5")
     config.write_text(config.read_text(encoding="utf-8").replace("epochs = 2\n", ""), encoding="utf-8")
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
@@ -73,7 +73,7 @@ def test_a_terminal_has_a_bar(tmp_path: Path) -> None:
     os.close(ours)
     assert process.wait() == 0, shown
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
-    assert re.search(r"training .*80 of 80 steps, .* steps/s, 0:00 left, loss \S+, tokens/s .*validation loss", text)
+    assert re.search(r"training .*20 of 20 steps, .* steps/s, 0:00 left, loss \S+, tokens/s .*validation loss", text)
 
 
 def test_the_mean_of_a_history() -> None:

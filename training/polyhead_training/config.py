@@ -110,6 +110,7 @@ class DataConfig(Section, ReadOptions):
             data is added; ``stratified`` keeps each label's share in head `stratify_by` (by default the first
             single_label head).
         split_column: the column that is hashed; by default the text.
+        stratify_by: the head whose labels keep their shares.
         validation_share, test_share: of the training rows.
         drop_leaks: removes training rows whose text is also in validation or test. Otherwise they are only counted.
         drop_duplicates: removes training rows whose text and labels occurred before.

@@ -156,19 +156,29 @@ def to_config(config: TrainingConfig | Mapping[str, Any] | str | os.PathLike[str
     if isinstance(config, str | os.PathLike):
         return read_config(Path(config))
     if isinstance(config, Mapping):
-        config = validated(_plain(config), TrainingConfig, "config")
+        config = validated(_plain(config, "config"), TrainingConfig, "config")
     elif not isinstance(config, TrainingConfig):
         raise ConfigError(f"config must be a dict, a path or a TrainingConfig, got {type(config).__name__}")
     return config.model_copy(update={"heads": [with_names(head) for head in config.heads]})
 
 
-def _plain(value: Any) -> Any:
-    """The value with paths as text, as TOML has them."""
+def _plain(value: Any, place: str) -> Any:
+    """The value as TOML has it: paths are text, arrays are lists.
+
+    Raises:
+        ConfigError: TOML has nothing like it, for example a data frame.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner, f"{place}.{key}") for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner, f"{place}.{number}") for number, inner in enumerate(value)]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if hasattr(value, "tolist"):  # numbers and arrays of NumPy, columns of pandas
+        return value.tolist()
+    raise ConfigError(f"{place}: must be a text, a number, a list or a dict, got {type(value).__name__}")
 
 
 @contextmanager

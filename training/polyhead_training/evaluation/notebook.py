@@ -63,7 +63,7 @@ def run_table(metrics: Mapping[str, Any], checkpoint: Path) -> str:
 def curves(history: Sequence[Mapping[str, Any]], schema: Schema) -> str:
     """Losses and validation scores over epochs."""
     with matplotlib.rc_context(plots.STYLE):
-        return plots.to_svg(plots.training_curves(history, schema))
+        return str(plots.to_svg(plots.training_curves(history, schema)))
 
 
 def figures(answers: Iterable[HeadAnswers]) -> str:
