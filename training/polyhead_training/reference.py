@@ -77,7 +77,7 @@ def _cells(name: str, field: FieldInfo, meaning: str) -> list[str]:
 def meanings(model: type[BaseModel]) -> dict[str, str]:
     """The entries under ``Attributes:`` in the docstrings of a model and its bases."""
     found: dict[str, str] = {}
-    for base in reversed(model.__mro__):
+    for base in reversed(model.__mro__[: model.__mro__.index(BaseModel)]):
         text = inspect.cleandoc(vars(base).get("__doc__") or "")
         _, _, entries = text.partition("Attributes:\n")
         for entry in re.split(r"\n(?=    \S)", f"\n{entries}"):

@@ -1,7 +1,7 @@
 """AUROC and average precision of many labels at once: the numbers of scikit-learn, which computes label by label.
 
-Both follow from two counts per positive row: how many negative rows of its label have a higher score, and how many an equal
-one. Sorting all labels together takes the same few steps for any number of labels.
+Both follow from counts per positive row: how many rows of its label have a lower score, and how many an equal one. All
+labels are sorted and searched together.
 """
 
 from __future__ import annotations
