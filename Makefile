@@ -53,6 +53,10 @@ format: .venv/.ready ## Format the code
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
+.PHONY: reference
+reference: .venv/.ready ## Write docs/config.md, the reference of all config keys
+	$(PY) -m polyhead_training.reference docs/config.md
+
 .PHONY: gpu-check
 gpu-check: .venv/.ready data/debian/train.jsonl ## Run the GPU tests, then the GPU benchmarks; needs a CUDA device
 	$(PY) -m pytest -m cuda

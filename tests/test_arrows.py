@@ -62,7 +62,7 @@ LAYERS = {
         "text_queue",
         "scheduler",
     ],
-    "polyhead_training": ["errors config", "model data", "evaluation", "fitting"],
+    "polyhead_training": ["errors config_keys", "config", "model data", "evaluation", "fitting"],
 }  # fmt: skip
 
 

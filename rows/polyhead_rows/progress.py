@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
@@ -12,6 +13,7 @@ from rich.progress import Progress as RichProgress
 
 BAR_S = 0.2  # how often the bar moves
 LINE_S = 10.0  # how often a line is printed
+_is_hidden: ContextVar[bool] = ContextVar("is_hidden", default=False)
 
 
 class ProgressMeter:
@@ -35,7 +37,10 @@ class ProgressMeter:
         self._show: Callable[[], None] = lambda: None
 
     def advance(self, units: float = 1, **figures: object) -> None:
-        """Adds `units` to what is done. Figures such as ``loss=0.12`` are shown until they change."""
+        """Adds `units` to what is done. Figures such as ``loss=0.12`` are shown until they change.
+
+        A figure that is a function is called when it is shown. None is not shown.
+        """
         self.done += units
         self._figures.update(figures)
         if time.monotonic() - self._shown >= self._every_s:
@@ -50,7 +55,8 @@ class ProgressMeter:
         parts.append(f"{_number(ahead / seconds)} {self._unit}/s")
         if self.total:
             parts.append(f"{_clock((self.total - self.done) / ahead * seconds) if ahead > 0 else '?'} left")
-        return ", ".join(parts + [f"{name} {_figure(value)}" for name, value in self._figures.items()])
+        figures = {name: value() if callable(value) else value for name, value in self._figures.items()}
+        return ", ".join(parts + [f"{name} {_figure(value)}" for name, value in figures.items() if value is not None])
 
     def show(self) -> None:
         """Shows the progress now, if it is shown at all."""
@@ -95,7 +101,7 @@ def progress(
     """
     console = console if console is not None else Console(stderr=True)
     meter = ProgressMeter(title, total, unit, done)
-    if not shown:
+    if not shown or _is_hidden.get():
         yield meter
     elif not console.is_terminal:
         meter.show_lines(console)
@@ -108,6 +114,16 @@ def progress(
                 yield meter
             finally:
                 meter.show()
+
+
+@contextmanager
+def hidden_progress() -> Iterator[None]:
+    """Shows no progress of anything in this block."""
+    token = _is_hidden.set(True)
+    try:
+        yield
+    finally:
+        _is_hidden.reset(token)
 
 
 def _number(value: float) -> str:

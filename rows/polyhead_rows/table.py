@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import pyarrow
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from polyhead_rows.errors import TableError, one_line
 
@@ -19,9 +19,9 @@ class ReadOptions(BaseModel):
     """How to read a file. Training configs and command lines have the same keys.
 
     Attributes:
-        format: None takes it from the file's name.
-        delimiter: between the cells of a CSV file; None is a comma. TSV has a tab.
-        encoding: a Python codec's name. None is UTF-8, with or without a byte order mark, or UTF-16 with one.
+        format: by default, the file's name says it.
+        delimiter: between the cells of a CSV file; by default a comma. TSV has a tab.
+        encoding: a Python codec's name. By default UTF-8, with or without a byte order mark, or UTF-16 with one.
         header: whether the first line of a CSV or TSV file, or each object of a JSON file, names the columns.
         columns: the names, if `header` is false. Rows of JSON are then lists of cells.
     """
@@ -29,10 +29,10 @@ class ReadOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: FormatName | None = None
-    delimiter: str | None = None
-    encoding: str | None = None
+    delimiter: str | None = Field(default=None, examples=[";"])
+    encoding: str | None = Field(default=None, examples=["cp1252"])
     header: bool = True
-    columns: tuple[str, ...] | None = None
+    columns: tuple[str, ...] | None = Field(default=None, examples=[("id", "text", "topic")])
 
     @field_validator("delimiter")
     @classmethod

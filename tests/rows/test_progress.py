@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 
 import pytest
 from rich.console import Console
 
 from polyhead_rows import progress as module
-from polyhead_rows.progress import progress
+from polyhead_rows.progress import hidden_progress, progress
 
 
 def test_a_log_has_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,6 +47,28 @@ def test_a_terminal_has_a_bar() -> None:
     assert "training [x]" in shown
     assert "10 of 10 steps" in shown
     assert "100%" in shown
+
+
+def test_figures_that_change() -> None:
+    """A function gives the figure of the moment; None is not shown."""
+    losses = [0.5]
+    with progress("training", 10, shown=False) as meter:
+        meter.advance(1, loss=lambda: losses[-1], evaluating="1 of 2")
+        assert meter.describe().endswith(", loss 0.5, evaluating 1 of 2")
+        losses.append(0.25)
+        meter.advance(1, evaluating=None)
+    assert meter.describe().endswith(" left, loss 0.25")
+
+
+def test_progress_is_hidden_in_a_block(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever the block calls; after it, progress is shown again, also after an error."""
+    with contextlib.suppress(ValueError), hidden_progress(), progress("quiet", 10) as meter:
+        meter.show()
+        raise ValueError("an error in the block")
+    assert capsys.readouterr() == ("", "")
+    with progress("loud", 10) as meter:
+        meter.show()
+    assert "loud, 0 %: 0 of 10 rows" in capsys.readouterr().err
 
 
 def test_progress_that_is_not_shown_counts(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,14 +13,14 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from polyhead_training import dataset, evaluate, import_checkpoint, train
+from polyhead_training import dataset, evaluate_command, import_checkpoint, train_command
 from tests.training.test_resume import HEAD
 from tests.training.tiny_run import run, trained, weights, write_run
 
 
 def run_ignoring_sigint(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """``polyhead-train`` as a script's shell starts ``command &``: with SIGINT ignored."""
-    command = shlex.join([sys.executable, "-m", "polyhead_training.train", *arguments])
+    command = shlex.join([sys.executable, "-m", "polyhead_training.train_command", *arguments])
     environment = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"} | variables
     return subprocess.run(
         ["bash", "-c", f"trap '' INT; exec {command}"],
@@ -64,18 +64,18 @@ def test_handlers_are_put_back(tmp_path: Path) -> None:
 def test_restart_is_no_variable(tmp_path: Path) -> None:
     """A variable that was set for another command deletes no unfinished run; other options have theirs."""
     environment = {"POLYHEAD_RESTART": "1", "POLYHEAD_TRAIN_RESTART": "1", "POLYHEAD_TRAIN_DRY_RUN": "1"}
-    result = CliRunner(env=environment).invoke(train.app, [str(write_run(tmp_path)), "--resume"])
+    result = CliRunner(env=environment).invoke(train_command.app, [str(write_run(tmp_path)), "--resume"])
     assert "--resume and --restart contradict each other" not in result.stderr
-    assert "POLYHEAD_TRAIN_RESTART" not in CliRunner().invoke(train.app, ["--help"]).output
-    options = {option.name: option for option in get_command(train.app).params}
+    assert "POLYHEAD_TRAIN_RESTART" not in CliRunner().invoke(train_command.app, ["--help"]).output
+    options = {option.name: option for option in get_command(train_command.app).params}
     assert options["restart"].allow_from_autoenv is False
 
 
 def test_each_command_has_its_own_variables() -> None:
     """Their prefix is the command's name."""
     apps = {
-        "POLYHEAD_TRAIN": train.app,
-        "POLYHEAD_EVALUATE": evaluate.app,
+        "POLYHEAD_TRAIN": train_command.app,
+        "POLYHEAD_EVALUATE": evaluate_command.app,
         "POLYHEAD_IMPORT": import_checkpoint.app,
         "POLYHEAD_DATASET": dataset.app,
     }

@@ -43,7 +43,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     alone = trained(one)
     result = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         "-m", "polyhead_training.train", str(two)],
+         "-m", "polyhead_training.train_command", str(two)],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip

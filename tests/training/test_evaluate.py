@@ -16,7 +16,7 @@ from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 from typer.testing import CliRunner
 
 from polyhead.predictor import NOT_FINITE, Predictor
-from polyhead_training.evaluate import app, recorded_training
+from polyhead_training.evaluate_command import app, recorded_training
 from tests.tiny import OVERFLOWING, TEXTS, overflow, write_tiny_checkpoint
 
 TOPICS, MOODS = ("news", "sport", "science"), ("happy", "sad", "angry", "calm")

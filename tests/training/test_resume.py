@@ -42,7 +42,7 @@ def test_a_killed_run_goes_on_as_if_unbroken(tmp_path: Path) -> None:
     unbroken = trained(write_run(tmp_path / "unbroken", EVERY_THREE, HEAD))
     config = write_run(tmp_path / "killed", EVERY_THREE, HEAD)
     killed = subprocess.run(
-        [sys.executable, "-m", "polyhead_training.train", str(config)],
+        [sys.executable, "-m", "polyhead_training.train_command", str(config)],
         env=os.environ
         | {
             "POLYHEAD_TEST_SIGNAL": f"{int(signal.SIGKILL)}@6",

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from polyhead.checkpoint import read_checkpoint
 from polyhead.predictor import Predictor
 from polyhead_training.model.modeling import GPT2BaseForSequenceClassification
-from polyhead_training.train import app
+from polyhead_training.train_command import app
 from tests.tiny import tiny_config, tiny_tokenizer, write_tiny_checkpoint
 
 CONFIG = """
@@ -139,8 +139,12 @@ def write_pretrained(folder: Path, model: Any) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("max_length = 16", "max_len = 16", "model: unknown field 'max_len'; allowed are architecture"),
-        ("n_layer = 2", "n_layers = 2", "model.gpt2.n_layers: unknown field"),
+        (
+            "max_length = 16",
+            "max_len = 16",
+            r"model: unknown field 'max_len' \(did you mean 'max_length'\?\); allowed are arch",
+        ),
+        ("n_layer = 2", "n_layers = 2", r"model.gpt2.n_layers: unknown field \(did you mean 'n_layer'\?\)"),
         ("rows.jsonl", "nothing.jsonl", "nothing.jsonl: no such file"),
         ('name = "topic"', 'name = "subject"', "no column 'subject'"),
         ("n_head = 2", "n_head = 3", r"model.gpt2: n_embd \(32\) must be a multiple of n_head \(3\)"),

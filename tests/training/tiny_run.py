@@ -10,7 +10,7 @@ from click.testing import Result
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from polyhead_training.train import app
+from polyhead_training.train_command import app
 
 CONFIG = """
 output = "{folder}/out"

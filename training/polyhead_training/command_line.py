@@ -1,4 +1,4 @@
-"""What the four commands share: the typer application, printing, errors, signals, and the ``--example`` option."""
+"""What the four commands share: the typer application, printing, errors, signals, and options that print and exit."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import typer
+from pydantic import BaseModel
 from rich.console import Console
 
 from polyhead.errors import PolyheadError, one_line
@@ -64,12 +65,26 @@ def example_option(example: str, content: str) -> Any:
     Args:
         content: what the example is, for the help text.
     """
+    return _printing_option("--example", lambda: example, content)
 
-    def print_example(wanted: bool) -> None:
+
+def reference_option(config: type[BaseModel]) -> Any:
+    """A typer option that prints the reference of a config's keys and exits."""
+
+    def reference() -> str:
+        from polyhead_training.reference import config_reference
+
+        return config_reference(config)
+
+    return _printing_option("--reference", reference, "every key of the config with its default, as Markdown,")
+
+
+def _printing_option(name: str, text: Callable[[], str], content: str) -> Any:
+    def print_text(wanted: bool) -> None:
         if wanted:
-            print(example, end="")
+            print(text(), end="")
             raise typer.Exit
 
     return typer.Option(
-        "--example", help=f"Print {content} and exit.", is_eager=True, callback=print_example, allow_from_autoenv=False
+        name, help=f"Print {content} and exit.", is_eager=True, callback=print_text, allow_from_autoenv=False
     )

@@ -15,6 +15,7 @@ from polyhead.schema import HeadKind
 from polyhead_rows.errors import TableError
 from polyhead_rows.names import read_names
 from polyhead_rows.table_file import ReadOptions
+from polyhead_training.config_keys import hint, sections
 from polyhead_training.errors import ConfigError
 
 EXAMPLE = """\
@@ -61,32 +62,44 @@ class Section(BaseModel):
     @classmethod
     def _know_fields(cls, fields: Any) -> Any:
         if isinstance(fields, dict) and (unknown := [name for name in fields if name not in cls.model_fields]):
-            raise ValueError(f"unknown field {unknown[0]!r}; allowed are {', '.join(cls.model_fields)}")
+            meant = hint(unknown[0], cls, dict(sections(cls.file())))
+            raise ValueError(f"unknown field {unknown[0]!r}{meant}; allowed are {', '.join(cls.model_fields)}")
         return fields
+
+    @classmethod
+    def file(cls) -> type[BaseModel]:
+        """The model of the file that this is a part of."""
+        return TrainingConfig
 
 
 class UpsampleConfig(Section):
     """Repeats the training rows whose `column` holds one of `values`, until each is there `times` times.
 
     The values are compared with the file, before label_transforms.
+
+    Attributes:
+        column: where the values are looked for.
+        values: rows with one of these are repeated.
+        times: how often each of these rows is there in the end.
     """
 
-    column: str
-    values: list[str] = Field(min_length=1)
-    times: int = Field(ge=2, le=10_000)
+    column: str = Field(examples=["topic"])
+    values: list[str] = Field(min_length=1, examples=[["rare topic"]])
+    times: int = Field(ge=2, le=10_000, examples=[3])
 
 
 class DataConfig(Section, ReadOptions):
     """Where the rows come from, files or a data set of the hub, and what is done to them.
 
-    ``format``, ``delimiter``, ``encoding``, ``header`` and ``columns`` say how to read a file: see ReadOptions.
-
     Attributes:
+        train: files of training rows: a path, a glob, a folder, or a list of these.
+        validation, test: as `train`. Without them, rows of `train` are held out.
+        hub: instead of files, a data set of the Hugging Face hub with its own splits.
+        hub_config: the name of one of the data set's configurations.
         bad_rows: what to do with rows that cannot be read, have no text, or have an unusable label cell. ``stop`` ends
             the run at the first one and says how many there are; ``skip`` leaves them out and counts them.
-        text_column: the column of the text; ``doc.body`` is the field of an object. Or `text_template` joins columns,
-            for example ``"[[{title}. ]]{body}"``; see `polyhead.template`. The checkpoint keeps it, and the server
-            renders with it.
+        text_column: the column of the text; ``doc.body`` is the field of an object.
+        text_template: instead of `text_column`: joins columns. The checkpoint keeps it, and the server renders with it.
         any_text: accepts a text column whose texts are all numbers, or all spelled lists and objects.
         text_transforms: by name: ``strip``, ``collapse_whitespace``, ``lowercase``, ``strip_accents``, ``nfc``,
             ``nfkc``. These become part of the tokenizer, so serving applies them too. A ``package.module:function``
@@ -97,35 +110,36 @@ class DataConfig(Section, ReadOptions):
             data is added; ``stratified`` keeps each label's share in head `stratify_by` (by default the first
             single_label head).
         split_column: the column that is hashed; by default the text.
+        stratify_by: the head whose labels keep their shares.
         validation_share, test_share: of the training rows.
         drop_leaks: removes training rows whose text is also in validation or test. Otherwise they are only counted.
         drop_duplicates: removes training rows whose text and labels occurred before.
-        upsample: repeats training rows.
         augment: names of ``package.module:function``, called as ``function(text, random.Random)``. Each adds
             `augment_copies` copies of each training row, with the text that the function returns.
+        augment_copies: how many changed copies of each row a function adds.
     """
 
     bad_rows: Literal["stop", "skip"] = "stop"
-    train: str | list[str] | None = None
-    validation: str | list[str] | None = None
-    test: str | list[str] | None = None
-    hub: str | None = None
-    hub_config: str | None = None
-    text_column: str = "text"
-    text_template: str | None = None
+    train: str | list[str] | None = Field(default=None, examples=["reviews.csv", ["a.csv", "more/*.csv"]])
+    validation: str | list[str] | None = Field(default=None, examples=["validation.csv"])
+    test: str | list[str] | None = Field(default=None, examples=["test.csv"])
+    hub: str | None = Field(default=None, examples=["owner/name"])
+    hub_config: str | None = Field(default=None, examples=["plain_text"])
+    text_column: str = Field(default="text", examples=["Review Text"])
+    text_template: str | None = Field(default=None, examples=["[[{title}. ]]{body}"])
     any_text: bool = False
-    text_transforms: list[str] = []
-    where: dict[str, str | list[str]] = {}
-    filters: list[str] = []
+    text_transforms: list[str] = Field(default=[], examples=[["strip", "lowercase"]])
+    where: dict[str, str | list[str]] = Field(default={}, examples=[{"language": "en", "source": ["web", "app"]}])
+    filters: list[str] = Field(default=[], examples=[["my_package.rows:is_long_enough"]])
     split: Literal["hash", "stratified"] = "hash"
-    split_column: str | None = None
-    stratify_by: str | None = None
+    split_column: str | None = Field(default=None, examples=["customer_id"])
+    stratify_by: str | None = Field(default=None, examples=["topic"])
     validation_share: float = Field(default=0.1, gt=0, lt=1)
     test_share: float = Field(default=0.0, ge=0, lt=1)
     drop_leaks: bool = False
     drop_duplicates: bool = False
     upsample: list[UpsampleConfig] = []
-    augment: list[str] = []
+    augment: list[str] = Field(default=[], examples=[["my_package.texts:drop_words"]])
     augment_copies: int = Field(default=1, ge=1)
 
     @field_validator("train", "validation", "test")
@@ -164,6 +178,8 @@ class HeadConfig(Section):
     """One head, the column that holds its labels, and its part of the loss.
 
     Attributes:
+        name: of the head in answers and metrics.
+        kind: what it answers: one of n labels, any of n labels, or a number.
         column: by default the head's name; ``doc.label`` is the field of an object.
         columns: instead of `column`: one column per label, with 0 or 1. Their names are the labels.
         positions: names of the positions, if a cell is a vector of 0 and 1.
@@ -181,8 +197,9 @@ class HeadConfig(Section):
             ``package.module:function`` (label to label).
         separator: between the labels of a multi_label head if a cell is text.
         weight: of the head's loss in the sum.
-        parent, parent_of: the level above in a taxonomy, as in the checkpoint. By default `parent_of` is learned from
-            the same rows as `labels`.
+        parent: the head of the level above in a taxonomy.
+        parent_of: for each label, the label of `parent` that it belongs to. By default it is learned from the same rows
+            as `labels`.
         y_range: regression only: the lowest and the highest value that the head can answer.
         class_weights: single_label only: the weight of each label's rows, or ``balanced``: n / (labels * its rows).
         positive_weights: multi_label only: the weight of each label's positive rows, or ``balanced``: negative /
@@ -190,28 +207,28 @@ class HeadConfig(Section):
         label_smoothing: single_label and multi_label only (Szegedy et al. 2016, arXiv:1512.00567).
     """
 
-    name: str
+    name: str = Field(examples=["topic"])
     kind: HeadKind
-    column: str | None = None
-    columns: list[str] | None = Field(default=None, min_length=2)
-    positions: list[str] | None = Field(default=None, min_length=2)
-    labels: list[str] | None = None
-    names: list[str] | dict[str, str] | str | None = None
+    column: str | None = Field(default=None, examples=["Topic"])
+    columns: list[str] | None = Field(default=None, min_length=2, examples=[["toxic", "insult"]])
+    positions: list[str] | None = Field(default=None, min_length=2, examples=[["news", "sport", "science"]])
+    labels: list[str] | None = Field(default=None, examples=[["news", "sport", "science"]])
+    names: list[str] | dict[str, str] | str | None = Field(default=None, examples=[{"27": "neutral"}, "labels.txt"])
     unnamed: Literal["error", "keep"] | None = None
-    missing: list[str] | None = None
+    missing: list[str] | None = Field(default=None, examples=[["tbd", "-1"]])
     empty_cells: Literal["no_labels", "unknown"] | None = None
     at_least: float = Field(default=0.5, gt=0, le=1)
     brackets: Literal["list", "text"] = "list"
-    pattern: str | None = None
-    label_transforms: list[str] = []
-    separator: str = Field(default=",", min_length=1)
-    weight: float = Field(default=1.0, ge=0)
-    parent: str | None = None
-    parent_of: dict[str, str] | None = None
-    y_range: tuple[float, float] | None = None
+    pattern: str | None = Field(default=None, examples=[r"#(\w+)"])
+    label_transforms: list[str] = Field(default=[], examples=[["lowercase"]])
+    separator: str = Field(default=",", min_length=1, examples=[";"])
+    weight: float = Field(default=1.0, ge=0, examples=[0.5])
+    parent: str | None = Field(default=None, examples=["country"])
+    parent_of: dict[str, str] | None = Field(default=None, examples=[{"Sydney": "Australia", "Utrecht": "Netherlands"}])
+    y_range: tuple[float, float] | None = Field(default=None, examples=[(1.0, 5.0)])
     class_weights: Literal["balanced"] | dict[str, float] | None = None
     positive_weights: Literal["balanced"] | dict[str, float] | None = None
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, examples=[0.05])
 
     @model_validator(mode="after")
     def _agree(self) -> HeadConfig:
@@ -257,6 +274,13 @@ class ModelConfig(Section):
     """Architecture, head, and where the body's weights come from.
 
     Attributes:
+        architecture: ``base`` reads the topmost hidden state of the last token, ``hidden_state_concat`` the last
+            `layer2concat` ones.
+        layer2concat: how many hidden states; hidden_state_concat only.
+        head_class: ``Linear``, ``ConcatHeadSimple``, ``ConcatHeadExtended`` or ``package.module:Class``. By default
+            ``Linear`` with base and ``ConcatHeadSimple`` with hidden_state_concat.
+        head_args: arguments of the head class.
+        max_length: how many tokens of a text are read.
         pretrained: a local path or hub name of GPT-2 weights and their tokenizer. Without it, training is from scratch.
         gpt2: fields of transformers' GPT2Config for a model from scratch (``vocab_size`` is also the tokenizer's); with
             `pretrained` only the dropouts.
@@ -264,11 +288,11 @@ class ModelConfig(Section):
 
     architecture: Architecture = "base"
     layer2concat: int = Field(default=4, ge=1)
-    head_class: str | None = None
-    head_args: dict[str, Any] = {}
-    max_length: int = Field(default=256, ge=1)
-    pretrained: str | None = None
-    gpt2: dict[str, Any] = {}
+    head_class: str | None = Field(default=None, examples=["ConcatHeadExtended"])
+    head_args: dict[str, Any] = Field(default={}, examples=[{"classifier_dropout": 0.2}])
+    max_length: int = Field(default=256, ge=1, examples=[128])
+    pretrained: str | None = Field(default=None, examples=["gpt2", "models/my-gpt2"])
+    gpt2: dict[str, Any] = Field(default={}, examples=[{"n_layer": 2, "n_embd": 192, "n_head": 4, "vocab_size": 8000}])
 
     @model_validator(mode="after")
     def _agree(self) -> ModelConfig:
@@ -288,68 +312,93 @@ class WarmStartConfig(Section):
     """Trains the body as a causal language model on the same texts before the heads are trained.
 
     Attributes:
+        epochs: how often each text is read.
+        learning_rate: the highest one; it follows a cosine.
+        batch_size: blocks of max_length tokens per step.
         texts: more files to learn from. Only their text is read.
     """
 
     epochs: float = Field(default=1, gt=0)
     learning_rate: float = Field(default=1e-3, gt=0)
     batch_size: int = Field(default=32, ge=1)
-    texts: str | list[str] = []
+    texts: str | list[str] = Field(default=[], examples=["unlabelled/*.jsonl"])
 
 
 class LoraConfig(Section):
-    """Low-rank adapters on the body (Hu et al. 2021, arXiv:2106.09685) through peft, merged into the weights."""
+    """Low-rank adapters on the body (Hu et al. 2021, arXiv:2106.09685) through peft, merged into the weights.
+
+    Attributes:
+        r: the rank.
+        alpha: the adapters' output is multiplied by alpha / r.
+        dropout: of the adapters' input.
+        target_modules: the linear layers that get an adapter.
+    """
 
     r: int = Field(default=8, ge=1)
     alpha: float = Field(default=16, gt=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1, examples=[0.1])
     target_modules: list[str] = ["c_attn", "c_proj", "c_fc"]
 
 
 class EarlyStoppingConfig(Section):
-    """Stops if `training.best_metric` has not improved by `min_delta` for `patience` evaluations."""
+    """Stops if `training.best_metric` has not improved by `min_delta` for `patience` evaluations.
+
+    Attributes:
+        patience: evaluations without an improvement.
+        min_delta: a smaller change is no improvement.
+    """
 
     patience: int = Field(default=3, ge=1)
-    min_delta: float = Field(default=0.0, ge=0)
+    min_delta: float = Field(default=0.0, ge=0, examples=[0.001])
 
 
 class FitConfig(Section):
     """How transformers' Trainer fits. Names and meanings are the same as in its TrainingArguments.
 
     Attributes:
+        epochs: how often each row is read.
         max_steps: replaces `epochs` if given.
-        lr_scheduler_type: any of transformers' schedulers, with `lr_scheduler_kwargs`, as ``cosine_with_restarts`` with
-            ``{ num_cycles = 3 }``.
+        batch_size: rows per step and process.
+        gradient_accumulation_steps: batches whose gradients are added up before a step.
+        learning_rate: the highest one, after the warm-up.
+        lr_scheduler_type: any of transformers' schedulers.
+        lr_scheduler_kwargs: arguments of the scheduler, as these of ``cosine_with_restarts``.
+        warmup_ratio: the share of all steps in which the learning rate rises.
+        weight_decay: of AdamW.
+        max_grad_norm: longer gradients are shortened to this.
+        optim: any of transformers' optimizers.
         precision: ``auto`` is bf16 on a GPU that has it, fp16 on other GPUs, and fp32 on a CPU.
+        train_sampling_strategy: ``group_by_length`` puts texts of similar length into one batch.
         best_metric: chooses the best checkpoint and ends early stopping: ``loss`` or ``head/metric``.
         eval_steps: steps between evaluations; by default one epoch.
         freeze_layers: the embeddings and this many of the lowest blocks keep their weights.
         layer_lr_decay: the learning rate of each layer is this fraction of the layer above's (Howard and Ruder 2018,
             arXiv:1801.06146).
+        gradient_checkpointing: computes activations again instead of keeping them: less memory, more time.
         report_to: trackers, such as ``tensorboard``, which writes to ``<output>.training/logs``. Logs of earlier runs
             are kept there.
     """
 
     epochs: float = Field(default=3, gt=0)
-    max_steps: int | None = Field(default=None, ge=1)
+    max_steps: int | None = Field(default=None, ge=1, examples=[2000])
     batch_size: int = Field(default=32, ge=1)
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
-    lr_scheduler_type: str = "linear"
-    lr_scheduler_kwargs: dict[str, Any] = {}
+    lr_scheduler_type: str = Field(default="linear", examples=["cosine_with_restarts"])
+    lr_scheduler_kwargs: dict[str, Any] = Field(default={}, examples=[{"num_cycles": 3}])
     warmup_ratio: float = Field(default=0.05, ge=0, lt=1)
     weight_decay: float = Field(default=0.01, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     optim: str = "adamw_torch_fused"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     train_sampling_strategy: Literal["random", "group_by_length"] = "random"
-    eval_steps: int | None = Field(default=None, ge=1)
-    best_metric: str = "loss"
+    eval_steps: int | None = Field(default=None, ge=1, examples=[500])
+    best_metric: str = Field(default="loss", examples=["topic/macro_f1"])
     early_stopping: EarlyStoppingConfig | None = None
-    freeze_layers: int = Field(default=0, ge=0)
-    layer_lr_decay: float = Field(default=1.0, gt=0, le=1)
+    freeze_layers: int = Field(default=0, ge=0, examples=[6])
+    layer_lr_decay: float = Field(default=1.0, gt=0, le=1, examples=[0.9])
     gradient_checkpointing: bool = False
-    report_to: list[str] = []
+    report_to: list[str] = Field(default=[], examples=[["tensorboard"]])
 
 
 class CalibrationConfig(Section):
@@ -367,9 +416,15 @@ class CalibrationConfig(Section):
 
 
 class TrainingConfig(Section):
-    """The whole file."""
+    """The keys above the first table.
 
-    output: Path
+    Attributes:
+        output: the checkpoint's folder. Until the end, the unfinished run is in ``<output>.training``.
+        seed: of weights, order of rows, dropout, stratified splits and augmentation.
+        golden_rows: how many texts with their scores the checkpoint keeps as a proof; see `polyhead.golden`.
+    """
+
+    output: Path = Field(examples=[Path("runs/reviews")])
     seed: int = Field(default=0, ge=0)
     golden_rows: int = Field(default=256, ge=1)
     data: DataConfig
@@ -437,7 +492,16 @@ def read_toml(path: Path, kind: type[_Config]) -> _Config:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: is not TOML ({error})") from error
+    return validated(fields, kind, str(path))
+
+
+def validated(fields: Any, kind: type[_Config], place: str) -> _Config:
+    """Validates the fields of a config.
+
+    Raises:
+        ConfigError: begins with `place` and names the field, the value and what is allowed.
+    """
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {describe(error)}") from error
+        raise ConfigError(f"{place}: {' '.join(describe(error).split())}") from error

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -16,7 +16,7 @@ from polyhead.errors import PolyheadError, describe, one_line
 from polyhead.schema import Head, HeadKind, Schema
 from polyhead.weights import MASK_BUFFERS, finite_tensor
 from polyhead_rows.table_file import ReadOptions
-from polyhead_training.command_line import command_app, example_option, one_line_errors
+from polyhead_training.command_line import command_app, example_option, one_line_errors, reference_option
 from polyhead_training.config import DataConfig, ModelConfig, Section, read_toml
 from polyhead_training.errors import ConfigError
 
@@ -44,34 +44,61 @@ app = command_app("polyhead-import")
 
 
 class ImportedHead(Section):
-    """A head's name, and its labels in index order. Its kind follows from the constructor's arguments."""
+    """A head. Its kind follows from the constructor's arguments.
 
-    name: str
-    labels: tuple[str, ...] = ()
+    Attributes:
+        name: of the head in answers and metrics.
+        labels: in index order; none for a regression.
+    """
+
+    name: str = Field(examples=["topic"])
+    labels: tuple[str, ...] = Field(default=(), examples=[("news", "sport", "science")])
+
+    @classmethod
+    def file(cls) -> type[BaseModel]:
+        """The model of the file that this is a part of."""
+        return ImportConfig
 
 
 class ImportConfig(Section, ReadOptions):
-    """The whole file; names and defaults are those of that_nlp_library's constructors.
+    """The keys above the first table; names and defaults are those of that_nlp_library's constructors.
 
     Attributes:
-        texts: files as for training; ReadOptions says how they are read. `golden_rows` texts are drawn at random.
+        architecture: ``hidden_state_concat`` is GPT2HiddenStateConcatForSequenceClassification, ``base`` is
+            GPT2BaseForSequenceClassification.
+        layer2concat: how many hidden states the head reads; hidden_state_concat only.
+        is_multilabel: the constructor's argument.
+        is_multihead: the constructor's argument.
+        head_class_sizes: the number of labels, or one per head; 1 is a regression.
+        head_class: as in training.
+        head_args: arguments of the head class.
+        max_length: how many tokens of a text are read.
+        texts: files as for training. `golden_rows` of their texts are drawn at random.
+        bad_rows: ``stop`` ends at the first row without a usable text; ``skip`` leaves such rows out.
+        text_column: the column of the text.
         text_template: makes the texts the model was trained on, as in training. The checkpoint keeps it.
+        golden_rows: how many texts with their scores the checkpoint keeps as a proof.
     """
 
     architecture: Architecture
     layer2concat: int = Field(default=4, ge=1)
     is_multilabel: bool = False
     is_multihead: bool = False
-    head_class_sizes: int | list[int]
-    head_class: str | None = None
-    head_args: dict[str, Any] = Field(default_factory=dict)
-    max_length: int = Field(ge=1)
-    texts: str | list[str]
+    head_class_sizes: int | list[int] = Field(examples=[[3, 1]])
+    head_class: str | None = Field(default=None, examples=["ConcatHeadExtended"])
+    head_args: dict[str, Any] = Field(default={}, examples=[{"classifier_dropout": 0.2}])
+    max_length: int = Field(ge=1, examples=[512])
+    texts: str | list[str] = Field(examples=["reviews.csv"])
     bad_rows: Literal["stop", "skip"] = "stop"
-    text_column: str = "text"
-    text_template: str | None = None
+    text_column: str = Field(default="text", examples=["Review Text"])
+    text_template: str | None = Field(default=None, examples=["[[{title}. ]]{body}"])
     golden_rows: int = Field(default=256, ge=1)
     heads: list[ImportedHead] = Field(min_length=1)
+
+    @classmethod
+    def file(cls) -> type[BaseModel]:
+        """The model of the file that this is."""
+        return cls
 
 
 @app.command()
@@ -80,6 +107,7 @@ def import_folder(
     config: Annotated[Path, typer.Option(help="TOML file with the constructor's arguments and the heads.")],
     output: Annotated[Path, typer.Option(help="The checkpoint folder to write.")],
     example: Annotated[bool, example_option(EXAMPLE, "such a TOML file")] = False,
+    reference: Annotated[bool, reference_option(ImportConfig)] = False,
 ) -> None:
     """Import a checkpoint of that_nlp_library. The result describes itself and can be exported like any other."""
     with one_line_errors("polyhead-import"):

@@ -15,7 +15,7 @@ from polyhead.predictor import NOT_FINITE, Predictor
 from polyhead.schema import Schema
 from polyhead_rows.progress import progress
 from polyhead_training.errors import DataError
-from polyhead_training.evaluation.metrics import HEADLINE, score_answers
+from polyhead_training.evaluation.metrics import HEADLINE, answers_of, score_answers
 
 if TYPE_CHECKING:
     from polyhead_training.data.corpus import Split  # its libraries take seconds to import
@@ -53,6 +53,18 @@ class Evaluation:
     dropped: int = 0
     failed_texts: Sequence[str] = ()
     failed_labels: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
+
+    def __repr__(self) -> str:
+        found = [(head.name, HEADLINE[head.kind], self.metrics[head.name]) for head in self.schema]
+        scores = [f"{head} {name} {scores[name]:.3g}" for head, name, scores in found if name in scores]
+        return f"<Evaluation of {len(self.texts)} texts: {', '.join(scores)}>"
+
+    def _repr_html_(self) -> str:
+        from polyhead_training.evaluation.notebook import figures, scores_table  # matplotlib takes a second to import
+
+        caption = f"{len(self.texts)} texts"
+        answers = answers_of(self.scores, self.labels, self.schema)
+        return scores_table(self.metrics, self.schema, caption) + figures(answers)
 
     def slice_tables(self) -> list[dict[str, Any]]:
         """Per sliced ``column``: the ``columns`` of its table, and ``rows`` with each head's main score per value."""

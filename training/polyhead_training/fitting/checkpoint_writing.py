@@ -28,7 +28,7 @@ from polyhead_rows.progress import progress
 from polyhead_training.config import TrainingConfig
 from polyhead_training.data.corpus import Corpus
 from polyhead_training.errors import ConfigError, DataError
-from polyhead_training.evaluation.evaluation import evaluate
+from polyhead_training.evaluation.evaluation import Evaluation, evaluate
 from polyhead_training.evaluation.report import write_report
 
 
@@ -70,7 +70,7 @@ def write_unscored(
     template_fields: Sequence[str] | None = None,
 ) -> float:
     """Writes a checkpoint without scores; returns the engine's largest distance from transformers."""
-    return _write(output, fitted, texts, template_fields, rows, seed, {}, lambda _: None)
+    return _write(output, fitted, texts, template_fields, rows, seed, {}, lambda _: None, lambda _: None)
 
 
 def write_evaluated(
@@ -81,27 +81,34 @@ def write_evaluated(
     training: Mapping[str, Any],
     history: Sequence[Mapping[str, Any]],
     calibration: Mapping[str, Any] | None,
-) -> tuple[dict[str, Any], float]:
+    say: Callable[[str], None] = lambda _: None,
+) -> tuple[dict[str, Any], Evaluation, float]:
     """Writes the checkpoint with the engine's scores on validation and test, and the report on the last of them.
 
     Args:
         training: what ``metrics.json`` holds of the fit.
         history: the Trainer's ``log_history``.
+        say: prints a line per step of the work.
 
     Returns:
-        The content of ``metrics.json``, and the engine's largest distance from transformers.
+        The content of ``metrics.json``, the evaluation that the report shows, and the engine's largest distance from
+        transformers.
     """
     metrics: dict[str, Any] = {}
+    evaluations: list[Evaluation] = []
 
     def score(fresh: Path) -> None:
         predictor = Predictor.load(fresh, "cuda" if torch.cuda.is_available() else "cpu", precision="fp32")
         for name, split in (("validation", corpus.validation), ("test", corpus.test)):
             if split is not None:
+                say(f"evaluating {len(split)} {name} texts with the engine")
                 evaluation = evaluate(predictor, split, show_progress=True)
+                evaluations.append(evaluation)
                 metrics[name] = evaluation.metrics
         metrics["training"] = dict(training)
         metrics["calibration"] = calibration
         (fresh / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        say("writing the report")
         write_report(
             fresh / "report",
             evaluation,
@@ -118,9 +125,9 @@ def write_evaluated(
     }
     source = corpus.test or corpus.validation
     distance = _write(
-        config.output, fitted, source.texts, source.template_fields, config.golden_rows, config.seed, report, score
+        config.output, fitted, source.texts, source.template_fields, config.golden_rows, config.seed, report, score, say
     )
-    return metrics, distance
+    return metrics, evaluations[-1], distance
 
 
 @torch.inference_mode()
@@ -177,6 +184,7 @@ def _write(
     seed: int,
     report: dict[str, bytes],
     score: Callable[[Path], None],
+    say: Callable[[str], None],
 ) -> float:
     model, spec, schema = fitted.model, fitted.spec, fitted.schema
     golden = golden_rows(
@@ -185,6 +193,7 @@ def _write(
     distances: list[float] = []
 
     def prove(fresh: Path) -> None:
+        say(f"proving the engine with {len(golden)} golden rows")
         distances.append(Predictor.load(fresh, precision="fp32").check_golden())
         score(fresh)
 

@@ -20,10 +20,12 @@ from transformers import EarlyStoppingCallback, EvalPrediction, TrainerCallback,
 from polyhead.checkpoint import check_output
 from polyhead.files import write_file
 from polyhead.schema import Schema
+from polyhead_rows.progress import progress
 from polyhead_training.config import TrainingConfig
 from polyhead_training.data.corpus import describe_corpus, read_corpus
 from polyhead_training.errors import DivergenceError
 from polyhead_training.evaluation.calibration import calibrate
+from polyhead_training.evaluation.evaluation import Evaluation
 from polyhead_training.evaluation.metrics import flat_scores
 from polyhead_training.fitting.arguments import precision_of, trackers, training_arguments
 from polyhead_training.fitting.checkpoint_writing import Fitted, write_evaluated
@@ -38,10 +40,19 @@ from polyhead_training.model.packing import collate
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a run reached: the content of ``metrics.json``, and the engine's largest distance from transformers."""
+    """What a run reached.
+
+    Attributes:
+        metrics: the content of ``metrics.json``.
+        evaluation: what the report shows: of the test rows or, without them, the validation rows.
+        history: the Trainer's ``log_history``.
+        engine_distance: the engine's largest distance from transformers.
+    """
 
     metrics: dict[str, Any]
     schema: Schema
+    evaluation: Evaluation
+    history: list[dict[str, Any]]
     engine_distance: float
 
 
@@ -125,7 +136,7 @@ def _train(
     early = config.training.early_stopping
     stopping = [] if early is None else [EarlyStoppingCallback(early.patience, early.min_delta)]
     stop = StopOnSignal(say, arguments)
-    shown = ShowProgress("training", say, train.read / len(train.rows), schema)
+    shown = ShowProgress("training", say, train.read / len(train.rows), schema, config.training.best_metric)
     trainer = ClassifierTrainer(
         model=model,
         args=arguments,
@@ -136,6 +147,7 @@ def _train(
         compute_metrics=lambda prediction: _flat_metrics(prediction, model, schema, config),
         callbacks=[shown, *tracked, *stopping, stop],
     )
+    shown.recent_loss = trainer.recent_loss
     if not work.load_trained(trainer):
         with closing(shown), stop.listening():
             trainer.train(resume_from_checkpoint=work.last_checkpoint(work.checkpoints))
@@ -145,14 +157,14 @@ def _train(
         say(f"stopped early: {config.training.best_metric} no longer improves")
     if not is_first:
         return None
-    say("calibrating, computing golden answers, evaluating with the engine")
     # Removes the autocast around the model's forward: calibrated and golden scores are float32, as served.
     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     logits, labels = _answer(model, prepared.validation.rows, arguments)
+    say("calibrating")
     calibrated, calibration = calibrate(logits, labels, schema, config.calibration)
     if adapted is not None:
         merge_adapters(model, adapted)
-    metrics, distance = write_evaluated(
+    metrics, evaluation, distance = write_evaluated(
         config,
         Fitted(model, fitted.spec, calibrated, fitted.tokenizer),
         corpus,
@@ -171,8 +183,9 @@ def _train(
         | learnt,
         history=trainer.state.log_history,
         calibration=calibration,
+        say=say,
     )
-    return TrainingResult(metrics, calibrated, distance)
+    return TrainingResult(metrics, calibrated, evaluation, trainer.state.log_history, distance)
 
 
 @torch.inference_mode()
@@ -182,11 +195,13 @@ def _answer(
     """Logits ``(n, width)`` and labels of all rows, sorted by length within each batch."""
     model.eval()
     logits, labels = [], []
-    for batch in DataLoader(rows, arguments.per_device_eval_batch_size, collate_fn=collate):
-        logits.append(
-            model(batch["input_ids"].to(model.device), lengths=batch["lengths"].to(model.device)).logits.cpu()
-        )
-        labels.append(batch["labels"])
+    with progress("answering validation texts", len(rows), unit="texts") as bar:
+        for batch in DataLoader(rows, arguments.per_device_eval_batch_size, collate_fn=collate):
+            logits.append(
+                model(batch["input_ids"].to(model.device), lengths=batch["lengths"].to(model.device)).logits.cpu()
+            )
+            labels.append(batch["labels"])
+            bar.advance(len(batch["labels"]))
     return torch.cat(logits).numpy(), torch.cat(labels).numpy()
 
 

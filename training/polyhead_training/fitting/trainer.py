@@ -8,7 +8,9 @@ never read.
 from __future__ import annotations
 
 import signal
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -29,6 +31,8 @@ from polyhead_training.model.losses import label_counts
 from polyhead_training.model.modeling import MultiHeadClassifier
 from polyhead_training.model.packing import collate
 
+LOSS_STEPS = 20  # over which the shown loss is the mean
+
 
 class TotalsTrainer(Trainer):
     """A Trainer that logs times and losses of the whole run, not only of the session since the run was last resumed.
@@ -39,6 +43,7 @@ class TotalsTrainer(Trainer):
 
     _began = 0.0
     _earlier_s: float | None = None
+    _losses: deque[torch.Tensor] | None = None
 
     @property
     def seconds(self) -> float:
@@ -48,7 +53,21 @@ class TotalsTrainer(Trainer):
     def train(self, *arguments: Any, **options: Any) -> Any:
         """Starts the clock, and trains."""
         self._began, self._earlier_s = time.monotonic(), None
+        self._losses = deque(maxlen=LOSS_STEPS * self.args.gradient_accumulation_steps)
         return super().train(*arguments, **options)
+
+    def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
+        """The Trainer's step, whose loss is kept for `recent_loss`."""
+        loss = super().training_step(*arguments, **options)
+        if self._losses is not None:
+            self._losses.append(loss.detach())
+        return loss
+
+    def recent_loss(self) -> float | None:
+        """The mean training loss of the last steps in this process; None before the first step."""
+        if not self._losses:
+            return None
+        return float(torch.stack(list(self._losses)).mean()) * self.args.gradient_accumulation_steps
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds ``seconds``, and replaces what the Trainer says of one session in its last entry."""
@@ -165,16 +184,27 @@ class ShowProgress(TrainerCallback):
         title: of the progress.
         tokens_per_row: on average, for tokens/s.
         heads: the heads whose main scores are printed.
+        best_metric: whose last value is shown: ``loss`` or ``head/metric``.
+
+    Attributes:
+        recent_loss: gives the shown loss; see `TotalsTrainer.recent_loss`.
     """
 
     def __init__(
-        self, title: str, say: Callable[[str], None], tokens_per_row: float, heads: Iterable[Head] = ()
+        self,
+        title: str,
+        say: Callable[[str], None],
+        tokens_per_row: float,
+        heads: Iterable[Head] = (),
+        best_metric: str = "loss",
     ) -> None:
         self.title = title
         self.say = say
         self.tokens_per_row = tokens_per_row
         self.heads = tuple(heads)
-        self.loss: dict[str, object] = {}
+        self.best_metric = best_metric
+        self.recent_loss: Callable[[], float | None] = lambda: None
+        self._evaluated = 0  # batches of the current evaluation
         self._open = ExitStack()
         self._meter: ProgressMeter | None = None
 
@@ -201,21 +231,22 @@ class ShowProgress(TrainerCallback):
         steps_per_s = (state.global_step - self.first_step) / max(time.monotonic() - self.started, 1e-9)
         rows_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         tokens_per_s = round(steps_per_s * rows_per_step * self.tokens_per_row)
-        self._meter.advance(1, **self.loss, **{"tokens/s": tokens_per_s})
+        self._meter.advance(1, loss=self.recent_loss, **{"tokens/s": tokens_per_s})
         if state.global_step == state.max_steps:
             self._meter.show()
 
-    def on_log(
+    def on_prediction_step(
         self,
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict[str, Any] | None = None,
+        eval_dataloader: Any = None,
         **_: Any,
     ) -> None:
-        """Keeps the latest training loss."""
-        if logs and "loss" in logs:
-            self.loss = {"loss": float(logs["loss"])}
+        """Shows how far an evaluation is."""
+        self._evaluated += 1
+        if self._meter is not None and eval_dataloader is not None:
+            self._meter.advance(0, evaluating=f"{self._evaluated} of {len(eval_dataloader)} batches")
 
     def on_evaluate(
         self,
@@ -226,7 +257,11 @@ class ShowProgress(TrainerCallback):
         **_: Any,
     ) -> None:
         """Says the validation loss and each head's main score."""
+        self._evaluated = 0
         if metrics:
+            if self._meter is not None:
+                name = "validation loss" if self.best_metric == "loss" else self.best_metric
+                self._meter.advance(0, evaluating=None, **{name: metrics.get(f"eval_{self.best_metric}")})
             found = {f"{head.name} {HEADLINE[head.kind]}": f"{head.name}/{HEADLINE[head.kind]}" for head in self.heads}
             found = {"validation loss": "loss"} | found
             scores = [f"{name} {metrics[f'eval_{key}']:.3f}" for name, key in found.items() if f"eval_{key}" in metrics]
@@ -245,9 +280,14 @@ class StopOnSignal(TrainerCallback):
     def listening(self) -> Iterator[None]:
         """Handles the signals in this block, even if the process was started with SIGINT ignored.
 
+        Only the main thread of a program can handle signals. In other threads this does nothing.
+
         Raises:
             Interrupted: at the end, if a signal came.
         """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield

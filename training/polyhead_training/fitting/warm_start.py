@@ -71,6 +71,7 @@ def warm_start(
             callbacks=[LossAtCheckpoints(), shown, stop],
         )
         trainer.remove_callback(PrinterCallback)
+        shown.recent_loss = trainer.recent_loss
         say(f"warm start: {len(train)} blocks of {length} tokens for {trainer.args.num_train_epochs:g} epochs")
         with closing(shown), stop.listening():
             trainer.train(resume_from_checkpoint=work.last_checkpoint(work.warm_start))

@@ -19,6 +19,7 @@ from polyhead.checkpoint import Spec
 from polyhead.errors import PolyheadError, describe, one_line
 from polyhead.schema import Schema
 from polyhead_training.config import ModelConfig
+from polyhead_training.config_keys import nearest
 from polyhead_training.errors import ConfigError
 from polyhead_training.model.modeling import build_model
 from polyhead_training.model.packing import fuse_gelu
@@ -99,7 +100,10 @@ def _fresh_config(config: ModelConfig, tokenizer: Tokenizer) -> GPT2Config:
     fields = config.gpt2
     known = set(GPT2Config().to_dict())
     if unknown := sorted(set(fields) - known):
-        raise ConfigError(f"model.gpt2.{unknown[0]}: unknown field; allowed are the fields of transformers' GPT2Config")
+        meant = f" (did you mean {found!r}?)" if (found := nearest(unknown[0], known)) else ""
+        raise ConfigError(
+            f"model.gpt2.{unknown[0]}: unknown field{meant}; allowed are the fields of transformers' GPT2Config"
+        )
     end = tokenizer.token_to_id(END_OF_TEXT)
     defaults = {"n_positions": config.max_length, "bos_token_id": end, "eos_token_id": end}
     # A small corpus can have fewer merges than the config asks for.

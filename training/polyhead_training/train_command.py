@@ -20,9 +20,11 @@ from polyhead_training.command_line import (
     example_option,
     interrupt_signals,
     printer,
+    reference_option,
 )
 from polyhead_training.config import EXAMPLE, TrainingConfig, read_config
 from polyhead_training.errors import Interrupted
+from polyhead_training.run import quiet_libraries
 
 if TYPE_CHECKING:
     from polyhead_training.fitting.fit import TrainingResult
@@ -47,11 +49,12 @@ def train(
         bool, typer.Option("--dry-run", help="Describe the data, the model and the cost, and exit; writes nothing.")
     ] = False,
     example: Annotated[bool, example_option(EXAMPLE, "a config to start with")] = False,
+    reference: Annotated[bool, reference_option(TrainingConfig)] = False,
 ) -> None:
     """Train a GPT-2 classifier with many heads on texts and labels, and write a self-describing checkpoint.
 
     Ctrl-C and SIGTERM finish the current step and save; --resume continues from there. On several GPUs:
-    torchrun --nproc-per-node gpu -m polyhead_training.train CONFIG.toml
+    torchrun --nproc-per-node gpu -m polyhead_training.train_command CONFIG.toml
     """
     is_first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes
     console = Console(quiet=not is_first)
@@ -80,20 +83,15 @@ def _run(
 ) -> TrainingResult | None:
     """Imports slow modules only here, so that a typo in the config is reported at once."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    import datasets
-    import transformers
+    with quiet_libraries():
+        if dry_run:
+            from polyhead_training.fitting.preparation import dry_run as describe
 
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    if dry_run:
-        from polyhead_training.fitting.preparation import dry_run as describe
+            describe(settings, printer(console))
+            return None
+        from polyhead_training.fitting.fit import fit
 
-        describe(settings, printer(console))
-        return None
-    from polyhead_training.fitting.fit import fit
-
-    return fit(settings, printer(console), resume=resume, restart=restart)
+        return fit(settings, printer(console), resume=resume, restart=restart)
 
 
 def _how_to_resume(error: BaseException, config: Path, output: Path | None) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ from polyhead.errors import CheckpointError, describe
 from polyhead.files import replaced_folder
 from polyhead.predictor import Predictor
 from polyhead_rows.place import split_name
+from polyhead_rows.table_file import ReadOptions
 from polyhead_training.command_line import command_app, one_line_errors, printer
 from polyhead_training.config import DataConfig, HeadConfig, TrainingConfig, read_config
 from polyhead_training.errors import ConfigError
@@ -30,6 +32,7 @@ polyhead-evaluate runs/reviews reviews-2024.csv --slice country --slice stars
 polyhead-evaluate runs/reviews 'more/*.jsonl' --config my.toml --output reports/more
 """
 REPLACES = "Replaces the config's."
+READ_OPTIONS = ("text_column", "bad_rows", *ReadOptions.model_fields)
 
 app = command_app("polyhead-evaluate")
 
@@ -92,21 +95,31 @@ def evaluate_files(
     }
     replaced = {name: value for name, value in given.items() if value is not None}
     with one_line_errors("polyhead-evaluate"):
-        evaluation = _evaluate(checkpoint, data, target, list(dict.fromkeys(slice or ())), config, replaced, device)
+        evaluation = evaluate_checkpoint(
+            checkpoint,
+            data,
+            target,
+            list(dict.fromkeys(slice or ())),
+            None if config is None else read_config(config),
+            replaced,
+            device,
+            printer(console),
+        )
     _print_tables(evaluation, console)
     printer(console)(f"report: {target / 'index.html'}")
 
 
-def _evaluate(
+def evaluate_checkpoint(
     checkpoint: Path,
     data: list[str],
-    target: Path,
+    target: Path | None,
     slices: list[str],
-    config: Path | None,
+    config: TrainingConfig | None,
     replaced: dict[str, Any],
     device: str,
+    say: Callable[[str], None],
 ) -> Evaluation:
-    """Evaluates the texts and writes the report, in one step."""
+    """Evaluates the texts and writes the report to `target`, in one step; None writes none."""
     # Imported here because these imports take seconds; a typo must be reported before them.
     import datasets
 
@@ -114,8 +127,8 @@ def _evaluate(
     from polyhead_training.evaluation.report import check_report_folder, write_report
 
     datasets.disable_progress_bars()
-    say = printer(Console())
-    check_report_folder(target)
+    if target is not None:
+        check_report_folder(target)
     if device not in ("cpu", "cuda"):
         raise ConfigError(f"--device {device!r}: allowed are cpu and cuda")
     predictor = Predictor.load(checkpoint, device)
@@ -133,6 +146,8 @@ def _evaluate(
     for name, scores in evaluation.metrics.items():
         if not scores["rows"]:
             say(f"note: head {name!r} has no scores: no row has a label in column {named.get(name, name)!r}")
+    if target is None:
+        return evaluation
     try:
         with replaced_folder(target) as fresh:
             name = checkpoint.resolve().name
@@ -143,17 +158,15 @@ def _evaluate(
 
 
 def _settings(
-    checkpoint: Path, config: Path | None, data: list[str], replaced: dict[str, Any], predictor: Predictor
+    checkpoint: Path, config: TrainingConfig | None, data: list[str], replaced: dict[str, Any], predictor: Predictor
 ) -> tuple[DataConfig, list[HeadConfig]]:
     """How rows are read: options first, then the config, then the checkpoint's record, then the defaults.
 
     The model's own template comes before the template of a config, because serving renders with it.
     """
     recorded = checkpoint / "report" / "training.json"
-    training: TrainingConfig | None = None
-    if config is not None:
-        training = read_config(config)
-    elif recorded.is_file():
+    training = config
+    if config is None and recorded.is_file():
         training = recorded_config(recorded)
     settings = {} if training is None else training.data.model_dump()
     settings |= dict.fromkeys(("hub", "hub_config", "validation", "test")) | {"train": data}
