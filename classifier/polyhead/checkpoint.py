@@ -45,7 +45,7 @@ class Spec(BaseModel):
 
     Attributes:
         architecture: ``base`` reads the last hidden state, ``hidden_state_concat`` the last `layer2concat` ones.
-        layer2concat: for ``hidden_state_concat``, 1 to n_layer; else None.
+        layer2concat: for ``hidden_state_concat``, 1 to n_layer + 1, which adds the embeddings; else None.
         head_class: ``Linear``, ``ConcatHeadSimple``, ``ConcatHeadExtended`` or ``package.module:Class``.
         head_args: keyword arguments of `head_class`.
         max_length: in tokens; the rest of a longer text is not read.
@@ -259,9 +259,9 @@ def _read_config(path: Path) -> tuple[dict[str, Any], Body, Spec, Schema]:
         body = Body.model_validate(config)
     except ValidationError as error:
         raise CheckpointError(f"{path}: {describe(error)}") from error
-    if spec.layer2concat is not None and not 1 <= spec.layer2concat <= body.n_layer:
+    if spec.layer2concat is not None and not 1 <= spec.layer2concat <= body.n_layer + 1:
         raise CheckpointError(
-            f"{path}: polyhead: layer2concat must lie in 1 to n_layer ({body.n_layer}), got {spec.layer2concat}"
+            f"{path}: polyhead: layer2concat must lie in 1 to n_layer + 1 ({body.n_layer + 1}), got {spec.layer2concat}"
         )
     if spec.max_length > body.n_positions:
         raise CheckpointError(

@@ -154,7 +154,8 @@ def golden_rows(
             if template is not None and template_fields is not None:
                 fields = json.loads(template_fields[int(index)])
                 fields = fields if template.render(fields) == text else None
-            logits = model(torch.tensor([encoded.token_ids])).logits.numpy()
+            ids = torch.tensor([encoded.token_ids])
+            logits = model(ids, attention_mask=torch.ones_like(ids)).logits.numpy()  # a text may end like padding
             golden[text] = GoldenRow(
                 text=text,
                 scores=tuple(float(score) for score in to_scores(logits, schema)[0]),
