@@ -33,6 +33,7 @@ HEADS: list[tuple[str, str | None, dict[str, Any]]] = [
     ("base", None, {"n_layer": 1}),
     ("hidden_state_concat", "ConcatHeadSimple", {}),
     ("hidden_state_concat", "ConcatHeadSimple", {"n_layer": 2}),
+    ("hidden_state_concat", "ConcatHeadSimple", {"n_layer": 1}),  # the embeddings too
 ]
 
 
