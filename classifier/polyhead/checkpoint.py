@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -26,11 +26,9 @@ from polyhead.errors import CheckpointError, SchemaError, TemplateError, describ
 from polyhead.files import replaced_file, replaced_folder
 from polyhead.golden import GoldenRow, complete_rows, prove_view, read_rows, row_line
 from polyhead.heads import build_head, head_shapes
-from polyhead.schema import Schema
+from polyhead.schema import Architecture, Schema
 from polyhead.template import Template
 from polyhead.weights import read_weights
-
-Architecture = Literal["base", "hidden_state_concat"]
 
 FORMAT = 2  # of a checkpoint. Format 1, which has no number, has golden rows without what a caller sees
 MOST_TEMPLATE = 65_536  # characters

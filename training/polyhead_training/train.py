@@ -22,7 +22,9 @@ from polyhead_training.command_line import (
     printer,
 )
 from polyhead_training.config import EXAMPLE, TrainingConfig, read_config
+from polyhead_training.data.first_rows import check_training_files
 from polyhead_training.errors import Interrupted
+from polyhead_training.model.hub import check_pretrained
 
 if TYPE_CHECKING:
     from polyhead_training.fitting.fit import TrainingResult
@@ -78,7 +80,10 @@ def train(
 def _run(
     settings: TrainingConfig, console: Console, *, resume: bool, restart: bool, dry_run: bool
 ) -> TrainingResult | None:
-    """Imports slow modules only here, so that a typo in the config is reported at once."""
+    """Imports slow modules only here, so that a mistake in the config or in a first row is reported at once."""
+    check_training_files(settings)
+    if settings.model.pretrained is not None:
+        check_pretrained(settings.model.pretrained)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     import datasets
     import transformers
