@@ -210,7 +210,7 @@ def _ray(request: Request) -> AbstractContextManager[None]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "ray":
             raise
-        raise ScoringError("--address needs Ray: pip install 'polyhead-scoring[ray]'") from None
+        raise ScoringError("--address needs Ray; in the project folder: pip install './scoring[ray]'") from None
     return connected(request.address)
 
 
