@@ -98,7 +98,7 @@ class Settings(ABC):
 
     def __init__(
         self,
-        servers: str | Sequence[str] = "localhost:8000",
+        servers: str | Sequence[str] = "127.0.0.1:8000",
         model: str = "gpt2_classifier",
         protocol: Literal["http", "grpc"] = "http",
         version: str = "",
