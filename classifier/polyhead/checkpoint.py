@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from polyhead.body import Body
-from polyhead.checkpoint_files import parse_json, read_json, read_text
+from polyhead.checkpoint_files import parse_json, read_config, read_json, read_text
 from polyhead.errors import CheckpointError, SchemaError, TemplateError, describe, one_line, shortened
 from polyhead.files import replaced_file, replaced_folder
 from polyhead.golden import GoldenRow, complete_rows, prove_view, read_rows, row_line
@@ -151,8 +151,6 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
         CheckpointError: one line that names the file and the field or tensor, and what is allowed.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: is not a checkpoint folder{'' if path.exists() else '; it does not exist'}")
     config, body, spec, schema = _read_config(path / "config.json")
     tensors = read_weights(
         path / "model.safetensors",
@@ -230,7 +228,7 @@ def write_checkpoint(
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], Body, Spec, Schema]:
-    config = read_json(path)
+    config = read_config(path.parent)
     section = config.get("polyhead") if isinstance(config, dict) else None
     if not isinstance(section, dict):
         raise CheckpointError(f"{path}: has no polyhead section; polyhead-train makes checkpoints")
