@@ -117,7 +117,8 @@ def test_attentions_are_those_of_gpt2(model_class: Any) -> None:
     assert model.body_model.config._attn_implementation == before
     expected = GPT2Model(GPT2Config(**model.config.to_dict(), attn_implementation="eager")).eval()
     expected.load_state_dict(model.body_model.state_dict())
-    wanted = expected(ids, attention_mask=mask, output_attentions=True).attentions
+    places = mask.cumsum(-1) - 1
+    wanted = expected(ids, attention_mask=mask, position_ids=places, output_attentions=True).attentions
     torch.testing.assert_close(out.attentions, wanted, atol=1e-6, rtol=0)
 
 
@@ -146,7 +147,7 @@ def test_embeddings_and_earlier_tokens_are_taken(model_class: Any) -> None:
     torch.testing.assert_close(embedded, expected, atol=1e-6, rtol=0)
     whole = ids[1:2]  # nine tokens
     begun = model(whole[:, :4], use_cache=True)
-    past = begun[2]
+    past = begun["past_key_values"]
     assert past.get_seq_length() == 4
     torch.testing.assert_close(model(whole[:, 4:], past_key_values=past).logits, expected[1:2], atol=1e-5, rtol=0)
 

@@ -69,7 +69,7 @@ def train(
         if is_first:
             print(f"polyhead-train: {_how_to_resume(error, config, output)}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
-    except (PolyheadError, OSError) as error:
+    except (PolyheadError, OSError) as error:  # a full disk is a StorageError
         if os.environ.get("LOCAL_RANK", "0") == "0":  # one message per machine, because each may have its own error
             print(f"polyhead-train: {one_line(error)}", file=sys.stderr)
         raise typer.Exit(WRONG_INPUT) from None

@@ -20,6 +20,7 @@ from polyhead.checkpoint import Spec, write_checkpoint
 from polyhead.decode import to_scores
 from polyhead.encode import encode
 from polyhead.errors import one_line
+from polyhead.files import why_full
 from polyhead.golden import GoldenRow
 from polyhead.predictor import Predictor
 from polyhead.schema import Schema
@@ -56,6 +57,8 @@ def rehearse(config: TrainingConfig, fitted: Fitted, texts: Sequence[str]) -> No
         except DataError:
             raise
         except Exception as error:  # a head class or torch may raise anything
+            if why_full(error) is not None:
+                raise
             # Without the names of scratch files, which mean nothing to the user.
             raise ConfigError("model: " + re.sub(rf"{re.escape(scratch)}\S*: ", "", one_line(error))) from error
 
