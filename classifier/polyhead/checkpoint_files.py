@@ -123,7 +123,8 @@ def read_config(folder: Path) -> Any:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     if config is None or (isinstance(config, dict) and "polyhead" not in config):
         if (found := what_it_is(folder)) is not None:
-            raise CheckpointError(f"{folder}: {found}")
+            place = f"{folder}:" if config is None else f"{path}: has no polyhead section; the folder"
+            raise CheckpointError(f"{place} {found}")
         _check_folder(folder)
         if config is None:
             return read_json(path)  # says what is wrong with the file

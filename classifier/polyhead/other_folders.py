@@ -11,6 +11,7 @@ from typing import Any
 MOST_BYTES = 16 << 20  # of a file that is looked into
 MOST_ENTRIES = 1000  # of a folder
 MOST_NAMED = 3
+RESUME = "polyhead-train CONFIG.toml --resume finishes it and writes the checkpoint"
 SEED_ARCHITECTURES = ("GPT2BaseForSequenceClassification", "GPT2HiddenStateConcatForSequenceClassification")
 
 
@@ -24,14 +25,18 @@ def what_it_is(path: Path) -> str | None:
 
 
 def _unfinished(path: Path) -> str | None:
-    for folder in (path.with_name(f"{path.name}.training"), path, *path.parents):
-        if folder.name.endswith(".training") and (folder / "run.json").is_file():
-            output = folder.with_name(folder.name.removesuffix(".training"))
-            return (
-                f"the training of {output} is not finished; polyhead-train CONFIG.toml --resume finishes it and writes "
-                "the checkpoint there"
-            )
-    return None
+    if _is_run(path.with_name(f"{path.name}.training")):
+        return f"is not written yet, because its training is not finished; {RESUME}"
+    run = next((folder for folder in (path, *path.parents) if _is_run(folder)), None)
+    return None if run is None else f"belongs to the unfinished training of {_output(run)}; {RESUME}"
+
+
+def _is_run(folder: Path) -> bool:
+    return folder.name.endswith(".training") and (folder / "run.json").is_file()
+
+
+def _output(run: Path) -> Path:
+    return run.with_name(run.name.removesuffix(".training"))
 
 
 def _other_file(path: Path) -> str | None:
@@ -82,8 +87,8 @@ def _above(path: Path) -> str | None:
     below = [path / name for name in inner if "polyhead" in (_object(path / name / "config.json") or {})]
     if below:
         return f"is not a checkpoint, but holds {_named(below)}; name one"
-    unfinished = [name for name in inner if name.endswith(".training") and (path / name / "run.json").is_file()]
-    return _unfinished(path / unfinished[0]) if unfinished else None
+    runs = [path / name for name in inner if _is_run(path / name)]
+    return f"holds the unfinished training of {_named(map(_output, runs))}; {RESUME}" if runs else None
 
 
 def _entries(path: Path) -> Iterator[os.DirEntry[str]]:

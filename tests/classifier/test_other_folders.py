@@ -40,9 +40,10 @@ def seed_checkpoint(folder: Path) -> Path:
     return folder
 
 
-UNFINISHED = "the training of {0}/runs/a is not finished; polyhead-train CONFIG.toml --resume finishes it"
+RESUME = "; polyhead-train CONFIG.toml --resume finishes it and writes the checkpoint"
+UNFINISHED = "the unfinished training of {0}/runs/a" + RESUME
 CASES: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "unfinished": (unfinished, UNFINISHED),
+    "unfinished": (unfinished, "{0}/runs/a: is not written yet, because its training is not finished" + RESUME),
     "working folder": (lambda folder: unfinished(folder).with_name("a.training"), UNFINISHED),
     "saved step": (
         lambda folder: unfinished(folder).with_name("a.training") / "checkpoints" / "checkpoint-5",
@@ -51,7 +52,8 @@ CASES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "folder above it": (lambda folder: unfinished(folder).parent, UNFINISHED),
     "seed by its class": (
         lambda folder: write_config(folder / "s", architectures=["GPT2HiddenStateConcatForSequenceClassification"]),
-        "{0}/s: is a checkpoint of that_nlp_library; polyhead-import {0}/s --config import.toml converts it",
+        "{0}/s/config.json: has no polyhead section; the folder is a checkpoint of that_nlp_library; "
+        "polyhead-import {0}/s --config import.toml converts it",
     ),
     "seed by its tensors": (lambda folder: seed_checkpoint(folder / "s"), "polyhead-import {0}/s --config"),
     "language model": (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -130,4 +129,4 @@ def test_import_writes_all_or_nothing(tmp_path: Path) -> None:
     assert result.stderr.count("\n") == 1
     assert LARGE in result.stderr
     assert "make room and run the command again" in result.stderr
-    assert sorted(os.listdir(tmp_path)) == ["folder", "import.toml", "texts.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "import.toml", "texts.jsonl"]

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
-from polyhead.errors import PolyheadError, describe, one_line
+from polyhead.errors import PolyheadError, TemplateError, describe, one_line
 from polyhead.schema import Architecture, Head, HeadKind, Schema
+from polyhead.template import Template
 from polyhead_rows.table_file import ReadOptions
 from polyhead_training.command_line import command_app, example_option, one_line_errors
 from polyhead_training.config import DataConfig, ModelConfig, Section, read_toml
@@ -73,6 +74,15 @@ class ImportConfig(Section, ReadOptions):
     text_template: str | None = None
     golden_rows: int = Field(default=256, ge=1)
     heads: list[ImportedHead] = Field(min_length=1)
+
+    @field_validator("text_template")
+    @classmethod
+    def _parse(cls, source: str | None) -> str | None:
+        try:
+            _ = None if source is None else Template(source)
+        except TemplateError as error:
+            raise ValueError(str(error)) from error
+        return source
 
 
 @app.command()

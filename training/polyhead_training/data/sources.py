@@ -75,7 +75,7 @@ def open_hub(name: str, config: str | None) -> dict[str, Source]:
     import datasets
 
     place = f"hub data set {name!r}: cannot be loaded"
-    with hub_access() as unreachable:
+    with hub_access(name) as unreachable:
         try:
             # Streams do not look into the hub's cache, and without a network there is nothing else to read.
             loaded = datasets.load_dataset(name, config, streaming=unreachable is None)

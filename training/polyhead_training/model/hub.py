@@ -17,6 +17,7 @@ from polyhead.errors import one_line
 from polyhead_training.errors import ConfigError
 
 ANSWER_S = 5.0  # how long the hub may take to answer; looking up its name may take as long again
+OFF = "the hub is switched off by HF_HUB_OFFLINE or a variable like it"
 TO_SAFETENSORS = (
     'python -c "import torch; from safetensors.torch import save_file; '
     "save_file({k: v.clone() for k, v in torch.load('pytorch_model.bin', weights_only=True).items()}, "
@@ -30,7 +31,7 @@ def why_unreachable() -> str | None:
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
-        return "the hub is switched off by HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE"
+        return OFF
     answers: list[str | None] = []
 
     def ask() -> None:
@@ -50,12 +51,14 @@ def why_unreachable() -> str | None:
 
 
 @contextmanager
-def hub_access() -> Iterator[str | None]:
-    """Gives `why_unreachable`. If the hub cannot be reached, its libraries do not try to in this block."""
+def hub_access(name: str) -> Iterator[str | None]:
+    """Gives why a data set cannot be asked for. In this block, its libraries then do not try to reach the hub."""
     import datasets
     from huggingface_hub import constants
 
-    unreachable = why_unreachable()
+    unreachable = None if Path(name).exists() else why_unreachable()
+    if datasets.config.HF_HUB_OFFLINE:
+        unreachable = OFF
     before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
     try:
         if unreachable is not None:
