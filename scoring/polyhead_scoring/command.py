@@ -165,11 +165,12 @@ def score(
         typer.echo("polyhead-score: interrupted; the same command continues from here", err=True)
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
-        is_full = why_full(error) is not None
-        if not is_full and not isinstance(error, PolyheadError | PolyheadClientError | TableError | OSError):
+        message = one_line(error)
+        if (reason := why_full(error)) is not None:
+            message = f"{output}: {reason}; what is scored is kept: make room, and the same command continues"
+        elif not isinstance(error, PolyheadError | PolyheadClientError | TableError | OSError):
             raise
-        rest = "; what is scored is kept: make room, and the same command continues" if is_full else ""
-        typer.echo(f"polyhead-score: {one_line(error)}{rest}", err=True)
+        typer.echo(f"polyhead-score: {message}", err=True)
         raise typer.Exit(FAILED) from None
     if manifest["errors"]:
         raise typer.Exit(ROW_ERRORS)

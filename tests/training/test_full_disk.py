@@ -81,14 +81,12 @@ def test_a_run_goes_on_from_what_is_kept(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_trained_weights_are_kept(tmp_path: Path) -> None:
     """If only the checkpoint or its report cannot be written, nothing is trained again."""
-    config = write_run(tmp_path)
+    config = write_run(tmp_path, 'optim = "sgd"')  # without moments, so that the report is the largest file
     trained(config)
     before = weights(tmp_path / "out")
     sizes = {path.name: path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    largest = max(sizes["model.safetensors"], 3 * sizes["model.safetensors"])
-    page = sizes["index.html"]
-    assert page > largest, "the report must be larger than all that training writes"
-    with limited(page - 1):
+    assert sizes["index.html"] > sizes["model.safetensors"] + 1
+    with limited(sizes["index.html"] - 1):
         result = run(config)
     assert result.exit_code == 2, result.output
     assert f"the trained weights are kept in {tmp_path}/out.training/trained" in result.stderr

@@ -1,6 +1,6 @@
 """The first row of each file, checked before torch and transformers are imported, so that a mistake shows at once.
 
-Everything is read again later: what is fine here may still be wrong in another row.
+Of JSON files, rows are looked through until all needed columns are seen. Everything is read again later: what is fine here may still be wrong in another row.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from polyhead.encode import UnreadableTextError
 from polyhead.schema import HeadKind, Schema
 from polyhead_rows.place import STDIN, is_pipe
+from polyhead_rows.table import Row, column_of
 from polyhead_training.config import DataConfig, HeadConfig, TrainingConfig
 from polyhead_training.data.sources import Source, file_names, open_files, place_of
 from polyhead_training.data.staging import Recipe, checked_rows, joined, stage
@@ -81,16 +82,29 @@ def _check(
 
 
 def _begins_well(source: Source, recipe: Recipe, needed: Sequence[str]) -> bool:
-    """Whether the first row can be used, or need not be. If not, reading all rows says how many are like it."""
+    """Whether the first row can be used, or need not be. If not, reading all rows says how many are like it.
+
+    Raises:
+        DataError: a needed column is missing.
+    """
     if source.doubled:
         return False
+    unseen = list(needed) if source.columns is None else []  # rows of JSON have columns of their own
     with closing(checked_rows(source, needed, False, recipe.hint)) as rows:
-        for row in rows:
-            try:
-                recipe.read(row, place_of(source.name, row.number, row.line))
-            except UnreadableTextError:
-                pass
-            except BadRowError:
-                return recipe.config.bad_rows == "skip"
-            break
+        for place, row in enumerate(rows):
+            if place == 0 and not _is_usable(row, recipe, place_of(source.name, row.number, row.line)):
+                return False
+            unseen = [column for column in unseen if column_of(column, row.fields or ()) is None]
+            if not unseen:
+                break
+    return True
+
+
+def _is_usable(row: Row, recipe: Recipe, place: str) -> bool:
+    try:
+        recipe.read(row, place)
+    except UnreadableTextError:
+        pass
+    except BadRowError:
+        return recipe.config.bad_rows == "skip"
     return True
