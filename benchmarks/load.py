@@ -18,7 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from polyhead_serving.hidden_arguments import start_hidden
 from polyhead_serving.triton import ADMIN_HEADER
+
+SHOWN_KEY = f"{ADMIN_HEADER}:hidden"  # in perf_analyzer's command line
 
 Send = Callable[[list[str]], object]
 Connect = Callable[[], AbstractContextManager[Send]]
@@ -121,15 +124,24 @@ def analyze(
         steps = [{"TEXT": {"content": [text], "shape": [1]}} for text in texts]
         data.write_text(json.dumps({"data": steps}), encoding="utf-8")
         requests = len(texts) * passes // texts_a_request
-        command: list[str | Path] = [
-            binary, "-m", "gpt2_classifier", "-u", http, "-H", f"{ADMIN_HEADER}:{admin_key}", "--input-data", data,
+        command = [
+            str(binary), "-m", "gpt2_classifier", "-u", http, "-H", SHOWN_KEY, "--input-data", str(data),
             "-b", str(texts_a_request), "--concurrency-range", str(clients), "--request-count", str(requests),
-            "--profile-export-file", record,
+            "--profile-export-file", str(record),
         ]  # fmt: skip
         environment = {"LD_LIBRARY_PATH": str(binary.parent / "lib")}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode != 0 or not record.is_file():
-            raise RuntimeError(f"perf_analyzer failed ({done.returncode}): {done.stderr[-2000:]}")
+        # perf_analyzer takes the key only as an argument, and every user of a machine can read all arguments.
+        running, is_hidden = start_hidden(
+            command, {SHOWN_KEY: f"{ADMIN_HEADER}:{admin_key}"}, environment, lambda: None,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        with running:
+            if not is_hidden:
+                running.kill()
+                raise RuntimeError("the kernel does not let this process hide the server's key from other users")
+            _, errors = running.communicate()
+        if running.returncode != 0 or not record.is_file():
+            raise RuntimeError(f"perf_analyzer failed ({running.returncode}): {errors[-2000:]}")
         # The record contains the requests' bytes, which are not always UTF-8.
         sent = json.loads(record.read_text(encoding="latin-1"), strict=False)["experiments"][0]["requests"]
     latencies = [(request["response_timestamps"][-1] - request["timestamp"]) / 1e9 for request in sent]

@@ -18,9 +18,9 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2Model, PreTrainedTokenizerFast, set_seed
 
-from polyhead.checkpoint import Architecture, Checkpoint, Spec, write_checkpoint
+from polyhead.checkpoint import Checkpoint, Spec, write_checkpoint
 from polyhead.encode import encode
-from polyhead.schema import Head, HeadKind, Schema
+from polyhead.schema import Architecture, Head, HeadKind, Schema
 from polyhead_training.fitting.checkpoint_writing import golden_rows
 from polyhead_training.model.modeling import build_model
 from polyhead_training.model.tokenizer import END_OF_TEXT, train_tokenizer

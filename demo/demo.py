@@ -46,7 +46,7 @@ def main() -> int:
 
 def _use(server: LocalServer) -> tuple[int, dict[str, Any]]:
     """Classifies, then load-tests; returns the load test's exit code and summary."""
-    url = f"localhost:{server.ports['http']}"
+    url = f"127.0.0.1:{server.ports['http']}"
     with tempfile.TemporaryDirectory() as scratch:
         with Client(url) as client:
             console.print(_answers(client.classify(TEXTS)))
@@ -55,7 +55,7 @@ def _use(server: LocalServer) -> tuple[int, dict[str, Any]]:
         code = subprocess.run(
             [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--headless", "--host", f"http://{url}",
              "-u", str(LOAD_USERS), "-t", f"{LOAD_SECONDS}s", "--golden", str(CHECKPOINT / "golden.jsonl"),
-             "--metrics-url", f"http://localhost:{server.ports['metrics']}/metrics", "--summary", str(summary)],
+             "--metrics-url", f"http://127.0.0.1:{server.ports['metrics']}/metrics", "--summary", str(summary)],
             cwd=ROOT, check=False,
         ).returncode  # fmt: skip
         load = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}

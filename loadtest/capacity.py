@@ -169,7 +169,7 @@ def main(options: Sequence[str] | None = None) -> None:
     parser.add_argument("--objectives", type=Path, default=Path("loadtest/objectives.toml"))
     parser.add_argument("--protocol", choices=("http", "grpc"), default="http")
     parser.add_argument("--texts-per-request", default="1")
-    parser.add_argument("--host", default="", help="a running server, such as http://localhost:8000")
+    parser.add_argument("--host", default="", help="a running server, such as http://127.0.0.1:8000")
     parser.add_argument("--metrics-url", default="", help="the running server's metrics")
     parser.add_argument("--model", default="gpt2_classifier", help="the model's name")
     parser.add_argument("--start-rate", type=float, default=50.0, help="first rate, in texts per second")

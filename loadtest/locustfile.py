@@ -68,7 +68,7 @@ def prepare(environment: Any, **_: Any) -> None:
     if not options.golden:
         refuse("--golden PATH is required: the golden.jsonl of the served checkpoint, or a file of polyhead-golden")
     if not environment.host:
-        refuse("--host is required, such as http://localhost:8000")
+        refuse("--host is required, such as http://127.0.0.1:8000")
     if "://" not in environment.host:
         environment.host = f"http://{environment.host}"
     environment.run = prepare_or_refuse(environment)

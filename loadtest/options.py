@@ -38,7 +38,7 @@ def add_options(parser: Any) -> None:
     add("--api-key", "The key that a proxy asks for.", default="")
     add("--tolerance", "Allowed difference of a score; default: the tolerance that the server's schema states, "
         "else 0.001, which is right for fp32 only.", type=_positive)  # fmt: skip
-    add("--metrics-url", "The server's metrics, such as http://localhost:8002/metrics.", default="", metavar="URL")
+    add("--metrics-url", "The server's metrics, such as http://127.0.0.1:8002/metrics.", default="", metavar="URL")
     add("--request-timeout-s", "How long a caller waits, in seconds; default 30.", type=_positive, default=30.0)
     add("--slow-ms", f"Count requests that take longer, in milliseconds, or get no answer; default {SLOW_MS:g}.",
         on_web_page=True, type=_positive, default=SLOW_MS)  # fmt: skip

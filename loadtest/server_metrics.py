@@ -18,7 +18,7 @@ LINE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)")
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
-EXAMPLE = "expected something like http://localhost:8002/metrics"
+EXAMPLE = "expected something like http://127.0.0.1:8002/metrics"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import GPT2Config
 
-from polyhead.checkpoint import Architecture, Spec, read_checkpoint, renew_golden, write_checkpoint
+from polyhead.checkpoint import Spec, read_checkpoint, renew_golden, write_checkpoint
 from polyhead.golden import GoldenRow
-from polyhead.schema import Head, Schema
+from polyhead.schema import Architecture, Head, Schema
 from polyhead_training.fitting.checkpoint_writing import golden_rows
 from polyhead_training.model.modeling import build_model
 from polyhead_training.model.tokenizer import train_tokenizer

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -21,16 +21,14 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from polyhead.body import Body
-from polyhead.checkpoint_files import parse_json, read_json, read_text
+from polyhead.checkpoint_files import parse_json, read_config, read_json, read_text
 from polyhead.errors import CheckpointError, SchemaError, TemplateError, describe, one_line, shortened
 from polyhead.files import replaced_file, replaced_folder
 from polyhead.golden import GoldenRow, complete_rows, prove_view, read_rows, row_line
 from polyhead.heads import build_head, head_shapes
-from polyhead.schema import Schema
+from polyhead.schema import Architecture, Schema
 from polyhead.template import Template
 from polyhead.weights import read_weights
-
-Architecture = Literal["base", "hidden_state_concat"]
 
 FORMAT = 2  # of a checkpoint. Format 1, which has no number, has golden rows without what a caller sees
 MOST_TEMPLATE = 65_536  # characters
@@ -45,7 +43,7 @@ class Spec(BaseModel):
 
     Attributes:
         architecture: ``base`` reads the last hidden state, ``hidden_state_concat`` the last `layer2concat` ones.
-        layer2concat: for ``hidden_state_concat``, 1 to n_layer; else None.
+        layer2concat: for ``hidden_state_concat``, 1 to n_layer + 1, which adds the embeddings; else None.
         head_class: ``Linear``, ``ConcatHeadSimple``, ``ConcatHeadExtended`` or ``package.module:Class``.
         head_args: keyword arguments of `head_class`.
         max_length: in tokens; the rest of a longer text is not read.
@@ -153,8 +151,6 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
         CheckpointError: one line that names the file and the field or tensor, and what is allowed.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: is not a checkpoint folder{'' if path.exists() else '; it does not exist'}")
     config, body, spec, schema = _read_config(path / "config.json")
     tensors = read_weights(
         path / "model.safetensors",
@@ -232,7 +228,7 @@ def write_checkpoint(
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], Body, Spec, Schema]:
-    config = read_json(path)
+    config = read_config(path.parent)
     section = config.get("polyhead") if isinstance(config, dict) else None
     if not isinstance(section, dict):
         raise CheckpointError(f"{path}: has no polyhead section; polyhead-train makes checkpoints")
@@ -259,9 +255,9 @@ def _read_config(path: Path) -> tuple[dict[str, Any], Body, Spec, Schema]:
         body = Body.model_validate(config)
     except ValidationError as error:
         raise CheckpointError(f"{path}: {describe(error)}") from error
-    if spec.layer2concat is not None and not 1 <= spec.layer2concat <= body.n_layer:
+    if spec.layer2concat is not None and not 1 <= spec.layer2concat <= body.n_layer + 1:
         raise CheckpointError(
-            f"{path}: polyhead: layer2concat must lie in 1 to n_layer ({body.n_layer}), got {spec.layer2concat}"
+            f"{path}: polyhead: layer2concat must lie in 1 to n_layer + 1 ({body.n_layer + 1}), got {spec.layer2concat}"
         )
     if spec.max_length > body.n_positions:
         raise CheckpointError(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from polyhead.errors import CheckpointError
+from polyhead.other_folders import what_it_is
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "golden.jsonl", "metrics.json")
 OPTIONAL = frozenset({"metrics.json"})
@@ -109,6 +110,27 @@ def read_text(path: Path) -> str:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
 
 
+def read_config(folder: Path) -> Any:
+    """The content of a checkpoint's config.json.
+
+    Raises:
+        CheckpointError: the folder is no checkpoint, and what it is instead; or as `read_json`.
+    """
+    path = folder / "config.json"
+    try:
+        config = read_json(path) if path.is_file() else None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    if config is None or (isinstance(config, dict) and "polyhead" not in config):
+        if (found := what_it_is(folder)) is not None:
+            place = f"{folder}:" if config is None else f"{path}: has no polyhead section; the folder"
+            raise CheckpointError(f"{place} {found}")
+        _check_folder(folder)
+        if config is None:
+            return read_json(path)  # says what is wrong with the file
+    return config
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file of the checkpoint; raises CheckpointError as `read_text` and `parse_json` do."""
     return parse_json(path, read_text(path))
@@ -132,8 +154,7 @@ def parse_json(path: Path, text: str) -> Any:
 
 def _names(folder: Path) -> list[str]:
     """The relative names of the checkpoint's files."""
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: is not a checkpoint folder{'' if folder.exists() else '; it does not exist'}")
+    _check_folder(folder)
     names = []
     for name in FILES:
         try:
@@ -155,6 +176,15 @@ def _names(folder: Path) -> list[str]:
     if len(names) > MOST_REPORT_FILES:
         raise CheckpointError(f"{folder / REPORT}: holds more than {MOST_REPORT_FILES} files")
     return names
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        if not folder.is_dir():
+            missing = "" if folder.exists() else "; it does not exist"
+            raise CheckpointError(f"{folder}: is not a checkpoint folder{missing}")
+    except OSError as error:  # its parent cannot be searched
+        raise CheckpointError(f"{folder}: cannot be read ({error.strerror})") from error
 
 
 def _scan(report: Path) -> Iterator[os.DirEntry[str]]:

@@ -15,12 +15,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, a user's quota, a limit of a file's size
 AT_FDCWD = -100  # renameat2(2): paths are relative to the working folder
 RENAME_EXCHANGE = 2
 
 
 class LockedError(OSError):
     """Another process holds the lock."""
+
+
+def why_full(error: BaseException | None) -> str | None:
+    """Why no more can be written, if that is the cause of an error; None if it is not.
+
+    Libraries in other languages raise errors of many kinds, which repeat the words of the operating system at best.
+    """
+    while error is not None:
+        text = str(error)
+        for number in FULL:
+            if (isinstance(error, OSError) and error.errno == number) or os.strerror(number) in text:
+                return os.strerror(number)
+        if "PytorchStreamWriter" in text or "inline_container.cc" in text:
+            return "PyTorch could not write all of a file"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from polyhead.checkpoint_files import read_json
+from polyhead.checkpoint_files import read_config
 from polyhead.errors import CheckpointError, PolyheadError, RepositoryError, SchemaError
 from polyhead.schema import Head, HeadKind, Schema
 from polyhead.template import Template
@@ -42,10 +42,10 @@ class Interface:
         """Reads it from ``config.json``, without the weights.
 
         Raises:
-            CheckpointError: this is not a checkpoint.
+            CheckpointError: this is not a checkpoint; it says what it is, if that is known.
         """
         path = checkpoint / "config.json"
-        config = read_json(path)
+        config = read_config(checkpoint)
         try:
             return cls._of_json(config["polyhead"])
         except (TypeError, KeyError) as error:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from functools import cached_property
 from itertools import accumulate
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -18,6 +18,8 @@ NO_SCORE = -3.4028234663852886e38
 
 MOST_HEADS = 1000
 MOST_LEVELS = 32  # of a taxonomy
+
+Architecture = Literal["base", "hidden_state_concat"]  # here, because configs are read without torch
 
 # JSON has true beside 1 and "1" beside 1; only a number is one here.
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]

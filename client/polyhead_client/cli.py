@@ -17,7 +17,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in EXTRA:
             raise
-        message = f"polyhead-client: {error.name} is missing: pip install 'polyhead-client[cli]'"
+        message = f"polyhead-client: {error.name} is missing; in the project folder: pip install './client[cli]'"
         print(message, file=sys.stderr)
         sys.exit(2)
     app()

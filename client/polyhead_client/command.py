@@ -69,7 +69,7 @@ KEY_HELP = "Sent as 'Authorization: Bearer KEY'. The variable keeps the key out 
 
 @contextmanager
 def connect(
-    server: Annotated[list[str], _server(SERVERS_HELP, metavar="HOST:PORT")] = ["localhost:8000"],  # noqa: B006 # typer copies it
+    server: Annotated[list[str], _server(SERVERS_HELP, metavar="HOST:PORT")] = ["127.0.0.1:8000"],  # noqa: B006 # it is copied
     model: Annotated[str, _server("The model's name.")] = "gpt2_classifier",
     model_version: Annotated[str, _server("The model's version; the newest if empty.")] = "",
     protocol: Annotated[Literal["http", "grpc"], _server("Triton's HTTP port is 8000, its gRPC port 8001.")] = "http",

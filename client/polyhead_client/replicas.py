@@ -125,7 +125,7 @@ def parse_address(address: str) -> Replica:
         UsageError: it is not an address.
     """
     if not isinstance(address, str):
-        raise UsageError(f"servers: an address must be a str such as 'localhost:8000', got {type(address).__name__}")
+        raise UsageError(f"servers: an address must be a str such as '127.0.0.1:8000', got {type(address).__name__}")
     scheme, separator, place = address.partition("://")
     if not separator:
         scheme, place = "http", address

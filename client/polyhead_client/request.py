@@ -22,7 +22,7 @@ from tritonclient.utils import InferenceServerException
 from polyhead_client.errors import UsageError
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-GRPC_PACKAGE = "'polyhead-client[grpc]'"
+GRPC_PACKAGE = "'tritonclient[grpc]'"
 
 Parameters = dict[str, int | float]
 

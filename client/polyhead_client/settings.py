@@ -76,7 +76,7 @@ class Settings(ABC):
         servers: ``host:port``, with or without ``http://`` or ``https://`` (``https`` encrypts, also for gRPC). A list
             names replicas that serve the same model.
         model: the model's name on the server.
-        protocol: ``http`` (Triton's port 8000) or ``grpc`` (8001; needs the extra ``polyhead-client[grpc]``).
+        protocol: ``http`` (Triton's port 8000) or ``grpc`` (8001; needs the extra ``grpc``).
         version: the model's version; the newest if empty.
         timeout_s: how long a whole call may take, including retries; for `stream` each request. The time begins when
             the call sends its first request, not while it waits for its turn (see max_connections).
@@ -98,7 +98,7 @@ class Settings(ABC):
 
     def __init__(
         self,
-        servers: str | Sequence[str] = "localhost:8000",
+        servers: str | Sequence[str] = "127.0.0.1:8000",
         model: str = "gpt2_classifier",
         protocol: Literal["http", "grpc"] = "http",
         version: str = "",

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from polyhead.errors import PolyheadError, describe, one_line
+from polyhead.files import why_full
 from polyhead.interrupt import INTERRUPTED, interruptible
 from polyhead.precision import requested_precision
 from polyhead_client import PolyheadClientError
@@ -163,8 +164,13 @@ def score(
     except KeyboardInterrupt:
         typer.echo("polyhead-score: interrupted; the same command continues from here", err=True)
         raise typer.Exit(INTERRUPTED) from None
-    except (PolyheadError, PolyheadClientError, TableError, OSError) as error:
-        typer.echo(f"polyhead-score: {one_line(error)}", err=True)
+    except Exception as error:
+        message = one_line(error)
+        if (reason := why_full(error)) is not None:
+            message = f"{output}: {reason}; what is scored is kept: make room, and the same command continues"
+        elif not isinstance(error, PolyheadError | PolyheadClientError | TableError | OSError):
+            raise
+        typer.echo(f"polyhead-score: {message}", err=True)
         raise typer.Exit(FAILED) from None
     if manifest["errors"]:
         raise typer.Exit(ROW_ERRORS)

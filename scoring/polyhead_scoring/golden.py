@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,12 +18,15 @@ from polyhead.decode import are_answers
 from polyhead.errors import PolyheadError
 from polyhead.files import replaced_file
 from polyhead.golden import GoldenRow, complete_rows, row_line
+from polyhead.interface import Interface
 from polyhead.interrupt import INTERRUPTED, interruptible
-from polyhead.predictor import Predictor
 from polyhead_rows.errors import TableError
+from polyhead_rows.place import STDIN, find_files, is_pipe
 from polyhead_scoring import ScoringError
-from polyhead_scoring.accepted_config import accept_config
 from polyhead_scoring.texts import TextSource, read_texts
+
+if TYPE_CHECKING:
+    from polyhead.predictor import Predictor
 
 CHUNK = 256  # texts in memory at a time
 
@@ -51,10 +54,14 @@ def write_golden(
         TableError: a row has no text, or a file cannot be read.
         ScoringError: there is no text at all.
     """
+    source = TextSource.of(text_column, Interface.of_checkpoint(checkpoint).fields)
+    for name in find_files(texts):
+        if name != STDIN and not is_pipe(name):
+            next(read_texts(name, source), None)  # a mistake in a first row shows before torch is imported
+    from polyhead.predictor import Predictor
+
     predictor = Predictor.load(checkpoint, precision="fp32")
     predictor.check_golden()
-    template = predictor.template
-    source = TextSource.of(text_column, () if template is None else template.fields)
     rows = 0
     with replaced_file(out) as part:
         with part.open("w", encoding="utf-8") as file:
@@ -113,9 +120,12 @@ def golden(
     out = out or checkpoint / "golden.jsonl"
     try:
         with interruptible():  # else SIGTERM would leave a temporary folder behind
-            rows = (
-                accept_config(checkpoint) if texts is None else write_golden(checkpoint, texts, out, text_column, most)
-            )
+            if texts is None:
+                from polyhead_scoring.accepted_config import accept_config  # imports torch
+
+                rows = accept_config(checkpoint)
+            else:
+                rows = write_golden(checkpoint, texts, out, text_column, most)
     except KeyboardInterrupt:
         typer.echo("polyhead-golden: interrupted; nothing is written", err=True)
         raise typer.Exit(INTERRUPTED) from None

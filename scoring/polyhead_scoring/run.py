@@ -16,8 +16,10 @@ import pyarrow
 from rich.console import Console
 
 from polyhead.files import replaced_file
+from polyhead.interface import Interface
 from polyhead_rows.place import STDIN, find_files, is_pipe
 from polyhead_rows.progress import progress
+from polyhead_rows.table_file import open_table
 from polyhead_scoring import ScoringError
 from polyhead_scoring.job import (
     InputFile,
@@ -33,6 +35,7 @@ from polyhead_scoring.run_folder import Done, RunFolder, is_one_file
 from polyhead_scoring.scorer import Answerer, EngineAnswers, Heads, Scorer, output_schema
 from polyhead_scoring.server_answers import ServerAnswers
 from polyhead_scoring.storage import Place, absolute
+from polyhead_scoring.texts import TextSource
 
 Say = Callable[[str], None]
 
@@ -83,6 +86,8 @@ def run(request: Request, console: Console) -> RunResult:
         folder.check_free(restart=request.restart)
         inputs = find_inputs(request, names, folder)
         try:
+            if request.checkpoint is not None:
+                check_columns(request, inputs)  # before torch is imported
             model = _server_model(request, say) if request.server is not None else checkpoint_model(request)
             with closing(model.server.client) if model.server is not None else nullcontext():
                 job = job_of(request, inputs, model.answers_from, one_file=folder.one_file, fields=model.fields)
@@ -135,6 +140,19 @@ def _copy_stdin(folder: RunFolder, format_name: str) -> InputFile:
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return InputFile(name=str(copy), size=copy.stat().st_size, changed_ns=None, sha256=digest)
+
+
+def check_columns(request: Request, inputs: Sequence[InputFile]) -> None:
+    """Makes sure that each file has the columns of the text, as far as a file names its columns.
+
+    Raises:
+        CheckpointError: there is no checkpoint.
+        ScoringError, TableError: names the file and the column.
+    """
+    assert request.checkpoint is not None
+    texts = TextSource.of(request.text_column, Interface.of_checkpoint(request.checkpoint).fields)
+    for file in inputs:
+        texts.check_columns(open_table(file.name, request.read))
 
 
 def checkpoint_model(request: Request) -> Model:
@@ -192,7 +210,7 @@ def _ray(request: Request) -> AbstractContextManager[None]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "ray":
             raise
-        raise ScoringError("--address needs Ray: pip install 'polyhead-scoring[ray]'") from None
+        raise ScoringError("--address needs Ray; in the project folder: pip install './scoring[ray]'") from None
     return connected(request.address)
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,10 +23,12 @@ from polyhead.gate import check_answers
 from polyhead.golden import GoldenRow
 from polyhead.interface import Interface, check_changes
 from polyhead.interrupt import interruptible
-from polyhead.predictor import Predictor
 from polyhead.repository import commit, locked, missing_file, read_config, retire, served_versions, versions_of
 from polyhead_serving.live_server import LiveServer, ServerError
 from polyhead_serving.typer_app import new_app, seconds
+
+if TYPE_CHECKING:
+    from polyhead.predictor import Predictor  # imports torch
 
 EPILOG = """\b
 The server must run with --control explicit and the same POLYHEAD_ADMIN_KEY, and this machine must see its repository:

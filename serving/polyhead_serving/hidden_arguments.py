@@ -91,6 +91,9 @@ def _redirect(pid: int, command: Sequence[str], shown: Sequence[str], secrets: S
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(") ")[2].split()
     stack = int(fields[_START_STACK])
     with Path(f"/proc/{pid}/mem").open("r+b", buffering=0) as memory:
+        # A script's interpreter, and one argument of it, may stand before the script's name.
+        interpreter = min(max(_read_words(memory, stack, 1)[0] - len(command), 0), 2)
+        command = ["", ""][:interpreter] + list(command)
         arguments = stack + _WORD
         environment = arguments + (len(command) + 1) * _WORD
         count, *words = _read_words(memory, stack, 1 + len(command) + 1 + variables + 1)

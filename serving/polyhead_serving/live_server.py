@@ -1,6 +1,6 @@
 """A running tritonserver over gRPC: which version answers, what it answers, and loading another version.
 
-Over HTTP, a load would freeze all connections of the HTTP thread that runs it. Needs ``polyhead-serving[deploy]``.
+Over HTTP, a load would freeze all connections of the HTTP thread that runs it. Needs the extra ``deploy``.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class LiveServer:
             import tritonclient.grpc as module
         except ImportError as error:
             raise InstallError(
-                f"tritonclient[grpc]: cannot be imported ({error}); install polyhead-serving[deploy]"
+                f"tritonclient[grpc]: cannot be imported ({error}); pip install 'tritonclient[grpc]'"
             ) from error
         self._module = module
         self._address = address

@@ -44,7 +44,7 @@ HELP = "Serve a Triton model repository. Restarts tritonserver if it stops answe
 EPILOG = f"""\b
 Examples:
   polyhead-serve --repository model_repository
-  curl localhost:8003/ready                   # 200 if the last canary, a real inference, was answered
+  curl 127.0.0.1:8003/ready                   # 200 if the last canary, a real inference, was answered
   POLYHEAD_ADMIN_KEY=... polyhead-serve --control explicit    # then: polyhead-deploy CHECKPOINT, without a restart
 
 \b

@@ -14,7 +14,8 @@ from benchmarks.peers.peer import PaddedPeer, compare, reference_logits
 from benchmarks.speed import GemmPeak, linear_flops
 from benchmarks.workload import SCHEMA, debian_corpus, of_length, random_checkpoint
 from polyhead.body import Body
-from polyhead.checkpoint import Architecture, Checkpoint, read_checkpoint
+from polyhead.checkpoint import Checkpoint, read_checkpoint
+from polyhead.schema import Architecture
 from tests.tiny import TEXTS, tiny_tokenizer
 
 PACKAGES = {"openvino": "openvino", "onnx_fp32": "onnxruntime", "onnx_int8": "onnxruntime"}

@@ -108,7 +108,8 @@ def test_perf_analyzer_is_read_from_its_record(tmp_path: Path) -> None:
     binary = tmp_path / "perf_analyzer"
     # The record's path is the last argument; the number of requests stands before --profile-export-file.
     binary.write_text(
-        f"#!/bin/sh\nfor last; do :; done\necho $* > {tmp_path}/arguments\ncat {tmp_path}/made.json > $last\n",
+        f"#!/bin/sh\nfor last; do :; done\necho $* > {tmp_path}/arguments\ncat {tmp_path}/made.json > $last\n"
+        f"tr '\\0' ' ' < /proc/$$/cmdline > {tmp_path}/shown\n",
         encoding="utf-8",
     )
     binary.chmod(0o755)
@@ -118,6 +119,9 @@ def test_perf_analyzer_is_read_from_its_record(tmp_path: Path) -> None:
     arguments = (tmp_path / "arguments").read_text(encoding="utf-8")
     assert "--request-count 2 " in arguments
     assert "polyhead-admin-key:key" in arguments
+    shown = (tmp_path / "shown").read_text(encoding="utf-8")  # what every user of the machine can read
+    assert "polyhead-admin-key:hidden" in shown
+    assert "polyhead-admin-key:key" not in shown
 
 
 def test_a_failing_perf_analyzer_shows_its_words(tmp_path: Path) -> None:

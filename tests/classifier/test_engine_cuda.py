@@ -33,6 +33,7 @@ HEADS: list[tuple[str, str | None, dict[str, Any]]] = [
     ("base", None, {"n_layer": 1}),
     ("hidden_state_concat", "ConcatHeadSimple", {}),
     ("hidden_state_concat", "ConcatHeadSimple", {"n_layer": 2}),
+    ("hidden_state_concat", "ConcatHeadSimple", {"n_layer": 1}),  # the embeddings too
 ]
 
 
@@ -112,7 +113,9 @@ class Pair:
     def expected(self, texts: list[list[int]]) -> np.ndarray:
         """Logits by transformers in fp32 on the CPU, one text at a time."""
         with torch.inference_mode():
-            return np.stack([self.model(torch.tensor([ids])).logits[0].numpy() for ids in texts])
+            rows = [torch.tensor([ids]) for ids in texts]
+            # The last id may be that of padding.
+            return np.stack([self.model(row, attention_mask=torch.ones_like(row)).logits[0].numpy() for row in rows])
 
     def logits(self, forward: CUDAForward, texts: list[list[int]]) -> np.ndarray:
         """Logits by this forward pass, in the order of the texts."""

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyhead.checkpoint import Architecture, read_checkpoint
+from polyhead.checkpoint import read_checkpoint
 from polyhead.decode import DecodeOptions, are_answers, decode, to_scores
 from polyhead.precision import PRECISIONS, Precision
 from polyhead.predictor import NOT_FINITE, Predictor
-from polyhead.schema import NO_SCORE, Head, Schema
+from polyhead.schema import NO_SCORE, Architecture, Head, Schema
 from tests.tiny import OVERFLOWING, SCHEMA, TEXTS, overflow, write_tiny_checkpoint
 
 LARGEST = float(np.finfo(np.float32).max)

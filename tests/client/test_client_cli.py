@@ -293,7 +293,7 @@ def test_missing_extra(missing: str) -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 1
-    assert "pip install 'polyhead-client[cli]'" in result.stderr
+    assert "pip install './client[cli]'" in result.stderr
 
 
 def test_a_closed_pipe_is_quiet(fake: FakeTriton) -> None:

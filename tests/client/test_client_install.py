@@ -39,10 +39,10 @@ def test_installed_command_and_missing_extras(fresh_python: Path, tmp_path: Path
     command = fresh_python.with_name("polyhead-client")
     result = subprocess.run([str(command)], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert result.returncode == 2
-    assert "polyhead-client[cli]" in result.stderr
+    assert "pip install './client[cli]'" in result.stderr
     code = "from polyhead_client import Client; Client(protocol='grpc')"
     result = subprocess.run(
         [str(fresh_python), "-I", "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path
     )
-    assert "polyhead-client[grpc]" in result.stderr
+    assert "pip install 'tritonclient[grpc]'" in result.stderr
     assert list(fresh_python.parents[1].glob("lib/python*/site-packages/polyhead_client/py.typed"))

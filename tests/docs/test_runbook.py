@@ -112,10 +112,10 @@ def test_variables_exist() -> None:
 
 
 def test_ports_are_the_defaults() -> None:
-    """The addresses on localhost are polyhead-serve's own, and the paths there exist."""
+    """The addresses on 127.0.0.1 are polyhead-serve's own, and the paths there exist."""
     settings = parse()
     known = {settings.http_port, settings.metrics_port, settings.probe_port}
-    found = {int(port) for port in re.findall(r"localhost:(\d+)", " ".join(both()))}
+    found = {int(port) for port in re.findall(r"127\.0\.0\.1:(\d+)", " ".join(both()))}
     assert found == known
     forwarded = {port for line in both() if "port-forward" in line for port in re.findall(r" (\d+):(\d+)", line)}
     assert forwarded

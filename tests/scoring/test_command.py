@@ -108,5 +108,5 @@ def test_ray_is_an_extra(base_checkpoint: Path, tmp_path: Path) -> None:
          str(base_checkpoint), "--address", "local"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert "pip install 'polyhead-scoring[ray]'" in run.stderr
+    assert "pip install './scoring[ray]'" in run.stderr
     assert not (tmp_path / "out").exists()

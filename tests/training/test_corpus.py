@@ -335,7 +335,11 @@ def test_a_column_of_two_heads_is_split_for_where(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("topics", "message"),
     [
-        (["a", "b", "b"], ":3: label 'x' of head 'leaf' is below 'b' of 'topic', but below 'a' in .*:1"),
+        (
+            ["a", "b", "b"],
+            "'leaf': a label has one parent in 'topic', but 1 labels have several; 1 rows differ .* 'x' is below "
+            r"'a' in 1 \(first .*:1\), 'b' in 1 \(first .*:3\)",
+        ),
         (["a", "b", None], "'leaf': no row gives a parent for 'z'; add it to parent_of"),
     ],
 )
@@ -348,6 +352,19 @@ def test_a_label_has_one_parent(tmp_path: Path, topics: list[str | None], messag
     ]
     with pytest.raises(DataError, match=message):
         read(tmp_path, rows, (TOPIC, CHILD), validation=str(tmp_path / "train.jsonl"))
+
+
+def test_contradictory_parents_are_counted_and_mended(tmp_path: Path) -> None:
+    """How many labels and rows, the label with most rows, and three ways out."""
+    pairs = 3 * [("a", "x")] + 2 * [("b", "x")] + [("c", "x")] + 4 * [("a", "y")] + [("b", "y")] + [("c", "z")]
+    rows = [{"text": str(place), "topic": topic, "leaf": leaf} for place, (topic, leaf) in enumerate(pairs)]
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, rows, (TOPIC, CHILD), validation=str(tmp_path / "train.jsonl"))
+    message, path = str(caught.value), tmp_path / "train.jsonl"
+    assert "2 labels have several; 4 rows differ" in message  # 2 + 1 of x, 1 of y
+    assert f"'x' is below 'a' in 3 (first {path}:1), 'b' in 2 (first {path}:4), 'c' in 1 (first {path}:6)." in message
+    for remedy in ('parent_of = { "x" = "a", … }', "'a / x'", "leave out parent"):
+        assert remedy in message
 
 
 SCHEMA = Schema(

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
-from polyhead.heads import ConcatHeadExtended
+from polyhead.heads import ConcatHeadExtended, ConcatHeadSimple
 from polyhead.predictor import Predictor
 from polyhead_training.import_checkpoint import EXAMPLE, app
 from polyhead_training.model.modeling import (
@@ -79,10 +79,21 @@ CASES = [
         '[[heads]]\nname = "all"\nlabels = ["p", "q", "r", "s"]',
         ["multi_label"],
     ),
+    (
+        lambda: library_model(
+            GPT2HiddenStateConcatForSequenceClassification,
+            layer2concat=4,  # of three layers: the embeddings too
+            head_class_sizes=2,
+            head_class=ConcatHeadSimple,
+        ),
+        'architecture = "hidden_state_concat"\nlayer2concat = 4\nhead_class_sizes = 2',
+        '[[heads]]\nname = "yes"\nlabels = ["n", "y"]',
+        ["single_label"],
+    ),
 ]
 
 
-@pytest.mark.parametrize(("model", "arguments", "heads", "kinds"), CASES, ids=["base", "concat"])
+@pytest.mark.parametrize(("model", "arguments", "heads", "kinds"), CASES, ids=["base", "concat", "concat-embeddings"])
 def test_the_engine_answers_as_the_imported_model(
     tmp_path: Path, model: Any, arguments: str, heads: str, kinds: list[str]
 ) -> None:
@@ -124,7 +135,10 @@ def test_a_template_is_kept(tmp_path: Path) -> None:
         (BASE, HEADS.replace(', "3"', ""), "heads: 'c' is single_label of size 3 and needs 3 labels, got 2"),
         (BASE, HEADS.partition("\n[[heads]]\nname = \"c\"")[0], "mean 3 heads, got 2"),
         (BASE.replace("is_multihead = true", ""), HEADS, "[2, 1, 3] means several heads, but is_multihead is false"),
-        (BASE.replace("base", "hidden_state_concat"), HEADS, "layer2concat must lie in 1 to n_layer (3), got 4"),
+        (
+            BASE.replace("base", "hidden_state_concat") + "\nlayer2concat = 5", HEADS,
+            "layer2concat must lie in 1 to n_layer + 1 (4), got 5",
+        ),
         (
             BASE.replace("base", "hidden_state_concat") + "\nlayer2concat = 2", HEADS,
             "tensor 'head.out_proj.bias' has shape none, it is missing, the arguments mean (6,)",

@@ -160,8 +160,8 @@ def test_wrong_arguments_are_named() -> None:
     model = build(GPT2BaseForSequenceClassification, [2, 2], is_multihead=True)
     with pytest.raises(ValueError, match="labels must have 2 columns"):
         model(batch()[0], labels=torch.zeros(3, 1))
-    with pytest.raises(ValueError, match=r"n_layer \(3\), got 4"):
-        GPT2HiddenStateConcatForSequenceClassification(config(), head_class_sizes=[2])
+    with pytest.raises(ValueError, match=r"n_layer \+ 1 \(4\), got 5"):
+        GPT2HiddenStateConcatForSequenceClassification(config(), layer2concat=5, head_class_sizes=[2])
 
 
 @pytest.mark.parametrize("model_class", ARCHITECTURES)

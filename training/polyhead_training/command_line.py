@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from polyhead.errors import PolyheadError, one_line
+from polyhead.files import why_full
 from polyhead.interrupt import INTERRUPTED, interruptible
 
 WRONG_INPUT = 2
@@ -54,8 +55,12 @@ def one_line_errors(command: str) -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"{command}: interrupted; nothing is written", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
-    except (PolyheadError, OSError) as error:
-        print(f"{command}: {one_line(error)}", file=sys.stderr)
+    except Exception as error:
+        is_full = why_full(error) is not None
+        if not is_full and not isinstance(error, PolyheadError | OSError):
+            raise
+        rest = "; nothing was replaced: make room and run the command again" if is_full else ""
+        print(f"{command}: {one_line(error)}{rest}", file=sys.stderr)
         raise typer.Exit(WRONG_INPUT) from None
 
 

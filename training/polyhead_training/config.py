@@ -9,9 +9,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from polyhead.checkpoint import Architecture
 from polyhead.errors import describe
-from polyhead.schema import HeadKind
+from polyhead.schema import Architecture, HeadKind
 from polyhead_rows.errors import TableError
 from polyhead_rows.names import read_names
 from polyhead_rows.table_file import ReadOptions

@@ -5,6 +5,7 @@ TrainingError
 │   └── DivergenceError   its learning rate, as training showed
 ├── DataError     files, columns, rows and labels
 │   └── BadRowError   one row, which may be skipped
+├── StorageError  a full disk
 └── Interrupted   Ctrl-C or SIGTERM
 """
 
@@ -31,6 +32,10 @@ class DataError(TrainingError):
 
 class BadRowError(DataError):
     """A row cannot be used: it cannot be read, has no text, or a label cell does not fit its head."""
+
+
+class StorageError(TrainingError):
+    """No more can be written: the disk is full, or a quota or a limit is reached."""
 
 
 class Interrupted(TrainingError):  # noqa: N818 -- the user asked for it

@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import BaseModel, FiniteFloat, TypeAdapter, ValidationError
@@ -19,13 +19,16 @@ from rich.table import Table
 from polyhead.checkpoint_files import read_json, read_text
 from polyhead.errors import CheckpointError, describe
 from polyhead.files import replaced_folder
-from polyhead.predictor import Predictor
+from polyhead.interface import Interface
 from polyhead_rows.place import split_name
 from polyhead_rows.table_file import ReadOptions
 from polyhead_training.command_line import command_app, one_line_errors, printer
 from polyhead_training.config import DataConfig, HeadConfig, TrainingConfig, read_config
+from polyhead_training.data.first_rows import check_evaluation_files
 from polyhead_training.errors import ConfigError
-from polyhead_training.evaluation.evaluation import Evaluation, evaluate
+
+if TYPE_CHECKING:
+    from polyhead_training.evaluation.evaluation import Evaluation
 
 EXAMPLE = """\
 polyhead-evaluate runs/reviews reviews-2024.csv --slice country --slice stars
@@ -120,21 +123,25 @@ def evaluate_checkpoint(
     say: Callable[[str], None],
 ) -> Evaluation:
     """Evaluates the texts and writes the report to `target`, in one step; None writes none."""
-    # Imported here because these imports take seconds; a typo must be reported before them.
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {device!r}: allowed are cpu and cuda")
+    interface = Interface.of_checkpoint(checkpoint)
+    columns, heads = _settings(checkpoint, config, data, replaced, interface)
+    check_evaluation_files(data, columns, heads, interface.schema, slices)
+    # Imported here because these imports take seconds; a mistake must be reported before them.
     import datasets
 
+    from polyhead.predictor import Predictor
     from polyhead_training.data.corpus import read_split
+    from polyhead_training.evaluation.evaluation import evaluate
     from polyhead_training.evaluation.report import check_report_folder, write_report
 
     datasets.disable_progress_bars()
     if target is not None:
         check_report_folder(target)
-    if device not in ("cpu", "cuda"):
-        raise ConfigError(f"--device {device!r}: allowed are cpu and cuda")
     predictor = Predictor.load(checkpoint, device)
     distance = predictor.check_golden()
     say(f"proved with golden.jsonl: scores in {predictor.precision} are within {distance:.1e} of the golden ones")
-    columns, heads = _settings(checkpoint, config, data, replaced, predictor)
     if predictor.template is not None and columns.text_template is None:
         say(f"note: column {columns.text_column!r} is read as finished text; the model's text_template is not used")
     with tempfile.TemporaryDirectory(prefix="polyhead-evaluation-") as scratch:
@@ -158,7 +165,7 @@ def evaluate_checkpoint(
 
 
 def _settings(
-    checkpoint: Path, config: TrainingConfig | None, data: list[str], replaced: dict[str, Any], predictor: Predictor
+    checkpoint: Path, config: TrainingConfig | None, data: list[str], replaced: dict[str, Any], interface: Interface
 ) -> tuple[DataConfig, list[HeadConfig]]:
     """How rows are read: options first, then the config, then the checkpoint's record, then the defaults.
 
@@ -173,14 +180,14 @@ def _settings(
     _drop_unsuited(settings, data)
     if "text_column" in replaced:
         settings["text_template"] = None
-    elif predictor.template is not None and settings.get("text_column", "text") == "text":
-        settings["text_template"] = predictor.template.source
+    elif interface.text_template is not None and settings.get("text_column", "text") == "text":
+        settings["text_template"] = interface.text_template
     try:
         columns = DataConfig.model_validate(settings | replaced)
     except ValidationError as error:
         raise ConfigError(f"options: {describe(error)}") from error
     heads = [] if training is None else training.heads
-    kinds = {head.name: head.kind for head in predictor.schema}
+    kinds = {head.name: head.kind for head in interface.schema}
     for head in heads:
         if kinds.get(head.name, head.kind) != head.kind:
             raise ConfigError(

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from pydantic import BaseModel, Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from polyhead.checkpoint import Architecture, Spec, check_output
-from polyhead.errors import PolyheadError, describe, one_line
-from polyhead.schema import Head, HeadKind, Schema
-from polyhead.weights import MASK_BUFFERS, finite_tensor
+from polyhead.errors import PolyheadError, TemplateError, describe, one_line
+from polyhead.schema import Architecture, Head, HeadKind, Schema
+from polyhead.template import Template
 from polyhead_rows.table_file import ReadOptions
 from polyhead_training.command_line import command_app, example_option, one_line_errors, reference_option
 from polyhead_training.config import DataConfig, ModelConfig, Section, read_toml
+from polyhead_training.data.first_rows import check_texts
 from polyhead_training.errors import ConfigError
+from polyhead_training.model.hub import refuse_pickle
+
+if TYPE_CHECKING:
+    from polyhead.checkpoint import Spec
 
 EXAMPLE = """\
 architecture = "hidden_state_concat"   # GPT2HiddenStateConcatForSequenceClassification, or "base"
@@ -100,6 +102,15 @@ class ImportConfig(Section, ReadOptions):
         """The model of the file that this is."""
         return cls
 
+    @field_validator("text_template")
+    @classmethod
+    def _parse(cls, source: str | None) -> str | None:
+        try:
+            _ = None if source is None else Template(source)
+        except TemplateError as error:
+            raise ValueError(str(error)) from error
+        return source
+
 
 @app.command()
 def import_folder(
@@ -122,27 +133,29 @@ def import_checkpoint(folder: Path, config: ImportConfig, output: Path) -> float
     Raises:
         ConfigError, CheckpointError, DataError: the folder, the arguments and the heads do not fit together.
     """
-    check_output(output)
-    schema = imported_schema(config)
-    # Imported here because transformers takes seconds to import.
-    from polyhead_training.data.corpus import read_texts
-    from polyhead_training.fitting.checkpoint_writing import Fitted, write_unscored
-    from polyhead_training.model.body import checkpoint_spec, refuse_pickle
-    from polyhead_training.model.tokenizer import pretrained_tokenizer
-
     weights = folder / "model.safetensors"
     if not weights.is_file():
         refuse_pickle(folder)
         raise ConfigError(f"{weights}: is missing")
+    options = config.model_dump(include={"bad_rows", "text_column", "text_template", *ReadOptions.model_fields})
+    try:
+        data = DataConfig(train=config.texts, **options)
+    except ValidationError as error:
+        raise ConfigError(describe(error)) from error
+    check_texts(config.texts, data)
+    # Imported here because torch and transformers take seconds; a mistake must be reported before.
+    from polyhead.checkpoint import check_output
+    from polyhead_training.data.corpus import read_texts
+    from polyhead_training.fitting.checkpoint_writing import Fitted, write_unscored
+    from polyhead_training.model.body import checkpoint_spec
+    from polyhead_training.model.tokenizer import pretrained_tokenizer
+
+    check_output(output)
+    schema = imported_schema(config)
     shape = ModelConfig.model_validate(config.model_dump(include=set(ModelConfig.model_fields)))
     spec = checkpoint_spec(shape, config.text_template)
     model = _model(folder, weights, spec, schema)
     with tempfile.TemporaryDirectory(prefix="polyhead-import-") as scratch:
-        options = config.model_dump(include={"bad_rows", "text_column", "text_template", *ReadOptions.model_fields})
-        try:
-            data = DataConfig(train=config.texts, **options)
-        except ValidationError as error:
-            raise ConfigError(describe(error)) from error
         sample = read_texts(config.texts, data, Path(scratch))
         fitted = Fitted(model, spec, schema, pretrained_tokenizer(str(folder)))
         return write_unscored(
@@ -183,8 +196,11 @@ def imported_schema(config: ImportConfig) -> Schema:
 
 
 def _model(folder: Path, weights: Path, spec: Spec, schema: Schema) -> Any:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
     from transformers import GPT2Config
 
+    from polyhead.weights import MASK_BUFFERS, finite_tensor
     from polyhead_training.model.modeling import build_model
 
     try:

@@ -85,6 +85,7 @@ def train(
         raise ConfigError("train() runs in one process; with torchrun use polyhead_training.train_command")
     with _errors_of_ours():
         settings = to_config(config)
+        check_inputs(settings)
         with _quiet(show_progress) as say:
             from polyhead_training.fitting.fit import fit
 
@@ -160,6 +161,20 @@ def to_config(config: TrainingConfig | Mapping[str, Any] | str | os.PathLike[str
     elif not isinstance(config, TrainingConfig):
         raise ConfigError(f"config must be a dict, a path or a TrainingConfig, got {type(config).__name__}")
     return config.model_copy(update={"heads": [with_names(head) for head in config.heads]})
+
+
+def check_inputs(config: TrainingConfig) -> None:
+    """Finds mistakes in the first rows and in the name of the pretrained model, before slow modules are imported.
+
+    Raises:
+        ConfigError, DataError: as the training would.
+    """
+    from polyhead_training.data.first_rows import check_training_files
+    from polyhead_training.model.hub import check_pretrained
+
+    check_training_files(config)
+    if config.model.pretrained is not None:
+        check_pretrained(config.model.pretrained)
 
 
 def _plain(value: Any, place: str) -> Any:

@@ -24,7 +24,7 @@ from polyhead_training.command_line import (
 )
 from polyhead_training.config import EXAMPLE, TrainingConfig, read_config
 from polyhead_training.errors import Interrupted
-from polyhead_training.run import quiet_libraries
+from polyhead_training.run import check_inputs, quiet_libraries
 
 if TYPE_CHECKING:
     from polyhead_training.fitting.fit import TrainingResult
@@ -70,7 +70,7 @@ def train(
         if is_first:
             print(f"polyhead-train: {_how_to_resume(error, config, output)}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
-    except (PolyheadError, OSError) as error:
+    except (PolyheadError, OSError) as error:  # a full disk is a StorageError
         if os.environ.get("LOCAL_RANK", "0") == "0":  # one message per machine, because each may have its own error
             print(f"polyhead-train: {one_line(error)}", file=sys.stderr)
         raise typer.Exit(WRONG_INPUT) from None
@@ -81,7 +81,8 @@ def train(
 def _run(
     settings: TrainingConfig, console: Console, *, resume: bool, restart: bool, dry_run: bool
 ) -> TrainingResult | None:
-    """Imports slow modules only here, so that a typo in the config is reported at once."""
+    """Imports slow modules only here, so that a mistake in the config or in a first row is reported at once."""
+    check_inputs(settings)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     with quiet_libraries():
         if dry_run:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from polyhead.schema import Head, HeadKind, Schema
 from polyhead_training.config import DataConfig, HeadConfig
+from polyhead_training.data.first_rows import heads_for
 from polyhead_training.data.functions import Augmentation
 from polyhead_training.data.labels import count_contradictions, describe_labels, learn_schema, to_vector
 from polyhead_training.data.sources import Fields, Source, open_files, open_hub
@@ -168,12 +169,7 @@ def read_split(
     Raises:
         ConfigError, DataError: as for `read_corpus`.
     """
-    by_name = {head.name: head for head in heads}
-    configs = [by_name.get(head.name) or HeadConfig(name=head.name, kind=head.kind) for head in schema]
-    # What the model answers is a label, even if it looks like a text that means unknown.
-    named = [{} if head.kind == HeadKind.REGRESSION else {"labels": list(head.labels)} for head in schema]
-    configs = [config.model_copy(update=update) for config, update in zip(configs, named, strict=True)]
-    recipe = Recipe(config, configs, metadata)
+    recipe = Recipe(config, heads_for(schema, heads), metadata)
     if reserved := sorted({"text", "labels", "template_fields"} & set(metadata)):
         raise DataError(f"metadata column {reserved[0]!r}: this name is reserved for the rows' own column")
     scratch.mkdir(parents=True, exist_ok=True)

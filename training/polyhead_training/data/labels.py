@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -120,20 +121,39 @@ def _learn_parents(
     config: HeadConfig, labels: Sequence[str], pairs: Sequence[dict[str, Any]], place_of: Callable[[int], str]
 ) -> dict[str, str]:
     first: dict[str, dict[str, Any]] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     for pair in pairs:
-        label, parent, known = pair["label"], pair["parent"], first.setdefault(pair["label"], pair)
-        if known["parent"] != parent:
-            raise DataError(
-                f"{place_of(pair['row_min'])}: label {label!r} of head {config.name!r} is below {parent!r} of "
-                f"{config.parent!r}, but below {known['parent']!r} in {place_of(known['row_min'])}; "
-                "a label has one parent"
-            )
+        first.setdefault(pair["label"], pair)
+        found.setdefault(pair["label"], []).append(pair)
+    if torn := {label: several for label, several in found.items() if len(several) > 1}:
+        raise DataError(_several_parents(config, torn, place_of))
     if first and (orphans := [label for label in labels if label not in first]):
         raise DataError(
             f"heads: {config.name!r}: no row gives a parent for {', '.join(map(repr, orphans[:10]))}; "
             "add it to parent_of"
         )
     return {label: first[label]["parent"] for label in labels if label in first}
+
+
+def _several_parents(config: HeadConfig, torn: dict[str, list[dict[str, Any]]], place_of: Callable[[int], str]) -> str:
+    """What to say about labels that rows put below several parents: how many rows, and what mends it."""
+    label, pairs = max(torn.items(), key=lambda item: sum(pair["row_count"] for pair in item[1]))
+    pairs = sorted(pairs, key=lambda pair: -pair["row_count"])
+    places = ", ".join(
+        f"{pair['parent']!r} in {pair['row_count']:,} (first {place_of(pair['row_min'])})" for pair in pairs[:3]
+    )
+    others = f" and {len(pairs) - 3} others" if len(pairs) > 3 else ""
+    counts = [[pair["row_count"] for pair in several] for several in torn.values()]
+    rows = sum(sum(several) - max(several) for several in counts)
+    most = pairs[0]["parent"]
+    example = f"parent_of = {{ {json.dumps(label, ensure_ascii=False)} = {json.dumps(most, ensure_ascii=False)}, … }}"
+    return (
+        f"heads: {config.name!r}: a label has one parent in {config.parent!r}, but {len(torn):,} labels have several; "
+        f"{rows:,} rows differ from the most frequent parent of their label. {label!r} is below {places}{others}. "
+        "If these rows are wrong, correct them, or give every label's parent in parent_of, as in "
+        f"{example}. If the label means several things, name them apart in the data, as in {f'{most} / {label}'!r}. "
+        "Or leave out parent: the two heads then answer independently"
+    )
 
 
 def to_vector(cells: Sequence[Cell], schema: Schema, columns: Sequence[str], row: str) -> list[float]:

@@ -12,9 +12,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 import pyarrow
 from numpy.typing import NDArray
@@ -34,6 +33,9 @@ from polyhead_training.data.functions import UserFunction
 from polyhead_training.data.sources import Fields, Source, place_of
 from polyhead_training.errors import BadRowError, ConfigError, DataError
 from polyhead_training.model.tokenizer import TRANSFORMS, named_normalizer
+
+if TYPE_CHECKING:
+    import datasets
 
 Indices = NDArray[np.int64]
 
@@ -257,7 +259,7 @@ def stage(
             if name := min(filter(None, doubled), default=None):
                 raise DataError(f"{source.name}: several columns are named {name!r}; rename all but one")
             partly = _partly_there(source, recipe) if lenient else []
-            with closing(_checked(source, [*needed, *partly], show_progress, recipe.hint)) as checked:
+            with closing(checked_rows(source, [*needed, *partly], show_progress, recipe.hint)) as checked:
                 for row in checked:
                     counts["rows"] += 1
                     if counts["rows"] > until:
@@ -285,11 +287,7 @@ def stage(
     with closing(rows()) as usable:
         staged = write_rows(path, usable, recipe.schema)
     if first is not None and stops:
-        of = f"Of {counts['rows']:,} rows, {counts['bad']:,}"
-        if counts["rows"] > until:
-            of = f"At least {counts['bad']:,} of the first {counts['rows'] - 1:,} rows"
-        skip = "--bad-rows skip" if lenient else 'bad_rows = "skip"'
-        raise DataError(f"{first}. {of} cannot be used: correct them, or leave them out with {skip}")
+        raise bad_rows_error(first, counts["rows"], counts["bad"], counts["rows"] > until, lenient)
     if not recipe.config.any_text and (fault := recipe.texts.fault) is not None:
         raise DataError(
             f"{name}: {fault}; name the column of the text in text_column, a field of an object as in text_column = "
@@ -305,6 +303,8 @@ def write_rows(path: Path, rows: Iterable[Fields], schema: pyarrow.Schema) -> da
     Raises:
         DataError: the disk is full.
     """
+    import datasets
+
     try:  # an older file of this name that is mapped into memory stays as it was
         with replaced_file(path) as part, pyarrow.ipc.new_stream(str(part), schema) as writer:
             remaining = iter(rows)
@@ -313,6 +313,13 @@ def write_rows(path: Path, rows: Iterable[Fields], schema: pyarrow.Schema) -> da
     except OSError as error:
         raise DataError(f"{path.parent}: rows cannot be written ({error}); set TMPDIR to another folder") from error
     return datasets.Dataset.from_file(str(path))
+
+
+def bad_rows_error(first: BadRowError, rows: int, bad: int, is_cut: bool, lenient: bool) -> DataError:
+    """The error about the first bad row and how many there are of `rows`; if `is_cut`, the last was not read."""
+    of = f"At least {bad:,} of the first {rows - 1:,} rows" if is_cut else f"Of {rows:,} rows, {bad:,}"
+    skip = "--bad-rows skip" if lenient else 'bad_rows = "skip"'
+    return DataError(f"{first}. {of} cannot be used: correct them, or leave them out with {skip}")
 
 
 def joined(paths: str | list[str]) -> str:
@@ -326,7 +333,9 @@ def _partly_there(source: Source, recipe: Recipe) -> list[str]:
     return [column for columns in there for column in columns]
 
 
-def _checked(source: Source, needed: Sequence[str], show_progress: bool, hint: Callable[[str], str]) -> Generator[Row]:
+def checked_rows(
+    source: Source, needed: Sequence[str], show_progress: bool, hint: Callable[[str], str]
+) -> Generator[Row]:
     """The rows. A needed column that is in no row is an error, raised as soon as that is known."""
     known = dict.fromkeys(source.columns or ())
     missing = dict.fromkeys(column for column in needed if column_of(column, known) is None)

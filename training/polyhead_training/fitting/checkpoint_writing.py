@@ -20,6 +20,7 @@ from polyhead.checkpoint import Spec, write_checkpoint
 from polyhead.decode import to_scores
 from polyhead.encode import encode
 from polyhead.errors import one_line
+from polyhead.files import why_full
 from polyhead.golden import GoldenRow
 from polyhead.predictor import Predictor
 from polyhead.schema import Schema
@@ -56,6 +57,8 @@ def rehearse(config: TrainingConfig, fitted: Fitted, texts: Sequence[str]) -> No
         except DataError:
             raise
         except Exception as error:  # a head class or torch may raise anything
+            if why_full(error) is not None:
+                raise
             # Without the names of scratch files, which mean nothing to the user.
             raise ConfigError("model: " + re.sub(rf"{re.escape(scratch)}\S*: ", "", one_line(error))) from error
 
@@ -161,7 +164,8 @@ def golden_rows(
             if template is not None and template_fields is not None:
                 fields = json.loads(template_fields[int(index)])
                 fields = fields if template.render(fields) == text else None
-            logits = model(torch.tensor([encoded.token_ids])).logits.numpy()
+            ids = torch.tensor([encoded.token_ids])
+            logits = model(ids, attention_mask=torch.ones_like(ids)).logits.numpy()  # a text may end like padding
             golden[text] = GoldenRow(
                 text=text,
                 scores=tuple(float(score) for score in to_scores(logits, schema)[0]),

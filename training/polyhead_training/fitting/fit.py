@@ -73,6 +73,7 @@ def fit(
         CheckpointError, ConfigError, DataError, SchemaError: before anything is trained; DivergenceError: training
             diverged. ``config.output`` then stays as it was.
         Interrupted: a signal came; `resume` continues.
+        StorageError: a disk is full; what is saved is kept.
     """
     work = WorkingFolder(config.output)
     check_output(config.output)
@@ -83,7 +84,7 @@ def fit(
     if torch.cuda.device_count() > 1 and arguments.world_size == 1:
         say(f"uses one of {torch.cuda.device_count()} GPUs; torchrun --nproc-per-node gpu uses all")
     lock = work.lock() if is_first else nullcontext()
-    with lock, tempfile.TemporaryDirectory(prefix="polyhead-train-") as scratch:
+    with work.explained_if_full(), lock, tempfile.TemporaryDirectory(prefix="polyhead-train-") as scratch:
         if is_first:
             work.check(resume=resume, restart=restart)
         say("reading data")

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import count
@@ -23,11 +24,11 @@ from torch import nn
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from polyhead.files import LockedError, file_lock, replaced_folder, write_file
+from polyhead.files import LockedError, file_lock, replaced_folder, why_full, write_file
 from polyhead_training.config import TrainingConfig
 from polyhead_training.data.corpus import Corpus
 from polyhead_training.data.sources import file_names
-from polyhead_training.errors import ConfigError
+from polyhead_training.errors import ConfigError, StorageError
 from polyhead_training.fitting.arguments import precision_of
 
 
@@ -72,6 +73,39 @@ class WorkingFolder:
             except OSError:
                 pass  # a file system without locks
             yield
+
+    @contextmanager
+    def explained_if_full(self) -> Iterator[None]:
+        """Says which disk is full, what of the run is kept, and how it goes on, if writing fails in this block.
+
+        Raises:
+            StorageError: one line instead of a library's error.
+        """
+        try:
+            yield
+        except Exception as error:
+            reason = why_full(error)
+            if reason is None:
+                raise
+            scratch = Path(tempfile.gettempdir())
+            folder = min((self.path.parent, scratch), key=lambda path: shutil.disk_usage(path).free)
+            free = shutil.disk_usage(folder).free
+            other = ", or set TMPDIR to another folder" if folder == scratch else ""
+            raise StorageError(
+                f"{folder}: {reason} ({free / 2**20:,.0f} MiB are free); {self._kept()}. Make room{other}; then "
+                f"{'--resume goes on from there' if self._has_progress() else 'start again'}"
+            ) from error
+
+    def _kept(self) -> str:
+        """What an error leaves. Half-written steps are removed."""
+        if self._trained.exists():
+            return f"the trained weights are kept in {self._trained}"
+        for folder, of in ((self.checkpoints, ""), (self.warm_start, " of the warm start")):
+            if (step := self.last_checkpoint(folder)) is not None:
+                return f"the run is kept up to step {step.rpartition('-')[2]}{of}"
+            if folder == self.checkpoints and self.finished_warm_start.exists():
+                return "the finished warm start is kept"
+        return "nothing of this run is kept yet"
 
     def check(self, *, resume: bool, restart: bool) -> None:
         """Makes sure that no unfinished run is lost, and that --resume has one to continue.

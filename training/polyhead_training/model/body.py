@@ -6,7 +6,6 @@ Weights in a pickle are never loaded, because a pickle can run code.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,16 +20,12 @@ from polyhead.schema import Schema
 from polyhead_training.config import ModelConfig
 from polyhead_training.config_keys import nearest
 from polyhead_training.errors import ConfigError
+from polyhead_training.model.hub import check_pretrained
 from polyhead_training.model.modeling import build_model
 from polyhead_training.model.packing import fuse_gelu
 from polyhead_training.model.tokenizer import END_OF_TEXT, pretrained_tokenizer, train_tokenizer, with_transforms
 
 MIN_VOCAB_SIZE = 257  # all bytes and the end of text
-TO_SAFETENSORS = (
-    'python -c "import torch; from safetensors.torch import save_file; '
-    "save_file({k: v.clone() for k, v in torch.load('pytorch_model.bin', weights_only=True).items()}, "
-    "'model.safetensors')\""
-)
 
 
 def checkpoint_spec(config: ModelConfig, text_template: str | None = None) -> Spec:
@@ -81,11 +76,11 @@ def untrained_model(config: ModelConfig, spec: Spec, schema: Schema, tokenizer: 
 
 def _pretrained_body(name: str, dropouts: dict[str, Any]) -> GPT2Model:
     """A GPT-2 body in float32, from a plain GPT-2, a language model, or a classifier with ``body_model.*`` keys."""
-    refuse_pickle(Path(name))
+    only_local = check_pretrained(name)
     # transformers gives missing tensors random weights, and only says so.
     loaded: Any = GPT2Model.from_pretrained(
         name, key_mapping={r"^body_model\.": ""}, output_loading_info=True, dtype=torch.float32,
-        use_safetensors=True, **dropouts,
+        use_safetensors=True, local_files_only=only_local, **dropouts,
     )  # fmt: skip
     body: GPT2Model
     body, found = loaded
@@ -113,12 +108,3 @@ def _fresh_config(config: ModelConfig, tokenizer: Tokenizer) -> GPT2Config:
     except ValidationError as error:
         raise ConfigError(f"model.gpt2: {describe(error)}") from error
     return GPT2Config(**settings)
-
-
-def refuse_pickle(folder: Path) -> None:
-    """Raises ConfigError, with the command that converts it, if the folder has weights only as a pickle."""
-    if (folder / "pytorch_model.bin").is_file() and not next(folder.glob("model*.safetensors"), None):
-        raise ConfigError(
-            f"{folder / 'pytorch_model.bin'}: is a pickle, which is not read; if you trust it, convert it to "
-            f"model.safetensors in that folder: {TO_SAFETENSORS}"
-        )

@@ -14,6 +14,8 @@ from polyhead.schema import Head, HeadKind, Schema
 from polyhead_training.config import HeadConfig
 from polyhead_training.errors import ConfigError
 
+IGNORED = -100  # the class index that PyTorch's cross-entropy leaves out
+
 
 @dataclass(frozen=True)
 class LossTerm:
@@ -83,7 +85,8 @@ def classification_loss(
     Args:
         logits: ``(n, sum of widths)``.
         labels: ``(n, sum of label widths)`` or, for one column, ``(n,)``: a class index, a number, or 0/1 per label.
-            NaN means that the row has no label for that head and does not count in it.
+            NaN means that the row has no label for that head and does not count in it. As a class index, so does -100,
+            which PyTorch's cross-entropy ignores.
         counts: the divisor of each head's sum, ``(heads,)``: `label_counts` of a whole step, whose rows may be spread
             over several batches or processes; by default of these labels.
     """
@@ -93,7 +96,7 @@ def classification_loss(
     for term, head_logits, head_labels, count in zip(
         terms, logits_by_head, _by_head(labels, terms), counts, strict=True
     ):
-        known = ~head_labels.isnan().any(dim=1)
+        known = _known(term, head_labels)
         losses = _row_losses(term, head_logits[known], head_labels[known])
         # A head without any label adds an exact zero, and its gradients are zero rather than missing.
         total = total + term.weight * losses.sum() / count.clamp(1e-9)
@@ -104,7 +107,7 @@ def label_counts(labels: torch.Tensor, terms: Sequence[LossTerm]) -> torch.Tenso
     """The divisor of each head's sum, ``(heads,)``: the number of its labelled rows, or their sum of class weights."""
     counts = []
     for term, head_labels in zip(terms, _by_head(labels, terms), strict=True):
-        head_labels = head_labels[~head_labels.isnan().any(dim=1)]
+        head_labels = head_labels[_known(term, head_labels)]
         if term.kind == HeadKind.SINGLE_LABEL and term.label_weights is not None:
             counts.append(head_labels.new_tensor(term.label_weights)[head_labels[:, 0].long()].sum())
         else:
@@ -129,6 +132,12 @@ def _row_losses(term: LossTerm, logits: torch.Tensor, labels: torch.Tensor) -> t
                 lowest, highest = term.y_range
                 values = lowest + (highest - lowest) * values.sigmoid()
             return (values - labels[:, 0]) ** 2
+
+
+def _known(term: LossTerm, labels: torch.Tensor) -> torch.Tensor:
+    """Which rows have a label, ``(n,)``."""
+    known = ~labels.isnan().any(dim=1)
+    return known & (labels[:, 0] != IGNORED) if term.kind == HeadKind.SINGLE_LABEL else known
 
 
 def _by_head(labels: torch.Tensor, terms: Sequence[LossTerm]) -> Sequence[torch.Tensor]:

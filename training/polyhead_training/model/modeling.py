@@ -1,12 +1,16 @@
 """The two model classes of that_nlp_library's GPT-2 module, with its signatures, logits, losses and state-dict keys.
 
-Three things differ on purpose. The last real token comes from the attention mask, so neither ``<|endoftext|>`` in a
-text nor the padding side changes a score. Regression works at batch 1. Multilabel works together with multihead.
+Four things differ on purpose. The last real token comes from the attention mask, so neither ``<|endoftext|>`` in a
+text nor the padding side changes a score. Regression works at batch 1. Multilabel works together with multihead. Keys
+and values are returned only if `use_cache` is true, and hidden states only if `output_hidden_states` is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import torch
@@ -20,9 +24,17 @@ from polyhead.schema import Schema
 from polyhead_training.model.losses import LossTerm, classification_loss, constructor_loss_terms, loss_terms
 from polyhead_training.model.packing import fuse_gelu, last_hidden_states
 
+# transformers 5 renamed this argument and field.
+CACHE = "cache" if "cache" in inspect.signature(GPT2Model.forward).parameters else "past_key_values"
+
 
 class MultiHeadClassifier(GPT2PreTrainedModel):
-    """What both architectures share: the body, pooling at the last real token, head and loss."""
+    """What both architectures share: the body, pooling at the last real token, head and loss.
+
+    Attributes:
+        is_multilabel, is_multihead, head_class_sizes, head_weights: as given to the constructor, as lists.
+        terms: what the loss is computed from.
+    """
 
     config_class = GPT2Config
     base_model_prefix = "body_model"
@@ -32,6 +44,12 @@ class MultiHeadClassifier(GPT2PreTrainedModel):
     head: nn.Module
     pooled_layers = 1
 
+    @classmethod
+    def from_pretrained(cls, *arguments: Any, **options: Any) -> Any:
+        """As transformers' method. It also reads the body of a language model, whose keys are ``transformer.*``."""
+        options.setdefault("key_mapping", {r"^transformer\.": "body_model."})
+        return super().from_pretrained(*arguments, **options)
+
     def _build(
         self,
         is_multilabel: bool,
@@ -39,12 +57,13 @@ class MultiHeadClassifier(GPT2PreTrainedModel):
         head_class_sizes: int | Sequence[int],
         head_weights: float | Sequence[float],
     ) -> None:
-        sizes = [head_class_sizes] if isinstance(head_class_sizes, int) else list(head_class_sizes)
-        weights = [head_weights] * len(sizes) if isinstance(head_weights, int | float) else list(head_weights)
-        weights = weights or [1.0] * len(sizes)
-        if len(weights) != len(sizes):
+        sizes = [int(head_class_sizes)] if isinstance(head_class_sizes, Integral) else list(head_class_sizes)
+        weights = [float(head_weights)] * len(sizes) if isinstance(head_weights, Real) else list(head_weights)
+        self.is_multilabel, self.is_multihead = is_multilabel, is_multihead
+        self.head_class_sizes, self.head_weights = sizes, weights or [1.0] * len(sizes)
+        if len(self.head_weights) != len(sizes):
             raise ValueError(f"head_weights must be one per head ({len(sizes)}), got {len(weights)}")
-        self.terms = constructor_loss_terms(is_multilabel, is_multihead, sizes, weights)
+        self.terms = constructor_loss_terms(is_multilabel, is_multihead, sizes, self.head_weights)
         self.config.num_labels = self.num_labels = sum(sizes)
         end = self.config.eos_token_id
         self.config.pad_token_id = end[0] if isinstance(end, list) else end
@@ -54,58 +73,130 @@ class MultiHeadClassifier(GPT2PreTrainedModel):
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
         attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        head_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
         lengths: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> SequenceClassifierOutputWithPast:
+    ) -> SequenceClassifierOutputWithPast | tuple[Any, ...]:
         """Logits ``(n, num_labels)`` and, with `labels` as in `classification_loss`, the loss.
 
         Args:
             input_ids: ``(n, length)``, padded on either side; or, with `lengths`, packed ``(tokens,)``.
-            attention_mask: ``(n, length)``, 1 for real tokens; by default all are real.
+            past_key_values: keys and values of earlier tokens.
+            attention_mask: ``(n, length)``, 1 for real tokens, also for those of `past_key_values`. Without it, pad ids
+                at the end of a row are padding and all other tokens are real. With `inputs_embeds` all are real.
             position_ids: by default counted from each text's first real token.
-            lengths: ``(n,)``, of a packed batch as `polyhead_training.model.packing.collate` makes it.
+            head_mask: must be None: transformers 5 has no such masks.
+            output_attentions: also returns the attention weights of each layer, computed by transformers' slower
+                ``eager`` attention.
+            return_dict: if false, returns a tuple without what is None: (loss), logits, and what was asked for.
+            lengths: ``(n,)``, of a packed batch as `polyhead_training.model.packing.collate` makes it. Such a batch
+                takes `labels` and `num_items_in_batch`, and no other argument.
             num_items_in_batch: `label_counts` ``(heads,)`` over all batches of one optimizer step; by default of this
                 batch.
+
+        Raises:
+            ValueError: the arguments contradict each other.
         """
+        if head_mask is not None:
+            raise ValueError("head_mask: transformers 5 has no such masks")
+        outputs: Any = None
         if lengths is not None and input_ids is not None:
+            others = (past_key_values, attention_mask, token_type_ids, position_ids, inputs_embeds)
+            if any(other is not None for other in others) or use_cache or output_attentions or output_hidden_states:
+                raise ValueError("a packed batch (lengths) takes only input_ids, labels and num_items_in_batch")
             states = last_hidden_states(self.body_model, input_ids, lengths, self.pooled_layers)
         else:
-            states = self._padded_states(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
+            attentions = self.config.output_attentions if output_attentions is None else output_attentions
+            outputs, last = self._run_body(
+                input_ids,
+                attention_mask,
+                position_ids,
+                past_key_values,
+                output_attentions=bool(attentions),
+                token_type_ids=token_type_ids,
+                inputs_embeds=inputs_embeds,
+                use_cache=bool(use_cache),
+            )
+            rows = torch.arange(len(last), device=last.device)
+            states = torch.stack([outputs.hidden_states[-place][rows, last] for place in self._places])
         pooled = states.transpose(0, 1).flatten(1).float()  # (n, layers * n_embd)
         with torch.autocast(pooled.device.type, enabled=False):  # scores are served in float32
             logits = self.head(pooled)  # (n, num_labels)
         loss = None if labels is None else classification_loss(logits, labels, self.terms, num_items_in_batch)
-        return SequenceClassifierOutputWithPast(loss=loss, logits=logits)
+        result = SequenceClassifierOutputWithPast(
+            loss,
+            logits,
+            getattr(outputs, CACHE, None),
+            outputs.hidden_states if output_hidden_states else None,
+            getattr(outputs, "attentions", None),
+        )
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return result if as_dict else result.to_tuple()
 
-    def _padded_states(
+    @property
+    def _places(self) -> range:
+        """Which hidden states the head reads, counted from the top."""
+        return range(1, self.pooled_layers + 1)
+
+    def _run_body(
         self,
         input_ids: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
         position_ids: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        """As `last_hidden_states`, from a padded batch and transformers' own forward."""
-        tokens = input_ids if input_ids is not None else inputs_embeds
+        past: Any,
+        *,
+        output_attentions: bool,
+        **inputs: Any,
+    ) -> tuple[Any, torch.Tensor]:
+        """What transformers' own forward returns for a padded batch, and each text's last real token ``(n,)``."""
+        tokens = input_ids if input_ids is not None else inputs["inputs_embeds"]
         if tokens is None:
             raise ValueError("give input_ids or inputs_embeds")
+        n, length = tokens.shape[:2]
+        real = None
         if attention_mask is None:
-            attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+            earlier = 0 if past is None else past.get_seq_length()
+            attention_mask = torch.ones(n, earlier + length, dtype=torch.long, device=tokens.device)
+            if input_ids is not None and self.config.pad_token_id is not None:
+                real = input_ids != self.config.pad_token_id
+        elif attention_mask.ndim != 2:
+            raise ValueError(f"attention_mask must have the shape (n, length), got {tuple(attention_mask.shape)}")
+        attention_mask = (attention_mask != 0).long()
+        real = attention_mask[:, -length:] if real is None else real
         if position_ids is None:
-            position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-        kwargs |= {"output_hidden_states": True, "use_cache": False, "return_dict": True}
-        hidden_states = self.body_model(
-            input_ids, attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds, **kwargs
-        ).hidden_states
-        places = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
-        last = (attention_mask * places).argmax(-1)  # (n,)
-        rows = torch.arange(len(last), device=last.device)
-        return torch.stack([hidden_states[-place][rows, last] for place in range(1, self.pooled_layers + 1)])
+            position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -length:]
+        inputs |= {"attention_mask": attention_mask, "position_ids": position_ids, CACHE: past}
+        with self._eager(output_attentions):
+            outputs = self.body_model(
+                input_ids,
+                output_hidden_states=True,
+                output_attentions=output_attentions,
+                return_dict=True,
+                **inputs,
+            )
+        places = torch.arange(1, length + 1, device=tokens.device)
+        return outputs, (real * places).argmax(-1)
+
+    @contextmanager
+    def _eager(self, wanted: bool) -> Iterator[None]:
+        """Runs the one attention that returns its weights in this block."""
+        config, before = self.body_model.config, self.body_model.config._attn_implementation
+        try:
+            if wanted:
+                config._attn_implementation = "eager"
+            yield
+        finally:
+            config._attn_implementation = before
 
 
 class GPT2BaseForSequenceClassification(MultiHeadClassifier):
@@ -142,11 +233,11 @@ class GPT2BaseForSequenceClassification(MultiHeadClassifier):
 class GPT2HiddenStateConcatForSequenceClassification(MultiHeadClassifier):
     """Logits = head(the last `layer2concat` hidden states at the last real token, topmost first).
 
-    The topmost state is after ``ln_f``; the others are raw block outputs. Other arguments are those of
-    GPT2BaseForSequenceClassification.
+    The topmost state is after ``ln_f``; the others are raw block outputs, and the lowest one is the sum of embeddings.
+    Other arguments are those of GPT2BaseForSequenceClassification.
 
     Args:
-        layer2concat: how many hidden states, counted from the top.
+        layer2concat: how many hidden states, counted from the top: 1 to n_layer + 1.
         head_class: called as ``head_class(config=config, layer2concat=…, **head_class_kwargs)``: by default
             ConcatHeadSimple; or ConcatHeadExtended, or your own class.
     """
@@ -163,9 +254,9 @@ class GPT2HiddenStateConcatForSequenceClassification(MultiHeadClassifier):
         **head_class_kwargs: Any,
     ) -> None:
         super().__init__(config)
-        if not 1 <= layer2concat <= config.n_layer:
-            raise ValueError(f"layer2concat must lie in 1 to n_layer ({config.n_layer}), got {layer2concat}")
-        self.pooled_layers = layer2concat
+        if not 1 <= layer2concat <= config.n_layer + 1:
+            raise ValueError(f"layer2concat must lie in 1 to n_layer + 1 ({config.n_layer + 1}), got {layer2concat}")
+        self.layer2concat = self.pooled_layers = layer2concat
         self._build(is_multilabel, is_multihead, head_class_sizes, head_weights)
         head_class = head_class or head_class_named("ConcatHeadSimple")
         self.head = head_class(config=config, layer2concat=layer2concat, **head_class_kwargs)

@@ -48,7 +48,8 @@ def last_hidden_states(body: GPT2Model, input_ids: torch.Tensor, lengths: torch.
         layers: how many of the topmost states to read.
 
     Returns:
-        ``(layers, n, n_embd)``, topmost first. The topmost one is after ``ln_f``; the others are raw block outputs.
+        ``(layers, n, n_embd)``, topmost first. The topmost one is after ``ln_f``; the others are raw block outputs, and
+        one more than there are blocks is the sum of embeddings.
     """
     sizes = lengths.tolist()
     runs = [(len(list(run)), size) for size, run in groupby(sizes)]
@@ -56,7 +57,7 @@ def last_hidden_states(body: GPT2Model, input_ids: torch.Tensor, lengths: torch.
     starts = torch.repeat_interleave(last + 1 - lengths, lengths)  # (tokens,)
     positions = torch.arange(len(input_ids), device=input_ids.device) - starts
     hidden = body.drop(body.wte(input_ids) + body.wpe(positions))  # (tokens, n_embd)
-    states: list[torch.Tensor] = []
+    states: list[torch.Tensor] = [hidden[last]] if layers > len(body.h) else []
     for place, block in enumerate(cast(Iterable[GPT2Block], body.h), start=1):
         final = place == len(body.h)
         if body.training and block.gradient_checkpointing:

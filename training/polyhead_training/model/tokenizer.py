@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoTokenizer
 
 from polyhead.errors import one_line
 from polyhead_training.errors import ConfigError
+from polyhead_training.model.hub import check_pretrained
 
 END_OF_TEXT = "<|endoftext|>"
 TRANSFORMS: dict[str, list[normalizers.Normalizer]] = {
@@ -43,13 +43,20 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, transforms: Sequence[
 
 
 def pretrained_tokenizer(name: str) -> Tokenizer:
-    """The fast tokenizer of a local path or hub name, without padding and truncation."""
+    """The fast tokenizer of a local path or hub name, without padding and truncation.
+
+    Raises:
+        ConfigError: there is none, or the hub cannot be reached.
+    """
     path = Path(name) / "tokenizer.json"
+    only_local = check_pretrained(name)
     try:
         if path.is_file():
             tokenizer = Tokenizer.from_file(str(path))
         else:
-            tokenizer = AutoTokenizer.from_pretrained(name).backend_tokenizer
+            from transformers import AutoTokenizer  # this takes seconds, and a mistake in the rows is reported before
+
+            tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=only_local).backend_tokenizer
     except Exception as error:  # the libraries raise many kinds, plain Exception among them
         raise ConfigError(f"model.pretrained {name!r}: has no tokenizer that loads ({one_line(error)})") from error
     tokenizer.no_padding()

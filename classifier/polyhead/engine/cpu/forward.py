@@ -103,7 +103,8 @@ class CPUForward:
         ids = torch.tensor([token for text in batch.token_ids for token in text])  # (tokens,)
         embedded = self.tokens[ids] + self.positions[packed.positions]  # (tokens, n_embd)
         hidden = pad_rows(embedded.to(self.dtype))
-        states: list[torch.Tensor] = []  # each (texts, n_embd)
+        is_embedding_pooled = self.pooled_layers > len(self.blocks)
+        states = [hidden[packed.last]] if is_embedding_pooled else []  # each (texts, n_embd)
         for layer, block in enumerate(self.blocks[:-1]):
             block.forward(hidden, packed)
             if layer >= len(self.blocks) - self.pooled_layers:

@@ -109,6 +109,8 @@ class CUDAForward:
         hidden = F.embedding(packed.ids, self.token_table) + F.embedding(packed.positions, self.position_table)
         hidden = hidden.to(self.dtype)  # (tokens, n_embd)
         pooled: list[torch.Tensor] = []
+        if self.pooled_layers > self.body.n_layer:
+            pooled.append(hidden.index_select(0, packed.last).float())  # (texts, n_embd), the sum of embeddings
         for layer in range(self.body.n_layer - 1):
             hidden = self._block(hidden, layer, packed)
             if layer >= self.body.n_layer - self.pooled_layers:

@@ -1,0 +1,110 @@
+"""The first row of each file, checked before torch and transformers are imported, so that a mistake shows at once.
+
+Of JSON files, rows are looked through until all needed columns are seen. Everything is read again later: what is fine here may still be wrong in another row.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+from polyhead.encode import UnreadableTextError
+from polyhead.schema import HeadKind, Schema
+from polyhead_rows.place import STDIN, is_pipe
+from polyhead_rows.table import Row, column_of
+from polyhead_training.config import DataConfig, HeadConfig, TrainingConfig
+from polyhead_training.data.sources import Source, file_names, open_files, place_of
+from polyhead_training.data.staging import Recipe, checked_rows, joined, stage
+from polyhead_training.errors import BadRowError
+
+
+def check_training_files(config: TrainingConfig) -> None:
+    """Checks the files that a training config names, and the first row of each file of rows.
+
+    Raises:
+        ConfigError, DataError: as reading all rows raises them.
+    """
+    data = config.data
+    for paths in (data.train, data.validation, data.test):
+        also = [up.column for up in data.upsample] if paths is data.train else []
+        also += [data.split_column] if paths is data.train and data.split_column is not None else []
+        if paths is not None:
+            _check(paths, data, config.heads, also=also)
+    if config.warm_start is not None and config.warm_start.texts:
+        file_names(config.warm_start.texts)
+
+
+def check_texts(paths: str | list[str], config: DataConfig) -> None:
+    """As `check_training_files`, for files of which only the texts are read."""
+    _check(paths, config, ())
+
+
+def check_evaluation_files(
+    paths: list[str], config: DataConfig, heads: Sequence[HeadConfig], schema: Schema, metadata: Sequence[str]
+) -> None:
+    """As `check_training_files`, for the files of an evaluation. A head's column may be absent.
+
+    Args:
+        metadata: other columns that are needed.
+    """
+    _check(paths, config, heads_for(schema, heads), metadata, lenient=True)
+
+
+def heads_for(schema: Schema, heads: Sequence[HeadConfig]) -> list[HeadConfig]:
+    """How cells are read in an evaluation: as the config says, or else from columns that are named like the heads."""
+    by_name = {head.name: head for head in heads}
+    configs = [by_name.get(head.name) or HeadConfig(name=head.name, kind=head.kind) for head in schema]
+    # What the model answers is a label, even if it looks like a text that means unknown.
+    named = [{} if head.kind == HeadKind.REGRESSION else {"labels": list(head.labels)} for head in schema]
+    return [config.model_copy(update=update) for config, update in zip(configs, named, strict=True)]
+
+
+def _check(
+    paths: str | list[str],
+    config: DataConfig,
+    heads: Sequence[HeadConfig],
+    metadata: Sequence[str] = (),
+    also: Sequence[str] = (),
+    lenient: bool = False,
+) -> None:
+    recipe = Recipe(config, heads, metadata)
+    # What comes through a pipe can be read only once.
+    names = [name for name in file_names(paths) if name != STDIN and not is_pipe(name)]
+    labels = [] if lenient else [column for reader in recipe.readers for column in reader.columns]
+    needed = [*recipe.columns, *also, *labels]
+    sources = open_files(names, config) if names else []
+    if not all(_begins_well(source, recipe, needed) for source in sources):
+        with tempfile.TemporaryDirectory(prefix="polyhead-first-rows-") as scratch:
+            rows = Path(scratch) / "rows.arrow"
+            stage(open_files(names, config), Recipe(config, heads, metadata), joined(paths), rows, also, lenient)
+
+
+def _begins_well(source: Source, recipe: Recipe, needed: Sequence[str]) -> bool:
+    """Whether the first row can be used, or need not be. If not, reading all rows says how many are like it.
+
+    Raises:
+        DataError: a needed column is missing.
+    """
+    if source.doubled:
+        return False
+    unseen = list(needed) if source.columns is None else []  # rows of JSON have columns of their own
+    with closing(checked_rows(source, needed, False, recipe.hint)) as rows:
+        for place, row in enumerate(rows):
+            if place == 0 and not _is_usable(row, recipe, place_of(source.name, row.number, row.line)):
+                return False
+            unseen = [column for column in unseen if column_of(column, row.fields or ()) is None]
+            if not unseen:
+                break
+    return True
+
+
+def _is_usable(row: Row, recipe: Recipe, place: str) -> bool:
+    try:
+        recipe.read(row, place)
+    except UnreadableTextError:
+        pass
+    except BadRowError:
+        return recipe.config.bad_rows == "skip"
+    return True
