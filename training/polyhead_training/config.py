@@ -157,7 +157,16 @@ class DataConfig(Section, ReadOptions):
         return self
 
 
-OF_LABELS = ("columns", "positions", "names", "unnamed", "empty_cells", "at_least", "pattern")  # of HeadConfig
+OF_LABELS = (
+    "columns",
+    "positions",
+    "names",
+    "unnamed",
+    "empty_cells",
+    "at_least",
+    "pattern",
+    "as_written",
+)  # of HeadConfig
 
 
 class HeadConfig(Section):
@@ -175,7 +184,8 @@ class HeadConfig(Section):
         empty_cells: what an empty text means: ``no_labels`` (the default of a multi_label head with one column) or
             ``unknown``.
         at_least: a share between 0 and 1 counts as the label from here on.
-        brackets: ``list`` reads a cell that begins with a bracket as a list; ``text`` takes brackets as letters.
+        as_written: takes a text as it is: brackets, quotes, tags, bullets and so on are letters, and only `separator`
+            cuts it. By default `polyhead_rows.spelling` and `polyhead_training.data.text_forms` read it.
         pattern: a regular expression that finds the labels in a text, or its one group does.
         label_transforms: ``strip``, ``lowercase``, ``whole_number`` (``1.0`` becomes ``1``) or
             ``package.module:function`` (label to label).
@@ -201,7 +211,7 @@ class HeadConfig(Section):
     missing: list[str] | None = None
     empty_cells: Literal["no_labels", "unknown"] | None = None
     at_least: float = Field(default=0.5, gt=0, le=1)
-    brackets: Literal["list", "text"] = "list"
+    as_written: bool = False
     pattern: str | None = None
     label_transforms: list[str] = []
     separator: str = Field(default=",", min_length=1)
