@@ -94,8 +94,8 @@ class DataConfig(Section, ReadOptions):
         where: keeps the rows that have this value, or one of these values, in that column, before label_transforms.
         filters: names of ``package.module:function``; keeps the rows, given as dicts, for which each returns true.
         split: how validation or test rows are held out if no files are given for them. ``hash`` never moves a row when
-            data is added; ``stratified`` keeps each label's share in head `stratify_by` (by default the first
-            single_label head).
+            data is added; ``stratified`` keeps the share of each label of all heads (of a regression: of each tenth of
+            its numbers), or of the head `stratify_by`.
         split_column: the column that is hashed; by default the text.
         validation_share, test_share: of the training rows.
         drop_leaks: removes training rows whose text is also in validation or test. Otherwise they are only counted.

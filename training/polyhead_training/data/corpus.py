@@ -18,7 +18,7 @@ from polyhead_training.config import DataConfig, HeadConfig
 from polyhead_training.data.functions import Augmentation
 from polyhead_training.data.labels import count_contradictions, describe_labels, learn_schema, to_vector
 from polyhead_training.data.sources import Fields, Source, open_files, open_hub
-from polyhead_training.data.splits import find_overlaps, hold_out, position_to_stratify_by
+from polyhead_training.data.splits import find_overlaps, hold_out, heads_to_stratify_by
 from polyhead_training.data.staging import Indices, Recipe, Staged, joined, stage, write_rows
 from polyhead_training.errors import DataError
 
@@ -105,7 +105,7 @@ def read_corpus(
         SchemaError: the heads contradict themselves.
     """
     if config.split == "stratified":
-        position_to_stratify_by(config, heads)  # a wrong name is an error even if nothing is held out
+        heads_to_stratify_by(config, heads)  # a wrong name is an error even if nothing is held out
     recipe = Recipe(config, heads)
     augmentation = Augmentation(config.augment, config.augment_copies, seed) if config.augment else None
     scratch.mkdir(parents=True, exist_ok=True)

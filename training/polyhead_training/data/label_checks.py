@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 
 from polyhead.schema import HeadKind
@@ -50,6 +50,8 @@ def check_labels(
     if config.kind == HeadKind.MULTI_LABEL and not is_named:
         _refuse_vectors(config, counts, source)
     _refuse_half_pairs(config, counts, notes, source)
+    if config.kind == HeadKind.SINGLE_LABEL and len(counts) > 1 and _are_vectors(counts):
+        yield f'its labels look like vectors, such as {min(counts)!r}; positions = ["...", ...] names their positions'
     yield from _lookalikes(counts)
     yield from _joined(config, counts, notes)
     yield from _damaged(counts)
@@ -108,18 +110,23 @@ def _refuse_vectors(config: HeadConfig, counts: Mapping[str, int], source: str) 
     words = {label.casefold() for label in counts}
     what = "only 0 and 1" if words <= {"0", "1"} else f"only {' and '.join(sorted(words))}"
     if not any(words and words <= pair for pair in _WORDS):
-        lengths = {len(label) for label in counts}
-        if (
-            len(lengths) != 1
-            or not all(map(_VECTOR.fullmatch, counts))
-            or (lengths == {2} and "0" not in "".join(counts)[::2])
-        ):
+        if not _are_vectors(counts):
             return
         what = f"vectors such as {min(counts)!r}"
     raise DataError(
         f"{source}: column {config.column or config.name!r} holds {what} for the multi_label head {config.name!r}; for "
-        'one column per label set columns = ["...", ...], for vectors positions = ["...", ...], for ids names = ["...", '
-        '...], for labels of these names labels = ["...", ...]; a question of yes or no is a single_label head'
+        'one column per label set columns = ["...", ...], for vectors positions = ["...", ...], for ids '
+        'names = ["...", ...], for labels of these names labels = ["...", ...]; a question of yes or no is a '
+        "single_label head"
+    )
+
+
+def _are_vectors(labels: Iterable[str]) -> bool:
+    """Whether all are ``0100`` or ``0 1 0 0``, of one length; ``10`` and ``11`` are numbers."""
+    return (
+        len({len(label) for label in labels}) == 1
+        and all(map(_VECTOR.fullmatch, labels))
+        and any(len(label) > 2 or label.startswith("0") for label in labels)
     )
 
 
@@ -128,12 +135,12 @@ def _refuse_half_pairs(config: HeadConfig, counts: Mapping[str, int], notes: Cel
     if not notes.paired:
         return
     for label in counts:
-        name, mark, value = (part.strip() for part in re.sub(r"\s*(?:=>|->|=)\s*", ":", label).partition(":"))
+        name, mark, _ = (part.strip() for part in re.sub(r"\s*(?:=>|->|=)\s*", ":", label).partition(":"))
         if mark and name in notes.paired:
             raise DataError(
-                f"{source}: column {config.column or config.name!r}: {name!r} has shares in some cells, but also stands "
-                f"in {shortened(label)!r}; set as_written = true if such pairs are labels, or write each cell as JSON, "
-                f'such as {{"{name}": 1}}'
+                f"{source}: column {config.column or config.name!r}: {name!r} has shares in some cells, but also "
+                f"stands in {shortened(label)!r}; set as_written = true if such pairs are labels, or write each "
+                f'cell as JSON, such as {{"{name}": 1}}'
             )
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import html
 import math
 import re
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html.parser import HTMLParser
+from itertools import islice
 from typing import Any
 
 from polyhead_rows.spelling import SpellingError, read_spelled
@@ -188,10 +190,9 @@ def _numbered(text: str) -> list[str] | None:
     marks = list(_NUMBERED.finditer(text))
     if len(marks) < 2 or marks[0].start() != 0:
         return None
-    for first in ("1", "a"):
-        if [mark[1] for mark in marks] == [
-            chr(ord("a") + i) if first == "a" else str(i + 1) for i in range(len(marks))
-        ]:
+    found = [mark[1] for mark in marks]
+    for wanted in (map(str, range(1, 100)), string.ascii_lowercase):
+        if found == list(islice(wanted, len(found))):
             ends = [mark.start() for mark in marks[1:]] + [len(text)]
             return [text[mark.end() : end].strip(" \t\r\n,;") for mark, end in zip(marks, ends, strict=True)]
     return None
