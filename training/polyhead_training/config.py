@@ -411,7 +411,11 @@ def read_config(path: Path) -> TrainingConfig:
     Raises:
         ConfigError: as `read_toml`, or a file of names is unusable.
     """
-    config = read_toml(path, TrainingConfig)
+    return with_all_names(read_toml(path, TrainingConfig))
+
+
+def with_all_names(config: TrainingConfig) -> TrainingConfig:
+    """The config with the content of the files of names that it names; see `with_names`."""
     return config.model_copy(update={"heads": [with_names(head) for head in config.heads]})
 
 

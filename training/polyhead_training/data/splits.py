@@ -116,7 +116,8 @@ def hold_out(
     for position in heads_to_stratify_by(config, heads):
         (cells,) = staged.columns([f"cell_{position}"])
         pairs = _labels_of_rows(cells, heads[position].kind)
-        has.append(pairs + [0, 1 + max(int(one[:, 1].max(initial=-1)) for one in has)])
+        pairs[:, 1] += 1 + max(int(one[:, 1].max(initial=-1)) for one in has)  # no two heads share a label
+        has.append(pairs)
     return hold_out_stratified(staged.numbers("text_key"), np.concatenate(has), shares, seed)
 
 
