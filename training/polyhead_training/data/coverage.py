@@ -57,7 +57,7 @@ def _unlearnt(head: Head, counts: Mapping[str, NDArray[np.int64]]) -> Iterator[s
         if found := [i for i in np.flatnonzero(counts[name]) if name != "train" and not counts["train"][i]]:
             shown = ", ".join(f"{head.labels[i]!r} ({counts[name][i]} rows)" for i in found[:SHOWN])
             more = f" and {len(found) - SHOWN} more labels" if len(found) > SHOWN else ""
-            yield f"head {head.name!r}: {name} has {shown}{more}, but no training row has, so they cannot be learnt; {MEND}"
+            yield f"head {head.name!r}: {name} has {shown}{more}, but train has none: they cannot be learnt; {MEND}"
 
 
 def _known(schema: Schema, labels: NDArray[np.float32]) -> dict[str, NDArray[np.bool_]]:
