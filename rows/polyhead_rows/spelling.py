@@ -32,7 +32,7 @@ _PREFIX = re.compile(r"[bBuU](?=['\"])")
 _QUOTED_LIST = re.compile(r"[\"']\s*[\[{]")
 _BYTES = re.compile(r"b'[^']*'|b\"[^\"]*\"")
 _ESCAPED = re.compile(r"\\.", re.DOTALL)
-_WRAPPED = re.compile(r"[A-Za-z_][\w.]*(\[.*\]|\{.*\})", re.DOTALL)  # map[a:1], Optional[a], Set{a}
+_WRAPPED = re.compile(r"[A-Za-z_%][\w.]*(\[.*\]|\{.*\})", re.DOTALL)  # map[a:1], Optional[a], Set{a}
 _PHP = re.compile(r"(?:array|Array)\s*\((.*)\)", re.DOTALL)
 _PHP_KEY = re.compile(r"(?:^|\s)\[([^\[\]]*)\] =>[ \t]?")  # as print_r writes it
 _PHP_DUMP = re.compile(r"(?:array|object)\(.*\)\s*\{.*\}|[aO]:\d+:.*\{.*\}", re.DOTALL)  # var_dump, serialize

@@ -194,6 +194,8 @@ class CellReader:
                 self.notes.paired |= form.found.keys()
                 return self._chosen(form.found, place, value)
             found = [f"#{part}" if f"#{part}" in self._known else part for part in form.found]
+            if len(found) == 1 and config.kind == HeadKind.MULTI_LABEL:
+                found = parts_between(found[0], config.separator)
             return self._known_parts(found, place, value)
         separators = (config.separator,) if config.kind == HeadKind.MULTI_LABEL else (",", ";", "|")
         quoted = next(filter(None, (partly_quoted(value, separator) for separator in separators)), None)

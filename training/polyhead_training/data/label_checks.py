@@ -24,6 +24,7 @@ _BETWEEN_LETTERS = re.compile(r"(?<=[^\W\d_])[\s_\-‐-―'’.]+(?=\w)|(?<=[^\W
 _NUMBER = re.compile(r"[+-]?\d{1,20}(\.\d{0,20})?")
 _AROUND = " .:;!?\"'`“”‘’«»"
 _BEFORE = re.compile(r"(?:and|or|und|oder|et|ou|&)\s+|[-*•·]\s+|\(?\d{1,2}[.)]\s+(?=\D)")
+_PLACEHOLDER = re.compile(r"(?:label|class|category)[ _-]?\d+", re.IGNORECASE)  # as transformers names labels
 _VECTOR = re.compile(r"[01](?:\W*[01])+")
 _WORDS = ({"0", "1"}, {"0.0", "1.0"}, {"true", "false"}, {"yes", "no"}, {"y", "n"}, {"t", "f"}, {"on", "off"})
 _ESCAPES = {
@@ -65,7 +66,8 @@ def check_labels(
     if counts and sum(map(len, counts)) > LONG * len(counts):
         longest = max(counts, key=len)
         yield f"its labels are as long as texts, such as {shortened(longest)!r}: is it the right column?"
-    if config.kind == HeadKind.MULTI_LABEL and not is_named and counts and all(map(str.isdecimal, counts)):
+    are_ids = counts and all(map(str.isdecimal, counts)) and config.kind == HeadKind.MULTI_LABEL
+    if not is_named and (are_ids or (counts and all(map(_PLACEHOLDER.fullmatch, counts)))):
         yield 'its labels are numbers; names = ["...", ...] or a file of names says what they are called'
 
 

@@ -18,7 +18,7 @@ from polyhead_training.errors import BadRowError
 MISSING = (
     "nan", "null", "none", "na", "n/a", "<na>", "#n/a", "#na", "#n/a n/a", "nat", "nil", "undefined", "-nan",
     "1.#qnan", "-1.#ind", "1.#ind", "-1.#qnan", "(null)", "<null>", "n.a.", "\\n", "-", "--", "---", "–", "—", "?",
-    "??", "???", "...", "…", "#ref!", "#value!", "#div/0!", "#name?", "#num!", "#null!",
+    "??", "???", "...", "…", "•", "·", "#ref!", "#value!", "#div/0!", "#name?", "#num!", "#null!",
 )  # fmt: skip
 """Texts that mean unknown, whatever their case: those that pandas reads as missing, and what databases, spreadsheets
 and people write for it."""
@@ -54,9 +54,9 @@ def evened(text: str) -> str:
 
 
 def without_ends(label: str) -> str:
-    """The label without separators at its ends; the label itself if no letter or digit is left."""
+    """The label without separators at its ends; ``;)`` is a label."""
     plain = label.strip(" " + _ENDS)
-    return plain if any(map(str.isalnum, plain)) else label
+    return plain if not plain or any(map(str.isalnum, plain)) else label
 
 
 def label_text(value: Any, place: str) -> str:

@@ -7,9 +7,12 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
 CERTAIN = (";", "|", "\t", ",", "；", "、", "，", "،", "؛", "¦", "\\n", "\\t")
 """In a label they are a separator more often than not. The last two are a backslash and a letter."""
-PATHS = (" > ", " -> ", " => ", " » ", " → ", " :: ", ">", "->", "→", "»", "::", "\\", "/")
+PATHS = (" > ", " -> ", " => ", " » ", " → ", " :: ", " >> ", "->", "=>", ">>", ">", "→", "»", "::", "\\", "/")
 """Between the levels of a taxonomy."""
-WORDS = (" and ", " & ", " or ", " + ", " und ", " oder ", " et ", " ou ", " y ", " AND ", " OR ", "&", "+")
+WORDS = (
+    " and ", " & ", " or ", " + ", " und ", " oder ", " et ", " ou ", " y ", " AND ", " OR ", "&", "+", " • ", "•",
+    " · ", "·", " — ", " – ", "##", "@@", "~", "^",
+)  # fmt: skip
 LOOSE = (" / ", "/", " ", ":")
 """In a label they mean nothing, unless the parts occur again and again."""
 
@@ -57,7 +60,9 @@ def seeming_separators(labels: Mapping[str, int], of_one: bool, is_unseen: bool)
     known = list(labels)[:MOST]
     others = dict.fromkeys(found for label in known for found in _OTHER.findall(label))
     for separator in dict.fromkeys((*CERTAIN, *PATHS, *WORDS, *LOOSE, *others)):
-        joined = [label for label in known if separator in label.strip(separator)]
+        joined = [
+            label for label in known if separator in label and sum(map(bool, parts_between(label, separator))) > 1
+        ]
         if separator.startswith("\\"):  # a path may have it too: C\\new
             joined = [label for label in joined if len(separator) == 1 or _is_only(label, separator)]
         if joined and _is_likely(separator, joined, known, of_one, is_unseen):
@@ -71,8 +76,9 @@ def _is_only(label: str, separator: str) -> bool:
 def _is_likely(separator: str, joined: Sequence[str], known: Sequence[str], of_one: bool, is_unseen: bool) -> bool:
     cut = [[part.strip() for part in label.split(separator) if part.strip()] for label in joined]
     alone = set(known) - set(joined)
-    if all(part.isdecimal() for parts in cut for part in parts) and separator != ":":
-        return True  # ids
+    may_join_ids = separator in (" ", *CERTAIN) and not (of_one and separator == ",")  # 3,5 is a number too
+    if may_join_ids and all(part.isdecimal() for parts in cut for part in parts):
+        return True
     if separator in CERTAIN and (is_unseen or of_one) and (separator != "," or not of_one):
         return True
     are_labels = sum(all(part in alone for part in parts) for parts in cut)

@@ -18,24 +18,30 @@ from typing import Any
 from polyhead_rows.spelling import SpellingError, read_spelled
 from polyhead_training.data.scalars import are_switches, number_of, share_of
 
-INLINE = {"a", "b", "code", "em", "font", "i", "mark", "small", "span", "strong", "sub", "sup", "u"}
+INLINE = {"b", "em", "i", "small", "strong", "sub", "sup", "u"}
 """Tags of HTML that stand within a label, not between labels."""
 
 _ENTITY = re.compile(r"&(?:#\d+|#[xX][0-9a-fA-F]+|[A-Za-z]\w*);")
-_TAGS = re.compile(r"(?:<[^<>/]+>[\s,;|]*)+")
-_MARKUP = re.compile(r"</\w[^<>]*>|<\w[^<>]*/>|<(?:br|div|hr|li|ol|p|td|tr|ul)\b[^<>]*>", re.IGNORECASE)
-_HASHES = re.compile(r"(?:#[^\W\d_][^\s,;|#]*[\s,;|]*)+")
-_HASH = re.compile(r"#([^\s,;|#]+)")
+_TAGS = re.compile(r"(?:<[^<>/!?][^<>/]*>[\s,;|]*)+")
+_MARKUP = re.compile(
+    r"</\w[^<>]*>|<\w[^<>]*/>|<!--|<!\[CDATA\[|<(?:br|div|hr|li|ol|p|td|tr|ul)\b[^<>]*>", re.IGNORECASE
+)
+_HASHES = re.compile(r"(?:#[^\W\d_][^\s,;|#]*[\s,;|]*)+|(?:@[^\W\d_][^\s,;|@]*[\s,;|]*)+")
+_HASH = re.compile(r"[#@]([^\s,;|#@]+)")
 _FASTTEXT = re.compile(r"(?:__label__[^\s,;|]+(?:[ \t]+[\d.]+)?[\s,;|]*)+")
 _FASTTEXT_LABEL = re.compile(r"__label__([^\s,;|]+)(?:[ \t]+([\d.]+))?")
 _BULLET = re.compile(r"([-*–—])\s+|([•·‣◦▪●])\s*")
 _NUMBERED = re.compile(r"(?:^|[\s,;|]+)\(?(\d{1,2}|[a-z])[.)]\s+")
+_CHECKED = re.compile("[☐☑☒✓✔✗✘]")
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f]+")  # some systems write them between values
 _PAIR = re.compile(r"(.*[^\s:=>-])\s*(?:=>|->|[:=])\s*(\S+)", re.DOTALL)
 _SCORED = re.compile(r"(.*\S)\s*\(([\d.]+%?)\)|(.*\S)\s+([01]?\.\d+)", re.DOTALL)
-_IN_A_ROW = re.compile(r"([^\s:=,;|>-]+)\s*(?:=>|->|[:=])\s*(true|false|yes|no|[01](?:\.\d*)?|\.\d+)(?:\s+|$)", re.I)
-_SCORED_IN_A_ROW = re.compile(r"([^\s():=,;|]+)\s*\(([01](?:\.\d*)?|\.\d+)\)\s*")
+_LISTED = re.compile(r"(.*\S)\s*,\s*([01](?:\.\d*)?|\.\d+)", re.DOTALL)
+_IN_A_ROW = re.compile(r"([^\s:=,;|>-]+)\s*(?:=>|->|[:=])\s*(true|false|yes|no|\d+(?:\.\d*)?|\.\d+)(?:\s+|$)", re.I)
+_SCORED_IN_A_ROW = re.compile(r"([^\s():=,;|]+)\s*\((\d+(?:\.\d*)?|\.\d+)\)\s*")
 _ALONE = re.compile(r"true|false|yes|no|[01](?:\.\d*)?|\.\d+|[\d.]+%", re.IGNORECASE)  # the share of the only pair
+_QUOTED = r""""(?:[^"\\]|\\.|"")*"|'(?:[^'\\]|\\.)*'|“[^“”]*”|„[^„“”]*[“”]|«[^«»]*»|‘[^‘’]*’|`[^`]*`"""
+_ALL_QUOTED = re.compile(rf"(?:{_QUOTED})(?:[\s,;|]+(?:{_QUOTED}))*", re.DOTALL)
 _UNKNOWN = {"nan", "null", "none", "na", "n/a"}
 
 
@@ -68,8 +74,10 @@ def read_form(text: str) -> TextForm | None:
         return TextForm("markup", _markup_parts(line))
     if line.startswith("__label__"):
         return _read_fasttext(line)
-    if line.startswith("#") and _HASHES.fullmatch(line):
+    if line[:1] in ("#", "@") and _HASHES.fullmatch(line):
         return TextForm("hashes", _HASH.findall(line))
+    if len(_CHECKED.findall(line)) > 1:
+        raise FormError("it has check marks")
     if _CONTROL.search(line):
         return TextForm("control", _CONTROL.split(line.strip("\0")))
     if (parts := _bulleted(line) or _numbered(line)) is not None:
@@ -85,13 +93,15 @@ def unescaped(text: str) -> str:
 
 def quoted_parts(text: str) -> list[str] | None:
     """The parts of ``'a', 'b'`` or ``"a"``; None if the text has other parts than quoted ones."""
-    if len(text) < 2 or text[0] not in "\"'" or text[-1] not in "\"'":
+    if _ALL_QUOTED.fullmatch(text) is None:
         return None
-    try:
-        found = read_spelled(f"[{text}]")
-    except SpellingError:
-        return None
-    return found if isinstance(found, list) and all(isinstance(part, str) for part in found) else None
+    parts = []
+    for part in re.findall(_QUOTED, text):
+        try:
+            parts.append(read_spelled(part) if part[0] in "\"'" else part[1:-1])
+        except SpellingError:
+            parts.append(part[1:-1].replace('""', '"'))
+    return parts if all(isinstance(part, str) for part in parts) else None
 
 
 def partly_quoted(text: str, separator: str) -> list[str] | None:
@@ -126,11 +136,14 @@ class _MarkupReader(HTMLParser):
         self.found: list[tuple[str, str]] = []
         self._open: list[str] = []
         self._text = ""
+        self._has_ended = False  # an inline tag, and nothing stands behind it yet
 
     def handle_starttag(self, tag: str, attrs: Sequence[Any]) -> None:
-        if tag in INLINE:
+        if tag in INLINE and not self._has_ended:
             return
         self.end_text()
+        if tag in INLINE:
+            return
         if tag not in ("br", "hr"):
             self._open.append(tag)
 
@@ -139,19 +152,25 @@ class _MarkupReader(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         if tag in INLINE:
+            self._has_ended = True
             return
         self.end_text()
         if tag in self._open:
             del self._open[len(self._open) - 1 - self._open[::-1].index(tag) :]
 
     def handle_data(self, data: str) -> None:
+        self._has_ended &= not data.strip()
         self._text += data
+
+    def unknown_decl(self, data: str) -> None:
+        if data.startswith("CDATA["):
+            self.handle_data(data.removeprefix("CDATA["))
 
     def end_text(self) -> None:
         """Keeps the text up to here, if it is no blank."""
         if self._text.strip(" \t\r\n,;|"):
             self.found.append((self._open[-1] if self._open else "", self._text.strip(" \t\r\n,;|")))
-        self._text = ""
+        self._text, self._has_ended = "", False
 
 
 def _markup_parts(text: str) -> list[str]:
@@ -204,7 +223,7 @@ def _pairs(text: str) -> dict[str, float] | None:
         parts = [part.strip() for part in text.split(separator) if part.strip()]
         if len(parts) < 2:
             continue
-        for form in (_PAIR, _SCORED):
+        for form in (_PAIR, _SCORED) if separator == "," else (_PAIR, _SCORED, _LISTED):
             found = [form.fullmatch(part) for part in parts]
             if all(found):
                 pairs = [tuple(group for group in match.groups() if group is not None) for match in found if match]
@@ -213,7 +232,7 @@ def _pairs(text: str) -> dict[str, float] | None:
     for in_a_row in (_IN_A_ROW, _SCORED_IN_A_ROW):
         found_in_a_row = in_a_row.findall(text)
         if len(found_in_a_row) > 1 and not in_a_row.sub("", text).strip():
-            return _as_shares(found_in_a_row)
+            return _shares_of(found_in_a_row)
     single = _PAIR.fullmatch(text)
     if single and not any(mark in single[1] for mark in ":=\n") and _ALONE.fullmatch(single[2]):
         return _as_shares([(single[1], single[2])])
