@@ -1,4 +1,4 @@
-"""What a text spells: lists, sets, dicts and arrays, as programs write them: JSON, Python, NumPy, Scala, SQL, YAML, PHP.
+"""What a text spells: lists, sets, dicts and arrays, as JSON, Python, NumPy, Scala, PostgreSQL, YAML and PHP write them.
 
 Nothing is evaluated. A text that begins with a bracket or a brace is read in full, or it is an error that says why.
 """
@@ -33,7 +33,7 @@ _QUOTED_LIST = re.compile(r"[\"']\s*[\[{]")
 _BYTES = re.compile(r"b'[^']*'|b\"[^\"]*\"")
 _ESCAPED = re.compile(r"\\.", re.DOTALL)
 _WRAPPED = re.compile(r"[A-Za-z_%][\w.]*(\[.*\]|\{.*\})", re.DOTALL)  # map[a:1], Optional[a], Set{a}
-_PHP = re.compile(r"(?:array|Array)\s*\((.*)\)", re.DOTALL)
+_PHP_ARRAY = re.compile(r"(?:array|Array)\s*\((\s*|.*=>.*)\)", re.DOTALL)
 _PHP_KEY = re.compile(r"(?:^|\s)\[([^\[\]]*)\] =>[ \t]?")  # as print_r writes it
 _PHP_DUMP = re.compile(r"(?:array|object)\(.*\)\s*\{.*\}|[aO]:\d+:.*\{.*\}", re.DOTALL)  # var_dump, serialize
 _SERIES = re.compile(r"\bdtype: \w+\s*$")  # pandas prints a series so
@@ -56,7 +56,9 @@ def looks_spelled(text: str) -> bool:
         return _QUOTED_LIST.match(text) is not None
     if text[-1] in "]}" and (_WRAPPED.fullmatch(text) or _PHP_DUMP.fullmatch(text)):
         return True
-    if text[-1] == ")" and (_CALL.match(text) or (_PHP.fullmatch(text) and ("=>" in text or text[5:].strip() == "()"))):
+    if text[-1] == ")" and (
+        _CALL.match(text) or ((php := _PHP.fullmatch(text)) and ("=>" in text or not php[1].strip()))
+    ):
         return True
     return _BYTES.fullmatch(text) is not None or _SERIES.search(text) is not None
 
@@ -70,7 +72,7 @@ def read_spelled(text: str) -> Any:
     text = text.strip()
     if _PHP_DUMP.fullmatch(text) or _SERIES.search(text):
         raise SpellingError("it is printed for people, not for programs")
-    if (php := _PHP.fullmatch(text)) and (not php[1].strip() or "=>" in php[1]):
+    if php := _PHP_ARRAY.fullmatch(text):
         return _read_php(php[1])
     try:
         value = _without_nan(json.loads(text, object_pairs_hook=_dict_of))
@@ -111,15 +113,13 @@ def shortened(text: str, most: int = SHOWN) -> str:
 
 def _read_php(inner: str) -> Any:
     """What stands within ``Array ( [0] => a )`` or ``array ( 0 => 'a', )``."""
+    if _PHP_ARRAY.search(inner):
+        raise SpellingError("it holds arrays in an array")
     if _PHP_KEY.match(inner.lstrip()):
         _, *found = _PHP_KEY.split(inner.strip())
-        pairs: list[tuple[str, Any]] = [
-            (key, _plain(value)) for key, value in zip(found[::2], found[1::2], strict=True)
-        ]
+        pairs = [(key, _plain(value)) for key, value in zip(found[::2], found[1::2], strict=True)]
     else:
         pairs = list(_Reader("{" + inner + "}").value(0).items()) if inner.strip() else []
-    if any(isinstance(value, list | dict) or _PHP.match(str(value)) for _, value in pairs):
-        raise SpellingError("it holds arrays in an array")
     if [key for key, _ in pairs] == [str(number) for number in range(len(pairs))]:
         return [value for _, value in pairs]
     return _dict_of(pairs)
