@@ -1,4 +1,4 @@
-"""What a text spells: lists, sets, dicts and arrays, as JSON, Python, NumPy, Scala, PostgreSQL, YAML and PHP write them.
+"""What a text spells: lists, sets, dicts and arrays, as JSON, Python, NumPy, Scala, SQL, YAML and PHP write them.
 
 Nothing is evaluated. A text that begins with a bracket or a brace is read in full, or it is an error that says why.
 """
@@ -56,9 +56,7 @@ def looks_spelled(text: str) -> bool:
         return _QUOTED_LIST.match(text) is not None
     if text[-1] in "]}" and (_WRAPPED.fullmatch(text) or _PHP_DUMP.fullmatch(text)):
         return True
-    if text[-1] == ")" and (
-        _CALL.match(text) or ((php := _PHP.fullmatch(text)) and ("=>" in text or not php[1].strip()))
-    ):
+    if text[-1] == ")" and (_CALL.match(text) or _PHP_ARRAY.fullmatch(text)):
         return True
     return _BYTES.fullmatch(text) is not None or _SERIES.search(text) is not None
 

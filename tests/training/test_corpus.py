@@ -411,4 +411,6 @@ def test_a_corpus_in_words(tmp_path: Path) -> None:
         "  train: from 0 to 29, mean 14.5",
         "note: leak: 1 of 1 validation rows have the text of a row in train; "
         "data.drop_leaks = true removes such rows from train",
+        "note: no validation row has a label of head 'topic': the best step is chosen without it, and nothing of it is "
+        "calibrated or measured; add rows to the file of data.validation",
     ]

@@ -111,7 +111,8 @@ def _lookalikes(counts: Mapping[str, int]) -> Iterator[str]:
 def _refuse_vectors(config: HeadConfig, counts: Mapping[str, int], source: str) -> None:
     words = {label.casefold() for label in counts}
     what = "only 0 and 1" if words <= {"0", "1"} else f"only {' and '.join(sorted(words))}"
-    if not any(words == pair or (words and words < pair and not words & {"y", "n", "t", "f", "on", "off"}) for pair in _WORDS):
+    is_part = words and not any(len(word) == 1 and word.isalpha() for word in words)  # y and t alone are labels
+    if not any(words == pair or (is_part and words < pair) for pair in _WORDS):
         if not _are_vectors(counts):
             return
         what = f"vectors such as {min(counts)!r}"
