@@ -62,7 +62,8 @@ def _unlearnt(head: Head, counts: Mapping[str, NDArray[np.int64]]) -> Iterator[s
 
 def _known(schema: Schema, labels: NDArray[np.float32]) -> dict[str, NDArray[np.bool_]]:
     """By head, whether each row has a label."""
-    return {name: ~np.isnan(labels[:, columns]).any(axis=1) for name, columns in schema.label_columns.items()}
+    unknown = np.isnan(labels)
+    return {name: ~np.asarray(unknown[:, columns].any(axis=1)) for name, columns in schema.label_columns.items()}
 
 
 def _counts(head: Head, schema: Schema, labels: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -127,7 +127,8 @@ def _labels_of_rows(cells: pyarrow.ChunkedArray, kind: HeadKind) -> NDArray[np.i
     if kind == HeadKind.REGRESSION:
         numbers = cells.to_numpy()
         known = ~np.isnan(numbers)
-        edges = np.unique(np.quantile(numbers[known], np.linspace(0, 1, QUANTILES + 1)[1:-1])) if known.any() else []
+        quantiles = np.quantile(numbers[known], np.linspace(0, 1, QUANTILES + 1)[1:-1]) if known.any() else []
+        edges = np.unique(np.asarray(quantiles))
         return np.stack([rows, np.where(known, np.searchsorted(edges, numbers, side="right"), QUANTILES + 1)], axis=1)
     counts = pc.list_value_length(cells).to_numpy()  # NaN where unknown
     labels = pc.list_flatten(cells).combine_chunks().dictionary_encode().indices.to_numpy()
