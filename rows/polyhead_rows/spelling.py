@@ -1,4 +1,4 @@
-"""What a text spells: lists, sets, dicts and arrays, as JSON, Python, NumPy, Scala, PostgreSQL and YAML write them.
+"""What a text spells: lists, sets, dicts and arrays, as JSON, Python, NumPy, Scala, SQL, YAML and PHP write them.
 
 Nothing is evaluated. A text that begins with a bracket or a brace is read in full, or it is an error that says why.
 """
@@ -21,9 +21,9 @@ _WORDS: dict[str, Any] = {
 }  # fmt: skip
 _LISTS = (
     r"array|numpy\.array|np\.array|list|tuple|set|frozenset|deque|tensor|torch\.tensor|Index|dict_keys|dict_values|"
-    r"List|Set|Seq|Array|Vector|ArrayBuffer|ArraySeq|WrappedArray"
+    r"List|Set|Seq|Array|Vector|ArrayBuffer|ArraySeq|WrappedArray|Some|Optional"
 )
-_DICTS = "dict|OrderedDict|Counter|defaultdict"
+_DICTS = "dict|OrderedDict|Counter|defaultdict|Map|HashMap|ImmutableMap|mappingproxy"
 _SCALARS = r"(?:np|numpy)\.\w+|Decimal"
 _CALL = re.compile(rf"({_LISTS}|{_DICTS}|{_SCALARS})\(")
 _KEYWORD = re.compile(r"\s*\w+\s*=(?!>)")
@@ -32,6 +32,11 @@ _PREFIX = re.compile(r"[bBuU](?=['\"])")
 _QUOTED_LIST = re.compile(r"[\"']\s*[\[{]")
 _BYTES = re.compile(r"b'[^']*'|b\"[^\"]*\"")
 _ESCAPED = re.compile(r"\\.", re.DOTALL)
+_WRAPPED = re.compile(r"[A-Za-z_%][\w.]*(\[.*\]|\{.*\})", re.DOTALL)  # map[a:1], Optional[a], Set{a}
+_PHP_ARRAY = re.compile(r"(?:array|Array)\s*\((\s*|.*=>.*)\)", re.DOTALL)
+_PHP_KEY = re.compile(r"(?:^|\s)\[([^\[\]]*)\] =>[ \t]?")  # as print_r writes it
+_PHP_DUMP = re.compile(r"(?:array|object)\(.*\)\s*\{.*\}|[aO]:\d+:.*\{.*\}", re.DOTALL)  # var_dump, serialize
+_SERIES = re.compile(r"\bdtype: \w+\s*$")  # pandas prints a series so
 
 
 class SpellingError(ValueError):
@@ -49,7 +54,11 @@ def looks_spelled(text: str) -> bool:
         return text[-1] == ")" and ("," in text or text[1:].lstrip()[:1] in ("'", '"'))
     if text[0] in "\"'":  # a list that was written as JSON twice
         return _QUOTED_LIST.match(text) is not None
-    return (text.endswith(")") and _CALL.match(text) is not None) or _BYTES.fullmatch(text) is not None
+    if text[-1] in "]}" and (_WRAPPED.fullmatch(text) or _PHP_DUMP.fullmatch(text)):
+        return True
+    if text[-1] == ")" and (_CALL.match(text) or _PHP_ARRAY.fullmatch(text)):
+        return True
+    return _BYTES.fullmatch(text) is not None or _SERIES.search(text) is not None
 
 
 def read_spelled(text: str) -> Any:
@@ -59,6 +68,10 @@ def read_spelled(text: str) -> Any:
         SpellingError: it is no such value as a whole.
     """
     text = text.strip()
+    if _PHP_DUMP.fullmatch(text) or _SERIES.search(text):
+        raise SpellingError("it is printed for people, not for programs")
+    if php := _PHP_ARRAY.fullmatch(text):
+        return _read_php(php[1])
     try:
         value = _without_nan(json.loads(text, object_pairs_hook=_dict_of))
     except SpellingError:
@@ -94,6 +107,20 @@ def spells_structure(text: str) -> bool:
 def shortened(text: str, most: int = SHOWN) -> str:
     """The text, not too long for a message."""
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _read_php(inner: str) -> Any:
+    """What stands within ``Array ( [0] => a )`` or ``array ( 0 => 'a', )``."""
+    if _PHP_ARRAY.search(inner):
+        raise SpellingError("it holds arrays in an array")
+    if _PHP_KEY.match(inner.lstrip()):
+        _, *found = _PHP_KEY.split(inner.strip())
+        pairs = [(key, _plain(value)) for key, value in zip(found[::2], found[1::2], strict=True)]
+    else:
+        pairs = list(_Reader("{" + inner + "}").value(0).items()) if inner.strip() else []
+    if [key for key, _ in pairs] == [str(number) for number in range(len(pairs))]:
+        return [value for _, value in pairs]
+    return _dict_of(pairs)
 
 
 class _Reader:
@@ -186,7 +213,7 @@ class _Reader:
                 key = str(key)
             if self.peek() not in (":", "="):
                 raise SpellingError("it is neither a dict nor a list: some parts have a name and some have none")
-            self.at += 1
+            self.at += 2 if self.text.startswith("=>", self.at) else 1
             (value,) = self._single(depth)
             pairs.append((key, value))
             if self.peek() == ",":

@@ -129,7 +129,7 @@ def test_rows_are_filtered(tmp_path: Path, data: dict[str, Any], texts: list[str
         ({"filters": ["tests.leaving:keep"]}, (TOPIC,), "data.filters 'tests.leaving:keep': cannot be imported .Sys"),
         ({"validation": "TRAIN", "drop_leaks": True}, (TOPIC,), "none is left for train; see .*data.drop_leaks"),
         ({"validation": "TRAIN", "split": "stratified", "stratify_by": "nope"}, (TOPIC,), "stratify_by 'nope'"),
-        ({"split": "stratified", "stratify_by": "tags"}, (TOPIC, TAGS), r"'tags': must be one of .*\['topic'\]"),
+        ({"split": "stratified", "stratify_by": "tag"}, (TOPIC, TAGS), r"'tag': must be one of .*\['topic', 'tags'\]"),
         ({}, (TOPIC.model_copy(update={"label_transforms": ["upper"]}),),
          "heads.topic.label_transforms 'upper': must be one of strip, lowercase, whole_number, 'package"),
     ],
@@ -428,4 +428,6 @@ def test_a_corpus_in_words(tmp_path: Path) -> None:
         "  train: from 0 to 29, mean 14.5",
         "note: leak: 1 of 1 validation rows have the text of a row in train; "
         "data.drop_leaks = true removes such rows from train",
+        "note: no validation row has a label of head 'topic': the best step is chosen without it, and nothing of it is "
+        "calibrated or measured; add rows to the file of data.validation",
     ]

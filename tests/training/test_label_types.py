@@ -13,9 +13,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from polyhead_training.config import DataConfig, HeadConfig, read_config
+from polyhead_training.config import DataConfig, HeadConfig, TrainingConfig, read_config
 from polyhead_training.data.corpus import read_corpus
 from polyhead_training.errors import ConfigError, DataError
+from polyhead_training.fitting.preparation import dry_run
 from tests.training.test_label_files import meanings
 
 
@@ -149,6 +150,23 @@ def test_names_come_from_a_file(name: str, tmp_path: Path, monkeypatch: pytest.M
     Path("rows.csv").write_text("text,y\none,1\ntwo,7\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"rows.csv:3: column 'y': heads.y.names has no name for '7'"):
         read_corpus(config.data, config.heads, tmp_path / "again")
+
+
+def test_names_of_a_config_from_python(tmp_path: Path) -> None:
+    """A config that was made in Python, not read from a file, has the content of its files of names."""
+    (tmp_path / "names.txt").write_text("no\nyes\n", encoding="utf-8")
+    (tmp_path / "rows.csv").write_text("text,y\none,1\ntwo,0\n", encoding="utf-8")
+    rows = str(tmp_path / "rows.csv")
+    config = TrainingConfig.model_validate({
+        "output": tmp_path / "out",
+        "data": {"train": rows, "validation": rows},
+        "model": {"gpt2": {"n_layer": 1, "n_embd": 32, "n_head": 2, "vocab_size": 300}},
+        "heads": [{"name": "y", "kind": "single_label", "names": str(tmp_path / "names.txt")}],
+    })  # fmt: skip
+    said: list[str] = []
+    dry_run(config, said.append)
+    assert json.loads(said[0])["heads"][0]["names"] == {"0": "no", "1": "yes"}
+    assert "head y: single_label, 2 labels" in said
 
 
 @pytest.mark.parametrize(

@@ -106,8 +106,8 @@ class DataConfig(Section, ReadOptions):
         where: keeps the rows that have this value, or one of these values, in that column, before label_transforms.
         filters: names of ``package.module:function``; keeps the rows, given as dicts, for which each returns true.
         split: how validation or test rows are held out if no files are given for them. ``hash`` never moves a row when
-            data is added; ``stratified`` keeps each label's share in head `stratify_by` (by default the first
-            single_label head).
+            data is added; ``stratified`` keeps the share of each label of all heads (of a regression: of each tenth of
+            its numbers), or of the head `stratify_by`.
         split_column: the column that is hashed; by default the text.
         stratify_by: the head whose labels keep their shares.
         validation_share, test_share: of the training rows.
@@ -170,7 +170,16 @@ class DataConfig(Section, ReadOptions):
         return self
 
 
-OF_LABELS = ("columns", "positions", "names", "unnamed", "empty_cells", "at_least", "pattern")  # of HeadConfig
+OF_LABELS = (
+    "columns",
+    "positions",
+    "names",
+    "unnamed",
+    "empty_cells",
+    "at_least",
+    "pattern",
+    "as_written",
+)  # of HeadConfig
 
 
 class HeadConfig(Section):
@@ -190,7 +199,8 @@ class HeadConfig(Section):
         empty_cells: what an empty text means: ``no_labels`` (the default of a multi_label head with one column) or
             ``unknown``.
         at_least: a share between 0 and 1 counts as the label from here on.
-        brackets: ``list`` reads a cell that begins with a bracket as a list; ``text`` takes brackets as letters.
+        as_written: takes a text as it is: brackets, quotes, tags, bullets and so on are letters, and only `separator`
+            cuts it. By default `polyhead_rows.spelling` and `polyhead_training.data.text_forms` read it.
         pattern: a regular expression that finds the labels in a text, or its one group does.
         label_transforms: ``strip``, ``lowercase``, ``whole_number`` (``1.0`` becomes ``1``) or
             ``package.module:function`` (label to label).
@@ -217,7 +227,7 @@ class HeadConfig(Section):
     missing: list[str] | None = Field(default=None, examples=[["tbd", "-1"]])
     empty_cells: Literal["no_labels", "unknown"] | None = None
     at_least: float = Field(default=0.5, gt=0, le=1)
-    brackets: Literal["list", "text"] = "list"
+    as_written: bool = False
     pattern: str | None = Field(default=None, examples=[r"#(\w+)"])
     label_transforms: list[str] = Field(default=[], examples=[["lowercase"]])
     separator: str = Field(default=",", min_length=1, examples=[";"])
@@ -455,7 +465,11 @@ def read_config(path: Path) -> TrainingConfig:
     Raises:
         ConfigError: as `read_toml`, or a file of names is unusable.
     """
-    config = read_toml(path, TrainingConfig)
+    return with_all_names(read_toml(path, TrainingConfig))
+
+
+def with_all_names(config: TrainingConfig) -> TrainingConfig:
+    """The config with the content of the files of names that it names; see `with_names`."""
     return config.model_copy(update={"heads": [with_names(head) for head in config.heads]})
 
 

@@ -1,8 +1,8 @@
 """What a cell means: unknown, labels or a number; or an error that names the row. All rules for labels begin here.
 
 `CellReader` reads the cells of one head in this order: texts that mean unknown, lists and dicts in any spelling
-(`polyhead_rows.spelling`, `Structure`), separators; then each label: blanks, Unicode form, names, transforms. What was
-assumed, left out or changed is counted in `CellReader.notes`.
+(`polyhead_rows.spelling`, `structures`), vectors, other forms of several labels (`text_forms`), separators; then each
+label: blanks, Unicode form, names, transforms. What was assumed, left out or changed is counted in `CellReader.notes`.
 """
 
 from __future__ import annotations
@@ -30,9 +30,18 @@ from polyhead_training.data.scalars import (
     label_text,
     number_of,
     share_of,
+    without_ends,
 )
-from polyhead_training.data.separators import cut_bracket, line_parts, parts_between, quoted_parts, tag_parts
+from polyhead_training.data.separators import cut_bracket, line_parts, parts_between
 from polyhead_training.data.structures import is_structure, parts_of
+from polyhead_training.data.text_forms import (
+    FormError,
+    partly_quoted,
+    quoted_parts,
+    read_form,
+    unescaped,
+)
+from polyhead_training.data.vectors import VectorReader
 from polyhead_training.errors import BadRowError
 
 Cell = list[str] | float | None
@@ -74,9 +83,7 @@ class CellReader:
             or UserFunction.named(name, f"heads.{config.name}.label_transforms", tuple(LABEL_TRANSFORMS))
             for name in config.label_transforms
         ]
-        self._positions = config.positions
-        if config.names is None and config.labels is not None and not {"0", "1"} & set(config.labels):
-            self._positions = config.positions or config.labels
+        self._vectors = VectorReader(config, self._names, self._known)
         fixed = config.columns or config.positions
         place = f"heads.{config.name}"
         self.fixed_labels = None if fixed is None else [self._label(name, place) or name for name in fixed]
@@ -140,38 +147,76 @@ class CellReader:
     def _text_parts(self, value: str, place: str) -> Parts:
         if value in self._known:
             return [value]
-        config, text = self.config, evened(value)
+        config, is_read = self.config, not self.config.as_written
+        if is_read and (plain := unescaped(value)) != value:
+            self.notes.add("escaped", place, value)
+            value = plain
+        text = evened(value)
         if not text:
             return self._empty(place)
+        if text in self._known:
+            return [value]
         if self._is_missing(text, place):
             return None
         if self._pattern is not None:
             if found := self._pattern.findall(value):
                 return [part for part in found if evened(part)]
             raise BadRowError(f"{place}: pattern {config.pattern!r} finds no label in {shortened(value)!r}")
-        if config.brackets == "list" and looks_spelled(text):
+        if is_read and looks_spelled(text):
             return self._spelled_parts(text, place)
-        if config.brackets == "list" and (quoted := quoted_parts(text)) is not None:
+        if is_read and (quoted := quoted_parts(text)) is not None:
             self.notes.add("spelled", place, value)
             return self._structure_parts(quoted, place)
-        if config.positions is not None:
-            return self._vector(re.split(r"[\s,;|]+", text), place)
-        if config.kind != HeadKind.MULTI_LABEL:
-            self.notes.texts += 1
-            return [value]
-        if config.brackets == "list" and (tags := tag_parts(text)) is not None:
-            return tags
+        if (tokens := self._vectors.tokens_of(text)) is not None and (
+            vector := self._vector(tokens, place)
+        ) is not None:
+            return vector
+        if is_read and config.kind != HeadKind.REGRESSION:
+            return self._read_parts(value, place)
+        if config.kind == HeadKind.MULTI_LABEL:
+            return self._known_parts([part for part in parts_between(value, config.separator) if part], place, value)
+        return [value]
+
+    def _read_parts(self, value: str, place: str) -> Parts:
+        """The parts of a text as people and tools write labels."""
+        config = self.config
+        try:
+            form = read_form(value)
+        except FormError as error:
+            raise BadRowError(
+                f"{place}: {shortened(value)!r} cannot be read: {error}; write the labels as JSON, such as "
+                f"{EXAMPLES[config.kind]}, or set as_written = true if all of it is the label"
+            ) from None
+        is_pair_of_one = form is not None and form.kind == "pairs" and len(form.found) == 1
+        if form is not None and not (is_pair_of_one and config.kind == HeadKind.SINGLE_LABEL):
+            self.notes.add(form.kind, place, value)
+            if isinstance(form.found, dict):
+                self.notes.paired |= form.found.keys()
+                return self._chosen(form.found, place, value)
+            found = [f"#{part}" if f"#{part}" in self._known else part for part in form.found]
+            if len(found) == 1 and config.kind == HeadKind.MULTI_LABEL:
+                found = parts_between(found[0], config.separator)
+            return self._known_parts(found, place, value)
+        separators = (config.separator,) if config.kind == HeadKind.MULTI_LABEL else (",", ";", "|")
+        quoted = next(filter(None, (partly_quoted(value, separator) for separator in separators)), None)
+        if quoted is not None:
+            self.notes.add("quoted", place, value)
+            return self._known_parts(quoted, place, value)
         self.notes.texts += 1
+        if config.kind != HeadKind.MULTI_LABEL:
+            if len(line_parts(value)) > 1:
+                self.notes.add("breaks", place, value)
+            return [value]
         self.notes.has_separator |= config.separator in value
         parts = parts_between(value, config.separator)
         if len(parts) == 1 and len(lines := line_parts(value)) > 1:
             self.notes.add("lines", place, value)
             parts = lines
-        if config.brackets == "list" and (cut := cut_bracket(value, parts)):
+        if cut := cut_bracket(value, parts):
             raise BadRowError(
                 f"{place}: {config.separator!r} cuts through the brackets of {shortened(value)!r} and leaves "
                 f"{shortened(cut)!r}; set another separator or a pattern, write the labels as JSON, or set "
-                'brackets = "text"'
+                "as_written = true to cut there"
             )
         if len(parts) > 1 and (vector := self._vector(parts, place)) is not None:
             return vector
@@ -189,7 +234,7 @@ class CellReader:
         except SpellingError as error:
             raise BadRowError(
                 f"{place}: {shortened(value)!r} begins like a list or a dict, but {error}; write it as JSON, such as "
-                f'{EXAMPLES[self.config.kind]}, or set brackets = "text" if brackets belong to the label'
+                f"{EXAMPLES[self.config.kind]}, or set as_written = true if brackets belong to the label"
             ) from None
         self.notes.add("spelled", place, value)
         if is_structure(found):
@@ -230,41 +275,12 @@ class CellReader:
         return found
 
     def _vector(self, parts: Sequence[Any], place: str) -> Parts:
-        """The labels of a vector with 0, 1 or a share per position; None if the parts are no such vector.
-
-        Raises:
-            BadRowError: they are one, but nothing names its positions, or their number differs.
-        """
-        config, names = self.config, self._positions
-        if config.positions is None:
-            if len(parts) < 2 or config.kind == HeadKind.REGRESSION or not all(map(_is_digit, parts)):
-                return None
-            shares = [share_of(part) for part in parts]
-            repeats = len(set(shares)) < len(parts)
-            if config.names is not None:  # without a repetition they are ids
-                names = self._names.in_order() if repeats else None
-            if names is None or len(names) != len(parts):
-                is_certain = all(isinstance(part, bool) for part in parts) or not set(shares) <= {0, 1} or repeats
-                if not is_certain or {"0", "1"} <= frozenset(config.labels or ()):
-                    return None  # perhaps the ids 0 and 1; `check_labels` looks at the whole column
-                raise BadRowError(
-                    f"{place}: {shortened(repr(list(parts)))} seems to have a number per label; name the labels in "
-                    f'this order: positions = ["...", ...] ({len(parts)} names)'
-                )
-        names = names or []
-        if len(parts) != len(names):
-            raise BadRowError(
-                f"{place}: a vector must have a number for each of the {len(names)} positions, got {len(parts)}: "
-                f"{shortened(repr(list(parts)))}"
-            )
-        found = {}
-        for name, part in zip(names, parts, strict=True):
-            share = share_of(part)
-            if share is None:
-                raise BadRowError(f"{place}: a vector must hold 0, 1 or shares between them, got {part!r}")
-            found[name] = share
+        """The labels of a vector; None if the parts are none."""
+        shares = self._vectors.shares_of(parts, place)
+        if shares is None:
+            return None
         self.notes.add("vector", place, list(parts))
-        return self._chosen(found, place, list(parts))
+        return self._chosen(shares, place, list(parts))
 
     def _chosen(self, shares: Mapping[str, float], place: str, value: Any) -> list[Any]:
         """The labels whose share is large enough."""
@@ -311,7 +327,7 @@ class CellReader:
         if len(labels) > 1:
             raise BadRowError(
                 f"{place}: a single_label head needs one label, got {len(labels)}: {shortened(repr(labels))}; a "
-                "multi_label head takes several"
+                "multi_label head takes several, and as_written = true takes a text as one label"
             )
         if not labels:
             self.notes.add("nothing", place)
@@ -325,6 +341,9 @@ class CellReader:
             if plain != label:
                 self.notes.add("evened", place, label)
             label = plain
+            if not self.config.as_written and (plain := without_ends(label)) != label and label not in self._known:
+                self.notes.add("ends", place, label)
+                label = plain
         label = self._names.name_of(label, place)
         for transform in self._transforms:
             label = transform.text(label, place=place) if isinstance(transform, UserFunction) else transform(label)
@@ -347,8 +366,3 @@ class CellReader:
         if not lowest <= number <= highest:
             raise BadRowError(f"{place}: must lie in the y_range {lowest:g} to {highest:g}, got {found[0]!r}")
         return number
-
-
-def _is_digit(part: Any) -> bool:
-    """Whether a part may be one of a vector: a share as number, or ``0`` or ``1`` as text."""
-    return part in ("0", "1", "0.0", "1.0") if isinstance(part, str) else share_of(part) is not None

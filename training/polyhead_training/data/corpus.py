@@ -15,11 +15,18 @@ from numpy.typing import NDArray
 
 from polyhead.schema import Head, HeadKind, Schema
 from polyhead_training.config import DataConfig, HeadConfig
+from polyhead_training.data.coverage import check_coverage
 from polyhead_training.data.first_rows import heads_for
 from polyhead_training.data.functions import Augmentation
-from polyhead_training.data.labels import count_contradictions, describe_labels, learn_schema, to_vector
+from polyhead_training.data.labels import (
+    count_contradictions,
+    describe_labels,
+    learn_schema,
+    refuse_unknown_labels,
+    to_vector,
+)
 from polyhead_training.data.sources import Fields, Source, open_files, open_hub
-from polyhead_training.data.splits import find_overlaps, hold_out, position_to_stratify_by
+from polyhead_training.data.splits import find_overlaps, heads_to_stratify_by, hold_out
 from polyhead_training.data.staging import Indices, Recipe, Staged, joined, stage, write_rows
 from polyhead_training.errors import DataError
 
@@ -106,7 +113,7 @@ def read_corpus(
         SchemaError: the heads contradict themselves.
     """
     if config.split == "stratified":
-        position_to_stratify_by(config, heads)  # a wrong name is an error even if nothing is held out
+        heads_to_stratify_by(config, heads)  # a wrong name is an error even if nothing is held out
     recipe = Recipe(config, heads)
     augmentation = Augmentation(config.augment, config.augment_copies, seed) if config.augment else None
     scratch.mkdir(parents=True, exist_ok=True)
@@ -126,10 +133,12 @@ def read_corpus(
         notes += describe_labels(recipe.readers, whole.columns(recipe.cells), whole.source, scope)
         schema = learn_schema(recipe.readers, whole.columns(recipe.cells), whole.place_at, whole.source)
         for staged in sources.values():
+            columns = staged.columns(recipe.cells)
+            refuse_unknown_labels(recipe.readers, columns, schema, staged.place_at, staged.source)
             notes += [
                 f"parent_of: {count} rows of {staged.source} contradict that of head {head!r}, "
                 f"first {staged.place_at(row)}"
-                for head, (count, row) in count_contradictions(heads, staged.columns(recipe.cells)).items()
+                for head, (count, row) in count_contradictions(heads, columns).items()
             ]
         notes += _upsample(parts, recipe)
         others = [part for name, part in parts.items() if augmentation is not None and name != "train"]
@@ -142,6 +151,9 @@ def read_corpus(
             splits[name] = _to_split(on_disk, staged) if is_source else Split(on_disk)
     if augmentation is not None:
         notes.append(augmentation.note)
+    notes += check_coverage(
+        schema, {name: split.labels for name, split in splits.items()}, are_held_out="validation" not in sources
+    )
     notes += [
         f"text_transforms: {transform.name} ran when the texts were read; serving does not apply it"
         for transform in recipe.transforms

@@ -1,11 +1,11 @@
-"""Checks of all labels of a head: what looks alike, joined, like ids, like texts, or like a vector of 0 and 1."""
+"""Checks of all labels of a head: what looks alike, joined, damaged, like ids, like texts, or like a vector."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 
 from polyhead.schema import HeadKind
@@ -13,7 +13,7 @@ from polyhead_rows.spelling import shortened
 from polyhead_training.config import HeadConfig
 from polyhead_training.data.cell_notes import CellNotes
 from polyhead_training.data.scalars import LABEL_TRANSFORMS, whole_number
-from polyhead_training.data.separators import CERTAIN, SEPARATORS
+from polyhead_training.data.separators import PATHS, seeming_separators
 from polyhead_training.errors import DataError
 
 SHOWN = 4  # examples in a line
@@ -23,6 +23,15 @@ LONG = 80  # characters, on average: labels that long are texts
 _BETWEEN_LETTERS = re.compile(r"(?<=[^\W\d_])[\s_\-‐-―'’.]+(?=\w)|(?<=[^\W_])[\s_\-‐-―'’]+(?=[^\W\d_])")
 _NUMBER = re.compile(r"[+-]?\d{1,20}(\.\d{0,20})?")
 _AROUND = " .:;!?\"'`“”‘’«»"
+_BEFORE = re.compile(r"(?:and|or|und|oder|et|ou|&)\s+|[-*•·]\s+|\(?\d{1,2}[.)]\s+(?=\D)")
+_PLACEHOLDER = re.compile(r"(?:label|class|category)[ _-]?\d+", re.IGNORECASE)  # as transformers names labels
+_VECTOR = re.compile(r"[01](?:\W*[01])+")
+_WORDS = ({"0", "1"}, {"0.0", "1.0"}, {"true", "false"}, {"yes", "no"}, {"y", "n"}, {"t", "f"}, {"on", "off"})
+_ESCAPES = {
+    "escapes of addresses": re.compile(r"%[0-9A-Fa-f]{2}"),
+    "escapes of programs": re.compile(r"\\(?:u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|[\"'])"),
+    "marks of a wrong encoding": re.compile("\ufffd|[ÃÂ][\u0080-\u00bf]|â€"),
+}
 
 
 def check_labels(
@@ -39,14 +48,14 @@ def check_labels(
         DataError: the labels are 0 and 1 of a vector or of a column per label.
     """
     is_named = config.names is not None or config.labels is not None
-    if config.kind == HeadKind.MULTI_LABEL and not is_named and 0 < len(counts) <= 2 and counts.keys() <= {"0", "1"}:
-        raise DataError(
-            f"{source}: column {config.column or config.name!r} holds only 0 and 1 for the multi_label head "
-            f'{config.name!r}; for one column per label set columns = ["...", ...], for vectors positions = '
-            '["...", ...], for ids names = ["...", ...]; a question of yes or no is a single_label head'
-        )
+    if config.kind == HeadKind.MULTI_LABEL and not is_named:
+        _refuse_vectors(config, counts, source)
+    _refuse_half_pairs(config, counts, notes, source)
+    if config.kind == HeadKind.SINGLE_LABEL and len(counts) > 1 and _are_vectors(counts):
+        yield f'its labels look like vectors, such as {min(counts)!r}; positions = ["...", ...] names their positions'
     yield from _lookalikes(counts)
     yield from _joined(config, counts, notes)
+    yield from _damaged(counts)
     if counts and all(whole_number(label) != label for label in counts):
         yield (
             f"its labels are whole numbers with a point, such as {min(counts)!r}, as data frames write them if a cell "
@@ -57,13 +66,15 @@ def check_labels(
     if counts and sum(map(len, counts)) > LONG * len(counts):
         longest = max(counts, key=len)
         yield f"its labels are as long as texts, such as {shortened(longest)!r}: is it the right column?"
-    if config.kind == HeadKind.MULTI_LABEL and not is_named and counts and all(map(str.isdecimal, counts)):
+    are_ids = counts and all(map(str.isdecimal, counts)) and config.kind == HeadKind.MULTI_LABEL
+    if not is_named and (are_ids or (counts and all(map(_PLACEHOLDER.fullmatch, counts)))):
         yield 'its labels are numbers; names = ["...", ...] or a file of names says what they are called'
 
 
 def like(label: str) -> str:
     """Equal for labels that look like one: case, width, blanks, hyphens, quotes, a final point, zeros of a number."""
     folded = unicodedata.normalize("NFKC", label).casefold().strip(_AROUND)
+    folded = _BEFORE.sub("", folded, count=1) if _BEFORE.match(folded) else folded
     if _NUMBER.fullmatch(folded):
         return str(Decimal(folded).normalize())
     return _BETWEEN_LETTERS.sub("", folded) or label
@@ -97,27 +108,81 @@ def _lookalikes(counts: Mapping[str, int]) -> Iterator[str]:
         yield f"labels look alike in {len(found) - SHOWN} more groups"
 
 
-def _joined(config: HeadConfig, counts: Mapping[str, int], notes: CellNotes) -> Iterator[str]:
-    """Several labels in one: their parts occur again and again, so that there are fewer parts than labels."""
-    if not notes.texts or config.pattern is not None:
+def _refuse_vectors(config: HeadConfig, counts: Mapping[str, int], source: str) -> None:
+    words = {label.casefold() for label in counts}
+    what = "only 0 and 1" if words <= {"0", "1"} else f"only {' and '.join(sorted(words))}"
+    is_part = words and not any(len(word) == 1 and word.isalpha() for word in words)  # y and t alone are labels
+    if not any(words == pair or (is_part and words < pair) for pair in _WORDS):
+        if not _are_vectors(counts):
+            return
+        what = f"vectors such as {min(counts)!r}"
+    raise DataError(
+        f"{source}: column {config.column or config.name!r} holds {what} for the multi_label head {config.name!r}; for "
+        'one column per label set columns = ["...", ...], for vectors positions = ["...", ...], for ids '
+        'names = ["...", ...], for labels of these names labels = ["...", ...]; a question of yes or no is a '
+        "single_label head"
+    )
+
+
+def _are_vectors(labels: Iterable[str]) -> bool:
+    """Whether all are ``0100`` or ``0 1 0 0``, of one length; ``10`` and ``11`` are numbers."""
+    return (
+        len({len(label) for label in labels}) == 1
+        and all(map(_VECTOR.fullmatch, labels))
+        and any(len(label) > 2 or label.startswith("0") for label in labels)
+    )
+
+
+def _refuse_half_pairs(config: HeadConfig, counts: Mapping[str, int], notes: CellNotes, source: str) -> None:
+    """Labels such as ``size:3`` beside ``size:1``, which was read as the label ``size`` with share 1."""
+    if not notes.paired:
         return
-    is_single = config.kind == HeadKind.SINGLE_LABEL
-    for separator in SEPARATORS:
-        if separator == config.separator and not is_single:
-            continue
-        joined = [label for label in counts if separator in label.strip(separator)]
-        parts = {part.strip() for label in counts for part in label.split(separator) if part.strip()}
-        is_sure = separator in CERTAIN and not notes.has_separator and not is_single
-        if not joined or not (is_sure or (len(parts) < len(counts) and len(joined) > is_single)):
+    for label in counts:
+        name, mark, _ = (part.strip() for part in re.sub(r"\s*(?:=>|->|=)\s*", ":", label).partition(":"))
+        if mark and name in notes.paired:
+            raise DataError(
+                f"{source}: column {config.column or config.name!r}: {name!r} has shares in some cells, but also "
+                f"stands in {shortened(label)!r}; set as_written = true if such pairs are labels, or write each "
+                f'cell as JSON, such as {{"{name}": 1}}'
+            )
+
+
+def _joined(config: HeadConfig, counts: Mapping[str, int], notes: CellNotes) -> Iterator[str]:
+    """Several labels in one."""
+    if config.pattern is not None:
+        return
+    of_one = config.kind == HeadKind.SINGLE_LABEL
+    is_unseen = notes.texts > 0 and not notes.has_separator
+    for separator, joined in seeming_separators(counts, of_one, is_unseen):
+        if separator == config.separator and not of_one and notes.texts:
             continue
         rows = sum(counts[label] for label in joined)
         seen = f"{rows} cells such as {shortened(joined[0])!r} look like several labels joined by {separator!r}"
-        if is_single:
+        if separator in PATHS:
+            seen += ", or like paths of a taxonomy, which has a head and a column per level"
+        if of_one:
             yield f"{seen}; a multi_label head with separator = {_quoted(separator)} takes them apart"
+        elif not notes.texts:
+            yield f"{seen} within lists; a function in label_transforms or a correction of the file makes them one"
         else:
-            without = "" if notes.has_separator else f", and none has {config.separator!r}"
+            without = f", and none has {config.separator!r}" if is_unseen else ""
             yield f"{seen}{without}; separator = {_quoted(separator)} takes them apart, or pattern finds the labels"
         return
+
+
+def _damaged(counts: Mapping[str, int]) -> Iterator[str]:
+    """Labels that were escaped, or read in a wrong encoding."""
+    for what, pattern in _ESCAPES.items():
+        if found := [label for label in counts if pattern.search(label)]:
+            rows = sum(counts[label] for label in found)
+            mend = "encoding in [data]" if "encoding" in what else "names or label_transforms"
+            yield f"{rows} labels have {what}, such as {shortened(found[0])!r}; {mend} mends them"
+    numbered = [label for label in counts if re.match(r"\(?1[.)]\s", label)]
+    if numbered and not any(re.match(r"\(?2[.)]\s", label) for label in counts):
+        yield (
+            f"labels begin with the number of a list, such as {shortened(numbered[0])!r}; pattern = "
+            "'\\d+[.)] +(.*)' takes it off"
+        )
 
 
 def _quoted(text: str) -> str:

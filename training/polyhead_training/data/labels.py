@@ -68,6 +68,34 @@ def learn_schema(
     return Schema(heads)
 
 
+def refuse_unknown_labels(
+    readers: Sequence[CellReader],
+    cells: Sequence[pyarrow.ChunkedArray],
+    schema: Schema,
+    place_of: Callable[[int], str],
+    source: str,
+) -> None:
+    """Makes sure that a source of rows has no other labels than the schema.
+
+    Raises:
+        DataError: it has; the message names all of them, or the first ones, and counts their rows.
+    """
+    for reader, head, column in zip(readers, schema, cells, strict=True):
+        if head.kind == HeadKind.REGRESSION:
+            continue
+        labels = pc.list_flatten(column)
+        unknown = [label for label in pc.unique(labels).to_pylist() if label not in head.index_of]
+        if not unknown:
+            continue
+        rows = pc.list_parent_indices(column).filter(pc.is_in(labels, value_set=pyarrow.array(unknown)))
+        message = _not_in_schema(unknown[0], head, f"{place_of(rows[0].as_py())}: column {reader.column!r}")
+        shown = ", ".join(map(repr, unknown[:10])) + (", …" if len(unknown) > 10 else "")
+        raise DataError(
+            f"{message}. {len(pc.unique(rows))} rows of {source} have labels that the schema lacks: {shown}; labels = "
+            f"[...] of the head names all labels that it may have"
+        )
+
+
 def describe_labels(
     readers: Sequence[CellReader], cells: Sequence[pyarrow.ChunkedArray], source: str, scope: str = ""
 ) -> Iterator[str]:
@@ -170,18 +198,19 @@ def to_vector(cells: Sequence[Cell], schema: Schema, columns: Sequence[str], row
             vector.append(cell)
         else:
             if unknown := [label for label in cell if label not in head.index_of]:
-                known = ", ".join(head.labels[:10]) + (", …" if len(head.labels) > 10 else "")
-                joined = joined_by(unknown[0], head.index_of)
-                alike = next((label for label in head.labels if like(label) == like(unknown[0])), None)
-                mend = f"; it looks like {alike!r}: {mending_key([unknown[0]], alike)}" if alike is not None else ""
-                if joined is not None:
-                    mend = f"; it looks like labels joined by {joined!r}: set separator"
-                raise DataError(
-                    f"{row}: column {column!r}: label {unknown[0]!r} is not in the schema of head {head.name!r}; "
-                    f"allowed are {known}{mend}"
-                )
+                raise DataError(_not_in_schema(unknown[0], head, f"{row}: column {column!r}"))
             indices = {head.index_of[label] for label in cell}
             vector += (
                 indices if head.kind == HeadKind.SINGLE_LABEL else [float(i in indices) for i in range(head.width)]
             )
     return vector
+
+
+def _not_in_schema(label: str, head: Head, place: str) -> str:
+    known = ", ".join(head.labels[:10]) + (", …" if len(head.labels) > 10 else "")
+    joined = joined_by(label, head.index_of)
+    alike = next((one for one in head.labels if like(one) == like(label)), None)
+    mend = f"; it looks like {alike!r}: {mending_key([label], alike)}" if alike is not None else ""
+    if joined is not None:
+        mend = f"; it looks like labels joined by {joined!r}: set separator"
+    return f"{place}: label {label!r} is not in the schema of head {head.name!r}; allowed are {known}{mend}"

@@ -6,7 +6,7 @@ import datetime
 import math
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -18,7 +18,7 @@ from polyhead_training.errors import BadRowError
 MISSING = (
     "nan", "null", "none", "na", "n/a", "<na>", "#n/a", "#na", "#n/a n/a", "nat", "nil", "undefined", "-nan",
     "1.#qnan", "-1.#ind", "1.#ind", "-1.#qnan", "(null)", "<null>", "n.a.", "\\n", "-", "--", "---", "–", "—", "?",
-    "??", "???", "#ref!", "#value!", "#div/0!", "#name?", "#num!", "#null!",
+    "??", "???", "...", "…", "•", "·", "#ref!", "#value!", "#div/0!", "#name?", "#num!", "#null!",
 )  # fmt: skip
 """Texts that mean unknown, whatever their case: those that pandas reads as missing, and what databases, spreadsheets
 and people write for it."""
@@ -27,8 +27,11 @@ _POINT_ZERO = re.compile(r"([+-]?\d+)\.0*")
 _INVISIBLE = re.compile("[\u200b\u2060\ufeff\u00ad\u200e\u200f]")  # zero-width space, word joiner, soft hyphen, marks
 _JOINERS = "\u200c\u200d "  # between two characters they mean something, at an end they do not
 _DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s?%", re.ASCII)
 _ON = {"true", "yes", "y", "t", "x", "on"}
 _OFF = {"false", "no", "n", "f", "off"}
+_SWITCHES = ({"true", "false"}, {"yes", "no"}, {"y", "n"}, {"t", "f"}, {"on", "off"})
+_ENDS = ",;|，；、،؛"
 
 
 def whole_number(label: str) -> str:
@@ -48,6 +51,12 @@ def evened(text: str) -> str:
         text = _INVISIBLE.sub("", unicodedata.normalize("NFC", text))
         return " ".join(text.split()).strip(_JOINERS)
     return " ".join(text.split())
+
+
+def without_ends(label: str) -> str:
+    """The label without separators at its ends; ``;)`` is a label."""
+    plain = label.strip(" " + _ENDS)
+    return plain if not plain or any(map(str.isalnum, plain)) else label
 
 
 def label_text(value: Any, place: str) -> str:
@@ -72,17 +81,30 @@ def is_nothing(value: Any) -> bool:
 
 
 def share_of(value: Any) -> float | None:
-    """0 or 1, also as truth value or word, or a share between them; None if the value is none of these."""
+    """0 or 1, also as truth value or word, or a share between them, also as ``90%``; None if it is none of these."""
     if isinstance(value, str):
         word = evened(value).casefold()
         if word in _ON or word in _OFF:
             return float(word in _ON)
+        if percent := _PERCENT.fullmatch(word):
+            return float(percent[1]) / 100 if float(percent[1]) <= 100 else None
         if not _DECIMAL.fullmatch(word):
             return None
         value = float(word)
     if not isinstance(value, bool | int | float | Decimal) or is_nothing(value) or not 0 <= value <= 1:
         return None
     return float(value)
+
+
+def are_switches(parts: Sequence[Any]) -> bool:
+    """Whether values may be a vector with a 0, a 1, a share or one of two words per position."""
+    if not all(isinstance(part, str) for part in parts):
+        return all(not isinstance(part, str) and share_of(part) is not None for part in parts)
+    words = {evened(part).casefold() for part in parts}
+    return any(words <= pair for pair in _SWITCHES) or all(
+        _DECIMAL.fullmatch(word) and share_of(word) is not None and (word in ("0", "1") or "." in word)
+        for word in words
+    )
 
 
 def number_of(value: Any) -> float:

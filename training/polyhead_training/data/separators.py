@@ -1,18 +1,25 @@
-"""A text of several labels: what may stand between them, and how it is cut."""
+"""A text of several labels with separators: how it is cut, and which separator it seems to have."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
-from polyhead_rows.spelling import SpellingError, read_spelled
+CERTAIN = (";", "|", "\t", ",", "；", "、", "，", "،", "؛", "¦", "\\n", "\\t")
+"""In a label they are a separator more often than not. The last two are a backslash and a letter."""
+PATHS = (" > ", " -> ", " => ", " » ", " → ", " :: ", " >> ", "->", "=>", ">>", ">", "→", "»", "::", "\\", "/")
+"""Between the levels of a taxonomy."""
+WORDS = (
+    " and ", " & ", " or ", " + ", " und ", " oder ", " et ", " ou ", " y ", " AND ", " OR ", "&", "+", " • ", "•",
+    " · ", "·", " — ", " – ", "##", "@@", "~", "^",
+)  # fmt: skip
+LOOSE = (" / ", "/", " ", ":")
+"""In a label they mean nothing, unless the parts occur again and again."""
 
-SEPARATORS = (";", "|", "\t", ",", " ", "/", " & ", "+", ":")
-CERTAIN = SEPARATORS[:4]  # in a label they are a separator more often than not
+MOST = 20_000  # labels that are looked at
 
-_TAGS = re.compile(r"(\s*<[^<>]+>)+\s*")
-_LINES = re.compile(r"[\r\n\t]+")
-_BULLET = re.compile(r"\s*[-*•·]\s+")
+_LINES = re.compile("[\r\n\t\v\f\x85\u2028\u2029]+")
+_OTHER = re.compile(r"(?<=\w)\s*[^\w\s]+\s*(?=\w)|(?<=[^\W_])_+(?=[^\W_])")
 
 
 def parts_between(text: str, separator: str) -> list[str]:
@@ -21,24 +28,8 @@ def parts_between(text: str, separator: str) -> list[str]:
 
 
 def line_parts(text: str) -> list[str]:
-    """The parts between line breaks and tabs, without the marks of a list."""
-    return [_BULLET.sub("", line).strip() for line in _LINES.split(text.strip())]
-
-
-def tag_parts(text: str) -> list[str] | None:
-    """The labels of ``<c#><java>``; None if the text has other parts."""
-    return re.findall(r"<([^<>]+)>", text) if _TAGS.fullmatch(text) else None
-
-
-def quoted_parts(text: str) -> list[str] | None:
-    """The parts of ``'a', 'b'`` or ``"a"``; None if the text has other parts than quoted ones."""
-    if len(text) < 2 or text[0] not in "\"'" or text[-1] not in "\"'":
-        return None
-    try:
-        found = read_spelled(f"[{text}]")
-    except SpellingError:
-        return None
-    return found if isinstance(found, list) and all(isinstance(part, str) for part in found) else None
+    """The parts between line breaks and tabs."""
+    return [line.strip() for line in _LINES.split(text.strip())]
 
 
 def cut_bracket(text: str, parts: Sequence[str]) -> str | None:
@@ -51,11 +42,67 @@ def cut_bracket(text: str, parts: Sequence[str]) -> str | None:
 
 def joined_by(text: str, labels: Container[str]) -> str | None:
     """The separator between the labels that a text has; None if it has other parts."""
-    for separator in SEPARATORS:
+    for separator in (*CERTAIN, *PATHS, *WORDS, *LOOSE):
         parts = [part for part in parts_between(text, separator) if part]
         if len(parts) > 1 and all(part in labels for part in parts):
             return separator
     return None
+
+
+def seeming_separators(labels: Mapping[str, int], of_one: bool, is_unseen: bool) -> Iterator[tuple[str, list[str]]]:
+    """Separators that labels seem to have within, most certain first, each with the labels that have it.
+
+    Args:
+        labels: with their counts.
+        of_one: whether a cell should hold one label.
+        is_unseen: whether no cell had the separator of the config.
+    """
+    known = list(labels)[:MOST]
+    others = dict.fromkeys(found for label in known for found in _OTHER.findall(label))
+    for separator in dict.fromkeys((*CERTAIN, *PATHS, *WORDS, *LOOSE, *others)):
+        joined = [
+            label for label in known if separator in label and sum(map(bool, parts_between(label, separator))) > 1
+        ]
+        if separator.startswith("\\"):  # a path may have it too: C\\new
+            joined = [label for label in joined if len(separator) == 1 or _is_only(label, separator)]
+        if joined and _is_likely(separator, joined, known, of_one, is_unseen):
+            yield separator, joined
+
+
+def _is_only(label: str, separator: str) -> bool:
+    return all(part[:1] in "nrt" for part in label.split("\\")[1:]) and label.count(separator) > 0
+
+
+def _is_likely(separator: str, joined: Sequence[str], known: Sequence[str], of_one: bool, is_unseen: bool) -> bool:
+    cut = [[part.strip() for part in label.split(separator) if part.strip()] for label in joined]
+    alone = set(known) - set(joined)
+    may_join_ids = separator in (" ", *CERTAIN) and not (of_one and separator == ",")  # 3,5 is a number too
+    if may_join_ids and all(part.isdecimal() for parts in cut for part in parts):
+        return True
+    if separator in CERTAIN and (is_unseen or of_one) and (separator != "," or not of_one):
+        return True
+    are_labels = sum(all(part in alone for part in parts) for parts in cut)
+    recurring = _recur(cut, alone)
+    if separator in CERTAIN:
+        return recurring
+    if separator in PATHS and separator != "/":
+        return recurring or (not of_one and len(joined) * 2 >= len(known))
+    if separator in WORDS:
+        return are_labels > 0 or (not of_one and (recurring or (is_unseen and len(joined) * 2 >= len(known))))
+    if separator in LOOSE:
+        parts = alone.union(*cut)
+        return len(parts) < len(known) and len(joined) > of_one
+    return are_labels > 0 and (not of_one or are_labels > 1)
+
+
+def _recur(cut: Iterable[Sequence[str]], alone: Container[str]) -> bool:
+    """Whether a part is a label of its own, or occurs in two labels."""
+    seen: set[str] = set()
+    for parts in cut:
+        if any(part in alone or part in seen for part in parts):
+            return True
+        seen.update(parts)
+    return False
 
 
 def _depth(text: str) -> int:

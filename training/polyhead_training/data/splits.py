@@ -9,15 +9,16 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
+import pyarrow
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from sklearn.model_selection import train_test_split
 
-from polyhead.errors import one_line
 from polyhead.schema import HeadKind
 from polyhead_training.config import DataConfig, HeadConfig
 from polyhead_training.data.staging import Indices, Staged
-from polyhead_training.errors import ConfigError, DataError
+from polyhead_training.errors import ConfigError
+
+QUANTILES = 10  # into which the numbers of a regression are put
 
 
 def hold_out_by_hash(places: NDArray[np.float64], shares: Mapping[str, float]) -> dict[str, Indices]:
@@ -33,47 +34,76 @@ def hold_out_by_hash(places: NDArray[np.float64], shares: Mapping[str, float]) -
 
 
 def hold_out_stratified(
-    keys: NDArray[np.int64], classes: NDArray[np.int64], shares: Mapping[str, float], seed: int
+    keys: NDArray[np.int64], has: NDArray[np.int64], shares: Mapping[str, float], seed: int
 ) -> dict[str, Indices]:
-    """Train, and one split per share, each with about the same share of every class.
+    """Train, and one split per share, each with about the same share of every label.
 
-    Rows of equal `keys` stay together and count as one, with the class of the first. A row that is alone in its class
-    stays in train.
+    This is iterative stratification (Sechidis et al. 2011, doi:10.1007/978-3-642-23808-6_10): the rarest label comes
+    first, and each of its rows goes where most of that label is wanted. If no split wants a whole row of the label, the
+    row goes where most rows are wanted. Rows of equal `keys` stay together and count as one. A row that is alone in a
+    label stays in train.
+
+    Args:
+        has: pairs of a row and a label that it has, ``(pairs, 2)``. A row may have any number of labels.
+    """
+    group_of = np.unique(keys, return_inverse=True)[1]
+    pairs = np.unique(np.stack([group_of[has[:, 0]], has[:, 1]], axis=1), axis=0) if len(has) else has
+    groups = int(group_of.max(initial=-1)) + 1
+    names = ["train", *sorted(shares)]
+    parts = np.array([1 - sum(shares.values()), *(shares[name] for name in names[1:])])
+    sides = _iterative_sides(groups, pairs, parts, np.random.default_rng(seed))[group_of]
+    return {name: np.flatnonzero(sides == side) for side, name in enumerate(names)}
+
+
+def _iterative_sides(
+    groups: int, pairs: NDArray[np.int64], parts: NDArray[np.float64], draw: np.random.Generator
+) -> NDArray[np.int64]:
+    """The side of each group; the first side is train."""
+    labels = np.unique(pairs[:, 1], return_inverse=True)[1]
+    width = int(labels.max(initial=-1)) + 1
+    counts = np.bincount(labels, minlength=width)
+    by_label = np.split(pairs[np.argsort(labels, kind="stable"), 0], np.cumsum(counts)[:-1]) if width else []
+    ends = np.searchsorted(pairs[:, 0], np.arange(groups + 1))  # pairs are sorted by group
+    wanted_rows = groups * parts  # (sides,)
+    wanted = np.outer(parts, counts)  # (sides, labels)
+    left = counts.copy()
+    sides = np.full(groups, -1)
+
+    def put(group: int, side: int) -> None:
+        of_group = labels[ends[group] : ends[group + 1]]
+        sides[group] = side
+        wanted_rows[side] -= 1
+        wanted[side, of_group] -= 1
+        left[of_group] -= 1
+
+    for group in pairs[counts[labels] == 1, 0]:
+        if sides[group] < 0:
+            put(group, 0)
+    while left.any():
+        label = int(np.where(left > 0, left, np.iinfo(np.int64).max).argmin())
+        rest = by_label[label][sides[by_label[label]] < 0]
+        for group in draw.permutation(rest):
+            best = wanted[:, label].max()
+            even = wanted[:, label] > best - 1e-9 if best > 1 - 1e-9 else wanted[:, label] > 1e-9
+            even = even if even.any() else np.ones(len(parts), dtype=bool)
+            put(group, int(np.where(even, wanted_rows / parts, -np.inf).argmax()))
+    for group in draw.permutation(np.flatnonzero(sides < 0)):
+        put(group, int((wanted_rows / parts).argmax()))
+    return sides
+
+
+def heads_to_stratify_by(config: DataConfig, heads: Sequence[HeadConfig]) -> list[int]:
+    """The positions of the heads whose labels keep their shares.
 
     Raises:
-        DataError: a split would have fewer rows than there are classes.
+        ConfigError: `stratify_by` names no head.
     """
-    _, firsts, group_of = np.unique(keys, return_index=True, return_inverse=True)
-    rest, kept = np.arange(len(firsts)), 1.0
-    sides = np.zeros(len(firsts), dtype=np.int64)
-    names = sorted(shares)  # test before validation, so that the validation share does not move test rows
-    for side, name in enumerate(names, start=1):
-        of = classes[firsts[rest]]
-        _, position, counts = np.unique(of, return_inverse=True, return_counts=True)
-        several = counts[position] > 1
-        try:
-            stay, out = train_test_split(
-                rest[several], test_size=shares[name] / kept, stratify=of[several], random_state=seed
-            )
-        except ValueError as error:
-            raise DataError(f"data.split 'stratified': {name} cannot be held out ({one_line(error)})") from error
-        sides[out] = side
-        rest, kept = np.sort(np.concatenate([stay, rest[~several]])), kept - shares[name]
-    row_sides = sides[group_of]
-    return {name: np.flatnonzero(row_sides == side) for side, name in enumerate(["train", *names])}
-
-
-def position_to_stratify_by(config: DataConfig, heads: Sequence[HeadConfig]) -> int:
-    """The position of the head whose labels keep their shares.
-
-    Raises:
-        ConfigError: `stratify_by` names no single_label head, or no head is single_label.
-    """
-    candidates = {head.name: i for i, head in enumerate(heads) if head.kind == HeadKind.SINGLE_LABEL}
-    name = config.stratify_by or next(iter(candidates), None)
-    if name is None or name not in candidates:
-        raise ConfigError(f"data.stratify_by {name!r}: must be one of the single_label heads {list(candidates)}")
-    return candidates[name]
+    names = [head.name for head in heads]
+    if config.stratify_by is None:
+        return list(range(len(names)))
+    if config.stratify_by not in names:
+        raise ConfigError(f"data.stratify_by {config.stratify_by!r}: must be one of the heads {names}")
+    return [names.index(config.stratify_by)]
 
 
 def hold_out(
@@ -82,11 +112,30 @@ def hold_out(
     """Train and one split per share, as the config says."""
     if config.split == "hash":
         return hold_out_by_hash(staged.numbers("place"), shares)
-    column = f"cell_{position_to_stratify_by(config, heads)}"
-    (cells,) = staged.columns([column])
-    labels = pc.list_element(cells, 0).combine_chunks()
-    classes = labels.dictionary_encode(null_encoding="encode").indices.to_numpy()  # no label is a class of its own
-    return hold_out_stratified(staged.numbers("text_key"), classes, shares, seed)
+    has: list[NDArray[np.int64]] = [np.empty((0, 2), np.int64)]
+    for position in heads_to_stratify_by(config, heads):
+        (cells,) = staged.columns([f"cell_{position}"])
+        pairs = _labels_of_rows(cells, heads[position].kind)
+        pairs[:, 1] += 1 + max(int(one[:, 1].max(initial=-1)) for one in has)  # no two heads share a label
+        has.append(pairs)
+    return hold_out_stratified(staged.numbers("text_key"), np.concatenate(has), shares, seed)
+
+
+def _labels_of_rows(cells: pyarrow.ChunkedArray, kind: HeadKind) -> NDArray[np.int64]:
+    """Pairs of a row and a label. Unknown is a label too, and so are no labels and each quantile of a regression."""
+    rows = np.arange(len(cells))
+    if kind == HeadKind.REGRESSION:
+        numbers = cells.to_numpy()
+        known = ~np.isnan(numbers)
+        quantiles = np.quantile(numbers[known], np.linspace(0, 1, QUANTILES + 1)[1:-1]) if known.any() else []
+        edges = np.unique(np.asarray(quantiles))
+        return np.stack([rows, np.where(known, np.searchsorted(edges, numbers, side="right"), QUANTILES + 1)], axis=1)
+    counts = pc.list_value_length(cells).to_numpy()  # NaN where unknown
+    labels = pc.list_flatten(cells).combine_chunks().dictionary_encode().indices.to_numpy()
+    several = np.stack([np.repeat(rows, np.nan_to_num(counts).astype(np.int64)), labels + 2], axis=1)
+    unknown, empty = rows[np.isnan(counts)], rows[counts == 0]
+    alone = np.concatenate([np.stack([unknown, 0 * unknown], axis=1), np.stack([empty, 0 * empty + 1], axis=1)])
+    return np.concatenate([several, alone]).astype(np.int64)
 
 
 def find_overlaps(keys: Mapping[str, NDArray[np.int64]]) -> dict[tuple[str, str], int]:

@@ -1,0 +1,75 @@
+"""Which labels each split has: what cannot be learnt, measured or chosen by, because a split lacks it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyhead.schema import Head, HeadKind, Schema
+from polyhead_training.errors import DataError
+
+SHOWN = 5  # labels in a line
+MEND = 'split = "stratified" keeps the share of each label'
+
+
+def check_coverage(schema: Schema, splits: Mapping[str, NDArray[np.float32]], are_held_out: bool) -> Iterator[str]:
+    """Lines that the user should read before training.
+
+    Args:
+        splits: the label matrix of each split.
+        are_held_out: whether validation rows were taken from train.
+
+    Raises:
+        DataError: training has no label of a head, or validation has none of any head.
+    """
+    known = {name: _known(schema, labels) for name, labels in splits.items()}
+    mend = MEND if are_held_out else "add rows to the file of data.validation"
+    for head in schema:
+        if not known["train"][head.name].any():
+            raise DataError(
+                f"head {head.name!r}: none of the {len(splits['train'])} training rows has a label of it, so that it "
+                f"cannot be learnt{f'; {MEND}' if are_held_out else ''}"
+            )
+    without = [head.name for head in schema if not known["validation"][head.name].any()]
+    if len(without) == len(known["validation"]):
+        raise DataError(
+            f"none of the {len(splits['validation'])} validation rows has a label of any head, so that nothing can "
+            f"choose the best step; {mend}"
+        )
+    for name in without:
+        yield (
+            f"no validation row has a label of head {name!r}: the best step is chosen without it, and nothing of it is "
+            f"calibrated or measured; {mend}"
+        )
+    for name, of_heads in known.items():
+        rows = len(splits[name])
+        if bare := rows - int(np.any(list(of_heads.values()), axis=0).sum()):
+            yield f"{bare} of {rows} {name} rows have no label of any head; they teach and measure nothing"
+    for head in schema:
+        if head.kind != HeadKind.REGRESSION:
+            yield from _unlearnt(head, {name: _counts(head, schema, labels) for name, labels in splits.items()})
+
+
+def _unlearnt(head: Head, counts: Mapping[str, NDArray[np.int64]]) -> Iterator[str]:
+    for name in counts:
+        if found := [i for i in np.flatnonzero(counts[name]) if name != "train" and not counts["train"][i]]:
+            shown = ", ".join(f"{head.labels[i]!r} ({counts[name][i]} rows)" for i in found[:SHOWN])
+            more = f" and {len(found) - SHOWN} more labels" if len(found) > SHOWN else ""
+            yield f"head {head.name!r}: {name} has {shown}{more}, but train has none: they cannot be learnt; {MEND}"
+
+
+def _known(schema: Schema, labels: NDArray[np.float32]) -> dict[str, NDArray[np.bool_]]:
+    """By head, whether each row has a label."""
+    unknown = np.isnan(labels)
+    return {name: ~np.asarray(unknown[:, columns].any(axis=1)) for name, columns in schema.label_columns.items()}
+
+
+def _counts(head: Head, schema: Schema, labels: NDArray[np.float32]) -> NDArray[np.int64]:
+    """How many rows have each label of a head."""
+    block = labels[:, schema.label_columns[head.name]]
+    block = block[~np.isnan(block).any(axis=1)]
+    if head.kind == HeadKind.SINGLE_LABEL:
+        return np.bincount(block[:, 0].astype(np.int64), minlength=len(head.labels))
+    return np.asarray((block > 0).sum(axis=0), np.int64)
