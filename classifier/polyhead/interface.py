@@ -138,6 +138,8 @@ def _head(old: Head, new: Head) -> Iterator[Change]:
     yield from _thresholds(place, old, new, kept)
     if new.temperature != old.temperature:
         yield Change(f"{place}: temperature {old.temperature:g} → {new.temperature:g}")
+    if new.target_scale != old.target_scale:
+        yield Change(f"{place}: center and spread of its training targets {_scale(old)} → {_scale(new)}")
     if new.y_range != old.y_range:
         yield Change(f"{place}: range of its values {_range(old)} → {_range(new)}", breaks=True)
     if new.parent != old.parent:
@@ -191,6 +193,10 @@ def _column_names(schema: Schema) -> list[tuple[str, str]]:
 
 def _described(head: Head) -> str:
     return head.kind if head.kind == HeadKind.REGRESSION else f"{head.kind}, {len(head.labels)} labels"
+
+
+def _scale(head: Head) -> str:
+    return "unknown" if head.target_scale is None else "{:g} ± {:g}".format(*head.target_scale)
 
 
 def _range(head: Head) -> str:

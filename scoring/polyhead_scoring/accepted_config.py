@@ -22,7 +22,7 @@ CHANGEABLE = ("format", "heads", "text_template")  # of the polyhead section; th
 def accept_config(folder: Path) -> int:
     """Renews the golden rows of the checkpoint; returns how many there are.
 
-    Scores stay those of transformers, unless a temperature or y_range has changed: then they are the engine's.
+    Scores stay those of transformers, unless a temperature, target_scale or y_range has changed: then they are the engine's.
 
     Raises:
         CheckpointError: the change is not one of heads and template, or the checkpoint is damaged.
@@ -68,7 +68,7 @@ def _fixed(section: Any) -> dict[str, Any]:
 
 def _scales(schema: Schema) -> list[tuple[Any, ...]]:
     """What makes scores of logits."""
-    return [(head.kind, head.temperature, head.y_range) for head in schema]
+    return [(head.kind, head.temperature, head.target_scale, head.y_range) for head in schema]
 
 
 def _rendered_again(row: GoldenRow, template: Any) -> GoldenRow:
