@@ -44,10 +44,10 @@ class Head(BaseModel):
         weight: factor of the head's loss in training.
         thresholds: multi_label only, one per label: the answer includes a label if its score is at least this.
         temperature: logits are divided by it before softmax or sigmoid (Guo et al. 2017, arXiv:1706.04599).
-        target_scale: regression only: center and spread of the numbers that it was trained on. The answer is ``center +
-            spread * logit``. None, in imported models and formats 1 and 2: the answer is the logit.
-        y_range: regression only: the lowest and highest answer. With `target_scale` the answer is clipped to it, without
-            it a sigmoid maps the logit into it.
+        target_scale: regression only: center and spread of the numbers that it was trained on. The answer is
+            ``center + spread * logit``. None, in imported models and formats 1 and 2: the answer is the logit.
+        y_range: regression only: the lowest and highest answer. With `target_scale` the answer is clipped to it,
+            otherwise a sigmoid maps the logit into it.
         parent: the single_label head one level up in a taxonomy.
         parent_of: for each label of this head, the label of `parent` that it belongs to.
     """

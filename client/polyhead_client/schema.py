@@ -52,8 +52,8 @@ class HeadSchema:
         """How far a score may be from `score`, its float32 value.
 
         Args:
-            tolerance: `ModelSchema.tolerance`. For a regression it is a share of the spread of the training targets, or of
-                the value's distance from their center if that is larger; one step of float32 is always allowed.
+            tolerance: `ModelSchema.tolerance`. For a regression it is a share of the spread of the training targets or,
+                if that is larger, of the value's distance from their center. One step of float32 is always allowed.
         """
         if self.kind != HeadKind.REGRESSION:
             return tolerance

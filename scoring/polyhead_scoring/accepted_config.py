@@ -22,7 +22,8 @@ CHANGEABLE = ("format", "heads", "text_template")  # of the polyhead section; th
 def accept_config(folder: Path) -> int:
     """Renews the golden rows of the checkpoint; returns how many there are.
 
-    Scores stay those of transformers, unless a temperature, target_scale or y_range has changed: then they are the engine's.
+    Scores stay those of transformers, unless a temperature, target_scale or y_range has changed: then they are the
+    engine's.
 
     Raises:
         CheckpointError: the change is not one of heads and template, or the checkpoint is damaged.

@@ -1,13 +1,13 @@
 """Calibration on validation rows: one temperature per head, and thresholds for the labels of multi_label heads.
 
-They must hold on rows that they were not chosen on. So the scores before and after are cross-fitted: each fold of the rows
-is judged with what the other folds chose, and what does not help there is not kept. Little evidence moves little. The
-numbers behind the constants are in docs/decisions/0025-targets-and-thresholds.md.
+They must hold on rows that they were not chosen on. So the scores before and after are cross-fitted: each fold of the
+rows is judged with what the other folds chose, and what does not help there is not kept. Little evidence moves little.
+The numbers behind the constants are in docs/decisions/0025-targets-and-thresholds.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -58,8 +58,8 @@ def calibrate(
 ) -> tuple[Schema, dict[str, Any]]:
     """Fits what `config` asks for, and keeps what helps in rows that it was not fitted on.
 
-    No head gets a worse headline metric (accuracy, micro F1) or negative log-likelihood in the cross-fitted scores. Rows
-    without a label for a head do not count in it.
+    No head gets a worse headline metric (accuracy, micro F1) or negative log-likelihood in the cross-fitted scores.
+    Rows without a label for a head do not count in it.
 
     Args:
         logits: ``(n, schema.width)``.
@@ -198,7 +198,7 @@ def _judge(logits: NDArray[np.float32], labels: Labels, schema: Schema, plans: P
 
 
 def _shown(parts: list[HeadAnswers]) -> dict[str, float]:
-    """SHOWN, as in `polyhead_training.evaluation.metrics`, without the metrics that take long for thousands of labels."""
+    """SHOWN, as in `polyhead_training.evaluation.metrics`, which also computes what takes long for many labels."""
     parts = [part for part in parts if len(part.true)]
     if not parts:
         return {}
@@ -265,8 +265,8 @@ def fit_thresholds(scores: Scores, true: Mask, per_label: bool) -> tuple[float, 
     """Thresholds ``(labels,)`` with good F1.
 
     The fewer positive rows a label has, the nearer its threshold is to the one of all labels. A label that would be
-    answered in more than `MOST_ANSWERS` times its rows gets a higher one: if scores say nothing about a label, answering
-    it always has the best F1 (Lipton et al. 2014, arXiv:1402.1892).
+    answered in more than `MOST_ANSWERS` times its rows gets a higher one. Otherwise a label that the scores say nothing
+    about would be answered always, because that has its best F1 (Lipton et al. 2014, arXiv:1402.1892).
     """
     shared = best_threshold(scores.ravel(), true.ravel())
     positives = true.sum(axis=0)
@@ -288,8 +288,8 @@ def _logit(share: float) -> float:
 def best_threshold(scores: Scores, true: Mask) -> float:
     """The threshold with the best F1 among those that answer at most `MOST_ANSWERS` times the positive rows.
 
-    It lies midway between two scores, so no row that it was fitted on is exactly at the boundary; if several have the best
-    F1, it is the one farthest from any score. 0.5 if nothing is true.
+    It lies midway between two scores, so no row that it was fitted on is exactly at the boundary. If several have the
+    best F1, it is the one farthest from any score. 0.5 if nothing is true.
     """
     positives = int(true.sum())
     if not positives:

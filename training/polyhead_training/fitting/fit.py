@@ -23,7 +23,7 @@ from polyhead.schema import Schema
 from polyhead_training.config import TrainingConfig
 from polyhead_training.data.corpus import describe_corpus, read_corpus
 from polyhead_training.errors import DivergenceError
-from polyhead_training.evaluation.calibration import calibrate
+from polyhead_training.evaluation.calibration import calibrate, describe_calibration
 from polyhead_training.evaluation.metrics import flat_scores
 from polyhead_training.fitting.arguments import precision_of, trackers, training_arguments
 from polyhead_training.fitting.checkpoint_writing import Fitted, write_evaluated
@@ -150,6 +150,8 @@ def _train(
     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     logits, labels = _answer(model, prepared.validation.rows, arguments)
     calibrated, calibration = calibrate(logits, labels, schema, config.calibration)
+    for line in describe_calibration(calibration):
+        say(f"  {line}")
     if adapted is not None:
         merge_adapters(model, adapted)
     metrics, distance = write_evaluated(

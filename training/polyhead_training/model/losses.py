@@ -14,9 +14,8 @@ from polyhead.schema import Head, HeadKind, Schema
 from polyhead_training.config import HeadConfig
 from polyhead_training.errors import ConfigError
 
-
-# Errors of more spreads than this count linearly instead of squared (Huber 1964), so that a wrong number in the data does
-# not outweigh all other rows and heads. See docs/decisions/0025-targets-and-thresholds.md.
+# Errors of more spreads than this count linearly instead of squared (Huber 1964), so that a wrong number in the data
+# does not outweigh all other rows and heads. See docs/decisions/0025-targets-and-thresholds.md.
 OUTLIER = 5.0
 
 

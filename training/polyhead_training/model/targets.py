@@ -1,6 +1,6 @@
 """The scale of a regression's targets: center and spread of its training numbers.
 
-The head learns ``(target - center) / spread``. So its loss is about 1 at the start, whatever the unit of the numbers is.
+The head learns ``(target - center) / spread``. So its loss is about 1 at the start, whatever the numbers' unit is.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def with_target_scales(schema: Schema, labels: NDArray[np.float32]) -> tuple[Sch
 def target_scale(values: NDArray[np.float64]) -> tuple[float, float]:
     """Center and spread of numbers: mean and standard deviation, without the influence of a few extreme numbers.
 
-    If the numbers apart from these are all the same, they are mean and standard deviation of all numbers. If all numbers
-    are the same, the spread is their distance from 0, or 1.
+    If the numbers apart from these are all the same, they are mean and standard deviation of all numbers. If all
+    numbers are the same, the spread is their distance from 0, or 1.
     """
     lowest, highest = np.quantile(values, (TAIL, 1 - TAIL))
     kept = values.clip(lowest, highest)
