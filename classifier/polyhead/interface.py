@@ -15,7 +15,7 @@ import orjson
 
 from polyhead.checkpoint_files import read_json
 from polyhead.errors import CheckpointError, PolyheadError, RepositoryError, SchemaError
-from polyhead.schema import Head, HeadKind, Schema
+from polyhead.schema import MAY_LACK, Head, HeadKind, Schema
 from polyhead.template import Template
 
 MOST_NAMES = 8  # a line names no more; the rest is counted
@@ -72,7 +72,7 @@ class Interface:
         template = fields.get("text_template")
         if not isinstance(fields["max_length"], int) or not isinstance(template, str | None):
             raise TypeError("max_length must be a whole number, and text_template a text or null")
-        return cls(Schema.from_json(fields["heads"]), fields["max_length"], template)
+        return cls(Schema.from_json(fields["heads"], MAY_LACK), fields["max_length"], template)
 
     @property
     def fields(self) -> tuple[str, ...]:

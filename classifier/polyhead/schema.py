@@ -150,7 +150,7 @@ class Schema:
             self._check_parent(head)
 
     @classmethod
-    def from_json(cls, heads: Any, may_lack: Set[str] = MAY_LACK) -> Schema:
+    def from_json(cls, heads: Any, may_lack: Set[str] = frozenset()) -> Schema:
         """Builds the schema from a checkpoint's ``heads``.
 
         Args:
@@ -263,7 +263,7 @@ class Schema:
         raise SchemaError(f"head {head.name!r}: its parents form a cycle or more than {MOST_LEVELS} levels")
 
 
-def head_from_json(fields: Any, place: str, may_lack: Set[str] = MAY_LACK) -> Head:
+def head_from_json(fields: Any, place: str, may_lack: Set[str] = frozenset()) -> Head:
     """Reads one head; it must have every field, apart from those of `may_lack`, and no other."""
     if not isinstance(fields, Mapping):
         raise SchemaError(f"{place}: must be a table, got {type(fields).__name__}")

@@ -14,7 +14,7 @@ from polyhead.checkpoint import read_checkpoint, renew_golden
 from polyhead.errors import CheckpointError, SchemaError
 from polyhead.golden import GoldenRow, difference, read_rows
 from polyhead.predictor import Predictor
-from polyhead.schema import Schema
+from polyhead.schema import MAY_LACK, Schema
 
 CHANGEABLE = ("format", "heads", "text_template")  # of the polyhead section; the rest decides what the weights mean
 
@@ -40,7 +40,7 @@ def accept_config(folder: Path) -> int:
             "only heads and text_template can be changed after training"
         )
     try:
-        before_heads = Schema.from_json(section.get("heads"))
+        before_heads = Schema.from_json(section.get("heads"), MAY_LACK)
     except SchemaError as error:
         raise CheckpointError(f"{path}:1: polyhead: {error}") from error
     if [head.width for head in before_heads] != [head.width for head in checkpoint.schema]:
