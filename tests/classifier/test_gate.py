@@ -73,7 +73,7 @@ def test_a_taxonomy_changes_as_a_path() -> None:
 
 
 def test_the_tolerance_of_a_regression_is_a_share_of_its_spread() -> None:
-    """Worked out by hand: spread 27,000 near the center, the distance from the center far from it; without a scale 1."""
+    """Worked out by hand: of the spread near the center, of the distance from it far away, and of 1 without a scale."""
     schema = Schema(
         [Head(name="price", kind="regression", target_scale=(98_000.0, 27_000.0)), Head(name="x", kind="regression")]
     )
@@ -118,7 +118,7 @@ def test_no_number_is_near_nan() -> None:
 
 
 def test_prices_are_served_in_every_precision(tmp_path: Path) -> None:
-    """A model that answers 50,000 to 160,000 passes the gate as one that answers -2 to 2; a price off by 20 % does not."""
+    """A model that answers 50,000 to 160,000 passes like one that answers -2 to 2; a price off by 20 % does not."""
     price = Schema([Head(name="price", kind="regression", target_scale=(100_000.0, 27_000.0))])
     write_tiny_checkpoint(tmp_path / "c", schema=price)
     for precision in ("fp32", "bf16", "int8"):

@@ -255,7 +255,7 @@ def test_a_scale_cannot_be_left_out(checkpoint: Path) -> None:
     config = config_of(checkpoint)
     del config["polyhead"]["heads"][4]["target_scale"]
     write_config(checkpoint, config)
-    with pytest.raises(CheckpointError, match="heads.4: missing field 'target_scale'"):
+    with pytest.raises(CheckpointError, match=r"heads\.4: missing field 'target_scale'"):
         read_checkpoint(checkpoint)
 
 
