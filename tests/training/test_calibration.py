@@ -67,12 +67,12 @@ def separable(rows: int) -> tuple[np.ndarray, np.ndarray]:
     return np.hstack([1 - labels, labels]).astype(np.float32), labels
 
 
-@pytest.mark.parametrize(("rows", "temperature"), [(2, 1.0), (10, 0.75), (5000, TEMPERATURES[0])])
-def test_few_rows_without_a_mistake_say_little(rows: int, temperature: float) -> None:
+@pytest.mark.parametrize(("rows", "lowest", "highest"), [(2, 0.8, 1), (10, 0.5, 0.8), (10_000, *[TEMPERATURES[0]] * 2)])
+def test_few_rows_without_a_mistake_say_little(rows: int, lowest: float, highest: float) -> None:
     """The temperature stays near 1 for a few rows, and within its bounds for many."""
     schema = Schema([Head(name="s", kind="single_label", labels=("a", "b"))])
     calibrated, _ = calibrate(*separable(rows), schema, CONFIG)
-    assert calibrated["s"].temperature == pytest.approx(temperature, rel=0.1)
+    assert lowest <= calibrated["s"].temperature <= 1.01 * highest
 
 
 @pytest.mark.parametrize("kind", ["single_label", "multi_label"])
@@ -126,13 +126,13 @@ def test_a_threshold_lies_midway_between_scores() -> None:
 
 
 def test_a_rare_labels_threshold_is_near_that_of_all_labels() -> None:
-    """With ten positive rows it lies halfway between the logits, with none it is that of all labels; by hand."""
+    """With twenty positive rows it lies halfway between the logits, with none it is that of all labels; by hand."""
     true = np.zeros((100, 3), dtype=bool)
-    true[:10, 0] = true[:40, 1] = True
+    true[:20, 0] = true[:40, 1] = True
     logits = np.where(true, [[0.0, 4.0, 0.0]], [[-2.0, 0.5, -9.0]])
     scores = expit(logits).astype(np.float32)
     own = [(expit(0) + expit(-2)) / 2, (expit(4) + expit(0.5)) / 2]
-    # Over all labels: 40 right answers above 0.5 (F1 2 * 40 / 90); all 50 above -2 would come with 60 wrong ones.
+    # Over all labels: 40 right answers above 0.5 (F1 0.8); all 60 above -2 would come with 60 wrong ones.
     shared = own[1]
     thresholds = fit_thresholds(scores, true, per_label=True)
     assert thresholds[0] == pytest.approx(expit((logit(own[0]) + logit(shared)) / 2), rel=1e-5)

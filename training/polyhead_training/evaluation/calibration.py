@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax, logit
 
-from polyhead.decode import Scores, to_scores
+from polyhead.decode import Scores, over_threshold, to_scores
 from polyhead.schema import Head, HeadKind, Schema
 from polyhead_training.config import CalibrationConfig
 from polyhead_training.evaluation.metrics import (
@@ -33,7 +33,7 @@ FOLDS = 5
 TEMPERATURES = (0.25, 20.0)
 LOG_TEMPERATURE = 0.5  # the standard deviation that is expected of a temperature's logarithm before any row is seen
 MOST_LOGITS = 4_000_000  # a temperature is fitted on at most about as many
-PULL = 10  # a label with so many positive rows has a threshold halfway between its own and the one of all labels
+PULL = 20  # a label with so many positive rows has a threshold halfway between its own and the one of all labels
 MOST_ANSWERS = 3  # no threshold answers a label in more rows than this times its own rows
 SHOWN = ("ece", "nll", "micro_f1", "macro_f1", "accuracy")
 
@@ -277,7 +277,9 @@ def fit_thresholds(scores: Scores, true: Mask, per_label: bool) -> tuple[float, 
             trust = count / (count + PULL)
             own = best_threshold(column, true[:, label])
             threshold = float(expit(trust * _logit(own) + (1 - trust) * _logit(shared)))
-        thresholds.append(max(threshold, _least_threshold(column, MOST_ANSWERS * max(count, 1))))
+        most = MOST_ANSWERS * max(count, 1)
+        is_often = over_threshold(column, (threshold,)).sum() > most
+        thresholds.append(_least_threshold(column, most) if is_often else threshold)
     return tuple(thresholds)
 
 
@@ -307,9 +309,7 @@ def best_threshold(scores: Scores, true: Mask) -> float:
 
 
 def _least_threshold(scores: Scores, most: int) -> float:
-    """The lowest threshold, midway between two scores, that at most `most` rows reach; 0 if all rows may."""
-    if len(scores) <= most:
-        return 0.0
+    """The lowest threshold, midway between two scores, that at most `most` rows reach."""
     best, _ = _ranked(scores, most)
     places = np.flatnonzero(best[:-1] > best[1:])
     if not len(places):
