@@ -176,7 +176,7 @@ def find_mismatches(
                 found += _compare_chosen(head, labels, by_label, tolerance)
             case HeadKind.REGRESSION, Regression(value):
                 (score,) = scores[head.name]
-                if abs(value - score) > tolerance * max(1.0, abs(score)):
+                if abs(value - score) > head.allowed(score, tolerance):
                     found.append(f"{head.name}: value {value:.6g}, expected {score:.6g}")
             case _:
                 found.append(f"{head.name}: a {type(answer).__name__}, expected a {head.kind}")
@@ -192,11 +192,14 @@ def find_owner(
 ) -> ExpectedAnswer | None:
     """Another text for which the answer would be right, so that it was given to the wrong caller; None if none is."""
     given = _scores_by_column(prediction, schema)
+    heads = [head for head in schema.heads for _ in range(head.width)]  # of each column
     for other in answers:
         if other.text == asked.text or other.token_count != prediction.token_count:
             continue
         # The full comparison takes a hundred times longer, and there may be thousands of texts.
-        near = all(abs(other.scores[column] - score) <= tolerance * max(1.0, abs(score)) for column, score in given)
+        near = all(
+            abs(other.scores[column] - score) <= heads[column].allowed(score, tolerance) for column, score in given
+        )
         if near and not find_mismatches(prediction, other, schema, tolerance):
             return other
     return None

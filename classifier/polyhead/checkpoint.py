@@ -26,11 +26,12 @@ from polyhead.errors import CheckpointError, SchemaError, TemplateError, describ
 from polyhead.files import replaced_file, replaced_folder
 from polyhead.golden import GoldenRow, complete_rows, prove_view, read_rows, row_line
 from polyhead.heads import build_head, head_shapes
-from polyhead.schema import Architecture, Schema
+from polyhead.schema import MAY_LACK, Architecture, Schema
 from polyhead.template import Template
 from polyhead.weights import read_weights
 
-FORMAT = 2  # of a checkpoint. Format 1, which has no number, has golden rows without what a caller sees
+FORMAT = 3  # of a checkpoint. Heads of formats 1 and 2 have no target_scale
+PROVED_FORMAT = 2  # from here on, golden rows hold what a caller sees. Format 1 has no number
 MOST_TEMPLATE = 65_536  # characters
 MOST_ADDED_TOKENS = 20_000  # of a tokenizer; models in use have up to a few thousand
 # Fields of the polyhead section. At the top level of config.json they would have no effect. transformers wrote a
@@ -116,7 +117,7 @@ class Checkpoint:
     @property
     def unproved(self) -> str | None:
         """What its golden rows do not prove, in one line; None if they prove all that a caller sees."""
-        if self.section.get("format", 1) >= FORMAT:
+        if self.section.get("format", 1) >= PROVED_FORMAT:
             return None
         return (
             f"{self.path}: is of format 1, whose golden rows hold only scores. They do not prove the labels, "
@@ -245,7 +246,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], Body, Spec, Schema]:
     try:
         if "heads" not in section:
             raise SchemaError("missing field 'heads'")
-        schema = Schema.from_json(section.pop("heads"))
+        schema = Schema.from_json(section.pop("heads"), MAY_LACK if number < FORMAT else frozenset())
         spec = Spec.model_validate(section)
     except SchemaError as error:
         raise CheckpointError(f"{path}: polyhead: {error}") from error
@@ -290,7 +291,8 @@ def _read_tokenizer(path: Path, body: Body) -> Tokenizer:
 
 def renew_golden(checkpoint: Checkpoint, rows: Sequence[GoldenRow]) -> None:
     """Replaces the golden rows of a checkpoint folder, and makes it one of the newest format."""
-    config = checkpoint.config | {"polyhead": checkpoint.section | {"format": FORMAT}}
+    newest = {"format": FORMAT, "heads": checkpoint.schema.to_json()}
+    config = checkpoint.config | {"polyhead": checkpoint.section | newest}
     # If the process is killed between the two, the golden rows are refused, and this can be done again.
     with replaced_file(checkpoint.path / "config.json") as part:
         _write_json(part, config)

@@ -46,7 +46,8 @@ class DecodeOptions(BaseModel):
 def to_scores(logits: NDArray[np.floating[Any]], schema: Schema) -> Scores:
     """Calibrated scores of each head: softmax or sigmoid of logits over temperature; a regression's value.
 
-    A regression without `y_range` answers its logit unchanged; with it, a sigmoid between the two ends.
+    A regression's value is its logit in the unit of the training data (`Head.target_scale`), clipped to `y_range`.
+    Without a target_scale it is the logit itself or, with `y_range`, a sigmoid between the two ends.
 
     Args:
         logits: ``(n, schema.width)``.
@@ -68,6 +69,10 @@ def to_scores(logits: NDArray[np.floating[Any]], schema: Schema) -> Scores:
                     scores[:, columns] = exponents / exponents.sum(axis=1, keepdims=True)
                 case HeadKind.MULTI_LABEL:
                     scores[:, columns] = _sigmoid(given / head.temperature)
+                case HeadKind.REGRESSION if head.target_scale is not None:
+                    center, spread = head.target_scale
+                    values = center + spread * given
+                    scores[:, columns] = values if head.y_range is None else values.clip(*head.y_range)
                 case HeadKind.REGRESSION if head.y_range is not None:
                     lowest, highest = head.y_range
                     scores[:, columns] = lowest + (highest - lowest) * _sigmoid(given / head.temperature)

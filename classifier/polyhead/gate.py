@@ -47,8 +47,7 @@ def check_answers(
                                  f"{_describe(row.token_count, row.truncated)}")  # fmt: skip
     expected = np.array([row.scores for row in golden], dtype=np.float32)
     tolerance = TOLERANCE[precision]
-    with np.errstate(over="ignore"):
-        distance = np.abs(scores - expected) / np.maximum(1, np.abs(expected))
+    distance = distances(scores, expected, schema)
     largest = float(distance.max())
     names = schema.column_names()
     if not largest <= tolerance:  # a NaN is refused too
@@ -71,6 +70,25 @@ def check_answers(
                 f"{place}:{number}: the answer has {where or 'heads'} {given}, its scores mean {wanted}"
             )
     return largest
+
+
+def distances(scores: Scores, expected: Scores, schema: Schema) -> NDArray[np.float64]:
+    """How far each score is from the expected one, ``(n, schema.width)``, in the unit of the tolerance.
+
+    A label's score: the difference. A regression's value: the difference divided by the spread of its training targets,
+    or by the expected value's distance from their center if that is larger. So the unit of the data does not matter.
+    Without a target_scale, the center is 0 and the spread 1. One step of float32 is no difference.
+    """
+    wanted = expected.astype(np.float64)
+    off = np.abs(scores - wanted)
+    for head in schema:
+        if head.kind == HeadKind.REGRESSION:
+            columns = schema.columns[head.name]
+            center, spread = head.target_scale or (0.0, 1.0)
+            steps = np.spacing(np.abs(expected[:, columns]))
+            beyond = np.maximum(0, off[:, columns] - steps)
+            off[:, columns] = beyond / np.maximum(spread, np.abs(wanted[:, columns] - center))
+    return off
 
 
 def changed_answers(scores: Scores, expected: Scores, schema: Schema, tolerance: float) -> NDArray[np.bool_]:

@@ -15,7 +15,7 @@ import orjson
 
 from polyhead.checkpoint_files import read_config
 from polyhead.errors import CheckpointError, PolyheadError, RepositoryError, SchemaError
-from polyhead.schema import Head, HeadKind, Schema
+from polyhead.schema import MAY_LACK, Head, HeadKind, Schema
 from polyhead.template import Template
 
 MOST_NAMES = 8  # a line names no more; the rest is counted
@@ -72,7 +72,7 @@ class Interface:
         template = fields.get("text_template")
         if not isinstance(fields["max_length"], int) or not isinstance(template, str | None):
             raise TypeError("max_length must be a whole number, and text_template a text or null")
-        return cls(Schema.from_json(fields["heads"]), fields["max_length"], template)
+        return cls(Schema.from_json(fields["heads"], MAY_LACK), fields["max_length"], template)
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -138,6 +138,8 @@ def _head(old: Head, new: Head) -> Iterator[Change]:
     yield from _thresholds(place, old, new, kept)
     if new.temperature != old.temperature:
         yield Change(f"{place}: temperature {old.temperature:g} → {new.temperature:g}")
+    if new.target_scale != old.target_scale:
+        yield Change(f"{place}: center and spread of its training targets {_scale(old)} → {_scale(new)}")
     if new.y_range != old.y_range:
         yield Change(f"{place}: range of its values {_range(old)} → {_range(new)}", breaks=True)
     if new.parent != old.parent:
@@ -191,6 +193,10 @@ def _column_names(schema: Schema) -> list[tuple[str, str]]:
 
 def _described(head: Head) -> str:
     return head.kind if head.kind == HeadKind.REGRESSION else f"{head.kind}, {len(head.labels)} labels"
+
+
+def _scale(head: Head) -> str:
+    return "unknown" if head.target_scale is None else "{:g} ± {:g}".format(*head.target_scale)
 
 
 def _range(head: Head) -> str:

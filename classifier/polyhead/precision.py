@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "bf16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
-# How far a score may be from its golden score: absolute up to 1, relative to a regression's value beyond. This is the
-# only place for these numbers; SCHEMA carries the one that applies (`Predictor.schema_json`).
+# How far a score may be from its golden score. For a regression it is a share of the spread of its training targets
+# (`polyhead.gate.distances`). This is the only place for these numbers; SCHEMA carries the one that applies
+# (`Predictor.schema_json`).
 TOLERANCE: dict[Precision, float] = {
     "fp32": 1e-4,  # float32 weights, activations and sums
     "bf16": 0.03,  # bfloat16 weights and activations, float32 sums

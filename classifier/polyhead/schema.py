@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from enum import StrEnum
 from functools import cached_property
 from itertools import accumulate
@@ -20,6 +20,8 @@ MOST_HEADS = 1000
 MOST_LEVELS = 32  # of a taxonomy
 
 Architecture = Literal["base", "hidden_state_concat"]  # here, because configs are read without torch
+# Servers and checkpoints (formats 1 and 2) of older releases have heads without these fields.
+MAY_LACK = frozenset({"target_scale"})
 
 # JSON has true beside 1 and "1" beside 1; only a number is one here.
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -43,7 +45,10 @@ class Head(BaseModel):
         weight: factor of the head's loss in training.
         thresholds: multi_label only, one per label: the answer includes a label if its score is at least this.
         temperature: logits are divided by it before softmax or sigmoid (Guo et al. 2017, arXiv:1706.04599).
-        y_range: regression only: the lowest and highest value; a sigmoid maps the logit into this range.
+        target_scale: regression only: center and spread of the numbers that it was trained on. The answer is
+            ``center + spread * logit``. None, in imported models and formats 1 and 2: the answer is the logit.
+        y_range: regression only: the lowest and highest answer. With `target_scale` the answer is clipped to it,
+            otherwise a sigmoid maps the logit into it.
         parent: the single_label head one level up in a taxonomy.
         parent_of: for each label of this head, the label of `parent` that it belongs to.
     """
@@ -56,6 +61,7 @@ class Head(BaseModel):
     weight: Number = Field(default=1.0, ge=0)
     thresholds: tuple[Number, ...] | None = None
     temperature: Number = Field(default=1.0, gt=0)
+    target_scale: tuple[Number, Number] | None = None
     y_range: tuple[Number, Number] | None = None
     parent: str | None = None
     parent_of: dict[str, str] | None = None
@@ -88,6 +94,15 @@ class Head(BaseModel):
                 raise ValueError(f"head {self.name!r}: thresholds must lie in [0, 1], got {shortened(wrong)}")
         elif self.thresholds is not None:
             raise ValueError(f"head {self.name!r}: only multi_label heads have thresholds")
+        if self.target_scale is not None:
+            if self.kind != HeadKind.REGRESSION:
+                raise ValueError(f"head {self.name!r}: only regression heads have a target_scale")
+            center, spread = self.target_scale
+            if not (NO_SCORE < center < -NO_SCORE and 0 < spread < -NO_SCORE):
+                raise ValueError(
+                    f"head {self.name!r}: target_scale must be center and spread, numbers of float32 and spread above "
+                    f"0, got {list(self.target_scale)}"
+                )
         if self.y_range is not None:
             if self.kind != HeadKind.REGRESSION:
                 raise ValueError(f"head {self.name!r}: only regression heads have a y_range")
@@ -136,13 +151,20 @@ class Schema:
             self._check_parent(head)
 
     @classmethod
-    def from_json(cls, heads: Any) -> Schema:
-        """Builds the schema from a checkpoint's ``heads``; raises SchemaError for an unknown or missing field."""
+    def from_json(cls, heads: Any, may_lack: Set[str] = frozenset()) -> Schema:
+        """Builds the schema from a checkpoint's ``heads``.
+
+        Args:
+            may_lack: fields that a head need not have; they get their defaults.
+
+        Raises:
+            SchemaError: an unknown or missing field.
+        """
         if not isinstance(heads, list):
             raise SchemaError(f"heads: must be a list of tables, got {type(heads).__name__}")
         if len(heads) > MOST_HEADS:
             raise SchemaError(f"heads: a model has at most {MOST_HEADS} heads, got {len(heads)}")
-        return cls([head_from_json(head, f"heads.{position}") for position, head in enumerate(heads)])
+        return cls([head_from_json(head, f"heads.{position}", may_lack) for position, head in enumerate(heads)])
 
     def to_json(self) -> list[dict[str, Any]]:
         """The inverse of `from_json`."""
@@ -242,11 +264,11 @@ class Schema:
         raise SchemaError(f"head {head.name!r}: its parents form a cycle or more than {MOST_LEVELS} levels")
 
 
-def head_from_json(fields: Any, place: str) -> Head:
-    """Reads one head; it must have every field and no other."""
+def head_from_json(fields: Any, place: str, may_lack: Set[str] = frozenset()) -> Head:
+    """Reads one head; it must have every field, apart from those of `may_lack`, and no other."""
     if not isinstance(fields, Mapping):
         raise SchemaError(f"{place}: must be a table, got {type(fields).__name__}")
-    if missing := [name for name in Head.model_fields if name not in fields]:
+    if missing := [name for name in Head.model_fields if name not in fields and name not in may_lack]:
         raise SchemaError(f"{place}: missing field {missing[0]!r}")
     try:
         return Head.model_validate(dict(fields))

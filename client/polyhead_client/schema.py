@@ -10,6 +10,8 @@ from typing import Any
 
 from polyhead_client.errors import BadResponseError, UnknownNameError, one_line
 
+FLOAT32_STEP = 2.0**-23  # between neighbouring numbers of float32, relative to them
+
 
 class HeadKind(StrEnum):
     """What kind of answer a head gives; the values are the wire contract's."""
@@ -30,6 +32,7 @@ class HeadSchema:
         thresholds: multi_label only, one per label: the score from which a label is part of the answer.
         parent: the head one level up in a taxonomy.
         parent_of: for each label, the label of the parent head above it.
+        target_scale: regression only: center and spread of the numbers that it was trained on; None if unknown.
     """
 
     name: str
@@ -38,11 +41,24 @@ class HeadSchema:
     thresholds: tuple[float, ...] | None = None
     parent: str | None = None
     parent_of: Mapping[str, str] | None = None
+    target_scale: tuple[float, float] | None = None
 
     @property
     def width(self) -> int:
         """How many score columns belong to this head."""
         return 1 if self.kind == HeadKind.REGRESSION else len(self.labels)
+
+    def allowed(self, score: float, tolerance: float) -> float:
+        """How far a score may be from `score`, its float32 value.
+
+        Args:
+            tolerance: `ModelSchema.tolerance`. For a regression it is a share of the spread of the training targets or,
+                if that is larger, of the value's distance from their center. One step of float32 is always allowed.
+        """
+        if self.kind != HeadKind.REGRESSION:
+            return tolerance
+        center, spread = self.target_scale or (0.0, 1.0)
+        return tolerance * max(spread, abs(score - center)) + abs(score) * FLOAT32_STEP
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +68,8 @@ class ModelSchema:
     Attributes:
         max_length: in tokens.
         precision: ``fp32``, ``bf16`` or ``int8``; None if the server does not state it.
-        tolerance: how far a score may be from its float32 value; None if the server does not state it.
+        tolerance: how far a score may be from its float32 value (`HeadSchema.allowed`); None if the server does not
+            state it.
         text_template: how the server makes a text of fields; None if the model takes plain texts only.
         fields: the names of these fields.
     """
@@ -129,6 +146,7 @@ def _read_head(head: Any) -> HeadSchema:
         raise ValueError(f"head {head['name']!r}: kind must be one of {', '.join(HeadKind)}, got {kind!r}")
     if kind == HeadKind.MULTI_LABEL and len(thresholds or ()) != len(labels):
         raise ValueError(f"head {head['name']!r}: thresholds must be one per label")
+    scale = head.get("target_scale")
     return HeadSchema(
         name=head["name"],
         kind=HeadKind(kind),
@@ -136,4 +154,5 @@ def _read_head(head: Any) -> HeadSchema:
         thresholds=None if thresholds is None else tuple(float(threshold) for threshold in thresholds),
         parent=head.get("parent"),
         parent_of=head.get("parent_of"),
+        target_scale=None if scale is None else (float(scale[0]), float(scale[1])),
     )

@@ -14,7 +14,7 @@ from polyhead.checkpoint import read_checkpoint, renew_golden
 from polyhead.errors import CheckpointError, SchemaError
 from polyhead.golden import GoldenRow, difference, read_rows
 from polyhead.predictor import Predictor
-from polyhead.schema import Schema
+from polyhead.schema import MAY_LACK, Schema
 
 CHANGEABLE = ("format", "heads", "text_template")  # of the polyhead section; the rest decides what the weights mean
 
@@ -22,7 +22,8 @@ CHANGEABLE = ("format", "heads", "text_template")  # of the polyhead section; th
 def accept_config(folder: Path) -> int:
     """Renews the golden rows of the checkpoint; returns how many there are.
 
-    Scores stay those of transformers, unless a temperature or y_range has changed: then they are the engine's.
+    Scores stay those of transformers, unless a temperature, target_scale or y_range has changed: then they are the
+    engine's.
 
     Raises:
         CheckpointError: the change is not one of heads and template, or the checkpoint is damaged.
@@ -39,7 +40,7 @@ def accept_config(folder: Path) -> int:
             "only heads and text_template can be changed after training"
         )
     try:
-        before_heads = Schema.from_json(section.get("heads"))
+        before_heads = Schema.from_json(section.get("heads"), MAY_LACK)
     except SchemaError as error:
         raise CheckpointError(f"{path}:1: polyhead: {error}") from error
     if [head.width for head in before_heads] != [head.width for head in checkpoint.schema]:
@@ -68,7 +69,7 @@ def _fixed(section: Any) -> dict[str, Any]:
 
 def _scales(schema: Schema) -> list[tuple[Any, ...]]:
     """What makes scores of logits."""
-    return [(head.kind, head.temperature, head.y_range) for head in schema]
+    return [(head.kind, head.temperature, head.target_scale, head.y_range) for head in schema]
 
 
 def _rendered_again(row: GoldenRow, template: Any) -> GoldenRow:

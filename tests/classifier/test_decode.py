@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from polyhead.decode import DecodeOptions, best_paths, decode, over_threshold, to_scores
+from polyhead.decode import DecodeOptions, are_answers, best_paths, decode, over_threshold, to_scores
 from polyhead.errors import OptionError
 from polyhead.schema import Head, Schema
 from tests.tiny import SCHEMA
@@ -54,6 +54,28 @@ def test_scores_are_calibrated_softmax_and_sigmoid() -> None:
     scores = to_scores(np.array([[2.0, 0.0, 1.0, -7.5]], dtype=np.float32), schema)[0]
     expected = [math.e / (math.e + 1), 1 / (math.e + 1), 1 / (1 + math.exp(-2)), -7.5]
     np.testing.assert_allclose(scores, expected, rtol=1e-6)
+
+
+def test_a_regression_answers_in_the_unit_of_its_targets() -> None:
+    """Center plus spread times the logit, clipped to the range; worked out by hand."""
+    price = {"kind": "regression", "target_scale": (98_000.0, 27_000.0)}
+    schema = Schema([Head(name="p", **price), Head(name="bounded", **price, y_range=(50_000.0, 120_000.0))])
+    logits = np.array([[0.0, 0.0], [1.5, 1.5], [-2.0, -2.0]], dtype=np.float32)
+    assert to_scores(logits, schema).tolist() == [[98_000, 98_000], [138_500, 120_000], [44_000, 50_000]]
+
+
+def test_a_scale_costs_no_digit() -> None:
+    """The answer is rounded once, to float32, however large the center is."""
+    schema = Schema([Head(name="time", kind="regression", target_scale=(1_700_000_000.0, 86_400.0))])
+    logit = np.float32(0.7)
+    expected = np.float32(1_700_000_000 + 86_400 * float(logit))
+    assert to_scores(np.array([[logit]]), schema)[0, 0] == expected
+
+
+def test_a_value_beyond_float32_is_no_answer() -> None:
+    """Center and spread are numbers of float32, but what they make of a logit may not be one."""
+    schema = Schema([Head(name="r", kind="regression", target_scale=(3e38, 3e38))])
+    assert are_answers(to_scores(np.array([[0.0], [1.0]], dtype=np.float32), schema)).tolist() == [True, False]
 
 
 @given(logits=logits_of(SCHEMA))

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from polyhead.checkpoint import read_checkpoint
 from polyhead.errors import OptionError, ToleranceError
-from polyhead.gate import changed_answers
+from polyhead.gate import changed_answers, distances
 from polyhead.golden import GoldenRow
 from polyhead.precision import TOLERANCE, Precision, requested_precision
 from polyhead.predictor import Predictor
@@ -68,6 +70,63 @@ def test_a_taxonomy_changes_as_a_path() -> None:
     other = np.array([[0.4, 0.6, 0.1, 0.9]], dtype=np.float32)
     assert changed_answers(other, expected, schema, 0.1).tolist() == [[True, False, True, False]]
     assert not changed_answers(other, expected, schema, 0.6).any()
+
+
+def test_the_tolerance_of_a_regression_is_a_share_of_its_spread() -> None:
+    """Worked out by hand: of the spread near the center, of the distance from it far away, and of 1 without a scale."""
+    schema = Schema(
+        [Head(name="price", kind="regression", target_scale=(98_000.0, 27_000.0)), Head(name="x", kind="regression")]
+    )
+    expected = np.array([[100_000, 0.5], [206_000, -4]], dtype=np.float32)
+    scores = np.array([[100_540, 0.51], [203_840, -4.2]], dtype=np.float32)
+    np.testing.assert_allclose(distances(scores, expected, schema), [[0.02, 0.01], [0.02, 0.05]], rtol=1e-4)
+
+
+@given(
+    values=st.lists(st.floats(-5, 5), min_size=1, max_size=5),
+    off=st.floats(-1, 1),
+    center=st.floats(-1e6, 1e6),
+    power=st.integers(-20, 20),
+)
+def test_the_unit_of_the_targets_is_no_matter_of_the_gate(
+    values: list[float], off: float, center: float, power: int
+) -> None:
+    """The same errors on the scale of the targets have the same distance in any unit, apart from float32's rounding."""
+    spread = 2.0**power
+    plain, other = (
+        Schema([Head(name="r", kind="regression", target_scale=scale)]) for scale in ((0, 1), (center, spread))
+    )
+    z = np.array(values)[:, None]
+    moved, wanted = ((center + spread * part).astype(np.float32) for part in (z + off, z))
+    found = distances(moved, wanted, other)
+    rounding = 2.0**-21 * max(abs(center), 6 * spread) / spread
+    np.testing.assert_allclose(found, distances(np.float32(z + off), np.float32(z), plain), atol=rounding + 1e-6)
+
+
+def test_a_step_of_float32_is_no_difference() -> None:
+    """Seconds around 1.7 billion have steps of 128 in float32, more than any tolerance times a spread of 1,000."""
+    schema = Schema([Head(name="time", kind="regression", target_scale=(1.7e9, 1000.0))])
+    expected = np.array([[1.7e9]], dtype=np.float32)
+    assert distances(expected + np.float32(128), expected, schema)[0, 0] == 0
+    assert distances(expected + np.float32(1280), expected, schema)[0, 0] == pytest.approx(1.152)
+
+
+def test_no_number_is_near_nan() -> None:
+    """A score that is not a number is never within the tolerance."""
+    scores = np.full((1, 6), np.nan, dtype=np.float32)
+    assert np.isnan(distances(scores, EXPECTED, SCHEMA)).all()
+
+
+def test_prices_are_served_in_every_precision(tmp_path: Path) -> None:
+    """A model that answers 50,000 to 160,000 passes like one that answers -2 to 2; a price off by 20 % does not."""
+    price = Schema([Head(name="price", kind="regression", target_scale=(100_000.0, 27_000.0))])
+    write_tiny_checkpoint(tmp_path / "c", schema=price)
+    for precision in ("fp32", "bf16", "int8"):
+        assert Predictor.load(tmp_path / "c", precision=precision).check_golden() <= TOLERANCE[precision]
+    change_golden(tmp_path / "c", lambda rows: [moved(row, 20_000) for row in rows])
+    for precision in ("fp32", "bf16", "int8"):
+        with pytest.raises(ToleranceError, match="'price/value' is off by"):
+            Predictor.load(tmp_path / "c", precision=precision)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])

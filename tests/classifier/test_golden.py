@@ -35,6 +35,7 @@ SCHEMA = Schema(
         ),
         Head(name="mood", kind="multi_label", labels=("happy", "sad"), thresholds=(0.3, 0.6), weight=0.5),
         Head(name="stars", kind="regression", y_range=(1.0, 5.0)),
+        Head(name="price", kind="regression", target_scale=(98_000.0, 27_000.0)),
     ]
 )
 
@@ -98,7 +99,7 @@ def other_value(value: Any) -> Any:
             return 0.5
 
 
-SECTION = {"format": 2} | tiny_spec(text_template=TEMPLATE).model_dump(mode="json") | {"heads": SCHEMA.to_json()}
+SECTION = {"format": 3} | tiny_spec(text_template=TEMPLATE).model_dump(mode="json") | {"heads": SCHEMA.to_json()}
 
 
 def test_the_places_are_those_of_the_section(sound: Path) -> None:
@@ -221,13 +222,40 @@ def test_an_older_checkpoint_is_read_and_says_what_is_not_proved(
     assert "do not prove the labels, thresholds and template" in caplog.text
 
 
-@pytest.mark.parametrize("number", [0, 3, "2", True, 2.5, None])
+@pytest.mark.parametrize("number", [0, 4, "2", True, 2.5, None])
 def test_an_unknown_format_is_refused(checkpoint: Path, number: Any) -> None:
     """A format of a later version is one line, not a guess."""
     config = config_of(checkpoint)
     config["polyhead"]["format"] = number
     write_config(checkpoint, config)
-    with pytest.raises(CheckpointError, match="format must be 1 to 2"):
+    with pytest.raises(CheckpointError, match="format must be 1 to 3"):
+        read_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_older_checkpoint_answers_its_logits(damaged: Callable[[], Path], number: int) -> None:
+    """Heads of formats 1 and 2 have no target_scale; the answers stay what they were."""
+    checkpoint = damaged()
+    answers = Predictor.load(checkpoint).predict(["Rain."])
+    config = config_of(checkpoint)
+    config["polyhead"]["format"] = number
+    for head in config["polyhead"]["heads"]:
+        del head["target_scale"]
+    write_config(checkpoint, config)
+    rows = rows_of(checkpoint)
+    rows[0]["polyhead"] = config["polyhead"]
+    write_rows(checkpoint, rows)
+    predictor = Predictor.load(checkpoint)
+    assert predictor.check_golden() < 1e-5
+    assert predictor.predict(["Rain."]) == answers
+
+
+def test_a_scale_cannot_be_left_out(checkpoint: Path) -> None:
+    """Without it the newest format would answer numbers in another unit."""
+    config = config_of(checkpoint)
+    del config["polyhead"]["heads"][4]["target_scale"]
+    write_config(checkpoint, config)
+    with pytest.raises(CheckpointError, match=r"heads\.4: missing field 'target_scale'"):
         read_checkpoint(checkpoint)
 
 

@@ -112,6 +112,10 @@ HARMLESS: dict[str, tuple[Interface, list[str]]] = {
     ),
     "thresholds": (with_head("mood", thresholds=(0.5, 0.99)), ["head 'mood': thresholds sad 0.4 → 0.99"]),
     "temperature": (with_head("area", temperature=2.5), ["head 'area': temperature 1 → 2.5"]),
+    "scale in training": (
+        with_head("stars", target_scale=(3.5, 1.25)),
+        ["head 'stars': center and spread of its training targets unknown → 3.5 ± 1.25"],
+    ),
     "weight in training": (with_head("area", weight=3.0), []),
     "template with the same fields": (
         interface(HEADS, template="{a} - {b}"), ["text_template: '{a}: {b}' → '{a} - {b}'"],

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from polyhead.errors import SchemaError
-from polyhead.schema import Head, Schema
+from polyhead.schema import MAY_LACK, Head, Schema
 
 FIELDS: dict[str, Any] = Head(name="topic", kind="single_label", labels=("a", "b")).model_dump(mode="json")
 LEAF: dict[str, Any] = FIELDS | {
@@ -40,6 +40,27 @@ def test_a_missing_field_is_named(field: str) -> None:
         Schema.from_json([fields])
 
 
+def test_a_head_of_an_older_release_has_no_target_scale() -> None:
+    """It may lack this field, if the reader allows it, and no other."""
+    fields = {name: value for name, value in FIELDS.items() if name != "target_scale"}
+    assert Schema.from_json([fields], MAY_LACK)["topic"].target_scale is None
+    del fields["weight"]
+    with pytest.raises(SchemaError, match="missing field 'weight'"):
+        Schema.from_json([fields], MAY_LACK)
+
+
+@pytest.mark.parametrize(
+    "scale", [[0, 0], [0, -1], [1e39, 1], [0, 1e39], [0], [0, 1, 2], ["0", 1], [0, True], [float("nan"), 1], 5]
+)
+def test_a_scale_is_center_and_spread(scale: Any) -> None:
+    """Two finite numbers of float32, the spread above 0; anything else is refused in one line that names the field."""
+    price = FIELDS | {"name": "price", "kind": "regression", "labels": []}
+    assert Schema.from_json([price | {"target_scale": [98_000, 0.5]}])["price"].target_scale == (98_000, 0.5)
+    with pytest.raises(SchemaError, match="target_scale") as caught:
+        Schema.from_json([price | {"target_scale": scale}])
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -53,6 +74,7 @@ def test_a_missing_field_is_named(field: str) -> None:
         ({"kind": "multi_label", "thresholds": [0.5]}, r"a threshold per label \(2\), got 1"),
         ({"kind": "multi_label", "thresholds": [0.5, 2]}, r"\[0, 1\]"),
         ({"kind": "regression"}, "a regression has no labels"),
+        ({"target_scale": [0, 1]}, "only regression heads have a target_scale"),
         ({"temperature": 0}, "temperature"),
         ({"weight": float("nan")}, "weight"),
         ({"parent": "other"}, "give both parent and parent_of"),

@@ -114,6 +114,17 @@ def test_no_json(data: bytes) -> None:
         ModelSchema.from_json(data)
 
 
+def test_schema_with_a_scale() -> None:
+    """Center and spread of a regression's targets are kept; servers of older releases do not name them."""
+    fields: Any = copy.deepcopy(SCHEMA)
+    assert ModelSchema.from_json(json.dumps(fields)).heads[2].target_scale is None
+    fields["heads"][2]["target_scale"] = [98000, 27000]
+    assert ModelSchema.from_json(json.dumps(fields)).heads[2].target_scale == (98_000.0, 27_000.0)
+    fields["heads"][2]["target_scale"] = [98000]
+    with pytest.raises(BadResponseError, match="SCHEMA breaks the wire contract"):
+        ModelSchema.from_json(json.dumps(fields))
+
+
 def test_schema_with_a_taxonomy() -> None:
     """Parents and the map to their labels are kept; unknown kinds and missing thresholds are refused."""
     fields: Any = copy.deepcopy(SCHEMA)

@@ -6,10 +6,24 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from loadtest.expected import ExpectedAnswer, find_mismatches, find_owner
-from polyhead_client import HeadSchema, LabelScore, ModelSchema, MultiLabel, Prediction, Regression, SingleLabel
+from polyhead.gate import distances
+from polyhead.schema import Head, Schema
+from polyhead_client import (
+    HeadKind,
+    HeadSchema,
+    LabelScore,
+    ModelSchema,
+    MultiLabel,
+    Prediction,
+    Regression,
+    SingleLabel,
+)
 from tests.client.fake_triton import ANSWER, SCHEMA, SCORES
 
 SERVED = ModelSchema.from_json(json.dumps(SCHEMA))
@@ -35,6 +49,36 @@ def test_right_answer() -> None:
     assert find_mismatches(RIGHT, EXPECTED, SERVED) == []
     assert find_mismatches(with_head("topic", single("sport", 0.7009)), EXPECTED, SERVED) == []
     assert find_mismatches(with_head("stars", Regression(3.2525)), EXPECTED, SERVED) == []  # relative above 1
+
+
+def test_a_price_may_differ_by_a_share_of_its_spread() -> None:
+    """Near the center the tolerance is a share of the spread, whatever the unit; worked out by hand."""
+    price = HeadSchema("stars", HeadKind.REGRESSION, target_scale=(98_000.0, 27_000.0))
+    served = replace(SERVED, heads=(*SERVED.heads[:-1], price))
+    expected = replace(EXPECTED, scores=(*SCORES[:-1], 100_000.0))
+    assert find_mismatches(with_head("stars", Regression(100_026)), expected, served) == []
+    found = find_mismatches(with_head("stars", Regression(100_028)), expected, served)
+    assert found == ["stars: value 100028, expected 100000"]
+    owner = replace(expected, text="owner")
+    assert find_owner(with_head("stars", Regression(100_026)), ASKED, [owner], served, 1e-3) == owner
+    assert find_owner(with_head("stars", Regression(100_028)), ASKED, [owner], served, 1e-3) is None
+
+
+@given(
+    score=st.floats(-1e30, 1e30, width=32),
+    off=st.floats(-1e30, 1e30, width=32),
+    scale=st.none() | st.tuples(st.floats(-1e30, 1e30, width=32), st.floats(2.0**-60, 2.0**60, width=32)),
+)
+def test_client_and_gate_allow_the_same(score: float, off: float, scale: tuple[float, float] | None) -> None:
+    """What the client allows around a regression's value is what the gate allows, apart from half a step of float32."""
+    schema = Schema([Head(name="r", kind="regression", target_scale=scale)])
+    head = HeadSchema("r", HeadKind.REGRESSION, target_scale=scale)
+    answer = np.float32(score + off)
+    distance = distances(np.array([[answer]]), np.array([[score]], dtype=np.float32), schema)[0, 0]
+    allowed = head.allowed(score, 0.03)
+    step = abs(score) * 2.0**-23
+    if abs(abs(float(answer) - score) - allowed) > step + 1e-9 * allowed:
+        assert (distance <= 0.03) == (abs(float(answer) - score) <= allowed)
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,7 @@ RENAMED = [
 RESCALED = [
     lambda section: section["heads"][0].update(temperature=2.0),
     lambda section: section["heads"][2].update(y_range=[1.0, 5.0]),
+    lambda section: section["heads"][2].update(target_scale=[98_000.0, 27_000.0]),
 ]
 
 

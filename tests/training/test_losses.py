@@ -52,6 +52,40 @@ def test_a_range_bounds_what_a_regression_is_compared_with() -> None:
     assert classification_loss(torch.zeros(1, 1), torch.tensor([[5.0]]), [term]).item() == pytest.approx(4)
 
 
+def test_a_scaled_regression_is_compared_in_spreads() -> None:
+    """Logit 0.5 means 105 with center 100 and spread 10: 120 is 1.5 spreads away. The weight is a factor of that."""
+    term = LossTerm("regression", 1, weight=3.0, target_scale=(100, 10), y_range=(0, 110))
+    loss = classification_loss(torch.full((1, 1), 0.5), torch.tensor([[120.0]]), [term])
+    assert loss.item() == pytest.approx(3 * 1.5**2)
+
+
+def test_a_wrong_number_counts_linearly() -> None:
+    """Beyond five spreads each further one costs 10: no row can outweigh all others, nor overflow the loss."""
+    term = LossTerm("regression", 1, target_scale=(0, 1))
+    losses = [
+        classification_loss(torch.zeros(1, 1), torch.tensor([[target]]), [term]).item() for target in (4.0, 5.0, 8.0)
+    ]
+    assert losses == pytest.approx([16, 25, 25 + 3 * 10])
+    values = torch.zeros(2, 1).requires_grad_()
+    classification_loss(values, torch.tensor([[3e38], [-3e38]]), [term]).backward()
+    assert values.grad.tolist() == [[-5], [5]]  # each of two rows: 10, divided by two
+
+
+def test_a_scale_costs_no_digit_of_a_target() -> None:
+    """1,700,000,128 is the next number of float32 after 1,700,000,000, one spread away."""
+    term = LossTerm("regression", 1, target_scale=(1_700_000_000, 128))
+    loss = classification_loss(torch.zeros(1, 1), torch.tensor([[1_700_000_128.0]]), [term])
+    assert loss.item() == pytest.approx(1)
+
+
+def test_the_schemas_scale_is_the_losss() -> None:
+    """With and without a config."""
+    schema = Schema([Head(name="price", kind="regression", target_scale=(98_000, 27_000), y_range=(0, 1e6))])
+    for heads in ([], [HeadConfig(name="price", kind="regression")]):
+        (term,) = loss_terms(schema, heads)
+        assert (term.target_scale, term.y_range) == ((98_000, 27_000), (0, 1e6))
+
+
 def test_batches_divided_by_the_whole_steps_counts_sum_to_its_loss() -> None:
     """Rows cut in two at any place, missing labels and class weights included: the parts sum to the whole."""
     terms = [

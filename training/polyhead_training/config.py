@@ -411,13 +411,14 @@ class FitConfig(Section):
 
 
 class CalibrationConfig(Section):
-    """What is fitted on the validation rows after training and stored in the checkpoint.
+    """What is fitted on the validation rows after training and stored in the checkpoint, if it helps in other rows.
 
     Attributes:
         temperature: one per head (Guo et al. 2017, arXiv:1706.04599), with the least negative log-likelihood.
         thresholds: of multi_label heads. ``f1`` gives each label the threshold with its best F1, which is good for
-            macro F1; labels with fewer than 10 positive validation rows share one threshold. ``micro_f1`` gives all
-            labels the one threshold with the best micro F1. ``fixed`` keeps 0.5.
+            macro F1; with few positive validation rows it is near that of all labels. ``micro_f1`` gives all labels the
+            one threshold with the best micro F1. Labels that either would answer in more than three times their rows
+            get a higher one. ``fixed`` keeps 0.5.
     """
 
     temperature: bool = True

@@ -152,7 +152,7 @@ def to_config(config: TrainingConfig | Mapping[str, Any] | str | os.PathLike[str
     Raises:
         ConfigError: names the field, the value and what is allowed.
     """
-    from polyhead_training.config import TrainingConfig, read_config, validated, with_names
+    from polyhead_training.config import TrainingConfig, read_config, validated, with_all_names
 
     if isinstance(config, str | os.PathLike):
         return read_config(Path(config))
@@ -160,7 +160,7 @@ def to_config(config: TrainingConfig | Mapping[str, Any] | str | os.PathLike[str
         config = validated(_plain(config, "config"), TrainingConfig, "config")
     elif not isinstance(config, TrainingConfig):
         raise ConfigError(f"config must be a dict, a path or a TrainingConfig, got {type(config).__name__}")
-    return config.model_copy(update={"heads": [with_names(head) for head in config.heads]})
+    return with_all_names(config)
 
 
 def check_inputs(config: TrainingConfig) -> None:

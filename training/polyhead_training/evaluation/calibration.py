@@ -1,111 +1,326 @@
 """Calibration on validation rows: one temperature per head, and thresholds for the labels of multi_label heads.
 
-A threshold lies midway between two scores, so no row that it was fitted on is exactly at the boundary.
+They must hold on rows that they were not chosen on. So the scores before and after are cross-fitted: each fold of the
+rows is judged with what the other folds chose, and what does not help there is not kept. Little evidence moves little.
+The numbers behind the constants are in docs/decisions/0025-targets-and-thresholds.md.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
-from sklearn.metrics import precision_recall_curve
+from scipy.special import expit, log_softmax, logit
 
-from polyhead.decode import Scores, to_scores
+from polyhead.decode import Scores, over_threshold, to_scores
 from polyhead.schema import Head, HeadKind, Schema
 from polyhead_training.config import CalibrationConfig
-from polyhead_training.evaluation.metrics import score_heads
+from polyhead_training.evaluation.metrics import (
+    HEADLINE,
+    HeadAnswers,
+    answers_of,
+    decisions,
+    expected_calibration_error,
+    levels_below,
+)
 
-# Heads that make no mistake on few rows would get lower temperatures, which also magnify float32's errors.
+FOLDS = 5
+# Heads that make no mistake would get lower temperatures, which also magnify float32's errors.
 TEMPERATURES = (0.25, 20.0)
-MIN_POSITIVES = 10  # labels with fewer positive rows share one threshold: with so few rows the best one is chance
+LOG_TEMPERATURE = 0.5  # the standard deviation that is expected of a temperature's logarithm before any row is seen
+MOST_LOGITS = 4_000_000  # a temperature is fitted on at most about as many
+PULL = 20  # a label with so many positive rows has a threshold halfway between its own and the one of all labels
+MOST_ANSWERS = 3  # no threshold answers a label in more rows than this times its own rows
 SHOWN = ("ece", "nll", "micro_f1", "macro_f1", "accuracy")
+
+Labels = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+Shown = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is fitted for a head. Thresholds: one per label, one for all labels, or as they are."""
+
+    temperature: bool = False
+    thresholds: Literal["label", "shared", "kept"] = "kept"
+
+
+Plans = Mapping[str, _Plan]
 
 
 def calibrate(
-    logits: NDArray[np.float32], labels: NDArray[np.float32], schema: Schema, config: CalibrationConfig
+    logits: NDArray[np.float32], labels: Labels, schema: Schema, config: CalibrationConfig
 ) -> tuple[Schema, dict[str, Any]]:
-    """Fits what `config` asks for. Rows without a label for a head do not count in it.
+    """Fits what `config` asks for, and keeps what helps in rows that it was not fitted on.
+
+    No head gets a worse headline metric (accuracy, micro F1) or negative log-likelihood in the cross-fitted scores.
+    Rows without a label for a head do not count in it.
 
     Args:
         logits: ``(n, schema.width)``.
         labels: ``(n, sum of label widths)``; NaN where unknown.
 
     Returns:
-        The schema with temperatures and thresholds; and by head what was fitted, with metrics ``before`` and ``after``
-        on the same rows.
+        The schema with temperatures and thresholds, fitted on all rows; and by head what was fitted, with the
+        cross-fitted scores ``before`` and ``after`` and with ``notes``: what was not kept, and why.
     """
-    heads = []
-    for head in schema:
-        given = labels[:, schema.label_columns[head.name]]
-        known = ~np.isnan(given).any(axis=1)
-        heads.append(_calibrate_head(head, logits[known, schema.columns[head.name]], given[known], config))
-    calibrated = Schema(heads)
-    before, after = score_heads(logits, labels, schema), score_heads(logits, labels, calibrated)
+    order = np.random.default_rng(0).permutation(len(logits))  # rows may be sorted by label
+    logits, labels = logits[order], labels[order]
+    plans = {head.name: _Plan() for head in schema}
+    notes: dict[str, list[str]] = {head.name: [] for head in schema}
+    before = _judge(logits, labels, schema, plans)
+    fittable = [head for head in schema if _can_fit(head, labels[:, schema.label_columns[head.name]], notes[head.name])]
+    after = before
+    if config.temperature and fittable:
+        wanted = {**plans, **{head.name: _Plan(temperature=True) for head in fittable}}
+        plans, after = _keep_temperatures(logits, labels, schema, wanted, before, notes)
+    for thresholds in {"f1": ("label", "shared"), "micro_f1": ("shared",), "fixed": ()}[config.thresholds]:
+        heads = [h for h in fittable if h.kind == HeadKind.MULTI_LABEL and plans[h.name].thresholds == "kept"]
+        if heads:
+            wanted = plans | {head.name: replace(plans[head.name], thresholds=thresholds) for head in heads}
+            plans, after = _keep_thresholds(logits, labels, schema, plans, wanted, after, notes)
+    calibrated = _fit(logits, labels, schema, plans)
     summary = {}
     for head in calibrated:
         if head.kind == HeadKind.REGRESSION:
             continue
-        fitted: dict[str, Any] = {"rows": before[head.name]["rows"], "temperature": head.temperature}
+        rows = int((~np.isnan(labels[:, schema.label_columns[head.name]]).any(axis=1)).sum())
+        fitted: dict[str, Any] = {"rows": rows, "temperature": head.temperature}
         if head.thresholds is not None:
             fitted["thresholds"] = dict(zip(head.labels, head.thresholds, strict=True))
-        for name, metrics in (("before", before), ("after", after)):
-            fitted[name] = {key: metrics[head.name][key] for key in SHOWN if key in metrics[head.name]}
-        summary[head.name] = fitted
+        summary[head.name] = fitted | {
+            "before": before[head.name],
+            "after": after[head.name],
+            "notes": notes[head.name],
+        }
     return calibrated, summary
 
 
-def _calibrate_head(
-    head: Head, logits: NDArray[np.float32], labels: NDArray[np.float32], config: CalibrationConfig
-) -> Head:
-    if head.kind == HeadKind.REGRESSION or not len(labels):
-        return head
-    if config.temperature:
-        head = head.model_copy(update={"temperature": _fit_temperature(head, logits.astype(np.float64), labels)})
-    if config.thresholds != "fixed" and head.kind == HeadKind.MULTI_LABEL:
-        scores, true = to_scores(logits, Schema([head])), labels.astype(bool)
-        if config.thresholds == "f1":
-            thresholds = _fit_thresholds(scores, true)
+def describe_calibration(summary: Mapping[str, Any]) -> list[str]:
+    """A line per head with its scores before and after, and its notes."""
+    lines = []
+    for name, found in summary.items():
+        scores = [
+            f"{key} {found['before'][key]:.3f} → {found['after'][key]:.3f}"
+            for key in SHOWN
+            if key in found["before"] and key in found["after"]
+        ]
+        if scores:
+            lines.append(f"{name}, cross-fitted on {found['rows']} validation rows: {', '.join(scores)}")
+        lines += [f"{name}: {note}" for note in found["notes"]]
+    return lines
+
+
+def _can_fit(head: Head, labels: Labels, notes: list[str]) -> bool:
+    """Whether the rows can say anything: they must differ in their labels."""
+    if head.kind == HeadKind.REGRESSION:
+        return False
+    known = labels[~np.isnan(labels).any(axis=1)]
+    if len(known) and known.min() != known.max():
+        return True
+    if len(known):
+        notes.append("nothing is fitted, because all validation rows have the same answer")
+    return False
+
+
+def _keep_temperatures(
+    logits: NDArray[np.float32],
+    labels: Labels,
+    schema: Schema,
+    wanted: Plans,
+    before: Shown,
+    notes: dict[str, list[str]],
+) -> tuple[Plans, Shown]:
+    """The plans without the temperatures that do not help, and their scores."""
+    after = _judge(logits, labels, schema, wanted)
+    for head in schema:
+        then, now = before[head.name].get("nll", 0.0), after[head.name].get("nll", 0.0)
+        if wanted[head.name].temperature and not now < then:
+            wanted = {**wanted, head.name: _Plan()}
+            notes[head.name].append(f"the temperature stays 1: nll {then:.3f} would become {now:.3f}")
+    for root in schema.children(None):
+        tree = [head.name for head in levels_below(root, schema)]
+        if len(tree) == 1 or not any(wanted[name].temperature for name in tree):
+            continue
+        after = _judge(logits, labels, schema, wanted)
+        # The best path is the one with the highest product, so a temperature can change the labels of a taxonomy.
+        if any(after[name].get("accuracy", 0) < before[name].get("accuracy", 0) for name in tree):
+            wanted = {**wanted, **{name: _Plan() for name in tree}}
+            notes[root.name].append("the temperatures of this taxonomy stay 1: they would make its answers worse")
+    return wanted, _judge(logits, labels, schema, wanted)
+
+
+def _keep_thresholds(
+    logits: NDArray[np.float32],
+    labels: Labels,
+    schema: Schema,
+    plans: Plans,
+    wanted: Plans,
+    before: Shown,
+    notes: dict[str, list[str]],
+) -> tuple[Plans, Shown]:
+    """The plans with the thresholds that help, and their scores."""
+    after = _judge(logits, labels, schema, wanted)
+    metric = HEADLINE[HeadKind.MULTI_LABEL]
+    found, kept = dict(plans), dict(before)
+    for head in schema:
+        if wanted[head.name] == plans[head.name]:
+            continue
+        then, now = before[head.name].get(metric, 0.0), after[head.name].get(metric, 0.0)
+        if now > then:
+            found[head.name], kept[head.name] = wanted[head.name], after[head.name]
         else:
-            # With calibrated scores, a common threshold has the best micro F1 (Lipton et al. 2014, arXiv:1402.1892).
-            thresholds = (best_threshold(scores.ravel(), true.ravel()),) * head.width
-        head = head.model_copy(update={"thresholds": thresholds})
-    return head
+            what = "a threshold per label" if wanted[head.name].thresholds == "label" else "a threshold for all labels"
+            notes[head.name].append(f"{what} is not kept: {metric} {then:.3f} would become {now:.3f}")
+    return found, kept
 
 
-def _fit_temperature(head: Head, logits: NDArray[np.float64], labels: NDArray[np.float32]) -> float:
-    """The temperature with the least negative log-likelihood (Guo et al. 2017).
+def _judge(logits: NDArray[np.float32], labels: Labels, schema: Schema, plans: Plans) -> Shown:
+    """By head, SHOWN of answers that each fold of the rows gets from what the other folds chose."""
+    if all(plan == _Plan() for plan in plans.values()):
+        folds = [(logits, labels, schema)] if len(logits) else []
+    else:
+        number = np.arange(len(logits)) % min(FOLDS, len(logits))
+        folds = [
+            (logits[number == k], labels[number == k], _fit(logits[number != k], labels[number != k], schema, plans))
+            for k in range(number.max() + 1)
+        ]
+    parts = [list(answers_of(to_scores(given, fitted), true, fitted)) for given, true, fitted in folds]
+    return {
+        head.name: {} if head.kind == HeadKind.REGRESSION else _shown([part[place] for part in parts])
+        for place, head in enumerate(schema)
+    }
 
-    Over the temperature's logarithm the likelihood has one minimum.
-    """
+
+def _shown(parts: list[HeadAnswers]) -> dict[str, float]:
+    """SHOWN, as in `polyhead_training.evaluation.metrics`, which also computes what takes long for many labels."""
+    parts = [part for part in parts if len(part.true)]
+    if not parts:
+        return {}
+    true, chosen = (np.concatenate([getattr(part, name) for part in parts]) for name in ("true", "chosen"))
+    scores = np.concatenate([part.scores for part in parts])
+    joined = replace(parts[0], true=true, chosen=chosen, scores=scores)
+    exact, least = scores.astype(np.float64), np.finfo(np.float64).eps
+    right = (true & chosen).sum(axis=0)
+    either = true.sum(axis=0) + chosen.sum(axis=0)
+    if joined.head.kind == HeadKind.MULTI_LABEL:
+        nll = -np.log(np.where(true, exact, 1 - exact).clip(least)).mean()
+        f1 = 2 * right / either.clip(min=1)
+    else:
+        exact = exact / exact.sum(axis=1, keepdims=True)
+        nll = -np.log(exact[true.astype(bool)].clip(least)).mean()
+        f1 = 2 * right[either > 0] / either[either > 0]
+    found = {
+        "ece": expected_calibration_error(*decisions(joined)),
+        "nll": nll,
+        "micro_f1": 2 * right.sum() / max(either.sum(), 1),
+        "macro_f1": f1.mean(),
+    }
+    if joined.head.kind == HeadKind.SINGLE_LABEL:
+        found["accuracy"] = (true & chosen).any(axis=1).mean()
+    return {name: float(value) for name, value in found.items()}
+
+
+def _fit(logits: NDArray[np.float32], labels: Labels, schema: Schema, plans: Plans) -> Schema:
+    """The schema with what the plans say, fitted on all of these rows."""
+    heads = []
+    for head in schema:
+        plan, given = plans[head.name], labels[:, schema.label_columns[head.name]]
+        known = ~np.isnan(given).any(axis=1)
+        if plan != _Plan() and known.any():
+            own, true = logits[known, schema.columns[head.name]], given[known]
+            if plan.temperature:
+                head = head.model_copy(update={"temperature": _fit_temperature(head, own, true)})
+            if plan.thresholds != "kept":
+                scores = to_scores(own, Schema([head]))
+                thresholds = fit_thresholds(scores, true.astype(bool), per_label=plan.thresholds == "label")
+                head = head.model_copy(update={"thresholds": thresholds})
+        heads.append(head)
+    return Schema(heads)
+
+
+def _fit_temperature(head: Head, logits: NDArray[np.float32], labels: Labels) -> float:
+    """The most probable temperature: negative log-likelihood (Guo et al. 2017), and a prior around 1 for few rows."""
+    step = max(1, logits.size // MOST_LOGITS)
+    given, true = logits[::step].astype(np.float64), labels[::step]
 
     def loss(log_temperature: float) -> float:
-        scaled = logits / np.exp(log_temperature)
+        scaled = given / np.exp(log_temperature)
         if head.kind == HeadKind.SINGLE_LABEL:
-            return float(-log_softmax(scaled, axis=1)[np.arange(len(labels)), labels[:, 0].astype(int)].mean())
-        return float(np.logaddexp(0, np.where(labels == 1, -scaled, scaled)).mean())
+            nll = -log_softmax(scaled, axis=1)[np.arange(len(true)), true[:, 0].astype(int)].mean()
+        else:
+            nll = np.logaddexp(0, np.where(true == 1, -scaled, scaled)).mean()
+        return float(nll * len(labels) + (log_temperature / LOG_TEMPERATURE) ** 2 / 2)
 
-    found = minimize_scalar(loss, bounds=tuple(np.log(TEMPERATURES)), method="bounded")
-    return float(np.exp(found.x)) if found.fun < loss(np.log(head.temperature)) else head.temperature
+    found = minimize_scalar(loss, bounds=tuple(np.log(TEMPERATURES)), method="bounded", options={"xatol": 1e-3})
+    return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
 
 
-def _fit_thresholds(scores: Scores, true: NDArray[np.bool_]) -> tuple[float, ...]:
+def fit_thresholds(scores: Scores, true: Mask, per_label: bool) -> tuple[float, ...]:
+    """Thresholds ``(labels,)`` with good F1.
+
+    The fewer positive rows a label has, the nearer its threshold is to the one of all labels. A label that would be
+    answered in more than `MOST_ANSWERS` times its rows gets a higher one. Otherwise a label that the scores say nothing
+    about would be answered always, because that has its best F1 (Lipton et al. 2014, arXiv:1402.1892).
+    """
+    shared = best_threshold(scores.ravel(), true.ravel())
     positives = true.sum(axis=0)
-    rare = (positives > 0) & (positives < MIN_POSITIVES)
-    shared = best_threshold(scores[:, rare].ravel(), true[:, rare].ravel())
-    return tuple(
-        shared if is_rare else best_threshold(scores[:, i], true[:, i]) for i, is_rare in enumerate(rare.tolist())
-    )
+    thresholds = []
+    for label, count in enumerate(positives.tolist()):
+        column, threshold = scores[:, label], shared
+        if per_label and count:
+            trust = count / (count + PULL)
+            own = best_threshold(column, true[:, label])
+            threshold = float(expit(trust * _logit(own) + (1 - trust) * _logit(shared)))
+        most = MOST_ANSWERS * max(count, 1)
+        is_often = over_threshold(column, (threshold,)).sum() > most
+        thresholds.append(_least_threshold(column, most) if is_often else threshold)
+    return tuple(thresholds)
 
 
-def best_threshold(scores: Scores, true: NDArray[np.bool_]) -> float:
-    """The threshold with the best F1; if several have it, the one farthest from any score. 0.5 if nothing is true."""
-    if not true.any():
+def _logit(share: float) -> float:
+    return float(logit(np.clip(share, 1e-9, 1 - 1e-9)))
+
+
+def best_threshold(scores: Scores, true: Mask) -> float:
+    """The threshold with the best F1 among those that answer at most `MOST_ANSWERS` times the positive rows.
+
+    It lies midway between two scores, so no row that it was fitted on is exactly at the boundary. If several have the
+    best F1, it is the one farthest from any score. 0.5 if nothing is true.
+    """
+    positives = int(true.sum())
+    if not positives:
         return 0.5
-    precision, recall, thresholds = precision_recall_curve(true, scores.astype(np.float64))
-    f1 = 2 * precision[:-1] * recall[:-1] / np.maximum(precision[:-1] + recall[:-1], 1e-12)
-    below = np.concatenate(([0.0], thresholds[:-1]))  # the next lower score
-    best = np.where(f1 >= f1.max() - 1e-12, thresholds - below, -1).argmax()
-    return float((below[best] + thresholds[best]) / 2)
+    best, order = _ranked(scores, MOST_ANSWERS * positives)
+    answered = np.arange(1, len(best))
+    f1 = 2 * np.cumsum(true[order])[: len(answered)] / (answered + positives)
+    gaps = best[:-1] - best[1:]
+    allowed = gaps > 0  # equal scores are answered together
+    if not allowed.any():
+        return (1.0 + float(best[0])) / 2
+    top = f1[allowed].max()
+    place = int(np.where(allowed & (f1 >= top - 1e-12), gaps, -1).argmax())
+    return float((best[place] + best[place + 1]) / 2)
+
+
+def _least_threshold(scores: Scores, most: int) -> float:
+    """The lowest threshold, midway between two scores, that at most `most` rows reach."""
+    best, _ = _ranked(scores, most)
+    places = np.flatnonzero(best[:-1] > best[1:])
+    if not len(places):
+        return (1.0 + float(best[0])) / 2
+    return float((best[places[-1]] + best[places[-1] + 1]) / 2)
+
+
+def _ranked(scores: Scores, most: int) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """The `most` highest scores and the next one, best first (0 after the last of all), and the rows that have them."""
+    count = min(most + 1, len(scores))
+    order = np.arange(len(scores)) if count == len(scores) else np.argpartition(-scores, count - 1)[:count]
+    order = order[np.argsort(-scores[order], kind="stable")]
+    best = scores[order].astype(np.float64)
+    return (np.append(best, 0.0), order) if count < most + 1 else (best, order)

@@ -24,7 +24,7 @@ from polyhead_rows.progress import progress
 from polyhead_training.config import TrainingConfig, with_all_names
 from polyhead_training.data.corpus import describe_corpus, read_corpus
 from polyhead_training.errors import DivergenceError
-from polyhead_training.evaluation.calibration import calibrate
+from polyhead_training.evaluation.calibration import calibrate, describe_calibration
 from polyhead_training.evaluation.evaluation import Evaluation
 from polyhead_training.evaluation.metrics import flat_scores
 from polyhead_training.fitting.arguments import precision_of, trackers, training_arguments
@@ -164,6 +164,8 @@ def _train(
     logits, labels = _answer(model, prepared.validation.rows, arguments)
     say("calibrating")
     calibrated, calibration = calibrate(logits, labels, schema, config.calibration)
+    for line in describe_calibration(calibration):
+        say(f"  {line}")
     if adapted is not None:
         merge_adapters(model, adapted)
     metrics, evaluation, distance = write_evaluated(

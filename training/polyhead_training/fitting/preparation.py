@@ -29,6 +29,7 @@ from polyhead_training.fitting.checkpoint_writing import Fitted, rehearse
 from polyhead_training.model.body import checkpoint_spec, model_tokenizer, untrained_model
 from polyhead_training.model.layers import add_adapters, check_adapters, freeze
 from polyhead_training.model.losses import loss_terms
+from polyhead_training.model.targets import with_target_scales
 
 QUANTILES = (50, 90, 95, 99, 100)  # of text lengths
 
@@ -65,17 +66,22 @@ class TokenRows:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A tokenized corpus, and the untrained model with what describes it."""
+    """A tokenized corpus, and the untrained model with what describes it.
+
+    Attributes:
+        target_notes: lines about the numbers of regressions.
+    """
 
     corpus: Corpus
     fitted: Fitted
     train: TokenRows
     validation: TokenRows
+    target_notes: tuple[str, ...] = ()
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know about the tokens."""
-        return [
+        """What the user should know about tokens and targets."""
+        return [f"note: {note}" for note in self.target_notes] + [
             f"note: {rows.left_out} of {len(rows.lengths)} {name} texts are left out: text_transforms leave no token"
             for name, rows in (("train", self.train), ("validation", self.validation))
             if rows.left_out
@@ -101,26 +107,27 @@ def prepare(
     if config.warm_start is not None and config.warm_start.texts:
         file_names(config.warm_start.texts)  # a name that matches nothing is an error at once
     labels = corpus.validation.labels
-    no_logits = np.zeros((len(labels), corpus.schema.width), dtype=np.float32)
-    check_best_metric(config.training.best_metric, flat_scores(no_logits, labels, corpus.schema))
+    schema, notes = with_target_scales(corpus.schema, corpus.train.labels)
+    no_logits = np.zeros((len(labels), schema.width), dtype=np.float32)
+    check_best_metric(config.training.best_metric, flat_scores(no_logits, labels, schema))
     if tokenizer is None:
         say("preparing the tokenizer")
         tokenizer = model_tokenizer(config.model, corpus.train.texts, config.data.text_transforms)
     set_seed(config.seed)
     spec = checkpoint_spec(config.model, config.data.text_template)
-    model = untrained_model(config.model, spec, corpus.schema, tokenizer)
+    model = untrained_model(config.model, spec, schema, tokenizer)
     is_balanced = any("balanced" in (head.class_weights, head.positive_weights) for head in config.heads)
-    model.terms = loss_terms(corpus.schema, config.heads, corpus.train.labels if is_balanced else None)
+    model.terms = loss_terms(schema, config.heads, corpus.train.labels if is_balanced else None)
     freeze(model, config.training.freeze_layers)
     if config.lora is not None:
         check_adapters(model, config.lora, config.training.freeze_layers)
-    fitted = Fitted(model, spec, corpus.schema, tokenizer)
+    fitted = Fitted(model, spec, schema, tokenizer)
     for name, split in corpus.splits.items():
         check_tokens(split, tokenizer, name)
     rehearse(config, fitted, corpus.train.texts)
     train = tokenize(corpus.train, tokenizer, spec.max_length, scratch, "train", show_progress)
     validation = tokenize(corpus.validation, tokenizer, spec.max_length, scratch, "validation", show_progress)
-    return Prepared(corpus, fitted, train, validation)
+    return Prepared(corpus, fitted, train, validation, tuple(notes))
 
 
 def check_tokens(split: Split, tokenizer: Tokenizer, name: str) -> None:

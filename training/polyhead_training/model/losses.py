@@ -15,6 +15,9 @@ from polyhead_training.config import HeadConfig
 from polyhead_training.errors import ConfigError
 
 IGNORED = -100  # the class index that PyTorch's cross-entropy leaves out
+# Errors of more spreads than this count linearly instead of squared (Huber 1964), so that a wrong number in the data
+# does not outweigh all other rows and heads. See docs/decisions/0025-targets-and-thresholds.md.
+OUTLIER = 5.0
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,9 @@ class LossTerm:
         weight: factor of its mean.
         label_weights: weights of each label's rows (single_label) or of each label's positive rows (multi_label).
         label_smoothing: the share of a target that is spread over all labels (Szegedy et al. 2016).
-        y_range: a regression's lowest and highest value; its value is a sigmoid of the logit between them.
+        target_scale: a regression's center and spread: the logit is compared with ``(target - center) / spread``.
+        y_range: a regression's lowest and highest value. Without a target_scale its value is a sigmoid of the logit
+            between them.
     """
 
     kind: HeadKind
@@ -35,6 +40,7 @@ class LossTerm:
     weight: float = 1.0
     label_weights: tuple[float, ...] | None = None
     label_smoothing: float = 0.0
+    target_scale: tuple[float, float] | None = None
     y_range: tuple[float, float] | None = None
 
     @property
@@ -56,11 +62,15 @@ def loss_terms(
         ConfigError: weights name an unknown label, lack a label, or are not positive.
     """
     if not heads:
-        return [LossTerm(head.kind, head.width, head.weight, y_range=head.y_range) for head in schema]
+        return [
+            LossTerm(head.kind, head.width, head.weight, target_scale=head.target_scale, y_range=head.y_range)
+            for head in schema
+        ]
     terms = []
     for head, config in zip(schema, heads, strict=True):
         weights = _label_weights(head, config, None if labels is None else labels[:, schema.label_columns[head.name]])
-        terms.append(LossTerm(head.kind, head.width, head.weight, weights, config.label_smoothing, head.y_range))
+        smoothing = config.label_smoothing
+        terms.append(LossTerm(head.kind, head.width, head.weight, weights, smoothing, head.target_scale, head.y_range))
     return terms
 
 
@@ -79,6 +89,8 @@ def classification_loss(
     logits: torch.Tensor, labels: torch.Tensor, terms: Sequence[LossTerm], counts: torch.Tensor | None = None
 ) -> torch.Tensor:
     """The weighted sum of the heads' mean losses: cross-entropy, binary cross-entropy with logits, squared error.
+
+    The squared error is in the unit of `LossTerm.target_scale`: 1 is what always answering the mean would cost.
 
     It is computed in float32 whatever the logits are: half precision cannot hold numbers such as 1999 or 100,000.
 
@@ -127,11 +139,15 @@ def _row_losses(term: LossTerm, logits: torch.Tensor, labels: torch.Tensor) -> t
             targets = labels * (1 - term.label_smoothing) + term.label_smoothing / 2
             return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="none").mean(dim=1)
         case HeadKind.REGRESSION:
-            values = logits[:, 0]
+            values, targets = logits[:, 0], labels[:, 0]
+            if term.target_scale is not None:
+                center, spread = term.target_scale
+                targets = ((targets.double() - center) / spread).float()  # float32 would lose digits of 1,700,000,000
+                return 2 * F.huber_loss(values, targets, delta=OUTLIER, reduction="none")
             if term.y_range is not None:
                 lowest, highest = term.y_range
                 values = lowest + (highest - lowest) * values.sigmoid()
-            return (values - labels[:, 0]) ** 2
+            return (values - targets) ** 2
 
 
 def _known(term: LossTerm, labels: torch.Tensor) -> torch.Tensor:
