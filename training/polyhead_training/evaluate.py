@@ -170,7 +170,7 @@ def _evaluate(
     evaluation = replace(
         evaluation,
         left_out=without,
-        measured_on=measured_on(checkpoint, data, len(evaluation.texts)),
+        measured_on=measured_on(checkpoint, data, set(evaluation.files), len(evaluation.texts)),
         baselines={head: {"majority": scores} for head, scores in majority.items() if head not in without},
         baselines_note="A linear model is not compared here, because it is fitted on the training rows; the report of "
         "the training compares it.",

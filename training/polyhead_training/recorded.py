@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import fnmatch
+import os
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,19 +98,30 @@ def recorded_constants(checkpoint: Path) -> dict[str, Constant]:
         return {}
 
 
-def measured_on(checkpoint: Path, data: Sequence[str], rows: int) -> str:
-    """One sentence: on which rows `data` was measured; and a warning if the training was given the same files."""
+def measured_on(checkpoint: Path, data: Sequence[str], files: Collection[str], rows: int) -> str:
+    """One sentence: on which rows the scores are measured; and a warning if the training was given the same files.
+
+    Args:
+        data: what the user named.
+        files: the files that were read.
+    """
     measured = f"Measured on {rows:,} rows of {shortened(', '.join(data))}."
     training = _valid(_Recorded, _read_json(checkpoint / "report" / "training.json")) or {}
     for use in ("train", "validation", "test"):
         names = training.get("data", {}).get(use) or []
-        same = {Path(name).resolve() for name in ([names] if isinstance(names, str) else names)}
-        if same & {Path(name).resolve() for name in data}:
+        names = [names] if isinstance(names, str) else names
+        if any(_is_named(file, name) for file in files for name in names):
             if use == "test":
-                return f"{measured} The training had them as its test rows, on which nothing was chosen."
-            what = "trained on them" if use == "train" else "chose its best weights and its calibration on them"
-            return f"{measured} The training names the same file in data.{use}: it {what}, so the scores are too good."
+                return f"{measured} The training had this file as its test rows, on which nothing was chosen."
+            what = "trained on most of its rows" if use == "train" else "chose its best weights and calibration on it"
+            return f"{measured} The training had the same file in data.{use} and {what}, so the scores are too good."
     return f"{measured} Whether the model was trained on some of them is not known."
+
+
+def _is_named(file: str, name: str) -> bool:
+    """Whether a path, glob or folder names the file. Looks at no file."""
+    path, pattern = str(Path(file).resolve()), str(Path(name).resolve())
+    return path == pattern or fnmatch.fnmatchcase(path, pattern) or path.startswith(pattern + os.sep)
 
 
 def _valid(kind: Any, content: Any) -> Any:

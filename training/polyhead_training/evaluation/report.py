@@ -19,6 +19,7 @@ from sklearn.metrics import precision_recall_fscore_support
 from polyhead.schema import HeadKind
 from polyhead_training.errors import ConfigError
 from polyhead_training.evaluation import plots
+from polyhead_training.evaluation.baselines import LINEAR, MAJORITY
 from polyhead_training.evaluation.calibration import SHOWN
 from polyhead_training.evaluation.evaluation import Evaluation
 from polyhead_training.evaluation.metrics import HEADLINE, HeadAnswers, answers_of
@@ -90,6 +91,9 @@ def write_report(
         "unseen_labels": evaluation.unseen_labels,
         "left_out": evaluation.left_out,
         "notes": notes_of(evaluation),
+        "baseline_names": [
+            name for name in (LINEAR, MAJORITY) if any(name in found for found in evaluation.baselines.values())
+        ],
         "has_slices": any(evaluation.slices.values()),
     }
     counts = {key: content[key] for key in ("name", "source", "rows", "truncated", "dropped", "failed", "max_length")}
@@ -187,10 +191,11 @@ def _calibration_row(head: str, found: Mapping[str, Any]) -> list[Any]:
 def model_card(content: Mapping[str, Any]) -> str:
     """The card in Markdown. Names and labels are escaped, so nothing in them is markup."""
     environment = jinja2.Environment(loader=jinja2.PackageLoader("polyhead_training.evaluation"), autoescape=False)
-    environment.filters |= {"code": _code, "yaml_number": _yaml_number}
+    environment.filters |= {"code": _code, "prose": _prose, "yaml_number": _yaml_number}
     environment.globals["HeadKind"] = HeadKind
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
-    return environment.get_template("card.md").render(content) + "\n"
+    defaults = {"baselines": {}, "baseline_names": [], "left_out": [], "notes": [], "has_slices": False}
+    return environment.get_template("card.md").render(defaults | dict(content)) + "\n"
 
 
 def _code(text: str) -> str:
@@ -198,6 +203,11 @@ def _code(text: str) -> str:
     if not set("`|\n\r") & set(text):
         return f"`{text}`"
     return "".join(char if char.isalnum() or char == " " else f"&#{ord(char)};" for char in text)
+
+
+def _prose(text: str) -> str:
+    """A sentence that may quote labels and names: what could be markup becomes entities."""
+    return "".join(f"&#{ord(char)};" if char in "`*_[]<>|\\\n\r#~&" else char for char in text)
 
 
 def _yaml_number(value: float) -> str:

@@ -79,6 +79,6 @@ def _left_out(counts: pandas.Series, enough: int, shown: int, least: int) -> str
         return ""
     left = counts.iloc[shown:]
     return (
-        f"{len(left)} of {len(counts)} values, {left.sum()} of {counts.sum()} rows, are not shown: {' and '.join(parts)}; "
-        f"--slice-rows 1 --slice-values {len(counts)} shows all."
+        f"{len(left)} of {len(counts)} values, {left.sum()} of {counts.sum()} rows, are not shown: "
+        f"{' and '.join(parts)}; --slice-rows 1 --slice-values {len(counts)} shows all."
     )
