@@ -126,7 +126,7 @@ def score_constants(
     """The metrics of constant answers, without those that need scores. Heads without a constant are left out."""
     alone = Schema([_plain(head).model_copy(update={"parent": None, "parent_of": None}) for head in schema])
     found = {}
-    for answers in answers_of(np.zeros((len(labels), schema.width), np.float32), labels, alone, unseen):
+    for answers in answers_of(np.ones((len(labels), schema.width), np.float32), labels, alone, unseen):
         constant, rows = constants.get(answers.head.name), len(answers.true)
         if constant is None:
             continue
