@@ -464,7 +464,8 @@ def test_a_test_part_is_held_out_if_there_are_rows_enough(tmp_path: Path) -> Non
 def test_a_test_part_that_does_not_fit_is_left_out(tmp_path: Path, data: dict[str, Any]) -> None:
     """Nobody asked for it, so it is no error."""
     rows = [{"text": f"text {i}", "topic": f"t{i % 200}", "lang": "ab"[i % 2]} for i in range(1000)]
-    corpus = read(tmp_path, rows, (TOPIC,), **data)
+    validation = write(tmp_path / "validation.jsonl", [{"text": "v", "topic": "t0"}])
+    corpus = read(tmp_path, rows, (TOPIC,), validation=validation, **data)
     assert corpus.test is None
     assert len(corpus.train) == 1000
 

@@ -18,6 +18,9 @@ from polyhead_training.errors import ConfigError
 from polyhead_training.evaluation.baselines import Constant
 
 
+NAME_LENGTH = 200  # characters of the names of files
+
+
 class _Logged(BaseModel, extra="allow"):
     """An entry of ``history.json``."""
 
@@ -105,7 +108,7 @@ def measured_on(checkpoint: Path, data: Sequence[str], files: Collection[str], r
         data: what the user named.
         files: the files that were read.
     """
-    measured = f"Measured on {rows:,} rows of {shortened(', '.join(data))}."
+    measured = f"Measured on {rows:,} rows of {shortened(', '.join(data), NAME_LENGTH)}."
     training = _valid(_Recorded, _read_json(checkpoint / "report" / "training.json")) or {}
     for use in ("train", "validation", "test"):
         names = training.get("data", {}).get(use) or []

@@ -25,6 +25,7 @@ from polyhead_training.errors import DataError
 
 SPLITS = ("train", "validation", "test")
 LABELS_SHOWN = 5  # from each end
+NAME_LENGTH = 200  # characters of the names of files
 
 Unseen = dict[str, dict[int, list[str]]]
 """By head and row, the labels that the schema lacks."""
@@ -141,7 +142,7 @@ def read_corpus(
         _check_filled(parts)
         if config.test_share is None and "test" in parts and "test" not in sources:
             notes.append(
-                f"test: {len(parts['test'][1])} of {len(whole.rows)} rows of {shortened(whole.source)} are held out, "
+                f"test: {len(parts['test'][1])} of {len(whole.rows)} rows of {shortened(whole.source, NAME_LENGTH)} are held out, "
                 "so that the final scores are of rows on which nothing is chosen; data.test_share = 0 trains on them"
             )
         text_keys = {name: staged.numbers("text_key", indices) for name, (staged, indices) in parts.items()}
@@ -165,7 +166,7 @@ def read_corpus(
             on_disk = write_rows(scratch / f"{name}.arrow", rows, _row_schema(schema, recipe))
             is_source = name == "train" or staged is not whole
             split = _to_split(on_disk, staged) if is_source else Split(on_disk, files=tuple(staged.files))
-            origin = f"{'of' if is_source else 'held out of'} {shortened(staged.source)}"
+            origin = f"{'of' if is_source else 'held out of'} {shortened(staged.source, NAME_LENGTH)}"
             splits[name] = replace(split, origin=origin, in_train=in_train.get(name, 0))
     if augmentation is not None:
         notes.append(augmentation.note)
