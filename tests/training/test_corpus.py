@@ -408,7 +408,7 @@ def test_a_left_out_column_is_not_even_read(tmp_path: Path) -> None:
 
 
 def test_labels_that_training_never_saw_are_kept(tmp_path: Path) -> None:
-    """In place of an index stands a number below 0; the labels themselves are listed by row, also ids without a name."""
+    """In place of an index stands a number below 0; the labels are listed by row, also ids without a name."""
     rows: list[dict[str, Any]] = [
         {"text": "one", "topic": "c", "tags": ["x", "new", "newer"], "stars": 1},
         {"text": "two", "topic": "a", "tags": ["new"], "stars": 2},
@@ -434,7 +434,7 @@ def test_a_row_keeps_its_place(tmp_path: Path) -> None:
 
 
 def test_a_test_part_is_held_out_if_there_are_rows_enough(tmp_path: Path) -> None:
-    """A tenth from 1,000 rows on, said with the key that turns it off; not with fewer rows, nor if test rows are given."""
+    """A tenth from 1,000 rows on, said with the key that turns it off; not with fewer, nor if test rows are given."""
     rows = [{"text": f"text {i}", "topic": "ab"[i % 2]} for i in range(1000)]
     corpus = read(tmp_path, rows, (TOPIC,))
     assert corpus.test is not None

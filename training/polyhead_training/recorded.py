@@ -17,7 +17,6 @@ from polyhead_training.config import TrainingConfig
 from polyhead_training.errors import ConfigError
 from polyhead_training.evaluation.baselines import Constant
 
-
 NAME_LENGTH = 200  # characters of the names of files
 
 

@@ -141,9 +141,10 @@ def read_corpus(
         notes += _clean(parts, config)
         _check_filled(parts)
         if config.test_share is None and "test" in parts and "test" not in sources:
+            source = shortened(whole.source, NAME_LENGTH)
             notes.append(
-                f"test: {len(parts['test'][1])} of {len(whole.rows)} rows of {shortened(whole.source, NAME_LENGTH)} are held out, "
-                "so that the final scores are of rows on which nothing is chosen; data.test_share = 0 trains on them"
+                f"test: {len(parts['test'][1])} of {len(whole.rows)} rows of {source} are held out, so that the final "
+                "scores are of rows on which nothing is chosen; data.test_share = 0 trains on them"
             )
         text_keys = {name: staged.numbers("text_key", indices) for name, (staged, indices) in parts.items()}
         in_train = {name: int(np.isin(keys, text_keys["train"]).sum()) for name, keys in text_keys.items()}
