@@ -105,6 +105,9 @@ def evaluate(
     slices: Sequence[str] = (),
     config: TrainingConfig | Mapping[str, Any] | str | os.PathLike[str] | None = None,
     device: str = "cpu",
+    without: Sequence[str] = (),
+    slice_values: int = 20,
+    slice_rows: int = 10,
     show_progress: bool = False,
     **options: Any,
 ) -> Evaluation:
@@ -117,6 +120,9 @@ def evaluate(
         slices: columns for whose values the scores are also given.
         config: names text and label columns; without it the checkpoint's record does.
         device: ``cpu`` or ``cuda``.
+        without: heads that are left out, because the data have no labels for them.
+        slice_values: how many values of a column are shown.
+        slice_rows: the least rows of a value that is shown.
         show_progress: prints what the command prints.
         options: ``text_column``, ``bad_rows``, ``format``, ``delimiter``, ``encoding``, ``header`` and ``columns``;
             they replace those of the config.
@@ -143,6 +149,9 @@ def evaluate(
             {name: tuple(value) if name == "columns" else value for name, value in options.items()},
             device,
             say,
+            list(dict.fromkeys([without] if isinstance(without, str) else without)),
+            slice_values,
+            slice_rows,
         )
 
 

@@ -1,6 +1,7 @@
 """The first row of each file, checked before torch and transformers are imported, so that a mistake shows at once.
 
-Of JSON files, rows are looked through until all needed columns are seen. Everything is read again later: what is fine here may still be wrong in another row.
+Of JSON files, rows are looked through until all needed columns are seen. Everything is read again later: what is fine
+here may still be wrong in another row.
 """
 
 from __future__ import annotations
@@ -42,14 +43,20 @@ def check_texts(paths: str | list[str], config: DataConfig) -> None:
 
 
 def check_evaluation_files(
-    paths: list[str], config: DataConfig, heads: Sequence[HeadConfig], schema: Schema, metadata: Sequence[str]
+    paths: list[str],
+    config: DataConfig,
+    heads: Sequence[HeadConfig],
+    schema: Schema,
+    metadata: Sequence[str],
+    without: Sequence[str],
 ) -> None:
-    """As `check_training_files`, for the files of an evaluation. A head's column may be absent.
+    """As `check_training_files`, for the files of an evaluation.
 
     Args:
         metadata: other columns that are needed.
+        without: heads whose columns are not read.
     """
-    _check(paths, config, heads_for(schema, heads), metadata, lenient=True)
+    _check(paths, config, heads_for(schema, heads), metadata, without=without)
 
 
 def heads_for(schema: Schema, heads: Sequence[HeadConfig]) -> list[HeadConfig]:
@@ -58,6 +65,9 @@ def heads_for(schema: Schema, heads: Sequence[HeadConfig]) -> list[HeadConfig]:
     configs = [by_name.get(head.name) or HeadConfig(name=head.name, kind=head.kind) for head in schema]
     # What the model answers is a label, even if it looks like a text that means unknown.
     named = [{} if head.kind == HeadKind.REGRESSION else {"labels": list(head.labels)} for head in schema]
+    for config_of_head, update in zip(configs, named, strict=True):
+        if config_of_head.names is not None:
+            update["unnamed"] = "keep"  # an id without a name is a label that training never saw
     return [config.model_copy(update=update) for config, update in zip(configs, named, strict=True)]
 
 
@@ -67,18 +77,17 @@ def _check(
     heads: Sequence[HeadConfig],
     metadata: Sequence[str] = (),
     also: Sequence[str] = (),
-    lenient: bool = False,
+    without: Sequence[str] | None = None,
 ) -> None:
-    recipe = Recipe(config, heads, metadata)
+    recipe = Recipe(config, heads, metadata, without)
     # What comes through a pipe can be read only once.
     names = [name for name in file_names(paths) if name != STDIN and not is_pipe(name)]
-    labels = [] if lenient else [column for reader in recipe.readers for column in reader.columns]
-    needed = [*recipe.columns, *also, *labels]
+    needed = [*recipe.columns, *also, *recipe.head_columns]
     sources = open_files(names, config) if names else []
     if not all(_begins_well(source, recipe, needed) for source in sources):
         with tempfile.TemporaryDirectory(prefix="polyhead-first-rows-") as scratch:
             rows = Path(scratch) / "rows.arrow"
-            stage(open_files(names, config), Recipe(config, heads, metadata), joined(paths), rows, also, lenient)
+            stage(open_files(names, config), Recipe(config, heads, metadata, without), joined(paths), rows, also)
 
 
 def _begins_well(source: Source, recipe: Recipe, needed: Sequence[str]) -> bool:

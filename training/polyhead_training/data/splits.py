@@ -20,6 +20,16 @@ from polyhead_training.errors import ConfigError
 
 QUANTILES = 10  # into which the numbers of a regression are put
 
+DEFAULT_TEST_SHARE = 0.1
+ENOUGH_ROWS = 1000  # of train: with fewer, a tenth says little and is missed in training
+
+
+def share_of_test(config: DataConfig, rows: int) -> float:
+    """The share of the training rows that is held out for the test; by default a tenth if there are enough rows."""
+    if config.test_share is not None:
+        return config.test_share
+    return min(DEFAULT_TEST_SHARE, (1 - config.validation_share) / 2) if rows >= ENOUGH_ROWS else 0.0
+
 
 def hold_out_by_hash(places: NDArray[np.float64], shares: Mapping[str, float]) -> dict[str, Indices]:
     """Train, and one split per share: test takes the lowest hashes, validation the highest.
@@ -109,7 +119,22 @@ def heads_to_stratify_by(config: DataConfig, heads: Sequence[HeadConfig]) -> lis
 def hold_out(
     staged: Staged, config: DataConfig, heads: Sequence[HeadConfig], shares: Mapping[str, float], seed: int
 ) -> dict[str, Indices]:
-    """Train and one split per share, as the config says."""
+    """Train and one split per share, as the config says.
+
+    A test split that the config does not ask for is left out if it cannot be about as large as its share, because few
+    values of `split_column` decide about many rows.
+    """
+    if config.test_share is None and "test" in shares:
+        others = {name: share for name, share in shares.items() if name != "test"}
+        held = _hold_out(staged, config, heads, shares, seed)
+        is_near = 0.5 <= len(held["test"]) / (shares["test"] * len(staged.rows)) <= 2
+        return held if is_near else _hold_out(staged, config, heads, others, seed)
+    return _hold_out(staged, config, heads, shares, seed)
+
+
+def _hold_out(
+    staged: Staged, config: DataConfig, heads: Sequence[HeadConfig], shares: Mapping[str, float], seed: int
+) -> dict[str, Indices]:
     if config.split == "hash":
         return hold_out_by_hash(staged.numbers("place"), shares)
     has: list[NDArray[np.int64]] = [np.empty((0, 2), np.int64)]
