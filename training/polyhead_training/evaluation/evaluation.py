@@ -16,6 +16,7 @@ from polyhead.schema import Schema
 from polyhead_rows.progress import progress
 from polyhead_training.errors import DataError
 from polyhead_training.evaluation.metrics import HEADLINE, score_answers
+from polyhead_training.evaluation.suspects import Suspect
 
 if TYPE_CHECKING:
     from polyhead_training.data.corpus import Split  # its libraries take seconds to import
@@ -39,6 +40,10 @@ class Evaluation:
         dropped: how many rows had no usable text.
         failed_texts, failed_labels: the texts whose scores are not finite, because the model's numbers overflow, and
             their labels. They are in none of the fields above.
+        measured_on: one sentence: which rows these are, and whether anything was chosen on them.
+        files, rows, splits: of each text its file, its row there (as error messages count rows), and its split.
+        baselines: by head name, ``linear`` or ``majority``, and metric.
+        suspects: labels that are probably wrong in the data, the most certain ones first.
     """
 
     schema: Schema
@@ -53,6 +58,12 @@ class Evaluation:
     dropped: int = 0
     failed_texts: Sequence[str] = ()
     failed_labels: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    measured_on: str = ""
+    files: Sequence[str] = ()
+    rows: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    splits: Sequence[str] = ()
+    baselines: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    suspects: Sequence[Suspect] = ()
 
     def slice_tables(self) -> list[dict[str, Any]]:
         """Per sliced ``column``: the ``columns`` of its table, and ``rows`` with each head's main score per value."""
