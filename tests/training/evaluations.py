@@ -59,7 +59,8 @@ def answered(schema: Schema, labels: np.ndarray, random: np.random.Generator, sk
 
 def evaluation_of(
     schema: Schema,
-    rows: int,
+    count: int,
+    /,
     *,
     known: bool = True,
     texts: Sequence[str] = (HOSTILE,),
@@ -75,7 +76,7 @@ def evaluation_of(
         fields: of the evaluation.
     """
     random = np.random.default_rng(0)
-    labels = random_labels(schema, rows, random)
+    labels = random_labels(schema, count, random)
     logits = answered(schema, labels, random)
     if not known:
         labels[:] = math.nan
@@ -93,14 +94,14 @@ def evaluation_of(
     evaluation = Evaluation(
         schema=schema,
         max_length=16,
-        texts=[f"{texts[i % len(texts)]} {i}" for i in range(rows)],
+        texts=[f"{texts[i % len(texts)]} {i}" for i in range(count)],
         labels=labels,
         scores=scores,
-        token_counts=np.full(rows, 16, np.int32),
-        truncated=np.arange(rows) % 2 == 0,
+        token_counts=np.full(count, 16, np.int32),
+        truncated=np.arange(count) % 2 == 0,
         metrics=metrics,
         dropped=2,
-        **{"slices": {"<b>country</b>": {HOSTILE: {"rows": rows, "heads": metrics}}}} | fields,
+        **{"slices": {"<b>country</b>": {HOSTILE: {"rows": count, "heads": metrics}}}} | fields,
     )
     return evaluation, logits
 

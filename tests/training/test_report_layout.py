@@ -104,7 +104,7 @@ def test_dark_mode_has_light_letters(browser: Browser, pages: dict[str, Path]) -
         if (!/, 0\\)|transparent/.test(c)) return c } return "rgb(255, 255, 255)" };
       let worst = [99, ""];
       for (const e of document.querySelectorAll("p, b, a, td, th, h1, h2, h3, summary, span, svg text")) {
-        if (e.closest(".matrix td")) continue;
+        if (e.closest(".matrix td") || !e.textContent.trim()) continue;
         const style = getComputedStyle(e), svg = e instanceof SVGElement;
         const a = light(svg ? style.fill : style.color), b = light(back(svg ? e.closest("figure") : e));
         const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);

@@ -68,12 +68,11 @@ def _compare(paths: list[Path], output: Path) -> Comparison:
     from polyhead_training.evaluation.reported_run import read_runs
 
     comparison = compare_runs(read_runs(paths))
-    content = dataclasses.asdict(comparison)
-    html = environment().get_template("comparison.html").render(content)
+    html = environment().get_template("comparison.html").render(vars(comparison))
     try:
         with replaced_folder(output) as fresh:
             (fresh / "index.html").write_text(html, encoding="utf-8")
-            text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+            text = json.dumps(dataclasses.asdict(comparison), indent=2, ensure_ascii=False, allow_nan=False)
             (fresh / "comparison.json").write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{output}: cannot be written ({error})") from error
