@@ -133,7 +133,7 @@ def test_rows_without_a_place_are_joined_by_text(tmp_path: Path) -> None:
 
 
 def test_every_kind_of_head_has_its_metric(tmp_path: Path) -> None:
-    """Micro F1 and mean error are those of scikit-learn and numpy; less error is better; unknown labels do not count."""
+    """Micro F1 and mean error are those of scikit-learn and numpy; less error is better; unknown labels are out."""
     random = np.random.default_rng(0)
     rows, names = 300, ("a", "b", "c")
     true = random.random((rows, 3)) < 0.4

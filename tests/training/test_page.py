@@ -61,8 +61,8 @@ def test_a_label_that_is_never_answered_is_said() -> None:
     level, sentences = verdict_of(sizes([0] * 60 + [1] * 30 + [2] * 10, [0] * 100), {"majority": {"accuracy": 0.6}})
     assert level == "bad"
     assert sentences == (
-        "Exactly as good as the same answer for every text.",
-        "So nothing here shows that the network is worth serving.",
+        "Exactly as good as the majority answer.",
+        "So these rows do not show that the network is worth serving.",
         'Never answers 2 of the 3 labels in these rows: “petite”, “it\'s "tall"”.',
     )
 
@@ -73,7 +73,7 @@ def test_a_verdict_counts_chance() -> None:
     many = sizes([0, 1, 2] * 700, [0, 1, 2] * 630 + [1, 2, 0] * 70)  # accuracy 0.9
     assert verdict_of(many, baselines) == (
         "good",
-        ("Better than the linear model by 0.050.", "Better than the same answer for every text by 0.600."),
+        ("Better than the linear model by 0.050.", "Better than the majority answer by 0.600."),
     )
     few = sizes([0, 1, 2] * 20, [0, 1, 2] * 18 + [1, 2, 0] * 2)
     level, sentences = verdict_of(few, baselines)
@@ -90,7 +90,7 @@ def test_less_error_is_better() -> None:
     evaluation = evaluated(STARS, true[:, None].tolist(), (true + 1)[:, None].tolist())  # the error is always 1
     level, sentences = verdict_of(evaluation, {"linear": {"mae": 1.25}, "majority": {"mae": 0.5}})
     assert (level, sentences[0]) == ("bad", "Better than the linear model by 0.250.")
-    assert sentences[1] == "Worse than the same answer for every text by 0.500."
+    assert sentences[1] == "Worse than the majority answer by 0.500."
     assert verdict_of(evaluation, {}) == ("unclear", ())
 
 
@@ -131,9 +131,9 @@ def test_the_most_confused_pairs_come_first() -> None:
     )
     (answers,) = answers_of(evaluation.scores, evaluation.labels, SIZES)
     found = mistakes(answers, evaluation)
-    assert [(kind.title, kind.count, kind.share) for kind in found] == [
-        ('“general” answered as “it\'s "tall"”', 3, 0.3),
-        ("“petite” answered as “general”", 2, 0.5),
+    assert [(kind.label, kind.what, kind.other, kind.count, kind.share) for kind in found] == [
+        ("general", "answered as", 'it\'s "tall"', 3, 0.3),
+        ("petite", "answered as", "general", 2, 0.5),
     ]
     assert [(row.place, row.text) for row in found[1].rows] == [
         ("rows.csv, row 12", "text 10"),
@@ -148,13 +148,13 @@ def test_missed_and_wrong_labels_are_counted() -> None:
     scores = [[0.9, 0.8], [0.2, 0.1], [0.1, 0.9], [0.1, 0.7], [0.9, 0.9]]
     evaluation = evaluated(TAGS, labels, scores)
     (answers,) = answers_of(evaluation.scores, evaluation.labels, TAGS)
-    found = {kind.title: kind for kind in mistakes(answers, evaluation)}
-    assert {title: (kind.count, kind.share) for title, kind in found.items()} == {
-        "“a” missed": (2, pytest.approx(2 / 3)),
-        "“b” answered wrongly": (1, pytest.approx(1 / 3)),
+    found = {f"{kind.label} {kind.what}": kind for kind in mistakes(answers, evaluation)}
+    assert {what: (kind.count, kind.share) for what, kind in found.items()} == {
+        "a missed": (2, pytest.approx(2 / 3)),
+        "b answered wrongly": (1, pytest.approx(1 / 3)),
     }
-    assert [row.text for row in found["“a” missed"].rows] == ["text 2", "text 1"]  # the surest first
-    assert found["“a” missed"].rows[0].true == "a, b"
+    assert [row.text for row in found["a missed"].rows] == ["text 2", "text 1"]  # the surest first
+    assert found["a missed"].rows[0].true == "a, b"
 
 
 @pytest.mark.parametrize("head", ["kind", "tags"])
@@ -249,7 +249,7 @@ def test_five_thousand_labels_make_a_page(tmp_path: Path) -> None:
     evaluation, _ = evaluation_of(schema, 300, texts=["word " * 50])
     write_report(tmp_path, evaluation)
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
-    assert "Confusion: the 12 of 5,000 labels with most mistakes" in page
+    assert "Confusion: the 12 of 5,000 labels that are confused most" in page
     assert "100 labels with most rows, of 5,000" in page
     assert len(page) < 500_000
 

@@ -34,7 +34,7 @@ def compare_reports(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            help="Checkpoints of polyhead-train or reports of polyhead-evaluate. The others are compared with the first."
+            help="Checkpoints of polyhead-train or reports of polyhead-evaluate; all are compared with the first."
         ),
     ],
     output: Annotated[Path, typer.Option(help="Folder of the page. An older comparison is replaced.")] = Path(

@@ -23,7 +23,7 @@ MOST_NAMED = 5  # labels in a sentence
 FEW_ROWS = 30  # below, the error of a score is itself unknown
 BASELINES = {  # of `Evaluation.baselines`, the strongest first: how a sentence calls them
     "linear": "the linear model",
-    "majority": "the same answer for every text",
+    "majority": "the majority answer",
 }
 
 Parts = NDArray[np.float64]  # (rows, 2): what each row adds to the two sums
@@ -90,7 +90,7 @@ def verdict(
         sentences.append(words)
         level = max(level, found, key=("good", "unclear", "bad").index)
     if known and level != "good":
-        sentences.append("So nothing here shows that the network is worth serving.")
+        sentences.append("So these rows do not show that the network is worth serving.")
     if not known:
         level = "unclear"
     if never := _never_answered(answers):

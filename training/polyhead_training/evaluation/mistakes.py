@@ -45,7 +45,7 @@ class Mistakes:
 
     Attributes:
         true, answered: indices of the labels; the one that does not apply is None.
-        title: what happened, for example ``a answered as b``.
+        label, what, other: what happened, for example ``a``, ``answered as``, ``b``; `other` may be empty.
         count: of all rows of this kind.
         share: of the rows that have the true label or, if a label was answered wrongly, of the rows that got it.
         share_of: says which rows these are.
@@ -55,7 +55,9 @@ class Mistakes:
 
     true: int | None
     answered: int | None
-    title: str
+    label: str
+    what: str
+    other: str
     count: int
     share: float
     share_of: str
@@ -123,7 +125,9 @@ def _confused(answers: HeadAnswers, evaluation: Evaluation) -> Iterator[Mistakes
         yield Mistakes(
             true=right,
             answered=named,
-            title="{} answered as {}".format(*map(_quoted, names)),
+            label=names[0],
+            what="answered as",
+            other=names[1],
             count=int(counts[place]),
             share=float(counts[place] / rows_of[right]),
             share_of=f"of its {rows_of[right]:,} rows",
@@ -153,7 +157,9 @@ def _missed_and_extra(answers: HeadAnswers, evaluation: Evaluation) -> Iterator[
         yield Mistakes(
             true=None if is_extra else label,
             answered=label if is_extra else None,
-            title=f"{_quoted(name)} {'answered wrongly' if is_extra else 'missed'}",
+            label=name,
+            what="answered wrongly" if is_extra else "missed",
+            other="",
             count=count,
             share=count / of,
             share_of=f"of the {of:,} texts that got it" if is_extra else f"of its {of:,} rows",
@@ -182,10 +188,6 @@ def _listed(head: Head, part: str, label: str) -> str:
 
 def _names(head: Head, has: NDArray[np.bool_]) -> str:
     return ", ".join(head.labels[i] for i in np.flatnonzero(has)) or "no label"
-
-
-def _quoted(label: str) -> str:
-    return f"“{label}”"
 
 
 def _row_maker(answers: HeadAnswers, evaluation: Evaluation, length: int) -> Callable[[int, str, str], WrongRow]:

@@ -161,15 +161,14 @@ def _bars(
 
 
 def _matrix(answers: HeadAnswers, found: Sequence[Mistakes]) -> dict[str, Any] | None:
-    """Counts of answered labels by true label, of at most `MOST_MATRIX_LABELS` labels: those with most mistakes."""
+    """Counts of answered labels by true label, of at most `MOST_MATRIX_LABELS` labels: those that are confused most."""
     head = answers.head
     if head.kind != HeadKind.SINGLE_LABEL or not len(answers.true):
         return None
     true, answered = answers.true.argmax(axis=1), answers.chosen.argmax(axis=1)
-    wrong = true != answered
-    mistaken = np.bincount(true[wrong], minlength=head.width) + np.bincount(answered[wrong], minlength=head.width)
     seen = np.unique(np.concatenate([true, answered]))
-    shown = np.sort(seen[np.argsort(-mistaken[seen], kind="stable")[:MOST_MATRIX_LABELS]])
+    confused = [label for kind in found for label in (kind.true, kind.answered)]
+    shown = np.sort(list(dict.fromkeys([*confused, *seen.tolist()]))[:MOST_MATRIX_LABELS])
     rows_of = np.bincount(true, minlength=head.width)
     links = {(kind.true, kind.answered): place for place, kind in enumerate(found)}
     rows = []
