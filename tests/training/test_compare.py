@@ -295,10 +295,13 @@ def test_the_help_teaches() -> None:
 
 
 def test_infinite_numbers_are_no_answer(tmp_path: Path) -> None:
-    """NaN in a regression is left out; JSON holds no NaN."""
+    """NaN and infinity in a regression are left out; JSON holds neither."""
     runs = [
         write_predictions(
-            tmp_path / name, text=["a", "b", "c"], stars_value=[1.0, math.nan, value], stars_true=[1.0, 2.0, 2.0]
+            tmp_path / name,
+            text=["a", "b", "c", "d"],
+            stars_value=[1.0, math.nan, value, math.inf],
+            stars_true=[1.0, 2.0, 2.0, 2.0],
         )
         for name, value in (("a", 3.0), ("b", 2.0))
     ]

@@ -194,22 +194,25 @@ def _prepare(
     notes = []
     true = [_true_values(table[f"{name}_true"], kind) for table in tables]
     known = np.array([[value is not None for value in column] for column in true])  # (runs, rows)
-    usable = known.all(axis=0)
+    usable, anywhere = (np.asarray(of(known, axis=0), dtype=np.bool_) for of in (np.all, np.any))
     for run, column in zip(runs, known, strict=True):
-        if missing := int((known.any(axis=0) & ~column).sum()):
-            lost = _labels_of(true, known.any(axis=0) & ~column)
+        unknown = np.logical_and(anywhere, np.logical_not(column))
+        if missing := int(unknown.sum()):
+            lost = _labels_of(true, unknown)
             named = f" ({_listed(lost)})" if lost else ""
             notes.append(f"{_rows(missing)} left out: {run.name} has no known label there{named}.")
-    same = np.array([all(column[i] == true[0][i] for column in true) for i in range(len(usable))], dtype=bool)
-    if differing := int((usable & ~same).sum()):
-        place = int(np.flatnonzero(usable & ~same)[0])
+    same = np.array([all(column[i] == true[0][i] for column in true) for i in range(len(usable))], np.bool_)
+    unlike = np.flatnonzero(np.logical_and(usable, np.logical_not(same)))
+    if differing := len(unlike):
+        place = int(unlike[0])
         example = " and ".join(shown(column[place]) for column in true)
         notes.append(f"{_rows(differing)} left out: the runs have different labels there, for example {example}.")
-    usable &= same
-    answered = np.array([table[answer_column(name, kind)].notna() for table in tables])
-    if failed := int((usable & ~answered.all(axis=0)).sum()):
+    usable = np.logical_and(usable, same)
+    rows = int(usable.sum())
+    for table in tables:
+        usable = np.logical_and(usable, _are_answers(table[answer_column(name, kind)], kind))
+    if failed := rows - int(usable.sum()):
         notes.append(f"{_rows(failed)} left out: not every run could answer them.")
-    usable &= answered.all(axis=0)
     notes += _label_notes(name, runs)
     kept = [table[usable].reset_index(drop=True) for table in tables]
     parts = [row_parts(table, name, kind) for table in kept] if usable.any() else []
@@ -227,7 +230,14 @@ def _true_values(column: pandas.Series, kind: HeadKind) -> list[Any]:
         case HeadKind.MULTI_LABEL:
             return [None if value is None else frozenset(value) for value in column]
         case HeadKind.REGRESSION:
-            return [None if pandas.isna(value) else float(value) for value in column]
+            return [float(value) if pandas.notna(value) and np.isfinite(value) else None for value in column]
+
+
+def _are_answers(column: pandas.Series, kind: HeadKind) -> NDArray[np.bool_]:
+    found: NDArray[np.bool_] = column.notna().to_numpy(bool)
+    if kind == HeadKind.REGRESSION:
+        found = np.isfinite(column.to_numpy(np.float64, na_value=np.nan))
+    return found
 
 
 def _test(kind: HeadKind, first: Parts, second: Parts) -> PairedTest:
@@ -294,7 +304,7 @@ def _label_notes(name: str, runs: Sequence[ReportedRun]) -> list[str]:
 
 def _labels_of(columns: Sequence[Sequence[Any]], rows: NDArray[np.bool_]) -> list[str]:
     found: dict[str, None] = {}
-    for row in np.flatnonzero(rows):
+    for row in np.flatnonzero(rows).tolist():
         for column in columns:
             if isinstance(column[row], str | frozenset):
                 found.update(dict.fromkeys(sorted(as_set(column[row]))))

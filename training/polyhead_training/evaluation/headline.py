@@ -116,7 +116,7 @@ def _never_answered(answers: HeadAnswers) -> list[str]:
     """Labels that occur and are in no answer, the most frequent first."""
     if answers.head.kind == HeadKind.REGRESSION:
         return []
-    rows, answered = answers.true.sum(axis=0), answers.chosen.any(axis=0)
+    rows, answered = answers.true.sum(axis=0), answers.chosen.sum(axis=0)
     return [answers.head.labels[i] for i in np.argsort(-rows, kind="stable") if rows[i] and not answered[i]]
 
 

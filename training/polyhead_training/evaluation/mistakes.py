@@ -151,9 +151,9 @@ def _missed_and_extra(answers: HeadAnswers, evaluation: Evaluation) -> Iterator[
         rows = rows[np.argsort(-score[rows] if is_extra else score[rows], kind="stable")[:MOST_ROWS]]
         of = int((chosen if is_extra else true)[:, label].sum())
         in_true, in_answer = _listed(head, "true", name), _listed(head, "labels", name)
-        tests = (f"~{in_true}", in_answer) if is_extra else (in_true, f"~{in_answer}")
+        tests = [in_true, f"~{in_answer}"]
         if is_extra:  # rows with unknown labels are not wrong
-            tests = (f"rows[{head.name + '_true'!r}].notna()", *tests)
+            tests = [f"rows[{head.name + '_true'!r}].notna()", f"~{in_true}", in_answer]
         yield Mistakes(
             true=None if is_extra else label,
             answered=label if is_extra else None,

@@ -213,7 +213,7 @@ def _with_link(row: list[Any], found: Sequence[Mistakes], labels: Sequence[str])
     index = labels.index(row[0])
     places = [place for place, kind in enumerate(found) if index in (kind.true, kind.answered)]
     own = [place for place in places if found[place].true == index]
-    return {"cells": row, "link": (own or places or [None])[0]}
+    return {"cells": row, "link": next(iter([*own, *places]), None)}
 
 
 def _suspects(head: str, evaluation: Evaluation) -> list[dict[str, Any]]:

@@ -91,14 +91,14 @@ def training_losses(history: Sequence[Mapping[str, Any]]) -> list[tuple[float, f
             steps = max(int(entry.get("step", last + 1)) - last, 1)
             last += steps
             windows.append([entry["epoch"], steps, steps * entry["loss"]])
-    longest = max((steps for _, steps, _ in windows), default=0)
+    longest = max((window[1] for window in windows), default=0)
     merged: list[list[float]] = []
-    for epoch, steps, total in windows:
-        if merged and (2 * steps < longest or 2 * merged[-1][1] < longest):
-            merged[-1] = [epoch, merged[-1][1] + steps, merged[-1][2] + total]
+    for window in windows:
+        if merged and (2 * window[1] < longest or 2 * merged[-1][1] < longest):
+            merged[-1] = [window[0], merged[-1][1] + window[1], merged[-1][2] + window[2]]
         else:
-            merged.append([epoch, steps, total])
-    return [(epoch, total / steps) for epoch, steps, total in merged]
+            merged.append(window)
+    return [(epoch, total / count) for epoch, count, total in merged]
 
 
 def validation_curve(history: Sequence[Mapping[str, Any]], head: Head) -> Figure | None:
