@@ -44,24 +44,28 @@ def scored(base_checkpoint: Path, tmp_path: Path) -> Scored:
     return run
 
 
-def staged(path: Path, folder: Path, bad_rows: str, lenient: bool) -> Staged:
-    """The rows as training has them on disk, or, leniently, as evaluation has."""
+def recipe(config: DataConfig, is_evaluation: bool) -> Recipe:
+    """Without heads, for training or for evaluation."""
+    return Recipe(config, (), without=() if is_evaluation else None)
+
+
+def staged(path: Path, folder: Path, bad_rows: str, is_evaluation: bool) -> Staged:
+    """The rows as training or evaluation has them on disk."""
     config = DataConfig(train=str(path), bad_rows=bad_rows)
-    return stage(open_files(str(path), ReadOptions()), Recipe(config, ()), str(path), folder / "rows.arrow",
-                 lenient=lenient)  # fmt: skip
+    return stage(open_files(str(path), ReadOptions()), recipe(config, is_evaluation), str(path), folder / "rows.arrow")
 
 
-@pytest.mark.parametrize("lenient", [False, True], ids=["training", "evaluation"])
+@pytest.mark.parametrize("is_evaluation", [False, True], ids=["training", "evaluation"])
 @pytest.mark.parametrize("name", TEXTS)
-def test_training_and_evaluation(name: str, lenient: bool, tmp_path: Path) -> None:
+def test_training_and_evaluation(name: str, is_evaluation: bool, tmp_path: Path) -> None:
     """Told to skip, they have the same texts but the blank ones, and count both; else the first bad row is named."""
     path = write_case(tmp_path, name)
-    found = staged(path, tmp_path, "skip", lenient)
+    found = staged(path, tmp_path, "skip", is_evaluation)
     assert list(found.rows["text"]) == [text for text in TEXTS[name] if text.strip()]
     assert (found.bad, found.dropped) == (len(REASONS[name]), sum(not text.strip() for text in TEXTS[name]))
     if REASONS[name]:
         with pytest.raises(DataError, match=r"\d") as caught:
-            staged(path, tmp_path, "stop", lenient)
+            staged(path, tmp_path, "stop", is_evaluation)
         assert f"{name}:" in str(caught.value)
         assert REASONS[name][0] in str(caught.value)
 
@@ -125,9 +129,10 @@ def test_a_field_of_an_object_is_a_text_everywhere(suffix: str, base_checkpoint:
     else:
         pyarrow.parquet.write_table(pyarrow.table({"doc": docs}), path)
     config = DataConfig(train=str(path), text_column="doc.body", bad_rows="skip")
-    for lenient in (False, True):
-        found = stage(open_files(str(path), ReadOptions()), Recipe(config, ()), "rows", tmp_path / "rows.arrow",
-                      lenient=lenient)  # fmt: skip
+    for is_evaluation in (False, True):
+        found = stage(
+            open_files(str(path), ReadOptions()), recipe(config, is_evaluation), "rows", tmp_path / "rows.arrow"
+        )
         assert (list(found.rows["text"]), found.bad) == (["one text", "another"], 1)
     output = tmp_path / "scored.jsonl"
     arguments = [str(path), "--checkpoint", str(base_checkpoint), "--output", str(output), "--text-column", "doc.body"]
@@ -143,9 +148,9 @@ def test_a_column_without_texts_is_said_everywhere(base_checkpoint: Path, tmp_pa
     """Training and evaluation refuse lists that were written as text; scoring notes it and answers."""
     path = tmp_path / "rows.csv"
     path.write_text("text\n\"['one', 'two']\"\n\"['three']\"\n", encoding="utf-8")
-    for lenient in (False, True):
+    for is_evaluation in (False, True):
         with pytest.raises(DataError, match=r"column 'text' holds lists or objects and no texts \(first .*rows.csv:2"):
-            staged(path, tmp_path, "skip", lenient)
+            staged(path, tmp_path, "skip", is_evaluation)
     arguments = [str(path), "--checkpoint", str(base_checkpoint), "--output", str(tmp_path / "scored.jsonl")]
     result = CliRunner().invoke(score, arguments)
     assert result.exit_code == 0, result.output

@@ -193,9 +193,13 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
 
 
 def test_rows_that_a_run_was_chosen_on_are_said(tmp_path: Path) -> None:
-    """A score on training or validation rows is too good, and the page says so."""
+    """A score on training or validation rows is too good, and the page says so; test rows are compared alone."""
     a = topic_run(tmp_path / "a", [True] * 6, split=["test"] * 6)
-    b = topic_run(tmp_path / "b", [True] * 6, split=["train"] * 2 + ["validation"] + ["test"] * 3)
+    both = topic_run(tmp_path / "both", [True] * 6, split=["train"] * 2 + ["validation"] + ["test"] * 3)
+    _, found = compare(tmp_path / "held out", a, both)
+    assert found["notes"] == ["Rows on which a model was trained or chosen are left out: 3 of both."]
+    assert found["rows"] == 3
+    b = topic_run(tmp_path / "b", [True] * 3, split=["train"] * 2 + ["validation"])
     assert compare(tmp_path, a, b)[1]["notes"] == [
         "b was trained on 2 rows of these, so its scores there are too good.",
         "b was chosen and calibrated on 1 row of these, so its scores there are too good.",

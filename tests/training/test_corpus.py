@@ -359,10 +359,18 @@ SCHEMA = Schema(
 )
 
 
-def evaluate(folder: Path, rows: list[dict[str, Any]], metadata: tuple[str, ...] = (), **data: Any) -> Split:
+def evaluate(
+    folder: Path,
+    rows: list[dict[str, Any]],
+    metadata: tuple[str, ...] = (),
+    without: tuple[str, ...] = (),
+    heads: tuple[HeadConfig, ...] = (),
+    **data: Any,
+) -> Split:
     """The rows as training would read them."""
     config = DataConfig(train="unused.jsonl", **data)
-    return read_split(write(folder / "e.jsonl", rows), config, (TAGS, TOPIC), SCHEMA, folder / "scratch", metadata)
+    path = write(folder / "e.jsonl", rows)
+    return read_split(path, config, heads or (TAGS, TOPIC), SCHEMA, folder / "scratch", metadata, without=without)
 
 
 def test_rows_to_evaluate_are_read_as_in_training(tmp_path: Path) -> None:
@@ -378,16 +386,88 @@ def test_rows_to_evaluate_are_read_as_in_training(tmp_path: Path) -> None:
     assert (split.dropped, split.filtered) == (1, 1)
 
 
-def test_a_head_without_a_column_is_unknown(tmp_path: Path) -> None:
-    """Rows that lack a head's labels are evaluated on the others; the text must be there."""
-    labels = evaluate(tmp_path, [{"text": "one", "topic": "b"}]).labels
+def test_a_head_is_left_out_only_if_told(tmp_path: Path) -> None:
+    """A column that is missing is an error, which names those that are there; a head that is left out needs none."""
+    rows = [{"text": "one", "topic": "b"}]
+    labels = evaluate(tmp_path, rows, without=("tags", "stars")).labels
     np.testing.assert_array_equal(labels, [[1, np.nan, np.nan, np.nan]])
+    message = "has no column 'tags', only text, topic; it must hold the labels of head 'tags': --without tags leaves"
+    with pytest.raises(DataError, match=message):
+        evaluate(tmp_path, rows, without=("stars",))
     with pytest.raises(DataError, match="has no column 'text', only topic"):
-        evaluate(tmp_path, [{"topic": "b"}])
-    with pytest.raises(DataError, match=":1: column 'topic': label 'c' is not in the schema"):
-        evaluate(tmp_path, [{"text": "one", "topic": "c"}])
+        evaluate(tmp_path, [{"topic": "b"}], without=("tags", "stars"))
     with pytest.raises(DataError, match="has no column 'nope'"):
-        evaluate(tmp_path, [{"text": "one", "topic": "b"}], ("nope",))
+        evaluate(tmp_path, rows, ("nope",), without=("tags", "stars"))
+
+
+def test_a_left_out_column_is_not_even_read(tmp_path: Path) -> None:
+    """Cells that no rule understands are no bad rows."""
+    rows = [{"text": "one", "topic": "b", "tags": {"a": {}}, "stars": "many"}]
+    split = evaluate(tmp_path, rows, without=("tags", "stars"))
+    assert np.isnan(split.labels[0]).tolist() == [False, True, True, True]
+
+
+def test_labels_that_training_never_saw_are_kept(tmp_path: Path) -> None:
+    """In place of an index stands a number below 0; the labels are listed by row, also ids without a name."""
+    rows: list[dict[str, Any]] = [
+        {"text": "one", "topic": "c", "tags": ["x", "new", "newer"], "stars": 1},
+        {"text": "two", "topic": "a", "tags": ["new"], "stars": 2},
+        {"text": "three", "topic": 9, "tags": [], "stars": 3},
+    ]
+    named = HeadConfig(name="topic", kind="single_label", names={"0": "a", "1": "b"})
+    split = evaluate(tmp_path, rows, heads=(TAGS, named))
+    np.testing.assert_array_equal(split.labels, [[-1, 1, 0, 1], [0, 0, 0, 2], [-1, 0, 0, 3]])
+    assert split.unseen == {"topic": {0: ["c"], 2: ["9"]}, "tags": {0: ["new", "newer"], 1: ["new"]}, "stars": {}}
+
+
+def test_a_row_keeps_its_place(tmp_path: Path) -> None:
+    """File and row number, of held-out rows too; rows without a text count, as they do in messages."""
+    rows = [{"text": "" if i == 3 else f"text {i}", "topic": "ab"[i % 2]} for i in range(60)]
+    corpus = read(tmp_path, rows, (TOPIC,), validation_share=0.3, test_share=0.2)
+    seen = []
+    for split in corpus.splits.values():
+        files, numbers = split.places
+        assert set(files) == {str(tmp_path / "train.jsonl")}
+        assert [f"text {number - 1}" for number in numbers] == list(split.texts)
+        seen += numbers.tolist()
+    assert sorted(seen) == [number for number in range(1, 61) if number != 4]
+
+
+def test_a_test_part_is_held_out_if_there_are_rows_enough(tmp_path: Path) -> None:
+    """A tenth from 1,000 rows on, said with the key that turns it off; not with fewer, nor if test rows are given."""
+    rows = [{"text": f"text {i}", "topic": "ab"[i % 2]} for i in range(1000)]
+    corpus = read(tmp_path, rows, (TOPIC,))
+    assert corpus.test is not None
+    assert 70 < len(corpus.test) < 130
+    assert len(corpus.train) + len(corpus.test) == 1000
+    (note,) = [note for note in corpus.notes if note.startswith("test:")]
+    assert f"test: {len(corpus.test)} of 1000 rows of " in note
+    assert "data.test_share = 0" in note
+    assert corpus.test.origin.startswith("held out of ")
+    assert corpus.test.in_train == 0
+    assert read(tmp_path, rows, (TOPIC,), test_share=0).test is None
+    assert read(tmp_path, rows[:999], (TOPIC,)).test is None
+    given = write(tmp_path / "test.jsonl", rows[:7])
+    given_test = read(tmp_path, rows, (TOPIC,), test=given)
+    assert given_test.test is not None
+    assert (len(given_test.test), given_test.test.origin) == (7, f"of {given}")
+    assert given_test.test.in_train == len(set(given_test.test.texts) & set(given_test.train.texts)) > 0
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"split_column": "lang"},  # a hash of few values cannot give a tenth
+        {"split": "stratified"},  # a tenth has fewer rows than there are classes
+    ],
+)
+def test_a_test_part_that_does_not_fit_is_left_out(tmp_path: Path, data: dict[str, Any]) -> None:
+    """Nobody asked for it, so it is no error."""
+    rows = [{"text": f"text {i}", "topic": f"t{i % 200}", "lang": "ab"[i % 2]} for i in range(1000)]
+    validation = write(tmp_path / "validation.jsonl", [{"text": "v", "topic": "t0"}])
+    corpus = read(tmp_path, rows, (TOPIC,), validation=validation, **data)
+    assert corpus.test is None
+    assert len(corpus.train) == 1000
 
 
 def test_a_corpus_in_words(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_a_template_is_rendered_as_serving_does(tmp_path: Path) -> None:
 
 
 def test_columns_are_those_of_training(base_checkpoint: Path, tmp_path: Path) -> None:
-    """A config names text and label columns and rows to leave out; a head whose column is not there has no rows."""
+    """A config names text and label columns and rows to leave out; a head whose column is not there is left out."""
     write_rows(tmp_path / "rows.jsonl", text="review", topic="area", stars="grade")
     config = tmp_path / "my.toml"
     config.write_text(
@@ -153,6 +153,7 @@ def test_columns_are_those_of_training(base_checkpoint: Path, tmp_path: Path) ->
     )
     output = tmp_path / "report"
     environment = {"POLYHEAD_EVALUATE_CONFIG": str(config), "POLYHEAD_EVALUATE_OUTPUT": str(output)}
+    environment["POLYHEAD_EVALUATE_WITHOUT"] = "stars"
     result = CliRunner(env=environment).invoke(app, [str(base_checkpoint), str(tmp_path / "rows.jsonl")])
     assert result.exit_code == 0, result.output
     heads = json.loads((output / "metrics.json").read_text(encoding="utf-8"))["heads"]
@@ -187,7 +188,10 @@ def test_columns_and_named_transforms_are_the_checkpoints(base_checkpoint: Path,
 
 def test_cells_mean_what_they_meant_in_training(base_checkpoint: Path, tmp_path: Path) -> None:
     """The recorded config says how; notes say what was assumed; a label that looks alike is named with its key."""
-    rows = [{"text": text, "area": f"['{TOPICS[i % 3]}']" if i else "N/A"} for i, text in enumerate(TEXTS)]
+    rows = [
+        {"text": text, "area": f"['{TOPICS[i % 3]}']" if i else "N/A", "mood": ["sad"], "stars": i}
+        for i, text in enumerate(TEXTS)
+    ]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     checkpoint = recorded_checkpoint(base_checkpoint, tmp_path / "checkpoint", {})
@@ -198,10 +202,13 @@ def test_cells_mean_what_they_meant_in_training(base_checkpoint: Path, tmp_path:
     assert "note: head 'topic', column 'area': 1 times 'N/A' (1) means unknown" in said
     assert f"{len(rows) - 1} texts were read as lists" in said
     path.write_text(json.dumps({"text": "one", "area": "News"}) + "\n", encoding="utf-8")
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 2
-    assert "label 'News' is not in the schema of head 'topic'" in result.stderr
-    assert "it looks like 'news': label_transforms = [\"lowercase\"]" in result.stderr
+    result = CliRunner().invoke(app, [*arguments, "--without", "mood", "--without", "stars"])
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.output.split())
+    assert (
+        "1 of 1 rows have labels that training never saw; they count as wrong: 'News' (1); it looks like 'news'" in said
+    )
+    assert 'label_transforms = ["lowercase"]' in said
 
 
 def test_a_file_that_a_checkpoint_names_is_not_read(base_checkpoint: Path, tmp_path: Path) -> None:
@@ -283,7 +290,8 @@ def test_options_say_how_files_are_read(base_checkpoint: Path, tmp_path: Path) -
     (tmp_path / "rows.csv").write_bytes("\n".join(lines).encode("cp1252"))
     output = tmp_path / "report"
     arguments = [str(base_checkpoint), str(tmp_path / "rows.csv"), "--output", str(output), "--delimiter", ";"]
-    arguments += ["--encoding", "cp1252", "--no-header", "--columns", "text,topic"]
+    arguments += ["--encoding", "cp1252", "--no-header", "--columns", "text,topic", "--without", "mood"]
+    arguments += ["--without", "stars"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
     assert "Of 13 rows, 1 cannot be used: correct them, or leave them out with --bad-rows skip" in result.stderr
@@ -292,8 +300,9 @@ def test_options_say_how_files_are_read(base_checkpoint: Path, tmp_path: Path) -
     assert '1 unreadable (1 of them bad rows, left out by bad_rows = "skip")' in result.output
     assert json.loads((output / "metrics.json").read_text(encoding="utf-8"))["rows"] == 12
     table = pandas.read_parquet(output / "predictions.parquet")
-    expected = ["text", "topic_label", "topic_score", "mood_labels", "mood_scores", "stars_value"]
+    expected = ["file", "row", "split", "text", "topic_label", "topic_score", "mood_labels", "stars_value"]
     expected += ["token_count", "truncated", "error", "topic_true", "mood_true", "stars_true"]
+    expected += ["topic_scores", "mood_scores"]
     assert list(table.columns) == expected
 
 
@@ -307,15 +316,21 @@ def test_how_training_files_are_read_is_no_rule_for_other_formats(base_checkpoin
     assert result.exit_code == 0, result.output
 
 
-def test_a_missing_column_of_labels_is_said(base_checkpoint: Path, tmp_path: Path) -> None:
-    """A head without labels has no scores. A line names the column, because its name may be mistyped."""
+def test_a_missing_column_of_labels_is_an_error(base_checkpoint: Path, tmp_path: Path) -> None:
+    """One line names the columns that are there; --without leaves the head out of every table."""
     write_rows(tmp_path / "rows.jsonl", topic="Topic")
-    arguments = [str(base_checkpoint), str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "report")]
+    output = tmp_path / "report"
+    arguments = [str(base_checkpoint), str(tmp_path / "rows.jsonl"), "--output", str(output)]
     result = CliRunner().invoke(app, arguments)
+    assert (result.exit_code, output.exists()) == (2, False)
+    assert "has no column 'topic', only text, Topic, mood, stars, country, price; " in result.stderr
+    assert "--without topic leaves this head out" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    result = CliRunner().invoke(app, [*arguments, "--without", "topic"])
     assert result.exit_code == 0, result.output
-    assert [line for line in result.stdout.splitlines() if line.startswith("note:")] == [
-        "note: head 'topic' has no scores: no row has a label in column 'topic'"
-    ]
+    assert "topic" not in result.stdout
+    assert "| `topic` | rows |" not in (output / "README.md").read_text(encoding="utf-8")
+    assert json.loads((output / "metrics.json").read_text(encoding="utf-8"))["left_out"] == ["topic"]
 
 
 def test_an_older_report_is_replaced_and_nothing_else(base_checkpoint: Path, tmp_path: Path) -> None:

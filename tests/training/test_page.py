@@ -30,6 +30,7 @@ STARS = Schema([Head(name="stars", kind="regression")])
 def evaluated(schema: Schema, labels: list[list[float]], scores: list[list[float]], **fields: Any) -> Evaluation:
     """An evaluation of these labels and scores."""
     given, answered = np.array(labels, np.float32), np.array(scores, np.float32)
+    unseen = fields.get("unseen")
     return Evaluation(
         schema=schema,
         max_length=8,
@@ -38,7 +39,7 @@ def evaluated(schema: Schema, labels: list[list[float]], scores: list[list[float
         scores=answered,
         token_counts=np.full(len(labels), 3, np.int32),
         truncated=np.zeros(len(labels), bool),
-        metrics=score_answers(answered, given, schema),
+        metrics=score_answers(answered, given, schema, unseen),
         **fields,
     )
 
@@ -141,6 +142,19 @@ def test_the_most_confused_pairs_come_first() -> None:
     ]
 
 
+def test_an_unseen_label_is_a_mistake_with_a_name(tmp_path: Path) -> None:
+    """A label that training never saw has its own row in the matrix, and is counted in a sentence."""
+    evaluation = sizes([0] * 6 + [-1] * 2, [0] * 8, unseen={"size": {6: ["giant"], 7: ["giant"]}})
+    (answers,) = answers_of(evaluation.scores, evaluation.labels, SIZES, evaluation.unseen)
+    (kind,) = mistakes(answers, evaluation)
+    assert (kind.label, kind.other, kind.count, kind.share) == ("giant", "general", 2, 1.0)
+    write_report(tmp_path, evaluation)
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "2 rows count as wrong because training never saw the label: “giant” (2)." in page
+    rows = pandas.read_parquet(tmp_path / "predictions.parquet")
+    assert len(eval(kind.code, {"rows": rows})) == 2
+
+
 def test_missed_and_wrong_labels_are_counted() -> None:
     """Of a head with several labels; rows without known labels do not count."""
     nan = float("nan")
@@ -230,6 +244,7 @@ def test_the_page_shows_what_was_measured(tmp_path: Path) -> None:
         measured_on="Measured on 60 held-out rows. Nothing was chosen on them.",
         files=["rows.csv"] * 60,
         rows=np.arange(1, 61),
+        splits=["test"] * 60,
         suspects=suspects_of("topic_0", 60),
     )
     write_report(tmp_path, evaluation)
@@ -238,6 +253,7 @@ def test_the_page_shows_what_was_measured(tmp_path: Path) -> None:
     assert "<th>metric</th><th>network</th><th>linear</th><th>majority</th>" in page
     linear = evaluation.baselines["topic_0"]["linear"]["accuracy"]
     assert f'<span>linear</span><i><b style="width:{100 * linear:.1f}%"></b></i><span>{linear:.3f}</span>' in page
+    assert """rows = pandas.read_parquet("predictions.parquet", filters=[("split", "in", ['test'])])""" in page
     assert "The 50 of 60 rows whose label is probably wrong" in page
     assert "rows.csv, row 1\n" in page.replace("</span>", "\n")
 

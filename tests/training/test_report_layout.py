@@ -57,6 +57,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             measured_on="Measured on held-out test rows. Nothing was chosen on them.",
             files=["a-folder-with-a-long-name/and-another-one/reviews-2024.csv"] * rows,
             rows=np.arange(rows),
+            splits=["test"] * rows,
             suspects=suspects_of("kind", min(rows, 9)) if name == "usual" else (),
         )
         found = calibrate(logits, evaluation.labels, schema, CalibrationConfig())[1] if rows > 1 else None

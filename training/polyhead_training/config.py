@@ -24,7 +24,7 @@ output = "runs/reviews"              # the checkpoint folder
 train = "reviews.csv"                # CSV, TSV, JSON lines, JSON, Parquet or Arrow: a path, a glob, or a list
 # delimiter = ";"                    # if a CSV does not use commas
 # validation = "..."                 # without it, a tenth of train, chosen by a hash of the text
-# test = "..."
+# test = "..."                       # without it, another tenth if train has 1,000 rows or more; test_share = 0: none
 # hub = "owner/name"                 # instead of files: a data set of the Hugging Face hub
 text_column = "text"                 # or text_template = "[[{title}. ]]{body}"
 
@@ -97,7 +97,8 @@ class DataConfig(Section, ReadOptions):
             data is added; ``stratified`` keeps each label's share in head `stratify_by` (by default the first
             single_label head).
         split_column: the column that is hashed; by default the text.
-        validation_share, test_share: of the training rows.
+        validation_share, test_share: of the training rows. Without `test_share`, a tenth is held out for the test if
+            there are at least 1,000 training rows and no test rows are given.
         drop_leaks: removes training rows whose text is also in validation or test. Otherwise they are only counted.
         drop_duplicates: removes training rows whose text and labels occurred before.
         upsample: repeats training rows.
@@ -121,7 +122,7 @@ class DataConfig(Section, ReadOptions):
     split_column: str | None = None
     stratify_by: str | None = None
     validation_share: float = Field(default=0.1, gt=0, lt=1)
-    test_share: float = Field(default=0.0, ge=0, lt=1)
+    test_share: float | None = Field(default=None, ge=0, lt=1)
     drop_leaks: bool = False
     drop_duplicates: bool = False
     upsample: list[UpsampleConfig] = []
@@ -152,7 +153,7 @@ class DataConfig(Section, ReadOptions):
             raise ValueError("split_column goes with split = 'hash'")
         if self.split == "hash" and self.stratify_by is not None:
             raise ValueError("stratify_by goes with split = 'stratified'")
-        if self.validation_share + self.test_share >= 1:
+        if self.validation_share + (self.test_share or 0) >= 1:
             raise ValueError("validation_share and test_share leave no row for training")
         return self
 
@@ -366,6 +367,18 @@ class CalibrationConfig(Section):
     thresholds: Literal["f1", "micro_f1", "fixed"] = "f1"
 
 
+class ReportConfig(Section):
+    """What the report holds besides the scores.
+
+    Attributes:
+        baselines: what a constant answer and a linear model reach, fitted on the same training rows.
+        suspects: labels of validation and test rows that are probably wrong.
+    """
+
+    baselines: bool = True
+    suspects: bool = True
+
+
 class TrainingConfig(Section):
     """The whole file."""
 
@@ -379,6 +392,7 @@ class TrainingConfig(Section):
     lora: LoraConfig | None = None
     training: FitConfig = FitConfig()
     calibration: CalibrationConfig = CalibrationConfig()
+    report: ReportConfig = ReportConfig()
 
     @model_validator(mode="after")
     def _agree(self) -> TrainingConfig:

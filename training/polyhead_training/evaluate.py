@@ -1,33 +1,40 @@
-"""``polyhead-evaluate``: answers labelled texts with the serving engine and measures how good the answers are.
-
-A checkpoint records how it was trained. It may come from anyone, so nothing in that record is trusted.
-"""
+"""``polyhead-evaluate``: answers labelled texts with the serving engine and measures how good the answers are."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import tempfile
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
-from pydantic import BaseModel, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from polyhead.checkpoint_files import read_json, read_text
-from polyhead.errors import CheckpointError, describe
+from polyhead.errors import describe
 from polyhead.files import replaced_folder
 from polyhead.predictor import Predictor
+from polyhead.schema import HeadKind, Schema
 from polyhead_rows.place import split_name
 from polyhead_training.command_line import command_app, one_line_errors, printer
 from polyhead_training.config import DataConfig, HeadConfig, TrainingConfig, read_config
-from polyhead_training.errors import ConfigError
+from polyhead_training.errors import ConfigError, DataError
 from polyhead_training.evaluation.evaluation import Evaluation, evaluate
+from polyhead_training.evaluation.verdicts import notes_of
+from polyhead_training.recorded import measured_on, recorded_config, recorded_constants, recorded_training
+
+if TYPE_CHECKING:
+    from polyhead_training.data.corpus import Split
 
 EXAMPLE = """\
 polyhead-evaluate runs/reviews reviews-2024.csv --slice country --slice stars
 polyhead-evaluate runs/reviews 'more/*.jsonl' --config my.toml --output reports/more
+polyhead-evaluate runs/reviews stars-only.csv --without topic --without tags
 """
 REPLACES = "Replaces the config's."
 
@@ -51,6 +58,14 @@ def evaluate_files(
     slice: Annotated[
         list[str] | None,
         typer.Option(help="Also give the scores for each value of this column. May be repeated.", metavar="COLUMN"),
+    ] = None,
+    slice_values: Annotated[int, typer.Option(help="How many values of a column --slice shows.", min=1)] = 20,
+    slice_rows: Annotated[int, typer.Option(help="The least rows of a value that --slice shows.", min=1)] = 10,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Leave this head out, because the files have no labels for it. May be repeated.", metavar="HEAD"
+        ),
     ] = None,
     config: Annotated[
         Path | None,
@@ -77,7 +92,8 @@ def evaluate_files(
 ) -> None:
     """Answer labelled texts as the server would, and report how good the answers are.
 
-    Writes index.html (one page, for a browser), metrics.json, predictions.parquet and README.md (a model card).
+    Writes index.html (one page, for a browser), metrics.json, predictions.parquet, suspects.csv (labels that are
+    probably wrong) and README.md (a model card). A label that training never saw counts as wrong, and is listed.
     """
     console = Console()
     target = output or Path(f"{checkpoint.resolve().name}-evaluation")
@@ -92,7 +108,18 @@ def evaluate_files(
     }
     replaced = {name: value for name, value in given.items() if value is not None}
     with one_line_errors("polyhead-evaluate"):
-        evaluation = _evaluate(checkpoint, data, target, list(dict.fromkeys(slice or ())), config, replaced, device)
+        evaluation = _evaluate(
+            checkpoint,
+            data,
+            target,
+            list(dict.fromkeys(slice or ())),
+            config,
+            replaced,
+            device,
+            list(dict.fromkeys(without or ())),
+            slice_values,
+            slice_rows,
+        )
     _print_tables(evaluation, console)
     printer(console)(f"report: {target / 'index.html'}")
 
@@ -105,13 +132,18 @@ def _evaluate(
     config: Path | None,
     replaced: dict[str, Any],
     device: str,
+    without: list[str],
+    slice_values: int,
+    slice_rows: int,
 ) -> Evaluation:
     """Evaluates the texts and writes the report, in one step."""
     # Imported here because these imports take seconds; a typo must be reported before them.
     import datasets
 
     from polyhead_training.data.corpus import read_split
+    from polyhead_training.evaluation.baselines import score_constants
     from polyhead_training.evaluation.report import check_report_folder, write_report
+    from polyhead_training.evaluation.slices import SliceOptions
 
     datasets.disable_progress_bars()
     say = printer(Console())
@@ -121,18 +153,30 @@ def _evaluate(
     predictor = Predictor.load(checkpoint, device)
     distance = predictor.check_golden()
     say(f"proved with golden.jsonl: scores in {predictor.precision} are within {distance:.1e} of the golden ones")
+    _check_without(without, predictor.schema)
     columns, heads = _settings(checkpoint, config, data, replaced, predictor)
     if predictor.template is not None and columns.text_template is None:
         say(f"note: column {columns.text_column!r} is read as finished text; the model's text_template is not used")
     with tempfile.TemporaryDirectory(prefix="polyhead-evaluation-") as scratch:
-        split = read_split(data, columns, heads, predictor.schema, Path(scratch), slices, show_progress=True)
+        split = read_split(
+            data, columns, heads, predictor.schema, Path(scratch), slices, show_progress=True, without=without
+        )
         for note in split.notes:
             say(f"note: {note}")
-        evaluation = evaluate(predictor, split, slices, say, show_progress=True)
-    named = {head.name: head.column or ", ".join(head.columns or [head.name]) for head in heads}
-    for name, scores in evaluation.metrics.items():
-        if not scores["rows"]:
-            say(f"note: head {name!r} has no scores: no row has a label in column {named.get(name, name)!r}")
+        _check_labelled(split, heads, without, predictor.schema)
+        evaluation = evaluate(predictor, split, slices, say, True, slice_options=SliceOptions(slice_values, slice_rows))
+    constants = recorded_constants(checkpoint)
+    majority = score_constants(constants, evaluation.labels, evaluation.schema, evaluation.unseen)
+    evaluation = replace(
+        evaluation,
+        left_out=without,
+        measured_on=measured_on(checkpoint, data, set(evaluation.files), len(evaluation.texts)),
+        baselines={head: {"majority": scores} for head, scores in majority.items() if head not in without},
+        baselines_note="A linear model is not compared here, because it is fitted on the training rows; the report of "
+        "the training compares it.",
+    )
+    for line in notes_of(evaluation):
+        say(f"note: {line}")
     try:
         with replaced_folder(target) as fresh:
             name = checkpoint.resolve().name
@@ -140,6 +184,33 @@ def _evaluate(
     except OSError as error:
         raise ConfigError(f"{target}: cannot be written ({error})") from error
     return evaluation
+
+
+def _check_without(without: list[str], schema: Schema) -> None:
+    names = [head.name for head in schema]
+    if unknown := [name for name in without if name not in names]:
+        raise ConfigError(f"--without {unknown[0]!r}: the model has no such head, only {', '.join(names)}")
+    if set(without) == set(names):
+        raise ConfigError(
+            "--without: leaves out all heads, so nothing is measured; polyhead-score answers texts without labels"
+        )
+
+
+def _check_labelled(split: Split, heads: list[HeadConfig], without: list[str], schema: Schema) -> None:
+    """Makes sure that each head has a labelled row, unless it is left out.
+
+    Raises:
+        DataError: names the head, its column and the option.
+    """
+    columns = {head.name: head.column or ", ".join(head.columns or [head.name]) for head in heads}
+    for head in schema:
+        labels = split.labels[:, schema.label_columns[head.name]]
+        if head.name not in without and np.isnan(labels).any(axis=1).all():
+            what = "number" if head.kind == HeadKind.REGRESSION else "label"
+            raise DataError(
+                f"column {columns.get(head.name, head.name)!r} has no {what} for head {head.name!r} in any of "
+                f"{len(split)} rows; --without {shlex.quote(head.name)} leaves this head out"
+            )
 
 
 def _settings(
@@ -191,86 +262,19 @@ def _drop_unsuited(settings: dict[str, Any], data: list[str]) -> None:
 
 
 def _print_tables(evaluation: Evaluation, console: Console) -> None:
-    table = Table("head", "scores", title="Reached")
-    for head, scores in evaluation.metrics.items():
-        table.add_row(head, "  ".join(f"{name} {value:.4g}" for name, value in scores.items()))
-    console.print(table)
+    from polyhead_training.evaluation.score_table import score_table  # scikit-learn takes a second to import
+
+    metrics = {name: scores for name, scores in evaluation.metrics.items() if name not in evaluation.left_out}
+    console.print(score_table(evaluation.schema, {"": metrics}, {"": evaluation.baselines}))
+    say = printer(console)
+    say(evaluation.measured_on)
     for content in evaluation.slice_tables():
-        sliced = Table(*content["columns"])
+        sliced = Table(*map(escape, content["columns"]))
         for value, rows, *scores in content["rows"]:
-            sliced.add_row(value, str(rows), *("" if score is None else f"{score:.3f}" for score in scores))
+            sliced.add_row(escape(value), str(rows), *("" if score is None else f"{score:.3f}" for score in scores))
         console.print(sliced)
-
-
-class _Logged(BaseModel, extra="allow"):
-    """An entry of ``history.json``."""
-
-    epoch: float
-    __pydantic_extra__: dict[str, float]
-
-
-class _Calibrated(BaseModel):
-    """A head's calibration in ``metrics.json``."""
-
-    rows: int = 0
-    temperature: FiniteFloat
-    thresholds: dict[str, FiniteFloat] = {}
-    before: dict[str, FiniteFloat]
-    after: dict[str, FiniteFloat]
-
-
-def recorded_config(path: Path) -> TrainingConfig:
-    """The config of the checkpoint's training. Nothing that it names is imported or called.
-
-    Raises:
-        ConfigError: it is damaged, or names a function that evaluation would call.
-    """
-    try:
-        training = TrainingConfig.model_validate_json(read_text(path))
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {describe(error)}") from error
-    named = {"data.text_transforms": training.data.text_transforms, "data.filters": training.data.filters} | {
-        f"heads.{head.name}.label_transforms": head.label_transforms for head in training.heads
-    }
-    for field, names in named.items():
-        if functions := [name for name in names if ":" in name]:
-            raise ConfigError(
-                f"{path}: {field} names the function {functions[0]!r}; code that a checkpoint names is not run, "
-                "so give your own training config with --config"
-            )
-    if files := [head.name for head in training.heads if isinstance(head.names, str)]:
-        raise ConfigError(
-            f"{path}: heads.{files[0]}.names names a file; a file that a checkpoint names is not read, so give your "
-            "own training config with --config"
-        )
-    return training.model_copy(update={"data": training.data.model_copy(update={"augment": []})})
-
-
-def recorded_training(checkpoint: Path) -> dict[str, Any]:
-    """``history``, ``calibration`` and ``training`` for `write_report`; None or empty if they are malformed."""
-    metrics = _read_json(checkpoint / "metrics.json")
-    metrics = metrics if isinstance(metrics, dict) else {}
-    training = _valid(dict[str, Any], metrics.get("training")) or {}
-    return {
-        "history": _valid(list[_Logged], _read_json(checkpoint / "report" / "history.json")),
-        "calibration": _valid(dict[str, _Calibrated], metrics.get("calibration")),
-        "training": {key: value for key, value in training.items() if isinstance(value, int | float)},
-    }
-
-
-def _valid(kind: Any, content: Any) -> Any:
-    adapter = TypeAdapter(kind)
-    try:
-        return adapter.dump_python(adapter.validate_python(content), exclude_unset=True)
-    except ValidationError:
-        return None
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return read_json(path)
-    except CheckpointError:
-        return None
+        if content["note"]:
+            say(content["note"])
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from polyhead.errors import PolyheadError, one_line
 from polyhead.interrupt import INTERRUPTED, interruptible
@@ -104,15 +103,15 @@ def _how_to_resume(error: BaseException, config: Path, output: Path | None) -> s
 
 
 def _print_summary(result: TrainingResult, settings: TrainingConfig, console: Console) -> None:
-    from polyhead_training.evaluation.metrics import MAIN  # scikit-learn takes a second to import
+    from polyhead_training.evaluation.score_table import score_table  # scikit-learn takes a second to import
 
-    table = Table("split", "head", "scores", title="Reached")
-    for split in ("validation", "test"):
-        for name, scores in result.metrics.get(split, {}).items():
-            shown = [key for key in MAIN[result.schema[name].kind] if key in scores]
-            table.add_row(split, name, "  ".join(f"{key} {scores[key]:.3f}" for key in shown))
-    console.print(table)
+    splits = {name: result.metrics[name] for name in ("validation", "test") if name in result.metrics}
+    console.print(score_table(result.schema, splits, result.metrics.get("baselines", {})))
     say = printer(console)
+    for sentence in result.metrics["measured_on"].values():
+        say(sentence)
+    for note in result.metrics["notes"]:
+        say(f"note: {note}")
     say(f"checkpoint: {settings.output} (engine within {result.engine_distance:.1e} of transformers)")
     say(f"report: {settings.output / 'report' / 'index.html'}")
     say(f"next: polyhead-export {settings.output} --repository model_repository")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import datasets
@@ -14,16 +14,21 @@ import pyarrow
 from numpy.typing import NDArray
 
 from polyhead.schema import Head, HeadKind, Schema
+from polyhead_rows.spelling import shortened
 from polyhead_training.config import DataConfig, HeadConfig
 from polyhead_training.data.functions import Augmentation
 from polyhead_training.data.labels import count_contradictions, describe_labels, learn_schema, to_vector
 from polyhead_training.data.sources import Fields, Source, open_files, open_hub
-from polyhead_training.data.splits import find_overlaps, hold_out, position_to_stratify_by
+from polyhead_training.data.splits import find_overlaps, hold_out, position_to_stratify_by, share_of_test
 from polyhead_training.data.staging import Indices, Recipe, Staged, joined, stage, write_rows
 from polyhead_training.errors import DataError
 
 SPLITS = ("train", "validation", "test")
 LABELS_SHOWN = 5  # from each end
+NAME_LENGTH = 200  # characters of the names of files
+
+Unseen = dict[str, dict[int, list[str]]]
+"""By head and row, the labels that the schema lacks."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +36,13 @@ class Split:
     """The rows of one split.
 
     Attributes:
-        rows: ``text`` (never blank), ``labels``, ``template_fields`` if there is a template, and the requested metadata
-            columns as text; memory-mapped.
+        rows: ``text`` (never blank), ``labels``, ``source_file`` (an index of `files`) and ``source_row`` (from 1 in
+            its file), ``template_fields`` if there is a template, and the requested metadata columns as text;
+            memory-mapped.
+        files: the names of the files.
+        origin: where the rows are from, such as ``held out of reviews.csv``.
+        in_train: how many rows have a text that a training row has too.
+        unseen: of a split that was read for evaluation, by head and row: the labels that the schema lacks.
         dropped: how many rows had a blank text.
         filtered: how many rows were left out by ``where`` and ``filters``.
         bad: how many rows were left out by ``bad_rows = "skip"``.
@@ -44,6 +54,10 @@ class Split:
     filtered: int = 0
     bad: int = 0
     notes: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    origin: str = ""
+    in_train: int = 0
+    unseen: Mapping[str, Mapping[int, Sequence[str]]] = field(default_factory=dict)
 
     @property
     def texts(self) -> Sequence[str]:
@@ -55,6 +69,12 @@ class Split:
     def template_fields(self) -> Sequence[str] | None:
         """The fields that the template made each text of, as JSON; None without a template."""
         return self.rows["template_fields"] if "template_fields" in self.rows.column_names else None
+
+    @property
+    def places(self) -> tuple[Sequence[str], NDArray[np.int64]]:
+        """The file of each row, and its number there."""
+        table = self.rows.select_columns(["source_file", "source_row"]).with_format("arrow")[:]
+        return [self.files[index] for index in table["source_file"].to_pylist()], table["source_row"].to_numpy()
 
     @property
     def labels(self) -> NDArray[np.float32]:
@@ -120,6 +140,14 @@ def read_corpus(
         ]
         notes += _clean(parts, config)
         _check_filled(parts)
+        if config.test_share is None and "test" in parts and "test" not in sources:
+            source = shortened(whole.source, NAME_LENGTH)
+            notes.append(
+                f"test: {len(parts['test'][1])} of {len(whole.rows)} rows of {source} are held out, so that the final "
+                "scores are of rows on which nothing is chosen; data.test_share = 0 trains on them"
+            )
+        text_keys = {name: staged.numbers("text_key", indices) for name, (staged, indices) in parts.items()}
+        in_train = {name: int(np.isin(keys, text_keys["train"]).sum()) for name, keys in text_keys.items()}
         notes += [note for staged in sources.values() for note in staged.notes]
         scope = f" in {', '.join(sources)} together" if len(sources) > 1 else ""
         notes += describe_labels(recipe.readers, whole.columns(recipe.cells), whole.source, scope)
@@ -138,7 +166,9 @@ def read_corpus(
             rows = _finish(staged, indices, recipe, schema, augmentation if name == "train" else None, held_out)
             on_disk = write_rows(scratch / f"{name}.arrow", rows, _row_schema(schema, recipe))
             is_source = name == "train" or staged is not whole
-            splits[name] = _to_split(on_disk, staged) if is_source else Split(on_disk)
+            split = _to_split(on_disk, staged) if is_source else Split(on_disk, files=tuple(staged.files))
+            origin = f"{'of' if is_source else 'held out of'} {shortened(staged.source, NAME_LENGTH)}"
+            splits[name] = replace(split, origin=origin, in_train=in_train.get(name, 0))
     if augmentation is not None:
         notes.append(augmentation.note)
     notes += [
@@ -156,14 +186,16 @@ def read_split(
     scratch: Path,
     metadata: Sequence[str] = (),
     show_progress: bool = False,
+    without: Sequence[str] = (),
 ) -> Split:
     """Reads files for evaluation into a file in `scratch`, like training did (template, transforms, filters).
 
-    If a file lacks a head's column, that head is unknown, NaN, in all its rows.
+    Labels that the schema lacks are no error: see `Split.unseen`.
 
     Args:
         heads: of the config. The column of other heads of the schema is their name.
         metadata: columns to keep.
+        without: heads that are left out. Their labels are unknown, NaN, in all rows.
 
     Raises:
         ConfigError, DataError: as for `read_corpus`.
@@ -172,26 +204,30 @@ def read_split(
     configs = [by_name.get(head.name) or HeadConfig(name=head.name, kind=head.kind) for head in schema]
     # What the model answers is a label, even if it looks like a text that means unknown.
     named = [{} if head.kind == HeadKind.REGRESSION else {"labels": list(head.labels)} for head in schema]
+    for config_of_head, update in zip(configs, named, strict=True):
+        if config_of_head.names is not None:
+            update["unnamed"] = "keep"  # an id without a name is a label that training never saw
     configs = [config.model_copy(update=update) for config, update in zip(configs, named, strict=True)]
-    recipe = Recipe(config, configs, metadata)
-    if reserved := sorted({"text", "labels", "template_fields"} & set(metadata)):
+    recipe = Recipe(config, configs, metadata, without)
+    if reserved := sorted({"text", "labels", "template_fields", "source_file", "source_row"} & set(metadata)):
         raise DataError(f"metadata column {reserved[0]!r}: this name is reserved for the rows' own column")
     scratch.mkdir(parents=True, exist_ok=True)
     source = joined(paths)
     with tempfile.TemporaryDirectory(prefix="staged-", dir=scratch) as staging:
         files = open_files(paths, config)
         path = Path(staging) / "rows.arrow"
-        staged = stage(files, recipe, source, path, lenient=True, show_progress=show_progress)
+        staged = stage(files, recipe, source, path, show_progress=show_progress)
         if not len(staged.rows):
             raise DataError(f"{source}: has no row with a text{_by_filters(staged)}")
-        rows = _finish(staged, np.arange(len(staged.rows)), recipe, schema)
+        unseen: Unseen = {head.name: {} for head in schema}
+        rows = _finish(staged, np.arange(len(staged.rows)), recipe, schema, unseen=unseen)
         on_disk = write_rows(scratch / "evaluation.arrow", rows, _row_schema(schema, recipe))
     notes = [
         f"head {reader.config.name!r}, column {reader.column!r}: {line}"
         for reader in recipe.readers
         for line in reader.notes.lines(reader.config.at_least)
     ]
-    return replace(_to_split(on_disk, staged), notes=(*staged.notes, *notes))
+    return replace(_to_split(on_disk, staged), notes=(*staged.notes, *notes), origin=f"of {source}", unseen=unseen)
 
 
 def read_texts(paths: str | list[str], config: DataConfig, scratch: Path, show_progress: bool = False) -> Split:
@@ -281,7 +317,7 @@ def _to_parts(
     """The rows of each split. Splits that are not given are held out of train."""
     parts = {name: (staged, np.arange(len(staged.rows))) for name, staged in sources.items()}
     whole = sources["train"]
-    shares = {"validation": config.validation_share, "test": config.test_share}
+    shares = {"validation": config.validation_share, "test": share_of_test(config, len(whole.rows))}
     shares = {name: share for name, share in shares.items() if name not in sources and share}
     if shares and len(whole.rows):  # otherwise `_check_filled` says that there are none
         held = hold_out(whole, config, heads, shares, seed)
@@ -290,7 +326,7 @@ def _to_parts(
 
 
 def _to_split(rows: datasets.Dataset, staged: Staged) -> Split:
-    return Split(rows, staged.dropped, staged.filtered, staged.bad)
+    return Split(rows, staged.dropped, staged.filtered, staged.bad, files=tuple(staged.files))
 
 
 def _by_filters(staged: Staged) -> str:
@@ -354,6 +390,7 @@ def _finish(
     schema: Schema,
     augmentation: Augmentation | None = None,
     held_out: Container[int] = (),
+    unseen: Unseen | None = None,
 ) -> Iterator[Fields]:
     """Rows as a `Split` holds them. No copy of a row has a text whose key is held out."""
     columns = [reader.column for reader in recipe.readers]
@@ -362,8 +399,14 @@ def _finish(
         metadata["template_fields"] = "template_fields"
     for number, row in enumerate(staged.read(["text", *recipe.cells, *metadata.values()], indices)):
         place = staged.place_of(row)
-        labels = to_vector([row[cell] for cell in recipe.cells], schema, columns, place)
-        finished = {"text": row["text"], "labels": labels} | {name: row[key] for name, key in metadata.items()}
+        found: dict[str, list[str]] = {}
+        cells = [row[cell] for cell in recipe.cells]
+        labels = to_vector(cells, schema, columns, place, None if unseen is None else found)
+        if unseen is not None:
+            for head, names in found.items():
+                unseen[head][number] = names
+        finished = {"text": row["text"], "labels": labels, "source_file": row["file"], "source_row": row["row"]}
+        finished |= {name: row[key] for name, key in metadata.items()}
         yield finished
         if augmentation is not None:
             yield from augmentation.copies_of(finished, number, place, lambda text: recipe.text_key(text) in held_out)
@@ -371,5 +414,6 @@ def _finish(
 
 def _row_schema(schema: Schema, recipe: Recipe) -> pyarrow.Schema:
     fields = [("text", pyarrow.string()), ("labels", pyarrow.list_(pyarrow.float32(), schema.label_width))]
+    fields += [("source_file", pyarrow.int32()), ("source_row", pyarrow.int64())]
     others = [*recipe.metadata, *([] if recipe.template is None else ["template_fields"])]
     return pyarrow.schema(fields + [(name, pyarrow.string()) for name in others])

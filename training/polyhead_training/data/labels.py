@@ -19,6 +19,8 @@ from polyhead_training.data.label_checks import check_labels, like, mending_key
 from polyhead_training.data.separators import joined_by
 from polyhead_training.errors import DataError
 
+UNSEEN = -1.0  # in place of the class index of a label that training never saw
+
 
 def learn_schema(
     readers: Sequence[CellReader], cells: Sequence[pyarrow.ChunkedArray], place_of: Callable[[int], str], source: str
@@ -136,11 +138,21 @@ def _learn_parents(
     return {label: first[label]["parent"] for label in labels if label in first}
 
 
-def to_vector(cells: Sequence[Cell], schema: Schema, columns: Sequence[str], row: str) -> list[float]:
+def to_vector(
+    cells: Sequence[Cell],
+    schema: Schema,
+    columns: Sequence[str],
+    row: str,
+    unseen: dict[str, list[str]] | None = None,
+) -> list[float]:
     """A row of the label matrix: a class index, a number, or 0/1 per label; NaN where unknown.
 
+    Args:
+        unseen: takes the labels of each head that the schema lacks. In the vector of a single_label head such a label
+            is `UNSEEN`.
+
     Raises:
-        DataError: a label is not in the schema; it names row and column.
+        DataError: a label is not in the schema, and `unseen` is not given; it names row and column.
     """
     vector: list[float] = []
     for head, cell, column in zip(schema, cells, columns, strict=True):
@@ -149,19 +161,27 @@ def to_vector(cells: Sequence[Cell], schema: Schema, columns: Sequence[str], row
         elif isinstance(cell, float):
             vector.append(cell)
         else:
-            if unknown := [label for label in cell if label not in head.index_of]:
+            unknown = [label for label in cell if label not in head.index_of]
+            if unknown and unseen is None:
                 known = ", ".join(head.labels[:10]) + (", …" if len(head.labels) > 10 else "")
-                joined = joined_by(unknown[0], head.index_of)
-                alike = next((label for label in head.labels if like(label) == like(unknown[0])), None)
-                mend = f"; it looks like {alike!r}: {mending_key([unknown[0]], alike)}" if alike is not None else ""
-                if joined is not None:
-                    mend = f"; it looks like labels joined by {joined!r}: set separator"
                 raise DataError(
                     f"{row}: column {column!r}: label {unknown[0]!r} is not in the schema of head {head.name!r}; "
-                    f"allowed are {known}{mend}"
+                    f"allowed are {known}{mend_of(unknown[0], head)}"
                 )
-            indices = {head.index_of[label] for label in cell}
-            vector += (
-                indices if head.kind == HeadKind.SINGLE_LABEL else [float(i in indices) for i in range(head.width)]
-            )
+            if unknown and unseen is not None:
+                unseen[head.name] = unknown
+            indices = {head.index_of[label] for label in cell if label in head.index_of}
+            if head.kind == HeadKind.SINGLE_LABEL:
+                vector += indices or [UNSEEN]
+            else:
+                vector += [float(i in indices) for i in range(head.width)]
     return vector
+
+
+def mend_of(unknown: str, head: Head) -> str:
+    """What to do about a label that the schema lacks, because it looks like one or several that it has; else empty."""
+    joined = joined_by(unknown, head.index_of)
+    if joined is not None:
+        return f"; it looks like labels joined by {joined!r}: set separator"
+    alike = next((label for label in head.labels if like(label) == like(unknown)), None)
+    return "" if alike is None else f"; it looks like {alike!r}: {mending_key([unknown], alike)}"

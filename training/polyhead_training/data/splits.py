@@ -19,6 +19,16 @@ from polyhead_training.config import DataConfig, HeadConfig
 from polyhead_training.data.staging import Indices, Staged
 from polyhead_training.errors import ConfigError, DataError
 
+DEFAULT_TEST_SHARE = 0.1
+ENOUGH_ROWS = 1000  # of train: with fewer, a tenth says little and is missed in training
+
+
+def share_of_test(config: DataConfig, rows: int) -> float:
+    """The share of the training rows that is held out for the test; by default a tenth if there are enough rows."""
+    if config.test_share is not None:
+        return config.test_share
+    return min(DEFAULT_TEST_SHARE, (1 - config.validation_share) / 2) if rows >= ENOUGH_ROWS else 0.0
+
 
 def hold_out_by_hash(places: NDArray[np.float64], shares: Mapping[str, float]) -> dict[str, Indices]:
     """Train, and one split per share: test takes the lowest hashes, validation the highest.
@@ -79,7 +89,25 @@ def position_to_stratify_by(config: DataConfig, heads: Sequence[HeadConfig]) -> 
 def hold_out(
     staged: Staged, config: DataConfig, heads: Sequence[HeadConfig], shares: Mapping[str, float], seed: int
 ) -> dict[str, Indices]:
-    """Train and one split per share, as the config says."""
+    """Train and one split per share, as the config says.
+
+    A test split that the config does not ask for is left out if it cannot be about as large as its share: if few values
+    of `split_column` decide about many rows, or a stratified split has too many classes.
+    """
+    if config.test_share is None and "test" in shares:
+        others = {name: share for name, share in shares.items() if name != "test"}
+        try:
+            held = _hold_out(staged, config, heads, shares, seed)
+        except DataError:
+            return _hold_out(staged, config, heads, others, seed)
+        is_near = 0.5 <= len(held["test"]) / (shares["test"] * len(staged.rows)) <= 2
+        return held if is_near else _hold_out(staged, config, heads, others, seed)
+    return _hold_out(staged, config, heads, shares, seed)
+
+
+def _hold_out(
+    staged: Staged, config: DataConfig, heads: Sequence[HeadConfig], shares: Mapping[str, float], seed: int
+) -> dict[str, Indices]:
     if config.split == "hash":
         return hold_out_by_hash(staged.numbers("place"), shares)
     column = f"cell_{position_to_stratify_by(config, heads)}"

@@ -6,8 +6,9 @@ They also hold the numbers that splitting needs, so that splitting millions of r
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -97,12 +98,23 @@ class Staged:
 class Recipe:
     """How a row becomes a text and label cells. The functions that the config names are imported once.
 
+    Args:
+        without: for evaluation: the heads that are left out. Their columns are not read.
+
     Raises:
         ConfigError: a function or transform is unknown, or the template is malformed.
     """
 
-    def __init__(self, config: DataConfig, heads: Sequence[HeadConfig], metadata: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        heads: Sequence[HeadConfig],
+        metadata: Sequence[str] = (),
+        without: Collection[str] | None = None,
+    ) -> None:
         self.config = config
+        self.is_evaluation = without is not None
+        self.without = frozenset(without or ())
         self.readers = [CellReader(head) for head in heads]
         self.metadata = list(metadata)
         self.cells = [f"cell_{i}" for i in range(len(heads))]
@@ -127,11 +139,25 @@ class Recipe:
         text = [self.config.text_column] if self.template is None else list(self.template.fields)
         return [*text, *self.where, *self.metadata]
 
+    @property
+    def head_columns(self) -> list[str]:
+        """Those of the heads that are not left out."""
+        return [column for reader in self.readers if self._is_read(reader) for column in reader.columns]
+
+    def _is_read(self, reader: CellReader) -> bool:
+        return reader.config.name not in self.without
+
     def hint(self, column: str) -> str:
         """What to say if this column is missing."""
-        if self.template is None or column not in self.template.fields:
+        if self.template is not None and column in self.template.fields:
+            return f"; text_template needs {', '.join(map(repr, self.template.fields))}"
+        head = next((reader.config.name for reader in self.readers if column in reader.columns), None)
+        if not self.is_evaluation or head is None:
             return ""
-        return f"; text_template needs {', '.join(map(repr, self.template.fields))}"
+        return (
+            f"; it must hold the labels of head {head!r}: --without {shlex.quote(head)} leaves this head out, and a "
+            "config in --config names another column"
+        )
 
     @property
     def schema(self) -> pyarrow.Schema:
@@ -174,7 +200,7 @@ class Recipe:
         for transform in self.transforms:
             text = transform.text(text, place=place)
         text = read_text(text)
-        cells = [reader.read_row(fields, place) for reader in self.readers]
+        cells = [reader.read_row(fields, place) if self._is_read(reader) else None for reader in self.readers]
         split_by = as_text(value_at(fields, config.split_column)) if config.split_column is not None else None
         folded = self._folded(text)
         upsample = [up for up in config.upsample if self._holds(fields, up.column, up.values)]
@@ -226,7 +252,6 @@ def stage(
     name: str,
     path: Path,
     also: Sequence[str] = (),
-    lenient: bool = False,
     show_progress: bool = False,
 ) -> Staged:
     """Reads the sources row by row onto disk.
@@ -234,14 +259,12 @@ def stage(
     Args:
         name: of all the sources together, for messages.
         also: more columns to read, in addition to the recipe's.
-        lenient: for evaluation: a head's column may be absent; its labels are then unknown.
 
     Raises:
         DataError: a file, a column or a row is not as the config says. After a bad row the rest is read too, to say how
             many bad rows there are.
     """
-    labels = [column for reader in recipe.readers for column in reader.columns]
-    needed = [*recipe.columns, *also, *([] if lenient else labels)]
+    needed = [*recipe.columns, *also, *recipe.head_columns]
     stops = recipe.config.bad_rows == "stop"
     recipe.texts = TextKinds(recipe.config.text_column)
     files: list[str] = []
@@ -253,11 +276,10 @@ def stage(
         nonlocal first, until
         for source in sources:
             files.append(source.name)
-            doubled = [column_of(name, source.doubled) for name in [*needed, *labels]]
+            doubled = [column_of(name, source.doubled) for name in needed]
             if name := min(filter(None, doubled), default=None):
                 raise DataError(f"{source.name}: several columns are named {name!r}; rename all but one")
-            partly = _partly_there(source, recipe) if lenient else []
-            with closing(_checked(source, [*needed, *partly], show_progress, recipe.hint)) as checked:
+            with closing(_checked(source, needed, show_progress, recipe.hint)) as checked:
                 for row in checked:
                     counts["rows"] += 1
                     if counts["rows"] > until:
@@ -288,7 +310,7 @@ def stage(
         of = f"Of {counts['rows']:,} rows, {counts['bad']:,}"
         if counts["rows"] > until:
             of = f"At least {counts['bad']:,} of the first {counts['rows'] - 1:,} rows"
-        skip = "--bad-rows skip" if lenient else 'bad_rows = "skip"'
+        skip = "--bad-rows skip" if recipe.is_evaluation else 'bad_rows = "skip"'
         raise DataError(f"{first}. {of} cannot be used: correct them, or leave them out with {skip}")
     if not recipe.config.any_text and (fault := recipe.texts.fault) is not None:
         raise DataError(
@@ -318,12 +340,6 @@ def write_rows(path: Path, rows: Iterable[Fields], schema: pyarrow.Schema) -> da
 def joined(paths: str | list[str]) -> str:
     """The paths as a source's name."""
     return paths if isinstance(paths, str) else ", ".join(paths)
-
-
-def _partly_there(source: Source, recipe: Recipe) -> list[str]:
-    """The columns of heads with a column per label of which the source has some."""
-    there = [reader.columns for reader in recipe.readers if not set(reader.columns).isdisjoint(source.columns or ())]
-    return [column for columns in there for column in columns]
 
 
 def _checked(source: Source, needed: Sequence[str], show_progress: bool, hint: Callable[[str], str]) -> Generator[Row]:

@@ -6,7 +6,7 @@ Every run is compared with the first one. A run is read from the ``predictions.p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,13 +27,14 @@ from polyhead_training.evaluation.changes import (
     row_parts,
     shown,
 )
-from polyhead_training.evaluation.headline import LOWER_IS_BETTER, Parts, number, ratio
-from polyhead_training.evaluation.metrics import HEADLINE
+from polyhead_training.evaluation.headline import Parts, number, ratio
+from polyhead_training.evaluation.metrics import HEADLINE, LOWER_IS_BETTER
 from polyhead_training.evaluation.paired_tests import PairedTest, holm, mcnemar, permutation
 from polyhead_training.evaluation.plots import shorten
 from polyhead_training.evaluation.reported_run import ReportedRun
 
 SIGNIFICANT = 0.05
+SEEN = {"train": "was trained", "validation": "was chosen and calibrated"}  # splits
 MOST_NAMED = 5  # labels in a sentence
 
 
@@ -104,10 +105,11 @@ def compare_runs(runs: Sequence[ReportedRun]) -> Comparison:
     Raises:
         DataError: the runs have no row or no head in common.
     """
+    runs, notes = _held_out(runs)
     tables, how = _joined(runs)
     rows = len(tables[0])
     names = [run.name for run in runs]
-    notes = _split_notes(runs, tables)
+    notes += _split_notes(runs, tables)
     texts = [table["text"].tolist() for table in tables]
     if differing := sum(len(set(row)) > 1 for row in zip(*texts, strict=True)):
         notes.append(f"In {_rows(differing)} the runs read different texts: another template, or the file was changed.")
@@ -130,6 +132,19 @@ def compare_runs(runs: Sequence[ReportedRun]) -> Comparison:
     others = ", ".join(f"{run.name} {len(run.table):,}" for run in runs)
     joined = f"{rows:,} rows are in all runs, joined by {how} ({others})."
     return Comparison(names, rows, joined, notes, heads, count)
+
+
+def _held_out(runs: Sequence[ReportedRun]) -> tuple[list[ReportedRun], list[str]]:
+    """The runs without rows that a model was trained or chosen on, if all have others; and a sentence about it."""
+    kept = [
+        replace(run, table=run.table[~run.table["split"].isin(SEEN)] if "split" in run.table else run.table)
+        for run in runs
+    ]
+    left_out = {run.name: len(run.table) - len(rest.table) for run, rest in zip(runs, kept, strict=True)}
+    if not any(left_out.values()) or not all(len(run.table) for run in kept):
+        return list(runs), []
+    each = ", ".join(f"{count:,} of {name}" for name, count in left_out.items() if count)
+    return kept, [f"Rows on which a model was trained or chosen are left out: {each}."]
 
 
 def _joined(runs: Sequence[ReportedRun]) -> tuple[list[pandas.DataFrame], str]:
@@ -163,7 +178,7 @@ def _split_notes(runs: Sequence[ReportedRun], tables: Sequence[pandas.DataFrame]
     notes = []
     for run, table in zip(runs, tables, strict=True):
         splits = table["split"].value_counts() if "split" in table else {}
-        for split, what in (("train", "was trained"), ("validation", "was chosen and calibrated")):
+        for split, what in SEEN.items():
             if split in splits:
                 count = int(splits[split])
                 notes.append(f"{run.name} {what} on {_rows(count)} of these, so its scores there are too good.")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas
 from numpy.typing import NDArray
 
 from polyhead.decode import are_answers
@@ -15,16 +15,14 @@ from polyhead.predictor import NOT_FINITE, Predictor
 from polyhead.schema import Schema
 from polyhead_rows.progress import progress
 from polyhead_training.errors import DataError
-from polyhead_training.evaluation.metrics import HEADLINE, score_answers
-from polyhead_training.evaluation.suspects import Suspect
+from polyhead_training.evaluation.metrics import HEADLINE, Unseen, among, score_answers
+from polyhead_training.evaluation.slices import SliceOptions, score_slices
+from polyhead_training.evaluation.suspects import Suspect, find_suspects
 
 if TYPE_CHECKING:
     from polyhead_training.data.corpus import Split  # its libraries take seconds to import
 
 TEXTS_PER_CALL = 512
-SLICE_VALUES = 20  # the most frequent ones
-SLICE_ROWS = 10  # fewer rows say little
-QUANTILES = 4  # of a numeric column
 
 
 @dataclass(frozen=True)
@@ -32,18 +30,22 @@ class Evaluation:
     """The texts, what the engine answered, and how good the answers are.
 
     Attributes:
-        labels: ``(n, sum of label widths)``; NaN where unknown.
+        labels: ``(n, sum of label widths)``; NaN where unknown; below 0 where training never saw the label.
         scores: calibrated ``(n, schema.width)``.
         token_counts, truncated: how much of each text was read.
         metrics: by head name.
         slices: by column and value: ``rows`` and ``heads``, which is as `metrics`.
+        slice_notes: by column: one sentence about the values that are left out, and the options that show them.
         dropped: how many rows had no usable text.
-        failed_texts, failed_labels: the texts whose scores are not finite, because the model's numbers overflow, and
-            their labels. They are in none of the fields above.
-        measured_on: one sentence: which rows these are, and whether anything was chosen on them.
-        files, rows, splits: of each text its file, its row there (as error messages count rows), and its split.
-        baselines: by head name, ``linear`` or ``majority``, and metric.
-        suspects: labels that are probably wrong in the data, the most certain ones first.
+        failed: the texts whose scores are not finite, because the model's numbers overflow. They are in none of the
+            other fields; only their places and labels mean something.
+        files, rows, splits: of each text the file, the row there (from 1, without the header) and the split.
+        unseen: by head and text: the labels that training never saw.
+        left_out: the heads that were not evaluated.
+        measured_on: one sentence: on which rows, and whether anything was chosen on them.
+        baselines: by head, ``majority`` or ``linear``, and metric: see `polyhead_training.evaluation.baselines`.
+        baselines_note: one sentence about how they came to be.
+        suspects: labels in the data that are probably wrong, the most certain first.
     """
 
     schema: Schema
@@ -55,15 +57,32 @@ class Evaluation:
     truncated: NDArray[np.bool_]
     metrics: dict[str, dict[str, float]]
     slices: dict[str, dict[str, Any]] = field(default_factory=dict)
+    slice_notes: dict[str, str] = field(default_factory=dict)
     dropped: int = 0
-    failed_texts: Sequence[str] = ()
-    failed_labels: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
-    measured_on: str = ""
+    failed: Evaluation | None = None
     files: Sequence[str] = ()
     rows: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     splits: Sequence[str] = ()
+    unseen: Unseen = field(default_factory=dict)
+    left_out: Sequence[str] = ()
+    measured_on: str = ""
     baselines: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
-    suspects: Sequence[Suspect] = ()
+    baselines_note: str = ""
+    suspects: list[Suspect] = field(default_factory=list)
+
+    @property
+    def failed_texts(self) -> Sequence[str]:
+        """The texts whose scores are not finite."""
+        return () if self.failed is None else self.failed.texts
+
+    @property
+    def unseen_labels(self) -> dict[str, dict[str, int]]:
+        """By head that has any: the labels that training never saw, with their rows, the most frequent first."""
+        found = {
+            head: Counter(label for labels in by_row.values() for label in dict.fromkeys(labels))
+            for head, by_row in self.unseen.items()
+        }
+        return {head: dict(labels.most_common()) for head, labels in found.items() if labels}
 
     def slice_tables(self) -> list[dict[str, Any]]:
         """Per sliced ``column``: the ``columns`` of its table, and ``rows`` with each head's main score per value."""
@@ -76,6 +95,7 @@ class Evaluation:
                     [value, found["rows"], *(found["heads"][name].get(metric) for name, metric in heads)]
                     for value, found in values.items()
                 ],
+                "note": self.slice_notes.get(column, ""),
             }
             for column, values in self.slices.items()
         ]
@@ -87,15 +107,20 @@ def evaluate(
     slices: Sequence[str] = (),
     say: Callable[[str], None] = lambda _: None,
     show_progress: bool = False,
+    name: str = "evaluation",
+    slice_options: SliceOptions | None = None,
+    with_suspects: bool = True,
 ) -> Evaluation:
     """Answers all texts of a split as serving does, and measures the answers.
 
     Args:
         slices: metadata columns of the split. The metrics are also given for each of their values.
         say: gets one line about the texts.
+        name: of the split.
+        with_suspects: looks for labels that are probably wrong.
     """
-    texts, labels = list(split.texts), split.labels
-    scores = np.empty((len(texts), predictor.schema.width), dtype=np.float32)
+    schema, texts, labels = predictor.schema, list(split.texts), split.labels
+    scores = np.empty((len(texts), schema.width), dtype=np.float32)
     counts, truncated = np.zeros(len(texts), dtype=np.int32), np.zeros(len(texts), dtype=bool)
     with progress("answering", len(texts), unit="texts", shown=show_progress) as bar:
         for start in range(0, len(texts), TEXTS_PER_CALL):
@@ -110,51 +135,47 @@ def evaluate(
     if not read.any():
         raise DataError(f"no row has a text that can be {'answered: ' + NOT_FINITE if failed.any() else 'read'}")
     dropped = split.dropped + split.bad + int((counts == 0).sum())
-    failed_texts, failed_labels = _selected(texts, failed), labels[failed]
-    texts = _selected(texts, read)
-    scores, labels, counts, truncated = scores[read], labels[read], counts[read], truncated[read]
     say(
-        f"{len(texts)} texts answered, {int(truncated.sum())} of them truncated to {predictor.max_length} tokens, "
+        f"{read.sum()} texts answered, {truncated[read].sum()} of them truncated to {predictor.max_length} tokens, "
         f"{dropped} unreadable"
         + (f' ({split.bad} of them bad rows, left out by bad_rows = "skip")' if split.bad else "")
         + (f", {split.filtered} left out by where and filters" if split.filtered else "")
-        + (f", {len(failed_texts)} left out because {NOT_FINITE}" if failed_texts else "")
+        + (f", {failed.sum()} left out because {NOT_FINITE}" if failed.any() else "")
     )
-    by_column = {}
+
+    def part_of(rows: NDArray[np.bool_], **found: Any) -> Evaluation:
+        indices = np.flatnonzero(rows)
+        files, numbers = split.places
+        return Evaluation(
+            schema=schema,
+            max_length=predictor.max_length,
+            texts=[texts[index] for index in indices],
+            labels=labels[indices],
+            scores=scores[indices],
+            token_counts=counts[indices],
+            truncated=truncated[indices],
+            files=[files[index] for index in indices],
+            rows=numbers[indices],
+            splits=[name] * len(indices),
+            unseen={head: among(by_row, indices) for head, by_row in split.unseen.items()},
+            **found,
+        )
+
+    unseen: Mapping[str, Mapping[int, Sequence[str]]] = {
+        head: among(by_row, np.flatnonzero(read)) for head, by_row in split.unseen.items()
+    }
+    by_column, notes = {}, {}
     for column in slices:
-        values = pandas.Series(split.rows[column][:])[read].reset_index(drop=True)
-        by_column[column] = _score_slices(values, scores, labels, predictor.schema)
-    return Evaluation(
-        schema=predictor.schema,
-        max_length=predictor.max_length,
-        texts=texts,
-        labels=labels,
-        scores=scores,
-        token_counts=counts,
-        truncated=truncated,
-        metrics=score_answers(scores, labels, predictor.schema),
+        values = np.asarray(split.rows[column][:], dtype=object)[read]
+        by_column[column], notes[column] = score_slices(
+            values, scores[read], labels[read], schema, unseen, slice_options or SliceOptions()
+        )
+    return part_of(
+        read,
+        metrics=score_answers(scores[read], labels[read], schema, unseen),
         slices=by_column,
+        slice_notes={column: note for column, note in notes.items() if note},
         dropped=dropped,
-        failed_texts=failed_texts,
-        failed_labels=failed_labels,
+        failed=part_of(failed, metrics={}) if failed.any() else None,
+        suspects=find_suspects(scores[read], labels[read], schema, unseen) if with_suspects else [],
     )
-
-
-def _selected(texts: Sequence[str], rows: NDArray[np.bool_]) -> list[str]:
-    return [text for text, is_selected in zip(texts, rows, strict=True) if is_selected]
-
-
-def _score_slices(
-    values: pandas.Series, scores: NDArray[np.float32], labels: NDArray[np.float32], schema: Schema
-) -> dict[str, Any]:
-    """Metrics per value. A column of many numbers is cut into quantiles."""
-    numbers = pandas.to_numeric(values, errors="coerce")
-    if (numbers.notna() == values.notna()).all() and numbers.nunique() > SLICE_VALUES:
-        values = pandas.qcut(numbers, QUANTILES, duplicates="drop")
-    values = values[values.notna()].astype(str)
-    counts = values.value_counts()
-    results = {}
-    for value in counts[counts >= min(SLICE_ROWS, counts.max() if len(counts) else 0)].index[:SLICE_VALUES]:
-        rows = values.index[values == value]
-        results[str(value)] = {"rows": len(rows), "heads": score_answers(scores[rows], labels[rows], schema)}
-    return results

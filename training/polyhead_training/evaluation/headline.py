@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyhead.schema import HeadKind
-from polyhead_training.evaluation.metrics import HEADLINE, HeadAnswers
+from polyhead_training.evaluation.metrics import HEADLINE, LOWER_IS_BETTER, HeadAnswers
 from polyhead_training.evaluation.plots import shorten
 
-LOWER_IS_BETTER = {"mae"}
 NORMAL = 1.96  # standard errors on each side of a 95 % interval
 MOST_NAMED = 5  # labels in a sentence
 FEW_ROWS = 30  # below, the error of a score is itself unknown
@@ -49,7 +48,11 @@ def headline_parts(answers: HeadAnswers) -> Parts:
         case HeadKind.SINGLE_LABEL:
             over = (true & answers.chosen).any(axis=1)
         case HeadKind.MULTI_LABEL:
-            return np.stack([2 * (true * chosen).sum(axis=1), true.sum(axis=1) + chosen.sum(axis=1)], 1).astype(float)
+            unseen = np.zeros(len(true))
+            for row, labels in answers.unseen.items():
+                unseen[row] = len(set(labels))
+            under = true.sum(axis=1) + chosen.sum(axis=1) + unseen
+            return np.stack([2 * (true * chosen).sum(axis=1), under], axis=1).astype(np.float64)
         case HeadKind.REGRESSION:
             over = np.abs(answers.scores[:, 0].astype(np.float64) - true[:, 0])
     return np.stack([over, np.ones(len(true))], axis=1).astype(np.float64)

@@ -2,16 +2,20 @@
 
 Single-label answers are scored as 0/1 rows, like multi-label ones: scikit-learn then takes any number of labels and
 rows without a warning.
+
+A label that training never saw cannot be answered. Its row is wrong; in F1, recall and subset accuracy it is one more
+label that is never found. Likelihood and rankings need a score of the true label, so they are of the known labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 from sklearn import metrics
 
 from polyhead.decode import Scores, best_paths, over_threshold, to_scores
@@ -23,11 +27,14 @@ MAIN = {  # what a table on one screen shows
     HeadKind.MULTI_LABEL: ("micro_f1", "macro_f1", "subset_accuracy"),
     HeadKind.REGRESSION: ("mae", "rmse", "r2"),
 }
+LOWER_IS_BETTER = {"mae", "rmse", "nll", "ece", "hamming_loss"}
 BINS = 15  # of the expected calibration error, as in Guo et al. 2017, arXiv:1706.04599
 TOP_K = (3, 5)
 
 Labels = NDArray[np.float32]
 Mask = NDArray[np.bool_]
+Unseen = Mapping[str, Mapping[int, Sequence[str]]]
+"""By head and row: the labels of the row that training never saw."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,7 @@ class HeadAnswers:
         scores: ``(rows, head.width)``.
         chosen: the served answer, 0/1 ``(rows, head.width)``; ``(rows, 0)`` for a regression.
         true: 0/1 ``(rows, head.width)``; for a regression its numbers ``(rows, 1)``.
+        unseen: by row, true labels that training never saw. Such a row of a single_label head is 0 in all of `true`.
     """
 
     head: Head
@@ -46,6 +54,29 @@ class HeadAnswers:
     scores: Scores
     chosen: NDArray[np.int8]
     true: NDArray[Any]
+    unseen: Mapping[int, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def unseen_labels(self) -> list[str]:
+        """The labels that training never saw, sorted."""
+        return sorted({label for labels in self.unseen.values() for label in labels})
+
+    def true_labels(self, row: int) -> list[str]:
+        """The true labels of a row, also those that training never saw."""
+        return [*(self.head.labels[i] for i in np.flatnonzero(self.true[row])), *self.unseen.get(row, ())]
+
+    def all_labels(self) -> tuple[Any, Any]:
+        """`true` and `chosen` with a column more per unseen label, which is never chosen; sparse if there is one."""
+        labels = self.unseen_labels
+        if not labels:
+            return self.true, self.chosen
+        place = {label: index for index, label in enumerate(labels)}
+        pairs = [(row, place[label]) for row, found in self.unseen.items() for label in dict.fromkeys(found)]
+        rows, columns = zip(*pairs, strict=True)
+        shape = (len(self.true), len(labels))
+        extra = sparse.csr_matrix((np.ones(len(pairs), np.int8), (rows, columns)), shape=shape)
+        true = sparse.hstack([sparse.csr_matrix(self.true.astype(np.int8)), extra], format="csr")
+        return true, sparse.hstack([sparse.csr_matrix(self.chosen), sparse.csr_matrix(shape, dtype=np.int8)], "csr")
 
 
 def score_heads(logits: NDArray[np.floating[Any]], labels: Labels, schema: Schema) -> dict[str, dict[str, float]]:
@@ -59,7 +90,9 @@ def flat_scores(logits: NDArray[np.floating[Any]], labels: Labels, schema: Schem
     return {f"{head}/{name}": value for head, scores in by_head.items() for name, value in scores.items()}
 
 
-def score_answers(scores: Scores, labels: Labels, schema: Schema) -> dict[str, dict[str, float]]:
+def score_answers(
+    scores: Scores, labels: Labels, schema: Schema, unseen: Unseen | None = None
+) -> dict[str, dict[str, float]]:
     """Metrics by head name. Rows without a label for a head do not count in its metrics.
 
     The top head of a taxonomy also has the taxonomy's metrics.
@@ -67,18 +100,19 @@ def score_answers(scores: Scores, labels: Labels, schema: Schema) -> dict[str, d
     Args:
         scores: calibrated ``(n, schema.width)``.
         labels: ``(n, sum of label widths)``, as in `polyhead_training.data.corpus.Split`.
+        unseen: the labels that training never saw.
     """
-    answers = {part.head.name: part for part in answers_of(scores, labels, schema)}
+    answers = {part.head.name: part for part in answers_of(scores, labels, schema, unseen)}
     results = {}
     for head in schema:
-        result = _score_head(answers[head.name])
+        result = score_head(answers[head.name])
         if head.parent is None and schema.children(head.name):
             result |= _score_taxonomy([answers[level.name] for level in levels_below(head, schema)], schema)
         results[head.name] = result
     return results
 
 
-def answers_of(scores: Scores, labels: Labels, schema: Schema) -> Iterator[HeadAnswers]:
+def answers_of(scores: Scores, labels: Labels, schema: Schema, unseen: Unseen | None = None) -> Iterator[HeadAnswers]:
     """What would be served for these scores, per head, with the true labels."""
     paths: list[dict[str, int]] = []
     if any(head.parent for head in schema):
@@ -101,7 +135,16 @@ def answers_of(scores: Scores, labels: Labels, schema: Schema) -> Iterator[HeadA
                 true = given[known].astype(np.int8)
             case HeadKind.REGRESSION:
                 chosen, true = np.empty((known.sum(), 0), np.int8), given[known]
-        yield HeadAnswers(head, known, head_scores[known], chosen, true)
+        found = (unseen or {}).get(head.name, {})
+        yield HeadAnswers(head, known, head_scores[known], chosen, true, among(found, np.flatnonzero(known)))
+
+
+def among(unseen: Mapping[int, Sequence[str]], rows: NDArray[np.intp]) -> dict[int, Sequence[str]]:
+    """The unseen labels of the rows at these indices, by their new place."""
+    if not unseen:
+        return {}
+    places = {int(row): place for place, row in enumerate(rows)}
+    return {places[row]: labels for row, labels in unseen.items() if row in places}
 
 
 def levels_below(head: Head, schema: Schema) -> list[Head]:
@@ -134,7 +177,8 @@ def _one_hot(indices: NDArray[np.intp], width: int) -> NDArray[np.int8]:
     return np.equal(indices[:, None], np.arange(width)).astype(np.int8)
 
 
-def _score_head(answers: HeadAnswers) -> dict[str, float]:
+def score_head(answers: HeadAnswers) -> dict[str, float]:
+    """The metrics of one head, without those of its taxonomy."""
     rows = len(answers.true)
     scores = _SCORES[answers.head.kind](answers) if rows else {}
     return {"rows": rows} | {name: float(value) for name, value in scores.items()}
@@ -143,28 +187,37 @@ def _score_head(answers: HeadAnswers) -> dict[str, float]:
 def _score_single(answers: HeadAnswers) -> dict[str, float]:
     true, chosen, scores, width = answers.true, answers.chosen, answers.scores, answers.head.width
     exact = scores.astype(np.float64)
-    seen = true.any(axis=0)
     right = (true & chosen).any(axis=1)
+    has_score = true.any(axis=1)  # the true label is one that the head knows
     # The answer first, then the other labels by score: the order that a client gets for top_k.
     order = np.argsort(-np.where(chosen, np.inf, scores), axis=1, kind="stable")
-    ranks = np.take_along_axis(true, order, axis=1).argmax(axis=1)
+    ranks = np.where(has_score, np.take_along_axis(true, order, axis=1).argmax(axis=1), width)
     both = _both_classes(true)
+    all_true, all_chosen = answers.all_labels()
     # scikit-learn counts these labels if it is given lists of labels; of multi_label heads it counts all labels.
-    named = seen | chosen.any(axis=0)
+    named = _columns_with_any(all_true) | _columns_with_any(all_chosen)
+    rows = true.sum(axis=0)
+    recalls = (true & chosen).sum(axis=0)[rows > 0] / rows[rows > 0]
+    likelihood = {}
+    if has_score.any():
+        shares = exact[has_score] / exact[has_score].sum(axis=1, keepdims=True)
+        likelihood["nll"] = metrics.log_loss(true[has_score].argmax(axis=1), shares, labels=range(width))
     return {
         "accuracy": right.mean(),
         # The mean recall over labels that occur.
-        "balanced_accuracy": metrics.recall_score(true[:, seen], chosen[:, seen], average="macro", zero_division=0),
-        **_f1(true[:, named], chosen[:, named]),
+        "balanced_accuracy": recalls.sum() / (len(recalls) + len(answers.unseen_labels)),
+        **_f1(all_true[:, named], all_chosen[:, named]),
         **{f"top_{k}_accuracy": (ranks < k).mean() for k in TOP_K if k < width},
         **_rankings(true[:, both], scores[:, both], "macro"),
-        "nll": metrics.log_loss(true.argmax(axis=1), exact / exact.sum(axis=1, keepdims=True), labels=range(width)),
+        **likelihood,
         "ece": expected_calibration_error(*decisions(answers)),
     }
 
 
 def _score_multi(answers: HeadAnswers) -> dict[str, float]:
-    true, chosen, scores = answers.true, answers.chosen, answers.scores
+    true, scores = answers.true, answers.scores
+    all_true, all_chosen = answers.all_labels()
+    wrong = np.asarray((all_true != all_chosen).sum(axis=1)).ravel()  # labels, in each row
     both = _both_classes(true)
     rankings = {
         f"{average}_{name}": value
@@ -172,9 +225,9 @@ def _score_multi(answers: HeadAnswers) -> dict[str, float]:
         for name, value in _rankings(true[:, both], scores[:, both], average).items()
     }
     return {
-        **_f1(true, chosen),
-        "subset_accuracy": (true == chosen).all(axis=1).mean(),
-        "hamming_loss": (true != chosen).mean(),
+        **_f1(all_true, all_chosen),
+        "subset_accuracy": (wrong == 0).mean(),
+        "hamming_loss": wrong.mean() / all_true.shape[1],
         **rankings,
         "nll": metrics.log_loss(true.ravel(), scores.ravel().astype(np.float64), labels=(0, 1)),
         "ece": expected_calibration_error(*decisions(answers)),
@@ -209,14 +262,14 @@ def _score_taxonomy(levels: list[HeadAnswers], schema: Schema) -> dict[str, floa
     true = np.hstack([level.true[row] for level, row in zip(levels, rows, strict=True)])
     chosen = np.hstack([level.chosen[row] for level, row in zip(levels, rows, strict=True)])
     true_set, chosen_set = true @ above > 0, chosen @ above > 0
-    precision, recall, f1, _ = metrics.precision_recall_fscore_support(
-        true_set, chosen_set, average="micro", zero_division=0
-    )
+    # Labels that training never saw are never found.
+    unseen = sum(len(among(level.unseen, np.flatnonzero(row))) for level, row in zip(levels, rows, strict=True))
+    found, answered, true_labels = (true_set & chosen_set).sum(), chosen_set.sum(), true_set.sum() + unseen
     return {
         "taxonomy_rows": int(known.sum()),
-        "hierarchical_precision": float(precision),
-        "hierarchical_recall": float(recall),
-        "hierarchical_f1": float(f1),
+        "hierarchical_precision": float(found / answered),
+        "hierarchical_recall": float(found / true_labels),
+        "hierarchical_f1": float(2 * found / (answered + true_labels)),
         "path_accuracy": float((true == chosen).all(axis=1).mean()),
         # One label per level: labels that contradict each other have different ancestors.
         "consistency": float((chosen_set.sum(axis=1) == len(levels)).mean()),
@@ -235,7 +288,7 @@ def _with_ancestors(levels: list[Head], schema: Schema) -> NDArray[np.int64]:
     return above
 
 
-def _f1(true: NDArray[np.int8], chosen: NDArray[np.int8]) -> dict[str, float]:
+def _f1(true: Any, chosen: Any) -> dict[str, float]:
     return {
         f"{average}_f1": metrics.f1_score(true, chosen, average=average, zero_division=0)
         for average in ("macro", "micro", "weighted")
@@ -250,6 +303,11 @@ def _rankings(true: NDArray[np.int8], scores: Scores, average: str) -> dict[str,
         "auroc": metrics.roc_auc_score(true, scores, average=average),
         "average_precision": metrics.average_precision_score(true, scores, average=average),
     }
+
+
+def _columns_with_any(matrix: Any) -> Mask:
+    """Which columns of a matrix, dense or sparse, are not 0 everywhere."""
+    return np.asarray(matrix.sum(axis=0)).ravel() > 0
 
 
 def _both_classes(true: NDArray[np.int8]) -> Mask:

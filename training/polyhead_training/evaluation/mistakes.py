@@ -92,7 +92,7 @@ def most_confident(answers: HeadAnswers, evaluation: Evaluation) -> list[WrongRo
         is_chosen, name = answers.chosen[row, label], head.labels[label]
         right = "not this label" if is_chosen else name
         if head.kind == HeadKind.SINGLE_LABEL:
-            right = head.labels[true[row].argmax()]
+            (right,) = answers.true_labels(row)
         found.append(show(row, f"{'' if is_chosen else 'not '}{name} ({scores[row, label]:.3f})", right))
     return found
 
@@ -110,18 +110,28 @@ def mistakes(answers: HeadAnswers, evaluation: Evaluation) -> list[Mistakes]:
             return []
 
 
+def true_places(answers: HeadAnswers) -> tuple[NDArray[np.intp], list[str]]:
+    """The true label of each row of a single_label head, and the names of all labels: the unseen ones come last."""
+    names = [*answers.head.labels, *answers.unseen_labels]
+    places = answers.true.argmax(axis=1)
+    for row, (label,) in answers.unseen.items():
+        places[row] = names.index(label, answers.head.width)
+    return places, names
+
+
 def _confused(answers: HeadAnswers, evaluation: Evaluation) -> Iterator[Mistakes]:
     head, show = answers.head, _row_maker(answers, evaluation, LONGEST_EXAMPLE)
-    true, answered = answers.true.argmax(axis=1), answers.chosen.argmax(axis=1)
+    true, names_of = true_places(answers)
+    answered, width = answers.chosen.argmax(axis=1), len(names_of)
     score = answers.scores[np.arange(len(answered)), answered]
     (wrong,) = np.nonzero(true != answered)
-    pairs, counts = np.unique(true[wrong] * head.width + answered[wrong], return_counts=True)
-    rows_of = np.bincount(true, minlength=head.width)
+    pairs, counts = np.unique(true[wrong] * width + answered[wrong], return_counts=True)
+    rows_of = np.bincount(true, minlength=width)
     for place in np.argsort(-counts, kind="stable")[:MOST_KINDS]:
-        right, named = divmod(int(pairs[place]), head.width)
+        right, named = divmod(int(pairs[place]), width)
         rows = wrong[(true[wrong] == right) & (answered[wrong] == named)]
         rows = rows[np.argsort(-score[rows], kind="stable")[:MOST_ROWS]]
-        names = head.labels[right], head.labels[named]
+        names = names_of[right], names_of[named]
         yield Mistakes(
             true=right,
             answered=named,
@@ -163,7 +173,10 @@ def _missed_and_extra(answers: HeadAnswers, evaluation: Evaluation) -> Iterator[
             count=count,
             share=count / of,
             share_of=f"of the {of:,} texts that got it" if is_extra else f"of its {of:,} rows",
-            rows=[show(row, f"{name} ({score[row]:.3f})", _names(head, true[row])) for row in rows.tolist()],
+            rows=[
+                show(row, f"{name} ({score[row]:.3f})", ", ".join(answers.true_labels(row)) or "no label")
+                for row in rows.tolist()
+            ],
             code=_all_rows(*tests),
         )
 
@@ -184,10 +197,6 @@ def _single(head: Head, part: str, label: str) -> str:
 
 def _listed(head: Head, part: str, label: str) -> str:
     return f"(rows[{f'{head.name}_{part}'!r}].explode() == {label!r}).groupby(level=0).any()"
-
-
-def _names(head: Head, has: NDArray[np.bool_]) -> str:
-    return ", ".join(head.labels[i] for i in np.flatnonzero(has)) or "no label"
 
 
 def _row_maker(answers: HeadAnswers, evaluation: Evaluation, length: int) -> Callable[[int, str, str], WrongRow]:

@@ -16,26 +16,27 @@ from polyhead_training.evaluation.calibration import SHOWN
 from polyhead_training.evaluation.evaluation import Evaluation
 from polyhead_training.evaluation.headline import (
     BASELINES,
-    LOWER_IS_BETTER,
     NORMAL,
     headline_parts,
     number,
     standard_error,
     verdict,
 )
-from polyhead_training.evaluation.metrics import HEADLINE, HeadAnswers, answers_of
+from polyhead_training.evaluation.metrics import HEADLINE, LOWER_IS_BETTER, HeadAnswers, answers_of
 from polyhead_training.evaluation.mistakes import (
     Mistakes,
     largest_errors_code,
     mistakes,
     most_confident,
     place_of,
+    true_places,
 )
 
 MOST_LABELS = 100  # of a table
 MOST_MATRIX_LABELS = 12  # of a confusion matrix: more of them have no place on a page
 MOST_SLICED_HEADS = 3  # in one table
 MOST_SUSPECTS = 50  # per head
+MOST_UNSEEN = 5  # labels in a sentence
 LONGEST_TEXT = 1_000  # characters of a suspect's text
 LABELS_OPEN = 30  # a longer table is folded
 PLOTTED_HEADS = 40  # of more heads, the page would have more plots than a browser draws at once
@@ -74,7 +75,7 @@ def page(
         .get_template("report.html")
         .render(
             **content,
-            measured_on=evaluation.measured_on,
+            rows_code=_rows_code(evaluation),
             losses=plots.to_svg(losses) if losses and losses.axes[0].lines else None,
             calibration=[_calibration_row(*item) for item in (calibration or {}).items() if _is_fitted(item[1])],
             calibration_columns=["head", "temperature", *SHOWN],
@@ -83,9 +84,17 @@ def page(
     )
 
 
+def _rows_code(evaluation: Evaluation) -> str:
+    """Reads the evaluated rows; ``predictions.parquet`` may also hold those of other splits."""
+    splits = sorted(set(evaluation.splits))
+    filters = f', filters=[("split", "in", {splits!r})]' if splits else ""
+    return f'rows = pandas.read_parquet("predictions.parquet"{filters})'
+
+
 def page_heads(evaluation: Evaluation, history: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
     """What page and model card show of each head."""
-    answers = {part.head.name: part for part in answers_of(evaluation.scores, evaluation.labels, evaluation.schema)}
+    parts = answers_of(evaluation.scores, evaluation.labels, evaluation.schema, evaluation.unseen)
+    answers = {part.head.name: part for part in parts}
     heads = list(evaluation.schema)
     has_plots = len(heads) <= PLOTTED_HEADS
     return [_head(answers[head.name], evaluation, history or () if has_plots else None) for head in heads]
@@ -110,6 +119,7 @@ def _head(answers: HeadAnswers, evaluation: Evaluation, history: Sequence[Mappin
         "headline": metrics.get(headline),
         "lower_is_better": headline in LOWER_IS_BETTER,
         "interval": NORMAL * error if np.isfinite(error) else None,
+        "unseen": _unseen(evaluation, head.name),
         "verdict": verdict(answers, metrics, baselines),
         "bars": _bars(headline, metrics, baselines),
         "metric_columns": ["metric", "network", *(name for name in BASELINES if name in baselines)],
@@ -165,15 +175,16 @@ def _matrix(answers: HeadAnswers, found: Sequence[Mistakes]) -> dict[str, Any] |
     head = answers.head
     if head.kind != HeadKind.SINGLE_LABEL or not len(answers.true):
         return None
-    true, answered = answers.true.argmax(axis=1), answers.chosen.argmax(axis=1)
+    true, names = true_places(answers)
+    answered = answers.chosen.argmax(axis=1)
     seen = np.unique(np.concatenate([true, answered]))
     confused = [label for kind in found for label in (kind.true, kind.answered)]
     shown = np.sort(list(dict.fromkeys([*confused, *seen.tolist()]))[:MOST_MATRIX_LABELS])
-    rows_of = np.bincount(true, minlength=head.width)
+    rows_of = np.bincount(true, minlength=len(names))
     links = {(kind.true, kind.answered): place for place, kind in enumerate(found)}
     rows = []
     for right in shown.tolist():
-        counts = np.bincount(answered[true == right], minlength=head.width)[shown].tolist()
+        counts = np.bincount(answered[true == right], minlength=len(names))[shown].tolist()
         cells = [
             {
                 "count": count,
@@ -183,11 +194,11 @@ def _matrix(answers: HeadAnswers, found: Sequence[Mistakes]) -> dict[str, Any] |
             }
             for named, count in zip(shown.tolist(), counts, strict=True)
         ]
-        rows.append({"label": head.labels[right], "rows": int(rows_of[right]), "cells": cells})
+        rows.append({"label": names[right], "rows": int(rows_of[right]), "cells": cells})
     return {
-        "labels": [head.labels[i] for i in shown],
+        "labels": [names[i] for i in shown],
         "rows": rows,
-        "is_part": len(shown) < head.width,
+        "all": len(names),
         "seen": len(seen),
     }
 
@@ -214,6 +225,20 @@ def _with_link(row: list[Any], found: Sequence[Mistakes], labels: Sequence[str])
     places = [place for place, kind in enumerate(found) if index in (kind.true, kind.answered)]
     own = [place for place in places if found[place].true == index]
     return {"cells": row, "link": next(iter([*own, *places]), None)}
+
+
+def _unseen(evaluation: Evaluation, head: str) -> str:
+    """A sentence about labels that training never saw; empty if there are none."""
+    counts = evaluation.unseen_labels.get(head, {})
+    if not counts:
+        return ""
+    rows = len(evaluation.unseen[head])
+    named = ", ".join(
+        f"“{plots.shorten(label, 40)}” ({count:,})" for label, count in list(counts.items())[:MOST_UNSEEN]
+    )
+    more = f" and {len(counts) - MOST_UNSEEN} more" if len(counts) > MOST_UNSEEN else ""
+    one = f"{rows:,} row{'' if rows == 1 else 's'} count as wrong because training never saw the label"
+    return f"{one}{'' if len(counts) == 1 else 's'}: {named}{more}."
 
 
 def _suspects(head: str, evaluation: Evaluation) -> list[dict[str, Any]]:
@@ -255,4 +280,5 @@ def _narrow(table: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
             "column": table["column"],
             "columns": [first, rows, *table["columns"][part]],
             "rows": [[*row[:2], *row[part]] for row in table["rows"]],
+            "note": table["note"] if start == 0 else "",
         }

@@ -13,18 +13,16 @@ from typing import Any
 import jinja2
 import matplotlib
 import numpy as np
-import pyarrow
-from numpy.typing import NDArray
 
-from polyhead.decode import DecodeOptions, decode
-from polyhead.predictor import NOT_FINITE
-from polyhead.schema import Head, HeadKind
-from polyhead_rows.answers import answer_table
-from polyhead_rows.output import open_output
+from polyhead.schema import HeadKind
 from polyhead_training.errors import ConfigError
 from polyhead_training.evaluation import plots
+from polyhead_training.evaluation.baselines import LINEAR, MAJORITY
 from polyhead_training.evaluation.evaluation import Evaluation
 from polyhead_training.evaluation.page import page, page_heads
+from polyhead_training.evaluation.predictions import write_predictions
+from polyhead_training.evaluation.suspects import write_suspects
+from polyhead_training.evaluation.verdicts import notes_of
 
 
 def check_report_folder(path: Path) -> None:
@@ -50,8 +48,9 @@ def write_report(
     history: Sequence[Mapping[str, Any]] | None = None,
     calibration: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
+    others: Sequence[Evaluation] = (),
 ) -> None:
-    """Writes ``index.html``, ``metrics.json``, ``predictions.parquet`` and ``README.md`` into the folder.
+    """Writes ``index.html``, ``metrics.json``, ``predictions.parquet``, ``suspects.csv`` and ``README.md``.
 
     Files are written one by one, so the folder should be one from `polyhead.files.replaced_folder`.
 
@@ -61,6 +60,7 @@ def write_report(
         history: the Trainer's ``log_history``.
         calibration: the summary of `polyhead_training.evaluation.calibration.calibrate`.
         training: numbers of the fit: ``rows``, ``seconds`` and others.
+        others: of other splits, whose rows are also in ``predictions.parquet`` and ``suspects.csv``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     heads = page_heads(evaluation, history)
@@ -75,25 +75,48 @@ def write_report(
         "median_tokens": int(np.median(evaluation.token_counts)),
         "heads": heads,
         "training": training,
+        "measured_on": evaluation.measured_on,
+        "baselines": evaluation.baselines,
+        "baselines_note": evaluation.baselines_note,
+        "unseen_labels": evaluation.unseen_labels,
+        "left_out": evaluation.left_out,
+        "notes": notes_of(evaluation),
+        "baseline_names": [
+            name for name in (LINEAR, MAJORITY) if any(name in found for found in evaluation.baselines.values())
+        ],
+        "has_slices": any(evaluation.slices.values()),
     }
     counts = {key: content[key] for key in ("name", "source", "rows", "truncated", "dropped", "failed", "max_length")}
-    metrics = counts | {"heads": evaluation.metrics, "slices": evaluation.slices}
+    metrics = counts | {
+        "measured_on": evaluation.measured_on,
+        "heads": evaluation.metrics,
+        "baselines": evaluation.baselines,
+        "baselines_note": evaluation.baselines_note,
+        "slices": evaluation.slices,
+        "slice_notes": evaluation.slice_notes,
+        "unseen_labels": evaluation.unseen_labels,
+        "left_out": list(evaluation.left_out),
+        "notes": content["notes"],
+        "heads_labels": {head.name: head.labels for head in evaluation.schema if head.labels},
+    }
     if calibration:
         metrics["calibration"] = calibration
     text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     (folder / "metrics.json").write_text(text, encoding="utf-8")
     (folder / "README.md").write_text(model_card(content), encoding="utf-8")
     (folder / "index.html").write_text(page(content, evaluation, history, calibration), encoding="utf-8")
-    write_predictions(folder / "predictions.parquet", evaluation)
+    write_predictions(folder / "predictions.parquet", [*others, evaluation])
+    write_suspects(folder / "suspects.csv", [*others, evaluation])
 
 
 def model_card(content: Mapping[str, Any]) -> str:
     """The card in Markdown. Names and labels are escaped, so nothing in them is markup."""
     environment = jinja2.Environment(loader=jinja2.PackageLoader("polyhead_training.evaluation"), autoescape=False)
-    environment.filters |= {"code": _code, "yaml_number": _yaml_number}
+    environment.filters |= {"code": _code, "prose": _prose, "yaml_number": _yaml_number}
     environment.globals["HeadKind"] = HeadKind
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
-    return environment.get_template("card.md").render(content) + "\n"
+    defaults = {"baselines": {}, "baseline_names": [], "left_out": [], "notes": [], "has_slices": False}
+    return environment.get_template("card.md").render(defaults | dict(content)) + "\n"
 
 
 def _code(text: str) -> str:
@@ -103,54 +126,12 @@ def _code(text: str) -> str:
     return "".join(char if char.isalnum() or char == " " else f"&#{ord(char)};" for char in text)
 
 
+def _prose(text: str) -> str:
+    """A sentence that may quote labels and names: what could be markup becomes entities."""
+    return "".join(f"&#{ord(char)};" if char in "`*_[]<>|\\\n\r#~&" else char for char in text)
+
+
 def _yaml_number(value: float) -> str:
     """The number with a dot: YAML 1.1 reads ``1e-05`` as a text."""
     text = repr(float(value))
     return text if "." in text else text.replace("e", ".0e")
-
-
-def write_predictions(path: Path, evaluation: Evaluation) -> None:
-    """Writes one row per text: ``text``, the columns of `polyhead_rows.answers`, and ``HEAD_true`` per head.
-
-    ``HEAD_true`` is the label, labels or number in the data, and null if it is unknown. Texts without finite scores
-    come last, with an ``error``.
-    """
-    schema = evaluation.schema
-    answers: list[dict[str, Any]] = [
-        {"heads": decode(scores, schema, DecodeOptions()), "token_count": int(count), "truncated": bool(truncated)}
-        for scores, count, truncated in zip(
-            evaluation.scores, evaluation.token_counts, evaluation.truncated, strict=True
-        )
-    ]
-    texts, labels = [*evaluation.texts, *evaluation.failed_texts], evaluation.labels
-    if evaluation.failed_texts:
-        answers += [{"error": NOT_FINITE}] * len(evaluation.failed_texts)
-        labels = np.concatenate([labels, evaluation.failed_labels])
-    table = answer_table(answers, schema.to_json(), None)
-    table = table.add_column(0, "text", pyarrow.array(texts, pyarrow.string()))
-    for head in schema:
-        given = labels[:, schema.label_columns[head.name]]
-        column = pyarrow.array([_true_answer(head, row) for row in given], _TRUE_TYPES[head.kind])
-        table = table.append_column(f"{head.name}_true", column)
-    output = open_output(path, table.schema)
-    output.write(table)
-    output.close()
-
-
-_TRUE_TYPES = {
-    HeadKind.SINGLE_LABEL: pyarrow.string(),
-    HeadKind.MULTI_LABEL: pyarrow.list_(pyarrow.string()),
-    HeadKind.REGRESSION: pyarrow.float32(),
-}
-
-
-def _true_answer(head: Head, row: NDArray[np.float32]) -> str | list[str] | float | None:
-    if np.isnan(row).any():
-        return None
-    match head.kind:
-        case HeadKind.SINGLE_LABEL:
-            return head.labels[int(row[0])]
-        case HeadKind.MULTI_LABEL:
-            return [label for label, is_true in zip(head.labels, row, strict=True) if is_true]
-        case HeadKind.REGRESSION:
-            return float(row[0])

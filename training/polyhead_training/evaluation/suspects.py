@@ -1,8 +1,31 @@
-"""Labels that are probably wrong in the data."""
+"""Suspects: labels in the data that are probably wrong, for people to check.
+
+Confident learning (Northcutt et al. 2021, arXiv:1911.00068): the scores of rows that the model was not trained on say
+how sure it usually is of each label. A row is suspect if the model is at least that sure of a label other than the
+given one.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow
+from numpy.typing import NDArray
+
+from polyhead.schema import HeadKind, Schema
+from polyhead_rows.output import open_output
+from polyhead_training.evaluation.metrics import HeadAnswers, Unseen, answers_of
+
+if TYPE_CHECKING:
+    from polyhead_training.evaluation.evaluation import Evaluation
+
+MOST_SUSPECTS = 200  # of a head: more is no work for people
+LEAST_ROWS = 5  # of a label: with fewer, nobody knows how sure the model usually is of it
+LEAST_MARGIN = 0.5  # between the scores of the proposed and the given label
 
 
 @dataclass(frozen=True)
@@ -10,10 +33,10 @@ class Suspect:
     """A label that is probably wrong.
 
     Attributes:
-        index: of the text in the evaluation.
-        given: the label in the data.
-        proposed: the label that the model answers.
-        score: how sure it is.
+        index: of the text in its `Evaluation`.
+        given: the label in the data; ``not LABEL`` if a multi_label head's label is not given.
+        proposed: the label that the model is sure of.
+        score: by how much its score is higher than that of `given`, from 0.5 to 1.
     """
 
     head: str
@@ -21,3 +44,106 @@ class Suspect:
     given: str
     proposed: str
     score: float
+
+
+def find_suspects(
+    scores: NDArray[np.float32], labels: NDArray[np.float32], schema: Schema, unseen: Unseen | None = None
+) -> list[Suspect]:
+    """The suspects of all heads, the most certain first; at most `MOST_SUSPECTS` per head.
+
+    Args:
+        scores: calibrated ``(n, schema.width)``, of rows that the model was not trained on.
+        labels: as for `polyhead_training.evaluation.metrics.score_answers`.
+    """
+    found: list[Suspect] = []
+    for answers in answers_of(scores, labels, schema, unseen):
+        match answers.head.kind:
+            case HeadKind.SINGLE_LABEL:
+                some = _of_single(answers)
+            case HeadKind.MULTI_LABEL:
+                some = _of_multi(answers)
+            case HeadKind.REGRESSION:
+                continue
+        rows = np.flatnonzero(answers.known)
+        best = sorted(some, key=lambda suspect: -suspect.score)[:MOST_SUSPECTS]
+        found += [Suspect(one.head, int(rows[one.index]), one.given, one.proposed, one.score) for one in best]
+    return sorted(found, key=lambda suspect: -suspect.score)
+
+
+def _of_single(answers: HeadAnswers) -> Iterable[Suspect]:
+    """Rows off the diagonal of the confident joint."""
+    true, scores, names = answers.true.astype(bool), answers.scores.astype(np.float64), answers.head.labels
+    rows = np.flatnonzero(true.any(axis=1))  # labels that training never saw have no score
+    given = true[rows].argmax(axis=1)
+    proposed, margin = confident_labels(scores[rows], given)
+    for row in np.flatnonzero(margin >= LEAST_MARGIN):
+        yield Suspect(answers.head.name, int(rows[row]), names[given[row]], names[proposed[row]], float(margin[row]))
+
+
+def _of_multi(answers: HeadAnswers) -> Iterable[Suspect]:
+    """Each label is a question of its own, with the classes no and yes."""
+    for label, name in enumerate(answers.head.labels):
+        yes = answers.scores[:, label].astype(np.float64)
+        given = answers.true[:, label].astype(np.intp)
+        _, margin = confident_labels(np.stack([1 - yes, yes], axis=1), given)
+        for row in np.flatnonzero(margin >= LEAST_MARGIN):
+            both = (name, f"not {name}") if given[row] else (f"not {name}", name)
+            yield Suspect(answers.head.name, int(row), *both, float(margin[row]))
+
+
+def confident_labels(
+    scores: NDArray[np.float64], given: NDArray[np.intp]
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Per row the label with the highest score, and by how much its score exceeds that of the given label.
+
+    The margin is 0 if the model is less sure of the label than it is on average of the rows that have it (the threshold
+    of the confident joint), or if fewer than `LEAST_ROWS` rows have it.
+
+    Args:
+        scores: ``(n, labels)``.
+        given: the index of each row's label.
+    """
+    rows = np.bincount(given, minlength=scores.shape[1])
+    own = scores[np.arange(len(given)), given]
+    usual = np.bincount(given, weights=own, minlength=scores.shape[1]) / np.maximum(rows, 1)
+    best = scores.argmax(axis=1)
+    highest = scores[np.arange(len(given)), best]
+    is_confident = (highest >= usual[best]) & (rows[best] >= LEAST_ROWS)
+    return best, np.where(is_confident, highest - own, 0.0)
+
+
+def write_suspects(path: Path, evaluations: Sequence[Evaluation]) -> None:
+    """Writes a row per suspect of all evaluations, the most certain first, with its place, split and text."""
+    columns: dict[str, list[object]] = {name: [] for name in _SCHEMA.names}
+    pairs = [(suspect, evaluation) for evaluation in evaluations for suspect in evaluation.suspects]
+    for suspect, evaluation in sorted(pairs, key=lambda pair: -pair[0].score):
+        index = suspect.index
+        has_place = len(evaluation.files) > 0
+        row = (
+            suspect.head,
+            suspect.given,
+            suspect.proposed,
+            suspect.score,
+            evaluation.files[index] if has_place else None,
+            int(evaluation.rows[index]) if has_place else None,
+            evaluation.splits[index] if has_place else None,
+            evaluation.texts[index],
+        )
+        for name, value in zip(columns, row, strict=True):
+            columns[name].append(value)
+    with open_output(path, _SCHEMA) as output:
+        output.write(pyarrow.table(columns, schema=_SCHEMA))
+
+
+_SCHEMA = pyarrow.schema(
+    [
+        ("head", pyarrow.string()),
+        ("given", pyarrow.string()),
+        ("proposed", pyarrow.string()),
+        ("score", pyarrow.float32()),
+        ("file", pyarrow.string()),
+        ("row", pyarrow.int64()),
+        ("split", pyarrow.string()),
+        ("text", pyarrow.string()),
+    ]
+)

@@ -7,7 +7,7 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,12 @@ from polyhead.schema import Schema
 from polyhead.template import Template, json_object
 from polyhead_rows.progress import progress
 from polyhead_training.config import TrainingConfig
-from polyhead_training.data.corpus import Corpus
+from polyhead_training.data.corpus import Corpus, Split
 from polyhead_training.errors import ConfigError, DataError
+from polyhead_training.evaluation.baselines import fit_baselines
 from polyhead_training.evaluation.evaluation import evaluate
 from polyhead_training.evaluation.report import write_report
+from polyhead_training.evaluation.verdicts import notes_of
 
 
 @dataclass(frozen=True)
@@ -92,13 +94,31 @@ def write_evaluated(
         The content of ``metrics.json``, and the engine's largest distance from transformers.
     """
     metrics: dict[str, Any] = {}
+    baselines = None
+    if config.report.baselines:
+        baselines = fit_baselines(corpus.train, corpus.validation, corpus.schema, config.calibration, config.seed, True)
 
     def score(fresh: Path) -> None:
         predictor = Predictor.load(fresh, "cuda" if torch.cuda.is_available() else "cpu", precision="fp32")
+        evaluations = []
         for name, split in (("validation", corpus.validation), ("test", corpus.test)):
-            if split is not None:
-                evaluation = evaluate(predictor, split, show_progress=True)
-                metrics[name] = evaluation.metrics
+            if split is None:
+                continue
+            evaluation = evaluate(predictor, split, show_progress=True, name=name, with_suspects=config.report.suspects)
+            evaluation = replace(evaluation, measured_on=measured_on(name, split, len(evaluation.texts)))
+            if baselines is not None:
+                measured = baselines.measure(evaluation.texts, evaluation.labels, corpus.schema)
+                evaluation = replace(evaluation, baselines=measured, baselines_note=baselines.note)
+            metrics[name] = evaluation.metrics
+            evaluations.append(evaluation)
+        *others, evaluation = evaluations
+        metrics["measured_on"] = {each.splits[0]: each.measured_on for each in evaluations}
+        if baselines is not None:
+            metrics["baselines"] = {each.splits[0]: each.baselines for each in evaluations}
+            metrics["constants"] = {
+                name: constant.model_dump(exclude_defaults=True) for name, constant in baselines.constants.items()
+            }
+        metrics["notes"] = notes_of(evaluation)
         metrics["training"] = dict(training)
         metrics["calibration"] = calibration
         (fresh / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -110,6 +130,7 @@ def write_evaluated(
             history=history,
             calibration=calibration,
             training=training,
+            others=others,
         )
 
     report = {
@@ -121,6 +142,21 @@ def write_evaluated(
         config.output, fitted, source.texts, source.template_fields, config.golden_rows, config.seed, report, score
     )
     return metrics, distance
+
+
+def measured_on(name: str, split: Split, rows: int) -> str:
+    """One sentence: on which rows the scores of a split are measured, and what was chosen on them."""
+    measured = f"Measured on {rows:,} {name} rows {split.origin}"
+    if name == "test":
+        text = f"{measured}: nothing was chosen on them."
+    else:
+        text = (
+            f"{measured}. The best weights and the calibration were chosen on these same rows, so new texts will get "
+            "somewhat lower scores."
+        )
+    if split.in_train:
+        text += f" {split.in_train:,} of them have a text of a training row, so the scores are too good."
+    return text
 
 
 @torch.inference_mode()

@@ -167,7 +167,7 @@ def fingerprint(config: TrainingConfig, corpus: Corpus, processes: int) -> dict[
         weights = sorted(Path(config.model.pretrained).glob("*.safetensors"))
         contents["the weights of model.pretrained"] = _digest_files(weights)
     return {
-        "config": config.model_dump(mode="json", exclude={"output"}),
+        "config": config.model_dump(mode="json", exclude={"output", "report"}),
         "machine": {"number of processes": processes, "precision": precision_of(config.training)},
         "contents": contents,
     }
