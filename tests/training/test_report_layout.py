@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
+from typer.testing import CliRunner
 
 from polyhead.schema import Head, Schema
+from polyhead_training.compare import app
 from polyhead_training.config import CalibrationConfig
 from polyhead_training.evaluation.calibration import calibrate
 from polyhead_training.evaluation.report import write_report
@@ -33,6 +37,29 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield started
 
 
+def write_comparison(folder: Path) -> Path:
+    """A comparison of three runs with long names, long texts and labels from right to left."""
+    runs = []
+    for place, name in enumerate(("first", "a-run-with-a-rather-long-name-2024-11-27", "third")):
+        random = np.random.default_rng(place)
+        right = random.random(120) < (0.5, 0.9, 0.55)[place]
+        columns = {
+            "file": ["a-folder-with-a-long-name/and-another-one/reviews-2024.csv"] * 120,
+            "row": list(range(120)),
+            "text": [f"{TEXTS[i % len(TEXTS)]} {i}" for i in range(120)],
+            "topic_label": [RIGHT_TO_LEFT if each else LONG for each in right],
+            "topic_true": [RIGHT_TO_LEFT] * 120,
+            "a_price_with_a_long_name_value": random.normal(100_000, 5_000, 120).tolist(),
+            "a_price_with_a_long_name_true": [100_000.0] * 120,
+        }
+        (folder / name).mkdir(parents=True)
+        pyarrow.parquet.write_table(pyarrow.table(columns), folder / name / "predictions.parquet")
+        runs.append(str(folder / name))
+    result = CliRunner().invoke(app, [*runs, "--output", str(folder / "comparison")])
+    assert result.exit_code == 0, result.output
+    return folder / "comparison" / "index.html"
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Reports of every shape."""
@@ -46,7 +73,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             Head(name="intent", kind="single_label", labels=intents),
         ]
     )
-    schemas = {"usual": (usual, 300), "many": (many_heads(30), 40), "one": (usual, 1), "unknown": (usual, 3)}
+    schemas = {"usual": (usual, 300), "many": (many_heads(15), 40), "one": (usual, 1), "unknown": (usual, 3)}
     for name, (schema, rows) in schemas.items():
         evaluation, logits = evaluation_of(
             schema,
@@ -64,11 +91,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         write_report(
             folder / name, evaluation, history=HISTORY, calibration=found, training={"rows": 7, "seconds": 3.5}
         )
-    return {name: folder / name / "index.html" for name in schemas}
+    return {name: folder / name / "index.html" for name in schemas} | {"comparison": write_comparison(folder / "runs")}
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", ["usual", "many", "one", "unknown"])
+@pytest.mark.parametrize("name", ["usual", "many", "one", "unknown", "comparison"])
 @pytest.mark.parametrize("is_open", [False, True], ids=["folded", "unfolded"])
 def test_nothing_is_cut_off(browser: Browser, pages: dict[str, Path], name: str, width: int, is_open: bool) -> None:
     """No part leaves the page, scrolls sideways, is clipped, or has letters below 11 pixels; no two letters overlap."""

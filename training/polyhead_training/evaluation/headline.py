@@ -29,7 +29,7 @@ Parts = NDArray[np.float64]  # (rows, 2): what each row adds to the two sums
 
 
 @dataclass(frozen=True)
-class Verdict:
+class HeadVerdict:
     """What a head's main number says.
 
     Attributes:
@@ -74,7 +74,7 @@ def standard_error(parts: Parts) -> float:
 
 def verdict(
     answers: HeadAnswers, metrics: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]]
-) -> Verdict:
+) -> HeadVerdict:
     """How the main number stands beside each baseline, and which labels are never answered.
 
     The margin of chance is that of two independent scores. Scores on the same rows go together, so the true margin is
@@ -82,7 +82,7 @@ def verdict(
     """
     metric, rows = HEADLINE[answers.head.kind], len(answers.true)
     if metric not in metrics:
-        return Verdict("unclear", ("No row has a known label, so there is no score.",))
+        return HeadVerdict("unclear", ("No row has a known label, so there is no score.",))
     sign = -1 if metric in LOWER_IS_BETTER else 1
     margin = NORMAL * np.sqrt(2) * standard_error(headline_parts(answers))
     known = {name: baselines[name][metric] for name in BASELINES if metric in baselines.get(name, {})}
@@ -102,7 +102,7 @@ def verdict(
         more = f" and {len(never) - MOST_NAMED} more" if len(never) > MOST_NAMED else ""
         occurring = int(answers.true.any(axis=0).sum())
         sentences.append(f"Never answers {len(never)} of the {occurring} labels in these rows: {named}{more}.")
-    return Verdict(level, tuple(sentences))
+    return HeadVerdict(level, tuple(sentences))
 
 
 def _beside(gain: float, margin: float, named: str, rows: int) -> tuple[str, str]:

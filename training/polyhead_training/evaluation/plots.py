@@ -20,7 +20,7 @@ from matplotlib.rcsetup import cycler
 from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_curve
 
-from polyhead.schema import Head
+from polyhead.schema import Head, Schema
 from polyhead_training.evaluation.metrics import HEADLINE, HeadAnswers, decisions, reliability
 
 INK = "#7a7b7c"  # readable on light and dark; replaced in the SVG by the page's colour
@@ -99,6 +99,12 @@ def training_losses(history: Sequence[Mapping[str, Any]]) -> list[tuple[float, f
         else:
             merged.append(window)
     return [(epoch, total / count) for epoch, count, total in merged]
+
+
+def training_curves(history: Sequence[Mapping[str, Any]], schema: Schema) -> list[Figure]:
+    """The losses, then the main validation score of each head."""
+    curves = [validation_curve(history, head) for head in schema]
+    return [loss_curves(history), *(curve for curve in curves if curve is not None)]
 
 
 def validation_curve(history: Sequence[Mapping[str, Any]], head: Head) -> Figure | None:
