@@ -32,7 +32,7 @@ demo: ## Do the whole job on this machine: get data, train, export, serve, class
 .PHONY: test
 test: ## Run all tests; tests/e2e starts a real tritonserver
 	@$(MAKE) --no-print-directory setup
-	@$(MAKE) --no-print-directory .nginx/.ready .operations/.ready
+	@$(MAKE) --no-print-directory .nginx/.ready .operations/.ready .browser/.ready
 	$(PY) -m pytest $(PARALLEL) -m 'not slow and not chaos'
 	$(PY) -m pytest -m 'slow and not chaos'
 
@@ -137,7 +137,7 @@ bench-client: $(CHECKPOINT)/config.json .venv-triton/.ready .venv-peers/perf_ana
 
 .PHONY: clean
 clean: ## Remove environments, data, checkpoints and caches
-	rm -rf .nginx .venv .venv-triton .venv-peers .venv-infinity .operations data runs $(REPOSITORY)/*/*/checkpoint $(REPOSITORY)/*/*/labels.txt
+	rm -rf .nginx .browser .venv .venv-triton .venv-peers .venv-infinity .operations data runs $(REPOSITORY)/*/*/checkpoint $(REPOSITORY)/*/*/labels.txt
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 KERNELS := classifier/hatch_build.py classifier/polyhead/engine/cpu/kernels/kernels.c
@@ -153,6 +153,10 @@ KERNELS := classifier/hatch_build.py classifier/polyhead/engine/cpu/kernels/kern
 
 .nginx/.ready: setup/nginx.sh setup/apt.sh
 	setup/nginx.sh .nginx
+	@touch $@
+
+.browser/.ready: setup/browser.sh setup/apt.sh
+	setup/browser.sh .browser
 	@touch $@
 
 .venv-peers/.ready: constraints.txt setup/requirements-peers.txt setup/requirements.txt setup/venv.sh */pyproject.toml

@@ -5,9 +5,10 @@ fail() {
   exit 2
 }
 
-# apt_unpack PACKAGE FOLDER: unpacks the package's files below the folder.
+# apt_unpack PACKAGE FOLDER [all]: unpacks the package's files below the folder; with `all`, also those of every package
+# that it needs and that is not installed.
 apt_unpack() {
-  local package=$1 folder=$2 work
+  local package=$1 folder=$2 packages=$1 work
   command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null ||
     fail "$package: needs apt-get and dpkg-deb, which this system lacks; install the equivalent of $package"
   work=$(mktemp -d)
@@ -20,9 +21,15 @@ apt_unpack() {
   echo "$(basename "$0"): reading Debian's package lists ..."
   # A broken third-party source is no reason to stop: the download tells whether the lists are good enough.
   apt-get "${options[@]}" -qq update || echo "$(basename "$0"): some package lists could not be read, going on"
+  if [ "${3:-}" = all ]; then
+    packages=$(apt-get "${options[@]}" --simulate --no-install-recommends install "$package" | awk '/^Inst / {print $2}')
+    packages=${packages:-$package}
+  fi
   echo "$(basename "$0"): downloading $package ..."
-  (cd "$work" && apt-get "${options[@]}" -qq download "$package") ||
+  # shellcheck disable=SC2086 # one word per package
+  (cd "$work" && apt-get "${options[@]}" -qq download $packages) ||
     { rm -rf "$work"; fail "apt cannot get $package; is this Debian with that Python, and the network up?"; }
-  dpkg-deb -x "$work"/"$package"_*.deb "$folder"
+  local file
+  for file in "$work"/*.deb; do dpkg-deb -x "$file" "$folder"; done
   rm -rf "$work"
 }

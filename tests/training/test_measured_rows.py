@@ -15,7 +15,7 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss, mean_absolute_er
 from typer.testing import CliRunner
 
 from polyhead.predictor import Predictor
-from polyhead_training.evaluate import app
+from polyhead_training.evaluate_command import app
 from tests.tiny import TEXTS
 from tests.training.test_evaluate import MOODS, TOPICS, recorded_checkpoint, write_rows
 

@@ -19,8 +19,8 @@ from polyhead.schema import Head, Schema
 from polyhead_training.config import CalibrationConfig
 from polyhead_training.evaluation.calibration import calibrate
 from polyhead_training.evaluation.evaluation import Evaluation
-from polyhead_training.evaluation.metrics import answers_of, score_answers
-from polyhead_training.evaluation.report import mistakes, model_card, write_report
+from polyhead_training.evaluation.metrics import score_answers
+from polyhead_training.evaluation.report import model_card, write_report
 
 HOSTILE = "<script>alert('x')</script><img src=http://evil.example/x> $x_{ `code` | 東京 \"quoted\""
 SCHEMA = Schema(
@@ -97,7 +97,7 @@ def test_the_page_is_safe_and_stands_alone(tmp_path: Path) -> None:
     assert "&lt;script&gt;alert(" in page
     assert "東京" in page
     assert len(page) < 3_000_000
-    plots = ("Confusion matrix: the 25 of 31", "Reliability", "Precision and recall", "F1 and threshold", "Residuals")
+    plots = ("Confusion: the 12 of 31", "Reliability", "Precision and recall", "F1 and threshold", "Residuals")
     for part in ("Training", *plots, "Calibration", "Slices", "most confident mistakes", "truncated"):
         assert part in page
 
@@ -182,10 +182,3 @@ def test_a_score_is_a_number_in_yaml(value: float) -> None:
     }
     header = model_card({"name": "a", "heads": [head], "source": "rows", "training": None}).split("---\n")[1]
     assert yaml.safe_load(header)["model-index"][0]["results"][0]["metrics"][0]["value"] == value
-
-
-def test_an_exact_regression_is_no_error() -> None:
-    """Only rows that are off are shown."""
-    schema = Schema([Head(name="stars", kind="regression")])
-    (answers,) = answers_of(np.array([[1], [2.5]], np.float32), np.array([[1], [2]], np.float32), schema)
-    assert mistakes(answers, ["right", "off"]) == [{"answer": "2.5", "true": "2", "text": "off"}]
