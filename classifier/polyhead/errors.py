@@ -8,9 +8,14 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
+from polyhead.terminal import printable
+
 
 class PolyheadError(Exception):
     """Base class for errors that the caller can fix."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())  # it may quote a name from a file of anyone
 
 
 class SchemaError(PolyheadError):

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from polyhead.errors import TemplateError
 
+MOST_USES = 16  # of one field, because a text takes the memory of its field so many times
 TOKEN = re.compile(r"\{\{|\}\}|\{|\}|\[{2,}|\]{2,}")
 
 
@@ -69,6 +71,11 @@ class Template:
         self.fields = tuple(dict.fromkeys(field for part in self.parts for field in part.fields))
         if not self.fields:
             raise TemplateError("names no field; write its name in braces, as {title}")
+        field, uses = Counter(field for part in self.parts for field in part.fields).most_common(1)[0]
+        if uses > MOST_USES:
+            raise TemplateError(
+                f"names the field {_shortened(field)} {uses} times; at most {MOST_USES} times are allowed"
+            )
 
     def render(self, fields: Mapping[str, Any]) -> str:
         """The text of a row. A field that is missing is empty; the row may have other fields too.
