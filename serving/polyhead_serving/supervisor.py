@@ -24,7 +24,7 @@ RESTART_DELAY_S, MAX_RESTART_DELAY_S = 1.0, 60.0  # pause before a restart; it d
 PROCESS_CHECK_INTERVAL_S = 0.1  # also while a canary is waited for
 CANARY_RETRY_S = 1.0  # between a failed canary and the next
 # A start fails if processes, files or memory are used up, or if a version is half copied. The next one may succeed.
-START_ERRORS = (RepositoryError, OSError, RuntimeError, subprocess.SubprocessError)
+START_ERRORS = (RepositoryError, OSError, MemoryError, RuntimeError, subprocess.SubprocessError)
 
 Check = Callable[[float], str | None]  # one canary with a timeout in seconds: None, or what is wrong
 
@@ -55,7 +55,7 @@ def supervise(
             server.start()
             failure = _wait_until_ready(server, check, options, health)
         except START_ERRORS as error:
-            failure = ServerFailure("exit", str(error))
+            failure = ServerFailure("exit", str(error) or type(error).__name__)
         if failure is None:
             served = True
             on_ready()

@@ -86,6 +86,7 @@ def test_rendering(template: str, fields: dict[str, Any], text: str) -> None:
         ("{a}]]", "character 4: ']]' without '[['"),
         ("{a}[[, ]]", "character 4: an optional part must name a field"),
         ("[[{a} [[{b}]] ]]", "character 7: an optional part cannot hold another"),
+        ("{b}" * 16 + "{a}" * 17, "names the field 'a' 17 times; at most 16 times"),
     ],
 )
 def test_a_malformed_template_names_the_character(template: str, message: str) -> None:
