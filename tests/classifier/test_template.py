@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from polyhead.checkpoint import read_checkpoint
@@ -230,6 +230,7 @@ def test_scores_are_those_of_the_rendered_text(predictor: Predictor) -> None:
     assert read_text(Template(REVIEW).read(sent[0]).text) == TEXTS[0]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.dictionaries(
         st.sampled_from(["Title", "Review Text", "more"]),
