@@ -31,7 +31,8 @@ NO_ANSWER = 0  # stands for a status if the server closes a connection instead o
 EXPIRED = b"the request's time ended in the queue"
 WARM_UP_S = 1.0  # requests sent in the first second of a job are not counted
 ANSWER_TIMEOUT_S = 60.0
-MOST_CONNECTIONS = 2048  # open arrivals beyond this many unanswered requests are not sent, but counted; the proxy has 3072
+# Open arrivals beyond this many unanswered requests are not sent, but counted. The proxy has 3,072 connections.
+MOST_CONNECTIONS = 2048
 LONG_AHEAD_S = 0.01  # the long request arrives this much before the short ones
 
 RawLoad = Callable[..., dict[str, Any]]

@@ -104,6 +104,10 @@ class ConfigPbtxt:
         )
         if match := re.fullmatch(r"\{latest\{num_versions([0-9]+),?\},?\}", inside):
             self.latest = int(match[1])
+        elif re.search(r"\b0[0-9]", " ".join(token.text for token in self._tokens[first : last + 1])):
+            raise RepositoryError(
+                f"{self._place}: version_policy has a number with a leading 0, which Triton reads as octal"
+            )
         elif match := re.fullmatch(r"\{specific\{((?:versions(?:\[[0-9,]*\]|[0-9]+),?)*)\},?\}", inside):
             self.specific = tuple(int(number) for number in re.findall(r"[0-9]+", match[1]))
         elif not re.fullmatch(r"\{all\{\},?\}", inside):

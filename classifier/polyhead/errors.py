@@ -8,9 +8,14 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
+from polyhead.terminal import printable
+
 
 class PolyheadError(Exception):
     """Base class for errors that the caller can fix."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())  # it may quote a name from a file of anyone
 
 
 class SchemaError(PolyheadError):
@@ -47,9 +52,10 @@ class MachineError(PolyheadError):
 
 def one_line(error: BaseException) -> str:
     """The first line of an error's message, or the name of its class if the message is empty."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:LONGEST_LINE]
 
 
+LONGEST_LINE = 500
 MOST_FINDINGS = 5  # in one message
 LONGEST_SHOWN = 200  # characters of values in a message
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,10 +19,11 @@ from polyhead.checkpoint_files import copy_checkpoint, other_names
 from polyhead.config_pbtxt import ConfigPbtxt
 from polyhead.errors import CheckpointError, PolyheadError, RepositoryError
 from polyhead.files import sync, sync_tree
-from polyhead.interface import Interface, check_changes
+from polyhead.interface import Interface, check_changes, listed
 from polyhead.interrupt import INTERRUPTED, interruptible
 from polyhead.repository import (
     CONFIG,
+    HIGHEST_VERSION,
     UNCOMMITTED,
     commit,
     install,
@@ -35,11 +35,10 @@ from polyhead.repository import (
     served_versions,
     write_staged,
 )
+from polyhead.terminal import say
 
 if TYPE_CHECKING:
     from polyhead.predictor import Predictor
-
-HIGHEST_VERSION = 2**63 - 1  # Triton reads version numbers as int64
 
 app = typer.Typer(
     add_completion=False,
@@ -83,14 +82,14 @@ def export(
             target = export_checkpoint(checkpoint, repository, name, version, replace, precision, allow_schema_change)
             served = served_versions(target.parent)
     except KeyboardInterrupt:
-        print("polyhead-export: interrupted; run it again", file=sys.stderr)
+        say("polyhead-export: interrupted; run it again", "stderr")
         raise typer.Exit(INTERRUPTED) from None
     except PolyheadError as error:
-        print(f"polyhead-export: {error}", file=sys.stderr)
+        say(f"polyhead-export: {error}", "stderr")
         raise typer.Exit(2) from None
-    print(f"exported {checkpoint} to {target}")
+    say(f"exported {checkpoint} to {target}")
     if version not in served:
-        print(f"{name}: Triton serves version {', '.join(map(str, served))}, as {target.parent / CONFIG} says")
+        say(f"{name}: Triton serves version {', '.join(map(str, served))}, as {target.parent / CONFIG} says")
 
 
 def export_checkpoint(
@@ -170,7 +169,7 @@ def stage_version(checkpoint: Path, model: Path, version: int, staging: Path) ->
     copy = staged / "checkpoint"
     copy_checkpoint(checkpoint, copy)
     if others := other_names(checkpoint):
-        print(f"{checkpoint}: not exported, because a checkpoint has no such files: {', '.join(others)}")
+        say(f"{checkpoint}: not exported, because a checkpoint has no such files: {listed(others, quote=False)}")
     code = model / str(version) / "model.py"
     shutil.copyfile(code if code.is_file() else _template() / "1" / "model.py", staged / "model.py")
     (staged / "model.py").chmod(0o644)
@@ -251,7 +250,7 @@ def _tell_changes(old: Path, staged: Path, is_allowed: bool) -> None:
     try:
         before = Interface.of_checkpoint(old / "checkpoint")
     except CheckpointError as error:
-        print(f"{error}; what changes for callers is not known")
+        say(f"{error}; what changes for callers is not known")
         return
     check_changes(before, Interface.of_checkpoint(staged / "checkpoint"), str(old), is_allowed)
 

@@ -85,7 +85,7 @@ def head_class_named(name: str) -> type[nn.Module]:
         raise CheckpointError(f"head_class {name!r}: must be one of {sorted(BUILT_IN)} or 'package.module:Class'")
     try:
         found = getattr(importlib.import_module(module_name), class_name)
-    except Exception as error:  # an installed module may raise anything when it is imported
+    except (Exception, SystemExit) as error:  # an installed module may raise anything when it is imported
         raise CheckpointError(f"head_class {name!r}: cannot be imported here ({error}); install its package") from error
     # Checked before the call: a checkpoint may name an installed head class, but must not call any other function.
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
@@ -119,5 +119,5 @@ def build_head(name: str, config: Any, layer2concat: int | None, arguments: Mapp
             raise ValueError(f"num_labels must be {config.num_labels}, the labels of all heads, or be left out")
         concat = {} if layer2concat is None else {"layer2concat": layer2concat}
         return head_class(config=config, **concat, **arguments)
-    except Exception as error:  # a head class may raise anything for wrong arguments
+    except (Exception, SystemExit) as error:  # a head class may raise anything for wrong arguments
         raise CheckpointError(f"head_args for {name!r}: {one_line(error)}") from error

@@ -17,6 +17,7 @@ from polyhead.checkpoint_files import read_config
 from polyhead.errors import CheckpointError, PolyheadError, RepositoryError, SchemaError
 from polyhead.schema import MAY_LACK, Head, HeadKind, Schema
 from polyhead.template import Template
+from polyhead.terminal import say
 
 MOST_NAMES = 8  # a line names no more; the rest is counted
 
@@ -91,7 +92,7 @@ def changes(old: Interface, new: Interface) -> list[Change]:
 
 
 def check_changes(
-    old: Interface, new: Interface, place: str, is_allowed: bool, tell: Callable[[str], None] = print
+    old: Interface, new: Interface, place: str, is_allowed: bool, tell: Callable[[str], None] = say
 ) -> None:
     """Tells every difference.
 
@@ -146,7 +147,7 @@ def _head(old: Head, new: Head) -> Iterator[Change]:
         yield Change(f"{place}: parent {old.parent!r} → {new.parent!r}", breaks=True)
     elif moved := [label for label in kept if _parent_of(old, label) != _parent_of(new, label)]:
         shown = [f"{label}: {_parent_of(old, label)} → {_parent_of(new, label)}" for label in moved]
-        yield Change(f"{place}: other parents for {_listed(shown, quote=False)}", breaks=True)
+        yield Change(f"{place}: other parents for {listed(shown, quote=False)}", breaks=True)
 
 
 def _thresholds(place: str, old: Head, new: Head, kept: Iterable[str]) -> Iterator[Change]:
@@ -154,7 +155,7 @@ def _thresholds(place: str, old: Head, new: Head, kept: Iterable[str]) -> Iterat
         return
     pairs = {label: (old.thresholds[old.index_of[label]], new.thresholds[new.index_of[label]]) for label in kept}
     if moved := [f"{label} {was:g} → {now:g}" for label, (was, now) in pairs.items() if was != now]:
-        yield Change(f"{place}: thresholds {_listed(moved, quote=False)}")
+        yield Change(f"{place}: thresholds {listed(moved, quote=False)}")
 
 
 def _columns(old: Schema, new: Schema) -> Iterator[Change]:
@@ -208,10 +209,11 @@ def _parent_of(head: Head, label: str) -> str | None:
 
 
 def _named(word: str, names: list[str]) -> str:
-    return f"{word} {_listed(names)} is" if len(names) == 1 else f"{word}s {_listed(names)} are"
+    return f"{word} {listed(names)} is" if len(names) == 1 else f"{word}s {listed(names)} are"
 
 
-def _listed(names: list[str], quote: bool = True) -> str:
+def listed(names: list[str], quote: bool = True) -> str:
+    """The names in one line; if there are many, the first of them and how many more."""
     shown = ", ".join(repr(name) if quote else name for name in names[:MOST_NAMES])
     return shown if len(names) <= MOST_NAMES else f"{shown} and {len(names) - MOST_NAMES} more"
 

@@ -1,4 +1,4 @@
-"""Turns Ctrl-C and SIGTERM into KeyboardInterrupt, even if the parent process ignores these signals."""
+"""Turns Ctrl-C, SIGTERM and SIGHUP into KeyboardInterrupt, even if the parent process ignores these signals."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ INTERRUPTED = 130  # the exit code that shells use: 128 + SIGINT
 
 
 @contextmanager
-def interruptible(numbers: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)) -> Iterator[None]:
+def interruptible(
+    numbers: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
+) -> Iterator[None]:
     """These signals raise KeyboardInterrupt in this block.
 
-    A script's shell starts ``command &`` with SIGINT ignored. Python would leave it ignored.
+    A script's shell starts ``command &`` with SIGINT ignored. Python would leave it ignored. SIGHUP, the end of a
+    terminal or of its connection, stays ignored if it is: nohup does that.
     """
-    before = {number: signal.signal(number, _interrupt) for number in numbers}
+    wanted = [n for n in numbers if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, _interrupt) for number in wanted}
     try:
         yield
     finally:

@@ -21,7 +21,9 @@ from polyhead.config_pbtxt import ConfigPbtxt
 from polyhead.errors import PolyheadError, RepositoryError
 from polyhead.files import ExchangeError, LockedError, exchange, file_lock, sync, sync_tree
 from polyhead.interface import Interface
+from polyhead.terminal import say
 
+HIGHEST_VERSION = 2**63 - 1  # Triton reads version numbers as int64
 FILES = ("model.py", "checkpoint/config.json")  # if another file is missing, the load reports it
 CONFIG = "config.pbtxt"
 # In a version's folder: an export or a deployment has put it there, and has not yet made it the served one.
@@ -92,7 +94,7 @@ def models_with_checkpoint(repository: Path) -> list[str]:
 
 
 @contextmanager
-def locked(repository: Path, name: str, tell: Callable[[str], None] = print) -> Iterator[Path]:
+def locked(repository: Path, name: str, tell: Callable[[str], None] = say) -> Iterator[Path]:
     """Locks a model against other exports and deployments, and takes back what a killed one left.
 
     Args:
@@ -279,7 +281,7 @@ def _staging_folders(repository: Path, name: str) -> Iterator[Path]:
 
 
 def _is_version(name: str) -> bool:
-    return re.fullmatch(r"0|[1-9][0-9]*", name, re.ASCII) is not None
+    return re.fullmatch(r"0|[1-9][0-9]{0,18}", name, re.ASCII) is not None and int(name) <= HIGHEST_VERSION
 
 
 def _lock(repository: Path, name: str) -> Path:

@@ -9,12 +9,18 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from json.decoder import scanstring
 from typing import Any
 
 from polyhead.errors import TemplateError
 
+SPACE = re.compile(r"[ \t\n\r]*")
+SCALAR = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?|true|false|null|NaN|-?Infinity")
+LONG_OBJECT = 16_384  # characters, or bytes. Longer objects are read pair by pair
+MOST_USES = 4  # of one field, because a text takes the memory of its field so many times
 TOKEN = re.compile(r"\{\{|\}\}|\{|\}|\[{2,}|\]{2,}")
 
 
@@ -69,6 +75,11 @@ class Template:
         self.fields = tuple(dict.fromkeys(field for part in self.parts for field in part.fields))
         if not self.fields:
             raise TemplateError("names no field; write its name in braces, as {title}")
+        field, uses = Counter(field for part in self.parts for field in part.fields).most_common(1)[0]
+        if uses > MOST_USES:
+            raise TemplateError(
+                f"names the field {_shortened(field)} {uses} times; at most {MOST_USES} times are allowed"
+            )
 
     def render(self, fields: Mapping[str, Any]) -> str:
         """The text of a row. A field that is missing is empty; the row may have other fields too.
@@ -87,12 +98,30 @@ class Template:
     def read(self, element: str | bytes) -> TextAsSent:
         """Renders one element of TEXT: a JSON object of the fields. Anything else is plain text and used as it is."""
         try:
-            pairs = json_object(element)
+            pairs = json_object(element) if len(element) <= LONG_OBJECT else self._long_object(element)
             if pairs is None:
                 return TextAsSent(element, is_plain=True)
             return TextAsSent(self.render(self._checked(pairs)))
         except FieldError as error:
             return TextAsSent("", error=str(error))
+
+    def _long_object(self, element: str | bytes) -> list[tuple[str, Any]] | None:
+        """As `json_object`, but reads no further than the first pair that these fields cannot have.
+
+        Whole megabytes of lists or of small pairs would take seconds, in which the model process does nothing else.
+        """
+        try:
+            text = element.decode("utf-8") if isinstance(element, bytes) else element
+            found: list[tuple[str, Any]] = []
+            left = set(self.fields)
+            for name, value in _flat_pairs(text.strip()):
+                found.append((name, value))
+                if name not in left:
+                    return found  # `_checked` says what is wrong with it
+                left.remove(name)
+            return found
+        except ValueError:  # it is no JSON, or not UTF-8
+            return None
 
     def _checked(self, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
         fields: dict[str, Any] = {}
@@ -139,6 +168,50 @@ def json_object(element: str | bytes) -> list[tuple[str, Any]] | None:
     except (ValueError, RecursionError):
         return None
     return [(name, dict(value) if isinstance(value, _Pairs) else value) for name, value in found]
+
+
+def _flat_pairs(text: str) -> Iterator[tuple[str, Any]]:
+    """The pairs of a JSON object without lists or objects in it, one by one.
+
+    Raises:
+        FieldError: a value is a list or an object.
+        ValueError: it is no JSON object.
+    """
+    at = _expect(text, 0, "{")
+    if text[at:] == "}":
+        return
+    while True:
+        name, at = scanstring(text, _expect(text, at, '"'), True)
+        at = _expect(text, _space(text, at), ":")
+        match text[at : at + 1]:
+            case '"':
+                value, at = scanstring(text, at + 1, True)
+            case "[" | "{" as opened:
+                _field_text({name: [] if opened == "[" else {}}, name)  # raises
+            case _:
+                scalar = SCALAR.match(text, at)
+                if scalar is None:
+                    raise ValueError("a value is malformed")
+                value, at = json.loads(scalar.group()), scalar.end()
+        yield name, value
+        at = _space(text, at)
+        if text[at : at + 1] == "}":
+            if at + 1 != len(text):
+                raise ValueError("there is more after its end")
+            return
+        at = _expect(text, at, ",")
+
+
+def _expect(text: str, at: int, character: str) -> int:
+    """The place after this character, and after blanks unless it opens a string."""
+    if text[at : at + 1] != character:
+        raise ValueError(f"{character} is missing")
+    return at + 1 if character == '"' else _space(text, at + 1)
+
+
+def _space(text: str, at: int) -> int:
+    found = SPACE.match(text, at)
+    return at if found is None else found.end()
 
 
 def as_text(value: Any) -> str | None:

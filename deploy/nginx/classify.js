@@ -9,8 +9,9 @@ import json from 'json.js';
 const MOST_TEXTS = 64; // max_batch_size in config.pbtxt
 const MOST_SECONDS = 2000; // Triton reads `timeout` as microseconds
 const FIELDS = ['texts', 'top_k', 'threshold', 'timeout_s', 'model', 'version'];
-const MODEL = /^[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}$/;
-const VERSION = /^[1-9][0-9]{0,17}$/;
+// In njs, $ also matches before a line end.
+const MODEL = /^[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}$(?!\n)/;
+const VERSION = /^[1-9][0-9]{0,17}$(?!\n)/;
 // curl sends application/x-www-form-urlencoded unless it is told the type.
 const JSON_TYPE = /^(application\/([a-z0-9.+-]+\+)?json|application\/x-www-form-urlencoded|text\/plain)\s*(;|$)/i;
 const RETRY = /retry in ([0-9]+(\.[0-9]+)?) s$/;
@@ -113,12 +114,14 @@ function readModel(r, asked) {
     const version = either('version', asked.version, r.args.version, '');
     Object.keys(r.args).forEach(name => check(name === 'model' || name === 'version', name + ': is an unknown parameter'));
     check(typeof model === 'string' && MODEL.test(model), 'model: must be a model\'s name: letters, digits and . _ -');
-    check(version === '' || VERSION.test(String(version)), 'version: must be a whole number of 1 or more');
+    check(typeof version === 'string' || typeof version === 'number', 'version: must be a number');
+    check(version === '' || VERSION.test(version), 'version: must be a whole number of 1 or more');
     return { path: '/' + model + (version === '' ? '' : '/versions/' + version) };
 }
 
 function either(name, inBody, inQuery, otherwise) {
-    check(inBody === undefined || inQuery === undefined || String(inBody) === inQuery, name + ': is given twice');
+    const twice = inBody !== undefined && inQuery !== undefined;
+    check(!twice || typeof inBody !== 'object' && String(inBody) === inQuery, name + ': is given twice');
     return inBody !== undefined ? inBody : inQuery !== undefined ? inQuery : otherwise;
 }
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +22,17 @@ from polyhead.gate import check_answers
 from polyhead.golden import GoldenRow
 from polyhead.interface import Interface, check_changes
 from polyhead.interrupt import interruptible
-from polyhead.repository import commit, locked, missing_file, read_config, retire, served_versions, versions_of
+from polyhead.repository import (
+    HIGHEST_VERSION,
+    commit,
+    locked,
+    missing_file,
+    read_config,
+    retire,
+    served_versions,
+    versions_of,
+)
+from polyhead.terminal import say
 from polyhead_serving.live_server import LiveServer, ServerError
 from polyhead_serving.typer_app import new_app, seconds
 
@@ -99,7 +108,7 @@ def deploy(wanted: Deployment, server: LiveServer) -> int:
         server.check_key()
         live = settle(server, model, wanted)
         version = next_version(model, live, wanted.version)
-        print(f"{wanted.name}: version {live} serves; proving {wanted.checkpoint} for version {version}")
+        say(f"{wanted.name}: version {live} serves; proving {wanted.checkpoint} for version {version}")
         try:
             staged, predictor = prepare(wanted, server, model, version, staging)
             golden = predictor.checkpoint.golden()
@@ -107,10 +116,10 @@ def deploy(wanted: Deployment, server: LiveServer) -> int:
             raise RepositoryError(f"{model}: cannot be written ({error}); nothing was changed") from error
         try:
             install_version(staged, model, version, staging)
-            print(f"{wanted.name}: version {version} is in place, proved in {predictor.precision}; loading it")
+            say(f"{wanted.name}: version {version} is in place, proved in {predictor.precision}; loading it")
             began = time.monotonic()
             server.load(wanted.load_timeout_s, read_config(model).pinned_to(version))
-            print(f"{wanted.name}: loaded in {time.monotonic() - began:.1f} s; asking it for its golden answers")
+            say(f"{wanted.name}: loaded in {time.monotonic() - began:.1f} s; asking it for its golden answers")
             worst = verify(server, predictor, golden, version, wanted.verify_timeout_s)
             commit(model, version, staging)
         except BaseException as error:
@@ -120,11 +129,14 @@ def deploy(wanted: Deployment, server: LiveServer) -> int:
             if isinstance(error, PolyheadError) and not isinstance(error, RepositoryError):
                 raise RolledBackError(f"{error}; version {live} serves, version {version} was removed") from error
             raise
-        print(f"{wanted.name}: its live scores are within {worst:.2g} of the golden ones")
+        say(f"{wanted.name}: its live scores are within {worst:.2g} of the golden ones")
         # A server that restarted between the load and the last step has read the old config.pbtxt.
-        if wrong := _answers_with(server, model, version, wanted, is_loaded=True):
-            raise RollbackError(f"version {version} is in place, but does not answer: {wrong}; restart the server")
-        _retire_old(model, version, live, staging, wanted)
+        try:
+            if wrong := _answers_with(server, model, version, wanted, is_loaded=True):
+                raise RollbackError(f"version {version} is in place, but does not answer: {wrong}; restart the server")
+            _retire_old(model, version, live, staging, wanted)
+        except KeyboardInterrupt:  # too late to take it back: callers may have its answers
+            say(f"{wanted.name}: stopped after the last step")
     return version
 
 
@@ -136,7 +148,7 @@ def settle(server: LiveServer, model: Path, wanted: Deployment) -> int:
     """
     live, served = server.version(), served_versions(model)
     if [live] != served and len(served) == 1 and live not in versions_of(model):
-        print(f"{wanted.name}: version {live} answers, but its deployment was interrupted; back to {served[0]}")
+        say(f"{wanted.name}: version {live} answers, but its deployment was interrupted; back to {served[0]}")
         if wrong := _answers_with(server, model, served[0], wanted):
             raise RepositoryError(f"{model}: version {served[0]} could not be brought back: {wrong}")
         live = served[0]
@@ -160,7 +172,12 @@ def next_version(model: Path, live: int, asked: int | None) -> int:
         raise RepositoryError(f"{model}: version {live}, which the server answers with, lacks {missing} here")
     if asked is not None and asked <= highest:
         raise RepositoryError(f"--version {asked}: must be above {highest}, the highest in this repository")
-    return asked or highest + 1
+    version = asked or highest + 1
+    if version > HIGHEST_VERSION:
+        raise RepositoryError(
+            f"version {version}: must be at most {HIGHEST_VERSION}; remove version {highest} if no one made it"
+        )
+    return version
 
 
 def prepare(wanted: Deployment, server: LiveServer, model: Path, version: int, staging: Path) -> tuple[Path, Predictor]:
@@ -206,7 +223,7 @@ def _roll_back(server: LiveServer, model: Path, version: int, live: int, staging
     """Lets the server load the old version again, and removes the new one, if it was installed."""
     if not (model / str(version)).exists():
         return
-    print(f"{wanted.name}: rolling back version {version}")
+    say(f"{wanted.name}: rolling back version {version}")
     try:
         if version in served_versions(model):  # stopped by a signal right after the last step
             commit(model, live, staging)
@@ -215,7 +232,7 @@ def _roll_back(server: LiveServer, model: Path, version: int, live: int, staging
     try:
         retire(model, version, staging)
     except OSError as error:  # no start serves it
-        print(f"{wanted.name}: version {version} could not be removed ({error}); the next deployment tries again")
+        say(f"{wanted.name}: version {version} could not be removed ({error}); the next deployment tries again")
     if wrong := _answers_with(server, model, live, wanted):
         raise RollbackError(f"version {live} could not be brought back: {wrong}; restart the server")
 
@@ -255,9 +272,9 @@ def _retire_old(model: Path, version: int, before: int, staging: Path, wanted: D
             continue
         try:
             if retire(model, old, staging, keep=["model.py"] if is_template(model, old) else []):
-                print(f"{wanted.name}: removed version {old}, because --keep is {wanted.keep}")
+                say(f"{wanted.name}: removed version {old}, because --keep is {wanted.keep}")
         except OSError as error:
-            print(f"{wanted.name}: version {old} could not be removed ({error}); the next deployment tries again")
+            say(f"{wanted.name}: version {old} could not be removed ({error}); the next deployment tries again")
 
 
 app = new_app("POLYHEAD_DEPLOY")
@@ -296,7 +313,7 @@ def command(
     """Reads the options and deploys."""
     key = os.environ.get("POLYHEAD_ADMIN_KEY", "")
     if not key:
-        print("polyhead-deploy: POLYHEAD_ADMIN_KEY: must be set to the server's", file=sys.stderr)
+        say("polyhead-deploy: POLYHEAD_ADMIN_KEY: must be set to the server's", "stderr")
         raise typer.Exit(2)
     wanted = Deployment(
         checkpoint, repository, name, version, precision, keep, load_timeout_s, verify_timeout_s, allow_schema_change
@@ -306,12 +323,12 @@ def command(
         with interruptible(), contextlib.closing(LiveServer(grpc, name, key, repository)) as server:
             new = deploy(wanted, server)
     except PolyheadError as error:
-        print(f"polyhead-deploy: {error}", file=sys.stderr)
+        say(f"polyhead-deploy: {error}", "stderr")
         raise typer.Exit({RolledBackError: 1, RollbackError: 3}.get(type(error), 2)) from None
     except KeyboardInterrupt:
-        print("polyhead-deploy: stopped; the old version serves", file=sys.stderr)
+        say("polyhead-deploy: stopped; the old version serves", "stderr")
         raise typer.Exit(130) from None
-    print(f"{name}: version {new} serves")
+    say(f"{name}: version {new} serves")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -12,6 +12,8 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal, get_args
 
+from polyhead_serving.ports import AddressError
+
 MAX_CONNECTIONS = 100  # to the probe port; one probe takes a millisecond
 
 RestartReason = Literal["exit", "canary", "model_process"]
@@ -153,7 +155,11 @@ class _Server(ThreadingHTTPServer):
 @contextmanager
 def probe_port(health: Health, address: str, port: int) -> Iterator[None]:
     """Answers probes at this address while the block runs."""
-    with _Server((address, port), health) as server:
+    try:
+        server = _Server((address, port), health)
+    except OSError as error:
+        raise AddressError(f"--probe-port {port}: cannot listen on {address}:{port} ({error.strerror})") from error
+    with server:
         thread = threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True)
         thread.start()
         try:

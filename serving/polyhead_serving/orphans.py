@@ -123,7 +123,12 @@ def remove_regions(run: str, shared_memory: Path = SHARED_MEMORY) -> int:
 
 def readable_regions(run: str, shared_memory: Path = SHARED_MEMORY) -> list[Path]:
     """The shared memory of a run that other users can read or change."""
-    return [region for region in shared_memory.glob(f"{run}*") if _is_own(region) and region.stat().st_mode & 0o077]
+    found = []
+    for region in shared_memory.glob(f"{run}*"):
+        with contextlib.suppress(OSError):  # it has just been removed
+            if _is_own(region) and region.stat().st_mode & 0o077:
+                found.append(region)
+    return found
 
 
 @contextmanager

@@ -11,12 +11,14 @@ import ipaddress
 import logging
 import os
 import pwd
+import re
 import socket
 import struct
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from polyhead.errors import PolyheadError
 
@@ -97,19 +99,23 @@ def check_listener(server: str, repository: Path) -> None:
     Args:
         server: ``HOST:PORT``. Another machine's ports cannot be checked.
     """
-    host, _, port = server.rpartition(":")
+    # gRPC also knows unix:PATH and schemes such as ipv4:HOST:PORT, which would not be checked.
+    address = re.fullmatch(r"(\[[0-9A-Fa-f:.%\w-]+\]|[\w.-]+):([0-9]{1,5})", server, re.ASCII)
+    if address is None:
+        raise AddressError(f"server {server}: must be HOST:PORT; POLYHEAD_ADMIN_KEY was not sent")
+    host, port = address[1].strip("[]"), int(address[2])
     trusted = {0, os.geteuid()}
     with contextlib.suppress(OSError):
         trusted.add(repository.stat().st_uid)
     try:
-        found = socket.getaddrinfo(host.strip("[]") or "localhost", int(port), type=socket.SOCK_STREAM)
-    except (OSError, ValueError):
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, OverflowError, UnicodeError):
         return  # gRPC says what is wrong with it
-    for *_, address in found:
-        place = ipaddress.ip_address(str(address[0]).partition("%")[0])
-        if not place.is_loopback:
+    for family, *_, reached in found:
+        if not _is_here(family, reached):
             continue
-        if strangers := listeners(int(port), place) - trusted:
+        place = ipaddress.ip_address(str(reached[0]).partition("%")[0])
+        if strangers := listeners(port, place) - trusted:
             names = ", ".join(sorted(user_name(uid) for uid in strangers))
             raise AddressError(
                 f"server {server}: at {place} listens a process of {names}, who is neither you nor the owner of "
@@ -150,6 +156,16 @@ def _bind(address: str, port: int, option: int) -> socket.socket:
         bound.close()
         raise
     return bound
+
+
+def _is_here(family: int, reached: Any) -> bool:
+    """Whether an address is one of this machine's."""
+    with socket.socket(family, socket.SOCK_DGRAM) as one:
+        try:
+            one.bind((reached[0], 0, *reached[2:]))
+        except OSError:
+            return False
+    return True
 
 
 def _parse_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

@@ -9,18 +9,19 @@ import signal
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Literal
 
 import typer
 
-from polyhead.errors import PolyheadError
+from polyhead.errors import MachineError, PolyheadError
 from polyhead.repository import models_with_checkpoint, take_back_interrupted
 from polyhead_serving.canary import Canary
 from polyhead_serving.health import Health, probe_port
 from polyhead_serving.log_lines import log, set_up_logging, to_json
-from polyhead_serving.orphans import backends_folder, remove_orphans, run_lock
+from polyhead_serving.orphans import SHARED_MEMORY, backends_folder, remove_orphans, run_lock
 from polyhead_serving.ports import reserved_ports
 from polyhead_serving.private_files import UMASK
 from polyhead_serving.server_process import STACK_BYTES, ServerProcess, stack_bytes
@@ -139,9 +140,13 @@ def serve(options: ServeOptions) -> int:
         print_script(options, install, key)
         return 0
     remove_orphans()
-    with reserved_ports(options.address, options.ports()), run_lock() as run:
-        if install.backend_files:
-            install.link_backends(backends_folder(run))
+    with reserved_ports(options.address, options.ports()), ExitStack() as held:
+        try:
+            run = held.enter_context(run_lock())
+            if install.backend_files:
+                install.link_backends(backends_folder(run))
+        except OSError as error:
+            raise MachineError(f"{error}: {SHARED_MEMORY} and the temporary folder must be writable") from error
         return run_server(options, models, install, run, key)
 
 

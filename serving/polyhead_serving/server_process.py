@@ -39,6 +39,7 @@ DEAD_AFTER_S, ENDED_AFTER_S = 0.2, 2.0
 # "[" end it; with 64 MiB, it survives what the proxy (deploy/nginx) lets through.
 STACK_BYTES = 64 * 2**20
 DRAIN_REPORT_S = 5.0
+FILES = 65_536  # a soft limit of 1,024 would be less than the connections that the proxy may open
 DRAINED_CHECKS = 3  # how often in a row, 0.1 s apart, the server must look drained: the last answers have left then
 KEY_NOT_HIDDEN = (
     "the kernel does not let the supervisor hide POLYHEAD_ADMIN_KEY, and every user of this machine could read it in "
@@ -209,14 +210,15 @@ class _ModelProcess(NamedTuple):
 def _model_processes(server: int) -> list[_ModelProcess]:
     """The model processes that Triton has started and not reaped."""
     found = []
-    for children in Path(f"/proc/{server}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            for child in children.read_text().split():
-                with contextlib.suppress(OSError):
-                    before, _, after = Path(f"/proc/{child}/stat").read_text().rpartition(") ")
-                    fields = after.split()
-                    if before.partition("(")[2] == MODEL_PROCESS:
-                        found.append(_ModelProcess(int(child), fields[0], int(fields[-1])))
+    with contextlib.suppress(OSError):  # it has just ended, or no file can be opened now
+        for children in Path(f"/proc/{server}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                for child in children.read_text().split():
+                    with contextlib.suppress(OSError):
+                        before, _, after = Path(f"/proc/{child}/stat").read_text().rpartition(") ")
+                        fields = after.split()
+                        if before.partition("(")[2] == MODEL_PROCESS:
+                            found.append(_ModelProcess(int(child), fields[0], int(fields[-1])))
     return found
 
 
@@ -228,6 +230,8 @@ def stack_bytes() -> int:
 
 def _prepare() -> None:
     resource.setrlimit(resource.RLIMIT_STACK, (stack_bytes(), resource.getrlimit(resource.RLIMIT_STACK)[1]))
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (FILES if most == resource.RLIM_INFINITY else min(FILES, most), most))
     # A dump of the memory would put texts on the disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     keep_files_private()

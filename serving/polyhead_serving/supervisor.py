@@ -6,6 +6,7 @@ Triton never restarts a dead or hung model process by itself.
 from __future__ import annotations
 
 import logging
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +23,8 @@ log = logging.getLogger("polyhead_serving")
 RESTART_DELAY_S, MAX_RESTART_DELAY_S = 1.0, 60.0  # pause before a restart; it doubles with each restart in a row
 PROCESS_CHECK_INTERVAL_S = 0.1  # also while a canary is waited for
 CANARY_RETRY_S = 1.0  # between a failed canary and the next
+# A start fails if processes, files or memory are used up, or if a version is half copied. The next one may succeed.
+START_ERRORS = (RepositoryError, OSError, MemoryError, RuntimeError, subprocess.SubprocessError)
 
 Check = Callable[[float], str | None]  # one canary with a timeout in seconds: None, or what is wrong
 
@@ -51,8 +54,8 @@ def supervise(
         try:
             server.start()
             failure = _wait_until_ready(server, check, options, health)
-        except RepositoryError as error:  # for example a half-copied version, which may be whole the next time
-            failure = ServerFailure("exit", str(error))
+        except START_ERRORS as error:
+            failure = ServerFailure("exit", str(error) or type(error).__name__)
         if failure is None:
             served = True
             on_ready()
@@ -130,5 +133,8 @@ def _check_in_thread(check: Check, timeout_s: float) -> Future[str | None]:
         except BaseException as error:
             answer.set_exception(error)
 
-    threading.Thread(target=run, daemon=True).start()
+    try:
+        threading.Thread(target=run, daemon=True).start()
+    except RuntimeError as error:  # no more threads
+        answer.set_result(f"not asked: {error}")
     return answer

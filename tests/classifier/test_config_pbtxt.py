@@ -68,6 +68,10 @@ def test_the_template_serves_version_1() -> None:
         ("version_policy { newest { } }", "is not understood"),
         ("version_policy", "cannot be read"),
         ("output [ {", "braces do not match"),
+        ("version_policy { specific { versions: [ 010 ] } }", "octal"),
+        ("version_policy { specific { versions: 00 } }", "octal"),
+        ("version_policy { specific { versions: [ 0x10 ] } }", "is not understood"),
+        ("version_policy { specific { versions: [ -1 ] } }", "is not understood"),
     ],
 )
 def test_what_cannot_be_pinned(text: str, reason: str) -> None:

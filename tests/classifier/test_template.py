@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from polyhead.checkpoint import read_checkpoint
@@ -18,7 +18,7 @@ from polyhead.encode import read_text
 from polyhead.errors import TemplateError
 from polyhead.export import export_checkpoint
 from polyhead.predictor import Predictor
-from polyhead.template import FieldError, Template, fields_json
+from polyhead.template import LONG_OBJECT, FieldError, Template, fields_json
 from tests.tiny import TEXTS, write_tiny_checkpoint
 
 REVIEW = "[[{Title}. ]]{Review Text}"
@@ -86,6 +86,7 @@ def test_rendering(template: str, fields: dict[str, Any], text: str) -> None:
         ("{a}]]", "character 4: ']]' without '[['"),
         ("{a}[[, ]]", "character 4: an optional part must name a field"),
         ("[[{a} [[{b}]] ]]", "character 7: an optional part cannot hold another"),
+        ("{b}" * 4 + "{a}" * 5, "names the field 'a' 5 times; at most 4 times"),
     ],
 )
 def test_a_malformed_template_names_the_character(template: str, message: str) -> None:
@@ -136,7 +137,9 @@ def test_an_object_of_the_fields_is_rendered(element: str, text: str) -> None:
     "element",
     [
         "Good. It fits", "{Title} is broken", '{"Title": "x"', '["Title"]', '"x"', "", b"\xff", b"{\xff", "{" * 9999,
-        '{"Title": ' + "[" * 99999,
+        '{"Title": ' + "[" * 9999, "{" * 99999, '{"Title": "x" ' + " " * 99999, '{"Title": "x"} ' + "x" * 99999,
+        '{"Title": 01' + " " * 99999 + "}", '{"Title": x' + " " * 99999 + "}", b'{"Title": "' + b"\xff" * 99999 + b'"}',
+        '{"Title": ' + "9" * 99999 + "}",
     ],
 )  # fmt: skip
 def test_anything_else_is_plain_text(element: str | bytes) -> None:
@@ -156,6 +159,11 @@ def test_anything_else_is_plain_text(element: str | bytes) -> None:
         ('{"Title": {"x": 1}}', "got an object"),
         ('{"Title": null, "Review Text": " "}', "the text is empty or blank"),
         (r'{"Title": "\ud800"}', "the text is not valid UTF-8"),
+        ('{"Title": ' + "[" * 99999, "field 'Title' must be a text, a number, true, false or null, got a list"),
+        ('{"Title": {"x": ' + "1" * 99999, "got an object"),
+        ('{"Title": "x", "x": 1, ' + "," * 99999, "unknown field 'x'"),
+        ('{"Title": 1, "Title": 1, ' + "," * 99999, "field 'Title' occurs twice"),
+        ("{" + " " * 99999 + "}", "the JSON object names no field"),
     ],
 )
 def test_a_wrong_object_affects_only_itself(predictor: Predictor, element: str, message: str) -> None:
@@ -220,3 +228,21 @@ def test_scores_are_those_of_the_rendered_text(predictor: Predictor) -> None:
     by_fields, by_text = predictor.score(predictor.encode(sent)), predictor.score(predictor.encode(TEXTS))
     np.testing.assert_array_equal(by_fields, by_text)
     assert read_text(Template(REVIEW).read(sent[0]).text) == TEXTS[0]
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.dictionaries(
+        st.sampled_from(["Title", "Review Text", "more"]),
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just("\ud800"),
+    ),
+    st.sampled_from([(",", ":"), (" ,\n", "\t: ")]),
+    st.booleans(),
+)
+def test_long_objects_are_read_like_short_ones(
+    fields: dict[str, Any], separators: tuple[str, str], ensure_ascii: bool
+) -> None:
+    """Whatever JSON writes of flat fields is read the same, also where Python writes NaN."""
+    element = " " + json.dumps(fields, separators=separators, ensure_ascii=ensure_ascii) + "\n"
+    long = element[:2] + " " * LONG_OBJECT + element[2:]
+    assert Template(REVIEW).read(long) == Template(REVIEW).read(element)

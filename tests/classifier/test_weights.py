@@ -250,6 +250,7 @@ def add_an_id_behind(content: dict[str, Any]) -> None:
         (move_an_id, "has a token with id 4000000; ids must be below vocab_size"),
         (add_an_id_behind, "has a token with id 4000000; ids must be below vocab_size"),
         (lambda c: c.update(model={"type": "BPE"}), "is damaged or not a tokenizer"),
+        (lambda c: c["model"].update(ignore_merges="x" * 70_000), "is damaged or not a tokenizer"),
     ],
 )
 def test_a_tokenizer_that_the_model_cannot_read_is_refused(
@@ -257,6 +258,15 @@ def test_a_tokenizer_that_the_model_cannot_read_is_refused(
 ) -> None:
     """An id without an embedding would cost all texts of a micro-batch their answers."""
     assert message in refusal(tokenizer(damaged(), change))
+
+
+@pytest.mark.parametrize(
+    "name", ["tests.leaving:Head", "no.such.module:Head", "os:system", "os:nothing", ":", "x:", "."]
+)
+def test_a_head_class_that_ends_the_process_is_refused(damaged: Damaged, name: str) -> None:
+    """A module that calls exit when it is imported must not decide the exit code of the command that reads it."""
+    path = edit(damaged(), lambda config: config["polyhead"].update(head_class=name))
+    assert "head_class" in refusal(path)
 
 
 def test_a_head_class_that_computes_when_it_is_made_is_read(tmp_path: Path) -> None:

@@ -149,6 +149,12 @@ def test_every_request_is_counted(config: str) -> None:
     assert int(count) * size(each) + size(one(config, "client_header_buffer_size")) < CONNECTION
 
 
+def test_connections_have_files(config: str) -> None:
+    """A process may open a file for each connection, and for each body and answer that waits on disk."""
+    files = int(one(config, "worker_connections")) + at_once(config)["of_all"] + at_once(config)["large_of_all"]
+    assert int(one(config, "worker_rlimit_nofile")) > files
+
+
 def test_bodies_and_answers_fit_the_disk(pod: dict[str, Any], nginx: dict[str, Any], config: str) -> None:
     """Large bodies and the answers of slow readers fit into the volume of /tmp."""
     most = at_once(config)

@@ -16,10 +16,11 @@ from loadtest.local_proxy import LocalProxy, LocalProxyError
 from tests.e2e.processes import descendants
 
 KEY = "a.key-of~the_tests"
+OTHER_KEY = "another.key-of~the_tests"
 
 
 class Proxied(LocalProxy):
-    """nginx with its own certificate and one key.
+    """nginx with its own certificate and the keys of two callers.
 
     Args:
         settings: variables of deploy/nginx/render.
@@ -34,7 +35,7 @@ class Proxied(LocalProxy):
         self._make_certificate()
         try:
             pair = self.certificate, self.folder / "key.pem"
-            super().__init__(self.folder, f"# comment\n\ntests {KEY}\n", pair, **settings)
+            super().__init__(self.folder, f"# comment\n\ntests {KEY}\nother {OTHER_KEY}\n", pair, **settings)
         except LocalProxyError as error:
             pytest.fail(str(error), pytrace=False)
 

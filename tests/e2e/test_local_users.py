@@ -144,6 +144,14 @@ def test_dumps_would_hold_texts(locked: LocalServer) -> None:
         assert core[4] == "0"
 
 
+def test_a_low_soft_limit_of_files_is_raised(locked: LocalServer) -> None:
+    """The server may open as many files as the machine allows it, or 65,536: connections must not use them all up."""
+    for pid in descendants(locked.process.pid):
+        limits = Path(f"/proc/{pid}/limits").read_text(encoding="ascii").splitlines()
+        (files,) = [line.split() for line in limits if line.startswith("Max open files")]
+        assert int(files[3]) == min(65_536, int(files[4]))
+
+
 def closed_headers() -> list[tuple[bytes, bytes]]:
     """Headers with which a request may try to meet the rule that everyone can read in the command line."""
     name, _, value = CLOSED_RULE.encode().partition(b"=")

@@ -118,6 +118,17 @@ REFUSED = {
     "a model's path": ({"texts": ["Rain."], "model": "../gpt2_classifier"}, "model"),
     "a number for a model": ({"texts": ["Rain."], "model": 1}, "model"),
     "no version": ({"texts": ["Rain."], "version": 0}, "version"),
+    "an object for a version": ({"texts": ["Rain."], "version": {}}, "version"),
+    "a list for a version": ({"texts": ["Rain."], "version": [1]}, "version"),
+    "objects in lists for a version": ({"texts": ["Rain."], "version": [[{}]]}, "version"),
+    "null for a version": ({"texts": ["Rain."], "version": None}, "version"),
+    "a truth value for a version": ({"texts": ["Rain."], "version": True}, "version"),
+    "a line end in a version": ({"texts": ["Rain."], "version": "1\n"}, "version"),
+    "an object for a model": ({"texts": ["Rain."], "model": {"toString": "x"}}, "model"),
+    "a line end in a model": ({"texts": ["Rain."], "model": "gpt2_classifier\n"}, "model"),
+    "an object for a number": ({"texts": ["Rain."], "top_k": {}}, "top_k"),
+    "an object for a time": ({"texts": ["Rain."], "timeout_s": {"valueOf": 1}}, "timeout_s"),
+    "an object for texts": ({"texts": {"length": 1, "0": "Rain."}}, "texts"),
     "fields of a model without": ({"texts": ["Rain.", {"Title": "x"}]}, "no fields"),
 }
 
@@ -139,6 +150,8 @@ def test_other_refusals_have_their_status(proxied: Proxied) -> None:
     assert classify(proxied, good | {"model": "other"})[0] == 404
     assert classify(proxied, good, f"{CLASSIFY}?model=other&model=more")[0] == 400
     assert classify(proxied, good, f"{CLASSIFY}?top_k=1")[0] == 400
+    for twice in ({"model": {}}, {"model": ["gpt2_classifier"]}, {"version": {}, "model": "gpt2_classifier"}):
+        assert classify(proxied, good | twice, f"{CLASSIFY}?model=gpt2_classifier&version=1")[0] == 400
     assert classify(proxied, good, method="GET")[0] == 405
     assert classify(proxied, {"texts": ["x" * 300_000]})[0] == 413
     assert classify(proxied, good, Content_Encoding="gzip")[0] == 415

@@ -73,6 +73,38 @@ def test_only_one_kind_of_path_reaches_triton(noted: Proxied, behind: Upstream, 
         assert "/../" not in reached
 
 
+OPEN = ("/ready", "/v2/health/live", "/v2/health/ready", "/v2/models/m/ready", "/v2/models/m/versions/3/ready",
+        "/metrics", "/metrics/supervisor")  # fmt: skip
+SPELLED = (
+    "{}?x=1",
+    "{}?/../config",
+    "//x/..{}",
+    "/v2/repository/index/../../..{}",
+    "/v2/models/m%2fconfig%2f..%2f..%2f..%2f..{}",
+    "/v2/models/..%2f..{}",
+    "{}%0a",
+    "{}%0A%0a",
+    "{}#/x",
+    "{};x",
+    "{}/",
+    "http://x{}",
+    "/.{}",
+    "{}%00",
+    "{}/.",
+    "{}/x/..",
+)
+
+
+@pytest.mark.parametrize("spelled", SPELLED)
+def test_open_paths_go_on_in_their_plain_form(spelled: str) -> None:
+    """Probes and metrics need no key, so the servers behind must not see any other way to write their addresses."""
+    with upstream() as server, Proxied(INFERENCE=server.place, PROBE=server.place, METRICS=server.place) as proxied:
+        for path in OPEN:
+            head = f"GET {spelled.format(path)} HTTP/1.1\r\nConnection: close"
+            assert int(send(proxied, head, b"\r\n").split()[1]) in (200, 400, 404)
+        assert set(server.paths) <= {*OPEN}
+
+
 CHUNKS = b"%x\r\n%b\r\n0\r\n\r\n" % (len(GOOD), GOOD)
 LENGTH = b"Content-Length: %d" % len(GOOD)
 WITH_BINARY = b"Content-Length: %d\r\n" % len(BINARY + TEXTS)

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import re
+import resource
 import socket
 import struct
 import threading
@@ -18,7 +19,8 @@ import pytest
 
 from loadtest.local_server import ROOT
 from tests.e2e.plain_json import json_body
-from tests.e2e.proxied import KEY, Proxied
+from tests.e2e.processes import descendants
+from tests.e2e.proxied import KEY, OTHER_KEY, Proxied
 from tests.e2e.upstream import Upstream, prediction, upstream
 
 INFER, CLASSIFY = "/v2/models/gpt2_classifier/infer", "/v1/classify"
@@ -78,6 +80,10 @@ def statuses(proxied: Proxied, count: int, path: str, method: str, key: str | No
         ("GET", "/v1/openapi.json", None, 200),
         ("GET", "/", None, 401),
         ("GET", "/gate/stranger", None, 401),
+        ("GET", "/ready%0a", None, 401),
+        ("GET", "/metrics%0a", None, 401),
+        ("GET", "/v2/models/m/versions/0/ready", None, 404),
+        ("GET", "/v2/models/" + "m" * 300 + "/ready", None, 404),
         ("GET", "/error/bad", None, 401),
         ("OPTIONS", CLASSIFY, None, 204),
         ("GET", "/metrics", None, 200),
@@ -97,6 +103,59 @@ def test_requests_without_a_key_have_a_rate(
     time.sleep(0.2)
     logged = [json.loads(line) for line in (proxied.folder / "access.log").read_text(encoding="utf-8").splitlines()]
     assert len(logged) == found[allowed] + 1
+
+
+def hold_requests(proxied: Proxied, key: str, count: int) -> list[http.client.HTTPSConnection]:
+    """Requests that nobody answers yet."""
+    held = []
+    for _ in range(count):
+        held.append(proxied.connect())
+        held[-1].request("POST", INFER, BODY, {"Authorization": f"Bearer {key}"})
+    return held
+
+
+def test_callers_of_one_gateway_have_limits_of_their_own() -> None:
+    """Behind a gateway all callers have its address. If one key uses up its connections, the next one has its own."""
+    with upstream() as server, Proxied(INFERENCE=server.place, CONNECTIONS="5", TOTAL="100") as proxied:
+        server.go.clear()
+        held = hold_requests(proxied, KEY, 5)
+        deadline = time.monotonic() + 20
+        while server.busy < 5 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert proxied.ask(INFER, BODY)[0] == 429
+        held += hold_requests(proxied, OTHER_KEY, 1)
+        while server.busy < 6 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert server.busy == 6
+        server.go.set()
+        assert [connection.getresponse().status for connection in held] == [200] * 6
+        for connection in held:
+            connection.close()
+
+
+def test_metrics_are_not_passed_on_by_a_gateway(proxied: Proxied) -> None:
+    """A gateway's address is one of METRICS_FROM in a cluster; what it passes on is told by the header that it adds."""
+    for path in ("/metrics", "/metrics/supervisor"):
+        assert proxied.ask(path)[0] == 200
+        for name in ("X_Forwarded_For", "Forwarded", "x_forwarded_for"):
+            assert proxied.ask(path, **{name: "for=192.0.2.1"})[0] == 403
+    assert 429 in statuses(proxied, 150, "/metrics", "GET", None, **{"X-Forwarded-For": "192.0.2.1"})
+
+
+def test_a_low_soft_limit_of_files_is_not_the_limit_of_connections(behind: Upstream) -> None:
+    """nginx raises it; else a few hundred connections would keep everyone out."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
+    try:
+        started = Proxied(INFERENCE=behind.place, WORKERS="1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with started as proxied:
+        assert proxied.ask(INFER, BODY)[0] == 200
+        for worker in descendants(proxied.process.pid):
+            limits = Path(f"/proc/{worker}/limits").read_text(encoding="ascii")
+            (files,) = re.findall(r"^Max open files +(\d+)", limits, re.MULTILINE)
+            assert int(files) == 2 * 3072
 
 
 @pytest.mark.parametrize("path", ["/ready", "/v2/health/ready", "/v2/health/live", "/v2/models/m/ready"])

@@ -70,6 +70,39 @@ def test_a_folder_that_another_user_made_is_refused(tmp_path: Path) -> None:
         assert (done.returncode, "another user" in done.stderr) == (2, True)
 
 
+def test_a_key_file_that_everyone_can_write_is_refused(tmp_path: Path) -> None:
+    """Else everyone could give themselves a key, also if nobody can read the others."""
+    render(tmp_path)
+    (tmp_path / "keys").chmod(0o602)
+    done = render(tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "chmod 600" in done.stderr
+
+
+def test_the_folder_above_belongs_to_oneself_or_root(tmp_path: Path) -> None:
+    """Its owner could put another folder in the place of RUN."""
+    if os.geteuid() != 0:
+        pytest.skip("giving a folder away needs root")
+    (tmp_path / "theirs").mkdir()
+    os.chown(tmp_path / "theirs", 65534, 65534)
+    done = render(tmp_path, RUN=str(tmp_path / "theirs" / "run"))
+    assert (done.returncode, "the folder above belongs to another user" in done.stderr) == (2, True)
+
+
+def test_a_link_that_is_planted_for_the_new_file_is_not_followed(tmp_path: Path) -> None:
+    """In a folder of several users, somebody may put a link where the configuration is written."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "victim").write_text("theirs", encoding="utf-8")
+    # Plants the link right after render has removed what was there.
+    remove = tmp_path / "bin" / "rm"
+    remove.write_text('#!/bin/sh\n/bin/rm "$@"\n/bin/ln -s "$PWD/victim" "$PWD/nginx.conf.new"\n', encoding="utf-8")
+    remove.chmod(0o755)
+    done = render(tmp_path, "nginx.conf", PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    assert done.returncode != 0
+    assert (tmp_path / "victim").read_text(encoding="utf-8") == "theirs"
+    assert not (tmp_path / "nginx.conf").exists()
+
+
 @pytest.mark.parametrize(
     ("keys", "reason"), [("short\n", "line 1"), ("# x\nname tooshort\n", "line 2"), ("# nobody\n", "holds no key")]
 )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -126,6 +128,54 @@ def test_ctrl_c_rolls_back(server: ScriptedServer, wanted: Deployment) -> None:
     with pytest.raises(KeyboardInterrupt):
         deploy(wanted, server)  # type: ignore[arg-type]
     assert (server.serving, versions_of(server.model)) == (1, [1])
+
+
+class FullDisk(io.StringIO):
+    """A log on a full disk."""
+
+    def write(self, text: str) -> int:
+        """Fails."""
+        raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.01])
+def test_an_output_that_fails_stops_nothing(
+    server: ScriptedServer, wanted: Deployment, shift: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If no line can be written, a deployment is finished, or taken back, as it would be otherwise."""
+    monkeypatch.setattr(sys, "stdout", FullDisk())
+    server.shift = shift
+    if shift:
+        with pytest.raises(RolledBackError):
+            deploy(wanted, server)  # type: ignore[arg-type]
+    else:
+        assert deploy(wanted, server) == 2  # type: ignore[arg-type]
+    served = 1 if shift else 2
+    assert (server.serving, served_versions(server.model)) == (served, [served])
+
+
+def test_a_stop_after_the_last_step_says_that_the_new_version_serves(
+    server: ScriptedServer, wanted: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while old versions are removed must not end with the exit code that means that the old version serves."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_retire_old", stop)
+    assert deploy(wanted, server) == 2  # type: ignore[arg-type]
+    assert (server.serving, served_versions(server.model)) == (2, [2])
+
+
+def test_numbers_beyond_tritons_are_no_versions(server: ScriptedServer, wanted: Deployment) -> None:
+    """A folder with such a number is nobody's version; after the highest number there is no next one."""
+    (server.model / "99999999999999999999").mkdir()
+    assert versions_of(server.model) == [1]
+    assert deploy(wanted, server) == 2  # type: ignore[arg-type]
+    (server.model / str(2**63 - 1)).mkdir()
+    with pytest.raises(RepositoryError, match="must be at most 9223372036854775807"):
+        deploy(wanted, server)  # type: ignore[arg-type]
+    assert (server.serving, served_versions(server.model)) == (2, [2])
 
 
 def test_half_copies_of_a_killed_deployment_are_removed(server: ScriptedServer, wanted: Deployment) -> None:

@@ -147,7 +147,37 @@ def test_a_stranger_at_the_other_localhost() -> None:
             check_listener(f"[::1]:{port}", Path("/"))
 
 
-@pytest.mark.parametrize("server", ["localhost", "localhost:x", "no.such.host.invalid:8001", ":8001"])
-def test_what_cannot_be_checked_is_left_to_grpc(server: str) -> None:
-    """An address without a port or a host that is unknown raises no error of its own."""
+@pytest.mark.parametrize(
+    "server",
+    ["localhost", "localhost:x", ":8001", "ipv4:127.0.0.1:8001", "dns:///127.0.0.1:8001", "unix:/tmp/server",
+     "unix-abstract:x", "127.0.0.1:8001/x", "http://127.0.0.1:8001", "127.0.0.1:8001,127.0.0.2:8001", ""],
+)  # fmt: skip
+def test_what_grpc_reads_otherwise_gets_no_key(server: str) -> None:
+    """Addresses of a form whose listener is not looked up are refused: gRPC would connect to them."""
+    with pytest.raises(AddressError, match="must be HOST:PORT"):
+        check_listener(server, Path("/"))
+
+
+@pytest.mark.parametrize(
+    "server", ["no.such.host.invalid:8001", "localhost:99999", "192.0.2.1:8001", "[2001:db8::1]:8001"]
+)
+def test_what_is_elsewhere_is_left_to_grpc(server: str) -> None:
+    """An unknown host, a port that does not exist, and another machine raise no error of their own."""
     check_listener(server, Path("/"))
+
+
+def own_address() -> str:
+    """An address of this machine that is not loopback."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        try:
+            one.connect(("192.0.2.1", 9))  # sends nothing
+        except OSError:
+            pytest.skip("this machine has no other address")
+        return str(one.getsockname()[0])
+
+
+def test_a_stranger_at_another_address_of_this_machine() -> None:
+    """A stranger gets no key either where a server listens for other machines."""
+    address, port = own_address(), free_port()
+    with nobody_listens(port, address), pytest.raises(AddressError, match="listens a process of nobody"):
+        check_listener(f"{address}:{port}", Path("/"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import threading
 import time
 
 import pytest
@@ -28,12 +30,12 @@ class ScriptedServer:
         self.kills = 0
         self.exit_code: int | None = None
         self.dead: str | None = None
-        self.refusals: list[str] = []
+        self.refusals: list[Exception] = []
 
     def start(self) -> None:
         """Counts, and runs again; refuses as often as it was told to."""
         if self.starts and self.refusals:
-            raise RepositoryError(self.refusals.pop())
+            raise self.refusals.pop()
         self.starts += 1
         self.exit_code = None
         self.dead = None
@@ -78,7 +80,7 @@ class ScriptedCanary:
 def run(*script: str | None, health: Health | None = None, refusals: int = 0) -> tuple[ScriptedServer, int]:
     """Supervises through a script; gives the server and how often it became ready."""
     server, ready = ScriptedServer(), []
-    server.refusals = ["half a version"] * refusals
+    server.refusals = [RepositoryError("half a version")] * refusals
     with pytest.raises(KeyboardInterrupt):
         supervise(server, ScriptedCanary(server, *script).check, QUICK, lambda: ready.append(1), health or Health())
     return server, len(ready)
@@ -141,3 +143,41 @@ def test_a_repository_that_cannot_be_served_is_tried_again() -> None:
     """A half-copied version delays a restart only until the copy is whole."""
     server, ready = run(None, "exit", None, refusals=2)
     assert (server.starts, ready, server.refusals) == (2, 2, [])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        BlockingIOError(11, "Resource temporarily unavailable"),
+        OSError(24, "Too many open files"),
+        MemoryError(),
+        RuntimeError("can't start new thread"),
+        subprocess.SubprocessError("Exception occurred in preexec_fn."),
+    ],
+)
+def test_a_machine_that_is_used_up_does_not_end_the_supervisor(error: Exception) -> None:
+    """If a restart gets no process, file, memory or thread, it is tried again; nobody else would start the server."""
+    server, ready = ScriptedServer(), []
+    server.refusals = [error]
+    with pytest.raises(KeyboardInterrupt):
+        supervise(server, ScriptedCanary(server, None, "exit", None).check, QUICK, lambda: ready.append(1), Health())
+    assert (server.starts, len(ready), server.refusals) == (2, 2, [])
+
+
+def test_a_canary_without_a_thread_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If no thread can be started, the canary counts as failed; after three, a restart frees what the server uses."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    server = ScriptedServer()
+    canary = ScriptedCanary(server, None)
+    ready: list[int] = []
+
+    def announce() -> None:
+        ready.append(1)
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+
+    with pytest.raises(KeyboardInterrupt):
+        supervise(server, canary.check, QUICK, announce, Health())
+    assert (server.starts, server.kills, ready) == (2, 1, [1])
