@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from polyhead_client.errors import BadResponseError, TextError, UsageError
+from polyhead_client.errors import BadResponseError, TextError, UnknownNameError, UsageError
 from polyhead_client.explanation import Explanation, PartEffect, Reason
 from polyhead_client.fields import fields_json
 from polyhead_client.leaving_out import LeftOut, Scores, leave_out
@@ -97,7 +97,7 @@ def _check_names(schema: ModelSchema, head: str | None, label: str | None) -> st
         if len(having) > 1:
             raise UsageError(f"label {label!r} belongs to the heads {having}: name the head too")
         if not having:
-            raise UsageError(f"no head has label {label!r}; the heads are {[one.name for one in schema.heads]}")
+            raise UnknownNameError(f"no head has label {label!r}; the heads are {[one.name for one in schema.heads]}")
         head = having[0]
     if head is not None and label is not None:
         schema.column(head, label)

@@ -81,14 +81,15 @@ def leave_out(
     yield from _ask(text, left_out, [tuple(group) for group in groups], tolerance)
     left_out.groups = tuple(groups)
     room -= len(groups) + ENDS
-    wanted: dict[Removed, None] = {}
+    wanted: list[Removed] = []
     for group in _strongest(left_out, groups, choose(left_out.whole)):
-        new = [(place,) for place in group] + [repeated[place] for place in group if place in repeated]
-        new = [one for one in dict.fromkeys(new) if one not in left_out.rows and one not in wanted]
+        new = [(place,) for place in group if (place,) not in left_out.rows]
         if len(wanted) + len(new) <= room:
-            wanted |= dict.fromkeys(new)
+            wanted += new
+    often = dict.fromkeys(repeated[one[0]] for one in wanted if one[0] in repeated)
+    wanted += list(often)[: room - len(wanted)]
     if wanted:
-        yield from _ask(text, left_out, list(wanted), tolerance)
+        yield from _ask(text, left_out, wanted, tolerance)
     return left_out
 
 
