@@ -299,7 +299,9 @@ def test_html(ask: Ask) -> None:
     heads = [{"name": "<i>topic", "kind": "single_label", "labels": ["<b>", "&"]}]
     template = "{<u>Title} {Body}"
     text = '<script>alert("x")</script> goal\u202e\x1b[31m \x00'
-    server = FakeServer(lambda text: {"<i>topic": {"<b>": 0.5 + 0.25 * ("goal" in text)}}, heads, text_template=template)
+    server = FakeServer(
+        lambda text: {"<i>topic": {"<b>": 0.5 + 0.25 * ("goal" in text)}}, heads, text_template=template
+    )
     with ask(server) as client:
         html = client.explain({"<u>Title": text, "Body": "'\" onmouseover='x'"})._repr_html_()
     for markup in ("<script", "<i>", "<u>", "\x1b", "\x00", "' onmouseover"):
