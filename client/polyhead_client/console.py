@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import count, islice
 from typing import BinaryIO, NamedTuple
@@ -198,7 +198,10 @@ def print_explanation(explanation: Explanation, words: int) -> None:
 
 def _effects(reason: Reason, kind: str, parts: Sequence[PartEffect]) -> Table:
     table = Table(title=_plain(reason.title), title_justify="left", title_style="")
-    columns = {kind: lambda one: _shorten(one.text), f"without this {kind}": lambda one: in_words(one.effect)}
+    columns: dict[str, Callable[[PartEffect], str]] = {
+        kind: lambda one: _shorten(one.text),
+        f"without this {kind}": lambda one: in_words(one.effect),
+    }
     if any(one.field for one in parts):
         columns = {"field": lambda one: one.field or "", **columns}
     if any(one.effect_everywhere is not None for one in parts):

@@ -20,10 +20,11 @@ from polyhead_client.operations import CANARY, PREDICTION, SCHEMA, SCORES, Model
 from polyhead_client.prediction import MultiLabel, Prediction, SingleLabel
 from polyhead_client.request import Parameters, check_count
 from polyhead_client.schema import ModelSchema
-from polyhead_client.words import SplitText, TextPart, Value
+from polyhead_client.words import SplitText, TextPart, Value, value_text
 
 MOST_TEXTS = 128
 FEWEST_TEXTS = 64  # finding the end of what the model reads takes up to 36
+LONGEST_TEXT = 1_000_000  # characters; each text that is asked has nearly as many
 PROBES = 15  # how closely that end is found: in a 16th of the part where it must be
 ROUNDING = 1e-4  # how far two scores of one text may be apart if the server states no tolerance
 
@@ -61,7 +62,14 @@ def explain(text: Any, head: str | None, label: str | None, most_texts: int) -> 
         error = TextError(f"the text has no answer to explain: {prediction.error}")
         error.reason = prediction.error
         raise error
-    split = SplitText.split(_source(text, schema), schema.fields)
+    source = _source(text, schema)
+    length = sum(len(value_text(source, name)) for name in ([None] if isinstance(source, str) else source))
+    if length > LONGEST_TEXT:
+        raise UsageError(
+            f"the text has {length:,} characters, and at most {LONGEST_TEXT:,} can be explained; cut it "
+            f"(the model reads its first {schema.max_length} tokens only)"
+        )
+    split = SplitText.split(source, schema.fields)
     read, texts = len(split.words), 1
     tolerance = ROUNDING if schema.tolerance is None else max(schema.tolerance, ROUNDING)
     if prediction.truncated:

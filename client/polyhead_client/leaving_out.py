@@ -86,8 +86,8 @@ def leave_out(
         new = [(place,) for place in group if (place,) not in left_out.rows]
         if len(wanted) + len(new) <= room:
             wanted += new
-    often = dict.fromkeys(repeated[one[0]] for one in wanted if one[0] in repeated)
-    wanted += list(often)[: room - len(wanted)]
+    also = dict.fromkeys(repeated[one[0]] for one in wanted if one[0] in repeated)
+    wanted += list(also)[: room - len(wanted)]
     if wanted:
         yield from _ask(text, left_out, wanted, tolerance)
     return left_out

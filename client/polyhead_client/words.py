@@ -9,13 +9,12 @@ text is outside of its words.
 from __future__ import annotations
 
 import re
-import sys
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from itertools import groupby
+from itertools import chain, groupby
 
 LONGEST_SENTENCE = 40  # words; a text without full stops also falls into groups
 ZERO_WIDTH_SPACE = "\u200b"  # separates words, unlike the other characters of its category
@@ -111,7 +110,7 @@ class _WordPattern:
 def _word_pattern() -> _WordPattern:
     """Matches one word; matches punctuation. Made at the first use, because Unicode's marks must be listed."""
     categories = ("Mn", "Mc", "Me", "Cf")
-    characters = map(chr, range(0x80, sys.maxunicode + 1))
+    characters = map(chr, chain(range(0x80, 0x20000), range(0xE0000, 0xE0200)))  # ideographs and private ones have none
     kept = (one for one in characters if one != ZERO_WIDTH_SPACE and unicodedata.category(one) in categories)
     marks = "".join(_ranges(map(ord, kept)))
     letter = rf"[^\W{SPACELESS}]"

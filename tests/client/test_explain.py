@@ -239,6 +239,8 @@ def test_errors(ask: Ask) -> None:
             client.explain("te\udcffxt")
         with pytest.raises(UnknownNameError, match="explained are"):
             client.explain("text", "topic")["mood"]
+        with pytest.raises(UsageError, match="1,200,000 characters"):
+            client.explain("text " * 240_000)
     both = [{"name": name, "kind": "single_label", "labels": ["yes", "no"]} for name in ("spam", "rude")]
     with ask(FakeServer(heads=both)) as client, pytest.raises(UsageError, match="name the head too"):
         client.explain("text", label="yes")
