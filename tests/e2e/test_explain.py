@@ -127,7 +127,7 @@ def test_planted_word(planted: LocalServer, protocol: Any) -> None:
     for reason in explanation:
         name = reason.label or reason.head
         assert reason.score == pytest.approx(whole[name], abs=1e-4)
-        assert whole[name] - without_planted[name] > 0.05
+        assert whole[name] - without_planted[name] > 0.02
         for word in reason.words[1:]:  # without "a", the text begins with a word that has other tokens
             without = without_planted if word.text == PLANTED else without_other
             assert word.effect == pytest.approx(whole[name] - without[name], abs=2e-4)
