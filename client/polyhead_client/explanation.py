@@ -13,6 +13,7 @@ from polyhead_client.highlight import Piece, explanation_html, reason_html
 from polyhead_client.prediction import Prediction
 from polyhead_client.words import TextPart, Value, value_text
 
+SHOWN_CHARACTERS = 60  # of a word or sentence
 FINE = 0.001  # a server with a smaller tolerance does not round
 
 
@@ -55,7 +56,8 @@ class PartEffect(TextPart):
         everywhere = ""
         if self.effect_everywhere is not None:
             everywhere = f"; without all {self.places} of them {in_words(self.effect_everywhere)}"
-        return f"without {self.text!r} {in_words(self.effect)}{everywhere}"
+        shown = self.text if len(self.text) <= SHOWN_CHARACTERS else f"{self.text[: SHOWN_CHARACTERS - 1]}…"
+        return f"without {shown!r} {in_words(self.effect)}{everywhere}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,11 @@ class Explanation:
                 "nothing. If a word before them is left out, the model reads more of the rest."
             )
         if any(reason.sentences for reason in self.reasons):
-            found.append("The text is long, so only the words of its strongest sentences were left out one by one.")
+            found.append(
+                "The text is long, so only the words of its strongest sentences were left out one by one."
+                if any(reason.words for reason in self.reasons)
+                else "The text is so long that no words were left out one by one: allow more texts with most_texts."
+            )
         if self.tolerance is not None and self.tolerance > FINE:
             found.append(f"The server rounds, so effects below {self.tolerance:g} may be rounding.")
         return found

@@ -12,7 +12,7 @@ from html import escape
 from typing import NamedTuple
 
 RAISES, LOWERS = "rgba(64,132,244,{:.2f})", "rgba(244,140,32,{:.2f})"
-STRONGEST_ALPHA = 0.75
+STRONGEST_ALPHA = 0.65
 DIMMED = "opacity:.6"
 BLOCK = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.7;margin:.2em 0 .6em;unicode-bidi:isolate"
 LEGEND = (

@@ -12,6 +12,7 @@ import pytest
 from polyhead_client import (
     BadResponseError,
     Explanation,
+    Prediction,
     RequestTimeoutError,
     ServerFailedError,
     TextError,
@@ -129,6 +130,14 @@ def test_one_word(ask: Ask) -> None:
                 assert (words[0].effect, words[0].effect_everywhere) == (0.5, None)
 
 
+def test_a_very_long_word(ask: Ask) -> None:
+    """A message names the beginning of a long word only."""
+    with ask(FakeServer(planted({"goal": 0.125}))) as client:
+        words = client.explain("x" * 100_000 + " goal", "topic")["topic"].words
+    assert words[0].sentence == f"without '{'x' * 59}…' the score would be the same"
+    assert words[0].end == 100_000
+
+
 def test_fields(ask: Ask) -> None:
     """Words of each field are left out in it; an empty field takes its part of the template with it."""
     server = FakeServer(
@@ -176,6 +185,23 @@ def test_long_texts(ask: Ask, most_texts: int, found: int) -> None:
     assert "".join(piece.text for piece in reason.pieces()) == text
     # The sentences together are the whole text.
     assert "".join(one.text for one in reason.sentences).replace(" ", "") == text.replace(" ", "")
+
+
+def test_too_few_texts_for_words(ask: Ask) -> None:
+    """If no sentence's words fit into the texts that are allowed, the sentences are explained and a note says so."""
+    text = f"{LONG} goal. {LONG} {LONG} {LONG}"
+    with ask(FakeServer(planted({"goal": 0.5}), max_length=10_000)) as client:
+        explanation = client.explain(text, "topic", most_texts=64)
+    assert explanation["topic"].words == ()
+    assert [one.effect for one in explanation["topic"].sentences if one.effect] == [0.5]
+    assert "allow more texts with most_texts" in " ".join(explanation.notes())
+
+
+def test_notes_about_rounding() -> None:
+    """A server that rounds is named in the notes, one that computes in fp32 is not."""
+    prediction = Prediction(token_count=2)
+    assert "effects below 0.03 may be rounding" in " ".join(Explanation(prediction, (), 5, 0.03).notes())
+    assert Explanation(prediction, (), 5, 0.0001).notes() == Explanation(prediction, (), 5).notes()
 
 
 def test_truncated_texts(ask: Ask) -> None:
@@ -309,7 +335,7 @@ def test_html(ask: Ask) -> None:
     for markup in ("<script", "<i>", "<u>", "\x1b", "\x00", "' onmouseover"):
         assert markup not in html
     assert "&lt;script" not in html  # "<" and "script" are parts of their own
-    assert '<span style="background:rgba(64,132,244,0.75)" title="without &#x27;goal\\u202e' in html
+    assert '<span style="background:rgba(64,132,244,0.65)" title="without &#x27;goal\\u202e' in html
     assert html.count("<div") == html.count("</div>")
     assert html.count("<span") == html.count("</span>")
 
