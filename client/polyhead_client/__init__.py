@@ -18,6 +18,7 @@ from polyhead_client.errors import (
     UnknownNameError,
     UsageError,
 )
+from polyhead_client.explanation import Explanation, PartEffect, Reason
 from polyhead_client.prediction import LabelScore, MultiLabel, Prediction, Regression, SingleLabel
 from polyhead_client.retry import RetryPolicy
 from polyhead_client.schema import HeadKind, HeadSchema, ModelSchema
@@ -27,6 +28,7 @@ __all__ = [
     "AsyncClient",
     "BadResponseError",
     "Client",
+    "Explanation",
     "HeadKind",
     "HeadSchema",
     "LabelScore",
@@ -34,8 +36,10 @@ __all__ = [
     "ModelSchema",
     "MultiLabel",
     "NotReadyError",
+    "PartEffect",
     "PolyheadClientError",
     "Prediction",
+    "Reason",
     "Regression",
     "RequestRejectedError",
     "RequestTimeoutError",

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from polyhead_client import tracing
 from polyhead_client.batches import Batch, Fields, Texts, cut_async, iterate
 from polyhead_client.errors import PolyheadClientError
+from polyhead_client.explain import MOST_TEXTS, explain
+from polyhead_client.explanation import Explanation
 from polyhead_client.fields import fields_json, is_table, table_rows
 from polyhead_client.grpc_transport import AsyncGrpcChannels
 from polyhead_client.http_transport import HttpSessions
@@ -145,6 +147,29 @@ class AsyncClient(Settings):
             return np.empty((0, schema.width), dtype=np.float32)
         return self._operations.stack(rows)
 
+    async def explain(
+        self,
+        text: str | Fields,
+        head: str | None = None,
+        label: str | None = None,
+        most_texts: int = MOST_TEXTS,
+        timeout_s: float | None = None,
+    ) -> Explanation:
+        """Like `Client.explain`."""
+        deadline = self._deadline(timeout_s)
+        with closing(explain(text, head, label, most_texts)) as steps:
+            try:
+                question = next(steps)
+                while True:
+                    question = steps.send(
+                        await self._ask(
+                            "explain", question.texts, question.output, question.parameters, deadline, keep=False
+                        )
+                    )
+            except StopIteration as done:
+                explanation: Explanation = done.value
+                return explanation
+
     async def schema(self, timeout_s: float | None = None) -> ModelSchema:
         """The heads of the version that answers now."""
         deadline = self._deadline(timeout_s)
@@ -188,11 +213,20 @@ class AsyncClient(Settings):
         return known
 
     async def _ask(
-        self, name: str, texts: Any, output: ModelOutput[T], parameters: Parameters, deadline: Deadline
+        self,
+        name: str,
+        texts: Any,
+        output: ModelOutput[T],
+        parameters: Parameters,
+        deadline: Deadline,
+        keep: bool = True,
     ) -> list[T]:
-        """One output of all texts; the batches after the first go out side by side."""
+        """One output of all texts; the batches after the first go out side by side.
+
+        With `keep`, an error has the answers so far.
+        """
         with tracing.span(name, {"polyhead.model": self.model}):
-            first = self._operations.ask_first(texts, output, parameters, deadline)
+            first = self._operations.ask_first(texts, output, parameters, deadline, keep)
             values, batches = await self._drive(first, deadline)
             if not batches:
                 return values
@@ -200,7 +234,7 @@ class AsyncClient(Settings):
             async def answer(batch: Batch, part: Deadline) -> list[T]:
                 return await self._drive(self._operations.ask_batch(batch, output, parameters, part), part)
 
-            total = len(values) + sum(map(len, batches))
+            total = len(values) + sum(map(len, batches)) if keep else 0
             stream = stream_in_tasks(_iterate(batches), answer, CONCURRENCY, deadline.part)
             with keep_answers(values, total):
                 async with aclosing(stream):

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from polyhead_client import tracing
 from polyhead_client.batches import Batch, Fields, Texts, cut, iterate
 from polyhead_client.errors import PolyheadClientError
+from polyhead_client.explain import MOST_TEXTS, explain
+from polyhead_client.explanation import Explanation
 from polyhead_client.fields import fields_json, is_table, table_rows
 from polyhead_client.grpc_transport import GrpcChannels
 from polyhead_client.http_transport import HttpPool
@@ -184,6 +186,43 @@ class Client(Settings):
             return np.empty((0, schema.width), dtype=np.float32)
         return self._operations.stack(rows)
 
+    def explain(
+        self,
+        text: str | Fields,
+        head: str | None = None,
+        label: str | None = None,
+        most_texts: int = MOST_TEXTS,
+        timeout_s: float | None = None,
+    ) -> Explanation:
+        """Explains an answer: how much each word moved the score, found by leaving it out.
+
+        In a long text whole sentences are left out first, then the words of the strongest ones. A word that occurs at
+        several places is also left out at all of them. The server needs nothing for this: it scores the shorter texts.
+
+        Args:
+            text: a str or, if the model declares fields, a dict of them.
+            head: explains this head only; all heads if None.
+            label: explains the score of this label; what the head answers if None. For a multi_label head these are
+                all labels of the answer or, if there are none, the one that is closest to its threshold.
+            most_texts: how many texts the server may score for this; at least 64.
+            timeout_s: how long the whole call may take; the client's if None.
+
+        Raises:
+            TextError: the text has no answer.
+            PolyheadClientError: see `polyhead_client.errors`; no effects are returned then.
+        """
+        deadline = self._deadline(timeout_s)
+        with closing(explain(text, head, label, most_texts)) as steps:
+            try:
+                question = next(steps)
+                while True:
+                    question = steps.send(
+                        self._ask("explain", question.texts, question.output, question.parameters, deadline, keep=False)
+                    )
+            except StopIteration as done:
+                explanation: Explanation = done.value
+                return explanation
+
     def schema(self, timeout_s: float | None = None) -> ModelSchema:
         """The heads of the version that answers now."""
         deadline = self._deadline(timeout_s)
@@ -232,11 +271,20 @@ class Client(Settings):
         return known
 
     def _ask(
-        self, name: str, texts: Any, output: ModelOutput[T], parameters: Parameters, deadline: Deadline
+        self,
+        name: str,
+        texts: Any,
+        output: ModelOutput[T],
+        parameters: Parameters,
+        deadline: Deadline,
+        keep: bool = True,
     ) -> list[T]:
-        """One output of all texts; the batches after the first go out side by side."""
+        """One output of all texts; the batches after the first go out side by side.
+
+        With `keep`, an error has the answers so far.
+        """
         with tracing.span(name, {"polyhead.model": self.model}):
-            first = self._operations.ask_first(texts, output, parameters, deadline)
+            first = self._operations.ask_first(texts, output, parameters, deadline, keep)
             values, batches = self._drive(first, deadline)
             if not batches:
                 return values
@@ -244,7 +292,7 @@ class Client(Settings):
             def answer(batch: Batch, part: Deadline) -> list[T]:
                 return self._drive(self._operations.ask_batch(batch, output, parameters, part), part)
 
-            total = len(values) + sum(map(len, batches))
+            total = len(values) + sum(map(len, batches)) if keep else 0
             stream = stream_in_threads(iter(batches), answer, CONCURRENCY, deadline.part)
             with keep_answers(values, total), closing(stream):
                 values.extend(stream)

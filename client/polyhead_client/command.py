@@ -1,4 +1,4 @@
-"""The command line: ``polyhead-client classify | schema | ready``, and the options that all three have.
+"""The command line: ``polyhead-client classify | explain | schema | ready``, and the options that all have.
 
 Exit codes: 0 all texts were answered, 1 some text has an error, 2 bad usage or no answer from the server, 130 stopped
 by Ctrl-C.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json as json_module
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,8 +19,18 @@ from typing import Annotated, Any, Literal
 import typer
 
 from polyhead_client.client import Client
-from polyhead_client.console import Line, answer_lines, print_json, print_schema, print_table, read_lines
-from polyhead_client.errors import PolyheadClientError, UsageError
+from polyhead_client.console import (
+    Line,
+    answer_lines,
+    print_explanation,
+    print_json,
+    print_schema,
+    print_table,
+    read_lines,
+    read_text,
+)
+from polyhead_client.errors import PolyheadClientError, TextError, UsageError
+from polyhead_client.explain import FEWEST_TEXTS, MOST_TEXTS
 from polyhead_client.settings import Tls
 from polyhead_client.stream import CONCURRENCY
 
@@ -47,6 +58,14 @@ Examples:
 A model with fields takes JSON objects of them instead of texts: `'{"Title": "Rain", "Body": "It is coming."}'`.
 
 To score whole files (CSV, JSON lines, Parquet) with a running server, use `polyhead-score --server HOST:PORT`.
+"""
+
+EXPLAIN_EPILOG = """
+Examples:
+
+* `polyhead-client explain "a fast parser for JSON" --head topic`
+
+* `polyhead-client explain --label sport --json < article.txt`
 """
 
 
@@ -164,6 +183,34 @@ def classify(
     errors = print_json(answers) if json else print_table(answers)
     if errors:
         raise typer.Exit(1)
+
+
+@client_command(epilog=EXPLAIN_EPILOG)
+def explain(
+    client: Client,
+    text: Annotated[
+        str | None, typer.Argument(metavar="[TEXT]", help="One text; without it, the whole of standard input.")
+    ] = None,
+    head: Annotated[str | None, _ask("Explain this head only.")] = None,
+    label: Annotated[str | None, _ask("Explain the score of this label, not of the answer.")] = None,
+    words: Annotated[int, _ask("Words per table, the strongest first.", min=1)] = 10,
+    most_texts: Annotated[int, _ask("Texts that the server may score for this.", min=FEWEST_TEXTS)] = MOST_TEXTS,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object with all words.")] = False,
+) -> None:
+    """Says how much each word of one text moved the scores, by leaving it out."""
+    if text is None:
+        if sys.stdin.isatty():
+            raise UsageError("no text: give it as the argument, or pipe it into standard input")
+        text = read_text(typer.get_binary_stream("stdin"))
+    try:
+        explanation = client.explain(text, head, label, most_texts)
+    except TextError as error:
+        typer.echo(f"polyhead-client: {error}", err=True)
+        raise typer.Exit(1) from error
+    if json:
+        typer.echo(json_module.dumps({"text": text, **explanation.to_json()}))
+    else:
+        print_explanation(explanation, words)
 
 
 @client_command()

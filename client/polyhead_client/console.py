@@ -1,11 +1,11 @@
-"""What the command reads and prints: the lines of standard input, and tables or JSON of answers."""
+"""What the command reads and prints: standard input, and tables or JSON of answers and explanations."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import count, islice
 from typing import BinaryIO, NamedTuple
@@ -17,7 +17,8 @@ from rich.text import Text
 
 from polyhead_client.batches import HEADER_BYTES, LONGEST_REQUEST, ROW_BYTES
 from polyhead_client.client import Client
-from polyhead_client.errors import RequestRejectedError
+from polyhead_client.errors import RequestRejectedError, UsageError
+from polyhead_client.explanation import Explanation, PartEffect, Reason, in_words
 from polyhead_client.operations import CANARY
 from polyhead_client.prediction import HeadPrediction, MultiLabel, Prediction, Regression, SingleLabel
 from polyhead_client.schema import HeadKind, HeadSchema, ModelSchema
@@ -28,6 +29,8 @@ LINES_PER_STREAM = 50_000  # bad lines wait for the answers before them; this bo
 SHOWN_BYTES = 200  # of a bad line
 SHOWN_CHARACTERS = 60  # of a text in the table
 SHOWN_LABELS = 8  # of a head in the schema's table
+SHOWN_SENTENCES = 5
+FAINT, STRONG = 0.05, 0.5  # shares of the strongest effect
 
 
 class Line(NamedTuple):
@@ -140,8 +143,7 @@ def print_table(answers: Iterable[tuple[str, Prediction]]) -> int:
     for name in ("text", *heads, "tokens", *(["error"] if errors else [])):
         table.add_column(_plain(name), overflow="fold")
     for text, prediction in rows:
-        shown = text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
-        cells = [_plain(shown), *(_plain(_describe(prediction.heads.get(name))) for name in heads)]
+        cells = [_plain(_shorten(text)), *(_plain(_describe(prediction.heads.get(name))) for name in heads)]
         cells.append(Text(f"{prediction.token_count}{' (truncated)' if prediction.truncated else ''}"))
         if errors:
             cells.append(_plain(prediction.error or "", "red"))
@@ -160,6 +162,73 @@ def print_schema(schema: ModelSchema, as_json: bool) -> None:
     for head in schema.heads:
         table.add_row(_plain(head.name), head.kind, _plain(_labels(head)), _plain(head.parent or ""))
     Console().print(table)
+
+
+def read_text(file: BinaryIO, longest: int = LONGEST_LINE) -> str:
+    """The whole of a file or pipe as one text, without the line break at its end.
+
+    Raises:
+        UsageError: it is too long or not UTF-8.
+    """
+    data = file.read(longest + 1).removeprefix(BOM)
+    if len(data) > longest:
+        raise UsageError(f"standard input has more than {longest:,} bytes")
+    try:
+        return data.decode("utf-8").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"standard input is not UTF-8: it has byte 0x{data[error.start]:02x}") from error
+
+
+def print_explanation(explanation: Explanation, words: int) -> None:
+    """Prints a table per reason with its strongest words; on a terminal also the text with these words marked."""
+    console = Console()
+    for reason in explanation:
+        if console.is_terminal:
+            console.print(_plain(reason.title, "bold"))
+            for field in reason.fields():
+                name = _plain("" if field is None else f"{field}: ", "dim")
+                console.print(Text.assemble(name, _marked(reason, field)))
+        console.print(_effects(reason, "word", reason.strongest(words)))
+        if reason.sentences:
+            sentences = sorted(reason.sentences, key=lambda one: one.strength, reverse=True)
+            console.print(_effects(reason, "sentence", sentences[:SHOWN_SENTENCES]))
+    for note in explanation.notes():
+        console.print(Text(note), soft_wrap=True)
+
+
+def _effects(reason: Reason, kind: str, parts: Sequence[PartEffect]) -> Table:
+    table = Table(title=_plain(reason.title), title_justify="left", title_style="")
+    columns: dict[str, Callable[[PartEffect], str]] = {
+        kind: lambda one: _shorten(one.text),
+        f"without this {kind}": lambda one: in_words(one.effect),
+    }
+    if any(one.field for one in parts):
+        columns = {"field": lambda one: one.field or "", **columns}
+    if any(one.effect_everywhere is not None for one in parts):
+        columns["without all of them"] = lambda one: (
+            "" if one.effect_everywhere is None else f"{one.places} places: {in_words(one.effect_everywhere)}"
+        )
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for part in parts:
+        table.add_row(*(_plain(read(part)) for read in columns.values()))
+    return table
+
+
+def _marked(reason: Reason, field: str | None) -> Text:
+    """The text with its words in colours: green raises, red and underlined lowers; bold for the strongest."""
+    marked = Text()
+    for piece in reason.pieces(field):
+        style = "" if piece.is_read else "dim"
+        if abs(piece.weight) > FAINT:
+            style = "green" if piece.weight > 0 else "red underline"
+            style += " bold" if abs(piece.weight) > STRONG else ""
+        marked.append_text(_plain(piece.text, style))
+    return marked
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
 
 
 def _labels(head: HeadSchema) -> str:

@@ -92,9 +92,12 @@ class Operations:
     _fields_until: float = 0.0
 
     def ask_first(
-        self, texts: Any, output: ModelOutput[T], parameters: Parameters, deadline: Deadline
+        self, texts: Any, output: ModelOutput[T], parameters: Parameters, deadline: Deadline, keep: bool = True
     ) -> Steps[tuple[list[T], list[Batch]]]:
-        """One output of the first batch of the texts, and the batches after it. All texts are checked before that."""
+        """One output of the first batch of the texts, and the batches after it. All texts are checked before that.
+
+        With `keep`, an error has the answers so far.
+        """
         rows = table_rows(texts, (yield from self.fields(deadline))) if is_table(texts) else as_list(texts)
         rows = list(rows)
         if any(isinstance(row, Mapping) for row in rows):
@@ -106,7 +109,7 @@ class Operations:
         batches = list(cut(rows, self.batch_size, self.max_request_bytes))
         if not batches:
             return [], []
-        with keep_answers([], len(rows) if len(batches) > 1 else 0):
+        with keep_answers([], len(rows) if keep and len(batches) > 1 else 0):
             return (yield from self.ask_batch(batches[0], output, parameters, deadline)), batches[1:]
 
     def check_texts(self, predictions: Sequence[Prediction]) -> None:
