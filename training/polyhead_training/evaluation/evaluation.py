@@ -92,9 +92,9 @@ class Evaluation:
     def _repr_html_(self) -> str:
         from polyhead_training.evaluation.notebook import figures, scores_table  # matplotlib takes a second to import
 
-        caption = f"{len(self.texts)} texts"
+        caption = self.measured_on or f"{len(self.texts)} texts"
         answers = answers_of(self.scores, self.labels, self.schema, self.unseen)
-        return scores_table(self.metrics, self.schema, caption) + figures(answers)
+        return scores_table(self.metrics, self.schema, caption, self.baselines) + figures(answers)
 
     def slice_tables(self) -> list[dict[str, Any]]:
         """Per sliced ``column``: the ``columns`` of its table, and ``rows`` with each head's main score per value."""

@@ -63,12 +63,12 @@ def run_table(metrics: Mapping[str, Any], checkpoint: Path) -> str:
 def curves(history: Sequence[Mapping[str, Any]], schema: Schema) -> str:
     """Losses and validation scores over epochs."""
     with matplotlib.rc_context(plots.STYLE):
-        return str(plots.to_svg(plots.training_curves(history, schema)))
+        return str(Markup("").join(plots.to_svg(figure) for figure in plots.training_curves(history, schema)))
 
 
 def figures(answers: Iterable[HeadAnswers]) -> str:
     """The plots of each head, each head in a block that can be folded."""
-    blocks = []
+    blocks: list[Markup] = []
     with matplotlib.rc_context(plots.STYLE):
         for part in answers:
             if len(part.true) and len(blocks) < MOST_HEADS:
