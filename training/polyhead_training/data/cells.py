@@ -36,6 +36,7 @@ from polyhead_training.data.separators import cut_bracket, line_parts, parts_bet
 from polyhead_training.data.structures import is_structure, parts_of
 from polyhead_training.data.text_forms import (
     FormError,
+    TextForm,
     partly_quoted,
     quoted_parts,
     read_form,
@@ -156,6 +157,10 @@ class CellReader:
             return self._empty(place)
         if text in self._known:
             return [value]
+        if self._known and config.kind == HeadKind.MULTI_LABEL and self._pattern is None:
+            parts = [part for part in parts_between(value, config.separator) if part]
+            if parts and all(part in self._known for part in parts):
+                return list(parts)
         if self._is_missing(text, place):
             return None
         if self._pattern is not None:
@@ -187,8 +192,9 @@ class CellReader:
                 f"{place}: {shortened(value)!r} cannot be read: {error}; write the labels as JSON, such as "
                 f"{EXAMPLES[config.kind]}, or set as_written = true if all of it is the label"
             ) from None
-        is_pair_of_one = form is not None and form.kind == "pairs" and len(form.found) == 1
-        if form is not None and not (is_pair_of_one and config.kind == HeadKind.SINGLE_LABEL):
+        if form is not None and form.kind == "pairs" and not self._takes_pairs(form):
+            form = None
+        if form is not None:
             self.notes.add(form.kind, place, value)
             if isinstance(form.found, dict):
                 self.notes.paired |= form.found.keys()
@@ -221,6 +227,12 @@ class CellReader:
         if len(parts) > 1 and (vector := self._vector(parts, place)) is not None:
             return vector
         return self._known_parts([part for part in parts if evened(part)], place, value)
+
+    def _takes_pairs(self, form: TextForm) -> bool:
+        """Whether pairs are labels with shares; ``Stage: 1`` is one label, and a separator may stand in each pair."""
+        if self.config.kind == HeadKind.SINGLE_LABEL:
+            return len(form.found) > 1
+        return self.config.separator.strip() not in (":", "=", "->", "=>")
 
     def _empty(self, place: str) -> Parts:
         """What an empty cell means."""
