@@ -7,35 +7,23 @@ label: blanks, Unicode form, names, transforms. What was assumed, left out or ch
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from polyhead.schema import HeadKind, is_unicode
+from polyhead.schema import HeadKind
 from polyhead.template import as_text
 from polyhead_rows.spelling import SpellingError, looks_spelled, read_spelled, shortened
 from polyhead_rows.table import value_at
 from polyhead_training.config import HeadConfig
 from polyhead_training.data.cell_notes import CellNotes
-from polyhead_training.data.functions import UserFunction
-from polyhead_training.data.label_names import NameTable
-from polyhead_training.data.scalars import (
-    LABEL_TRANSFORMS,
-    MISSING,
-    evened,
-    is_nothing,
-    label_text,
-    number_of,
-    share_of,
-    without_ends,
-)
+from polyhead_training.data.label_names import LabelSpelling, NameTable
+from polyhead_training.data.scalars import MISSING, evened, is_nothing, number_in, share_of
 from polyhead_training.data.separators import cut_bracket, line_parts, parts_between
 from polyhead_training.data.structures import is_structure, parts_of
 from polyhead_training.data.text_forms import (
     FormError,
+    TextForm,
     partly_quoted,
     quoted_parts,
     read_form,
@@ -50,7 +38,6 @@ Cell = list[str] | float | None
 Parts = list[Any] | None
 """What a cell holds, before it becomes labels or a number; None if nothing is known."""
 
-LARGEST = float(np.finfo(np.float32).max)  # labels are stored as float32
 EXAMPLES = {HeadKind.SINGLE_LABEL: '["a"]', HeadKind.MULTI_LABEL: '["a", "b"]', HeadKind.REGRESSION: "4.5"}
 
 
@@ -78,15 +65,13 @@ class CellReader:
         self._known = frozenset([*(config.labels or ()), *(config.positions or ()), *self._names.names])
         self._known |= frozenset(config.columns or ())
         self._pattern = None if config.pattern is None else re.compile(config.pattern)
-        self._transforms = [
-            LABEL_TRANSFORMS.get(name)
-            or UserFunction.named(name, f"heads.{config.name}.label_transforms", tuple(LABEL_TRANSFORMS))
-            for name in config.label_transforms
-        ]
+        self._spelling = LabelSpelling(config, self._names, self._known)
         self._vectors = VectorReader(config, self._names, self._known)
         fixed = config.columns or config.positions
         place = f"heads.{config.name}"
-        self.fixed_labels = None if fixed is None else [self._label(name, place) or name for name in fixed]
+        self.fixed_labels = (
+            None if fixed is None else [self._spelling.label_of(name, place, self.notes) or name for name in fixed]
+        )
 
     def read_row(self, fields: Mapping[str, Any], row: str) -> Cell:
         """The head's labels or number in a row of a file.
@@ -112,7 +97,7 @@ class CellReader:
         place = f"{row}: column {self.column!r}"
         found = self._parts(value, place)
         if self.config.kind == HeadKind.REGRESSION:
-            return self._number(found, place)
+            return number_in(found, self.config.y_range, place)
         return None if found is None else self._labels(found, place)
 
     def parts_as_spelled(self, value: Any) -> list[str | None]:
@@ -156,6 +141,10 @@ class CellReader:
             return self._empty(place)
         if text in self._known:
             return [value]
+        if self._known and config.kind == HeadKind.MULTI_LABEL and self._pattern is None:
+            parts = [part for part in parts_between(value, config.separator) if part]
+            if parts and all(part in self._known for part in parts):
+                return list(parts)
         if self._is_missing(text, place):
             return None
         if self._pattern is not None:
@@ -180,15 +169,10 @@ class CellReader:
     def _read_parts(self, value: str, place: str) -> Parts:
         """The parts of a text as people and tools write labels."""
         config = self.config
-        try:
-            form = read_form(value)
-        except FormError as error:
-            raise BadRowError(
-                f"{place}: {shortened(value)!r} cannot be read: {error}; write the labels as JSON, such as "
-                f"{EXAMPLES[config.kind]}, or set as_written = true if all of it is the label"
-            ) from None
-        is_pair_of_one = form is not None and form.kind == "pairs" and len(form.found) == 1
-        if form is not None and not (is_pair_of_one and config.kind == HeadKind.SINGLE_LABEL):
+        form = self._form(value, place)
+        if form is not None and form.kind == "pairs" and not self._takes_pairs(form):
+            form = None
+        if form is not None:
             self.notes.add(form.kind, place, value)
             if isinstance(form.found, dict):
                 self.notes.paired |= form.found.keys()
@@ -222,6 +206,46 @@ class CellReader:
             return vector
         return self._known_parts([part for part in parts if evened(part)], place, value)
 
+    def _form(self, value: str, place: str) -> TextForm | None:
+        try:
+            return read_form(value)
+        except FormError as error:
+            raise BadRowError(
+                f"{place}: {shortened(value)!r} cannot be read: {error}; write the labels as JSON, such as "
+                f"{EXAMPLES[self.config.kind]}, or set as_written = true if all of it is the label"
+            ) from None
+
+    def _read_elements(self, parts: Sequence[Any], place: str) -> list[Any] | dict[str, float]:
+        """The parts of a list, each of which may be written as a text of a cell is."""
+        found: list[Any] = []
+        shares: dict[str, float] = {}
+        is_read = not self.config.as_written and self.config.kind != HeadKind.REGRESSION
+        for part in parts:
+            if not isinstance(part, str) or part in self._known or not is_read:
+                found.append(part)
+                continue
+            plain = unescaped(part)
+            if plain != part:
+                self.notes.add("escaped", place, part)
+            form = self._form(plain, place)
+            if form is None or isinstance(form.found, dict):
+                found.append(plain)
+                shares |= form.found if form is not None and isinstance(form.found, dict) else {}
+            else:
+                self.notes.add(form.kind, place, part)
+                found += form.found
+        if len(shares) == len(parts) > 1:
+            self.notes.add("pairs", place, list(parts))
+            self.notes.paired |= shares.keys()
+            return shares
+        return found
+
+    def _takes_pairs(self, form: TextForm) -> bool:
+        """Whether pairs are labels with shares; ``Stage: 1`` is one label, and a separator may stand in each pair."""
+        if self.config.kind == HeadKind.SINGLE_LABEL:
+            return len(form.found) > 1
+        return self.config.separator.strip() not in (":", "=", "->", "=>")
+
     def _empty(self, place: str) -> Parts:
         """What an empty cell means."""
         means_none = self.config.kind == HeadKind.MULTI_LABEL and self.config.empty_cells != "unknown"
@@ -250,7 +274,10 @@ class CellReader:
             return self._chosen(found, place, value)
         if (vector := self._vector(found, place)) is not None:
             return vector
-        return self._known_parts(found, place, value)
+        elements = self._read_elements(found, place)
+        if isinstance(elements, dict):
+            return self._chosen(elements, place, value)
+        return self._known_parts(elements, place, value)
 
     def _known_parts(self, parts: Sequence[Any], place: str, value: Any) -> Parts:
         """The parts without those that mean unknown; None if all do."""
@@ -318,7 +345,7 @@ class CellReader:
         return True
 
     def _labels(self, parts: Sequence[Any], place: str) -> list[str] | None:
-        every = [label for part in parts if (label := self._label(part, place))]
+        every = [label for part in parts if (label := self._spelling.label_of(part, place, self.notes))]
         labels = list(dict.fromkeys(every))
         if len(labels) < len(every):
             self.notes.add("repeated", place, list(parts))
@@ -332,37 +359,3 @@ class CellReader:
         if not labels:
             self.notes.add("nothing", place)
         return labels or None
-
-    def _label(self, value: Any, place: str) -> str:
-        """The label; empty if nothing is left of it."""
-        label = label_text(value, place)
-        if label not in self._known:
-            plain = evened(label)
-            if plain != label:
-                self.notes.add("evened", place, label)
-            label = plain
-            if not self.config.as_written and (plain := without_ends(label)) != label and label not in self._known:
-                self.notes.add("ends", place, label)
-                label = plain
-        label = self._names.name_of(label, place)
-        for transform in self._transforms:
-            label = transform.text(label, place=place) if isinstance(transform, UserFunction) else transform(label)
-        if not is_unicode(label):
-            raise BadRowError(f"{place}: a label must be valid Unicode, got {label!r}")
-        return label if label in self._known or evened(label) else ""
-
-    def _number(self, found: Parts, place: str) -> float | None:
-        if not found:
-            return None
-        if len(found) > 1:
-            raise BadRowError(f"{place}: a regression needs one number, got {len(found)}: {shortened(repr(found))}")
-        number = number_of(found[0])
-        if not abs(number) <= LARGEST:
-            raise BadRowError(
-                f"{place}: a regression needs finite numbers in float32's range, written as 4 or 12.5, got "
-                f"{shortened(repr(found[0]))}"
-            )
-        lowest, highest = self.config.y_range or (-math.inf, math.inf)
-        if not lowest <= number <= highest:
-            raise BadRowError(f"{place}: must lie in the y_range {lowest:g} to {highest:g}, got {found[0]!r}")
-        return number

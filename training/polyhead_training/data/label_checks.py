@@ -152,8 +152,8 @@ def _joined(config: HeadConfig, counts: Mapping[str, int], notes: CellNotes) -> 
     if config.pattern is not None:
         return
     of_one = config.kind == HeadKind.SINGLE_LABEL
-    is_unseen = notes.texts > 0 and not notes.has_separator
-    for separator, joined in seeming_separators(counts, of_one, is_unseen):
+    is_unseen = not notes.has_separator
+    for separator, joined in seeming_separators(counts, of_one, is_unseen, in_lists=not notes.texts):
         if separator == config.separator and not of_one and notes.texts:
             continue
         rows = sum(counts[label] for label in joined)

@@ -11,6 +11,8 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+import numpy as np
+
 from polyhead.template import as_text
 from polyhead_rows.spelling import shortened
 from polyhead_training.errors import BadRowError
@@ -22,6 +24,8 @@ MISSING = (
 )  # fmt: skip
 """Texts that mean unknown, whatever their case: those that pandas reads as missing, and what databases, spreadsheets
 and people write for it."""
+
+LARGEST = float(np.finfo(np.float32).max)  # labels are stored as float32
 
 _POINT_ZERO = re.compile(r"([+-]?\d+)\.0*")
 _INVISIBLE = re.compile("[\u200b\u2060\ufeff\u00ad\u200e\u200f]")  # zero-width space, word joiner, soft hyphen, marks
@@ -105,6 +109,28 @@ def are_switches(parts: Sequence[Any]) -> bool:
         _DECIMAL.fullmatch(word) and share_of(word) is not None and (word in ("0", "1") or "." in word)
         for word in words
     )
+
+
+def number_in(parts: Sequence[Any] | None, y_range: tuple[float, float] | None, place: str) -> float | None:
+    """The number of a regression that a cell's parts are; None if nothing is known.
+
+    Raises:
+        BadRowError: they are no finite number in the range, or several.
+    """
+    if not parts:
+        return None
+    if len(parts) > 1:
+        raise BadRowError(f"{place}: a regression needs one number, got {len(parts)}: {shortened(repr(parts))}")
+    number = number_of(parts[0])
+    if not abs(number) <= LARGEST:
+        raise BadRowError(
+            f"{place}: a regression needs finite numbers in float32's range, written as 4 or 12.5, got "
+            f"{shortened(repr(parts[0]))}"
+        )
+    lowest, highest = y_range or (-math.inf, math.inf)
+    if not lowest <= number <= highest:
+        raise BadRowError(f"{place}: must lie in the y_range {lowest:g} to {highest:g}, got {parts[0]!r}")
+    return number
 
 
 def number_of(value: Any) -> float:

@@ -49,13 +49,16 @@ def joined_by(text: str, labels: Container[str]) -> str | None:
     return None
 
 
-def seeming_separators(labels: Mapping[str, int], of_one: bool, is_unseen: bool) -> Iterator[tuple[str, list[str]]]:
+def seeming_separators(
+    labels: Mapping[str, int], of_one: bool, is_unseen: bool, in_lists: bool
+) -> Iterator[tuple[str, list[str]]]:
     """Separators that labels seem to have within, most certain first, each with the labels that have it.
 
     Args:
         labels: with their counts.
         of_one: whether a cell should hold one label.
         is_unseen: whether no cell had the separator of the config.
+        in_lists: whether all labels stood in lists, so that a comma may belong to one.
     """
     known = list(labels)[:MOST]
     others = dict.fromkeys(found for label in known for found in _OTHER.findall(label))
@@ -65,7 +68,7 @@ def seeming_separators(labels: Mapping[str, int], of_one: bool, is_unseen: bool)
         ]
         if separator.startswith("\\"):  # a path may have it too: C\\new
             joined = [label for label in joined if len(separator) == 1 or _is_only(label, separator)]
-        if joined and _is_likely(separator, joined, known, of_one, is_unseen):
+        if joined and _is_likely(separator, joined, known, of_one, is_unseen, in_lists):
             yield separator, joined
 
 
@@ -73,13 +76,15 @@ def _is_only(label: str, separator: str) -> bool:
     return all(part[:1] in "nrt" for part in label.split("\\")[1:]) and label.count(separator) > 0
 
 
-def _is_likely(separator: str, joined: Sequence[str], known: Sequence[str], of_one: bool, is_unseen: bool) -> bool:
+def _is_likely(
+    separator: str, joined: Sequence[str], known: Sequence[str], of_one: bool, is_unseen: bool, in_lists: bool
+) -> bool:
     cut = [[part.strip() for part in label.split(separator) if part.strip()] for label in joined]
     alone = set(known) - set(joined)
     may_join_ids = separator in (" ", *CERTAIN) and not (of_one and separator == ",")  # 3,5 is a number too
     if may_join_ids and all(part.isdecimal() for parts in cut for part in parts):
         return True
-    if separator in CERTAIN and (is_unseen or of_one) and (separator != "," or not of_one):
+    if separator in CERTAIN and (is_unseen or of_one) and (separator != "," or not (of_one or in_lists)):
         return True
     are_labels = sum(all(part in alone for part in parts) for parts in cut)
     recurring = _recur(cut, alone)

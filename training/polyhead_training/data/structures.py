@@ -68,6 +68,8 @@ def _of_dict(
             if is_structure(inner):
                 return parts_of(inner, place, notes, at_least, depth + 1)
             return None if is_nothing(inner) else [inner]
+    if any(isinstance(value.get(key), str) and share_of(value[key]) is None for key in ENTRY_KEYS):
+        return _of_entries([value], place, notes, at_least, depth)  # {"label": "a", "score": 0.9}
     shares: dict[str, float] = {}
     for name, given in value.items():
         share = share_of(given)

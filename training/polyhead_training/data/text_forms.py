@@ -37,8 +37,10 @@ _CONTROL = re.compile("[\x00-\x08\x0e-\x1f]+")  # some systems write them betwee
 _PAIR = re.compile(r"(.*[^\s:=>-])\s*(?:=>|->|[:=])\s*(\S+)", re.DOTALL)
 _SCORED = re.compile(r"(.*\S)\s*\(([\d.]+%?)\)|(.*\S)\s+([01]?\.\d+)", re.DOTALL)
 _LISTED = re.compile(r"(.*\S)\s*,\s*([01](?:\.\d*)?|\.\d+)", re.DOTALL)
-_IN_A_ROW = re.compile(r"([^\s:=,;|>-]+)\s*(?:=>|->|[:=])\s*(true|false|yes|no|\d+(?:\.\d*)?|\.\d+)(?:\s+|$)", re.I)
-_SCORED_IN_A_ROW = re.compile(r"([^\s():=,;|]+)\s*\((\d+(?:\.\d*)?|\.\d+)\)\s*")
+_IN_A_ROW = re.compile(
+    r"(?<!\S)([^\s:=,;|>-]+)\s*(?:=>|->|[:=])\s*(true|false|yes|no|\d+(?:\.\d*)?|\.\d+)(?:\s+|$)", re.I
+)
+_SCORED_IN_A_ROW = re.compile(r"(?<![^\s)])([^\s():=,;|]+)\s*\((\d+(?:\.\d*)?|\.\d+)\)\s*")
 _ALONE = re.compile(r"true|false|yes|no|[01](?:\.\d*)?|\.\d+|[\d.]+%", re.IGNORECASE)  # the share of the only pair
 _QUOTED = r""""(?:[^"\\]|\\.|"")*"|'(?:[^'\\]|\\.)*'|“[^“”]*”|„[^„“”]*[“”]|«[^«»]*»|‘[^‘’]*’|`[^`]*`"""
 _ALL_QUOTED = re.compile(rf"(?:{_QUOTED})(?:[\s,;|]+(?:{_QUOTED}))*", re.DOTALL)
