@@ -42,12 +42,16 @@ Mask = NDArray[np.bool_]
 Shown = dict[str, dict[str, float]]
 
 
+Thresholds = Literal["label", "shared", "kept"]
+TO_TRY: dict[str, tuple[Thresholds, ...]] = {"f1": ("label", "shared"), "micro_f1": ("shared",), "fixed": ()}
+
+
 @dataclass(frozen=True)
 class _Plan:
     """What is fitted for a head. Thresholds: one per label, one for all labels, or as they are."""
 
     temperature: bool = False
-    thresholds: Literal["label", "shared", "kept"] = "kept"
+    thresholds: Thresholds = "kept"
 
 
 Plans = Mapping[str, _Plan]
@@ -71,7 +75,7 @@ def calibrate(
     """
     order = np.random.default_rng(0).permutation(len(logits))  # rows may be sorted by label
     logits, labels = logits[order], labels[order]
-    plans = {head.name: _Plan() for head in schema}
+    plans: Plans = {head.name: _Plan() for head in schema}
     notes: dict[str, list[str]] = {head.name: [] for head in schema}
     before = _judge(logits, labels, schema, plans)
     fittable = [head for head in schema if _can_fit(head, labels[:, schema.label_columns[head.name]], notes[head.name])]
@@ -79,10 +83,10 @@ def calibrate(
     if config.temperature and fittable:
         wanted = {**plans, **{head.name: _Plan(temperature=True) for head in fittable}}
         plans, after = _keep_temperatures(logits, labels, schema, wanted, before, notes)
-    for thresholds in {"f1": ("label", "shared"), "micro_f1": ("shared",), "fixed": ()}[config.thresholds]:
+    for thresholds in TO_TRY[config.thresholds]:
         heads = [h for h in fittable if h.kind == HeadKind.MULTI_LABEL and plans[h.name].thresholds == "kept"]
         if heads:
-            wanted = plans | {head.name: replace(plans[head.name], thresholds=thresholds) for head in heads}
+            wanted = {**plans, **{head.name: replace(plans[head.name], thresholds=thresholds) for head in heads}}
             plans, after = _keep_thresholds(logits, labels, schema, plans, wanted, after, notes)
     calibrated = _fit(logits, labels, schema, plans)
     summary = {}
