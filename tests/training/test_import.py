@@ -104,6 +104,7 @@ def test_the_engine_answers_as_the_imported_model(
     assert result.exit_code == 0, result.output
     predictor = Predictor.load(tmp_path / "out")
     assert [head.kind for head in predictor.schema] == kinds
+    assert {head.target_scale for head in predictor.schema} == {None}  # a regression answers its logit, as there
     ids = [text.token_ids for text in predictor.encode(TEXTS)]
     with torch.no_grad():
         expected = torch.cat([built(torch.tensor([row])).logits for row in ids])

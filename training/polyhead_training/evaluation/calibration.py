@@ -32,7 +32,7 @@ FOLDS = 5
 # Heads that make no mistake would get lower temperatures, which also magnify float32's errors.
 TEMPERATURES = (0.25, 20.0)
 LOG_TEMPERATURE = 0.5  # the standard deviation that is expected of a temperature's logarithm before any row is seen
-MOST_LOGITS = 4_000_000  # a temperature is fitted on at most about as many
+MOST_LOGITS, FEWEST_ROWS = 1_000_000, 1000  # a temperature is fitted on about so many logits, if these are so many rows
 PULL = 20  # a label with so many positive rows has a threshold halfway between its own and the one of all labels
 MOST_ANSWERS = 3  # no threshold answers a label in more rows than this times its own rows
 SHOWN = ("ece", "nll", "micro_f1", "macro_f1", "accuracy")
@@ -42,12 +42,16 @@ Mask = NDArray[np.bool_]
 Shown = dict[str, dict[str, float]]
 
 
+Thresholds = Literal["label", "shared", "kept"]
+TO_TRY: dict[str, tuple[Thresholds, ...]] = {"f1": ("label", "shared"), "micro_f1": ("shared",), "fixed": ()}
+
+
 @dataclass(frozen=True)
 class _Plan:
     """What is fitted for a head. Thresholds: one per label, one for all labels, or as they are."""
 
     temperature: bool = False
-    thresholds: Literal["label", "shared", "kept"] = "kept"
+    thresholds: Thresholds = "kept"
 
 
 Plans = Mapping[str, _Plan]
@@ -69,28 +73,25 @@ def calibrate(
         The schema with temperatures and thresholds, fitted on all rows; and by head what was fitted, with the
         cross-fitted scores ``before`` and ``after`` and with ``notes``: what was not kept, and why.
     """
-    order = np.random.default_rng(0).permutation(len(logits))  # rows may be sorted by label
-    logits, labels = logits[order], labels[order]
-    plans = {head.name: _Plan() for head in schema}
+    rows = _Rows(logits, labels, schema)
+    plans: Plans = {head.name: _Plan() for head in schema}
     notes: dict[str, list[str]] = {head.name: [] for head in schema}
-    before = _judge(logits, labels, schema, plans)
-    fittable = [head for head in schema if _can_fit(head, labels[:, schema.label_columns[head.name]], notes[head.name])]
-    after = before
+    before = after = rows.judge(plans)
+    fittable = [head for head in schema if _can_fit(head, rows.labels_of(head), notes[head.name])]
     if config.temperature and fittable:
         wanted = {**plans, **{head.name: _Plan(temperature=True) for head in fittable}}
-        plans, after = _keep_temperatures(logits, labels, schema, wanted, before, notes)
-    for thresholds in {"f1": ("label", "shared"), "micro_f1": ("shared",), "fixed": ()}[config.thresholds]:
+        plans, after = _keep_temperatures(rows, wanted, before, notes)
+    for thresholds in TO_TRY[config.thresholds]:
         heads = [h for h in fittable if h.kind == HeadKind.MULTI_LABEL and plans[h.name].thresholds == "kept"]
         if heads:
-            wanted = plans | {head.name: replace(plans[head.name], thresholds=thresholds) for head in heads}
-            plans, after = _keep_thresholds(logits, labels, schema, plans, wanted, after, notes)
-    calibrated = _fit(logits, labels, schema, plans)
+            wanted = {**plans, **{head.name: replace(plans[head.name], thresholds=thresholds) for head in heads}}
+            plans, after = _keep_thresholds(rows, plans, wanted, after, notes)
+    calibrated = rows.fit(plans)
     summary = {}
     for head in calibrated:
         if head.kind == HeadKind.REGRESSION:
             continue
-        rows = int((~np.isnan(labels[:, schema.label_columns[head.name]]).any(axis=1)).sum())
-        fitted: dict[str, Any] = {"rows": rows, "temperature": head.temperature}
+        fitted: dict[str, Any] = {"rows": len(rows.labels_of(head)), "temperature": head.temperature}
         if head.thresholds is not None:
             fitted["thresholds"] = dict(zip(head.labels, head.thresholds, strict=True))
         summary[head.name] = fitted | {
@@ -109,6 +110,7 @@ def describe_calibration(summary: Mapping[str, Any]) -> list[str]:
             f"{key} {found['before'][key]:.3f} → {found['after'][key]:.3f}"
             for key in SHOWN
             if key in found["before"] and key in found["after"]
+            if key != "micro_f1" or "accuracy" not in found["before"]  # of one label per row it is the accuracy
         ]
         if scores:
             lines.append(f"{name}, cross-fitted on {found['rows']} validation rows: {', '.join(scores)}")
@@ -116,11 +118,10 @@ def describe_calibration(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _can_fit(head: Head, labels: Labels, notes: list[str]) -> bool:
+def _can_fit(head: Head, known: Labels, notes: list[str]) -> bool:
     """Whether the rows can say anything: they must differ in their labels."""
     if head.kind == HeadKind.REGRESSION:
         return False
-    known = labels[~np.isnan(labels).any(axis=1)]
     if len(known) and known.min() != known.max():
         return True
     if len(known):
@@ -128,16 +129,9 @@ def _can_fit(head: Head, labels: Labels, notes: list[str]) -> bool:
     return False
 
 
-def _keep_temperatures(
-    logits: NDArray[np.float32],
-    labels: Labels,
-    schema: Schema,
-    wanted: Plans,
-    before: Shown,
-    notes: dict[str, list[str]],
-) -> tuple[Plans, Shown]:
+def _keep_temperatures(rows: _Rows, wanted: Plans, before: Shown, notes: dict[str, list[str]]) -> tuple[Plans, Shown]:
     """The plans without the temperatures that do not help, and their scores."""
-    after = _judge(logits, labels, schema, wanted)
+    schema, after = rows.schema, rows.judge(wanted)
     for head in schema:
         then, now = before[head.name].get("nll", 0.0), after[head.name].get("nll", 0.0)
         if wanted[head.name].temperature and not now < then:
@@ -147,28 +141,22 @@ def _keep_temperatures(
         tree = [head.name for head in levels_below(root, schema)]
         if len(tree) == 1 or not any(wanted[name].temperature for name in tree):
             continue
-        after = _judge(logits, labels, schema, wanted)
+        after = rows.judge(wanted)
         # The best path is the one with the highest product, so a temperature can change the labels of a taxonomy.
         if any(after[name].get("accuracy", 0) < before[name].get("accuracy", 0) for name in tree):
             wanted = {**wanted, **{name: _Plan() for name in tree}}
             notes[root.name].append("the temperatures of this taxonomy stay 1: they would make its answers worse")
-    return wanted, _judge(logits, labels, schema, wanted)
+    return wanted, rows.judge(wanted)
 
 
 def _keep_thresholds(
-    logits: NDArray[np.float32],
-    labels: Labels,
-    schema: Schema,
-    plans: Plans,
-    wanted: Plans,
-    before: Shown,
-    notes: dict[str, list[str]],
+    rows: _Rows, plans: Plans, wanted: Plans, before: Shown, notes: dict[str, list[str]]
 ) -> tuple[Plans, Shown]:
     """The plans with the thresholds that help, and their scores."""
-    after = _judge(logits, labels, schema, wanted)
+    after = rows.judge(wanted)
     metric = HEADLINE[HeadKind.MULTI_LABEL]
     found, kept = dict(plans), dict(before)
-    for head in schema:
+    for head in rows.schema:
         if wanted[head.name] == plans[head.name]:
             continue
         then, now = before[head.name].get(metric, 0.0), after[head.name].get(metric, 0.0)
@@ -180,21 +168,52 @@ def _keep_thresholds(
     return found, kept
 
 
-def _judge(logits: NDArray[np.float32], labels: Labels, schema: Schema, plans: Plans) -> Shown:
-    """By head, SHOWN of answers that each fold of the rows gets from what the other folds chose."""
-    if all(plan == _Plan() for plan in plans.values()):
-        folds = [(logits, labels, schema)] if len(logits) else []
-    else:
-        number = np.arange(len(logits)) % min(FOLDS, len(logits))
-        folds = [
-            (logits[number == k], labels[number == k], _fit(logits[number != k], labels[number != k], schema, plans))
-            for k in range(number.max() + 1)
+class _Rows:
+    """The validation rows in folds, what is fitted on them, and how good that is on the fold that was left out."""
+
+    def __init__(self, logits: NDArray[np.float32], labels: Labels, schema: Schema) -> None:
+        order = np.random.default_rng(0).permutation(len(logits))  # rows may be sorted by label
+        self.logits, self.labels, self.schema = logits[order], labels[order], schema
+        self.fold = np.arange(len(order)) % FOLDS
+        self._temperatures: dict[tuple[str, int | None], float] = {}  # each is needed for several plans
+
+    def labels_of(self, head: Head) -> Labels:
+        """The known labels of the head."""
+        given = self.labels[:, self.schema.label_columns[head.name]]
+        return given[~np.isnan(given).any(axis=1)]
+
+    def judge(self, plans: Plans) -> Shown:
+        """By head, SHOWN of answers that each fold of the rows gets from what the other folds chose."""
+        folds = [(slice(None), self.schema)] if len(self.logits) else []
+        if any(plan != _Plan() for plan in plans.values()):
+            folds = [(self.fold == fold, self.fit(plans, fold)) for fold in range(self.fold.max() + 1)]
+        parts = [
+            list(answers_of(to_scores(self.logits[rows], fitted), self.labels[rows], fitted)) for rows, fitted in folds
         ]
-    parts = [list(answers_of(to_scores(given, fitted), true, fitted)) for given, true, fitted in folds]
-    return {
-        head.name: {} if head.kind == HeadKind.REGRESSION else _shown([part[place] for part in parts])
-        for place, head in enumerate(schema)
-    }
+        return {
+            head.name: {} if head.kind == HeadKind.REGRESSION else _shown([part[place] for part in parts])
+            for place, head in enumerate(self.schema)
+        }
+
+    def fit(self, plans: Plans, left_out: int | None = None) -> Schema:
+        """The schema with what the plans say, fitted on all folds but one."""
+        heads = []
+        for head in self.schema:
+            plan, given = plans[head.name], self.labels[:, self.schema.label_columns[head.name]]
+            rows = ~np.isnan(given).any(axis=1) & (True if left_out is None else self.fold != left_out)
+            if plan != _Plan() and rows.any():
+                logits, true = self.logits[rows, self.schema.columns[head.name]], given[rows]
+                key = head.name, left_out
+                if plan.temperature:
+                    if key not in self._temperatures:
+                        self._temperatures[key] = _fit_temperature(head, logits, true)
+                    head = head.model_copy(update={"temperature": self._temperatures[key]})
+                if plan.thresholds != "kept":
+                    scores = to_scores(logits, Schema([head]))
+                    thresholds = fit_thresholds(scores, true.astype(bool), per_label=plan.thresholds == "label")
+                    head = head.model_copy(update={"thresholds": thresholds})
+            heads.append(head)
+        return Schema(heads)
 
 
 def _shown(parts: list[HeadAnswers]) -> dict[str, float]:
@@ -226,35 +245,18 @@ def _shown(parts: list[HeadAnswers]) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
-def _fit(logits: NDArray[np.float32], labels: Labels, schema: Schema, plans: Plans) -> Schema:
-    """The schema with what the plans say, fitted on all of these rows."""
-    heads = []
-    for head in schema:
-        plan, given = plans[head.name], labels[:, schema.label_columns[head.name]]
-        known = ~np.isnan(given).any(axis=1)
-        if plan != _Plan() and known.any():
-            own, true = logits[known, schema.columns[head.name]], given[known]
-            if plan.temperature:
-                head = head.model_copy(update={"temperature": _fit_temperature(head, own, true)})
-            if plan.thresholds != "kept":
-                scores = to_scores(own, Schema([head]))
-                thresholds = fit_thresholds(scores, true.astype(bool), per_label=plan.thresholds == "label")
-                head = head.model_copy(update={"thresholds": thresholds})
-        heads.append(head)
-    return Schema(heads)
-
-
 def _fit_temperature(head: Head, logits: NDArray[np.float32], labels: Labels) -> float:
     """The most probable temperature: negative log-likelihood (Guo et al. 2017), and a prior around 1 for few rows."""
-    step = max(1, logits.size // MOST_LOGITS)
-    given, true = logits[::step].astype(np.float64), labels[::step]
+    step = max(1, min(logits.size // MOST_LOGITS, len(logits) // FEWEST_ROWS))
+    given, true = logits[::step], labels[::step]
+    signed = np.where(true == 1, -given, given) if head.kind == HeadKind.MULTI_LABEL else given
 
     def loss(log_temperature: float) -> float:
-        scaled = given / np.exp(log_temperature)
+        scaled = signed / np.float32(np.exp(log_temperature))
         if head.kind == HeadKind.SINGLE_LABEL:
-            nll = -log_softmax(scaled, axis=1)[np.arange(len(true)), true[:, 0].astype(int)].mean()
-        else:
-            nll = np.logaddexp(0, np.where(true == 1, -scaled, scaled)).mean()
+            nll = -log_softmax(scaled, axis=1)[np.arange(len(true)), true[:, 0].astype(int)].mean(dtype=np.float64)
+        else:  # float32, because there may be millions
+            nll = (np.maximum(scaled, 0) + np.log1p(np.exp(-np.abs(scaled)))).mean(dtype=np.float64)
         return float(nll * len(labels) + (log_temperature / LOG_TEMPERATURE) ** 2 / 2)
 
     found = minimize_scalar(loss, bounds=tuple(np.log(TEMPERATURES)), method="bounded", options={"xatol": 1e-3})
