@@ -21,6 +21,7 @@ SLOW = [TESTS / name for name in (
     "training/test_run.py", "training/test_shown_progress.py", "training/test_train.py",
     "scoring/test_cluster.py", "scoring/test_killed.py", "client/test_client_install.py",
     "serving/test_placed_kills.py", "training/test_measured_rows.py", "training/test_report_layout.py",
+    "training/test_held_out_report.py",
 )]  # fmt: skip
 
 # Hardware decides else: on CPUs with bf16 instructions answers would be rounded, and many tests compare them closely.

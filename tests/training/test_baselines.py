@@ -122,7 +122,7 @@ def test_the_linear_model_is_scikit_learns() -> None:
 
 
 def test_unknown_labels_and_one_class_are_no_error() -> None:
-    """Without labels or with one class a head has no linear baseline; a label that never occurs is not answered."""
+    """Without labels, or with one class only, a head has no linear baseline; what never occurs is not answered."""
     texts, labels = texts_and_labels(60)
     labels[:, 0] = 1
     labels[:, 1:3] = (0, 1)

@@ -156,7 +156,7 @@ def evaluate(
     )
 
     def part_of(rows: NDArray[np.bool_], **found: Any) -> Evaluation:
-        indices = np.flatnonzero(rows)
+        indices = np.flatnonzero(rows).tolist()
         files, numbers = split.places
         return Evaluation(
             schema=schema,
