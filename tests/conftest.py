@@ -20,6 +20,7 @@ SLOW = [TESTS / name for name in (
     "training/test_fit_body.py", "training/test_fit_layers.py", "training/test_resume.py", "training/test_train.py",
     "scoring/test_cluster.py", "scoring/test_killed.py", "client/test_client_install.py",
     "serving/test_placed_kills.py", "training/test_measured_rows.py", "training/test_report_layout.py",
+    "training/test_held_out_report.py",
 )]  # fmt: skip
 
 # Hardware decides else: on CPUs with bf16 instructions answers would be rounded, and many tests compare them closely.

@@ -116,7 +116,7 @@ def test_predictions_are_enough_for_any_metric(base_checkpoint: Path, tmp_path: 
     assert set(frame["file"]) == set(sources)
     joined = [sources[file].iloc[row - 1] for file, row in zip(frame["file"], frame["row"], strict=True)]
     assert [found["text"] for found in joined] == frame["text"].tolist()
-    assert len({found["id"] for found in joined}) == len(frame) == 71
+    assert len({found["id"] for found in joined}) == len(frame) == 70
     assert set(frame["split"]) == {"evaluation"}
 
 

@@ -27,7 +27,8 @@ MOST_CHARACTERS = 4_000  # of a text
 MOST_WORDS = 50_000
 FEW_ROWS = 1_000  # with fewer rows, words that occur once count too
 ROWS_PER_CALL = 4_096
-STRENGTH = 10.0  # C of the logistic regressions: a text has few words, each with a small weight
+STRENGTHS = (10.0, 1.0)  # C of a logistic regression; a multi_label head takes the first
+MOST_TO_CHOOSE = 5_000  # rows on which C is chosen
 NEVER = -30.0  # the logit of a label that is not in the sample
 
 # A word; or one character of a script that has no blanks between words.
@@ -134,7 +135,8 @@ class LinearModel:
                 some = _most_frequent(np.bincount(classes, minlength=head.width))
                 rows = np.flatnonzero(np.isin(classes, some))[: MOST_CELLS // max(len(some), 1)]
                 if len(np.unique(classes[rows])) > 1:
-                    model = _logistic(words[rows], classes[rows], "lbfgs")
+                    strength = _best_strength(words[rows], classes[rows])
+                    model = _logistic(words[rows], classes[rows], "lbfgs", strength)
                     parts.append((first + model.classes_, lambda words: _both_sides(model.decision_function(words))))
                 advance(len(some))
             case HeadKind.MULTI_LABEL:
@@ -165,10 +167,23 @@ def _most_frequent(counts: NDArray[Any]) -> NDArray[np.intp]:
     return np.sort(some[counts[some] > 0])
 
 
-def _logistic(words: sparse.csr_matrix, given: NDArray[Any], solver: str) -> LogisticRegression:
+def _best_strength(words: sparse.csr_matrix, given: NDArray[np.intp]) -> float:
+    """The C with the best accuracy on a fifth of some rows."""
+    rows = np.arange(0, len(given), max(len(given) // MOST_TO_CHOOSE, 1))
+    held_out, rest = rows[::5], np.delete(rows, slice(None, None, 5))
+    if len(np.unique(given[rest])) < 2:
+        return STRENGTHS[0]
+
+    def accuracy(strength: float) -> float:
+        return float(_logistic(words[rest], given[rest], "lbfgs", strength).score(words[held_out], given[held_out]))
+
+    return max(STRENGTHS, key=accuracy)
+
+
+def _logistic(words: sparse.csr_matrix, given: NDArray[Any], solver: str, strength: float) -> LogisticRegression:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a baseline may stop early
-        return LogisticRegression(C=STRENGTH, solver=solver, max_iter=100, random_state=0).fit(words, given)
+        return LogisticRegression(C=strength, solver=solver, max_iter=100, random_state=0).fit(words, given)
 
 
 def _both_sides(decision: NDArray[Any]) -> NDArray[Any]:
@@ -180,7 +195,7 @@ def _yes_or_no(words: sparse.csr_matrix, given: NDArray[np.bool_]) -> Callable[[
     if given.all() or not given.any():
         logit = -NEVER if given.all() else NEVER
         return lambda words: np.full((words.shape[0], 1), logit)
-    model = _logistic(words, given, "liblinear")
+    model = _logistic(words, given, "liblinear", STRENGTHS[0])
     return lambda words: model.decision_function(words)[:, None]
 
 

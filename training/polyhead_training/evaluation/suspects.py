@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MOST_SUSPECTS = 200  # of a head: more is no work for people
 LEAST_ROWS = 5  # of a label: with fewer, nobody knows how sure the model usually is of it
+SURE = 0.9  # a calibrated score from which on the model is sure, however sure it usually is
 LEAST_MARGIN = 0.5  # between the scores of the proposed and the given label
 
 
@@ -97,7 +98,7 @@ def confident_labels(
     """Per row the label with the highest score, and by how much its score exceeds that of the given label.
 
     The margin is 0 if the model is less sure of the label than it is on average of the rows that have it (the threshold
-    of the confident joint), or if fewer than `LEAST_ROWS` rows have it.
+    of the confident joint, at most `SURE`), or if fewer than `LEAST_ROWS` rows have it.
 
     Args:
         scores: ``(n, labels)``.
@@ -108,7 +109,7 @@ def confident_labels(
     usual = np.bincount(given, weights=own, minlength=scores.shape[1]) / np.maximum(rows, 1)
     best = scores.argmax(axis=1)
     highest = scores[np.arange(len(given)), best]
-    is_confident = (highest >= usual[best]) & (rows[best] >= LEAST_ROWS)
+    is_confident = (highest >= np.minimum(usual[best], SURE)) & (rows[best] >= LEAST_ROWS)
     return best, np.where(is_confident, highest - own, 0.0)
 
 

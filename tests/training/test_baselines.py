@@ -1,0 +1,212 @@
+"""Baselines, against numbers worked out by hand or computed by scikit-learn alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from polyhead.schema import Head, Schema
+from polyhead_training.evaluation import linear_model
+from polyhead_training.evaluation.baselines import Baselines, Constant, best_constants, score_constants
+from polyhead_training.evaluation.evaluation import Evaluation
+from polyhead_training.evaluation.linear_model import LinearModel
+from polyhead_training.evaluation.metrics import score_answers
+from polyhead_training.evaluation.score_table import score_table
+from polyhead_training.evaluation.verdicts import notes_of
+
+SCHEMA = Schema(
+    [
+        Head(name="topic", kind="single_label", labels=("a", "b", "c")),
+        Head(name="tags", kind="multi_label", labels=("x", "y", "z")),
+        Head(name="price", kind="regression"),
+    ]
+)
+TRAIN = np.array(
+    [
+        [1, 1, 0, 0, 10],
+        [1, 1, 1, 0, 20],
+        [0, 1, 0, 0, 90],
+        [1, 0, 1, 0, math.nan],
+        [math.nan, math.nan, math.nan, math.nan, 40],
+    ],
+    np.float32,
+)
+TEST = np.array([[1, 1, 0, 0, 20], [2, 0, 0, 1, 50], [0, 1, 1, 0, 30], [1, 0, 1, 0, math.nan]], np.float32)
+
+
+def test_the_best_constant_answers() -> None:
+    """The most frequent label, the labels with the best micro F1, the median and the mean of the training rows."""
+    found = best_constants(TRAIN, SCHEMA)
+    # x in 3 of 4 rows, y in 2. Answering x: F1 = 2*3/(4+5) = 0.667; x and y: 2*5/(8+5) = 0.769; all: 10/17 = 0.588.
+    assert found == {
+        "topic": Constant(labels=["b"]),
+        "tags": Constant(labels=["x", "y"]),
+        "price": Constant(median=30, mean=40),
+    }
+
+
+def test_constant_answers_are_scored_by_hand() -> None:
+    """Accuracy and F1 of the label, MAE of the median, RMSE and R2 of the mean; nothing that needs a score."""
+    found = score_constants(best_constants(TRAIN, SCHEMA), TEST, SCHEMA)
+    assert found["topic"]["rows"] == 4
+    assert found["topic"]["accuracy"] == pytest.approx(2 / 4)
+    assert found["topic"]["macro_f1"] == pytest.approx((2 * 2 / (4 + 2) + 0 + 0) / 3)
+    # x and y for four rows: 8 answers, 4 of them right, 5 labels are true.
+    assert found["tags"]["micro_f1"] == pytest.approx(2 * 4 / (8 + 5))
+    assert found["tags"]["subset_accuracy"] == pytest.approx(1 / 4)
+    assert found["price"]["mae"] == pytest.approx((10 + 20 + 0) / 3)
+    assert found["price"]["rmse"] == pytest.approx(math.sqrt((400 + 100 + 100) / 3))
+    assert not {"nll", "ece", "auroc", "top_3_accuracy"} & found["topic"].keys()
+
+
+def test_an_unseen_label_is_wrong_for_a_baseline_too() -> None:
+    """The constant answer is measured on the same rows as the network."""
+    labels = np.array([[1], [-1], [-1]], np.float32)
+    schema = Schema([SCHEMA["topic"]])
+    found = score_constants({"topic": Constant(labels=["b"])}, labels, schema, {"topic": {1: ["new"], 2: ["new"]}})
+    assert found["topic"]["accuracy"] == pytest.approx(1 / 3)
+    assert found["topic"]["macro_f1"] == pytest.approx((2 * 1 / (3 + 1) + 0) / 2)
+
+
+def test_a_constant_ignores_the_taxonomy() -> None:
+    """The majority of each level by itself, though the two labels contradict each other."""
+    leaves = {"a1": "a", "a2": "a", "b1": "b"}
+    schema = Schema(
+        [
+            Head(name="area", kind="single_label", labels=("a", "b")),
+            Head(name="field", kind="single_label", labels=tuple(leaves), parent="area", parent_of=leaves),
+        ]
+    )
+    labels = np.array([[0, 0], [0, 1], [0, 0], [1, 2], [1, 2], [1, 2], [0, 1]], np.float32)
+    found = score_constants(best_constants(labels, schema), labels, schema)
+    assert found["area"]["accuracy"] == pytest.approx(4 / 7)
+    assert found["field"]["accuracy"] == pytest.approx(3 / 7)
+
+
+def texts_and_labels(rows: int) -> tuple[list[str], NDArray[np.float32]]:
+    """Texts whose words say topic and tags with some noise, and the price in a word of its own."""
+    random = np.random.default_rng(0)
+    topic, tags = random.integers(0, 3, rows), random.integers(0, 2, (rows, 3))
+    words = [["alpha", "beta", "gamma"][i if random.random() < 0.9 else 0] for i in topic]
+    texts = [
+        f"{word} {' '.join(f'tag{j}' for j in range(3) if tag[j])} price{p} and {random.integers(50)} more"
+        for word, tag, p in zip(words, tags, topic, strict=True)
+    ]
+    return texts, np.column_stack([topic, tags, 1000.0 * topic]).astype(np.float32)
+
+
+def fitted(texts: Sequence[str], labels: NDArray[np.float32], schema: Schema = SCHEMA) -> LinearModel:
+    """A linear model of all rows."""
+    return LinearModel(schema).fit(lambda rows: [texts[row] for row in rows], labels)
+
+
+def test_the_linear_model_is_scikit_learns() -> None:
+    """The same answers as TF-IDF and a logistic regression that are written down here; numbers in their own unit."""
+    texts, labels = texts_and_labels(300)
+    logits = fitted(texts[:200], labels[:200]).logits(texts[200:])
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+")
+    words = vectorizer.fit_transform(texts[:200])
+    expected = (
+        LogisticRegression(C=10, max_iter=100).fit(words, labels[:200, 0]).predict(vectorizer.transform(texts[200:]))
+    )
+    assert (logits[:, :3].argmax(axis=1) == expected).mean() > 0.98
+    for tag in range(3):
+        assert ((logits[:, 3 + tag] > 0) == labels[200:, 1 + tag]).mean() > 0.95
+    assert np.abs(logits[:, 6] - labels[200:, 4]).mean() < 200
+
+
+def test_unknown_labels_and_one_class_are_no_error() -> None:
+    """Without labels, or with one class only, a head has no linear baseline; what never occurs is not answered."""
+    texts, labels = texts_and_labels(60)
+    labels[:, 0] = 1
+    labels[:, 1:3] = (0, 1)
+    labels[:, 4] = math.nan
+    model = fitted(texts, labels)
+    assert model.heads == {"tags"}
+    logits = model.logits(texts)
+    assert np.isfinite(logits).all()
+    assert (logits[:, 3] < -20).all()
+    assert (logits[:, 4] > 20).all()
+
+
+@pytest.mark.parametrize("texts", [["!!!", "???"] * 5, ["東京大学", "大阪城"] * 5, ["a", "b"] * 5])
+def test_any_texts_will_do(texts: list[str]) -> None:
+    """Texts without a word have no linear baseline, and a sentence says so; scripts without blanks have characters."""
+    labels = np.tile(np.array([[0, 1, 0, 0, 1], [1, 0, 1, 0, 2]], np.float32), (5, 1))
+    model = fitted(texts, labels)
+    has_words = "!" not in texts[0]
+    assert (len(model.heads), model.note) == (
+        (3, "") if has_words else (0, "There is no linear baseline, because the texts have no words.")
+    )
+    assert (model.logits(texts)[:, :2].argmax(axis=1) == labels[:, 0]).all() or not has_words
+
+
+def test_large_data_are_sampled_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows and labels are bounded, whatever there is; labels beyond are never answered."""
+    monkeypatch.setattr(linear_model, "MOST_ROWS", 50)
+    monkeypatch.setattr(linear_model, "MOST_LABELS", 2)
+    texts, labels = texts_and_labels(300)
+    read: list[int] = []
+    model = LinearModel(SCHEMA).fit(lambda rows: [read.append(row) or texts[row] for row in rows], labels)  # type: ignore[func-returns-value]
+    assert len(read) == 50
+    assert model.note == (
+        "The linear baseline was fitted on at most 50 rows per head and the 2 most frequent labels of a head."
+    )
+    rare = np.bincount(labels[np.unique(read), 0].astype(int), minlength=3).argmin()
+    assert (model.logits(texts)[:, rare] < -20).all()
+
+
+def evaluation_of(labels: NDArray[np.float32], scores: NDArray[np.float32], schema: Schema = SCHEMA) -> Evaluation:
+    """With baselines fitted on the same rows."""
+    texts, _ = texts_and_labels(len(labels))
+    baselines = Baselines(best_constants(labels, schema), fitted(texts, labels, schema), schema)
+    return Evaluation(
+        schema=schema,
+        max_length=8,
+        texts=texts,
+        labels=labels,
+        scores=scores,
+        token_counts=np.full(len(labels), 5, np.int32),
+        truncated=np.zeros(len(labels), bool),
+        metrics=score_answers(scores, labels, schema),
+        baselines=baselines.measure(texts, labels, schema),
+    )
+
+
+def test_a_network_that_is_not_worth_serving_is_named() -> None:
+    """No better than one answer for all texts, no better than a linear model, or better; and what is never answered."""
+    _, labels = texts_and_labels(120)
+    always = np.tile(np.array([0.9, 0.05, 0.05, 0.6, 0.6, 0.1, 1e6], np.float32), (120, 1))
+    notes = notes_of(evaluation_of(labels, always))
+    majority = np.bincount(labels[:, 0].astype(int)).max() / 120
+    assert any(
+        "head 'topic': the network is no better than the same answer for every text: accuracy" in note
+        and f"against {majority:.4g}" in note
+        for note in notes
+    )
+    assert any("head 'topic': never answers 2 of the 3 labels that occur: " in note for note in notes)
+    assert any("head 'tags': never answers 1 of the 3 labels that occur: 'z' (" in note for note in notes)
+    assert any("head 'price': the network is no better than the same answer" in note for note in notes)
+    perfect = np.column_stack([*(labels[:, 0] == i for i in range(3)), labels[:, 1:4], labels[:, 4]]).astype(np.float32)
+    notes = notes_of(evaluation_of(labels, perfect))
+    assert all("no better than a linear model" in note and "1 against 1" in note for note in notes)
+
+
+def test_the_table_shows_both_baselines() -> None:
+    """A row per main metric, and a column per baseline if there is one."""
+    _, labels = texts_and_labels(120)
+    evaluation = evaluation_of(labels, np.tile(np.array([0.9, 0.05, 0.05, 0.6, 0.6, 0.1, 1e6], np.float32), (120, 1)))
+    table = score_table(SCHEMA, {"test": evaluation.metrics}, {"test": evaluation.baselines})
+    assert [column.header for column in table.columns] == [
+        "split", "head", "rows", "metric", "network", "linear", "majority",
+    ]  # fmt: skip
+    cells = [list(column.cells) for column in table.columns]
+    assert cells[3][:3] == ["accuracy", "macro_f1", "ece"]
+    assert cells[6][0] == f"{np.bincount(labels[:, 0].astype(int)).max() / 120:.4g}"
+    assert len(score_table(SCHEMA, {"test": evaluation.metrics}, {}).columns) == 5
