@@ -1,4 +1,4 @@
-"""What the four commands share: the typer application, printing, errors, signals, and the ``--example`` option."""
+"""What the five commands share: the typer application, printing, errors, signals, and the ``--example`` option."""
 
 from __future__ import annotations
 
