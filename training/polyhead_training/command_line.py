@@ -1,4 +1,4 @@
-"""What the four commands share: the typer application, printing, errors, signals, and options that print and exit."""
+"""What the five commands share: the typer application, printing, errors, signals, and options that print and exit."""
 
 from __future__ import annotations
 

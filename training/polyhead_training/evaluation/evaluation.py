@@ -156,7 +156,7 @@ def evaluate(
     )
 
     def part_of(rows: NDArray[np.bool_], **found: Any) -> Evaluation:
-        indices = np.flatnonzero(rows).tolist()
+        indices = np.flatnonzero(rows)
         files, numbers = split.places
         return Evaluation(
             schema=schema,
@@ -166,7 +166,7 @@ def evaluate(
             scores=scores[indices],
             token_counts=counts[indices],
             truncated=truncated[indices],
-            files=[files[index] for index in indices],
+            files=[files[index] for index in indices.tolist()],
             rows=numbers[indices],
             splits=[name] * len(indices),
             unseen={head: among(by_row, indices) for head, by_row in split.unseen.items()},

@@ -19,6 +19,8 @@ from polyhead_training.evaluation.plots import shorten
 
 NORMAL = 1.96  # standard errors on each side of a 95 % interval
 MOST_NAMED = 5  # labels in a sentence
+LEVELS = ("good", "unclear", "bad")
+MUCH = 0.1  # of the rows: if they have labels that are never answered, the head is bad, whatever its number
 FEW_ROWS = 30  # below, the error of a score is itself unknown
 BASELINES = {  # of `Evaluation.baselines`, the strongest first: how a sentence calls them
     "linear": "the linear model",
@@ -91,13 +93,14 @@ def verdict(
         gain = sign * (metrics[metric] - value)
         words, found = _beside(gain, margin, BASELINES[name], rows)
         sentences.append(words)
-        level = max(level, found, key=("good", "unclear", "bad").index)
+        level = max(level, found, key=LEVELS.index)
     if known and level != "good":
         sentences.append("So these rows do not show that the network is worth serving.")
     if not known:
         level = "unclear"
     if never := _never_answered(answers):
-        level = "bad"
+        rows_of_never = answers.true[:, [answers.head.labels.index(label) for label in never]].any(axis=1).mean()
+        level = "bad" if rows_of_never >= MUCH else max(level, "unclear", key=LEVELS.index)
         named = ", ".join(f"“{shorten(label, 40)}”" for label in never[:MOST_NAMED])
         more = f" and {len(never) - MOST_NAMED} more" if len(never) > MOST_NAMED else ""
         occurring = int(answers.true.any(axis=0).sum())
