@@ -163,7 +163,7 @@ def _decode_head(head: Head, scores: Scores, path: Mapping[str, int], options: D
     assert head.thresholds is not None  # the schema gives every multi_label head its thresholds
     thresholds = head.thresholds if options.threshold is None else (options.threshold,) * len(head.labels)
     over = over_threshold(scores, thresholds)
-    chosen = [i for i in order if over[i]][: options.top_k]
+    chosen = order[over[order]][: options.top_k].tolist()
     return {
         "kind": head.kind,
         "labels": [head.labels[i] for i in chosen],

@@ -20,6 +20,7 @@ from sklearn import metrics
 
 from polyhead.decode import Scores, best_paths, over_threshold, to_scores
 from polyhead.schema import Head, HeadKind, Schema
+from polyhead_training.evaluation.rankings import rankings_of_labels
 
 HEADLINE = {HeadKind.SINGLE_LABEL: "accuracy", HeadKind.MULTI_LABEL: "micro_f1", HeadKind.REGRESSION: "mae"}
 MAIN = {  # what a table on one screen shows
@@ -229,7 +230,7 @@ def _score_multi(answers: HeadAnswers) -> dict[str, float]:
         "subset_accuracy": (wrong == 0).mean(),
         "hamming_loss": wrong.mean() / all_true.shape[1],
         **rankings,
-        "nll": metrics.log_loss(true.ravel(), scores.ravel().astype(np.float64), labels=(0, 1)),
+        "nll": _binary_log_loss(true, scores),
         "ece": expected_calibration_error(*decisions(answers)),
     }
 
@@ -276,22 +277,31 @@ def _score_taxonomy(levels: list[HeadAnswers], schema: Schema) -> dict[str, floa
     }
 
 
-def _with_ancestors(levels: list[Head], schema: Schema) -> NDArray[np.int64]:
-    """0/1 ``(labels, labels)`` over all levels: each label's row marks the label and all labels above it."""
+def _with_ancestors(levels: list[Head], schema: Schema) -> Any:
+    """0/1 ``(labels, labels)`` over all levels, sparse: each label's row marks the label and all labels above it."""
     names = [(head.name, label) for head in levels for label in head.labels]
     place = {name: index for index, name in enumerate(names)}
-    above = np.eye(len(names), dtype=np.int64)
+    above: list[list[int]] = []
     for name, label in names:  # parents first, so that theirs are complete
         head = schema[name]
+        parents = []
         if head.parent is not None and head.parent_of is not None:
-            above[place[name, label]] |= above[place[head.parent, head.parent_of[label]]]
-    return above
+            parents = above[place[head.parent, head.parent_of[label]]]
+        above.append([len(above), *parents])
+    columns = [column for row in above for column in row]
+    ends = np.cumsum([0, *map(len, above)])
+    return sparse.csr_matrix((np.ones(len(columns), np.int64), columns, ends), shape=(len(names), len(names)))
 
 
 def _f1(true: Any, chosen: Any) -> dict[str, float]:
+    """Of 0/1 matrices, dense or sparse."""
+    true, chosen = sparse.csr_matrix(true, dtype=np.int64), sparse.csr_matrix(chosen, dtype=np.int64)
+    hits, rows, answered = (np.asarray(each.sum(axis=0)).ravel() for each in (true.multiply(chosen), true, chosen))
+    f1 = 2 * hits / np.maximum(rows + answered, 1)
     return {
-        f"{average}_f1": metrics.f1_score(true, chosen, average=average, zero_division=0)
-        for average in ("macro", "micro", "weighted")
+        "macro_f1": f1.mean(),
+        "micro_f1": 2 * hits.sum() / max(rows.sum() + answered.sum(), 1),
+        "weighted_f1": (f1 * rows).sum() / max(rows.sum(), 1),
     }
 
 
@@ -299,10 +309,16 @@ def _rankings(true: NDArray[np.int8], scores: Scores, average: str) -> dict[str,
     """Metrics of labels ``(rows, labels)`` that all have positive and negative rows."""
     if not true.shape[1]:
         return {}
-    return {
-        "auroc": metrics.roc_auc_score(true, scores, average=average),
-        "average_precision": metrics.average_precision_score(true, scores, average=average),
-    }
+    if average == "micro":  # all labels are one
+        true, scores = true.reshape(-1, 1), scores.reshape(-1, 1)
+    auroc, average_precision = rankings_of_labels(true, scores)
+    return {"auroc": auroc.mean(), "average_precision": average_precision.mean()}
+
+
+def _binary_log_loss(true: NDArray[np.int8], scores: Scores) -> float:
+    """scikit-learn's log_loss of all labels together; it would make a copy of them per class."""
+    exact, least = scores.astype(np.float64), np.finfo(np.float64).eps
+    return float(-np.log(np.clip(np.where(true, exact, 1 - exact), least, 1 - least)).mean())
 
 
 def _columns_with_any(matrix: Any) -> Mask:

@@ -16,7 +16,7 @@ from polyhead.decode import Scores
 MOST_SCORES = 2**24  # that are sorted at a time, so that the copy stays small
 
 
-def rankings(true: NDArray[np.int8], scores: Scores) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def rankings_of_labels(true: NDArray[np.int8], scores: Scores) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """AUROC and average precision of each label ``(labels,)``.
 
     Args:
