@@ -150,7 +150,7 @@ def write_pretrained(folder: Path, model: Any) -> None:
         ("n_head = 2", "n_head = 3", r"model.gpt2: n_embd \(32\) must be a multiple of n_head \(3\)"),
         ("layer2concat = 2", "layer2concat = 9", "layer2concat must lie in 1 to n_layer"),
         ("layer2concat = 2", 'layer2concat = 2\nhead_class = "Nope"', "head_class 'Nope': must be one of"),
-        (FRESH, 'pretrained = "/no/such/model"', "model.pretrained '/no/such/model': has no tokenizer"),
+        (FRESH, 'pretrained = "/no/such/model"', "model.pretrained '/no/such/model': no such folder"),
         (
             "n_head = 2",
             'n_head = 2, activation_function = "mish"',

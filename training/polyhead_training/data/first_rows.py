@@ -17,9 +17,10 @@ from polyhead.schema import HeadKind, Schema
 from polyhead_rows.place import STDIN, is_pipe
 from polyhead_rows.table import Row, column_of
 from polyhead_training.config import DataConfig, HeadConfig, TrainingConfig
-from polyhead_training.data.sources import Source, file_names, open_files, place_of
+from polyhead_training.data.sources import Source, file_names, open_files, open_hub, place_of
 from polyhead_training.data.staging import Recipe, checked_rows, joined, stage
 from polyhead_training.errors import BadRowError
+from polyhead_training.model.hub import why_unreachable
 
 
 def check_training_files(config: TrainingConfig) -> None:
@@ -29,6 +30,8 @@ def check_training_files(config: TrainingConfig) -> None:
         ConfigError, DataError: as reading all rows raises them.
     """
     data = config.data
+    if data.hub is not None and not Path(data.hub).exists() and why_unreachable() is not None:
+        open_hub(data.hub, data.hub_config)  # only the cache may have it
     for paths in (data.train, data.validation, data.test):
         also = [up.column for up in data.upsample] if paths is data.train else []
         also += [data.split_column] if paths is data.train and data.split_column is not None else []
@@ -90,7 +93,8 @@ def _check(
     if not all(_begins_well(source, recipe, needed) for source in sources):
         with tempfile.TemporaryDirectory(prefix="polyhead-first-rows-") as scratch:
             rows = Path(scratch) / "rows.arrow"
-            stage(open_files(names, config), Recipe(config, heads, metadata, without), joined(paths), rows, also)
+            again = Recipe(config, heads, metadata, without)
+            stage(open_files(names, config), again, joined(paths), rows, also, show_progress=True)
 
 
 def _begins_well(source: Source, recipe: Recipe, needed: Sequence[str]) -> bool:
