@@ -15,9 +15,9 @@ import numpy as np
 from polyhead_client.errors import BadResponseError, TextError, UnknownNameError, UsageError
 from polyhead_client.explanation import Explanation, PartEffect, Reason
 from polyhead_client.fields import fields_json
-from polyhead_client.leaving_out import LeftOut, Scores, leave_out
+from polyhead_client.leaving_out import REPLACED, LeftOut, Scores, leave_out
 from polyhead_client.operations import CANARY, PREDICTION, SCHEMA, SCORES, ModelOutput
-from polyhead_client.prediction import MultiLabel, Prediction, SingleLabel
+from polyhead_client.prediction import MultiLabel, Prediction, Regression, SingleLabel
 from polyhead_client.request import Parameters, check_count
 from polyhead_client.schema import ModelSchema
 from polyhead_client.words import SplitText, TextPart, Value, value_text
@@ -62,6 +62,14 @@ def explain(text: Any, head: str | None, label: str | None, most_texts: int) -> 
         error = TextError(f"the text has no answer to explain: {prediction.error}")
         error.reason = prediction.error
         raise error
+    if not all(
+        prediction.heads.keys() == {one.name for one in schema.heads}
+        and set(_answered_scores(prediction, one.name)) <= set(one.labels or (None,))
+        for one in schema.heads
+    ):
+        raise BadResponseError(
+            "the answer has other heads or labels than the schema; was the model replaced? Ask again"
+        )
     source = _source(text, schema)
     length = sum(len(value_text(source, name)) for name in ([None] if isinstance(source, str) else source))
     if length > LONGEST_TEXT:
@@ -81,6 +89,10 @@ def explain(text: Any, head: str | None, label: str | None, most_texts: int) -> 
         if len(whole) != schema.width:
             raise BadResponseError(f"the text has {len(whole)} scores, but the schema {schema.width}; ask again")
         targets[:] = _targets(schema, prediction, whole, head, label)
+        for target in targets:
+            answered = _answered_scores(prediction, target.head).get(target.label)
+            if answered is not None and not np.isclose(whole[target.column], answered, rtol=REPLACED, atol=tolerance):
+                raise BadResponseError("the scores are not those of the answer; was the model replaced? Ask again")
         return [target.column for target in targets]
 
     left_out = yield from _leave_out(leave_out(split, read, most_texts - texts, choose, tolerance))
@@ -155,27 +167,22 @@ def _find_end(split: SplitText, tolerance: float) -> Generator[Question, Answers
 
 def _same(prediction: Prediction, other: Prediction, tolerance: float) -> bool:
     """Whether both have the same answer, with nearly the same scores."""
-    return _names(prediction) == _names(other) and np.allclose(
-        _numbers(prediction), _numbers(other), rtol=tolerance, atol=tolerance
-    )
+    for head in other.heads:
+        mine, others = (_answered_scores(one, head) for one in (prediction, other))
+        if list(mine) != list(others):
+            return False
+        if not np.allclose(list(mine.values()), list(others.values()), rtol=tolerance, atol=tolerance):
+            return False
+    return True
 
 
-def _names(prediction: Prediction) -> list[tuple[str, tuple[str, ...]]]:
-    return [
-        (name, tuple(one.label for one in getattr(head, "top", getattr(head, "labels", ()))))
-        for name, head in prediction.heads.items()
-    ]
-
-
-def _numbers(prediction: Prediction) -> list[float]:
-    found: list[float] = []
-    for head in prediction.heads.values():
-        match head:
-            case SingleLabel(chosen) | MultiLabel(chosen):
-                found += [one.score for one in chosen]
-            case _:
-                found.append(head.value)
-    return found
+def _answered_scores(prediction: Prediction, head: str) -> dict[str | None, float]:
+    """The scores that the answer of a head names, by label; a regression has no label."""
+    match prediction[head]:
+        case SingleLabel(chosen) | MultiLabel(chosen):
+            return {one.label: one.score for one in chosen}
+        case Regression(value):
+            return {None: value}
 
 
 def _leave_out(asking: Generator[list[Any], Scores, LeftOut]) -> Generator[Question, Answers, LeftOut]:

@@ -44,11 +44,16 @@ class PartEffect(TextPart):
     effect_everywhere: float | None = None
 
     @property
+    def largest(self) -> float | None:
+        """The effect or, if it is larger, the effect at all places."""
+        if self.effect is None or self.effect_everywhere is None:
+            return self.effect
+        return max(self.effect, self.effect_everywhere, key=abs)
+
+    @property
     def strength(self) -> float:
         """How far it moves the score, in whichever direction; infinite if there is no score without it."""
-        if self.effect is None:
-            return math.inf
-        return max(abs(self.effect), abs(self.effect_everywhere or 0.0))
+        return math.inf if self.largest is None else abs(self.largest)
 
     @property
     def sentence(self) -> str:
@@ -104,7 +109,7 @@ class Reason:
         A sentence whose words were not left out one by one is one piece.
         """
         value = value_text(self.text, field)
-        most = max((one.strength for one in (*self.words, *self.sentences) if one.effect is not None), default=0.0)
+        most = max((abs(one.largest or 0.0) for one in (*self.words, *self.sentences)), default=0.0)
         starts = {word.start for word in self.words if word.field == field}
         parts: list[TextPart] = [word for word in self.words if word.field == field]
         parts += [one for one in self.sentences if one.field == field and starts.isdisjoint(range(one.start, one.end))]
@@ -115,7 +120,7 @@ class Reason:
                 yield Piece(value[position : part.start])
             shown, position = value[part.start : part.end], part.end
             if isinstance(part, PartEffect):
-                weight = part.effect / most if part.effect and most else 0.0
+                weight = (part.largest or 0.0) / (most or 1.0)
                 yield Piece(shown, weight, part.sentence, part.effect is not None)
             else:
                 yield Piece(shown, is_read=False)

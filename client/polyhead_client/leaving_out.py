@@ -17,6 +17,7 @@ from polyhead_client.errors import BadResponseError, UsageError
 from polyhead_client.words import Removed, SplitText
 
 ENDS = 2  # each list begins and ends with the whole text, which shows whether the model was replaced in between
+REPLACED = 0.01  # scores of one text that differ by a larger share come from two models
 Scores = NDArray[np.float32]  # (texts, columns); a row of NaN for a text without an answer
 Asking = Generator[list[Any], Scores, "LeftOut"]
 
@@ -101,7 +102,7 @@ def _ask(
     if not left_out.texts:
         left_out.whole = rows[0]
     for again in (rows[0], rows[-1]):
-        if again.shape != left_out.whole.shape or not np.allclose(again, left_out.whole, rtol=0.01, atol=tolerance):
+        if again.shape != left_out.whole.shape or not np.allclose(again, left_out.whole, rtol=REPLACED, atol=tolerance):
             raise BadResponseError("the scores of the text have changed in between; was the model replaced? Ask again")
     left_out.rows |= dict(zip(removals, rows[1:-1], strict=True))
     left_out.texts += len(rows)

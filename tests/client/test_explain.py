@@ -108,9 +108,12 @@ def test_repeated_words(ask: Ask) -> None:
         return {"topic": {"sport": 0.75 if "goal" in text.casefold() else 0.25}}
 
     with ask(FakeServer(answer)) as client:
-        words = client.explain("Goal! A goal, the last goal.", "topic")["topic"].words
+        reason = client.explain("Goal! A goal, the last goal.", "topic")["topic"]
+    words = reason.words
+    assert [piece.text for piece in reason.pieces() if piece.weight == 1] == ["Goal", "goal", "goal"]
     goals = [word for word in words if word.text.casefold() == "goal"]
     assert [(word.effect, word.places, word.effect_everywhere) for word in goals] == [(0, 3, 0.5)] * 3
+    assert [word.largest for word in goals] == [0.5] * 3
     assert goals[0].sentence == (
         "without 'Goal' the score would be the same; without all 3 of them the score would be 0.5 lower"
     )
@@ -295,17 +298,33 @@ def test_a_server_that_fails(ask: Ask) -> None:
     assert not late.value.answers
 
 
-def test_a_model_that_is_replaced(ask: Ask) -> None:
-    """Scores of two models are never mixed in one explanation."""
+@pytest.mark.parametrize("replaced", [2, 5, 8])
+def test_a_model_that_is_replaced(ask: Ask, replaced: int) -> None:
+    """Scores of two models are never mixed in one explanation, whenever the model is replaced."""
     asked = 0
 
     def answer(text: str) -> dict[str, Any]:
         nonlocal asked
         asked += 1
-        return planted({}, base=0.125 if asked < 5 else 0.75)(text)
+        return planted({}, base=0.125 if asked < replaced else 0.75)(text)
 
     with ask(FakeServer(answer)) as client, pytest.raises(BadResponseError, match="was the model replaced"):
         client.explain("one two three four five")
+
+
+@pytest.mark.parametrize("change", [{"name": "theme"}, {"labels": ["goal"]}, {"kind": "regression", "labels": []}])
+def test_a_model_with_other_heads(ask: Ask, change: dict[str, Any]) -> None:
+    """A model that is replaced after the schema was read, with other heads or labels, is an error that says so."""
+    heads = [{"name": "topic", "kind": "single_label", "labels": ["news", "sport"]}]
+    server = FakeServer(heads=heads)
+
+    def answer(text: str) -> dict[str, Any]:
+        server.heads = [heads[0] | change]
+        return {}
+
+    server.answer = answer
+    with ask(server) as client, pytest.raises(BadResponseError, match="other heads or labels than the schema"):
+        client.explain("a goal")
 
 
 def test_cancel() -> None:
