@@ -143,8 +143,8 @@ class CellReader:
             return [value]
         if self._known and config.kind == HeadKind.MULTI_LABEL and self._pattern is None:
             parts = [part for part in parts_between(value, config.separator) if part]
-            if parts and all(part in self._known for part in parts):
-                return list(parts)
+            if parts and all(part in self._known for part in parts) and len(set(parts)) == len(parts):
+                return list(parts)  # with a repetition it is perhaps a vector
         if self._is_missing(text, place):
             return None
         if self._pattern is not None:

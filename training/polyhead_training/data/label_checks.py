@@ -177,6 +177,8 @@ def _damaged(counts: Mapping[str, int]) -> Iterator[str]:
             rows = sum(counts[label] for label in found)
             mend = "encoding in [data]" if "encoding" in what else "names or label_transforms"
             yield f"{rows} labels have {what}, such as {shortened(found[0])!r}; {mend} mends them"
+    if found := [label for label in counts if re.match(r"(?:and|or|und|oder|&)\s+\S", label)]:
+        yield f"labels begin with a joining word, such as {shortened(found[0])!r}; pattern finds the labels without it"
     numbered = [label for label in counts if re.match(r"\(?1[.)]\s", label)]
     if numbered and not any(re.match(r"\(?2[.)]\s", label) for label in counts):
         yield (

@@ -84,12 +84,14 @@ def _is_likely(
     may_join_ids = separator in (" ", *CERTAIN) and not (of_one and separator == ",")  # 3,5 is a number too
     if may_join_ids and all(part.isdecimal() for parts in cut for part in parts):
         return True
-    if separator in CERTAIN and (is_unseen or of_one) and (separator != "," or not (of_one or in_lists)):
+    if separator in CERTAIN and (separator != "," or (is_unseen and not of_one and not in_lists)):
         return True
     are_labels = sum(all(part in alone for part in parts) for parts in cut)
     recurring = _recur(cut, alone)
     if separator in CERTAIN:
         return recurring
+    if separator in ("/", ":") and recurring and all(len(parts) > 2 for parts in cut):
+        return True  # paths
     if separator in PATHS and separator != "/":
         return recurring or (not of_one and len(joined) * 2 >= len(known))
     if separator in WORDS:

@@ -107,7 +107,10 @@ def quoted_parts(text: str) -> list[str] | None:
 
 
 def partly_quoted(text: str, separator: str) -> list[str] | None:
-    """The parts of ``"a, b", c``; None if no part that holds the separator stands in quotes."""
+    """The parts of ``"a, b", c`` and of ``a\\, b, c``; None if no separator stands in quotes or behind a backslash."""
+    if f"\\{separator}" in text:
+        parts = re.split(rf"(?<!\\){re.escape(separator)}", text)
+        return [part.replace(f"\\{separator}", separator).strip() for part in parts]
     if separator not in text or not {'"', "'"} & set(text):
         return None
     part = re.compile(rf"""\s*(?:"((?:[^"]|"")*)"|'((?:[^']|'')*)'|(.*?))\s*(?:{re.escape(separator)}|$)""", re.DOTALL)
