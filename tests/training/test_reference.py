@@ -22,7 +22,7 @@ from tests.test_arrows import ROOT
 def keys() -> Iterator[tuple[type[BaseModel], str, FieldInfo]]:
     """Each key of both files that is no table of its own."""
     for root in (TrainingConfig, ImportConfig):
-        tables = {model for _, model in sections(root)}
+        tables = dict.fromkeys(model for _, model in sections(root))
         for model in tables:
             for name, field in model.model_fields.items():
                 if not any(inner.__name__ in str(field.annotation) for inner in tables):
