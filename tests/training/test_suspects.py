@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from polyhead.decode import to_scores
 from polyhead.schema import Head, Schema
 from polyhead_training.evaluation.evaluation import Evaluation
+from polyhead_training.evaluation.predictions import write_suspects
 from polyhead_training.evaluation.suspects import (
     MOST_SUSPECTS,
     Suspect,

@@ -23,8 +23,7 @@ from polyhead_training.evaluation.baselines import LINEAR, MAJORITY
 from polyhead_training.evaluation.calibration import SHOWN
 from polyhead_training.evaluation.evaluation import Evaluation
 from polyhead_training.evaluation.metrics import HEADLINE, HeadAnswers, answers_of
-from polyhead_training.evaluation.predictions import write_predictions
-from polyhead_training.evaluation.suspects import write_suspects
+from polyhead_training.evaluation.predictions import write_predictions, write_suspects
 from polyhead_training.evaluation.verdicts import notes_of
 
 MOST_LABELS = 100  # of a table
