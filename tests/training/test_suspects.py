@@ -18,7 +18,6 @@ from polyhead_training.evaluation.suspects import (
     Suspect,
     confident_labels,
     find_suspects,
-    write_suspects,
 )
 
 SINGLE = Schema([Head(name="topic", kind="single_label", labels=("a", "b", "c"))])
