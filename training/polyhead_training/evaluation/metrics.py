@@ -242,8 +242,8 @@ def _with_ancestors(levels: list[Head], schema: Schema) -> Any:
 
 
 def _f1(true: NDArray[np.int8], chosen: NDArray[np.int8]) -> dict[str, float]:
-    true, chosen = sparse.csr_matrix(true, dtype=np.int64), sparse.csr_matrix(chosen, dtype=np.int64)
-    hits, rows, answered = (np.asarray(each.sum(axis=0)).ravel() for each in (true.multiply(chosen), true, chosen))
+    given, named = sparse.csr_matrix(true, dtype=np.int64), sparse.csr_matrix(chosen, dtype=np.int64)
+    hits, rows, answered = (np.asarray(each.sum(axis=0)).ravel() for each in (given.multiply(named), given, named))
     f1 = 2 * hits / np.maximum(rows + answered, 1)
     return {
         "macro_f1": f1.mean(),

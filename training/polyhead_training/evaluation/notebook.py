@@ -68,7 +68,7 @@ def curves(history: Sequence[Mapping[str, Any]], schema: Schema) -> str:
 
 def figures(answers: Iterable[HeadAnswers]) -> str:
     """The plots of each head, each head in a block that can be folded."""
-    blocks = []
+    blocks: list[Markup] = []
     with matplotlib.rc_context(plots.STYLE):
         for part in answers:
             if len(part.true) and len(blocks) < MOST_HEADS:
