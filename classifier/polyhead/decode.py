@@ -153,17 +153,17 @@ def best_paths(scores: Scores, schema: Schema) -> dict[str, int]:
 def _decode_head(head: Head, scores: Scores, path: Mapping[str, int], options: DecodeOptions) -> dict[str, Any]:
     if head.kind == HeadKind.REGRESSION:
         return {"kind": head.kind, "value": float(scores[0])}
-    # Stable: if scores are equal, the label with the lower index comes first, on every machine.
-    order = np.argsort(-scores, kind="stable")
+    # Stable sorts: if scores are equal, the label with the lower index comes first, on every machine.
     if head.kind == HeadKind.SINGLE_LABEL:
+        order = np.argsort(-scores, kind="stable")
         if head.name in path:
             order = np.concatenate(([path[head.name]], order[order != path[head.name]]))
         best = order[: options.top_k or 1]
         return {"kind": head.kind, "labels": [head.labels[i] for i in best], "scores": [float(scores[i]) for i in best]}
     assert head.thresholds is not None  # the schema gives every multi_label head its thresholds
     thresholds = head.thresholds if options.threshold is None else (options.threshold,) * len(head.labels)
-    over = over_threshold(scores, thresholds)
-    chosen = order[over[order]][: options.top_k].tolist()
+    over = np.flatnonzero(over_threshold(scores, thresholds))  # only these are sorted: most labels are not answered
+    chosen = over[np.argsort(-scores[over], kind="stable")][: options.top_k].tolist()
     return {
         "kind": head.kind,
         "labels": [head.labels[i] for i in chosen],

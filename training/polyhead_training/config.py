@@ -135,7 +135,7 @@ class DataConfig(Section, ReadOptions):
     split_column: str | None = Field(default=None, examples=["customer_id"])
     stratify_by: str | None = Field(default=None, examples=["topic"])
     validation_share: float = Field(default=0.1, gt=0, lt=1)
-    test_share: float | None = Field(default=None, ge=0, lt=1)
+    test_share: float | None = Field(default=None, ge=0, lt=1, examples=[0.2])
     drop_leaks: bool = False
     drop_duplicates: bool = False
     upsample: list[UpsampleConfig] = []

@@ -7,6 +7,7 @@ Slow modules are imported inside the functions.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -226,8 +227,11 @@ def _quiet(show_progress: bool) -> Iterator[Callable[[str], None]]:
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """datasets and transformers print no bars and no notes in this block."""
-    import datasets
-    import transformers
+    with warnings.catch_warnings():
+        # Of tqdm, in a notebook without ipywidgets; no bar of tqdm is shown here.
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        import datasets
+        import transformers
 
     logs = transformers.utils.logging
     verbosity, has_bars = logs.get_verbosity(), logs.is_progress_bar_enabled()

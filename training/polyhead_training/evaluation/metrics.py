@@ -295,8 +295,8 @@ def _with_ancestors(levels: list[Head], schema: Schema) -> Any:
 
 def _f1(true: Any, chosen: Any) -> dict[str, float]:
     """Of 0/1 matrices, dense or sparse."""
-    true, chosen = sparse.csr_matrix(true, dtype=np.int64), sparse.csr_matrix(chosen, dtype=np.int64)
-    hits, rows, answered = (np.asarray(each.sum(axis=0)).ravel() for each in (true.multiply(chosen), true, chosen))
+    given, named = sparse.csr_matrix(true, dtype=np.int64), sparse.csr_matrix(chosen, dtype=np.int64)
+    hits, rows, answered = (np.asarray(each.sum(axis=0)).ravel() for each in (given.multiply(named), given, named))
     f1 = 2 * hits / np.maximum(rows + answered, 1)
     return {
         "macro_f1": f1.mean(),
