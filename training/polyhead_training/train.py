@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -105,7 +105,7 @@ def _how_to_resume(error: BaseException, config: Path, output: Path | None) -> s
 def _print_summary(result: TrainingResult, settings: TrainingConfig, console: Console) -> None:
     from polyhead_training.evaluation.score_table import score_table  # scikit-learn takes a second to import
 
-    splits = {name: result.metrics[name] for name in ("validation", "test") if name in result.metrics}
+    splits: dict[str, Any] = {name: result.metrics[name] for name in ("validation", "test") if name in result.metrics}
     console.print(score_table(result.schema, splits, result.metrics.get("baselines", {})))
     say = printer(console)
     for sentence in result.metrics["measured_on"].values():

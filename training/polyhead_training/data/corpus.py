@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -203,7 +204,9 @@ def read_split(
     by_name = {head.name: head for head in heads}
     configs = [by_name.get(head.name) or HeadConfig(name=head.name, kind=head.kind) for head in schema]
     # What the model answers is a label, even if it looks like a text that means unknown.
-    named = [{} if head.kind == HeadKind.REGRESSION else {"labels": list(head.labels)} for head in schema]
+    named: list[dict[str, Any]] = [
+        {} if head.kind == HeadKind.REGRESSION else {"labels": list(head.labels)} for head in schema
+    ]
     for config_of_head, update in zip(configs, named, strict=True):
         if config_of_head.names is not None:
             update["unnamed"] = "keep"  # an id without a name is a label that training never saw

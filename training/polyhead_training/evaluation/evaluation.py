@@ -154,7 +154,7 @@ def evaluate(
             scores=scores[indices],
             token_counts=counts[indices],
             truncated=truncated[indices],
-            files=[files[index] for index in indices],
+            files=[files[int(index)] for index in indices],
             rows=numbers[indices],
             splits=[name] * len(indices),
             unseen={head: among(by_row, indices) for head, by_row in split.unseen.items()},
