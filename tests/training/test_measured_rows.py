@@ -188,6 +188,11 @@ def test_the_majority_of_training_is_compared(base_checkpoint: Path, tmp_path: P
         np.sqrt(np.mean([(float(str(row["stars"])) - 1.5) ** 2 for row in rows]))
     )
     assert "linear model is not compared here" in metrics["baselines_note"]
-    for hostile in ({"topic": {"labels": ["no such"]}, "planet": {"labels": []}}, {"topic": {"labels": 3}}, [1]):
+    for hostile in (
+        {"topic": {"labels": ["no such"]}, "planet": {"labels": []}},
+        {"topic": {"labels": 3}},
+        {"stars": {"labels": ["a"]}},
+        [1],
+    ):
         (checkpoint / "metrics.json").write_text(json.dumps({"constants": hostile}), encoding="utf-8")
         assert CliRunner().invoke(app, arguments).exit_code == 0

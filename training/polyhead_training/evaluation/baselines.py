@@ -131,6 +131,8 @@ def score_constants(
         if constant is None:
             continue
         if answers.head.kind == HeadKind.REGRESSION:
+            if constant.median is None or constant.mean is None:
+                continue  # a stranger's checkpoint
             middle, mean = (
                 score_head(replace(answers, scores=np.full((rows, 1), value, np.float32)))
                 for value in (constant.median, constant.mean)
