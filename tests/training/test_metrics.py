@@ -15,7 +15,7 @@ from sklearn import metrics
 
 from polyhead.decode import DecodeOptions, decode, to_scores
 from polyhead.schema import Head, Schema
-from polyhead_training.evaluation.metrics import expected_calibration_error, score_heads
+from polyhead_training.evaluation.metrics import expected_calibration_error, score_answers, score_heads
 from tests.tiny import SCHEMA
 
 
@@ -145,3 +145,27 @@ def test_top_k_takes_the_answer_first() -> None:
     schema = Schema([Head(name="s", kind="single_label", labels=("a", "b", "c", "d"))])
     labels = np.arange(4, dtype=np.float32)[:, None]
     assert score_heads(np.zeros((4, 4)), labels, schema)["s"]["top_3_accuracy"] == 0.75
+
+
+def test_unseen_labels_are_misses_in_a_taxonomy() -> None:
+    """A row whose leaf training never saw has one true label more that is not found, and its path is wrong."""
+    scores = np.array([[0.9, 0.1, 0.8, 0.1, 0.1], [0.9, 0.1, 0.8, 0.1, 0.1]], np.float32)
+    labels = np.array([[0, 0], [0, -1]], np.float32)
+    found = score_answers(scores, labels, TAXONOMY, {"field": {1: ["a9"]}})["area"]
+    # Answered: a, a1, a, a1. True: a, a1, a, a9. Found: a, a1, a.
+    assert found["hierarchical_precision"] == pytest.approx(3 / 4)
+    assert found["hierarchical_recall"] == pytest.approx(3 / 4)
+    assert found["path_accuracy"] == pytest.approx(1 / 2)
+
+
+def test_only_unseen_labels_are_all_wrong() -> None:
+    """Every rate is 0; metrics that need a score of the true label are left out; nothing warns."""
+    schema = Schema([Head(name="topic", kind="single_label", labels=tuple("abcdef"))])
+    scores = np.full((3, 6), 1 / 6, np.float32)
+    labels = np.full((3, 1), -1, np.float32)
+    found = score_answers(scores, labels, schema, {"topic": {0: ["x"], 1: ["y"], 2: ["x"]}})["topic"]
+    assert {name: found[name] for name in ("rows", "accuracy", "balanced_accuracy", "macro_f1", "top_3_accuracy")} == {
+        "rows": 3, "accuracy": 0, "balanced_accuracy": 0, "macro_f1": 0, "top_3_accuracy": 0,
+    }  # fmt: skip
+    assert not {"nll", "auroc"} & found.keys()
+    assert found["ece"] == pytest.approx(1 / 6)

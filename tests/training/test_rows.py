@@ -302,7 +302,7 @@ def test_data_may_be_larger_than_memory(tmp_path: Path, suffix: str, little_memo
     heads = [HeadConfig(name="topic", kind="single_label")]
     little_memory(24_000_000)
     corpus = read_corpus(DataConfig(train=str(path)), heads, tmp_path / "scratch")
-    assert sum(1 for split in (corpus.train, corpus.validation) for text in split.texts if text) == 4000
+    assert sum(1 for split in corpus.splits.values() for text in split.texts if text) == 4000
 
 
 def test_pandas_categories_are_their_names(tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from polyhead.decode import to_scores
 from polyhead.schema import Head, Schema
 from polyhead_training.evaluation.evaluation import Evaluation
+from polyhead_training.evaluation.predictions import write_suspects
 from polyhead_training.evaluation.suspects import (
     MOST_SUSPECTS,
     Suspect,
     confident_labels,
     find_suspects,
-    write_suspects,
 )
 
 SINGLE = Schema([Head(name="topic", kind="single_label", labels=("a", "b", "c"))])

@@ -88,7 +88,7 @@ def fit_baselines(
     """Fits the baselines on the training rows, which takes seconds."""
     labels = train.labels
     plain = Schema([_plain(head) for head in schema])
-    linear = LinearModel(plain).fit(lambda rows: train.rows.select(rows)["text"], labels, seed, show_progress)
+    linear = LinearModel(schema).fit(lambda rows: train.rows.select(rows)["text"], labels, seed, show_progress)
     calibrated = plain
     if linear.heads:
         calibrated, _ = calibrate(linear.logits(validation.texts), validation.labels, plain, calibration)

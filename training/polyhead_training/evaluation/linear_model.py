@@ -66,8 +66,9 @@ class LinearModel:
             texts_at: the training texts at some rows.
             labels: of all training rows.
         """
-        known = {
-            head.name: ~np.isnan(labels[:, self.schema.label_columns[head.name]]).any(axis=1) for head in self.schema
+        known: dict[str, NDArray[np.bool_]] = {
+            head.name: np.logical_not(np.isnan(labels[:, self.schema.label_columns[head.name]]).any(axis=1))
+            for head in self.schema
         }
         order = np.random.default_rng(seed).permutation(len(labels))
         samples = {name: np.sort(order[mask[order]][:MOST_ROWS]) for name, mask in known.items()}
@@ -92,7 +93,9 @@ class LinearModel:
         for head in self.schema:
             if head.name not in self.heads:
                 found[:, self.schema.columns[head.name]] = 0
-        for start in range(0, len(texts) if self._vectorizer is not None else 0, ROWS_PER_CALL):
+        if self._vectorizer is None:
+            return found
+        for start in range(0, len(texts), ROWS_PER_CALL):
             part = slice(start, start + ROWS_PER_CALL)
             words = self._vectorizer.transform([text[:MOST_CHARACTERS] for text in texts[part]])
             for models in self._parts.values():
@@ -206,7 +209,7 @@ def _ridge(
     model = Ridge(alpha=1.0, solver="sparse_cg").fit(words, (given - mean) / scale)
 
     def predict(words: Any) -> NDArray[Any]:
-        found = (model.predict(words) * scale + mean)[:, None]
+        found: NDArray[Any] = (model.predict(words) * scale + mean)[:, None]
         return found if y_range is None else np.clip(found, *y_range)
 
     return predict

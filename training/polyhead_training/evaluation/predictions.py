@@ -1,4 +1,6 @@
-"""``predictions.parquet``: every answered text with its place, split, answers, scores and true labels.
+"""The rows behind the numbers: ``predictions.parquet``, and ``suspects.csv`` for labels that are probably wrong.
+
+A prediction has the text, its place and split, answers, scores and true labels.
 
 Whoever opens it can compute any metric, choose other thresholds, and join it with the source file: ``row`` is counted
 from 1 in ``file``, without the header and blank lines.
@@ -29,6 +31,18 @@ _TRUE_TYPES = {
     HeadKind.MULTI_LABEL: pyarrow.list_(pyarrow.string()),
     HeadKind.REGRESSION: pyarrow.float32(),
 }
+_SUSPECTS = pyarrow.schema(
+    [
+        ("head", pyarrow.string()),
+        ("given", pyarrow.string()),
+        ("proposed", pyarrow.string()),
+        ("score", pyarrow.float32()),
+        ("file", pyarrow.string()),
+        ("row", pyarrow.int64()),
+        ("split", pyarrow.string()),
+        ("text", pyarrow.string()),
+    ]
+)
 
 
 def write_predictions(path: Path, evaluations: Sequence[Evaluation]) -> None:
@@ -118,3 +132,26 @@ def _true_answer(head: Head, row: NDArray[np.float32], unseen: Sequence[str]) ->
             return [*(label for label, is_true in zip(head.labels, row, strict=True) if is_true), *unseen]
         case HeadKind.REGRESSION:
             return float(row[0])
+
+
+def write_suspects(path: Path, evaluations: Sequence[Evaluation]) -> None:
+    """Writes a row per suspect of all evaluations, the most certain first, with its place, split and text."""
+    columns: dict[str, list[object]] = {name: [] for name in _SUSPECTS.names}
+    pairs = [(suspect, evaluation) for evaluation in evaluations for suspect in evaluation.suspects]
+    for suspect, evaluation in sorted(pairs, key=lambda pair: -pair[0].score):
+        index = suspect.index
+        has_place = len(evaluation.files) > 0
+        row = (
+            suspect.head,
+            suspect.given,
+            suspect.proposed,
+            suspect.score,
+            evaluation.files[index] if has_place else None,
+            int(evaluation.rows[index]) if has_place else None,
+            evaluation.splits[index] if has_place else None,
+            evaluation.texts[index],
+        )
+        for name, value in zip(columns, row, strict=True):
+            columns[name].append(value)
+    with open_output(path, _SUSPECTS) as output:
+        output.write(pyarrow.table(columns, schema=_SUSPECTS))

@@ -20,8 +20,7 @@ from polyhead_training.evaluation import plots
 from polyhead_training.evaluation.baselines import LINEAR, MAJORITY
 from polyhead_training.evaluation.evaluation import Evaluation
 from polyhead_training.evaluation.page import page, page_heads
-from polyhead_training.evaluation.predictions import write_predictions
-from polyhead_training.evaluation.suspects import write_suspects
+from polyhead_training.evaluation.predictions import write_predictions, write_suspects
 from polyhead_training.evaluation.verdicts import notes_of
 
 

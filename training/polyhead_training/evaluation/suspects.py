@@ -7,21 +7,14 @@ given one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow
 from numpy.typing import NDArray
 
 from polyhead.schema import HeadKind, Schema
-from polyhead_rows.output import open_output
 from polyhead_training.evaluation.metrics import HeadAnswers, Unseen, answers_of
-
-if TYPE_CHECKING:
-    from polyhead_training.evaluation.evaluation import Evaluation
 
 MOST_SUSPECTS = 200  # of a head: more is no work for people
 LEAST_ROWS = 5  # of a label: with fewer, nobody knows how sure the model usually is of it
@@ -111,40 +104,3 @@ def confident_labels(
     highest = scores[np.arange(len(given)), best]
     is_confident = (highest >= np.minimum(usual[best], SURE)) & (rows[best] >= LEAST_ROWS)
     return best, np.where(is_confident, highest - own, 0.0)
-
-
-def write_suspects(path: Path, evaluations: Sequence[Evaluation]) -> None:
-    """Writes a row per suspect of all evaluations, the most certain first, with its place, split and text."""
-    columns: dict[str, list[object]] = {name: [] for name in _SCHEMA.names}
-    pairs = [(suspect, evaluation) for evaluation in evaluations for suspect in evaluation.suspects]
-    for suspect, evaluation in sorted(pairs, key=lambda pair: -pair[0].score):
-        index = suspect.index
-        has_place = len(evaluation.files) > 0
-        row = (
-            suspect.head,
-            suspect.given,
-            suspect.proposed,
-            suspect.score,
-            evaluation.files[index] if has_place else None,
-            int(evaluation.rows[index]) if has_place else None,
-            evaluation.splits[index] if has_place else None,
-            evaluation.texts[index],
-        )
-        for name, value in zip(columns, row, strict=True):
-            columns[name].append(value)
-    with open_output(path, _SCHEMA) as output:
-        output.write(pyarrow.table(columns, schema=_SCHEMA))
-
-
-_SCHEMA = pyarrow.schema(
-    [
-        ("head", pyarrow.string()),
-        ("given", pyarrow.string()),
-        ("proposed", pyarrow.string()),
-        ("score", pyarrow.float32()),
-        ("file", pyarrow.string()),
-        ("row", pyarrow.int64()),
-        ("split", pyarrow.string()),
-        ("text", pyarrow.string()),
-    ]
-)
