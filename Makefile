@@ -55,7 +55,7 @@ format: .venv/.ready ## Format the code
 
 .PHONY: reference
 reference: .venv/.ready ## Write docs/config.md, the reference of all config keys
-	$(PY) -m polyhead_training.reference docs/config.md
+	$(PY) -m polyhead_training.reference_page docs/config.md
 
 .PHONY: gpu-check
 gpu-check: .venv/.ready data/debian/train.jsonl ## Run the GPU tests, then the GPU benchmarks; needs a CUDA device

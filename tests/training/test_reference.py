@@ -15,7 +15,8 @@ from polyhead_training import import_checkpoint, train_command
 from polyhead_training.config import TrainingConfig
 from polyhead_training.config_keys import nearest, sections
 from polyhead_training.import_checkpoint import ImportConfig
-from polyhead_training.reference import config_reference, example, markdown, meanings, page, toml, words
+from polyhead_training.reference import config_reference, example, markdown, meanings, toml, words
+from polyhead_training.reference_page import page
 from tests.test_arrows import ROOT
 
 

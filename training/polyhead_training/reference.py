@@ -1,4 +1,4 @@
-"""The reference of all config keys as Markdown, made from the models that validate them: ``docs/config.md``.
+"""The reference of all config keys as Markdown, made from the models that validate them.
 
 A key's meaning is its entry under ``Attributes:`` in the docstring of its model. An example is the field's ``examples``
 or, without them, a value that differs from the default.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import json
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -20,7 +19,6 @@ import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from polyhead.files import write_file
 from polyhead_training.config_keys import sections
 
 HEADER = "| key | value | default | example | meaning |\n|---|---|---|---|---|\n"
@@ -32,22 +30,6 @@ BOUNDS = (
     (annotated_types.Le, "le", "at most {}"),
     (annotated_types.MinLen, "min_length", "at least {} long"),
 )
-
-
-def page() -> str:
-    """``docs/config.md``."""
-    from polyhead_training.config import TrainingConfig
-    from polyhead_training.import_checkpoint import ImportConfig
-
-    return (
-        "# Config reference\n\n"
-        "All keys of the TOML files of `polyhead-train` and `polyhead-import`. `make reference` makes this page from\n"
-        "the models that validate the files. The [training guide](training.md) explains how the keys are used, and\n"
-        "[Files that Polyhead reads](files.md) how files are read. Relative paths are relative to the current folder.\n"
-        "An unknown key is an error that names the nearest known one.\n\n"
-        f"## polyhead-train CONFIG.toml\n\n{config_reference(TrainingConfig)}\n"
-        f"## polyhead-import --config CONFIG.toml\n\n{config_reference(ImportConfig)}"
-    )
 
 
 def config_reference(root: type[BaseModel]) -> str:
@@ -190,7 +172,3 @@ def _holds_model(annotation: Any) -> bool:
     if isinstance(annotation, type) and get_origin(annotation) is None:
         return issubclass(annotation, BaseModel)
     return any(map(_holds_model, get_args(annotation)))
-
-
-if __name__ == "__main__":
-    write_file(Path(sys.argv[1]), page())
