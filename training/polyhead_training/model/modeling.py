@@ -10,9 +10,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from numbers import Integral, Real
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import GPT2Config, GPT2Model, GPT2PreTrainedModel
@@ -57,8 +57,10 @@ class MultiHeadClassifier(GPT2PreTrainedModel):
         head_class_sizes: int | Sequence[int],
         head_weights: float | Sequence[float],
     ) -> None:
-        sizes = [int(head_class_sizes)] if isinstance(head_class_sizes, Integral) else list(head_class_sizes)
-        weights = [float(head_weights)] * len(sizes) if isinstance(head_weights, Real) else list(head_weights)
+        sizes = [int(head_class_sizes)] if isinstance(head_class_sizes, int | np.integer) else list(head_class_sizes)
+        if isinstance(head_weights, int | float | np.number):
+            head_weights = [float(head_weights)] * len(sizes)
+        weights = list(head_weights)
         self.is_multilabel, self.is_multihead = is_multilabel, is_multihead
         self.head_class_sizes, self.head_weights = sizes, weights or [1.0] * len(sizes)
         if len(self.head_weights) != len(sizes):
