@@ -57,10 +57,10 @@ class MultiHeadClassifier(GPT2PreTrainedModel):
         head_class_sizes: int | Sequence[int],
         head_weights: float | Sequence[float],
     ) -> None:
-        sizes = [int(size) for size in np.atleast_1d(head_class_sizes)]
-        weights = [float(weight) for weight in np.atleast_1d(head_weights)] * (
-            len(sizes) if np.ndim(head_weights) == 0 else 1
-        )
+        sizes = [int(head_class_sizes)] if isinstance(head_class_sizes, int | np.integer) else list(head_class_sizes)
+        if isinstance(head_weights, int | float | np.number):
+            head_weights = [float(head_weights)] * len(sizes)
+        weights = list(head_weights)
         self.is_multilabel, self.is_multihead = is_multilabel, is_multihead
         self.head_class_sizes, self.head_weights = sizes, weights or [1.0] * len(sizes)
         if len(self.head_weights) != len(sizes):
