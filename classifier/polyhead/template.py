@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from json.decoder import scanstring  # type: ignore[attr-defined] # documented by CPython, unknown to typeshed
+from json.decoder import scanstring  # type: ignore[attr-defined] # not in the type stubs
 from typing import Any
 
 from polyhead.errors import TemplateError
