@@ -57,7 +57,7 @@ class QueueLimits:
     Attributes:
         texts: the most texts that wait.
         tokens: the most tokens that wait.
-        default_timeout_s: how long a request may wait that brings no timeout of its own.
+        default_timeout_s: how long a request may wait until it begins, whatever its own timeout is.
     """
 
     texts: int = 16_384
@@ -194,17 +194,18 @@ class Scheduler:
                 f"too much to do: {queue.rows} texts with {queue.tokens} tokens are waiting",
                 (self._seconds(queue.tokens) or 0) / 10,
             )
-        # Without a timeout of its own, only the time until the request begins counts.
-        own_tokens = 0 if timeout_s is None else tokens
-        time_left_s = limits.default_timeout_s if timeout_s is None else timeout_s
-        wait_s = self._seconds(self._unfinished_tokens() + own_tokens)
-        if wait_s is not None and PATIENCE * wait_s > time_left_s:
-            raise RefusedError(
-                "deadline",
-                f"too much to do: the answer may take {PATIENCE * wait_s:.1f} s, and the request can wait "
-                f"{time_left_s:.1f} s",
-                wait_s - time_left_s / PATIENCE,
-            )
+        # Whatever its own timeout is, a request must begin within the default one: a caller that can wait for minutes
+        # must not fill the queue for those who cannot.
+        before = self._unfinished_tokens()
+        for ahead, time_left_s in ((before, limits.default_timeout_s), (before + tokens, timeout_s)):
+            wait_s = self._seconds(ahead)
+            if wait_s is not None and time_left_s is not None and PATIENCE * wait_s > time_left_s:
+                raise RefusedError(
+                    "deadline",
+                    f"too much to do: the answer may take {PATIENCE * wait_s:.1f} s, and the request can wait "
+                    f"{time_left_s:.1f} s",
+                    wait_s - time_left_s / PATIENCE,
+                )
 
     def _unfinished_tokens(self) -> int:
         return self._queue.tokens + self._computing_tokens

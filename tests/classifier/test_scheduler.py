@@ -231,23 +231,30 @@ def test_a_full_queue_refuses_with_seconds_to_wait() -> None:
     assert many not in recorder.finished
 
 
-def test_a_wait_over_the_deadline_is_refused() -> None:
-    """Judged by the measured rate, what would come too late is refused when it arrives."""
+@pytest.mark.parametrize(
+    ("default_s", "timeouts", "refused"), [(60, (0.001, 60, None), [0]), (0.001, (60, None), [0, 1])]
+)
+def test_a_wait_over_the_deadline_is_refused(
+    default_s: float, timeouts: Sequence[float | None], refused: Sequence[int]
+) -> None:
+    """By the measured rate: what would end after its own timeout, and what would begin after the default one.
+
+    A caller with much time may not make the queue longer than the others can wait.
+    """
     predictor, recorder = StepPredictor(), Recorder()
-    with scheduler_of(predictor, recorder, QueueLimits(default_timeout_s=0.001)) as scheduler:
-        scheduler.submit([recorder.request(30, timeout_s=60)])
+    with scheduler_of(predictor, recorder, QueueLimits(default_timeout_s=default_s)) as scheduler:
+        scheduler.submit([recorder.request(30)])
         assert not threading.Event().wait(0.05)  # so that 30 tokens take at least this long
         predictor.go_on()
         recorder.wait()
-        scheduler.submit([recorder.request(30, first=1, timeout_s=60)])
+        scheduler.submit([recorder.request(30, first=1)])
         assert predictor.began.acquire(timeout=SECONDS)
-        scheduler.submit([recorder.request(20, first=2, timeout_s=60)])
-        late, patient = recorder.request(5, first=3), recorder.request(5, first=4, timeout_s=60)
-        refused = scheduler.submit([late, patient])
-    assert list(refused) == [late]
-    assert refused[late].reason == "deadline"
-    assert "retry in" in str(refused[late])
-    assert patient.failure is None
+        scheduler.submit([recorder.request(20, first=2)])
+        late = [recorder.request(5, first=3 + n, timeout_s=timeout_s) for n, timeout_s in enumerate(timeouts)]
+        found = scheduler.submit(late)
+    assert list(found) == [late[n] for n in refused]
+    assert {error.reason for error in found.values()} == {"deadline"}
+    assert all("retry in" in str(error) for error in found.values())
 
 
 def test_what_expires_is_not_computed() -> None:

@@ -103,7 +103,7 @@ def test_training(folder: Path, mistake: str) -> None:
         ("evaluate", "checkpoint nothing.csv", "nothing.csv: no such file"),
         ("evaluate", "checkpoint no-text.csv", "no-text.csv: has no column 'text', only txt, topic"),
         ("evaluate", "checkpoint rows.jsonl --slice sort", "has no column 'sort', only text, topic, stars"),
-        ("evaluate", "checkpoint stars.jsonl", "stars.jsonl:1: column 'stars'"),
+        ("evaluate", "checkpoint stars.jsonl --without mood", "stars.jsonl:1: column 'stars'"),
         ("evaluate", "checkpoint rows.jsonl --device tpu", "--device 'tpu': allowed are cpu and cuda"),
         ("evaluate", "checkpoint rows.jsonl --config nothing.toml", "nothing.toml: no such file"),
         ("import", "nothing --config import.toml --output out", "nothing/model.safetensors: is missing"),

@@ -144,7 +144,7 @@ def test_a_template_is_kept(tmp_path: Path) -> None:
             BASE.replace("base", "hidden_state_concat") + "\nlayer2concat = 2", HEADS,
             "tensor 'head.out_proj.bias' has shape none, it is missing, the arguments mean (6,)",
         ),
-        (BASE + "\nlayers = 2", HEADS, "import.toml: unknown field 'layers'; allowed are format"),
+        (BASE + "\nlayers = 2", HEADS, "import.toml: unknown field 'layers'"),
     ],
 )  # fmt: skip
 def test_arguments_that_do_not_fit_are_one_line(tmp_path: Path, arguments: str, heads: str, message: str) -> None:

@@ -14,6 +14,7 @@ from rich.table import Table
 from polyhead.files import replaced_folder
 from polyhead_training.command_line import command_app, one_line_errors, printer
 from polyhead_training.errors import ConfigError
+from polyhead_training.evaluation.numbers import number
 
 if TYPE_CHECKING:
     from polyhead_training.evaluation.comparison import Comparison
@@ -100,7 +101,9 @@ def _print(comparison: Comparison, console: Console) -> None:
     table = Table("head", "metric", "rows", *comparison.runs)
     for head in comparison.heads:
         marks = ["", *(_mark(against.is_better) for against in head.against)]
-        values = [f"{value:.4g}{mark}" for value, mark in zip(head.values, marks, strict=True)] if head.values else []
+        values = (
+            [f"{number(value)}{mark}" for value, mark in zip(head.values, marks, strict=True)] if head.values else []
+        )
         table.add_row(head.head, head.metric, f"{head.rows:,}", *values)
     console.print(table)
     for head in comparison.heads:

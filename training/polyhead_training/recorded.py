@@ -6,7 +6,7 @@ import fnmatch
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, FiniteFloat, TypeAdapter, ValidationError
 
@@ -15,7 +15,9 @@ from polyhead.errors import CheckpointError, describe
 from polyhead_rows.spelling import shortened
 from polyhead_training.config import TrainingConfig
 from polyhead_training.errors import ConfigError
-from polyhead_training.evaluation.baselines import Constant
+
+if TYPE_CHECKING:
+    from polyhead_training.evaluation.baselines import Constant
 
 NAME_LENGTH = 200  # characters of the names of files
 
@@ -49,6 +51,7 @@ class _Calibrated(BaseModel):
     thresholds: dict[str, FiniteFloat] = {}
     before: dict[str, FiniteFloat]
     after: dict[str, FiniteFloat]
+    notes: list[str] = []
 
 
 def recorded_config(path: Path) -> TrainingConfig:
@@ -92,6 +95,8 @@ def recorded_training(checkpoint: Path) -> dict[str, Any]:
 
 def recorded_constants(checkpoint: Path) -> dict[str, Constant]:
     """The best constant answers on the training rows; empty if the checkpoint has none, or if they are malformed."""
+    from polyhead_training.evaluation.baselines import Constant  # scikit-learn takes a second to import
+
     metrics = _read_json(checkpoint / "metrics.json")
     found = metrics.get("constants") if isinstance(metrics, dict) else None
     try:

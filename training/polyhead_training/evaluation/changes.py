@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from polyhead.schema import HeadKind
 from polyhead_training.evaluation.headline import Parts
+from polyhead_training.evaluation.numbers import number
 from polyhead_training.evaluation.plots import shorten
 
 MOST_ROWS = 15  # that got better, and as many that got worse
@@ -145,4 +146,4 @@ def shown(value: Any) -> str:
     """What `comparable` gives, for a person."""
     if isinstance(value, frozenset):
         return ", ".join(sorted(value)) or "no label"
-    return value if isinstance(value, str) else f"{value:.4g}"
+    return value if isinstance(value, str) else number(value)

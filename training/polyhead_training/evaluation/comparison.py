@@ -27,8 +27,9 @@ from polyhead_training.evaluation.changes import (
     row_parts,
     shown,
 )
-from polyhead_training.evaluation.headline import Parts, number, ratio
+from polyhead_training.evaluation.headline import Parts, ratio
 from polyhead_training.evaluation.metrics import HEADLINE, LOWER_IS_BETTER
+from polyhead_training.evaluation.numbers import number
 from polyhead_training.evaluation.paired_tests import PairedTest, holm, mcnemar, permutation
 from polyhead_training.evaluation.plots import shorten
 from polyhead_training.evaluation.reported_run import ReportedRun

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from polyhead.schema import HeadKind
 from polyhead_training.evaluation.metrics import HEADLINE, LOWER_IS_BETTER, HeadAnswers
+from polyhead_training.evaluation.numbers import number
 from polyhead_training.evaluation.plots import shorten
 
 NORMAL = 1.96  # standard errors on each side of a 95 % interval
@@ -124,15 +124,3 @@ def _never_answered(answers: HeadAnswers) -> list[str]:
         return []
     rows, answered = answers.true.sum(axis=0), answers.chosen.sum(axis=0)
     return [answers.head.labels[i] for i in np.argsort(-rows, kind="stable") if rows[i] and not answered[i]]
-
-
-def number(value: Any) -> str:
-    """A number as the page shows it: three digits after the point of a share, four digits of anything else."""
-    if value is None:
-        return "–"
-    if isinstance(value, int | np.integer):
-        return f"{value:,}"
-    size = abs(value)
-    if size >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.4g}" if size >= 1 or 0 < size < 0.001 else f"{value:.3f}"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from polyhead.schema import Head, HeadKind
 from polyhead_training.evaluation.evaluation import Evaluation
 from polyhead_training.evaluation.metrics import HeadAnswers
+from polyhead_training.evaluation.numbers import number
 from polyhead_training.evaluation.plots import shorten
 
 MOST_CONFIDENT = 12
@@ -81,7 +82,7 @@ def most_confident(answers: HeadAnswers, evaluation: Evaluation) -> list[WrongRo
     if head.kind == HeadKind.REGRESSION:
         order = np.argsort(-np.abs(scores - true)[:, 0], kind="stable")[:MOST_CONFIDENT]
         order = order[scores[order, 0] != true[order, 0]]
-        return [show(row, f"{scores[row, 0]:.4g}", f"{true[row, 0]:.4g}") for row in order.tolist()]
+        return [show(row, number(scores[row, 0]), number(true[row, 0])) for row in order.tolist()]
     wrong = answers.chosen != true
     if head.kind == HeadKind.SINGLE_LABEL:
         wrong &= answers.chosen == 1  # the true label was not answered; that is not a second mistake

@@ -18,7 +18,6 @@ from polyhead_training.evaluation.headline import (
     BASELINES,
     NORMAL,
     headline_parts,
-    number,
     standard_error,
     verdict,
 )
@@ -31,6 +30,7 @@ from polyhead_training.evaluation.mistakes import (
     place_of,
     true_places,
 )
+from polyhead_training.evaluation.numbers import number
 
 MOST_LABELS = 100  # of a table
 MOST_MATRIX_LABELS = 12  # of a confusion matrix: more of them have no place on a page
@@ -79,6 +79,9 @@ def page(
             losses=plots.to_svg(losses) if losses and losses.axes[0].lines else None,
             calibration=[_calibration_row(*item) for item in (calibration or {}).items() if _is_fitted(item[1])],
             calibration_columns=["head", "temperature", *SHOWN],
+            calibration_notes=[
+                (name, note) for name, found in (calibration or {}).items() for note in found.get("notes", ())
+            ],
             slices=[part for table in evaluation.slice_tables() for part in _narrow(table)],
         )
     )

@@ -9,6 +9,7 @@ from rich.table import Table
 from polyhead.schema import Schema
 from polyhead_training.evaluation.baselines import LINEAR, MAJORITY
 from polyhead_training.evaluation.metrics import MAIN
+from polyhead_training.evaluation.numbers import number
 
 Metrics = Mapping[str, Mapping[str, float]]
 
@@ -36,9 +37,9 @@ def score_table(
         for head, scores in by_head.items():
             others = baselines.get(split, {}).get(head, {})
             shown = [key for key in MAIN[schema[head].kind] if key in scores]
-            for number, key in enumerate(shown or [""]):
-                first = (split, head, f"{scores.get('rows', 0):g}") if not number else ("", "", "")
+            for place, key in enumerate(shown or [""]):
+                first = (split, head, f"{scores.get('rows', 0):g}") if not place else ("", "", "")
                 values = [scores.get(key), *(others.get(name, {}).get(key) for name in names)]
-                table.add_row(*first, key, *("" if value is None else f"{value:.4g}" for value in values))
+                table.add_row(*first, key, *("" if value is None else number(value) for value in values))
         table.add_section()
     return table

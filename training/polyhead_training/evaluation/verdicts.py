@@ -11,6 +11,7 @@ from polyhead_rows.spelling import shortened
 from polyhead_training.data.labels import mend_of
 from polyhead_training.evaluation.evaluation import Evaluation
 from polyhead_training.evaluation.metrics import HEADLINE, LOWER_IS_BETTER, answers_of
+from polyhead_training.evaluation.numbers import number
 
 SHOWN = 5  # labels in a line
 WHAT = {"majority": "the same answer for every text", "linear": "a linear model"}
@@ -64,7 +65,7 @@ def _no_better(evaluation: Evaluation) -> Iterator[str]:
             if reached >= other if metric in LOWER_IS_BETTER else reached <= other:
                 yield (
                     f"head {head.name!r}: the network is no better than {what}: "
-                    f"{metric} {reached:.4g} against {other:.4g}"
+                    f"{metric} {number(reached)} against {number(other)}"
                 )
                 break
 
