@@ -44,7 +44,7 @@ def test_python(address: str) -> None:
     for code, expected in examples("python"):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            exec(compile(code.replace("localhost:8000", address), "explain.md", "exec"), namespace)
+            exec(compile(code.replace("127.0.0.1:8000", address), "explain.md", "exec"), namespace)
         assert printed.getvalue() == expected, code
     namespace["client"].close()
 
