@@ -187,7 +187,7 @@ def test_a_network_that_is_not_worth_serving_is_named() -> None:
     majority = np.bincount(labels[:, 0].astype(int)).max() / 120
     assert any(
         "head 'topic': the network is no better than the same answer for every text: accuracy" in note
-        and f"against {majority:.4g}" in note
+        and f"against {majority:.3f}" in note
         for note in notes
     )
     assert any("head 'topic': never answers 2 of the 3 labels that occur: " in note for note in notes)
@@ -208,5 +208,5 @@ def test_the_table_shows_both_baselines() -> None:
     ]  # fmt: skip
     cells = [list(column.cells) for column in table.columns]
     assert cells[3][:3] == ["accuracy", "macro_f1", "ece"]
-    assert cells[6][0] == f"{np.bincount(labels[:, 0].astype(int)).max() / 120:.4g}"
+    assert cells[6][0] == f"{np.bincount(labels[:, 0].astype(int)).max() / 120:.3f}"
     assert len(score_table(SCHEMA, {"test": evaluation.metrics}, {}).columns) == 5
