@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from polyhead.errors import PolyheadError, TemplateError, describe, one_line
 from polyhead.schema import Architecture, Head, HeadKind, Schema
@@ -56,11 +56,6 @@ class ImportedHead(Section):
     name: str = Field(examples=["topic"])
     labels: tuple[str, ...] = Field(default=(), examples=[("news", "sport", "science")])
 
-    @classmethod
-    def file(cls) -> type[BaseModel]:
-        """The model of the file that this is a part of."""
-        return ImportConfig
-
 
 class ImportConfig(Section, ReadOptions):
     """The keys above the first table; names and defaults are those of that_nlp_library's constructors.
@@ -96,11 +91,6 @@ class ImportConfig(Section, ReadOptions):
     text_template: str | None = Field(default=None, examples=["[[{title}. ]]{body}"])
     golden_rows: int = Field(default=256, ge=1)
     heads: list[ImportedHead] = Field(min_length=1)
-
-    @classmethod
-    def file(cls) -> type[BaseModel]:
-        """The model of the file that this is."""
-        return cls
 
     @field_validator("text_template")
     @classmethod

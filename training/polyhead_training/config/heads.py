@@ -1,0 +1,139 @@
+"""``[[heads]]``: a head, the column of its labels, what their cells mean, and the head's part of the loss."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from polyhead.schema import HeadKind
+from polyhead_rows.errors import TableError
+from polyhead_rows.names import read_names
+from polyhead_training.config.section import Section
+from polyhead_training.errors import ConfigError
+
+OF_LABELS = (
+    "columns",
+    "positions",
+    "names",
+    "unnamed",
+    "empty_cells",
+    "at_least",
+    "pattern",
+    "as_written",
+)  # of HeadConfig
+
+
+class HeadConfig(Section):
+    """One head, the column that holds its labels, and its part of the loss.
+
+    Attributes:
+        name: of the head in answers and metrics.
+        kind: what it answers: one of n labels, any of n labels, or a number.
+        column: by default the head's name; ``doc.label`` is the field of an object.
+        columns: instead of `column`: one column per label, with 0 or 1. Their names are the labels.
+        positions: names of the positions, if a cell is a vector of 0 and 1.
+        labels: in index order; by default the sorted labels of all rows of train, including those held out.
+        names: what ids or spellings are called: a list from 0 on, a table, or a file (`polyhead_rows.names`).
+        unnamed: what a label is that `names` lacks: an ``error``, or ``keep`` it. By default it is kept only if `names`
+            is a table here that has other keys than numbers.
+        missing: texts that mean unknown, whatever their case, instead of those in `polyhead_training.data.scalars`.
+        empty_cells: what an empty text means: ``no_labels`` (the default of a multi_label head with one column) or
+            ``unknown``.
+        at_least: a share between 0 and 1 counts as the label from here on.
+        as_written: takes a text as it is: brackets, quotes, tags, bullets and so on are letters, and only `separator`
+            cuts it. By default `polyhead_rows.spelling` and `polyhead_training.data.text_forms` read it.
+        pattern: a regular expression that finds the labels in a text, or its one group does.
+        label_transforms: ``strip``, ``lowercase``, ``whole_number`` (``1.0`` becomes ``1``) or
+            ``package.module:function`` (label to label).
+        separator: between the labels of a multi_label head if a cell is text.
+        weight: of the head's loss in the sum.
+        parent: the head of the level above in a taxonomy.
+        parent_of: for each label, the label of `parent` that it belongs to. By default it is learned from the same rows
+            as `labels`.
+        y_range: regression only: the lowest and the highest value that the head can answer.
+        class_weights: single_label only: the weight of each label's rows, or ``balanced``: n / (labels * its rows).
+        positive_weights: multi_label only: the weight of each label's positive rows, or ``balanced``: negative /
+            positive rows.
+        label_smoothing: single_label and multi_label only (Szegedy et al. 2016, arXiv:1512.00567).
+    """
+
+    name: str = Field(examples=["topic"])
+    kind: HeadKind
+    column: str | None = Field(default=None, examples=["Topic"])
+    columns: list[str] | None = Field(default=None, min_length=2, examples=[["toxic", "insult"]])
+    positions: list[str] | None = Field(default=None, min_length=2, examples=[["news", "sport", "science"]])
+    labels: list[str] | None = Field(default=None, examples=[["news", "sport", "science"]])
+    names: list[str] | dict[str, str] | str | None = Field(default=None, examples=[{"27": "neutral"}, "labels.txt"])
+    unnamed: Literal["error", "keep"] | None = None
+    missing: list[str] | None = Field(default=None, examples=[["tbd", "-1"]])
+    empty_cells: Literal["no_labels", "unknown"] | None = None
+    at_least: float = Field(default=0.5, gt=0, le=1)
+    as_written: bool = False
+    pattern: str | None = Field(default=None, examples=[r"#(\w+)"])
+    label_transforms: list[str] = Field(default=[], examples=[["lowercase"]])
+    separator: str = Field(default=",", min_length=1, examples=[";"])
+    weight: float = Field(default=1.0, ge=0, examples=[0.5])
+    parent: str | None = Field(default=None, examples=["country"])
+    parent_of: dict[str, str] | None = Field(default=None, examples=[{"Sydney": "Australia", "Utrecht": "Netherlands"}])
+    y_range: tuple[float, float] | None = Field(default=None, examples=[(1.0, 5.0)])
+    class_weights: Literal["balanced"] | dict[str, float] | None = None
+    positive_weights: Literal["balanced"] | dict[str, float] | None = None
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, examples=[0.05])
+
+    @model_validator(mode="after")
+    def _agree(self) -> HeadConfig:
+        for field, kinds in {
+            "y_range": (HeadKind.REGRESSION,),
+            "class_weights": (HeadKind.SINGLE_LABEL,),
+            "positive_weights": (HeadKind.MULTI_LABEL,),
+            "label_smoothing": (HeadKind.SINGLE_LABEL, HeadKind.MULTI_LABEL),
+            "label_transforms": (HeadKind.SINGLE_LABEL, HeadKind.MULTI_LABEL),
+            "separator": (HeadKind.SINGLE_LABEL, HeadKind.MULTI_LABEL),
+            **dict.fromkeys(OF_LABELS, (HeadKind.SINGLE_LABEL, HeadKind.MULTI_LABEL)),
+        }.items():
+            if getattr(self, field) != type(self).model_fields[field].default and self.kind not in kinds:
+                raise ValueError(f"{field} goes with kind {' or '.join(kinds)}, not {self.kind}")
+        if len([name for name in ("column", "columns") if getattr(self, name) is not None]) > 1:
+            raise ValueError("give either column or columns")
+        if self.columns is not None and (self.positions is not None or self.pattern is not None):
+            raise ValueError("columns have a cell per label; positions and pattern are for one cell with all labels")
+        if self.positions is not None and (self.pattern is not None or self.names is not None):
+            raise ValueError("positions says what vectors mean; names and pattern are for labels in cells")
+        for field in ("columns", "positions"):
+            if len(set(found := getattr(self, field) or [])) < len(found):
+                raise ValueError(f"{field} must differ, got {found}")
+        self._check_pattern()
+        if self.y_range is not None and not self.y_range[0] < self.y_range[1]:
+            raise ValueError(f"y_range must be two numbers, the lower first, got {list(self.y_range)}")
+        if self.parent_of is not None and self.parent is None:
+            raise ValueError("parent_of goes with parent")
+        return self
+
+    def _check_pattern(self) -> None:
+        if self.pattern is None:
+            return
+        try:
+            groups = re.compile(self.pattern).groups
+        except re.error as error:
+            raise ValueError(f"pattern {self.pattern!r} is no regular expression: {error}") from error
+        if groups > 1:
+            raise ValueError(f"pattern {self.pattern!r} must have one group, or none; (?:...) groups nothing")
+
+
+def with_names(head: HeadConfig) -> HeadConfig:
+    """The head with the content of its file of names, so that the record of a training needs no file.
+
+    Raises:
+        ConfigError: the file cannot be read, or is no table of names.
+    """
+    if head.names is None or isinstance(head.names, dict):
+        return head
+    try:
+        names = read_names(head.names) if isinstance(head.names, str) else head.names
+    except TableError as error:
+        raise ConfigError(f"heads: {head.name!r}: names: {error}") from error
+    if isinstance(names, list):
+        names = {str(number): name for number, name in enumerate(names)}
+    return head.model_copy(update={"names": names, "unnamed": head.unnamed or "error"})
