@@ -33,8 +33,8 @@ demo: ## Do the whole job on this machine: get data, train, export, serve, class
 test: ## Run all tests; tests/e2e starts a real tritonserver
 	@$(MAKE) --no-print-directory setup
 	@$(MAKE) --no-print-directory .nginx/.ready .operations/.ready .browser/.ready
-	$(PY) -m pytest $(PARALLEL) -m 'not slow and not chaos'
-	$(PY) -m pytest -m 'slow and not chaos'
+	$(PY) -m pytest $(PARALLEL) -m 'not alone and not chaos'
+	$(PY) -m pytest -m 'alone and not chaos'
 
 .PHONY: test-fast
 test-fast: .venv/.ready ## Run the tests that start no server and do no training: 3 minutes on 2 cores

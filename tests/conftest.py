@@ -13,16 +13,19 @@ import torch
 from tests.tiny import write_tiny_checkpoint
 
 TESTS = Path(__file__).parent
-# Folders and files whose tests start a server or train.
-SLOW = [TESTS / name for name in (
+# Folders and files whose tests start a server: they run one after the other.
+ALONE = [TESTS / name for name in (
     "benchmarks", "chaos", "deploy", "docs", "e2e", "loadtest/test_capacity.py", "loadtest/test_locustfile.py",
-    "training/test_distributed.py", "training/test_evaluate.py", "training/test_fit_arguments.py",
-    "training/test_fit_body.py", "training/test_fit_layers.py", "training/test_full_disk.py", "training/test_resume.py",
-    "training/test_run.py", "training/test_shown_progress.py", "training/test_train.py",
-    "scoring/test_cluster.py", "scoring/test_killed.py", "client/test_client_install.py",
-    "serving/test_placed_kills.py", "training/test_measured_rows.py", "training/test_report_layout.py",
-    "training/test_held_out_report.py",
+    "scoring/test_cluster.py", "scoring/test_killed.py",
 )]  # fmt: skip
+# Those that train, install or start many processes.
+SLOW = [*ALONE, *(TESTS / name for name in (
+    "client/test_client_install.py", "serving/test_placed_kills.py", "training/test_distributed.py",
+    "training/test_evaluate.py", "training/test_fit_arguments.py", "training/test_fit_body.py",
+    "training/test_fit_layers.py", "training/test_full_disk.py", "training/test_held_out_report.py",
+    "training/test_measured_rows.py", "training/test_report_layout.py", "training/test_resume.py",
+    "training/test_run.py", "training/test_shown_progress.py", "training/test_train.py",
+))]  # fmt: skip
 
 # Hardware decides else: on CPUs with bf16 instructions answers would be rounded, and many tests compare them closely.
 os.environ["POLYHEAD_PRECISION"] = "fp32"
@@ -44,11 +47,13 @@ def damaged(base_checkpoint: Path, tmp_path: Path) -> Callable[[], Path]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the slow tests by where they stand."""
+    """Marks tests by where they stand."""
     assert all(place.exists() for place in SLOW), [place for place in SLOW if not place.exists()]
     for item in items:
         if any(item.path.is_relative_to(place) for place in SLOW):
             item.add_marker(pytest.mark.slow)
+        if any(item.path.is_relative_to(place) for place in ALONE):
+            item.add_marker(pytest.mark.alone)
 
 
 def pytest_runtest_setup() -> None:
