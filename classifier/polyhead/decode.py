@@ -158,7 +158,7 @@ def _decode_head(head: Head, scores: Scores, path: Mapping[str, int], options: D
     # Stable sorts: if scores are equal, the label with the lower index comes first, on every machine.
     if head.kind == HeadKind.SINGLE_LABEL:
         many = options.top_k or 1
-        order = np.argsort(-scores, kind="stable") if many > 1 else scores.argmax(keepdims=True)
+        order = np.argsort(-scores, kind="stable") if many > 1 else scores.argmax(0, keepdims=True)
         if head.name in path:
             order = np.concatenate(([path[head.name]], order[order != path[head.name]]))
         best = order[:many]
