@@ -128,6 +128,8 @@ def best_paths(scores: Scores, schema: Schema) -> dict[str, int]:
     path: dict[str, int] = {}
     worths: dict[str, NDArray[np.float64]] = {}
     below = schema.child_labels
+    if not below:
+        return path
 
     def worth(head: Head) -> NDArray[np.float64]:
         if head.name not in worths:
@@ -155,10 +157,11 @@ def _decode_head(head: Head, scores: Scores, path: Mapping[str, int], options: D
         return {"kind": head.kind, "value": float(scores[0])}
     # Stable sorts: if scores are equal, the label with the lower index comes first, on every machine.
     if head.kind == HeadKind.SINGLE_LABEL:
-        order = np.argsort(-scores, kind="stable")
+        many = options.top_k or 1
+        order = np.argsort(-scores, kind="stable") if many > 1 else scores.argmax(0, keepdims=True)
         if head.name in path:
             order = np.concatenate(([path[head.name]], order[order != path[head.name]]))
-        best = order[: options.top_k or 1]
+        best = order[:many]
         return {"kind": head.kind, "labels": [head.labels[i] for i in best], "scores": [float(scores[i]) for i in best]}
     assert head.thresholds is not None  # the schema gives every multi_label head its thresholds
     thresholds = head.thresholds if options.threshold is None else (options.threshold,) * len(head.labels)

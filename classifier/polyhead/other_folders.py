@@ -25,7 +25,7 @@ def what_it_is(path: Path) -> str | None:
 
 
 def _unfinished(path: Path) -> str | None:
-    if _is_run(path.with_name(f"{path.name}.training")):
+    if _is_run(path.parent / f"{path.name}.training"):  # with_name would refuse /
         return f"is not written yet, because its training is not finished; {RESUME}"
     run = next((folder for folder in (path, *path.parents) if _is_run(folder)), None)
     return None if run is None else f"belongs to the unfinished training of {_output(run)}; {RESUME}"

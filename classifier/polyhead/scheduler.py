@@ -57,7 +57,8 @@ class QueueLimits:
     Attributes:
         texts: the most texts that wait.
         tokens: the most tokens that wait.
-        default_timeout_s: how long a request may wait until it begins, whatever its own timeout is.
+        default_timeout_s: a request is refused if it would begin later, whatever its own timeout is. Without one of its
+            own, it is also dropped if it has not begun by then.
     """
 
     texts: int = 16_384
@@ -159,7 +160,8 @@ class Scheduler:
                 try:
                     self._check_admission(len(request.encoded), request.tokens, request.timeout_s)
                 except RefusedError as error:
-                    refused[request] = error
+                    # Its traceback would keep all requests of this call until Python collects its garbage.
+                    refused[request] = error.with_traceback(None)
                 else:
                     request.default_timeout_s = self._limits.default_timeout_s
                     self._queue.add(request)
@@ -197,15 +199,19 @@ class Scheduler:
         # Whatever its own timeout is, a request must begin within the default one: a caller that can wait for minutes
         # must not fill the queue for those who cannot.
         before = self._unfinished_tokens()
-        for ahead, time_left_s in ((before, limits.default_timeout_s), (before + tokens, timeout_s)):
-            wait_s = self._seconds(ahead)
-            if wait_s is not None and time_left_s is not None and PATIENCE * wait_s > time_left_s:
-                raise RefusedError(
-                    "deadline",
-                    f"too much to do: the answer may take {PATIENCE * wait_s:.1f} s, and the request can wait "
-                    f"{time_left_s:.1f} s",
-                    wait_s - time_left_s / PATIENCE,
-                )
+        refusals = [
+            (wait_s - time_left_s / PATIENCE, f"{what} {PATIENCE * wait_s:.1f} s, and {allowed} {time_left_s:.1f} s")
+            for ahead, time_left_s, what, allowed in (
+                (before, limits.default_timeout_s, "the wait may take", "a request may wait"),
+                (before + tokens, timeout_s, "the answer may take", "the request can wait"),
+            )
+            if time_left_s is not None
+            and (wait_s := self._seconds(ahead)) is not None
+            and PATIENCE * wait_s > time_left_s
+        ]
+        if refusals:
+            retry_s, message = max(refusals)  # sooner it would be refused again
+            raise RefusedError("deadline", f"too much to do: {message}", retry_s)
 
     def _unfinished_tokens(self) -> int:
         return self._queue.tokens + self._computing_tokens

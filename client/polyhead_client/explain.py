@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from polyhead_client.operations import CANARY, PREDICTION, SCHEMA, SCORES, Model
 from polyhead_client.prediction import MultiLabel, Prediction, Regression, SingleLabel
 from polyhead_client.request import Parameters, check_count
 from polyhead_client.schema import ModelSchema
-from polyhead_client.words import SplitText, TextPart, Value, value_text
+from polyhead_client.words import Removed, SplitText, TextPart, Value, value_text
 
 MOST_TEXTS = 128
 FEWEST_TEXTS = 64  # finding the end of what the model reads takes up to 36
@@ -97,9 +98,11 @@ def explain(text: Any, head: str | None, label: str | None, most_texts: int) -> 
 
     left_out = yield from _leave_out(leave_out(split, read, most_texts - texts, choose, tolerance))
     choose(left_out.whole)
+    everywhere = {split.words[place]: places for places in split.places().values() for place in places}
+    unread = tuple(_unread(split, read))
     return Explanation(
         prediction,
-        tuple(_reason(target, split, read, left_out) for target in targets),
+        tuple(_reason(target, split, left_out, everywhere, unread) for target in targets),
         texts + left_out.texts,
         schema.tolerance,
     )
@@ -225,22 +228,27 @@ def _answered(schema: ModelSchema, prediction: Prediction, whole: Scores, head: 
             return [None]
 
 
-def _reason(target: _Target, split: SplitText, read: int, left_out: LeftOut) -> Reason:
-    everywhere = {split.words[place]: places for places in split.places().values() for place in places}
+def _reason(
+    target: _Target,
+    split: SplitText,
+    left_out: LeftOut,
+    everywhere: Mapping[TextPart, Removed],
+    unread: tuple[TextPart, ...],
+) -> Reason:
     words = []
-    for place, word in enumerate(split.words[:read]):
-        if (place,) in left_out.rows:
-            places = everywhere.get(word, (place,))
-            of_all = left_out.effect(places, target.column) if len(places) > 1 else None
-            effect = left_out.effect((place,), target.column)
-            words.append(PartEffect(word.text, word.start, word.end, word.field, effect, len(places), of_all))
+    for (place,) in sorted(removed for removed in left_out.rows if len(removed) == 1):
+        word = split.words[place]
+        places = everywhere.get(word, (place,))
+        of_all = left_out.effect(places, target.column) if len(places) > 1 else None
+        effect = left_out.effect((place,), target.column)
+        words.append(PartEffect(word.text, word.start, word.end, word.field, effect, len(places), of_all))
     return Reason(
         target.head,
         target.label,
         float(left_out.whole[target.column]),
         tuple(words),
         tuple(_part(split, group, left_out.effect(group, target.column)) for group in left_out.groups),
-        tuple(_unread(split, read)),
+        unread,
         split.source,
     )
 
@@ -251,10 +259,9 @@ def _part(split: SplitText, places: range, effect: float | None) -> PartEffect:
     return PartEffect(text, first.start, last.end, first.field, effect)
 
 
-def _unread(split: SplitText, read: int) -> list[TextPart]:
-    found: dict[str | None, TextPart] = {}
-    for word in split.words[read:]:
-        first = found.get(word.field, word)
-        value = split.value(word.field)
-        found[word.field] = TextPart(value[first.start : word.end], first.start, word.end, word.field)
-    return list(found.values())
+def _unread(split: SplitText, read: int) -> Iterator[TextPart]:
+    """The end of the text, or of each field, that the model does not read."""
+    for field_name, words in groupby(split.words[read:], lambda word: word.field):
+        first, *others = words
+        end = others[-1].end if others else first.end
+        yield TextPart(split.value(field_name)[first.start : end], first.start, end, field_name)

@@ -15,7 +15,7 @@ class PendingRequest(Protocol):
 
     Attributes:
         position: its place in the call of `execute`.
-        source: Triton's request.
+        source: Triton's request; None once there is a sender.
         sender: sends its response if `execute` has returned without it; None before.
     """
 
@@ -105,5 +105,6 @@ class Responses(Generic[R]):
     def _leave(self, request: R) -> None:
         try:
             request.sender = request.source.get_response_sender()
+            request.source = None  # it holds shared memory
         except Exception as error:
             self.put(request.position, self._fail(f"a request has no response sender: {error!r}"))

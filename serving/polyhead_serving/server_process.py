@@ -39,6 +39,8 @@ DEAD_AFTER_S, ENDED_AFTER_S = 0.2, 2.0
 # "[" end it; with 64 MiB, it survives what the proxy (deploy/nginx) lets through.
 STACK_BYTES = 64 * 2**20
 DRAIN_REPORT_S = 5.0
+# So long, a drain also waits for clients that have closed their side: some still read. Triton may never close its side.
+HALF_CLOSED_S = 10.0
 FILES = 65_536  # a soft limit of 1,024 would be less than the connections that the proxy may open
 DRAINED_CHECKS = 3  # how often in a row, 0.1 s apart, the server must look drained: the last answers have left then
 KEY_NOT_HIDDEN = (
@@ -149,6 +151,7 @@ class ServerProcess:
             # Triton waits for all connections to end, also for idle ones.
             deadline = time.monotonic() + options.exit_timeout_s + 5
             next_report = time.monotonic() + DRAIN_REPORT_S
+            half_closed_until = time.monotonic() + HALF_CLOSED_S
             drained = 0
             while (code := process.poll()) is None and time.monotonic() < deadline:
                 close_idle_connections(process.pid, options.http_port)
@@ -160,7 +163,8 @@ class ServerProcess:
                 # clients have left.
                 models = _model_processes(process.pid)
                 clients = client_states(process.pid, options.http_port, options.grpc_port)
-                drained = 0 if models and clients else drained + 1
+                is_asked = clients["ESTABLISHED"] if time.monotonic() > half_closed_until else clients
+                drained = 0 if models and is_asked else drained + 1
                 if time.monotonic() >= next_report:
                     next_report += DRAIN_REPORT_S
                     log.info("still stopping: %d model processes, connections %s", len(models), dict(clients))

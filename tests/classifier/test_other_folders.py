@@ -122,6 +122,7 @@ def test_strange_files_are_no_traceback(tmp_path: Path) -> None:
     (folder / "config.json").unlink()
     os.mkfifo(folder / "config.json")
     assert what_it_is(folder) is None
+    assert what_it_is(Path("/")) is None
     with pytest.raises(CheckpointError, match="is a pipe"):
         read_checkpoint(folder)
     (tmp_path / "loop").symlink_to(tmp_path / "loop")

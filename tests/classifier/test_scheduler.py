@@ -257,6 +257,20 @@ def test_a_wait_over_the_deadline_is_refused(
     assert all("retry in" in str(error) for error in found.values())
 
 
+def test_a_refusal_names_the_longest_wait() -> None:
+    """Sooner, the request would be refused again: by its own timeout, or by the default one."""
+    predictor, recorder = StepPredictor(), Recorder()
+    with scheduler_of(predictor, recorder, QueueLimits(default_timeout_s=10)) as scheduler:
+        scheduler._tokens_per_s = 10.0
+        scheduler.submit([recorder.request(10)])
+        assert predictor.began.acquire(timeout=SECONDS)
+        scheduler.submit([recorder.request(100, first=1)])  # 11 s until everything is computed, or twice that
+        short, long = (recorder.request(10, first=2, timeout_s=timeout_s) for timeout_s in (1, 15))
+        refused = scheduler.submit([short, long])
+    assert str(refused[short]).endswith("24.0 s, and the request can wait 1.0 s; retry in 11.5 s")
+    assert str(refused[long]).endswith("22.0 s, and a request may wait 10.0 s; retry in 6.0 s")
+
+
 def test_what_expires_is_not_computed() -> None:
     """A request whose time ends in the queue fails without being computed, and says how long it waited."""
     predictor, recorder = StepPredictor(), Recorder()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import re
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -228,3 +230,24 @@ def test_waiting_texts_are_a_gauge_of_all_instances(hasty: Hasty) -> None:
     engine.release()
     model.finalize()
     assert sum(value("polyhead_waiting_texts")) == sum(value("polyhead_waiting_tokens")) == 0
+
+
+def test_what_a_request_holds_is_freed_with_its_response(hasty: Hasty) -> None:
+    """Triton's request, and so its shared memory, is freed with its answer, not when Python collects its garbage."""
+    model = hasty(queue_texts="2")
+    engine = HeldEngine(model)
+    requests = [Request(texts(f"text {number}".encode())) for number in range(9)]
+    senders = [request.sender for request in requests]
+    gone = [weakref.ref(request) for request in requests]
+    gc.collect()
+    gc.disable()
+    try:
+        returned = model.execute(requests)
+        requests.clear()
+        assert not any(request() for request in gone)  # refused, or answered by their senders from now on
+        engine.release()
+        for sender, response in zip(senders, returned, strict=True):
+            assert response is not None or sender.arrived.wait(SECONDS)
+        model.finalize()
+    finally:
+        gc.enable()

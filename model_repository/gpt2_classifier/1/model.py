@@ -63,7 +63,7 @@ class ParsedRequest:
 
     Attributes:
         position: its place in the call of `execute`.
-        source: Triton's request.
+        source: Triton's request; None once there is a sender.
         timeout_s: how long its caller waits; None if the request does not say so.
         encoded: its texts, once they are tokenized.
         scoring: its texts in the queue, if they need scores.
@@ -83,9 +83,9 @@ class ParsedRequest:
 
     def is_cancelled(self) -> bool:
         """Whether the client has cancelled it, which is possible over gRPC only."""
-        source = self.source if self.sender is None else self.sender
+        source, sender = self.source, self.sender  # in this order: the source goes when the sender has come
         try:
-            return bool(source.is_cancelled())
+            return bool((sender or source).is_cancelled())
         except Exception as error:  # this is called in the scheduler's thread, which must not die of it
             log_error(f"a request does not say whether it is cancelled: {error!r}")
             return False
@@ -235,6 +235,7 @@ class TritonPythonModel:
             if request.scoring in refused:
                 responses.withdraw(request)
                 self.refuse(request.position, refused[request.scoring], responses, record)
+                request.scoring = None  # as in `build_response`
 
     def send(self, request: ParsedRequest) -> None:
         """Lets another thread send the response to a request that `execute` has returned without."""
@@ -259,7 +260,9 @@ class TritonPythonModel:
 
     def build_response(self, request: ParsedRequest, record: RequestsRecord) -> Any:
         """Builds the outputs that the request asked for, and no others; or the error that it gets instead."""
-        match request.scoring.failure if request.scoring is not None else None:
+        # Else the two would refer to each other, and keep Triton's memory until Python collects its garbage.
+        scoring, request.scoring = request.scoring, None
+        match scoring.failure if scoring is not None else None:
             case None:
                 pass
             case ExpiredError() as error:
@@ -269,8 +272,8 @@ class TritonPythonModel:
             case error:
                 return failure(str(error), pb_utils.TritonError.INTERNAL)
         tensors = []
-        if request.scoring is not None:
-            scores = request.scoring.scores
+        if scoring is not None:
+            scores = scoring.scores
             have_answers = are_answers(scores)
             if not have_answers.all():
                 readable = np.array([text.error is None for text in request.encoded])
