@@ -90,6 +90,18 @@ def test_noise_is_no_progress(tmp_path: Path) -> None:
     assert "a and c are equally good on each of the 100 rows." in result.output
 
 
+def test_as_many_mistakes_are_not_the_same_score(tmp_path: Path) -> None:
+    """No label instead of the right one, and the right one beside a wrong one: one mistake each, but another F1."""
+    texts = [f"text {i}" for i in range(30)]
+    runs = [
+        write_predictions(tmp_path / name, text=texts, tags_labels=[labels] * 30, tags_true=[["x"]] * 30)
+        for name, labels in (("a", []), ("b", ["x", "y"]))
+    ]
+    result, found = compare(tmp_path, *runs)
+    assert found["heads"][0]["values"] == [0.0, pytest.approx(2 / 3)]
+    assert "b is better than a: micro f1 0.667 against 0.000" in result.output
+
+
 def test_many_comparisons_are_corrected(tmp_path: Path) -> None:
     """A p of 0.03 counts alone, and not among three; every run is compared with the first."""
     first = topic_run(tmp_path / "first", [True] * 90 + [False] * 10)

@@ -270,13 +270,15 @@ def _against(
     is_better = (gain > 0) if p < SIGNIFICANT and gain else None
     before, after = tables[0], tables[place]
     gains = row_gains(head.kind, parts[0], parts[place])
+    # Not by the gains: a missing label and one too many are both one mistake, but count differently in F1.
+    are_equal = np.array_equal(parts[0], parts[place])
     better, worse = changed_rows(head.head, head.kind, before, after, gains)
     return Against(
         run=names[place],
         test=test,
         p=p,
         is_better=is_better,
-        sentence=_sentence(head, names[0], names[place], head.values[place], test, p, tests, is_better, gains),
+        sentence=_sentence(head, names[0], names[place], head.values[place], test, p, tests, is_better, are_equal),
         better_count=int((gains > 0).sum()),
         worse_count=int((gains < 0).sum()),
         better=better,
@@ -287,9 +289,9 @@ def _against(
 
 def _sentence(
     head: HeadComparison, first: str, second: str, value: float, test: PairedTest, p: float, tests: int,
-    is_better: bool | None, gains: NDArray[np.float64],
+    is_better: bool | None, are_equal: bool,
 ) -> str:  # fmt: skip
-    if not gains.any():
+    if are_equal:
         return f"{first} and {second} are equally good on each of the {_rows(test.rows)}."
     name = head.metric.replace("_", " ")
     numbers = (
