@@ -218,6 +218,14 @@ def test_rows_that_a_run_was_chosen_on_are_said(tmp_path: Path) -> None:
     ]
 
 
+def test_a_report_on_rows_of_the_training_says_so(tmp_path: Path) -> None:
+    """What polyhead-evaluate knew of the file stands beside the comparison."""
+    runs = [topic_run(tmp_path / name, [True] * 6, split=["evaluation"] * 6) for name in ("a", "b")]
+    sentence = "The training had the same file in data.train, so the scores are too good."
+    (runs[1] / "metrics.json").write_text(json.dumps({"measured_on": sentence}), encoding="utf-8")
+    assert compare(tmp_path, *runs)[1]["notes"] == [f"b: {sentence}"]
+
+
 def test_a_checkpoint_and_its_report_are_one_run(tmp_path: Path) -> None:
     """A path may be a checkpoint, a report or the file; names are as short as they can be."""
     (tmp_path / "x" / "out").mkdir(parents=True)

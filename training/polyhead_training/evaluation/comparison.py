@@ -37,6 +37,7 @@ from polyhead_training.evaluation.reported_run import ReportedRun
 SIGNIFICANT = 0.05
 SEEN = {"train": "was trained", "validation": "was chosen and calibrated"}  # splits
 MOST_NAMED = 5  # labels in a sentence
+LONGEST_SENTENCE = 600  # characters of a report's own
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,8 @@ def _split_notes(runs: Sequence[ReportedRun], tables: Sequence[pandas.DataFrame]
             if split in splits:
                 count = int(splits[split])
                 notes.append(f"{run.name} {what} on {_rows(count)} of these, so its scores there are too good.")
+        if "evaluation" in splits and run.measured_on:  # the report knows whether the model was trained on its file
+            notes.append(f"{run.name}: {shorten(run.measured_on, LONGEST_SENTENCE)}")
     return notes
 
 
