@@ -33,7 +33,7 @@ def _unseen(evaluation: Evaluation) -> Iterator[str]:
             some = ", ".join(head.labels[:SHOWN])
             mend = f"; the model knows none of the labels: is it the right column? It answers {some}"
         yield (
-            f"head {name!r}: {rows} of {known:g} rows have labels that training never saw; they count as wrong: "
+            f"head {name!r}: {rows} of {number(known)} rows have labels that training never saw; they count as wrong: "
             f"{listed}{more}{mend}"
         )
 
