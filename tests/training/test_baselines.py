@@ -162,6 +162,20 @@ def test_large_data_are_sampled_and_said(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (model.logits(texts)[:, rare] < -20).all()
 
 
+def test_a_sorted_file_loses_no_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that are left out for the sake of many labels are drawn from the whole file, and the note says so."""
+    monkeypatch.setattr(linear_model, "MOST_CELLS", 3 * 100)
+    texts, labels = texts_and_labels(300)
+    order = np.lexsort((labels[:, 1], labels[:, 0]))
+    texts, labels = [texts[row] for row in order], labels[order]
+    model = fitted(texts, labels)
+    assert model.note == "The linear baseline was fitted on at most 100 rows of a head with many labels."
+    logits = model.logits(texts)
+    assert set(logits[:, :3].argmax(axis=1)) == {0, 1, 2}
+    assert (logits[:, :3].argmax(axis=1) == labels[:, 0]).mean() > 0.8
+    assert ((logits[:, 3] > 0) == labels[:, 1]).mean() > 0.9
+
+
 def evaluation_of(labels: NDArray[np.float32], scores: NDArray[np.float32], schema: Schema = SCHEMA) -> Evaluation:
     """With baselines fitted on the same rows."""
     texts, _ = texts_and_labels(len(labels))

@@ -90,6 +90,18 @@ def test_noise_is_no_progress(tmp_path: Path) -> None:
     assert "a and c are equally good on each of the 100 rows." in result.output
 
 
+def test_as_many_mistakes_are_not_the_same_score(tmp_path: Path) -> None:
+    """No label instead of the right one, and the right one beside a wrong one: one mistake each, but another F1."""
+    texts = [f"text {i}" for i in range(30)]
+    runs = [
+        write_predictions(tmp_path / name, text=texts, tags_labels=[labels] * 30, tags_true=[["x"]] * 30)
+        for name, labels in (("a", []), ("b", ["x", "y"]))
+    ]
+    result, found = compare(tmp_path, *runs)
+    assert found["heads"][0]["values"] == [0.0, pytest.approx(2 / 3)]
+    assert "b is better than a: micro f1 0.667 against 0.000" in result.output
+
+
 def test_many_comparisons_are_corrected(tmp_path: Path) -> None:
     """A p of 0.03 counts alone, and not among three; every run is compared with the first."""
     first = topic_run(tmp_path / "first", [True] * 90 + [False] * 10)
@@ -204,6 +216,14 @@ def test_rows_that_a_run_was_chosen_on_are_said(tmp_path: Path) -> None:
         "b was trained on 2 rows of these, so its scores there are too good.",
         "b was chosen and calibrated on 1 row of these, so its scores there are too good.",
     ]
+
+
+def test_a_report_on_rows_of_the_training_says_so(tmp_path: Path) -> None:
+    """What polyhead-evaluate knew of the file stands beside the comparison."""
+    runs = [topic_run(tmp_path / name, [True] * 6, split=["evaluation"] * 6) for name in ("a", "b")]
+    sentence = "The training had the same file in data.train, so the scores are too good."
+    (runs[1] / "metrics.json").write_text(json.dumps({"measured_on": sentence}), encoding="utf-8")
+    assert compare(tmp_path, *runs)[1]["notes"] == [f"b: {sentence}"]
 
 
 def test_a_checkpoint_and_its_report_are_one_run(tmp_path: Path) -> None:

@@ -85,6 +85,7 @@ def test_labels_of_validation_alone_are_counted(tmp_path: Path) -> None:
     named = TOPIC.model_copy(update={"labels": ["a", "b", "c", "d"]})
     notes = corpus_of(tmp_path, TRAIN, rows, (named, STARS)).notes
     wanted = "head 'topic': validation has 'c' (1 rows), 'd' (1 rows), but train has none: they cannot be learnt"
+    wanted += "; add such rows to the file of data.train"
     assert any(note.startswith(wanted) for note in notes)
 
 

@@ -272,6 +272,7 @@ def _drop_unsuited(settings: dict[str, Any], data: list[str]) -> None:
 
 
 def _print_tables(evaluation: Evaluation, console: Console) -> None:
+    from polyhead_training.evaluation.numbers import number
     from polyhead_training.evaluation.score_table import score_table  # scikit-learn takes a second to import
 
     metrics = {name: scores for name, scores in evaluation.metrics.items() if name not in evaluation.left_out}
@@ -281,7 +282,7 @@ def _print_tables(evaluation: Evaluation, console: Console) -> None:
     for content in evaluation.slice_tables():
         sliced = Table(*map(escape, content["columns"]))
         for value, rows, *scores in content["rows"]:
-            sliced.add_row(escape(value), str(rows), *("" if score is None else f"{score:.3f}" for score in scores))
+            sliced.add_row(escape(value), number(rows), *("" if score is None else number(score) for score in scores))
         console.print(sliced)
         if content["note"]:
             say(content["note"])

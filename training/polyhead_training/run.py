@@ -86,7 +86,8 @@ def train(
         raise ConfigError("train() runs in one process; with torchrun use polyhead_training.train_command")
     with _errors_of_ours():
         settings = to_config(config)
-        check_inputs(settings)
+        with nullcontext() if show_progress else hidden_progress():
+            check_inputs(settings)
         with _quiet(show_progress) as say:
             from polyhead_training.fitting.fit import fit
 

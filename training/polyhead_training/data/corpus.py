@@ -181,9 +181,8 @@ def read_corpus(
             splits[name] = replace(split, origin=origin, in_train=in_train.get(name, 0))
     if augmentation is not None:
         notes.append(augmentation.note)
-    notes += check_coverage(
-        schema, {name: split.labels for name, split in splits.items()}, are_held_out="validation" not in sources
-    )
+    labels = {name: split.labels for name, split in splits.items()}
+    notes += check_coverage(schema, labels, held_out=labels.keys() - sources.keys())
     notes += [
         f"text_transforms: {transform.name} ran when the texts were read; serving does not apply it"
         for transform in recipe.transforms

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,23 +14,25 @@ SHOWN = 5  # labels in a line
 MEND = 'split = "stratified" keeps the share of each label'
 
 
-def check_coverage(schema: Schema, splits: Mapping[str, NDArray[np.float32]], are_held_out: bool) -> Iterator[str]:
+def check_coverage(
+    schema: Schema, splits: Mapping[str, NDArray[np.float32]], held_out: Collection[str]
+) -> Iterator[str]:
     """Lines that the user should read before training.
 
     Args:
         splits: the label matrix of each split.
-        are_held_out: whether validation rows were taken from train.
+        held_out: the splits whose rows were taken from train.
 
     Raises:
         DataError: training has no label of a head, or validation has none of any head.
     """
     known = {name: _known(schema, labels) for name, labels in splits.items()}
-    mend = MEND if are_held_out else "add rows to the file of data.validation"
+    mend = MEND if "validation" in held_out else "add rows to the file of data.validation"
     for head in schema:
         if not known["train"][head.name].any():
             raise DataError(
                 f"head {head.name!r}: none of the {len(splits['train'])} training rows has a label of it, so that it "
-                f"cannot be learnt{f'; {MEND}' if are_held_out else ''}"
+                f"cannot be learnt{f'; {MEND}' if held_out else ''}"
             )
     without = [head.name for head in schema if not known["validation"][head.name].any()]
     if len(without) == len(known["validation"]):
@@ -49,15 +51,17 @@ def check_coverage(schema: Schema, splits: Mapping[str, NDArray[np.float32]], ar
             yield f"{bare} of {rows} {name} rows have no label of any head; they teach and measure nothing"
     for head in schema:
         if head.kind != HeadKind.REGRESSION:
-            yield from _unlearnt(head, {name: _counts(head, schema, labels) for name, labels in splits.items()})
+            counts = {name: _counts(head, schema, labels) for name, labels in splits.items()}
+            yield from _unlearnt(head, counts, held_out)
 
 
-def _unlearnt(head: Head, counts: Mapping[str, NDArray[np.int64]]) -> Iterator[str]:
+def _unlearnt(head: Head, counts: Mapping[str, NDArray[np.int64]], held_out: Collection[str]) -> Iterator[str]:
     for name in counts:
         if found := [i for i in np.flatnonzero(counts[name]) if name != "train" and not counts["train"][i]]:
             shown = ", ".join(f"{head.labels[i]!r} ({counts[name][i]} rows)" for i in found[:SHOWN])
             more = f" and {len(found) - SHOWN} more labels" if len(found) > SHOWN else ""
-            yield f"head {head.name!r}: {name} has {shown}{more}, but train has none: they cannot be learnt; {MEND}"
+            mend = MEND if name in held_out else "add such rows to the file of data.train"
+            yield f"head {head.name!r}: {name} has {shown}{more}, but train has none: they cannot be learnt; {mend}"
 
 
 def _known(schema: Schema, labels: NDArray[np.float32]) -> dict[str, NDArray[np.bool_]]:

@@ -37,6 +37,7 @@ from polyhead_training.evaluation.reported_run import ReportedRun
 SIGNIFICANT = 0.05
 SEEN = {"train": "was trained", "validation": "was chosen and calibrated"}  # splits
 MOST_NAMED = 5  # labels in a sentence
+LONGEST_SENTENCE = 600  # characters of a report's own
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,8 @@ def _split_notes(runs: Sequence[ReportedRun], tables: Sequence[pandas.DataFrame]
             if split in splits:
                 count = int(splits[split])
                 notes.append(f"{run.name} {what} on {_rows(count)} of these, so its scores there are too good.")
+        if "evaluation" in splits and run.measured_on:  # the report knows whether the model was trained on its file
+            notes.append(f"{run.name}: {shorten(run.measured_on, LONGEST_SENTENCE)}")
     return notes
 
 
@@ -270,13 +273,15 @@ def _against(
     is_better = (gain > 0) if p < SIGNIFICANT and gain else None
     before, after = tables[0], tables[place]
     gains = row_gains(head.kind, parts[0], parts[place])
+    # Not by the gains: a missing label and one too many are both one mistake, but count differently in F1.
+    are_equal = np.array_equal(parts[0], parts[place])
     better, worse = changed_rows(head.head, head.kind, before, after, gains)
     return Against(
         run=names[place],
         test=test,
         p=p,
         is_better=is_better,
-        sentence=_sentence(head, names[0], names[place], head.values[place], test, p, tests, is_better, gains),
+        sentence=_sentence(head, names[0], names[place], head.values[place], test, p, tests, is_better, are_equal),
         better_count=int((gains > 0).sum()),
         worse_count=int((gains < 0).sum()),
         better=better,
@@ -287,9 +292,9 @@ def _against(
 
 def _sentence(
     head: HeadComparison, first: str, second: str, value: float, test: PairedTest, p: float, tests: int,
-    is_better: bool | None, gains: NDArray[np.float64],
+    is_better: bool | None, are_equal: bool,
 ) -> str:  # fmt: skip
-    if not gains.any():
+    if are_equal:
         return f"{first} and {second} are equally good on each of the {_rows(test.rows)}."
     name = head.metric.replace("_", " ")
     numbers = (

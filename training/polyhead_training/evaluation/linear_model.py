@@ -51,6 +51,7 @@ class LinearModel:
         self.heads: set[str] = set()
         self.note = ""
         self._vectorizer: TfidfVectorizer | None = None
+        self._fewest: int | None = None  # rows of a head that has many labels, if some were left out for that
         self._parts: dict[str, list[tuple[NDArray[np.intp], Any]]] = {}  # by head: columns and the model of each
 
     def fit(
@@ -70,7 +71,8 @@ class LinearModel:
             head.name: np.logical_not(np.isnan(labels[:, self.schema.label_columns[head.name]]).any(axis=1))
             for head in self.schema
         }
-        order = np.random.default_rng(seed).permutation(len(labels))
+        draw = np.random.default_rng(seed)
+        order = draw.permutation(len(labels))
         samples = {name: np.sort(order[mask[order]][:MOST_ROWS]) for name, mask in known.items()}
         rows = np.unique(np.concatenate(list(samples.values())))
         work = {head.name: min(head.width, MOST_LABELS) for head in self.schema}
@@ -83,7 +85,7 @@ class LinearModel:
             for head in self.schema:
                 places = np.searchsorted(rows, samples[head.name])
                 given = labels[samples[head.name]][:, self.schema.label_columns[head.name]]
-                self._fit_head(head, words[places], given, bar.advance)
+                self._fit_head(head, words[places], given, draw, bar.advance)
         self.note = self._describe({name: int(mask.sum()) for name, mask in known.items()})
         return self
 
@@ -126,7 +128,12 @@ class LinearModel:
             return None
 
     def _fit_head(
-        self, head: Head, words: sparse.csr_matrix, given: NDArray[np.float32], advance: Callable[[int], None]
+        self,
+        head: Head,
+        words: sparse.csr_matrix,
+        given: NDArray[np.float32],
+        draw: np.random.Generator,
+        advance: Callable[[int], None],
     ) -> None:
         first = self.schema.columns[head.name].start
         parts: list[tuple[NDArray[np.intp], Any]] = []
@@ -136,7 +143,7 @@ class LinearModel:
             case HeadKind.SINGLE_LABEL:
                 classes = given[:, 0].astype(np.intp)
                 some = _most_frequent(np.bincount(classes, minlength=head.width))
-                rows = np.flatnonzero(np.isin(classes, some))[: MOST_CELLS // max(len(some), 1)]
+                rows = self._some_rows(np.flatnonzero(np.isin(classes, some)), len(some), draw)
                 if len(np.unique(classes[rows])) > 1:
                     strength = _best_strength(words[rows], classes[rows])
                     model = _logistic(words[rows], classes[rows], "lbfgs", strength)
@@ -144,7 +151,8 @@ class LinearModel:
                 advance(len(some))
             case HeadKind.MULTI_LABEL:
                 some = _most_frequent(given.sum(axis=0))
-                words, given = words[: MOST_CELLS // max(len(some), 1)], given[: MOST_CELLS // max(len(some), 1)]
+                rows = self._some_rows(np.arange(len(given)), len(some), draw)
+                words, given = words[rows], given[rows]
                 for label in some:
                     parts.append((np.array([first + label]), _yes_or_no(words, given[:, label] > 0)))
                     advance(1)
@@ -155,10 +163,20 @@ class LinearModel:
             self._parts[head.name] = parts
             self.heads.add(head.name)
 
+    def _some_rows(self, rows: Rows, labels: int, draw: np.random.Generator) -> Rows:
+        """As many of the rows as `MOST_CELLS` allows, drawn at random: a file may be sorted by label."""
+        most = MOST_CELLS // max(labels, 1)
+        if len(rows) <= most:
+            return rows
+        self._fewest = most if self._fewest is None else min(self._fewest, most)
+        return np.sort(draw.choice(rows, most, replace=False))
+
     def _describe(self, known: dict[str, int]) -> str:
         limits = []
         if max(known.values()) > MOST_ROWS:
             limits.append(f"at most {MOST_ROWS:,} rows per head")
+        if self._fewest is not None:
+            limits.append(f"at most {self._fewest:,} rows of a head with many labels")
         if any(head.width > MOST_LABELS for head in self.schema):
             limits.append(f"the {MOST_LABELS} most frequent labels of a head")
         return "" if not limits else f"The linear baseline was fitted on {' and '.join(limits)}."

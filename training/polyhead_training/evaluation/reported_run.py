@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas
 import pyarrow
@@ -28,12 +29,14 @@ class ReportedRun:
         table: ``text``, the answers of the heads, ``HEAD_true``, and ``file``, ``row`` and ``split`` of newer reports.
         heads: kinds by name, in order.
         labels: of each head, if the report lists them.
+        measured_on: the report's sentence about its rows, if it has one.
     """
 
     name: str
     table: pandas.DataFrame
     heads: dict[str, HeadKind]
     labels: dict[str, list[str]]
+    measured_on: str = ""
 
 
 def read_runs(paths: Sequence[Path]) -> list[ReportedRun]:
@@ -85,7 +88,8 @@ def _read(path: Path, name: str) -> ReportedRun:
         raise DataError(f"{path}: is no {PREDICTIONS} of a report: it needs the columns text, HEAD_true and HEAD_label")
     if not len(table):
         raise DataError(f"{path}: holds no row")
-    return ReportedRun(name, table, heads, _labels(path.parent / "metrics.json"))
+    content = _metrics(path.parent / "metrics.json")
+    return ReportedRun(name, table, heads, _labels(content), str(content.get("measured_on", "")))
 
 
 def _heads(types: pyarrow.Schema) -> dict[str, HeadKind]:
@@ -105,13 +109,18 @@ def _belongs(field: str, heads: dict[str, HeadKind]) -> bool:
     return head in heads and part in {"true", "label", "labels", "value", "score"}
 
 
-def _labels(path: Path) -> dict[str, list[str]]:
-    """``heads_labels`` of ``metrics.json``; empty if the report has none."""
+def _metrics(path: Path) -> dict[str, Any]:
+    """The content of ``metrics.json``; empty if there is none that can be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    found = content.get("heads_labels") if isinstance(content, dict) else None
+    return content if isinstance(content, dict) else {}
+
+
+def _labels(content: dict[str, Any]) -> dict[str, list[str]]:
+    """``heads_labels``; empty if the report has none."""
+    found = content.get("heads_labels")
     if not isinstance(found, dict):
         return {}
     return {str(head): [str(label) for label in labels] for head, labels in found.items() if isinstance(labels, list)}

@@ -38,7 +38,7 @@ def score_table(
             others = baselines.get(split, {}).get(head, {})
             shown = [key for key in MAIN[schema[head].kind] if key in scores]
             for place, key in enumerate(shown or [""]):
-                first = (split, head, f"{scores.get('rows', 0):g}") if not place else ("", "", "")
+                first = (split, head, number(scores.get("rows", 0))) if not place else ("", "", "")
                 values = [scores.get(key), *(others.get(name, {}).get(key) for name in names)]
                 table.add_row(*first, key, *("" if value is None else number(value) for value in values))
         table.add_section()

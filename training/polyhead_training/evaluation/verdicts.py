@@ -29,11 +29,12 @@ def _unseen(evaluation: Evaluation) -> Iterator[str]:
         more = f", and {len(counts) - SHOWN} more" if len(counts) > SHOWN else ""
         known = evaluation.metrics[name]["rows"]
         mend = mend_of(next(iter(counts)), head)
-        if rows == known and not mend:
+        given = evaluation.labels[:, evaluation.schema.label_columns[name]]
+        if rows == known and not mend and not (given > 0).any():  # rows of a multi_label head may have both
             some = ", ".join(head.labels[:SHOWN])
             mend = f"; the model knows none of the labels: is it the right column? It answers {some}"
         yield (
-            f"head {name!r}: {rows} of {known:g} rows have labels that training never saw; they count as wrong: "
+            f"head {name!r}: {rows} of {number(known)} rows have labels that training never saw; they count as wrong: "
             f"{listed}{more}{mend}"
         )
 
