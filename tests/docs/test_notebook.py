@@ -65,7 +65,7 @@ def test_a_mistake_is_one_line(cells: list[Any]) -> None:
 def test_the_new_tickets_are_measured(cells: list[Any]) -> None:
     """More than half of the answers are right."""
     assert float(shown(cell_with(cells, '["accuracy"]'), "text/plain")) > 0.6
-    assert "4 texts" in shown(cell_with(cells, "evaluation = evaluate"), "text/html")
+    assert "Measured on 4 rows" in shown(cell_with(cells, "evaluation = evaluate"), "text/html")
 
 
 def test_the_server_answers_as_the_model(cells: list[Any]) -> None:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from typer.testing import CliRunner
 
 from polyhead.files import why_full
-from polyhead_training import evaluate, import_checkpoint
+from polyhead_training import evaluate_command, import_checkpoint
 from tests.full_disk_head import limited
 from tests.training.test_import import BASE, CASES, HEADS, write_library_checkpoint
 from tests.training.tiny_run import run, trained, weights, write_run
@@ -102,10 +102,10 @@ def test_evaluate_keeps_the_older_report(tmp_path: Path) -> None:
     """One line, and the report of before."""
     checkpoint = trained(write_run(tmp_path))
     arguments = [str(checkpoint), str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "report")]
-    assert CliRunner().invoke(evaluate.app, arguments).exit_code == 0
+    assert CliRunner().invoke(evaluate_command.app, arguments).exit_code == 0
     before = (tmp_path / "report" / "index.html").read_bytes()
     with limited(20_000):
-        result = CliRunner().invoke(evaluate.app, arguments)
+        result = CliRunner().invoke(evaluate_command.app, arguments)
     assert result.exit_code == 2, result.output
     assert result.stderr.splitlines()[-1].endswith("nothing was replaced: make room and run the command again")
     assert LARGE in result.stderr

@@ -38,6 +38,7 @@ STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.formatter.limits": (-4, 6),
     "grid.alpha": 0.25,
+    "legend.fontsize": "medium",
     "legend.frameon": False,
     "savefig.transparent": True,
     **dict.fromkeys(

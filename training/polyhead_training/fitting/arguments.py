@@ -39,7 +39,7 @@ def training_arguments(config: TrainingConfig, folder: Path) -> TrainingArgument
     check_scheduler(fit)
     if fit.optim not in {name.value for name in OptimizerNames}:
         raise ConfigError(
-            f"training.optim: must be one of {', '.join(name.value for name in OptimizerNames)}, got {fit.optim!r}"
+            f"training.optim: got {fit.optim!r}, must be one of {', '.join(name.value for name in OptimizerNames)}"
         )
     strategy = "epoch" if fit.eval_steps is None else "steps"
     precision = precision_of(fit)
@@ -145,7 +145,7 @@ def check_best_metric(metric: str, available: Iterable[str]) -> None:
         *sorted(name for name in available if name != "loss" and not name.endswith(("/rows", "/taxonomy_rows"))),
     ]
     if metric not in allowed:
-        raise ConfigError(f"training.best_metric: must be one of {', '.join(allowed)}, got {metric!r}")
+        raise ConfigError(f"training.best_metric: got {metric!r}, must be one of {', '.join(allowed)}")
 
 
 def check_scheduler(config: FitConfig) -> None:
@@ -157,7 +157,7 @@ def check_scheduler(config: FitConfig) -> None:
     name, kwargs = config.lr_scheduler_type, _scheduler_kwargs(config)
     if name not in {known.value for known in SchedulerType}:
         names = ", ".join(known.value for known in SchedulerType)
-        raise ConfigError(f"training.lr_scheduler_type: must be one of {names}, got {name!r}")
+        raise ConfigError(f"training.lr_scheduler_type: got {name!r}, must be one of {names}")
     given = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch", "kwargs"}
     taken = [] if name in WITHOUT_ARGUMENTS else inspect.signature(_scheduler_class(name)).parameters
     allowed = [argument for argument in taken if argument not in given]
