@@ -390,6 +390,13 @@ def evaluate(
     return read_split(path, config, heads or (TAGS, TOPIC), SCHEMA, folder / "scratch", metadata, without=without)
 
 
+def test_a_vector_without_names_is_no_label_in_an_evaluation_either(tmp_path: Path) -> None:
+    """The order of the model's labels need not be that of the vector, so it is not assumed."""
+    rows = [{"text": "rain", "topic": SCHEMA["topic"].labels[0], "stars": 1, "tags": [0, 0, 1]}]
+    with pytest.raises(DataError, match=r"number per label; name the labels in this order: positions"):
+        evaluate(tmp_path, rows)
+
+
 def test_rows_to_evaluate_are_read_as_in_training(tmp_path: Path) -> None:
     """Template, functions and filters apply; labels follow the schema's order; metadata comes as text."""
     split = evaluate(

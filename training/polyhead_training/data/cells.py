@@ -8,7 +8,7 @@ label: blanks, Unicode form, names, transforms. What was assumed, left out or ch
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from polyhead.schema import HeadKind
@@ -44,6 +44,9 @@ EXAMPLES = {HeadKind.SINGLE_LABEL: '["a"]', HeadKind.MULTI_LABEL: '["a", "b"]', 
 class CellReader:
     """Reads the cells of one head.
 
+    Args:
+        known: labels of the model, in an evaluation. Each is that label, whatever it looks like.
+
     Attributes:
         columns: the columns that it needs.
         column: their name for messages.
@@ -54,7 +57,7 @@ class CellReader:
         ConfigError: a function or a file of names cannot be read.
     """
 
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: HeadConfig, known: Iterable[str] = ()) -> None:
         self.config = config
         self.columns = tuple(config.columns or [config.column or config.name])
         self.column = self.columns[0] if len(self.columns) == 1 else f"{self.columns[0]}…{self.columns[-1]}"
@@ -63,7 +66,7 @@ class CellReader:
         self._missing = frozenset(map(str.casefold, MISSING if config.missing is None else config.missing))
         # What the config names is that label, whatever it looks like.
         self._known = frozenset([*(config.labels or ()), *(config.positions or ()), *self._names.names])
-        self._known |= frozenset(config.columns or ())
+        self._known |= frozenset([*(config.columns or ()), *known])
         self._pattern = None if config.pattern is None else re.compile(config.pattern)
         self._spelling = LabelSpelling(config, self._names, self._known)
         self._vectors = VectorReader(config, self._names, self._known)

@@ -212,7 +212,7 @@ def read_split(
     Raises:
         ConfigError, DataError: as for `read_corpus`.
     """
-    recipe = Recipe(config, heads_for(schema, heads), metadata, without)
+    recipe = Recipe(config, heads_for(schema, heads), metadata, without, schema)
     if reserved := sorted({"text", "labels", "template_fields", "source_file", "source_row"} & set(metadata)):
         raise DataError(f"metadata column {reserved[0]!r}: this name is reserved for the rows' own column")
     scratch.mkdir(parents=True, exist_ok=True)

@@ -10,10 +10,9 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 from polyhead.encode import UnreadableTextError
-from polyhead.schema import HeadKind, Schema
+from polyhead.schema import Schema
 from polyhead_rows.place import STDIN, is_pipe
 from polyhead_rows.table import Row, column_of
 from polyhead_training.config import DataConfig, HeadConfig, TrainingConfig
@@ -60,21 +59,16 @@ def check_evaluation_files(
         metadata: other columns that are needed.
         without: heads whose columns are not read.
     """
-    _check(paths, config, heads_for(schema, heads), metadata, without=without)
+    _check(paths, config, heads_for(schema, heads), metadata, without=without, schema=schema)
 
 
 def heads_for(schema: Schema, heads: Sequence[HeadConfig]) -> list[HeadConfig]:
     """How cells are read in an evaluation: as the config says, or else from columns that are named like the heads."""
     by_name = {head.name: head for head in heads}
     configs = [by_name.get(head.name) or HeadConfig(name=head.name, kind=head.kind) for head in schema]
-    # What the model answers is a label, even if it looks like a text that means unknown.
-    named: list[dict[str, Any]] = [
-        {} if head.kind == HeadKind.REGRESSION else {"labels": list(head.labels)} for head in schema
-    ]
-    for config_of_head, update in zip(configs, named, strict=True):
-        if config_of_head.names is not None:
-            update["unnamed"] = "keep"  # an id without a name is a label that training never saw
-    return [config.model_copy(update=update) for config, update in zip(configs, named, strict=True)]
+    # An id without a name is a label that training never saw.
+    keep = {"unnamed": "keep"}
+    return [config if config.names is None else config.model_copy(update=keep) for config in configs]
 
 
 def _check(
@@ -84,8 +78,9 @@ def _check(
     metadata: Sequence[str] = (),
     also: Sequence[str] = (),
     without: Sequence[str] | None = None,
+    schema: Schema | None = None,
 ) -> None:
-    recipe = Recipe(config, heads, metadata, without)
+    recipe = Recipe(config, heads, metadata, without, schema)
     # What comes through a pipe can be read only once.
     names = [name for name in file_names(paths) if name != STDIN and not is_pipe(name)]
     needed = [*recipe.columns, *also, *recipe.head_columns]
@@ -93,7 +88,7 @@ def _check(
     if not all(_begins_well(source, recipe, needed) for source in sources):
         with tempfile.TemporaryDirectory(prefix="polyhead-first-rows-") as scratch:
             rows = Path(scratch) / "rows.arrow"
-            again = Recipe(config, heads, metadata, without)
+            again = Recipe(config, heads, metadata, without, schema)
             stage(open_files(names, config), again, joined(paths), rows, also, show_progress=True)
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from polyhead.encode import UnreadableTextError, read_text
 from polyhead.errors import TemplateError
 from polyhead.files import replaced_file
-from polyhead.schema import HeadKind
+from polyhead.schema import HeadKind, Schema
 from polyhead.template import FieldError, Template, as_text, fields_json
 from polyhead_rows.progress import progress
 from polyhead_rows.table import column_of, value_at
@@ -102,6 +102,7 @@ class Recipe:
 
     Args:
         without: for evaluation: the heads that are left out. Their columns are not read.
+        schema: for evaluation: what the model answers is a label, even if it looks like a text that means unknown.
 
     Raises:
         ConfigError: a function or transform is unknown, or the template is malformed.
@@ -113,11 +114,12 @@ class Recipe:
         heads: Sequence[HeadConfig],
         metadata: Sequence[str] = (),
         without: Collection[str] | None = None,
+        schema: Schema | None = None,
     ) -> None:
         self.config = config
         self.is_evaluation = without is not None
         self.without = frozenset(without or ())
-        self.readers = [CellReader(head) for head in heads]
+        self.readers = [CellReader(head, () if schema is None else schema[head.name].labels) for head in heads]
         self.metadata = list(metadata)
         self.cells = [f"cell_{i}" for i in range(len(heads))]
         self.template = _template(config)
