@@ -109,7 +109,7 @@ class Attack:
         except (ValueError, LookupError, TypeError):
             return False
         expected = np.stack([self._expected[text] for text in texts])
-        return scores.shape == expected.shape and np.allclose(scores, expected, TOLERANCE, TOLERANCE, equal_nan=True)
+        return scores.shape == expected.shape and np.allclose(scores, expected, TOLERANCE, TOLERANCE)
 
 
 @dataclass

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from polyhead.predictor import Predictor
+from polyhead.schema import NO_SCORE
 from tests.chaos.attack import Attack
 from tests.chaos.conftest import Record
 from tests.chaos.corpus import Corpus
@@ -26,13 +27,13 @@ INPUTS = 24_000
 
 
 def expected_scores(checkpoint: Path, inputs: int) -> dict[bytes, Any]:
-    """What each text of a well-formed request must get; NaN where it has no answer."""
+    """What each text of a well-formed request must get; NO_SCORE where it has no answer."""
     texts = list({text: None for hostile in hostile_inputs(inputs) for text in hostile.texts or ()})
     predictor = Predictor.load(checkpoint, precision="fp32")
     scores = np.concatenate(
         [predictor.score(predictor.encode(texts[start : start + 500])) for start in range(0, len(texts), 500)]
     )
-    return dict(zip(texts, scores, strict=True))
+    return dict(zip(texts, np.where(np.isnan(scores), np.float32(NO_SCORE), scores), strict=True))
 
 
 def by_kind(statuses: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:
