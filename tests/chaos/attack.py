@@ -46,7 +46,7 @@ class Attack:
 
     Args:
         door: where to.
-        expected: the scores of each text of a well-formed request; NaN for a text that has no answer.
+        expected: the scores of each text of a well-formed request; NO_SCORE for a text that has no answer.
 
     Attributes:
         count: how the requests ended.
