@@ -18,9 +18,9 @@ from polyhead_training.evaluation.evaluation import Evaluation
 from polyhead_training.evaluation.headline import headline_parts, standard_error, verdict
 from polyhead_training.evaluation.metrics import answers_of, score_answers
 from polyhead_training.evaluation.mistakes import largest_errors_code, mistakes, most_confident
-from polyhead_training.evaluation.numbers import number
 from polyhead_training.evaluation.page import label_table
 from polyhead_training.evaluation.report import write_report
+from polyhead_training.evaluation.wording import number
 from tests.training.evaluations import HISTORY, HOSTILE, evaluation_of, many_heads, suspects_of
 
 SIZES = Schema([Head(name="size", kind="single_label", labels=("general", "petite", 'it\'s "tall"', "unseen"))])

@@ -14,7 +14,7 @@ from rich.table import Table
 from polyhead.files import replaced_folder
 from polyhead_training.command_line import command_app, one_line_errors, printer
 from polyhead_training.errors import ConfigError
-from polyhead_training.evaluation.numbers import number
+from polyhead_training.evaluation.wording import number
 
 if TYPE_CHECKING:
     from polyhead_training.evaluation.comparison import Comparison

@@ -272,8 +272,8 @@ def _drop_unsuited(settings: dict[str, Any], data: list[str]) -> None:
 
 
 def _print_tables(evaluation: Evaluation, console: Console) -> None:
-    from polyhead_training.evaluation.numbers import number
     from polyhead_training.evaluation.score_table import score_table  # scikit-learn takes a second to import
+    from polyhead_training.evaluation.wording import number
 
     metrics = {name: scores for name, scores in evaluation.metrics.items() if name not in evaluation.left_out}
     console.print(score_table(evaluation.schema, {"": metrics}, {"": evaluation.baselines}))

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from polyhead.schema import HeadKind
 from polyhead_training.evaluation.headline import Parts
-from polyhead_training.evaluation.numbers import number
-from polyhead_training.evaluation.plots import shorten
+from polyhead_training.evaluation.wording import number, shorten
 
 MOST_ROWS = 15  # that got better, and as many that got worse
 MOST_LABELS = 15

@@ -29,14 +29,12 @@ from polyhead_training.evaluation.changes import (
 )
 from polyhead_training.evaluation.headline import Parts, ratio
 from polyhead_training.evaluation.metrics import HEADLINE, LOWER_IS_BETTER
-from polyhead_training.evaluation.numbers import number
 from polyhead_training.evaluation.paired_tests import PairedTest, holm, mcnemar, permutation
-from polyhead_training.evaluation.plots import shorten
 from polyhead_training.evaluation.reported_run import ReportedRun
+from polyhead_training.evaluation.wording import listed, number, quoted, shorten
 
 SIGNIFICANT = 0.05
 SEEN = {"train": "was trained", "validation": "was chosen and calibrated"}  # splits
-MOST_NAMED = 5  # labels in a sentence
 LONGEST_SENTENCE = 600  # characters of a report's own
 
 
@@ -333,9 +331,7 @@ def _labels_of(columns: Sequence[Sequence[Any]], rows: NDArray[np.bool_]) -> lis
 
 
 def _listed(names: Any) -> str:
-    found = [str(name) for name in names]
-    more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
-    return ", ".join(f"“{shorten(name, 40)}”" for name in found[:MOST_NAMED]) + more
+    return listed([quoted(str(name)) for name in names])
 
 
 def _them(names: Sequence[str]) -> str:

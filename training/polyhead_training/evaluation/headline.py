@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 
 from polyhead.schema import HeadKind
 from polyhead_training.evaluation.metrics import HEADLINE, LOWER_IS_BETTER, HeadAnswers
-from polyhead_training.evaluation.numbers import number
-from polyhead_training.evaluation.plots import shorten
+from polyhead_training.evaluation.wording import listed, number, quoted
 
 NORMAL = 1.96  # standard errors on each side of a 95 % interval
-MOST_NAMED = 5  # labels in a sentence
 LEVELS = ("good", "unclear", "bad")
 MUCH = 0.1  # of the rows: if they have labels that are never answered, the head is bad, whatever its number
 FEW_ROWS = 30  # below, the error of a score is itself unknown
@@ -101,10 +99,9 @@ def verdict(
     if never := _never_answered(answers):
         rows_of_never = answers.true[:, [answers.head.labels.index(label) for label in never]].any(axis=1).mean()
         level = "bad" if rows_of_never >= MUCH else max(level, "unclear", key=LEVELS.index)
-        named = ", ".join(f"“{shorten(label, 40)}”" for label in never[:MOST_NAMED])
-        more = f" and {len(never) - MOST_NAMED} more" if len(never) > MOST_NAMED else ""
+        named = listed([quoted(label) for label in never])
         occurring = int(answers.true.any(axis=0).sum())
-        sentences.append(f"Never answers {len(never)} of the {occurring} labels in these rows: {named}{more}.")
+        sentences.append(f"Never answers {len(never)} of the {occurring} labels in these rows: {named}.")
     return HeadVerdict(level, tuple(sentences))
 
 

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from polyhead.schema import Head, HeadKind
 from polyhead_training.evaluation.evaluation import Evaluation
 from polyhead_training.evaluation.metrics import HeadAnswers
-from polyhead_training.evaluation.numbers import number
-from polyhead_training.evaluation.plots import shorten
+from polyhead_training.evaluation.wording import number, shorten
 
 MOST_CONFIDENT = 12
 MOST_KINDS = 60  # per head

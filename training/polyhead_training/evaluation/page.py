@@ -30,13 +30,12 @@ from polyhead_training.evaluation.mistakes import (
     place_of,
     true_places,
 )
-from polyhead_training.evaluation.numbers import number
+from polyhead_training.evaluation.wording import listed, number, quoted, shorten
 
 MOST_LABELS = 100  # of a table
 MOST_MATRIX_LABELS = 12  # of a confusion matrix: more of them have no place on a page
 MOST_SLICED_HEADS = 3  # in one table
 MOST_SUSPECTS = 50  # per head
-MOST_UNSEEN = 5  # labels in a sentence
 LONGEST_TEXT = 1_000  # characters of a suspect's text
 LABELS_OPEN = 30  # a longer table is folded
 PLOTTED_HEADS = 40  # of more heads, the page would have more plots than a browser draws at once
@@ -52,7 +51,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    found.filters |= {"number": number, "shorten": plots.shorten}
+    found.filters |= {"number": number, "shorten": shorten}
     found.globals |= {"HeadKind": HeadKind, "BEGINNING": BEGINNING, "LABELS_OPEN": LABELS_OPEN}
     return found
 
@@ -236,12 +235,9 @@ def _unseen(evaluation: Evaluation, head: str) -> str:
     if not counts:
         return ""
     rows = len(evaluation.unseen[head])
-    named = ", ".join(
-        f"“{plots.shorten(label, 40)}” ({count:,})" for label, count in list(counts.items())[:MOST_UNSEEN]
-    )
-    more = f" and {len(counts) - MOST_UNSEEN} more" if len(counts) > MOST_UNSEEN else ""
+    named = listed([f"{quoted(label)} ({count:,})" for label, count in counts.items()])
     one = f"{rows:,} row{'' if rows == 1 else 's'} count as wrong because training never saw the label"
-    return f"{one}{'' if len(counts) == 1 else 's'}: {named}{more}."
+    return f"{one}{'' if len(counts) == 1 else 's'}: {named}."
 
 
 def _suspects(head: str, evaluation: Evaluation) -> list[dict[str, Any]]:
@@ -251,7 +247,7 @@ def _suspects(head: str, evaluation: Evaluation) -> list[dict[str, Any]]:
             "given": suspect.given,
             "proposed": suspect.proposed,
             "score": suspect.score,
-            "text": plots.shorten(evaluation.texts[suspect.index], LONGEST_TEXT),
+            "text": shorten(evaluation.texts[suspect.index], LONGEST_TEXT),
         }
         for suspect in evaluation.suspects
         if suspect.head == head

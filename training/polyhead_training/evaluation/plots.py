@@ -22,6 +22,7 @@ from sklearn.metrics import precision_recall_curve
 
 from polyhead.schema import Head, Schema
 from polyhead_training.evaluation.metrics import HEADLINE, HeadAnswers, decisions, reliability
+from polyhead_training.evaluation.wording import shorten
 
 INK = "#7a7b7c"  # readable on light and dark; replaced in the SVG by the page's colour
 PALETTE = ("#3b82c4", "#e08a2e", "#3a9e75", "#c4566b", "#8a6fc0", "#8c8c46")
@@ -182,11 +183,6 @@ def residuals(answers: HeadAnswers) -> Figure:
     axes.hist(answers.scores[:, 0].astype(np.float64) - answers.true[:, 0], bins=30)
     axes.set(title="Residuals", xlabel="predicted - true", ylabel="rows")
     return figure
-
-
-def shorten(text: str, length: int) -> str:
-    """At most `length` characters."""
-    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _figure(legend: int = 0) -> tuple[Figure, Axes]:

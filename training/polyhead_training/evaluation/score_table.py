@@ -9,7 +9,7 @@ from rich.table import Table
 from polyhead.schema import Schema
 from polyhead_training.evaluation.baselines import LINEAR, MAJORITY
 from polyhead_training.evaluation.metrics import MAIN
-from polyhead_training.evaluation.numbers import number
+from polyhead_training.evaluation.wording import number
 
 Metrics = Mapping[str, Mapping[str, float]]
 

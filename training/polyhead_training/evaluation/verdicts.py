@@ -9,9 +9,7 @@ from polyhead_training.data.labels import mend_of
 from polyhead_training.evaluation.evaluation import Evaluation
 from polyhead_training.evaluation.headline import verdict
 from polyhead_training.evaluation.metrics import HEADLINE, answers_of
-from polyhead_training.evaluation.numbers import number
-
-SHOWN = 5  # labels in a line
+from polyhead_training.evaluation.wording import listed, number
 
 
 def notes_of(evaluation: Evaluation) -> list[str]:
@@ -22,17 +20,15 @@ def notes_of(evaluation: Evaluation) -> list[str]:
 def _unseen(evaluation: Evaluation) -> Iterator[str]:
     for name, counts in evaluation.unseen_labels.items():
         head, rows = evaluation.schema[name], len(evaluation.unseen[name])
-        listed = ", ".join(f"{shortened(repr(label))} ({count})" for label, count in list(counts.items())[:SHOWN])
-        more = f", and {len(counts) - SHOWN} more" if len(counts) > SHOWN else ""
+        named = listed([f"{shortened(repr(label))} ({count})" for label, count in counts.items()])
         known = evaluation.metrics[name]["rows"]
         mend = mend_of(next(iter(counts)), head)
         given = evaluation.labels[:, evaluation.schema.label_columns[name]]
         if rows == known and not mend and not (given > 0).any():  # rows of a multi_label head may have both
-            some = ", ".join(head.labels[:SHOWN])
-            mend = f"; the model knows none of the labels: is it the right column? It answers {some}"
+            mend = f"; the model knows none of the labels: is it the right column? It answers {listed(head.labels)}"
         yield (
             f"head {name!r}: {rows} of {number(known)} rows have labels that training never saw; they count as wrong: "
-            f"{listed}{more}{mend}"
+            f"{named}{mend}"
         )
 
 
