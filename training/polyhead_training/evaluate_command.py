@@ -153,7 +153,7 @@ def evaluate_checkpoint(
 
     from polyhead.predictor import Predictor
     from polyhead_training.data.corpus import read_split
-    from polyhead_training.evaluation.baselines import score_constants
+    from polyhead_training.evaluation.baselines import Baselines
     from polyhead_training.evaluation.evaluation import evaluate
     from polyhead_training.evaluation.report import check_report_folder, write_report
     from polyhead_training.evaluation.slices import SliceOptions
@@ -175,13 +175,14 @@ def evaluate_checkpoint(
             say(f"note: {note}")
         _check_labelled(split, heads, without, predictor.schema)
         evaluation = evaluate(predictor, split, slices, say, True, slice_options=SliceOptions(slice_values, slice_rows))
-    constants = recorded_constants(checkpoint)
-    majority = score_constants(constants, evaluation.labels, evaluation.schema, evaluation.unseen)
+    baselines = Baselines(recorded_constants(checkpoint)).measure(
+        evaluation.texts, evaluation.labels, evaluation.schema, evaluation.unseen
+    )
     evaluation = replace(
         evaluation,
         left_out=without,
         measured_on=measured_on(checkpoint, data, set(evaluation.files), len(evaluation.texts)),
-        baselines={head: {"majority": scores} for head, scores in majority.items() if head not in without},
+        baselines={head: found for head, found in baselines.items() if head not in without},
         baselines_note="A linear model is not compared here, because it is fitted on the training rows; the report of "
         "the training compares it.",
     )

@@ -19,6 +19,7 @@ from polyhead.decode import to_scores
 from polyhead.schema import Head, HeadKind, Schema
 from polyhead_training.config import CalibrationConfig
 from polyhead_training.evaluation.calibration import calibrate
+from polyhead_training.evaluation.headline import LINEAR, MAJORITY
 from polyhead_training.evaluation.linear_model import LinearModel
 from polyhead_training.evaluation.metrics import Unseen, answers_of, score_answers, score_head
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from polyhead_training.data.corpus import Split  # its libraries take seconds to import
 
 Metrics = dict[str, dict[str, float]]  # by head and metric
-MAJORITY, LINEAR = "majority", "linear"
 OF_ANSWERS = {  # metrics that need no scores
     "rows", "accuracy", "balanced_accuracy", "macro_f1", "micro_f1", "weighted_f1", "subset_accuracy", "hamming_loss",
     "mae", "rmse", "r2",

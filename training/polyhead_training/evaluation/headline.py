@@ -6,8 +6,9 @@ gives their standard error, and one test compares two models (`polyhead_training
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +21,9 @@ NORMAL = 1.96  # standard errors on each side of a 95 % interval
 LEVELS = ("good", "unclear", "bad")
 MUCH = 0.1  # of the rows: if they have labels that are never answered, the head is bad, whatever its number
 FEW_ROWS = 30  # below, the error of a score is itself unknown
-BASELINES = {  # of `Evaluation.baselines`, the strongest first: how a sentence calls them
-    "linear": "the linear model",
-    "majority": "the majority answer",
-}
+LINEAR, MAJORITY = "linear", "majority"
+# How a sentence calls them, the strongest first.
+BASELINES = {LINEAR: "the linear model", MAJORITY: "the majority answer"}
 
 Parts = NDArray[np.float64]  # (rows, 2): what each row adds to the two sums
 
@@ -103,6 +103,12 @@ def verdict(
         occurring = int(answers.true.any(axis=0).sum())
         sentences.append(f"Never answers {len(never)} of the {occurring} labels in these rows: {named}.")
     return HeadVerdict(level, tuple(sentences))
+
+
+def measured_baselines(by_head: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The baselines that any of the heads has, the strongest first."""
+    found = {name for baselines in by_head for name in baselines}
+    return [name for name in BASELINES if name in found]
 
 
 def _beside(gain: float, margin: float, named: str, rows: int) -> tuple[str, str]:

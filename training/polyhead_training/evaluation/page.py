@@ -18,6 +18,7 @@ from polyhead_training.evaluation.headline import (
     BASELINES,
     NORMAL,
     headline_parts,
+    measured_baselines,
     standard_error,
     verdict,
 )
@@ -105,6 +106,7 @@ def page_heads(evaluation: Evaluation, history: Sequence[Mapping[str, Any]] | No
 def _head(answers: HeadAnswers, evaluation: Evaluation, history: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
     head, metrics = answers.head, evaluation.metrics[answers.head.name]
     baselines = evaluation.baselines.get(head.name, {})
+    names = measured_baselines([baselines])
     headline, found = HEADLINE[head.kind], mistakes(answers, evaluation)
     columns, labels = label_table(answers)
     error = standard_error(headline_parts(answers)) if len(answers.true) else float("nan")
@@ -124,10 +126,9 @@ def _head(answers: HeadAnswers, evaluation: Evaluation, history: Sequence[Mappin
         "unseen": _unseen(evaluation, head.name),
         "verdict": verdict(answers, metrics, baselines),
         "bars": _bars(headline, metrics, baselines),
-        "metric_columns": ["metric", "network", *(name for name in BASELINES if name in baselines)],
+        "metric_columns": ["metric", "network", *names],
         "metric_rows": [
-            [name, value, *(baselines[base].get(name) for base in BASELINES if base in baselines)]
-            for name, value in metrics.items()
+            [metric, value, *(baselines[name].get(metric) for name in names)] for metric, value in metrics.items()
         ],
         "plots": [] if history is None else _plots(answers, metrics, history),
         "matrix": _matrix(answers, found),

@@ -17,8 +17,8 @@ import numpy as np
 from polyhead.schema import HeadKind
 from polyhead_training.errors import ConfigError
 from polyhead_training.evaluation import plots
-from polyhead_training.evaluation.baselines import LINEAR, MAJORITY
 from polyhead_training.evaluation.evaluation import Evaluation
+from polyhead_training.evaluation.headline import measured_baselines
 from polyhead_training.evaluation.page import page, page_heads
 from polyhead_training.evaluation.predictions import write_predictions, write_suspects
 from polyhead_training.evaluation.verdicts import notes_of
@@ -80,9 +80,7 @@ def write_report(
         "unseen_labels": evaluation.unseen_labels,
         "left_out": evaluation.left_out,
         "notes": notes_of(evaluation),
-        "baseline_names": [
-            name for name in (LINEAR, MAJORITY) if any(name in found for found in evaluation.baselines.values())
-        ],
+        "baseline_names": measured_baselines(evaluation.baselines.values()),
         "has_slices": any(evaluation.slices.values()),
     }
     counts = {key: content[key] for key in ("name", "source", "rows", "truncated", "dropped", "failed", "max_length")}

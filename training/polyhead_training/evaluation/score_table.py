@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from rich.table import Table
 
 from polyhead.schema import Schema
-from polyhead_training.evaluation.baselines import LINEAR, MAJORITY
+from polyhead_training.evaluation.headline import measured_baselines
 from polyhead_training.evaluation.metrics import MAIN
 from polyhead_training.evaluation.wording import number
 
@@ -26,11 +26,7 @@ def score_table(
         baselines: by split, head, baseline and metric.
     """
     table = Table("split", "head", "rows", "metric", "network", title="Reached")
-    names = [
-        name
-        for name in (LINEAR, MAJORITY)
-        if any(name in of_head for by_head in baselines.values() for of_head in by_head.values())
-    ]
+    names = measured_baselines(of_head for by_head in baselines.values() for of_head in by_head.values())
     for name in names:
         table.add_column(name)
     for split, by_head in metrics.items():
