@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from polyhead.decode import to_scores
 from polyhead.schema import Head, Schema
 from polyhead_training.evaluation.evaluation import Evaluation
+from polyhead_training.evaluation.metrics import answers_of
 from polyhead_training.evaluation.predictions import write_suspects
 from polyhead_training.evaluation.suspects import (
     MOST_SUSPECTS,
@@ -56,7 +57,7 @@ def test_planted_wrong_labels_are_found() -> None:
     given = true.copy()
     planted = np.random.default_rng(1).choice(1000, 40, replace=False)
     given[planted] = (true[planted] + 1) % 3
-    found = find_suspects(scores, given[:, None].astype(np.float32), SINGLE)
+    found = find_suspects(answers_of(scores, given[:, None].astype(np.float32), SINGLE))
     places = [suspect.index for suspect in found]
     right = set(places) & set(planted.tolist())
     assert len(right) / len(places) > 0.9
@@ -79,7 +80,7 @@ def test_planted_labels_of_several_are_found() -> None:
     labels[[5, 50], 0] = 1 - labels[[5, 50], 0]
     labels[7, 1] = 1 - labels[7, 1]
     labels[9] = np.nan
-    found = find_suspects(scores, labels, MULTI)
+    found = find_suspects(answers_of(scores, labels, MULTI))
     assert {suspect.index for suspect in found} == {5, 50, 7}
     for suspect in found:
         column, name = (1, "y") if suspect.index == 7 else (0, "x")
@@ -90,18 +91,18 @@ def test_planted_labels_of_several_are_found() -> None:
 def test_doubt_is_no_suspicion() -> None:
     """Right labels, or a model that is unsure of everything, give no list; nor do unknown and unseen labels."""
     scores, true = noisy(500)
-    assert len(find_suspects(scores, true[:, None].astype(np.float32), SINGLE)) <= 2
+    assert len(find_suspects(answers_of(scores, true[:, None].astype(np.float32), SINGLE))) <= 2
     unsure = np.full((500, 3), 1 / 3, np.float32)
-    assert not find_suspects(unsure, true[:, None].astype(np.float32), SINGLE)
+    assert not find_suspects(answers_of(unsure, true[:, None].astype(np.float32), SINGLE))
     labels = np.where(true[:, None] == 0, np.nan, -1).astype(np.float32)
-    assert not find_suspects(scores, labels, SINGLE, {"topic": {i: ["new"] for i in np.flatnonzero(true)}})
+    assert not find_suspects(answers_of(scores, labels, SINGLE, {"topic": {i: ["new"] for i in np.flatnonzero(true)}}))
 
 
 def test_a_list_is_short_enough_to_read() -> None:
     """However wrong the labels are."""
     scores, true = noisy(5000, sharpness=9)
     given = np.where(np.random.default_rng(1).random(5000) < 0.2, (true + 1) % 3, true)
-    assert len(find_suspects(scores, given[:, None].astype(np.float32), SINGLE)) == MOST_SUSPECTS
+    assert len(find_suspects(answers_of(scores, given[:, None].astype(np.float32), SINGLE))) == MOST_SUSPECTS
 
 
 def test_the_file_names_the_row(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from polyhead.predictor import NOT_FINITE, Predictor
 from polyhead.schema import Schema
 from polyhead_rows.progress import progress
 from polyhead_training.errors import DataError
-from polyhead_training.evaluation.metrics import HEADLINE, Unseen, among, answers_of, score_answers
+from polyhead_training.evaluation.headline import HeadVerdict, verdict
+from polyhead_training.evaluation.metrics import HEADLINE, HeadAnswers, Unseen, among, answers_of, score_all
 from polyhead_training.evaluation.slices import SliceOptions, score_slices
 from polyhead_training.evaluation.suspects import Suspect, find_suspects
 
@@ -70,6 +72,18 @@ class Evaluation:
     baselines_note: str = ""
     suspects: list[Suspect] = field(default_factory=list)
 
+    @cached_property
+    def answers(self) -> list[HeadAnswers]:
+        """What would be served, per head, with the true labels."""
+        return list(answers_of(self.scores, self.labels, self.schema, self.unseen))
+
+    @cached_property
+    def verdicts(self) -> list[HeadVerdict]:
+        """How each head's main number stands beside its baselines."""
+        return [
+            verdict(part, self.metrics[part.head.name], self.baselines.get(part.head.name, {})) for part in self.answers
+        ]
+
     @property
     def failed_texts(self) -> Sequence[str]:
         """The texts whose scores are not finite."""
@@ -93,8 +107,7 @@ class Evaluation:
         from polyhead_training.evaluation.notebook import figures, scores_table  # matplotlib takes a second to import
 
         caption = self.measured_on or f"{len(self.texts)} texts"
-        answers = answers_of(self.scores, self.labels, self.schema, self.unseen)
-        return scores_table(self.metrics, self.schema, caption, self.baselines) + figures(answers)
+        return scores_table(self.metrics, self.schema, caption, self.baselines) + figures(self.answers)
 
     def slice_tables(self) -> list[dict[str, Any]]:
         """Per sliced ``column``: the ``columns`` of its table, and ``rows`` with each head's main score per value."""
@@ -182,12 +195,13 @@ def evaluate(
         by_column[column], notes[column] = score_slices(
             values, scores[read], labels[read], schema, unseen, slice_options or SliceOptions()
         )
+    answers = list(answers_of(scores[read], labels[read], schema, unseen))
     return part_of(
         read,
-        metrics=score_answers(scores[read], labels[read], schema, unseen),
+        metrics=score_all(answers, schema),
         slices=by_column,
         slice_notes={column: note for column, note in notes.items() if note},
         dropped=dropped,
         failed=part_of(failed, metrics={}) if failed.any() else None,
-        suspects=find_suspects(scores[read], labels[read], schema, unseen) if with_suspects else [],
+        suspects=find_suspects(answers) if with_suspects else [],
     )

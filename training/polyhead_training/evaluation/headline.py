@@ -35,10 +35,12 @@ class HeadVerdict:
     Attributes:
         level: ``good``, ``unclear`` or ``bad``.
         sentences: the first one is about the strongest baseline.
+        interval: half of the number's 95 % interval; None if unknown.
     """
 
     level: str
     sentences: tuple[str, ...]
+    interval: float | None = None
 
 
 def headline_parts(answers: HeadAnswers) -> Parts:
@@ -84,7 +86,8 @@ def verdict(
     if metric not in metrics:
         return HeadVerdict("unclear", ("No row has a known label, so there is no score.",))
     sign = -1 if metric in LOWER_IS_BETTER else 1
-    margin = NORMAL * np.sqrt(2) * standard_error(headline_parts(answers))
+    interval = NORMAL * standard_error(headline_parts(answers))
+    margin = np.sqrt(2) * interval
     known = {name: baselines[name][metric] for name in BASELINES if metric in baselines.get(name, {})}
     level, sentences = "good", []
     for name, value in known.items():
@@ -102,7 +105,7 @@ def verdict(
         named = listed([quoted(label) for label in never])
         occurring = int(answers.true.any(axis=0).sum())
         sentences.append(f"Never answers {len(never)} of the {occurring} labels in these rows: {named}.")
-    return HeadVerdict(level, tuple(sentences))
+    return HeadVerdict(level, tuple(sentences), interval if np.isfinite(interval) else None)
 
 
 def measured_baselines(by_head: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -9,7 +9,7 @@ label that is never found. Likelihood and rankings need a score of the true labe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,12 +103,17 @@ def score_answers(
         labels: ``(n, sum of label widths)``, as in `polyhead_training.data.corpus.Split`.
         unseen: the labels that training never saw.
     """
-    answers = {part.head.name: part for part in answers_of(scores, labels, schema, unseen)}
+    return score_all(answers_of(scores, labels, schema, unseen), schema)
+
+
+def score_all(answers: Iterable[HeadAnswers], schema: Schema) -> dict[str, dict[str, float]]:
+    """`score_answers` of the answers of all heads."""
+    by_head = {part.head.name: part for part in answers}
     results = {}
     for head in schema:
-        result = score_head(answers[head.name])
+        result = score_head(by_head[head.name])
         if head.parent is None and schema.children(head.name):
-            result |= _score_taxonomy([answers[level.name] for level in levels_below(head, schema)], schema)
+            result |= _score_taxonomy([by_head[level.name] for level in levels_below(head, schema)], schema)
         results[head.name] = result
     return results
 

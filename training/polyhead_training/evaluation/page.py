@@ -16,13 +16,10 @@ from polyhead_training.evaluation.calibration import SHOWN
 from polyhead_training.evaluation.evaluation import Evaluation
 from polyhead_training.evaluation.headline import (
     BASELINES,
-    NORMAL,
-    headline_parts,
+    HeadVerdict,
     measured_baselines,
-    standard_error,
-    verdict,
 )
-from polyhead_training.evaluation.metrics import HEADLINE, LOWER_IS_BETTER, HeadAnswers, answers_of
+from polyhead_training.evaluation.metrics import HEADLINE, LOWER_IS_BETTER, HeadAnswers
 from polyhead_training.evaluation.mistakes import (
     Mistakes,
     largest_errors_code,
@@ -96,20 +93,19 @@ def _rows_code(evaluation: Evaluation) -> str:
 
 def page_heads(evaluation: Evaluation, history: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
     """What page and model card show of each head."""
-    parts = answers_of(evaluation.scores, evaluation.labels, evaluation.schema, evaluation.unseen)
-    answers = {part.head.name: part for part in parts}
-    heads = list(evaluation.schema)
-    has_plots = len(heads) <= PLOTTED_HEADS
-    return [_head(answers[head.name], evaluation, history or () if has_plots else None) for head in heads]
+    shown = history or () if len(evaluation.answers) <= PLOTTED_HEADS else None
+    pairs = zip(evaluation.answers, evaluation.verdicts, strict=True)
+    return [_head(answers, found, evaluation, shown) for answers, found in pairs]
 
 
-def _head(answers: HeadAnswers, evaluation: Evaluation, history: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
+def _head(
+    answers: HeadAnswers, verdict: HeadVerdict, evaluation: Evaluation, history: Sequence[Mapping[str, Any]] | None
+) -> dict[str, Any]:
     head, metrics = answers.head, evaluation.metrics[answers.head.name]
     baselines = evaluation.baselines.get(head.name, {})
     names = measured_baselines([baselines])
     headline, found = HEADLINE[head.kind], mistakes(answers, evaluation)
     columns, labels = label_table(answers)
-    error = standard_error(headline_parts(answers)) if len(answers.true) else float("nan")
     return {
         "name": head.name,
         "kind": head.kind,
@@ -122,9 +118,8 @@ def _head(answers: HeadAnswers, evaluation: Evaluation, history: Sequence[Mappin
         "headline_name": headline,
         "headline": metrics.get(headline),
         "lower_is_better": headline in LOWER_IS_BETTER,
-        "interval": NORMAL * error if np.isfinite(error) else None,
         "unseen": _unseen(evaluation, head.name),
-        "verdict": verdict(answers, metrics, baselines),
+        "verdict": verdict,
         "bars": _bars(headline, metrics, baselines),
         "metric_columns": ["metric", "network", *names],
         "metric_rows": [

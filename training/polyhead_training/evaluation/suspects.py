@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from polyhead.schema import HeadKind, Schema
-from polyhead_training.evaluation.metrics import HeadAnswers, Unseen, answers_of
+from polyhead.schema import HeadKind
+from polyhead_training.evaluation.metrics import HeadAnswers
 
 MOST_SUSPECTS = 200  # of a head: more is no work for people
 LEAST_ROWS = 5  # of a label: with fewer, nobody knows how sure the model usually is of it
@@ -40,25 +40,22 @@ class Suspect:
     score: float
 
 
-def find_suspects(
-    scores: NDArray[np.float32], labels: NDArray[np.float32], schema: Schema, unseen: Unseen | None = None
-) -> list[Suspect]:
+def find_suspects(answers: Iterable[HeadAnswers]) -> list[Suspect]:
     """The suspects of all heads, the most certain first; at most `MOST_SUSPECTS` per head.
 
     Args:
-        scores: calibrated ``(n, schema.width)``, of rows that the model was not trained on.
-        labels: as for `polyhead_training.evaluation.metrics.score_answers`.
+        answers: to rows that the model was not trained on.
     """
     found: list[Suspect] = []
-    for answers in answers_of(scores, labels, schema, unseen):
-        match answers.head.kind:
+    for part in answers:
+        match part.head.kind:
             case HeadKind.SINGLE_LABEL:
-                some = _of_single(answers)
+                some = _of_single(part)
             case HeadKind.MULTI_LABEL:
-                some = _of_multi(answers)
+                some = _of_multi(part)
             case HeadKind.REGRESSION:
                 continue
-        rows = np.flatnonzero(answers.known)
+        rows = np.flatnonzero(part.known)
         best = sorted(some, key=lambda suspect: -suspect.score)[:MOST_SUSPECTS]
         found += [Suspect(one.head, int(rows[one.index]), one.given, one.proposed, one.score) for one in best]
     return sorted(found, key=lambda suspect: -suspect.score)

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from polyhead_rows.spelling import shortened
 from polyhead_training.data.labels import mend_of
 from polyhead_training.evaluation.evaluation import Evaluation
-from polyhead_training.evaluation.headline import verdict
-from polyhead_training.evaluation.metrics import HEADLINE, answers_of
+from polyhead_training.evaluation.metrics import HEADLINE
 from polyhead_training.evaluation.wording import listed, number
 
 
@@ -34,11 +33,10 @@ def _unseen(evaluation: Evaluation) -> Iterator[str]:
 
 def _verdicts(evaluation: Evaluation) -> Iterator[str]:
     """What the page says of each head whose number does not speak for itself."""
-    for answers in answers_of(evaluation.scores, evaluation.labels, evaluation.schema, evaluation.unseen):
-        name, metric = answers.head.name, HEADLINE[answers.head.kind]
-        found = verdict(answers, evaluation.metrics[name], evaluation.baselines.get(name, {}))
-        if found.level != "good" and metric in evaluation.metrics[name] and found.sentences:
-            yield f"head {name!r}: {metric} {number(evaluation.metrics[name][metric])}. {' '.join(found.sentences)}"
+    for head, found in zip(evaluation.schema, evaluation.verdicts, strict=True):
+        metric, metrics = HEADLINE[head.kind], evaluation.metrics[head.name]
+        if found.level != "good" and metric in metrics and found.sentences:
+            yield f"head {head.name!r}: {metric} {number(metrics[metric])}. {' '.join(found.sentences)}"
 
 
 def _suspects(evaluation: Evaluation) -> Iterator[str]:
