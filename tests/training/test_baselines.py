@@ -17,8 +17,8 @@ from polyhead_training.evaluation.baselines import Baselines, Constant, best_con
 from polyhead_training.evaluation.evaluation import Evaluation
 from polyhead_training.evaluation.linear_model import LinearModel
 from polyhead_training.evaluation.metrics import score_answers
+from polyhead_training.evaluation.notes import notes_of
 from polyhead_training.evaluation.score_table import score_table
-from polyhead_training.evaluation.verdicts import notes_of
 
 SCHEMA = Schema(
     [

@@ -155,9 +155,9 @@ def evaluate_checkpoint(
     from polyhead_training.data.corpus import read_split
     from polyhead_training.evaluation.baselines import Baselines
     from polyhead_training.evaluation.evaluation import evaluate
+    from polyhead_training.evaluation.notes import notes_of
     from polyhead_training.evaluation.report import check_report_folder, write_report
     from polyhead_training.evaluation.slices import SliceOptions
-    from polyhead_training.evaluation.verdicts import notes_of
 
     datasets.disable_progress_bars()
     if target is not None:

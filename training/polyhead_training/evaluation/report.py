@@ -19,9 +19,9 @@ from polyhead_training.errors import ConfigError
 from polyhead_training.evaluation import plots
 from polyhead_training.evaluation.evaluation import Evaluation
 from polyhead_training.evaluation.headline import measured_baselines
+from polyhead_training.evaluation.notes import notes_of
 from polyhead_training.evaluation.page import page, page_heads
 from polyhead_training.evaluation.predictions import write_predictions, write_suspects
-from polyhead_training.evaluation.verdicts import notes_of
 
 
 def check_report_folder(path: Path) -> None:

@@ -31,8 +31,8 @@ from polyhead_training.data.corpus import Corpus, Split
 from polyhead_training.errors import ConfigError, DataError
 from polyhead_training.evaluation.baselines import fit_baselines
 from polyhead_training.evaluation.evaluation import Evaluation, evaluate
+from polyhead_training.evaluation.notes import notes_of
 from polyhead_training.evaluation.report import write_report
-from polyhead_training.evaluation.verdicts import notes_of
 
 
 @dataclass(frozen=True)
