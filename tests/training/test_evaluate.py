@@ -326,9 +326,11 @@ def test_a_missing_column_of_labels_is_an_error(base_checkpoint: Path, tmp_path:
     assert "has no column 'topic', only text, Topic, mood, stars, country, price; " in result.stderr
     assert "--without topic leaves this head out" in result.stderr
     assert len(result.stderr.splitlines()) == 1
-    result = CliRunner().invoke(app, [*arguments, "--without", "topic"])
+    result = CliRunner().invoke(app, [*arguments, "--without", "topic", "--slice", "country"])
     assert result.exit_code == 0, result.output
     assert "topic" not in result.stdout
+    page = (output / "index.html").read_text(encoding="utf-8")
+    assert page.count("topic") == page.count("Not evaluated: <bdi>topic</bdi>") == 1
     assert "| `topic` | rows |" not in (output / "README.md").read_text(encoding="utf-8")
     assert json.loads((output / "metrics.json").read_text(encoding="utf-8"))["left_out"] == ["topic"]
 

@@ -276,7 +276,7 @@ def _print_tables(evaluation: Evaluation, console: Console) -> None:
     from polyhead_training.evaluation.score_table import score_table  # scikit-learn takes a second to import
     from polyhead_training.evaluation.wording import number
 
-    metrics = {name: scores for name, scores in evaluation.metrics.items() if name not in evaluation.left_out}
+    metrics = {head.name: evaluation.metrics[head.name] for head in evaluation.heads}
     console.print(score_table(evaluation.schema, {"": metrics}, {"": evaluation.baselines}))
     say = printer(console)
     say(evaluation.measured_on)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from polyhead.decode import are_answers
 from polyhead.predictor import NOT_FINITE, Predictor
-from polyhead.schema import Schema
+from polyhead.schema import Head, Schema
 from polyhead_rows.progress import progress
 from polyhead_training.errors import DataError
 from polyhead_training.evaluation.headline import HeadVerdict, verdict
@@ -85,6 +85,11 @@ class Evaluation:
         ]
 
     @property
+    def heads(self) -> list[Head]:
+        """The heads that were evaluated."""
+        return [head for head in self.schema if head.name not in self.left_out]
+
+    @property
     def failed_texts(self) -> Sequence[str]:
         """The texts whose scores are not finite."""
         return () if self.failed is None else self.failed.texts
@@ -99,7 +104,7 @@ class Evaluation:
         return {head: dict(labels.most_common()) for head, labels in found.items() if labels}
 
     def __repr__(self) -> str:
-        found = [(head.name, HEADLINE[head.kind], self.metrics[head.name]) for head in self.schema]
+        found = [(head.name, HEADLINE[head.kind], self.metrics[head.name]) for head in self.heads]
         scores = [f"{head} {name} {scores[name]:.3g}" for head, name, scores in found if name in scores]
         return f"<Evaluation of {len(self.texts)} texts: {', '.join(scores)}>"
 
@@ -107,11 +112,11 @@ class Evaluation:
         from polyhead_training.evaluation.notebook import figures, scores_table  # matplotlib takes a second to import
 
         caption = self.measured_on or f"{len(self.texts)} texts"
-        return scores_table(self.metrics, self.schema, caption, self.baselines) + figures(self.answers)
+        return scores_table(self.metrics, self.heads, caption, self.baselines) + figures(self.answers)
 
     def slice_tables(self) -> list[dict[str, Any]]:
         """Per sliced ``column``: the ``columns`` of its table, and ``rows`` with each head's main score per value."""
-        heads = [(head.name, HEADLINE[head.kind]) for head in self.schema]
+        heads = [(head.name, HEADLINE[head.kind]) for head in self.heads]
         return [
             {
                 "column": column,

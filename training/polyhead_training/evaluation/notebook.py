@@ -10,7 +10,7 @@ import matplotlib
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from polyhead.schema import HeadKind, Schema
+from polyhead.schema import Head, HeadKind, Schema
 from polyhead_training.evaluation import plots
 from polyhead_training.evaluation.metrics import HEADLINE, MAIN, HeadAnswers
 
@@ -30,7 +30,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = 
 
 def scores_table(
     metrics: Mapping[str, Mapping[str, float]],
-    schema: Schema,
+    heads: Iterable[Head],
     caption: str,
     baselines: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
 ) -> str:
@@ -43,7 +43,7 @@ def scores_table(
     baselines = baselines or {}
     names = sorted({name for found in baselines.values() for name in found})
     rows = []
-    for head in schema:
+    for head in heads:
         found = metrics[head.name]
         scores = ", ".join(f"{name} {_cell(found[name])}" for name in MAIN[head.kind] if name in found)
         others = [baselines.get(head.name, {}).get(name, {}).get(HEADLINE[head.kind]) for name in names]

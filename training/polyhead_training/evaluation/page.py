@@ -71,7 +71,7 @@ def page(
         environment()
         .get_template("report.html")
         .render(
-            **content,
+            **{**content, "heads": [head for head in content["heads"] if head["name"] not in evaluation.left_out]},
             rows_code=_rows_code(evaluation),
             losses=plots.to_svg(losses) if losses and losses.axes[0].lines else None,
             calibration=[_calibration_row(*item) for item in (calibration or {}).items() if _is_fitted(item[1])],
