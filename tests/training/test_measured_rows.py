@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from polyhead.predictor import Predictor
 from polyhead_training.evaluate_command import app
+from polyhead_training.evaluation import evaluation
 from tests.tiny import TEXTS
 from tests.training.test_evaluate import MOODS, TOPICS, recorded_checkpoint, write_rows
 
@@ -196,3 +197,27 @@ def test_the_majority_of_training_is_compared(base_checkpoint: Path, tmp_path: P
     ):
         (checkpoint / "metrics.json").write_text(json.dumps({"constants": hostile}), encoding="utf-8")
         assert CliRunner().invoke(app, arguments).exit_code == 0
+
+
+def test_a_config_leaves_baselines_and_suspects_out(
+    base_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in training, by the keys of its report."""
+    write_rows(tmp_path / "rows.jsonl")
+    checkpoint = Path(shutil.copytree(base_checkpoint, tmp_path / "checkpoint"))
+    constants = {"topic": {"labels": ["sport"]}}
+    (checkpoint / "metrics.json").write_text(json.dumps({"constants": constants}), encoding="utf-8")
+    config = tmp_path / "my.toml"
+    config.write_text(
+        'output = "x"\n[data]\ntrain = "unused"\n[report]\nbaselines = false\nsuspects = false\n'
+        '[[heads]]\nname = "topic"\nkind = "single_label"\n',
+        encoding="utf-8",
+    )
+    monkeypatch.delattr(evaluation, "find_suspects")
+    output = tmp_path / "report"
+    arguments = [str(checkpoint), str(tmp_path / "rows.jsonl"), "--config", str(config), "--output", str(output)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
+    assert (metrics["baselines"], metrics["baselines_note"]) == ({}, "")
+    assert not len(pandas.read_csv(output / "suspects.csv"))

@@ -24,7 +24,7 @@ from polyhead.schema import HeadKind, Schema
 from polyhead_rows.place import split_name
 from polyhead_rows.table_file import ReadOptions
 from polyhead_training.command_line import command_app, one_line_errors, printer
-from polyhead_training.config import DataConfig, HeadConfig, TrainingConfig, read_config
+from polyhead_training.config import DataConfig, HeadConfig, ReportConfig, TrainingConfig, read_config
 from polyhead_training.data.first_rows import check_evaluation_files
 from polyhead_training.errors import ConfigError, DataError
 from polyhead_training.recorded import measured_on, recorded_config, recorded_constants, recorded_training
@@ -38,6 +38,10 @@ polyhead-evaluate runs/reviews reviews-2024.csv --slice country --slice stars
 polyhead-evaluate runs/reviews 'more/*.jsonl' --config my.toml --output reports/more
 polyhead-evaluate runs/reviews stars-only.csv --without topic --without tags
 """
+NO_LINEAR = (
+    "A linear model is not compared here, because it is fitted on the training rows; the report of the training "
+    "compares it."
+)
 REPLACES = "Replaces the config's."
 READ_OPTIONS = ("text_column", "bad_rows", *ReadOptions.model_fields)
 
@@ -146,7 +150,7 @@ def evaluate_checkpoint(
         raise ConfigError(f"--device {device!r}: allowed are cpu and cuda")
     interface = Interface.of_checkpoint(checkpoint)
     _check_without(without, interface.schema)
-    columns, heads = _settings(checkpoint, config, data, replaced, interface)
+    columns, heads, report = _settings(checkpoint, config, data, replaced, interface)
     check_evaluation_files(data, columns, heads, interface.schema, slices, without)
     # Imported here because these imports take seconds; a mistake must be reported before them.
     import datasets
@@ -174,8 +178,11 @@ def evaluate_checkpoint(
         for note in split.notes:
             say(f"note: {note}")
         _check_labelled(split, heads, without, predictor.schema)
-        evaluation = evaluate(predictor, split, slices, say, True, slice_options=SliceOptions(slice_values, slice_rows))
-    baselines = Baselines(recorded_constants(checkpoint)).measure(
+        evaluation = evaluate(
+            predictor, split, slices, say, True,
+            slice_options=SliceOptions(slice_values, slice_rows), with_suspects=report.suspects,
+        )  # fmt: skip
+    baselines = Baselines(recorded_constants(checkpoint) if report.baselines else {}).measure(
         evaluation.texts, evaluation.labels, evaluation.schema, evaluation.unseen
     )
     evaluation = replace(
@@ -183,8 +190,7 @@ def evaluate_checkpoint(
         left_out=without,
         measured_on=measured_on(checkpoint, data, set(evaluation.files), len(evaluation.texts)),
         baselines={head: found for head, found in baselines.items() if head not in without},
-        baselines_note="A linear model is not compared here, because it is fitted on the training rows; the report of "
-        "the training compares it.",
+        baselines_note=NO_LINEAR if report.baselines else "",
     )
     for line in notes_of(evaluation):
         say(f"note: {line}")
@@ -228,8 +234,10 @@ def _check_labelled(split: Split, heads: list[HeadConfig], without: list[str], s
 
 def _settings(
     checkpoint: Path, config: TrainingConfig | None, data: list[str], replaced: dict[str, Any], interface: Interface
-) -> tuple[DataConfig, list[HeadConfig]]:
+) -> tuple[DataConfig, list[HeadConfig], ReportConfig]:
     """How rows are read: options first, then the config, then the checkpoint's record, then the defaults.
+
+    And what the report holds, by the config or the record.
 
     The model's own template comes before the template of a config, because serving renders with it.
     """
@@ -255,7 +263,7 @@ def _settings(
             raise ConfigError(
                 f"heads: {head.name!r} is {head.kind} in the config, {kinds[head.name]} in the checkpoint"
             )
-    return columns, heads
+    return columns, heads, ReportConfig() if training is None else training.report
 
 
 def _drop_unsuited(settings: dict[str, Any], data: list[str]) -> None:
