@@ -25,6 +25,7 @@ from polyhead_training import ConfigError, DataError, Interrupted, Run, Training
 from polyhead_training.config import read_config
 from polyhead_training.evaluate_command import app as evaluate_app
 from polyhead_training.evaluation.notebook import scores_table, table
+from polyhead_training.evaluation.wording import number
 from tests.training.test_evaluate import write_rows
 from tests.training.test_resume import HEAD
 from tests.training.tiny_run import trained, weights, write_run
@@ -283,8 +284,8 @@ def test_a_run_is_shown_with_its_scores_and_plots(run: Run) -> None:
     html = run._repr_html_()
     for name in ("topic", "stars"):
         assert f"<td>{name}</td>" in html
-    assert f"accuracy {run.metrics['validation']['topic']['accuracy']:.3f}" in html
-    assert f"mae {run.metrics['validation']['stars']['mae']:.3f}" in html
+    assert f"accuracy {number(run.metrics['validation']['topic']['accuracy'])}" in html
+    assert f"mae {number(run.metrics['validation']['stars']['mae'])}" in html
     assert html.count("<svg") >= 3
     assert str(run.checkpoint) in html
     assert "cats sleep" not in html

@@ -13,12 +13,13 @@ from matplotlib.figure import Figure
 from polyhead.schema import Head, HeadKind, Schema
 from polyhead_training.evaluation import plots
 from polyhead_training.evaluation.metrics import HEADLINE, MAIN, HeadAnswers
+from polyhead_training.evaluation.wording import number
 
 MOST_HEADS = 12  # with plots
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = "") -> str:
-    """An HTML table. Fractions have three digits; None is an empty cell."""
+    """An HTML table; None is an empty cell."""
     head = Markup("").join(Markup("<th>{}</th>").format(column) for column in columns)
     body = Markup("").join(
         Markup("<tr>{}</tr>").format(Markup("").join(Markup("<td>{}</td>").format(_cell(cell)) for cell in row))
@@ -90,6 +91,4 @@ def _figures(answers: HeadAnswers) -> list[Figure]:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    if isinstance(value, float):
-        return f"{value:.3f}" if abs(value) < 1000 else f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return number(value) if isinstance(value, int | float) else str(value)
