@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,15 +13,12 @@ import pandas
 import pytest
 import yaml
 
-from polyhead.decode import to_scores
 from polyhead.schema import Head, Schema
 from polyhead_training.config import CalibrationConfig
 from polyhead_training.evaluation.calibration import calibrate
-from polyhead_training.evaluation.evaluation import Evaluation
-from polyhead_training.evaluation.metrics import score_answers
 from polyhead_training.evaluation.report import model_card, write_report
+from tests.training.evaluations import HISTORY, HOSTILE, evaluation_of
 
-HOSTILE = "<script>alert('x')</script><img src=http://evil.example/x> $x_{ `code` | 東京 \"quoted\""
 SCHEMA = Schema(
     [
         Head(name="kind", kind="single_label", labels=(HOSTILE, *(f"label {i}" for i in range(30)))),
@@ -30,11 +26,6 @@ SCHEMA = Schema(
         Head(name="stars", kind="regression", y_range=(0, 5)),
     ]
 )
-HISTORY = [
-    {"epoch": 0.5, "loss": 2.0},
-    {"epoch": 1.0, "eval_loss": 1.5, "eval_kind/accuracy": 0.5},
-    {"epoch": 1.0, "train_runtime": 3.0},
-]
 
 
 class Resources(HTMLParser):
@@ -52,32 +43,9 @@ class Resources(HTMLParser):
         self.loaded += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "srcset", "data")]
 
 
-def evaluation_of(rows: int, schema: Schema = SCHEMA, known: bool = True) -> tuple[Evaluation, np.ndarray]:
-    """Random answers to hostile texts, and their logits."""
-    random = np.random.default_rng(0)
-    logits = random.normal(size=(rows, schema.width)).astype(np.float32)
-    columns = [random.integers(0, 31, (rows, 1)), random.integers(0, 2, (rows, 2)), 5 * random.random((rows, 1))]
-    labels = np.hstack(columns).astype(np.float32) if known else np.full((rows, 4), math.nan, np.float32)
-    scores = to_scores(logits, schema)
-    metrics = score_answers(scores, labels, schema)
-    evaluation = Evaluation(
-        schema=schema,
-        max_length=16,
-        texts=[f"{HOSTILE} {i}" for i in range(rows)],
-        labels=labels,
-        scores=scores,
-        token_counts=np.full(rows, 16, np.int32),
-        truncated=np.arange(rows) % 2 == 0,
-        metrics=metrics,
-        slices={"<b>country</b>": {HOSTILE: {"rows": rows, "heads": metrics}}},
-        dropped=2,
-    )
-    return evaluation, logits
-
-
 def test_the_page_is_safe_and_stands_alone(tmp_path: Path) -> None:
     """Texts, labels, slices and names are escaped; nothing is loaded from anywhere; the page is small."""
-    evaluation, logits = evaluation_of(80)
+    evaluation, logits = evaluation_of(SCHEMA, 80)
     _, calibration = calibrate(logits, evaluation.labels, SCHEMA, CalibrationConfig())
     write_report(
         tmp_path,
@@ -104,7 +72,7 @@ def test_the_page_is_safe_and_stands_alone(tmp_path: Path) -> None:
 
 def test_numbers_stand_in_json_and_parquet(tmp_path: Path) -> None:
     """Metrics hold no NaN, and predictions have one row per text."""
-    evaluation, _ = evaluation_of(40)
+    evaluation, _ = evaluation_of(SCHEMA, 40)
     write_report(tmp_path, evaluation)
 
     def refuse(constant: str) -> None:
@@ -121,7 +89,7 @@ def test_numbers_stand_in_json_and_parquet(tmp_path: Path) -> None:
 def test_one_row_and_unknown_labels_make_a_report(tmp_path: Path) -> None:
     """However little there is to show."""
     for name, known in (("one", True), ("unknown", False)):
-        write_report(tmp_path / name, evaluation_of(1, known=known)[0])
+        write_report(tmp_path / name, evaluation_of(SCHEMA, 1, known=known)[0])
         assert "<h2" in (tmp_path / name / "index.html").read_text(encoding="utf-8")
     table = pandas.read_parquet(tmp_path / "unknown" / "predictions.parquet")
     assert table[["kind_true", "tags_true", "stars_true"]].isna().all(axis=None)
@@ -129,7 +97,7 @@ def test_one_row_and_unknown_labels_make_a_report(tmp_path: Path) -> None:
 
 def test_the_card_has_a_header(tmp_path: Path) -> None:
     """Its YAML is read back whole, with one result per head; labels are no markup."""
-    evaluation, _ = evaluation_of(40)
+    evaluation, _ = evaluation_of(SCHEMA, 40)
     write_report(tmp_path, evaluation, name=HOSTILE, source="rows.csv")
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     _, header, body = card.split("---\n", 2)
@@ -145,7 +113,7 @@ def test_the_card_says_what_is_true(tmp_path: Path) -> None:
     """Of an imported checkpoint not that Polyhead trained it; of each head whether it is calibrated."""
     tuned = Head(name="tuned", kind="multi_label", labels=("a", "b"), thresholds=(0.3, 0.5), temperature=2.5)
     schema = Schema([SCHEMA["kind"], tuned, SCHEMA["stars"]])
-    evaluation, logits = evaluation_of(40, schema)
+    evaluation, logits = evaluation_of(schema, 40)
     _, plain = calibrate(logits, evaluation.labels, SCHEMA, CalibrationConfig(temperature=False, thresholds="fixed"))
     write_report(tmp_path, evaluation, calibration=plain)
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
