@@ -133,8 +133,8 @@ def score_constants(
         if answers.head.kind == HeadKind.REGRESSION:
             if constant.median is None or constant.mean is None:
                 continue  # a stranger's checkpoint
-            middle, mean = (
-                score_head(replace(answers, scores=np.full((rows, 1), value, np.float32)))
+            middle, mean = (  # in float64, so that R2 of the mean is 0
+                score_head(replace(answers, scores=np.full((rows, 1), value)))
                 for value in (constant.median, constant.mean)
             )
             scores = mean | {key: value for key, value in middle.items() if key == "mae"}
