@@ -83,8 +83,7 @@ def recorded_config(path: Path) -> TrainingConfig:
 
 def recorded_training(checkpoint: Path) -> dict[str, Any]:
     """``history``, ``calibration`` and ``training`` for `write_report`; None or empty if they are malformed."""
-    metrics = _read_json(checkpoint / "metrics.json")
-    metrics = metrics if isinstance(metrics, dict) else {}
+    metrics = _metrics(checkpoint)
     training = _valid(dict[str, Any], metrics.get("training")) or {}
     return {
         "history": _valid(list[_Logged], _read_json(checkpoint / "report" / "history.json")),
@@ -97,10 +96,8 @@ def recorded_constants(checkpoint: Path) -> dict[str, Constant]:
     """The best constant answers on the training rows; empty if the checkpoint has none, or if they are malformed."""
     from polyhead_training.evaluation.baselines import Constant  # scikit-learn takes a second to import
 
-    metrics = _read_json(checkpoint / "metrics.json")
-    found = metrics.get("constants") if isinstance(metrics, dict) else None
     try:
-        return TypeAdapter(dict[str, Constant]).validate_python(found or {})
+        return TypeAdapter(dict[str, Constant]).validate_python(_metrics(checkpoint).get("constants") or {})
     except ValidationError:
         return {}
 
@@ -137,6 +134,10 @@ def _valid(kind: Any, content: Any) -> Any:
         return adapter.dump_python(adapter.validate_python(content), exclude_unset=True)
     except ValidationError:
         return None
+
+
+def _metrics(checkpoint: Path) -> dict[str, Any]:
+    return _valid(dict[str, Any], _read_json(checkpoint / "metrics.json")) or {}
 
 
 def _read_json(path: Path) -> Any:

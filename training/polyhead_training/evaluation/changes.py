@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from polyhead.schema import HeadKind
 from polyhead_training.evaluation.headline import Parts
+from polyhead_training.evaluation.reported_run import answer_column
 from polyhead_training.evaluation.wording import number, shorten
 
 MOST_ROWS = 15  # that got better, and as many that got worse
@@ -41,12 +42,6 @@ class ChangedLabel:
     rows: int
     before: int
     after: int
-
-
-def answer_column(name: str, kind: HeadKind) -> str:
-    """The column of the answer in ``predictions.parquet``."""
-    part = {HeadKind.SINGLE_LABEL: "label", HeadKind.MULTI_LABEL: "labels", HeadKind.REGRESSION: "value"}[kind]
-    return f"{name}_{part}"
 
 
 def row_parts(table: pandas.DataFrame, name: str, kind: HeadKind) -> Parts:

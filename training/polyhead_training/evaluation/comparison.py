@@ -19,7 +19,6 @@ from polyhead_training.evaluation.changes import (
     PLACE,
     ChangedLabel,
     ChangedRow,
-    answer_column,
     as_set,
     changed_labels,
     changed_rows,
@@ -30,7 +29,7 @@ from polyhead_training.evaluation.changes import (
 from polyhead_training.evaluation.headline import Parts, ratio
 from polyhead_training.evaluation.metrics import HEADLINE, LOWER_IS_BETTER
 from polyhead_training.evaluation.paired_tests import PairedTest, holm, mcnemar, permutation
-from polyhead_training.evaluation.reported_run import ReportedRun
+from polyhead_training.evaluation.reported_run import ReportedRun, answer_column
 from polyhead_training.evaluation.wording import listed, number, quoted, shorten
 
 SIGNIFICANT = 0.05

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,13 @@ import pandas
 import pyarrow
 import pyarrow.parquet
 
-from polyhead.errors import shortened
+from polyhead.checkpoint_files import read_json
+from polyhead.errors import CheckpointError, shortened
 from polyhead.schema import HeadKind
 from polyhead_training.errors import ConfigError, DataError
 
 PREDICTIONS = "predictions.parquet"
-PARTS = {"label": HeadKind.SINGLE_LABEL, "labels": HeadKind.MULTI_LABEL, "value": HeadKind.REGRESSION}
+ANSWER_PARTS = {HeadKind.SINGLE_LABEL: "label", HeadKind.MULTI_LABEL: "labels", HeadKind.REGRESSION: "value"}
 PLACES = {"text", "file", "row", "split"}
 
 
@@ -37,6 +37,11 @@ class ReportedRun:
     heads: dict[str, HeadKind]
     labels: dict[str, list[str]]
     measured_on: str = ""
+
+
+def answer_column(name: str, kind: HeadKind) -> str:
+    """The column of a head's answer in ``predictions.parquet``."""
+    return f"{name}_{ANSWER_PARTS[kind]}"
 
 
 def read_runs(paths: Sequence[Path]) -> list[ReportedRun]:
@@ -95,25 +100,20 @@ def _read(path: Path, name: str) -> ReportedRun:
 def _heads(types: pyarrow.Schema) -> dict[str, HeadKind]:
     """Kinds by name: a head has ``HEAD_true`` and a column of answers."""
     names = set(types.names)
-    return {
-        field.removesuffix("_true"): kind
-        for field in types.names
-        if field.endswith("_true")
-        for part, kind in PARTS.items()
-        if f"{field.removesuffix('_true')}_{part}" in names
-    }
+    heads = [field.removesuffix("_true") for field in types.names if field.endswith("_true")]
+    return {head: kind for head in heads for kind in ANSWER_PARTS if answer_column(head, kind) in names}
 
 
 def _belongs(field: str, heads: dict[str, HeadKind]) -> bool:
     head, _, part = field.rpartition("_")
-    return head in heads and part in {"true", "label", "labels", "value", "score"}
+    return head in heads and part in {"true", "score", *ANSWER_PARTS.values()}
 
 
 def _metrics(path: Path) -> dict[str, Any]:
     """The content of ``metrics.json``; empty if there is none that can be read."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = read_json(path)
+    except CheckpointError:
         return {}
     return content if isinstance(content, dict) else {}
 
