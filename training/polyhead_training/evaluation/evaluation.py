@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -173,7 +173,7 @@ def evaluate(
         + (f", {failed.sum()} left out because {NOT_FINITE}" if failed.any() else "")
     )
 
-    def part_of(rows: NDArray[np.bool_], **found: Any) -> Evaluation:
+    def part_of(rows: NDArray[np.bool_]) -> Evaluation:
         indices = np.flatnonzero(rows)
         files, numbers = split.places
         return Evaluation(
@@ -184,29 +184,26 @@ def evaluate(
             scores=scores[indices],
             token_counts=counts[indices],
             truncated=truncated[indices],
+            metrics={},
             files=[files[index] for index in indices.tolist()],
             rows=numbers[indices],
             splits=[name] * len(indices),
             unseen={head: among(by_row, indices) for head, by_row in split.unseen.items()},
-            **found,
         )
 
-    unseen: Mapping[str, Mapping[int, Sequence[str]]] = {
-        head: among(by_row, np.flatnonzero(read)) for head, by_row in split.unseen.items()
-    }
+    found = part_of(read)
     by_column, notes = {}, {}
     for column in slices:
         values = np.asarray(split.rows[column][:], dtype=object)[read]
         by_column[column], notes[column] = score_slices(
-            values, scores[read], labels[read], schema, unseen, slice_options or SliceOptions()
+            values, found.scores, found.labels, schema, found.unseen, slice_options or SliceOptions()
         )
-    answers = list(answers_of(scores[read], labels[read], schema, unseen))
-    return part_of(
-        read,
-        metrics=score_all(answers, schema),
+    return replace(
+        found,
+        metrics=score_all(found.answers, schema),
         slices=by_column,
         slice_notes={column: note for column, note in notes.items() if note},
         dropped=dropped,
-        failed=part_of(failed, metrics={}) if failed.any() else None,
-        suspects=find_suspects(answers) if with_suspects else [],
+        failed=part_of(failed) if failed.any() else None,
+        suspects=find_suspects(found.answers) if with_suspects else [],
     )
