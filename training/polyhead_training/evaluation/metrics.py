@@ -75,9 +75,9 @@ class HeadAnswers:
         pairs = [(row, place[label]) for row, found in self.unseen.items() for label in dict.fromkeys(found)]
         rows, columns = zip(*pairs, strict=True)
         shape = (len(self.true), len(labels))
-        extra = sparse.csr_matrix((np.ones(len(pairs), np.int8), (rows, columns)), shape=shape)
-        true = sparse.hstack([sparse.csr_matrix(self.true.astype(np.int8)), extra], format="csr")
-        return true, sparse.hstack([sparse.csr_matrix(self.chosen), sparse.csr_matrix(shape, dtype=np.int8)], "csr")
+        extra = sparse.csr_array((np.ones(len(pairs), np.int8), (rows, columns)), shape=shape)
+        true = sparse.hstack([sparse.csr_array(self.true.astype(np.int8)), extra], format="csr")
+        return true, sparse.hstack([sparse.csr_array(self.chosen), sparse.csr_array(shape, dtype=np.int8)], "csr")
 
 
 def score_heads(logits: NDArray[np.floating[Any]], labels: Labels, schema: Schema) -> dict[str, dict[str, float]]:
@@ -201,7 +201,7 @@ def _score_single(answers: HeadAnswers) -> dict[str, float]:
     both = _both_classes(true)
     all_true, all_chosen = answers.all_labels()
     # scikit-learn counts these labels if it is given lists of labels; of multi_label heads it counts all labels.
-    named = _columns_with_any(all_true) | _columns_with_any(all_chosen)
+    named = (all_true.sum(axis=0) > 0) | (all_chosen.sum(axis=0) > 0)
     rows = true.sum(axis=0)
     recalls = (true & chosen).sum(axis=0)[rows > 0] / rows[rows > 0]
     likelihood = {}
@@ -223,7 +223,7 @@ def _score_single(answers: HeadAnswers) -> dict[str, float]:
 def _score_multi(answers: HeadAnswers) -> dict[str, float]:
     true, scores = answers.true, answers.scores
     all_true, all_chosen = answers.all_labels()
-    wrong = np.asarray((all_true != all_chosen).sum(axis=1)).ravel()  # labels, in each row
+    wrong = (all_true != all_chosen).sum(axis=1)  # labels, in each row
     both = _both_classes(true)
     rankings = {
         f"{average}_{name}": value
@@ -300,8 +300,8 @@ def _with_ancestors(levels: list[Head], schema: Schema) -> Any:
 
 def _f1(true: Any, chosen: Any) -> dict[str, float]:
     """Of 0/1 matrices, dense or sparse."""
-    given, named = sparse.csr_matrix(true, dtype=np.int64), sparse.csr_matrix(chosen, dtype=np.int64)
-    hits, rows, answered = (np.asarray(each.sum(axis=0)).ravel() for each in (given.multiply(named), given, named))
+    given, named = sparse.csr_array(true, dtype=np.int64), sparse.csr_array(chosen, dtype=np.int64)
+    hits, rows, answered = (each.sum(axis=0) for each in (given.multiply(named), given, named))
     f1 = 2 * hits / np.maximum(rows + answered, 1)
     return {
         "macro_f1": f1.mean(),
@@ -324,11 +324,6 @@ def _binary_log_loss(true: NDArray[np.int8], scores: Scores) -> float:
     """scikit-learn's log_loss of all labels together; it would make a copy of them per class."""
     exact, least = scores.astype(np.float64), np.finfo(np.float64).eps
     return float(-np.log(np.clip(np.where(true, exact, 1 - exact), least, 1 - least)).mean())
-
-
-def _columns_with_any(matrix: Any) -> Mask:
-    """Which columns of a matrix, dense or sparse, are not 0 everywhere."""
-    return np.asarray(matrix.sum(axis=0)).ravel() > 0
 
 
 def _both_classes(true: NDArray[np.int8]) -> Mask:
