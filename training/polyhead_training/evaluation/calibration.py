@@ -23,6 +23,7 @@ from polyhead_training.evaluation.metrics import (
     HEADLINE,
     HeadAnswers,
     answers_of,
+    binary_log_loss,
     decisions,
     expected_calibration_error,
     levels_below,
@@ -224,15 +225,15 @@ def _shown(parts: list[HeadAnswers]) -> dict[str, float]:
     true, chosen = (np.concatenate([getattr(part, name) for part in parts]) for name in ("true", "chosen"))
     scores = np.concatenate([part.scores for part in parts])
     joined = replace(parts[0], true=true, chosen=chosen, scores=scores)
-    exact, least = scores.astype(np.float64), np.finfo(np.float64).eps
     right = (true & chosen).sum(axis=0)
     either = true.sum(axis=0) + chosen.sum(axis=0)
     if joined.head.kind == HeadKind.MULTI_LABEL:
-        nll = -np.log(np.where(true, exact, 1 - exact).clip(least)).mean()
+        nll = binary_log_loss(true, scores)
         f1 = 2 * right / either.clip(min=1)
     else:
-        exact = exact / exact.sum(axis=1, keepdims=True)
-        nll = -np.log(exact[true.astype(bool)].clip(least)).mean()
+        exact = scores.astype(np.float64)
+        exact /= exact.sum(axis=1, keepdims=True)
+        nll = -np.log(exact[true.astype(bool)].clip(np.finfo(np.float64).eps)).mean()
         f1 = 2 * right[either > 0] / either[either > 0]
     found = {
         "ece": expected_calibration_error(*decisions(joined)),

@@ -235,7 +235,7 @@ def _score_multi(answers: HeadAnswers) -> dict[str, float]:
         "subset_accuracy": (wrong == 0).mean(),
         "hamming_loss": wrong.mean() / all_true.shape[1],
         **rankings,
-        "nll": _binary_log_loss(true, scores),
+        "nll": binary_log_loss(true, scores),
         "ece": expected_calibration_error(*decisions(answers)),
     }
 
@@ -320,7 +320,7 @@ def _rankings(true: NDArray[np.int8], scores: Scores, average: str) -> dict[str,
     return {"auroc": auroc.mean(), "average_precision": average_precision.mean()}
 
 
-def _binary_log_loss(true: NDArray[np.int8], scores: Scores) -> float:
+def binary_log_loss(true: NDArray[np.int8], scores: Scores) -> float:
     """scikit-learn's log_loss of all labels together; it would make a copy of them per class."""
     exact, least = scores.astype(np.float64), np.finfo(np.float64).eps
     return float(-np.log(np.clip(np.where(true, exact, 1 - exact), least, 1 - least)).mean())
