@@ -50,7 +50,8 @@ def environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     found.filters |= {"number": number, "shorten": shorten}
-    found.globals |= {"HeadKind": HeadKind, "BEGINNING": BEGINNING, "LABELS_OPEN": LABELS_OPEN}
+    found.globals |= {"HeadKind": HeadKind, "LOWER_IS_BETTER": LOWER_IS_BETTER}
+    found.globals |= {"BEGINNING": BEGINNING, "LABELS_OPEN": LABELS_OPEN}
     return found
 
 
@@ -117,7 +118,6 @@ def _head(
         "metrics": metrics,
         "headline_name": headline,
         "headline": metrics.get(headline),
-        "lower_is_better": headline in LOWER_IS_BETTER,
         "unseen": _unseen(evaluation, head.name),
         "verdict": verdict,
         "bars": _bars(headline, metrics, baselines),
