@@ -62,8 +62,7 @@ def write_report(
         others: of other splits, whose rows are also in ``predictions.parquet`` and ``suspects.csv``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    heads = page_heads(evaluation, history)
-    content = {
+    summary = {
         "name": name,
         "source": source,
         "rows": len(evaluation.texts),
@@ -71,29 +70,24 @@ def write_report(
         "dropped": evaluation.dropped,
         "failed": len(evaluation.failed_texts),
         "max_length": evaluation.max_length,
-        "median_tokens": int(np.median(evaluation.token_counts)),
-        "heads": heads,
-        "training": training,
         "measured_on": evaluation.measured_on,
         "baselines": evaluation.baselines,
         "baselines_note": evaluation.baselines_note,
-        "unseen_labels": evaluation.unseen_labels,
-        "left_out": evaluation.left_out,
+        "left_out": list(evaluation.left_out),
         "notes": notes_of(evaluation),
+    }
+    content = summary | {
+        "heads": page_heads(evaluation, history),
+        "median_tokens": int(np.median(evaluation.token_counts)),
+        "training": training,
         "baseline_names": measured_baselines(evaluation.baselines.values()),
         "has_slices": any(evaluation.slices.values()),
     }
-    counts = {key: content[key] for key in ("name", "source", "rows", "truncated", "dropped", "failed", "max_length")}
-    metrics = counts | {
-        "measured_on": evaluation.measured_on,
+    metrics = summary | {
         "heads": evaluation.metrics,
-        "baselines": evaluation.baselines,
-        "baselines_note": evaluation.baselines_note,
         "slices": evaluation.slices,
         "slice_notes": evaluation.slice_notes,
         "unseen_labels": evaluation.unseen_labels,
-        "left_out": list(evaluation.left_out),
-        "notes": content["notes"],
         "heads_labels": {head.name: head.labels for head in evaluation.schema if head.labels},
     }
     if calibration:
