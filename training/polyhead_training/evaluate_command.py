@@ -235,9 +235,7 @@ def _check_labelled(split: Split, heads: list[HeadConfig], without: list[str], s
 def _settings(
     checkpoint: Path, config: TrainingConfig | None, data: list[str], replaced: dict[str, Any], interface: Interface
 ) -> tuple[DataConfig, list[HeadConfig], ReportConfig]:
-    """How rows are read: options first, then the config, then the checkpoint's record, then the defaults.
-
-    And what the report holds, by the config or the record.
+    """How rows are read and what the report holds: options first, then the config, then the record, then the defaults.
 
     The model's own template comes before the template of a config, because serving renders with it.
     """

@@ -14,11 +14,7 @@ from polyhead.schema import HeadKind
 from polyhead_training.evaluation import plots
 from polyhead_training.evaluation.calibration import SHOWN
 from polyhead_training.evaluation.evaluation import Evaluation
-from polyhead_training.evaluation.headline import (
-    BASELINES,
-    HeadVerdict,
-    measured_baselines,
-)
+from polyhead_training.evaluation.headline import BASELINES, HeadVerdict, measured_baselines
 from polyhead_training.evaluation.metrics import HEADLINE, LOWER_IS_BETTER, HeadAnswers
 from polyhead_training.evaluation.mistakes import (
     Mistakes,
