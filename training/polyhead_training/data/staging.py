@@ -315,7 +315,7 @@ def stage(
     if not recipe.config.any_text and (fault := recipe.texts.fault) is not None:
         raise DataError(
             f"{name}: {fault}; name the column of the text in text_column, a field of an object as in text_column = "
-            '"doc.body"; any_text = true in [data] takes the column as it is'
+            '"doc.body"; any_text = true takes the column as it is'
         )
     notes = () if recipe.config.any_text else tuple(recipe.texts.lines())
     return Staged(name, files, staged, counts["dropped"], counts["filtered"], counts["bad"], notes)
