@@ -17,7 +17,6 @@ from polyhead.schema import Head, HeadKind, Schema
 from polyhead_rows.spelling import shortened
 from polyhead_training.config import DataConfig, HeadConfig
 from polyhead_training.data.coverage import check_coverage
-from polyhead_training.data.first_rows import heads_for
 from polyhead_training.data.functions import Augmentation
 from polyhead_training.data.labels import (
     count_contradictions,
@@ -26,9 +25,10 @@ from polyhead_training.data.labels import (
     refuse_unknown_labels,
     to_vector,
 )
+from polyhead_training.data.recipe import Recipe
 from polyhead_training.data.sources import Fields, Source, open_files, open_hub
 from polyhead_training.data.splits import find_overlaps, heads_to_stratify_by, hold_out, share_of_test
-from polyhead_training.data.staging import Indices, Recipe, Staged, joined, stage, write_rows
+from polyhead_training.data.staging import Indices, Staged, joined, stage, write_rows
 from polyhead_training.errors import DataError
 
 SPLITS = ("train", "validation", "test")
@@ -212,7 +212,7 @@ def read_split(
     Raises:
         ConfigError, DataError: as for `read_corpus`.
     """
-    recipe = Recipe(config, heads_for(schema, heads), metadata, without, schema)
+    recipe = Recipe.of_evaluation(config, schema, heads, metadata, without)
     if reserved := sorted({"text", "labels", "template_fields", "source_file", "source_row"} & set(metadata)):
         raise DataError(f"metadata column {reserved[0]!r}: this name is reserved for the rows' own column")
     scratch.mkdir(parents=True, exist_ok=True)
