@@ -299,16 +299,13 @@ def _stage_sources(config: DataConfig, recipe: Recipe, folder: Path, show_progre
         # All are opened before any is read: a name that matches nothing is an error at once.
         found = {name: paths for name, paths in files.items() if paths is not None}
         sources = {name: (joined(paths), open_files(paths, config)) for name, paths in found.items()}
-    for_train = [up.column for up in config.upsample]
-    if config.split_column is not None:
-        for_train.append(config.split_column)
     return {
         name: stage(
             opened,
             recipe,
             source,
             folder / f"{name}.arrow",
-            for_train if name == "train" else (),
+            config.train_columns if name == "train" else (),
             show_progress=show_progress,
         )
         for name, (source, opened) in sources.items()

@@ -32,9 +32,7 @@ def check_training_files(config: TrainingConfig) -> None:
     data = config.data
     if data.hub is not None and not Path(data.hub).exists() and why_unreachable() is not None:
         open_hub(data.hub, data.hub_config)  # only the cache may have it
-    for paths in (data.train, data.validation, data.test):
-        also = [up.column for up in data.upsample] if paths is data.train else []
-        also += [data.split_column] if paths is data.train and data.split_column is not None else []
+    for paths, also in ((data.train, data.train_columns), (data.validation, []), (data.test, [])):
         if paths is not None:
             _check(paths, Recipe(data, config.heads), also)
     if config.warm_start is not None and config.warm_start.texts:
@@ -78,10 +76,8 @@ def _begins_well(source: Source, recipe: Recipe, needed: Sequence[str]) -> bool:
     """Whether the first row can be used, or need not be. If not, reading all rows says how many are like it.
 
     Raises:
-        DataError: a needed column is missing.
+        DataError: a needed column is missing, or is there twice.
     """
-    if source.doubled:
-        return False
     unseen = list(needed) if source.columns is None else []  # rows of JSON have columns of their own
     with closing(checked_rows(source, needed, False, recipe.hint)) as rows:
         for place, row in enumerate(rows):

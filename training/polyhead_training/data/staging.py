@@ -119,9 +119,6 @@ def stage(
         nonlocal first, until
         for source in sources:
             files.append(source.name)
-            doubled = [column_of(name, source.doubled) for name in needed]
-            if name := min(filter(None, doubled), default=None):
-                raise DataError(f"{source.name}: several columns are named {name!r}; rename all but one")
             with closing(checked_rows(source, needed, show_progress, recipe.hint)) as checked:
                 for row in checked:
                     counts["rows"] += 1
@@ -193,7 +190,9 @@ def joined(paths: str | list[str]) -> str:
 def checked_rows(
     source: Source, needed: Sequence[str], show_progress: bool, hint: Callable[[str], str]
 ) -> Generator[Row]:
-    """The rows. A needed column that is in no row is an error, raised as soon as that is known."""
+    """The rows. A needed column that is in no row, or is there twice, is an error, raised as soon as that is known."""
+    if name := min(filter(None, (column_of(name, source.doubled) for name in needed)), default=None):
+        raise DataError(f"{source.name}: several columns are named {name!r}; rename all but one")
     known = dict.fromkeys(source.columns or ())
     missing = dict.fromkeys(column for column in needed if column_of(column, known) is None)
     if source.columns is None or not missing:
