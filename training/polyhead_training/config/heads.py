@@ -14,15 +14,10 @@ from polyhead_training.config.section import Section
 from polyhead_training.errors import ConfigError
 
 OF_LABELS = (
-    "columns",
-    "positions",
-    "names",
-    "unnamed",
-    "empty_cells",
-    "at_least",
-    "pattern",
-    "as_written",
-)  # of HeadConfig
+    "label_smoothing", "label_transforms", "separator", "columns", "positions", "names", "unnamed", "empty_cells",
+    "at_least", "pattern", "as_written",
+)  # fmt: skip
+"""Keys of `HeadConfig` that a regression has no use for."""
 
 
 class HeadConfig(Section):
@@ -110,14 +105,11 @@ class HeadConfig(Section):
             "y_range": (HeadKind.REGRESSION,),
             "class_weights": (HeadKind.SINGLE_LABEL,),
             "positive_weights": (HeadKind.MULTI_LABEL,),
-            "label_smoothing": (HeadKind.SINGLE_LABEL, HeadKind.MULTI_LABEL),
-            "label_transforms": (HeadKind.SINGLE_LABEL, HeadKind.MULTI_LABEL),
-            "separator": (HeadKind.SINGLE_LABEL, HeadKind.MULTI_LABEL),
             **dict.fromkeys(OF_LABELS, (HeadKind.SINGLE_LABEL, HeadKind.MULTI_LABEL)),
         }.items():
             if getattr(self, field) != type(self).model_fields[field].default and self.kind not in kinds:
                 raise ValueError(f"{field} goes with kind {' or '.join(kinds)}, not {self.kind}")
-        if len([name for name in ("column", "columns") if getattr(self, name) is not None]) > 1:
+        if self.column is not None and self.columns is not None:
             raise ValueError("give either column or columns")
         if self.columns is not None and (self.positions is not None or self.pattern is not None):
             raise ValueError("columns have a cell per label; positions and pattern are for one cell with all labels")
