@@ -15,8 +15,9 @@ from polyhead_rows.table_file import ReadOptions
 from polyhead_scoring.command import app as score
 from polyhead_scoring.golden import write_golden
 from polyhead_training.config import DataConfig
+from polyhead_training.data.recipe import Recipe
 from polyhead_training.data.sources import open_files
-from polyhead_training.data.staging import Recipe, Staged, stage
+from polyhead_training.data.staging import Staged, stage
 from polyhead_training.errors import DataError
 from tests.rows.test_cases import CASES, write_case
 

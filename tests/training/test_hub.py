@@ -22,6 +22,12 @@ from tests.tiny import tiny_config, tiny_tokenizer
 from tests.training.tiny_run import run, trained, write_run
 
 
+@pytest.fixture(autouse=True)
+def nothing_remembered() -> None:
+    """A port may have been that of an earlier test."""
+    hub._remembered.clear()
+
+
 @pytest.fixture
 def closed(monkeypatch: pytest.MonkeyPatch) -> str:
     """The hub's address is a port where nobody listens."""
@@ -32,11 +38,13 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
-def answering(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The hub's address is a server that knows nothing."""
+def answering(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The hub's address is a server that knows nothing; gives what it was asked for so far."""
+    asked: list[str] = []
 
     class Nothing(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
+            asked.append(self.path)
             self.send_response(404)
             self.end_headers()
 
@@ -47,18 +55,22 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-        yield
+        yield asked
         server.shutdown()
         thread.join()
 
 
-def test_a_hub_that_answers_is_reachable(answering: None) -> None:
-    """Whatever it answers; then names are left to the hub's own libraries."""
+def test_a_hub_that_answers_is_reachable(answering: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it answers; then names are left to the hub's own libraries. It is asked again only after a minute."""
     assert why_unreachable() is None
     assert check_pretrained("gpt2") is False
     with hub_access("owner/name") as unreachable:
         assert unreachable is None
         assert not constants.HF_HUB_OFFLINE
+    assert len(answering) == 1
+    monkeypatch.setattr(hub, "REMEMBERED_S", 0.0)
+    assert why_unreachable() is None
+    assert len(answering) == 2
 
 
 def test_pretrained_weights_without_a_network_are_one_line(tmp_path: Path, closed: str) -> None:
@@ -97,11 +109,12 @@ def test_a_silent_hub_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None
         assert "cannot be reached" in (why_unreachable() or "")
 
 
-def test_offline_by_a_variable_asks_nobody(monkeypatch: pytest.MonkeyPatch, answering: None) -> None:
+def test_offline_by_a_variable_asks_nobody(monkeypatch: pytest.MonkeyPatch, answering: list[str]) -> None:
     """HF_HUB_OFFLINE is obeyed."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError, match="the hub is switched off by HF_HUB_OFFLINE"):
         check_pretrained("gpt2")
+    assert answering == []
 
 
 def test_a_folder_needs_no_network(tmp_path: Path, closed: str) -> None:

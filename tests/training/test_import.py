@@ -13,7 +13,8 @@ from typer.testing import CliRunner, Result
 
 from polyhead.heads import ConcatHeadExtended, ConcatHeadSimple
 from polyhead.predictor import Predictor
-from polyhead_training.import_checkpoint import EXAMPLE, app
+from polyhead_training.errors import DataError
+from polyhead_training.import_checkpoint import EXAMPLE, ImportConfig, app, import_checkpoint
 from polyhead_training.model.modeling import (
     GPT2BaseForSequenceClassification,
     GPT2HiddenStateConcatForSequenceClassification,
@@ -128,6 +129,20 @@ def test_a_template_is_kept(tmp_path: Path) -> None:
     result = run_import(tmp_path, f"{arguments}\ntext_template = '{{a'", heads)
     assert result.exit_code == 2
     assert "text_template: character 1: expected '}'" in result.stderr
+
+
+def test_texts_that_are_numbers(tmp_path: Path) -> None:
+    """They are refused, and the key that accepts them is one of this config."""
+    write_library_checkpoint(tmp_path / "folder", library_model(GPT2BaseForSequenceClassification, head_class_sizes=2))
+    (tmp_path / "numbers.csv").write_text("text\n0.5\n2\n", encoding="utf-8")
+    config = ImportConfig.model_validate({
+        "architecture": "base", "head_class_sizes": 2, "max_length": 48, "texts": str(tmp_path / "numbers.csv"),
+        "heads": [{"name": "a", "labels": ["x", "y"]}],
+    })  # fmt: skip
+    with pytest.raises(DataError, match="; any_text = true takes the column as it is"):
+        import_checkpoint(tmp_path / "folder", config, tmp_path / "out")
+    accepted = config.model_copy(update={"any_text": True})
+    assert import_checkpoint(tmp_path / "folder", accepted, tmp_path / "out") < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,9 @@ from polyhead.schema import HeadKind
 from polyhead_training.config import DataConfig, HeadConfig
 from polyhead_training.data.corpus import Corpus, read_corpus, read_split
 from polyhead_training.data.labels import describe_labels, learn_schema, to_vector
+from polyhead_training.data.recipe import Recipe
 from polyhead_training.data.sources import open_files
-from polyhead_training.data.staging import Recipe, stage
+from polyhead_training.data.staging import stage
 from polyhead_training.errors import DataError
 
 FILES: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "label_files.json").read_text(encoding="utf-8"))

@@ -24,6 +24,7 @@ from polyhead_rows.table_file import ReadOptions
 from polyhead_training.config import DataConfig, HeadConfig
 from polyhead_training.data import staging
 from polyhead_training.data.corpus import describe_corpus, read_corpus
+from polyhead_training.data.first_rows import check_texts
 from polyhead_training.data.sources import open_files, open_hub
 from polyhead_training.data.staging import write_rows
 from polyhead_training.errors import DataError
@@ -125,6 +126,16 @@ def refused(path: Path, content: str, **data: Any) -> str:
 def test_a_broken_csv_is_named(tmp_path: Path, content: str, message: str) -> None:
     """Fields too many or too few, an open quote, and a doubled or missing column are errors, not guesses."""
     assert refused(tmp_path / "rows.csv", content).startswith(message)
+
+
+def test_a_doubled_column_that_nobody_needs(tmp_path: Path) -> None:
+    """It is no reason to read more than the first row before training."""
+    path = tmp_path / "rows.csv"
+    path.write_text("text,n,n\none,1,2\ntwo\n", encoding="utf-8")
+    check_texts(str(path), DataConfig(train=str(path)))
+    path.write_text("text,text,n\none,1,2\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"rows\.csv: several columns are named 'text'"):
+        check_texts(str(path), DataConfig(train=str(path)))
 
 
 BAD = [{"text": "one", "n": 1}, {"text": 7, "n": 2}, {"n": 3}, {"text": "two", "n": "x"}, {"text": "", "n": 1}]

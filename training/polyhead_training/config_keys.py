@@ -15,15 +15,16 @@ def sections(root: type[BaseModel], place: str = "", is_list: bool = False) -> I
     """The header of each table of a file, such as ``[data]`` or ``[[heads]]``, with its model; the first is empty."""
     yield f"[[{place}]]" if is_list else f"[{place}]" if place else "", root
     for name, field in root.model_fields.items():
-        for model, in_list in _models(field.annotation):
+        for model, in_list in models_in(field.annotation):
             yield from sections(model, f"{place}.{name}" if place else name, in_list)
 
 
-def _models(annotation: Any, in_list: bool = False) -> Iterator[tuple[type[BaseModel], bool]]:
+def models_in(annotation: Any, in_list: bool = False) -> Iterator[tuple[type[BaseModel], bool]]:
+    """The models of a type, each with whether it is in a list."""
     if isinstance(annotation, type) and get_origin(annotation) is None and issubclass(annotation, BaseModel):
         yield annotation, in_list
     for inner in get_args(annotation):
-        yield from _models(inner, in_list or get_origin(annotation) is list)
+        yield from models_in(inner, in_list or get_origin(annotation) is list)
 
 
 def hint(name: str, model: type[BaseModel], places: Mapping[str, type[BaseModel]]) -> str:

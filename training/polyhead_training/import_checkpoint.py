@@ -74,6 +74,7 @@ class ImportConfig(Section, ReadOptions):
         bad_rows: ``stop`` ends at the first row without a usable text; ``skip`` leaves such rows out.
         text_column: the column of the text.
         text_template: makes the texts the model was trained on, as in training. The checkpoint keeps it.
+        any_text: as in training.
         golden_rows: how many texts with their scores the checkpoint keeps as a proof.
     """
 
@@ -89,6 +90,7 @@ class ImportConfig(Section, ReadOptions):
     bad_rows: Literal["stop", "skip"] = "stop"
     text_column: str = Field(default="text", examples=["Review Text"])
     text_template: str | None = Field(default=None, examples=["[[{title}. ]]{body}"])
+    any_text: bool = False
     golden_rows: int = Field(default=256, ge=1)
     heads: list[ImportedHead] = Field(min_length=1)
 
@@ -127,7 +129,7 @@ def import_checkpoint(folder: Path, config: ImportConfig, output: Path) -> float
     if not weights.is_file():
         refuse_pickle(folder)
         raise ConfigError(f"{weights}: is missing")
-    options = config.model_dump(include={"bad_rows", "text_column", "text_template", *ReadOptions.model_fields})
+    options = config.model_dump(include=ImportConfig.model_fields.keys() & DataConfig.model_fields.keys())
     try:
         data = DataConfig(train=config.texts, **options)
     except ValidationError as error:

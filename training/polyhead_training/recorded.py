@@ -61,7 +61,7 @@ def recorded_config(path: Path) -> TrainingConfig:
         ConfigError: it is damaged, or names a function that evaluation would call.
     """
     try:
-        training = TrainingConfig.model_validate_json(read_text(path))
+        training = TrainingConfig.model_validate_json(read_text(path), context={"is_recorded": True})
     except ValidationError as error:
         raise ConfigError(f"{path}: {describe(error)}") from error
     named = {"data.text_transforms": training.data.text_transforms, "data.filters": training.data.filters} | {

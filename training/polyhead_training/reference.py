@@ -19,7 +19,7 @@ import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from polyhead_training.config_keys import sections
+from polyhead_training.config_keys import models_in, sections
 
 HEADER = "| key | value | default | example | meaning |\n|---|---|---|---|---|\n"
 PLAIN = {str: "text", int: "whole number", float: "number", bool: "`true` or `false`", Path: "path", Any: "any value"}
@@ -44,7 +44,7 @@ def _section(place: str, model: type[BaseModel]) -> str:
     rows = [
         f"| {' | '.join(_cells(name, field, known.get(name, '')))} |\n"
         for name, field in model.model_fields.items()
-        if not _holds_model(field.annotation)
+        if not any(models_in(field.annotation))
     ]
     return f"### {title}\n\n{summary}\n\n{HEADER}{''.join(rows)}"
 
@@ -166,9 +166,3 @@ def _choices(annotation: Any) -> list[Any]:
 
 def _is_union(annotation: Any) -> bool:
     return bool(get_args(annotation)) and get_origin(annotation) not in (list, tuple, dict, Literal)
-
-
-def _holds_model(annotation: Any) -> bool:
-    if isinstance(annotation, type) and get_origin(annotation) is None:
-        return issubclass(annotation, BaseModel)
-    return any(map(_holds_model, get_args(annotation)))

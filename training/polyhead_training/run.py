@@ -163,15 +163,15 @@ def to_config(config: TrainingConfig | Mapping[str, Any] | str | os.PathLike[str
     Raises:
         ConfigError: names the field, the value and what is allowed.
     """
-    from polyhead_training.config import TrainingConfig, read_config, validated, with_all_names
+    from polyhead_training.config import TrainingConfig, read_config, validated
 
     if isinstance(config, str | os.PathLike):
         return read_config(Path(config))
     if isinstance(config, Mapping):
-        config = validated(_plain(config, "config"), TrainingConfig, "config")
-    elif not isinstance(config, TrainingConfig):
+        return validated(_plain(config, "config"), TrainingConfig, "config")
+    if not isinstance(config, TrainingConfig):
         raise ConfigError(f"config must be a dict, a path or a TrainingConfig, got {type(config).__name__}")
-    return with_all_names(config)
+    return config
 
 
 def check_inputs(config: TrainingConfig) -> None:

@@ -2,10 +2,10 @@
 
 from polyhead_training.config.data import DataConfig, UpsampleConfig
 from polyhead_training.config.fit import CalibrationConfig, EarlyStoppingConfig, FitConfig, ReportConfig
-from polyhead_training.config.heads import HeadConfig, with_names
+from polyhead_training.config.heads import HeadConfig
 from polyhead_training.config.model import LoraConfig, ModelConfig, WarmStartConfig
 from polyhead_training.config.section import Section, read_toml, validated
-from polyhead_training.config.training import EXAMPLE, TrainingConfig, read_config, with_all_names
+from polyhead_training.config.training import EXAMPLE, TrainingConfig, read_config
 
 __all__ = [
     "EXAMPLE",
@@ -24,6 +24,4 @@ __all__ = [
     "read_config",
     "read_toml",
     "validated",
-    "with_all_names",
-    "with_names",
 ]

@@ -108,3 +108,8 @@ class DataConfig(Section, ReadOptions):
         if self.validation_share + (self.test_share or 0) >= 1:
             raise ValueError("validation_share and test_share leave no row for training")
         return self
+
+    @property
+    def train_columns(self) -> list[str]:
+        """The columns that only rows of train need."""
+        return [up.column for up in self.upsample] + ([] if self.split_column is None else [self.split_column])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from polyhead.schema import HeadKind
 from polyhead_rows.errors import TableError
@@ -14,15 +14,10 @@ from polyhead_training.config.section import Section
 from polyhead_training.errors import ConfigError
 
 OF_LABELS = (
-    "columns",
-    "positions",
-    "names",
-    "unnamed",
-    "empty_cells",
-    "at_least",
-    "pattern",
-    "as_written",
-)  # of HeadConfig
+    "label_smoothing", "label_transforms", "separator", "columns", "positions", "names", "unnamed", "empty_cells",
+    "at_least", "pattern", "as_written",
+)  # fmt: skip
+"""Keys of `HeadConfig` that a regression has no use for."""
 
 
 class HeadConfig(Section):
@@ -82,20 +77,39 @@ class HeadConfig(Section):
     positive_weights: Literal["balanced"] | dict[str, float] | None = None
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, examples=[0.05])
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_names(cls, fields: Any, info: ValidationInfo) -> Any:
+        """Makes `names` a table, so that nobody needs its file again: not the reader, not the record of a training.
+
+        A file that a checkpoint names is not read.
+
+        Raises:
+            ConfigError: the file cannot be read, or is no table of names.
+        """
+        names = fields.get("names") if isinstance(fields, dict) else None
+        if isinstance(names, str) and not (info.context or {}).get("is_recorded"):
+            try:
+                names = read_names(names)
+            except TableError as error:
+                raise ConfigError(f"heads: {fields.get('name')!r}: names: {error}") from error
+        elif isinstance(names, list):
+            names = {str(number): name for number, name in enumerate(names)}
+        else:
+            return fields
+        return fields | {"names": names, "unnamed": fields.get("unnamed") or "error"}
+
     @model_validator(mode="after")
     def _agree(self) -> HeadConfig:
         for field, kinds in {
             "y_range": (HeadKind.REGRESSION,),
             "class_weights": (HeadKind.SINGLE_LABEL,),
             "positive_weights": (HeadKind.MULTI_LABEL,),
-            "label_smoothing": (HeadKind.SINGLE_LABEL, HeadKind.MULTI_LABEL),
-            "label_transforms": (HeadKind.SINGLE_LABEL, HeadKind.MULTI_LABEL),
-            "separator": (HeadKind.SINGLE_LABEL, HeadKind.MULTI_LABEL),
             **dict.fromkeys(OF_LABELS, (HeadKind.SINGLE_LABEL, HeadKind.MULTI_LABEL)),
         }.items():
             if getattr(self, field) != type(self).model_fields[field].default and self.kind not in kinds:
                 raise ValueError(f"{field} goes with kind {' or '.join(kinds)}, not {self.kind}")
-        if len([name for name in ("column", "columns") if getattr(self, name) is not None]) > 1:
+        if self.column is not None and self.columns is not None:
             raise ValueError("give either column or columns")
         if self.columns is not None and (self.positions is not None or self.pattern is not None):
             raise ValueError("columns have a cell per label; positions and pattern are for one cell with all labels")
@@ -120,20 +134,3 @@ class HeadConfig(Section):
             raise ValueError(f"pattern {self.pattern!r} is no regular expression: {error}") from error
         if groups > 1:
             raise ValueError(f"pattern {self.pattern!r} must have one group, or none; (?:...) groups nothing")
-
-
-def with_names(head: HeadConfig) -> HeadConfig:
-    """The head with the content of its file of names, so that the record of a training needs no file.
-
-    Raises:
-        ConfigError: the file cannot be read, or is no table of names.
-    """
-    if head.names is None or isinstance(head.names, dict):
-        return head
-    try:
-        names = read_names(head.names) if isinstance(head.names, str) else head.names
-    except TableError as error:
-        raise ConfigError(f"heads: {head.name!r}: names: {error}") from error
-    if isinstance(names, list):
-        names = {str(number): name for number, name in enumerate(names)}
-    return head.model_copy(update={"names": names, "unnamed": head.unnamed or "error"})

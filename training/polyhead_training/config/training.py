@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from polyhead.schema import HeadKind
 from polyhead_training.config.data import DataConfig
 from polyhead_training.config.fit import CalibrationConfig, FitConfig, ReportConfig
-from polyhead_training.config.heads import HeadConfig, with_names
+from polyhead_training.config.heads import HeadConfig
 from polyhead_training.config.model import LoraConfig, ModelConfig, WarmStartConfig
 from polyhead_training.config.section import Section, read_toml
 
@@ -87,9 +87,4 @@ def read_config(path: Path) -> TrainingConfig:
     Raises:
         ConfigError: as `read_toml`, or a file of names is unusable.
     """
-    return with_all_names(read_toml(path, TrainingConfig))
-
-
-def with_all_names(config: TrainingConfig) -> TrainingConfig:
-    """The config with the content of the files of names that it names; see `with_names`."""
-    return config.model_copy(update={"heads": [with_names(head) for head in config.heads]})
+    return read_toml(path, TrainingConfig)

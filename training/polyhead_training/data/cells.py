@@ -54,7 +54,7 @@ class CellReader:
         fixed_labels: all labels in index order, if the config gives their columns or positions.
 
     Raises:
-        ConfigError: a function or a file of names cannot be read.
+        ConfigError: a function cannot be imported.
     """
 
     def __init__(self, config: HeadConfig, known: Iterable[str] = ()) -> None:

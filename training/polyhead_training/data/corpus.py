@@ -9,7 +9,6 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-import pandas
 import pyarrow
 from numpy.typing import NDArray
 
@@ -17,7 +16,6 @@ from polyhead.schema import Head, HeadKind, Schema
 from polyhead_rows.spelling import shortened
 from polyhead_training.config import DataConfig, HeadConfig
 from polyhead_training.data.coverage import check_coverage
-from polyhead_training.data.first_rows import heads_for
 from polyhead_training.data.functions import Augmentation
 from polyhead_training.data.labels import (
     count_contradictions,
@@ -26,12 +24,12 @@ from polyhead_training.data.labels import (
     refuse_unknown_labels,
     to_vector,
 )
+from polyhead_training.data.recipe import Recipe
 from polyhead_training.data.sources import Fields, Source, open_files, open_hub
-from polyhead_training.data.splits import find_overlaps, heads_to_stratify_by, hold_out, share_of_test
-from polyhead_training.data.staging import Indices, Recipe, Staged, joined, stage, write_rows
+from polyhead_training.data.splits import Parts, clean_train, heads_to_stratify_by, split_rows
+from polyhead_training.data.staging import Indices, Staged, joined, stage, write_rows
 from polyhead_training.errors import DataError
 
-SPLITS = ("train", "validation", "test")
 LABELS_SHOWN = 5  # from each end
 NAME_LENGTH = 200  # characters of the names of files
 
@@ -140,13 +138,13 @@ def read_corpus(
     with tempfile.TemporaryDirectory(prefix="staged-", dir=scratch) as staging:
         sources = _stage_sources(config, recipe, Path(staging), show_progress)
         whole = sources["train"]
-        parts = _to_parts(sources, config, heads, seed)
+        parts = split_rows(sources, config, heads, seed)
         notes = [
             f"where and filters: left out {staged.filtered} of {staged.read_rows} rows of {name}"
             for name, staged in sources.items()
             if staged.filtered
         ]
-        notes += _clean(parts, config)
+        notes += clean_train(parts, config)
         _check_filled(parts)
         if config.test_share is None and "test" in parts and "test" not in sources:
             source = shortened(whole.source, NAME_LENGTH)
@@ -212,7 +210,7 @@ def read_split(
     Raises:
         ConfigError, DataError: as for `read_corpus`.
     """
-    recipe = Recipe(config, heads_for(schema, heads), metadata, without, schema)
+    recipe = Recipe.of_evaluation(config, schema, heads, metadata, without)
     if reserved := sorted({"text", "labels", "template_fields", "source_file", "source_row"} & set(metadata)):
         raise DataError(f"metadata column {reserved[0]!r}: this name is reserved for the rows' own column")
     scratch.mkdir(parents=True, exist_ok=True)
@@ -299,34 +297,17 @@ def _stage_sources(config: DataConfig, recipe: Recipe, folder: Path, show_progre
         # All are opened before any is read: a name that matches nothing is an error at once.
         found = {name: paths for name, paths in files.items() if paths is not None}
         sources = {name: (joined(paths), open_files(paths, config)) for name, paths in found.items()}
-    for_train = [up.column for up in config.upsample]
-    if config.split_column is not None:
-        for_train.append(config.split_column)
     return {
         name: stage(
             opened,
             recipe,
             source,
             folder / f"{name}.arrow",
-            for_train if name == "train" else (),
+            config.train_columns if name == "train" else (),
             show_progress=show_progress,
         )
         for name, (source, opened) in sources.items()
     }
-
-
-def _to_parts(
-    sources: Mapping[str, Staged], config: DataConfig, heads: Sequence[HeadConfig], seed: int
-) -> dict[str, tuple[Staged, Indices]]:
-    """The rows of each split. Splits that are not given are held out of train."""
-    parts = {name: (staged, np.arange(len(staged.rows))) for name, staged in sources.items()}
-    whole = sources["train"]
-    shares = {"validation": config.validation_share, "test": share_of_test(config, len(whole.rows))}
-    shares = {name: share for name, share in shares.items() if name not in sources and share}
-    if shares and len(whole.rows):  # otherwise `_check_filled` says that there are none
-        held = hold_out(whole, config, heads, shares, seed)
-        parts |= {name: (whole, indices) for name, indices in held.items()}
-    return {name: parts[name] for name in SPLITS if name in parts}
 
 
 def _to_split(rows: datasets.Dataset, staged: Staged) -> Split:
@@ -337,7 +318,7 @@ def _by_filters(staged: Staged) -> str:
     return f" ({staged.filtered} were left out by where and filters)" if staged.filtered else ""
 
 
-def _check_filled(parts: dict[str, tuple[Staged, Indices]]) -> None:
+def _check_filled(parts: Parts) -> None:
     for name, (staged, indices) in parts.items():
         if not len(staged.rows):
             raise DataError(f"{staged.source}: the {name} split has no row with a text{_by_filters(staged)}")
@@ -348,36 +329,7 @@ def _check_filled(parts: dict[str, tuple[Staged, Indices]]) -> None:
             raise DataError(f"{staged.source}: of {len(staged.rows)} rows none is left for {name}; {hint}")
 
 
-def _clean(parts: dict[str, tuple[Staged, Indices]], config: DataConfig) -> list[str]:
-    """Counts leaks and duplicates, and removes from train what the config says."""
-    keys = {name: staged.numbers("text_key", indices) for name, (staged, indices) in parts.items()}
-    notes = []
-    staged, train = parts["train"]
-    others = [keys[name] for name in parts if name != "train"]
-    leaked = np.isin(keys["train"], np.concatenate([np.empty(0, np.int64), *others]))
-    for (split, other), rows in find_overlaps(keys).items():
-        note = f"leak: {rows} of {len(keys[split])} {split} rows have the text of a row in {other}"
-        if other == "train" and not config.drop_leaks:
-            note += "; data.drop_leaks = true removes such rows from train"
-        notes.append(note)
-    if config.drop_leaks and leaked.any():
-        notes.append(f"drop_leaks: removed {leaked.sum()} of {len(train)} rows from train")
-        train = train[~leaked]
-    repeats = pandas.Index(staged.numbers("text_key", train)).duplicated()
-    if repeats.any():
-        twins = pandas.Index(staged.numbers("row_key", train)).duplicated()
-        note = f"duplicates: {repeats.sum()} of {len(train)} training rows repeat an earlier text, "
-        note += f"{twins.sum()} of them with the same labels"
-        if twins.any():
-            note += "; these were dropped" if config.drop_duplicates else "; data.drop_duplicates = true drops these"
-        notes.append(note)
-        if config.drop_duplicates:
-            train = train[~twins]
-    parts["train"] = staged, train
-    return notes
-
-
-def _upsample(parts: dict[str, tuple[Staged, Indices]], recipe: Recipe) -> list[str]:
+def _upsample(parts: Parts, recipe: Recipe) -> list[str]:
     if not recipe.config.upsample:
         return []
     staged, train = parts["train"]

@@ -16,8 +16,9 @@ from polyhead.schema import Schema
 from polyhead_rows.place import STDIN, is_pipe
 from polyhead_rows.table import Row, column_of
 from polyhead_training.config import DataConfig, HeadConfig, TrainingConfig
+from polyhead_training.data.recipe import Recipe
 from polyhead_training.data.sources import Source, file_names, open_files, open_hub, place_of
-from polyhead_training.data.staging import Recipe, checked_rows, joined, stage
+from polyhead_training.data.staging import checked_rows, joined, stage
 from polyhead_training.errors import BadRowError
 from polyhead_training.model.hub import why_unreachable
 
@@ -31,18 +32,16 @@ def check_training_files(config: TrainingConfig) -> None:
     data = config.data
     if data.hub is not None and not Path(data.hub).exists() and why_unreachable() is not None:
         open_hub(data.hub, data.hub_config)  # only the cache may have it
-    for paths in (data.train, data.validation, data.test):
-        also = [up.column for up in data.upsample] if paths is data.train else []
-        also += [data.split_column] if paths is data.train and data.split_column is not None else []
+    for paths, also in ((data.train, data.train_columns), (data.validation, []), (data.test, [])):
         if paths is not None:
-            _check(paths, data, config.heads, also=also)
+            _check(paths, Recipe(data, config.heads), also)
     if config.warm_start is not None and config.warm_start.texts:
         file_names(config.warm_start.texts)
 
 
 def check_texts(paths: str | list[str], config: DataConfig) -> None:
     """As `check_training_files`, for files of which only the texts are read."""
-    _check(paths, config, ())
+    _check(paths, Recipe(config, ()))
 
 
 def check_evaluation_files(
@@ -59,47 +58,26 @@ def check_evaluation_files(
         metadata: other columns that are needed.
         without: heads whose columns are not read.
     """
-    _check(paths, config, heads_for(schema, heads), metadata, without=without, schema=schema)
+    _check(paths, Recipe.of_evaluation(config, schema, heads, metadata, without))
 
 
-def heads_for(schema: Schema, heads: Sequence[HeadConfig]) -> list[HeadConfig]:
-    """How cells are read in an evaluation: as the config says, or else from columns that are named like the heads."""
-    by_name = {head.name: head for head in heads}
-    configs = [by_name.get(head.name) or HeadConfig(name=head.name, kind=head.kind) for head in schema]
-    # An id without a name is a label that training never saw.
-    keep = {"unnamed": "keep"}
-    return [config if config.names is None else config.model_copy(update=keep) for config in configs]
-
-
-def _check(
-    paths: str | list[str],
-    config: DataConfig,
-    heads: Sequence[HeadConfig],
-    metadata: Sequence[str] = (),
-    also: Sequence[str] = (),
-    without: Sequence[str] | None = None,
-    schema: Schema | None = None,
-) -> None:
-    recipe = Recipe(config, heads, metadata, without, schema)
+def _check(paths: str | list[str], recipe: Recipe, also: Sequence[str] = ()) -> None:
     # What comes through a pipe can be read only once.
     names = [name for name in file_names(paths) if name != STDIN and not is_pipe(name)]
     needed = [*recipe.columns, *also, *recipe.head_columns]
-    sources = open_files(names, config) if names else []
+    sources = open_files(names, recipe.config) if names else []
     if not all(_begins_well(source, recipe, needed) for source in sources):
         with tempfile.TemporaryDirectory(prefix="polyhead-first-rows-") as scratch:
             rows = Path(scratch) / "rows.arrow"
-            again = Recipe(config, heads, metadata, without, schema)
-            stage(open_files(names, config), again, joined(paths), rows, also, show_progress=True)
+            stage(open_files(names, recipe.config), recipe, joined(paths), rows, also, show_progress=True)
 
 
 def _begins_well(source: Source, recipe: Recipe, needed: Sequence[str]) -> bool:
     """Whether the first row can be used, or need not be. If not, reading all rows says how many are like it.
 
     Raises:
-        DataError: a needed column is missing.
+        DataError: a needed column is missing, or is there twice.
     """
-    if source.doubled:
-        return False
     unseen = list(needed) if source.columns is None else []  # rows of JSON have columns of their own
     with closing(checked_rows(source, needed, False, recipe.hint)) as rows:
         for place, row in enumerate(rows):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections import defaultdict
@@ -12,7 +13,7 @@ from polyhead.schema import HeadKind
 from polyhead_rows.spelling import shortened
 from polyhead_training.config import HeadConfig
 from polyhead_training.data.cell_notes import CellNotes
-from polyhead_training.data.scalars import LABEL_TRANSFORMS, whole_number
+from polyhead_training.data.scalars import LABEL_TRANSFORMS, SWITCHES, whole_number
 from polyhead_training.data.separators import PATHS, seeming_separators
 from polyhead_training.errors import DataError
 
@@ -26,7 +27,7 @@ _AROUND = " .:;!?\"'`“”‘’«»"
 _BEFORE = re.compile(r"(?:and|or|und|oder|et|ou|&)\s+|[-*•·]\s+|\(?\d{1,2}[.)]\s+(?=\D)")
 _PLACEHOLDER = re.compile(r"(?:label|class|category)[ _-]?\d+", re.IGNORECASE)  # as transformers names labels
 _VECTOR = re.compile(r"[01](?:\W*[01])+")
-_WORDS = ({"0", "1"}, {"0.0", "1.0"}, {"true", "false"}, {"yes", "no"}, {"y", "n"}, {"t", "f"}, {"on", "off"})
+_WORDS = ({"0", "1"}, {"0.0", "1.0"}, *SWITCHES)
 _ESCAPES = {
     "escapes of addresses": re.compile(r"%[0-9A-Fa-f]{2}"),
     "escapes of programs": re.compile(r"\\(?:u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|[\"'])"),
@@ -189,4 +190,4 @@ def _damaged(counts: Mapping[str, int]) -> Iterator[str]:
 
 def _quoted(text: str) -> str:
     """As TOML spells it."""
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\t", "\\t") + '"'
+    return json.dumps(text, ensure_ascii=False)

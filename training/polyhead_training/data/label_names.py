@@ -9,7 +9,7 @@ from typing import Any
 
 from polyhead.schema import is_unicode
 from polyhead_rows.spelling import shortened
-from polyhead_training.config import HeadConfig, with_names
+from polyhead_training.config import HeadConfig
 from polyhead_training.data.cell_notes import CellNotes
 from polyhead_training.data.functions import UserFunction
 from polyhead_training.data.scalars import LABEL_TRANSFORMS, evened, label_text, whole_number, without_ends
@@ -36,12 +36,7 @@ class NameTable:
 
     @classmethod
     def of(cls, config: HeadConfig) -> NameTable:
-        """The table of a head.
-
-        Raises:
-            ConfigError: its file cannot be read.
-        """
-        config = with_names(config)
+        """The table of a head."""
         names = config.names if isinstance(config.names, dict) else {}
         are_ids = bool(names) and all(map(_WHOLE.fullmatch, names))
         is_complete = config.unnamed == "error" or (config.unnamed is None and are_ids)

@@ -34,7 +34,7 @@ _DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s?%", re.ASCII)
 _ON = {"true", "yes", "y", "t", "x", "on"}
 _OFF = {"false", "no", "n", "f", "off"}
-_SWITCHES = ({"true", "false"}, {"yes", "no"}, {"y", "n"}, {"t", "f"}, {"on", "off"})
+SWITCHES = ({"true", "false"}, {"yes", "no"}, {"y", "n"}, {"t", "f"}, {"on", "off"})
 _ENDS = ",;|，；、،؛"
 
 
@@ -105,7 +105,7 @@ def are_switches(parts: Sequence[Any]) -> bool:
     if not all(isinstance(part, str) for part in parts):
         return all(not isinstance(part, str) and share_of(part) is not None for part in parts)
     words = {evened(part).casefold() for part in parts}
-    return any(words <= pair for pair in _SWITCHES) or all(
+    return any(words <= pair for pair in SWITCHES) or all(
         _DECIMAL.fullmatch(word) and share_of(word) is not None and (word in ("0", "1") or "." in word)
         for word in words
     )

@@ -79,7 +79,7 @@ def _is_only(label: str, separator: str) -> bool:
 def _is_likely(
     separator: str, joined: Sequence[str], known: Sequence[str], of_one: bool, is_unseen: bool, in_lists: bool
 ) -> bool:
-    cut = [[part.strip() for part in label.split(separator) if part.strip()] for label in joined]
+    cut = [list(filter(None, parts_between(label, separator))) for label in joined]
     alone = set(known) - set(joined)
     may_join_ids = separator in (" ", *CERTAIN) and not (of_one and separator == ",")  # 3,5 is a number too
     if may_join_ids and all(part.isdecimal() for parts in cut for part in parts):

@@ -1,4 +1,4 @@
-"""Splits: which rows are held out, and which texts are on both sides.
+"""Splits: which rows are held out, which texts are on both sides, and which rows repeat others.
 
 A split is an array of indices into staged rows.
 """
@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
+import pandas
 import pyarrow
 import pyarrow.compute as pc
 from numpy.typing import NDArray
@@ -18,10 +19,25 @@ from polyhead_training.config import DataConfig, HeadConfig
 from polyhead_training.data.staging import Indices, Staged
 from polyhead_training.errors import ConfigError
 
+SPLITS = ("train", "validation", "test")
 QUANTILES = 10  # into which the numbers of a regression are put
-
 DEFAULT_TEST_SHARE = 0.1
 ENOUGH_ROWS = 1000  # of train: with fewer, a tenth says little and is missed in training
+
+Parts = dict[str, tuple[Staged, Indices]]
+"""By split, where its rows are staged, and which of these it has."""
+
+
+def split_rows(sources: Mapping[str, Staged], config: DataConfig, heads: Sequence[HeadConfig], seed: int) -> Parts:
+    """The rows of each split. Splits that are not given are held out of train."""
+    parts = {name: (staged, np.arange(len(staged.rows))) for name, staged in sources.items()}
+    whole = sources["train"]
+    shares = {"validation": config.validation_share, "test": share_of_test(config, len(whole.rows))}
+    shares = {name: share for name, share in shares.items() if name not in sources and share}
+    if shares and len(whole.rows):  # otherwise the caller says that there are none
+        held = hold_out(whole, config, heads, shares, seed)
+        parts |= {name: (whole, indices) for name, indices in held.items()}
+    return {name: parts[name] for name in SPLITS if name in parts}
 
 
 def share_of_test(config: DataConfig, rows: int) -> float:
@@ -168,3 +184,32 @@ def find_overlaps(keys: Mapping[str, NDArray[np.int64]]) -> dict[tuple[str, str]
     pairs = ((split, other) for other, split in combinations(keys, 2))
     found = {(split, other): int(np.isin(keys[split], keys[other]).sum()) for split, other in pairs}
     return {pair: rows for pair, rows in found.items() if rows}
+
+
+def clean_train(parts: Parts, config: DataConfig) -> list[str]:
+    """Counts leaks and duplicates, and removes from train what the config says."""
+    keys = {name: staged.numbers("text_key", indices) for name, (staged, indices) in parts.items()}
+    notes = []
+    staged, train = parts["train"]
+    others = [keys[name] for name in parts if name != "train"]
+    leaked = np.isin(keys["train"], np.concatenate([np.empty(0, np.int64), *others]))
+    for (split, other), rows in find_overlaps(keys).items():
+        note = f"leak: {rows} of {len(keys[split])} {split} rows have the text of a row in {other}"
+        if other == "train" and not config.drop_leaks:
+            note += "; data.drop_leaks = true removes such rows from train"
+        notes.append(note)
+    if config.drop_leaks and leaked.any():
+        notes.append(f"drop_leaks: removed {leaked.sum()} of {len(train)} rows from train")
+        train = train[~leaked]
+    repeats = pandas.Index(staged.numbers("text_key", train)).duplicated()
+    if repeats.any():
+        twins = pandas.Index(staged.numbers("row_key", train)).duplicated()
+        note = f"duplicates: {repeats.sum()} of {len(train)} training rows repeat an earlier text, "
+        note += f"{twins.sum()} of them with the same labels"
+        if twins.any():
+            note += "; these were dropped" if config.drop_duplicates else "; data.drop_duplicates = true drops these"
+        notes.append(note)
+        if config.drop_duplicates:
+            train = train[~twins]
+    parts["train"] = staged, train
+    return notes

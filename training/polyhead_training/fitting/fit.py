@@ -21,7 +21,7 @@ from polyhead.checkpoint import check_output
 from polyhead.files import write_file
 from polyhead.schema import Schema
 from polyhead_rows.progress import progress
-from polyhead_training.config import TrainingConfig, with_all_names
+from polyhead_training.config import TrainingConfig
 from polyhead_training.data.corpus import describe_corpus, read_corpus
 from polyhead_training.errors import DivergenceError
 from polyhead_training.evaluation.calibration import calibrate, describe_calibration
@@ -75,7 +75,6 @@ def fit(
         Interrupted: a signal came; `resume` continues.
         StorageError: a disk is full; what is saved is kept.
     """
-    config = with_all_names(config)  # of a caller that has not read it from a file
     work = WorkingFolder(config.output)
     check_output(config.output)
     tracked = trackers(config.training.report_to, work.logs)

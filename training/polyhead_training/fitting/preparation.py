@@ -19,7 +19,7 @@ from transformers import set_seed
 from polyhead.checkpoint import check_output
 from polyhead.encode import encode
 from polyhead_rows.progress import progress
-from polyhead_training.config import FitConfig, TrainingConfig, with_all_names
+from polyhead_training.config import FitConfig, TrainingConfig
 from polyhead_training.data.corpus import Corpus, Split, describe_corpus, read_corpus
 from polyhead_training.data.sources import file_names
 from polyhead_training.errors import DataError
@@ -184,7 +184,6 @@ def dry_run(config: TrainingConfig, say: Callable[[str], None]) -> None:
     Raises:
         PolyheadError: as `polyhead_training.fitting.fit.fit` raises it before training.
     """
-    config = with_all_names(config)
     if config.output.exists():
         check_output(config.output)
     trackers(config.training.report_to, config.output)

@@ -7,6 +7,8 @@ does not answer, they read their caches only. Nothing here imports torch or tran
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from polyhead.errors import one_line
 from polyhead_training.errors import ConfigError
 
 ANSWER_S = 5.0  # how long the hub may take to answer; looking up its name may take as long again
+REMEMBERED_S = 60.0  # a run needs to know several times, and a notebook may get its network back
 OFF = "the hub is switched off by HF_HUB_OFFLINE or a variable like it"
 TO_SAFETENSORS = (
     'python -c "import torch; from safetensors.torch import save_file; '
@@ -25,18 +28,32 @@ TO_SAFETENSORS = (
 )
 MOST_CONFIG_BYTES = 32 << 20
 
+_remembered: dict[str, tuple[float, str | None]] = {}
+"""By address, when the hub was asked, and why it could not be reached."""
+
 
 def why_unreachable() -> str | None:
-    """Why the hub cannot be asked; None if it answers, whatever the answer is."""
-    from huggingface_hub import constants, get_session
+    """Why the hub cannot be asked; None if it answers, whatever the answer is. It is asked at most once a minute."""
+    from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return OFF
+    asked_at, reason = _remembered.get(constants.ENDPOINT, (-math.inf, None))
+    if time.monotonic() - asked_at > REMEMBERED_S:
+        reason = _ask(constants.ENDPOINT)
+        _remembered[constants.ENDPOINT] = time.monotonic(), reason
+    return None if reason is None else f"the Hugging Face hub ({constants.ENDPOINT}) cannot be reached ({reason})"
+
+
+def _ask(address: str) -> str | None:
+    """Why the address does not answer; None if it does."""
+    from huggingface_hub import get_session
+
     answers: list[str | None] = []
 
     def ask() -> None:
         try:
-            get_session().head(constants.ENDPOINT, timeout=ANSWER_S)
+            get_session().head(address, timeout=ANSWER_S)
         except Exception as error:  # each HTTP library has its own kinds
             answers.append(one_line(error))
         else:
@@ -46,8 +63,7 @@ def why_unreachable() -> str | None:
     asking = Thread(target=ask, daemon=True)
     asking.start()
     asking.join(2 * ANSWER_S)
-    reason = answers[0] if answers else f"no answer within {2 * ANSWER_S:g} s"
-    return None if reason is None else f"the Hugging Face hub ({constants.ENDPOINT}) cannot be reached ({reason})"
+    return answers[0] if answers else f"no answer within {2 * ANSWER_S:g} s"
 
 
 @contextmanager

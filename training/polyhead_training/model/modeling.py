@@ -130,7 +130,9 @@ class MultiHeadClassifier(GPT2PreTrainedModel):
                 use_cache=bool(use_cache),
             )
             rows = torch.arange(len(last), device=last.device)
-            states = torch.stack([outputs.hidden_states[-place][rows, last] for place in self._places])
+            states = torch.stack(
+                [outputs.hidden_states[-place][rows, last] for place in range(1, self.pooled_layers + 1)]
+            )
         pooled = states.transpose(0, 1).flatten(1).float()  # (n, layers * n_embd)
         with torch.autocast(pooled.device.type, enabled=False):  # scores are served in float32
             logits = self.head(pooled)  # (n, num_labels)
@@ -144,11 +146,6 @@ class MultiHeadClassifier(GPT2PreTrainedModel):
         )
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return result if as_dict else result.to_tuple()
-
-    @property
-    def _places(self) -> range:
-        """Which hidden states the head reads, counted from the top."""
-        return range(1, self.pooled_layers + 1)
 
     def _run_body(
         self,
