@@ -113,12 +113,20 @@ def write_tiny_checkpoint(
     template_fields: list[str] | None = None,
     **config_fields: Any,
 ) -> Any:
-    """Writes a checkpoint with golden rows from transformers; returns the transformers model.
+    """Writes the checkpoint of a random model; returns the transformers model."""
+    spec = tiny_spec(architecture, head_class, text_template, **(head_args or {}))
+    model = tiny_model(spec, schema, seed, **config_fields)
+    write_model(path, model, spec, schema, tiny_tokenizer(), template_fields)
+    return model
+
+
+def write_model(
+    path: Path, model: Any, spec: Spec, schema: Schema, tokenizer: Tokenizer, template_fields: list[str] | None = None
+) -> None:
+    """Writes a checkpoint with golden rows from transformers.
 
     Golden rows are TEXTS or, if they are given, `template_fields`: the fields of the template as JSON.
     """
-    spec = tiny_spec(architecture, head_class, text_template, **(head_args or {}))
-    model = tiny_model(spec, schema, seed, **config_fields)
     texts = TEXTS
     if template_fields is not None and spec.template is not None:
         texts = [spec.template.render(json.loads(fields)) for fields in template_fields]
@@ -128,11 +136,11 @@ def write_tiny_checkpoint(
         spec=spec,
         schema=schema,
         tensors=model.state_dict(),
-        tokenizer_json=tiny_tokenizer().to_str(),
+        tokenizer_json=tokenizer.to_str(),
         golden=golden_rows(
             texts,
             model,
-            tiny_tokenizer(),
+            tokenizer,
             schema,
             MAX_LENGTH,
             rows=len(texts),
@@ -142,4 +150,3 @@ def write_tiny_checkpoint(
         ),
         metrics={},
     )
-    return model

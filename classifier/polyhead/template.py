@@ -17,7 +17,8 @@ from typing import Any
 
 from polyhead.errors import TemplateError
 
-SPACE = re.compile(r"[ \t\n\r]*")
+BLANKS = " \t\n\r"  # of JSON. Python's strip() removes others too, and not the same ones of str and of bytes
+SPACE = re.compile(f"[{BLANKS}]*")
 SCALAR = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?|true|false|null|NaN|-?Infinity")
 LONG_OBJECT = 16_384  # characters, or bytes. Longer objects are read pair by pair
 MOST_USES = 4  # of one field, because a text takes the memory of its field so many times
@@ -114,7 +115,7 @@ class Template:
             text = element.decode("utf-8") if isinstance(element, bytes) else element
             found: list[tuple[str, Any]] = []
             left = set(self.fields)
-            for name, value in _flat_pairs(text.strip()):
+            for name, value in _flat_pairs(text.strip(BLANKS)):
                 found.append((name, value))
                 if name not in left:
                     return found  # `_checked` says what is wrong with it
@@ -159,12 +160,11 @@ def json_object(element: str | bytes) -> list[tuple[str, Any]] | None:
 
     NaN counts as JSON here, because ``json.dumps`` of Python writes it for a missing number.
     """
-    start = element.lstrip()[:1]
-    if start not in ("{", b"{"):
-        return None
     try:
         text = element.decode("utf-8") if isinstance(element, bytes) else element
-        found = json.loads(text.strip(), object_pairs_hook=_Pairs)
+        if not text.lstrip(BLANKS).startswith("{"):
+            return None
+        found = json.loads(text, object_pairs_hook=_Pairs)
     except (ValueError, RecursionError):
         return None
     return [(name, dict(value) if isinstance(value, _Pairs) else value) for name, value in found]

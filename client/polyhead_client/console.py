@@ -18,7 +18,7 @@ from rich.text import Text
 from polyhead_client.batches import HEADER_BYTES, LONGEST_REQUEST, ROW_BYTES
 from polyhead_client.client import Client
 from polyhead_client.errors import RequestRejectedError, UsageError
-from polyhead_client.explanation import Explanation, PartEffect, Reason, in_words
+from polyhead_client.explanation import Explanation, PartEffect, Reason, in_words, shorten
 from polyhead_client.operations import CANARY
 from polyhead_client.prediction import HeadPrediction, MultiLabel, Prediction, Regression, SingleLabel
 from polyhead_client.schema import HeadKind, HeadSchema, ModelSchema
@@ -27,7 +27,6 @@ BOM = b"\xef\xbb\xbf"
 LONGEST_LINE = LONGEST_REQUEST - HEADER_BYTES - ROW_BYTES  # bytes
 LINES_PER_STREAM = 50_000  # bad lines wait for the answers before them; this bounds the memory that they need
 SHOWN_BYTES = 200  # of a bad line
-SHOWN_CHARACTERS = 60  # of a text in the table
 SHOWN_LABELS = 8  # of a head in the schema's table
 SHOWN_SENTENCES = 5
 FAINT, STRONG = 0.05, 0.5  # shares of the strongest effect
@@ -143,7 +142,7 @@ def print_table(answers: Iterable[tuple[str, Prediction]]) -> int:
     for name in ("text", *heads, "tokens", *(["error"] if errors else [])):
         table.add_column(_plain(name), overflow="fold")
     for text, prediction in rows:
-        cells = [_plain(_shorten(text)), *(_plain(_describe(prediction.heads.get(name))) for name in heads)]
+        cells = [_plain(shorten(text)), *(_plain(_describe(prediction.heads.get(name))) for name in heads)]
         cells.append(Text(f"{prediction.token_count}{' (truncated)' if prediction.truncated else ''}"))
         if errors:
             cells.append(_plain(prediction.error or "", "red"))
@@ -199,7 +198,7 @@ def print_explanation(explanation: Explanation, words: int) -> None:
 def _effects(reason: Reason, kind: str, parts: Sequence[PartEffect]) -> Table:
     table = Table(title=_plain(reason.title), title_justify="left", title_style="")
     columns: dict[str, Callable[[PartEffect], str]] = {
-        kind: lambda one: _shorten(one.text),
+        kind: lambda one: shorten(one.text),
         f"without this {kind}": lambda one: in_words(one.effect),
     }
     if any(one.field for one in parts):
@@ -225,10 +224,6 @@ def _marked(reason: Reason, field: str | None) -> Text:
             style += " bold" if abs(piece.weight) > STRONG else ""
         marked.append_text(_plain(piece.text, style))
     return marked
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
 
 
 def _labels(head: HeadSchema) -> str:

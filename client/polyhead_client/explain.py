@@ -134,7 +134,7 @@ def _source(text: str | Mapping[Any, Any], schema: ModelSchema) -> str | dict[st
     if not isinstance(text, str):
         found: dict[str, Value] = json.loads(fields_json(text, 0, schema.fields))
         return found
-    if schema.fields and text.lstrip().startswith("{"):
+    if schema.fields:
         try:
             fields = json.loads(text)
         except (ValueError, RecursionError):

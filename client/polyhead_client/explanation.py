@@ -13,8 +13,13 @@ from polyhead_client.highlight import Piece, explanation_html, reason_html
 from polyhead_client.prediction import Prediction
 from polyhead_client.words import TextPart, Value, value_text
 
-SHOWN_CHARACTERS = 60  # of a word or sentence
+SHOWN_CHARACTERS = 60  # of a text, a word or a sentence
 FINE = 0.001  # a server with a smaller tolerance does not round
+
+
+def shorten(text: str) -> str:
+    """The text as people are shown it: its beginning if it is long."""
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 1]}…"
 
 
 def in_words(effect: float | None) -> str:
@@ -61,8 +66,7 @@ class PartEffect(TextPart):
         everywhere = ""
         if self.effect_everywhere is not None:
             everywhere = f"; without all {self.places} of them {in_words(self.effect_everywhere)}"
-        shown = self.text if len(self.text) <= SHOWN_CHARACTERS else f"{self.text[: SHOWN_CHARACTERS - 1]}…"
-        return f"without {shown!r} {in_words(self.effect)}{everywhere}"
+        return f"without {shorten(self.text)!r} {in_words(self.effect)}{everywhere}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,6 @@ from pathlib import Path
 _PIDFD_GETFD = 438  # the same on all architectures
 _SO_ATTACH_FILTER = 26
 _DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)  # BPF's "return 0"
-_ESTABLISHED, _TIME_WAIT, _LISTEN = "01", "06", "0A"
 # As in the kernel's net/tcp_states.h.
 _STATES = ("", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT1", "FIN_WAIT2", "TIME_WAIT", "CLOSE", "CLOSE_WAIT",
            "LAST_ACK", "LISTEN", "CLOSING")  # fmt: skip
@@ -41,7 +40,7 @@ def block_new_connections(pid: int, port: int) -> int:
     program = ctypes.create_string_buffer(_DROP_ALL, len(_DROP_ALL))
     header = struct.pack("HxxxxxxP", 1, ctypes.addressof(program))
     blocked = 0
-    for listener in _sockets(pid, port, _LISTEN):
+    for listener in _sockets(pid, port, "LISTEN"):
         with contextlib.suppress(OSError):
             listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, header)
             blocked += 1
@@ -50,8 +49,7 @@ def block_new_connections(pid: int, port: int) -> int:
 
 def client_states(pid: int, *ports: int) -> Counter[str]:
     """How many clients are connected, or just connecting, to these local ports, by TCP state. Needs no permission."""
-    states = [state for _, state, port in _entries(pid) if port in ports and state not in (_LISTEN, _TIME_WAIT)]
-    return Counter(_STATES[int(state, 16)] for state in states)
+    return Counter(state for _, state, port in _entries(pid) if port in ports and state not in ("LISTEN", "TIME_WAIT"))
 
 
 def close_idle_connections(pid: int, port: int) -> int:
@@ -63,7 +61,7 @@ def close_idle_connections(pid: int, port: int) -> int:
         The number of connections shut down.
     """
     closed = 0
-    for connection in _sockets(pid, port, _ESTABLISHED):
+    for connection in _sockets(pid, port, "ESTABLISHED"):
         with contextlib.suppress(OSError):  # it has just ended
             if _is_idle(connection):
                 connection.shutdown(socket.SHUT_RD)
@@ -108,4 +106,4 @@ def _entries(pid: int) -> Iterator[tuple[str, str, int]]:
         with contextlib.suppress(OSError):
             for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
                 fields = line.split()
-                yield fields[9], fields[3], int(fields[1].rpartition(":")[2], 16)
+                yield fields[9], _STATES[int(fields[3], 16)], int(fields[1].rpartition(":")[2], 16)

@@ -140,6 +140,7 @@ def test_an_object_of_the_fields_is_rendered(element: str, text: str) -> None:
         '{"Title": ' + "[" * 9999, "{" * 99999, '{"Title": "x" ' + " " * 99999, '{"Title": "x"} ' + "x" * 99999,
         '{"Title": 01' + " " * 99999 + "}", '{"Title": x' + " " * 99999 + "}", b'{"Title": "' + b"\xff" * 99999 + b'"}',
         '{"Title": ' + "9" * 99999 + "}",
+        '\xa0{"Title": "x"}', '{"Title": "x"}\x0b', '{"Title": "x"}\x0c' + " " * 99999,
     ],
 )  # fmt: skip
 def test_anything_else_is_plain_text(element: str | bytes) -> None:

@@ -17,15 +17,13 @@ import pytest
 import torch
 
 from loadtest.local_server import LocalServer
-from polyhead.checkpoint import write_checkpoint
 from polyhead.export import export_checkpoint
 from polyhead.predictor import Predictor
 from polyhead.schema import Head, Schema
 from polyhead_client import AsyncClient, Client
-from polyhead_training.fitting.checkpoint_writing import golden_rows
 from polyhead_training.model.tokenizer import train_tokenizer
 from tests.e2e.processes import ONE_THREAD
-from tests.tiny import MAX_LENGTH, TEXTS, tiny_model, tiny_spec
+from tests.tiny import MAX_LENGTH, TEXTS, tiny_model, tiny_spec, write_model
 
 CHANNELS = 32
 SMALL, LARGE = 0.1, 8.0  # the length of an embedding, and how much the mean outweighs it
@@ -61,20 +59,8 @@ def write_planted_checkpoint(path: Path, text_template: str | None = None) -> No
     for column, weight in WEIGHTS.items():
         state[head][column, 0] = weight
     model.load_state_dict(state)
-    golden: Any = golden_rows(
-        TEXTS, model, tokenizer, SCHEMA, MAX_LENGTH, rows=len(TEXTS), seed=0, template=spec.template,
-        template_fields=None if text_template is None else [json.dumps({"Body": text}) for text in TEXTS],
-    )  # fmt: skip
-    write_checkpoint(
-        path,
-        config=model.config.to_dict(),
-        spec=spec,
-        schema=SCHEMA,
-        tensors=model.state_dict(),
-        tokenizer_json=tokenizer.to_str(),
-        golden=golden,
-        metrics={},
-    )
+    fields = None if text_template is None else [json.dumps({"Body": text}) for text in TEXTS]
+    write_model(path, model, spec, SCHEMA, tokenizer, fields)
 
 
 def normalized(vector: np.ndarray) -> np.ndarray:

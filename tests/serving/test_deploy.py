@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import signal
@@ -25,6 +24,7 @@ from polyhead.schema import Schema
 from polyhead_serving import deploy as module
 from polyhead_serving.deploy import Deployment, RollbackError, RolledBackError, deploy
 from polyhead_serving.live_server import LiveAnswers, ServerError
+from tests.classifier.test_terminal import Full
 from tests.tiny import SCHEMA, write_tiny_checkpoint
 
 
@@ -130,20 +130,12 @@ def test_ctrl_c_rolls_back(server: ScriptedServer, wanted: Deployment) -> None:
     assert (server.serving, versions_of(server.model)) == (1, [1])
 
 
-class FullDisk(io.StringIO):
-    """A log on a full disk."""
-
-    def write(self, text: str) -> int:
-        """Fails."""
-        raise OSError(28, "No space left on device")
-
-
 @pytest.mark.parametrize("shift", [0.0, 0.01])
 def test_an_output_that_fails_stops_nothing(
     server: ScriptedServer, wanted: Deployment, shift: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If no line can be written, a deployment is finished, or taken back, as it would be otherwise."""
-    monkeypatch.setattr(sys, "stdout", FullDisk())
+    monkeypatch.setattr(sys, "stdout", Full())
     server.shift = shift
     if shift:
         with pytest.raises(RolledBackError):

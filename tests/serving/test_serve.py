@@ -6,11 +6,11 @@ import shutil
 import socket
 import subprocess
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from loadtest.local_server import free_ports, port_options
 from polyhead_serving import orphans, serve, triton
 from polyhead_serving.triton import (
     CLOSED_RULE,
@@ -205,21 +205,12 @@ def test_busy_port(repository: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert f"--http-port {port}: cannot listen on 127.0.0.1:{port} (Address already in use by " in error
 
 
-def free_ports() -> list[str]:
-    """Options for four ports that were free a moment ago."""
-    with ExitStack() as held:
-        taken = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(4)]
-        numbers = [str(one.getsockname()[1]) for one in taken]
-    return [part for pair in zip(("http", "grpc", "metrics", "probe"), numbers, strict=True)
-            for part in (f"--{pair[0]}-port", pair[1])]  # fmt: skip
-
-
 def test_a_place_that_cannot_be_written_is_named(
     repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full or read-only /dev/shm or temporary folder is one line, not a traceback."""
     monkeypatch.setattr(orphans, "backends_folder", lambda run: tmp_path / "missing" / run)
-    error = refuse(capsys, "--repository", str(repository), *free_ports())
+    error = refuse(capsys, "--repository", str(repository), *port_options(free_ports()))
     assert "/dev/shm and the temporary folder must be writable" in error
 
 
