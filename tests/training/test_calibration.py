@@ -26,6 +26,13 @@ from polyhead_training.evaluation.metrics import score_heads
 from tests.tiny import SCHEMA
 
 CONFIG = CalibrationConfig()
+TAXONOMY = Schema(
+    [
+        Head(name="top", kind="single_label", labels=("a", "b")),
+        Head(name="low", kind="single_label", labels=("x", "y", "z"), parent="top",
+             parent_of={"x": "a", "y": "a", "z": "b"}),
+    ]
+)  # fmt: skip
 
 
 def rows_of(seed: int, rows: int, scale: float = 2.0) -> tuple[np.ndarray, np.ndarray]:
@@ -201,21 +208,31 @@ def test_calibration_never_makes_the_headline_worse(seed: int, rows: int, thresh
 @given(seed=st.integers(0, 10**6), rows=st.integers(20, 60), scale=st.floats(0.5, 8))
 def test_a_taxonomys_answers_do_not_get_worse(seed: int, rows: int, scale: float) -> None:
     """Temperatures weigh the levels of a path against each other, so they may change its labels."""
-    schema = Schema(
-        [
-            Head(name="top", kind="single_label", labels=("a", "b")),
-            Head(name="low", kind="single_label", labels=("x", "y", "z"), parent="top",
-                 parent_of={"x": "a", "y": "a", "z": "b"}),
-        ]
-    )  # fmt: skip
     random = np.random.default_rng(seed)
     low = random.integers(0, 3, rows)
     labels = np.stack([low == 2, low], axis=1).astype(np.float32)
     logits = random.normal(size=(rows, 5)) + np.hstack([np.eye(2)[(low == 2).astype(int)], np.eye(3)[low]])
     logits[:, :2] *= scale
-    _, summary = calibrate(logits.astype(np.float32), labels, schema, CONFIG)
+    _, summary = calibrate(logits.astype(np.float32), labels, TAXONOMY, CONFIG)
     for head in ("top", "low"):
         assert summary[head]["after"]["accuracy"] >= summary[head]["before"]["accuracy"]
+
+
+def test_heads_of_a_taxonomy_share_a_temperature_if_their_own_would_change_its_answers_for_the_worse() -> None:
+    """One temperature changes no answer, so the scores become better without them."""
+    random = np.random.default_rng(0)
+    low = random.integers(0, 3, 400)
+    labels = np.stack([low == 2, low], axis=1).astype(np.float32)
+    logits = random.normal(size=(400, 5)) + np.hstack([np.eye(2)[(low == 2).astype(int)], np.eye(3)[low]])
+    calibrated, summary = calibrate((3 * logits).astype(np.float32), labels, TAXONOMY, CONFIG)
+    assert calibrated["top"].temperature == calibrated["low"].temperature > 2
+    assert summary["top"]["notes"] == [
+        "the heads of this taxonomy share a temperature: their own would make answers worse"
+    ]
+    for head in ("top", "low"):
+        before, after = summary[head]["before"], summary[head]["after"]
+        assert after["accuracy"] == before["accuracy"]
+        assert after["nll"] < 0.8 * before["nll"]
 
 
 def test_the_lines_say_before_and_after() -> None:

@@ -7,7 +7,7 @@ The numbers behind the constants are in docs/decisions/0025-targets-and-threshol
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from polyhead.schema import Head, HeadKind, Schema
 from polyhead_training.config import CalibrationConfig
 from polyhead_training.evaluation.metrics import (
     HEADLINE,
+    LOWER_IS_BETTER,
     HeadAnswers,
     answers_of,
     binary_log_loss,
@@ -43,15 +44,20 @@ Mask = NDArray[np.bool_]
 Shown = dict[str, dict[str, float]]
 
 
+Temperatures = Literal["head", "taxonomy", "kept"]
 Thresholds = Literal["label", "shared", "kept"]
 TO_TRY: dict[str, tuple[Thresholds, ...]] = {"f1": ("label", "shared"), "micro_f1": ("shared",), "fixed": ()}
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is fitted for a head. Thresholds: one per label, one for all labels, or as they are."""
+    """What is fitted for a head.
 
-    temperature: bool = False
+    A temperature of its own, one for all heads of its taxonomy, or as it is. Thresholds: one per label, one for all
+    labels, or as they are.
+    """
+
+    temperature: Temperatures = "kept"
     thresholds: Thresholds = "kept"
 
 
@@ -80,7 +86,7 @@ def calibrate(
     before = after = rows.judge(plans)
     fittable = [head for head in schema if _can_fit(head, rows.labels_of(head), notes[head.name])]
     if config.temperature and fittable:
-        wanted = {**plans, **{head.name: _Plan(temperature=True) for head in fittable}}
+        wanted = {**plans, **{head.name: _Plan(temperature="head") for head in fittable}}
         plans, after = _keep_temperatures(rows, wanted, before, notes)
     for thresholds in TO_TRY[config.thresholds]:
         heads = [h for h in fittable if h.kind == HeadKind.MULTI_LABEL and plans[h.name].thresholds == "kept"]
@@ -135,19 +141,31 @@ def _keep_temperatures(rows: _Rows, wanted: Plans, before: Shown, notes: dict[st
     schema, after = rows.schema, rows.judge(wanted)
     for head in schema:
         then, now = before[head.name].get("nll", 0.0), after[head.name].get("nll", 0.0)
-        if wanted[head.name].temperature and not now < then:
+        if wanted[head.name].temperature == "head" and not now < then:
             wanted = {**wanted, head.name: _Plan()}
             notes[head.name].append(f"the temperature stays 1: nll {then:.3f} would become {now:.3f}")
     for root in schema.children(None):
         tree = [head.name for head in levels_below(root, schema)]
-        if len(tree) == 1 or not any(wanted[name].temperature for name in tree):
+        if len(tree) == 1 or all(wanted[name].temperature == "kept" for name in tree):
             continue
         after = rows.judge(wanted)
-        # The best path is the one with the highest product, so a temperature can change the labels of a taxonomy.
-        if any(after[name].get("accuracy", 0) < before[name].get("accuracy", 0) for name in tree):
+        if not _are_worse(after, before, tree, "accuracy"):
+            continue
+        # The best path is the one with the highest product, so temperatures can change the labels of a taxonomy. One
+        # for all its heads changes none: it divides the logarithms of all products alike.
+        wanted = {**wanted, **{name: _Plan(temperature="taxonomy") for name in tree}}
+        notes[root.name].append("the heads of this taxonomy share a temperature: their own would make answers worse")
+        after = rows.judge(wanted)
+        if _are_worse(after, before, tree, "nll") or _are_worse(after, before, tree, "accuracy"):
             wanted = {**wanted, **{name: _Plan() for name in tree}}
-            notes[root.name].append("the temperatures of this taxonomy stay 1: they would make its answers worse")
+            notes[root.name][-1] = "the temperatures of this taxonomy stay 1: others would make it worse"
     return wanted, rows.judge(wanted)
+
+
+def _are_worse(after: Shown, before: Shown, heads: Sequence[str], metric: str) -> bool:
+    """Whether a head's accuracy falls, or its negative log-likelihood rises."""
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    return any(sign * (after[name].get(metric, 0.0) - before[name].get(metric, 0.0)) < 0 for name in heads)
 
 
 def _keep_thresholds(
@@ -176,7 +194,7 @@ class _Rows:
         order = np.random.default_rng(0).permutation(len(logits))  # rows may be sorted by label
         self.logits, self.labels, self.schema = logits[order], labels[order], schema
         self.fold = np.arange(len(order)) % FOLDS
-        self._temperatures: dict[tuple[str, int | None], float] = {}  # each is needed for several plans
+        self._temperatures: dict[tuple[str, Temperatures, int | None], float] = {}  # each is needed for several plans
 
     def labels_of(self, head: Head) -> Labels:
         """The known labels of the head."""
@@ -200,21 +218,37 @@ class _Rows:
         """The schema with what the plans say, fitted on all folds but one."""
         heads = []
         for head in self.schema:
-            plan, given = plans[head.name], self.labels[:, self.schema.label_columns[head.name]]
-            rows = ~np.isnan(given).any(axis=1) & (True if left_out is None else self.fold != left_out)
-            if plan != _Plan() and rows.any():
-                logits, true = self.logits[rows, self.schema.columns[head.name]], given[rows]
-                key = head.name, left_out
-                if plan.temperature:
-                    if key not in self._temperatures:
-                        self._temperatures[key] = _fit_temperature(head, logits, true)
-                    head = head.model_copy(update={"temperature": self._temperatures[key]})
+            plan, (logits, true) = plans[head.name], self._known(head, left_out)
+            if plan != _Plan() and len(true):
+                if plan.temperature != "kept":
+                    temperature = self._temperature(head, plan.temperature, left_out)
+                    head = head.model_copy(update={"temperature": temperature})
                 if plan.thresholds != "kept":
                     scores = to_scores(logits, Schema([head]))
                     thresholds = fit_thresholds(scores, true.astype(bool), per_label=plan.thresholds == "label")
                     head = head.model_copy(update={"thresholds": thresholds})
             heads.append(head)
         return Schema(heads)
+
+    def _known(self, head: Head, left_out: int | None) -> tuple[NDArray[np.float32], Labels]:
+        """The head's logits and labels in the rows that have them, without one fold."""
+        given = self.labels[:, self.schema.label_columns[head.name]]
+        rows = ~np.isnan(given).any(axis=1) & (True if left_out is None else self.fold != left_out)
+        return self.logits[rows, self.schema.columns[head.name]], given[rows]
+
+    def _temperature(self, head: Head, kind: Temperatures, left_out: int | None) -> float:
+        heads = [head] if kind == "head" else self._taxonomy(head)
+        key = heads[0].name, kind, left_out
+        if key not in self._temperatures:
+            parts = [(each, *self._known(each, left_out)) for each in heads]
+            self._temperatures[key] = _fit_temperature([_nll(*part) for part in parts if len(part[-1])])
+        return self._temperatures[key]
+
+    def _taxonomy(self, head: Head) -> list[Head]:
+        """All heads of the taxonomy that the head belongs to."""
+        while head.parent is not None:
+            head = self.schema[head.parent]
+        return levels_below(head, self.schema)
 
 
 def _shown(parts: list[HeadAnswers]) -> dict[str, float]:
@@ -246,19 +280,28 @@ def _shown(parts: list[HeadAnswers]) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
-def _fit_temperature(head: Head, logits: NDArray[np.float32], labels: Labels) -> float:
-    """The most probable temperature: negative log-likelihood (Guo et al. 2017), and a prior around 1 for few rows."""
+def _nll(head: Head, logits: NDArray[np.float32], labels: Labels) -> Callable[[float], float]:
+    """The negative log-likelihood of all rows for a temperature's logarithm; of many rows, estimated with a part."""
     step = max(1, min(logits.size // MOST_LOGITS, len(logits) // FEWEST_ROWS))
     given, true = logits[::step], labels[::step]
     signed = np.where(true == 1, -given, given) if head.kind == HeadKind.MULTI_LABEL else given
 
-    def loss(log_temperature: float) -> float:
+    def nll(log_temperature: float) -> float:
         scaled = signed / np.float32(np.exp(log_temperature))
         if head.kind == HeadKind.SINGLE_LABEL:
-            nll = -log_softmax(scaled, axis=1)[np.arange(len(true)), true[:, 0].astype(int)].mean(dtype=np.float64)
+            mean = -log_softmax(scaled, axis=1)[np.arange(len(true)), true[:, 0].astype(int)].mean(dtype=np.float64)
         else:  # float32, because there may be millions
-            nll = (np.maximum(scaled, 0) + np.log1p(np.exp(-np.abs(scaled)))).mean(dtype=np.float64)
-        return float(nll * len(labels) + (log_temperature / LOG_TEMPERATURE) ** 2 / 2)
+            mean = (np.maximum(scaled, 0) + np.log1p(np.exp(-np.abs(scaled)))).mean(dtype=np.float64)
+        return float(mean * len(labels))
+
+    return nll
+
+
+def _fit_temperature(parts: Sequence[Callable[[float], float]]) -> float:
+    """The most probable temperature: negative log-likelihood (Guo et al. 2017), and a prior around 1 for few rows."""
+
+    def loss(log_temperature: float) -> float:
+        return sum(nll(log_temperature) for nll in parts) + (log_temperature / LOG_TEMPERATURE) ** 2 / 2
 
     found = minimize_scalar(loss, bounds=tuple(np.log(TEMPERATURES)), method="bounded", options={"xatol": 1e-3})
     return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
