@@ -85,8 +85,9 @@ def test_trained_weights_are_kept(tmp_path: Path) -> None:
     trained(config)
     before = weights(tmp_path / "out")
     sizes = {path.name: path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert sizes["index.html"] > sizes["model.safetensors"] + 1
-    with limited(sizes["index.html"] - 1):
+    between = (sizes["index.html"] + sizes["model.safetensors"]) // 2
+    assert sizes["index.html"] - between > 500  # the page also has times, so that its size varies by some bytes
+    with limited(between):
         result = run(config)
     assert result.exit_code == 2, result.output
     assert f"the trained weights are kept in {tmp_path}/out.training/trained" in result.stderr
