@@ -1,7 +1,7 @@
 """The checkpoint: a folder that describes itself. Only this module reads and writes it.
 
-``config.json`` (a GPT-2 config plus one ``polyhead`` section), ``model.safetensors``, ``tokenizer.json``,
-``golden.jsonl``, ``metrics.json``, ``report/``. No pickled file is ever read.
+``config.json`` (a GPT-2 config plus one ``polyhead`` section), ``model.safetensors``, perhaps ``ngrams.safetensors``,
+``tokenizer.json``, ``golden.jsonl``, ``metrics.json``, ``report/``. No pickled file is ever read.
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from polyhead.body import Body
-from polyhead.checkpoint_files import parse_json, read_config, read_json, read_text
+from polyhead.checkpoint_files import NGRAMS, parse_json, read_config, read_json, read_text
 from polyhead.errors import CheckpointError, SchemaError, TemplateError, describe, one_line, shortened
 from polyhead.files import replaced_file, replaced_folder
 from polyhead.golden import GoldenRow, complete_rows, prove_view, read_rows, row_line
 from polyhead.heads import build_head, head_shapes
+from polyhead.ngrams import NGrams, read_ngrams, write_ngrams
 from polyhead.schema import MAY_LACK, Architecture, Schema
 from polyhead.template import Template
 from polyhead.weights import read_weights
 
-FORMAT = 3  # of a checkpoint. Heads of formats 1 and 2 have no target_scale
+FORMAT = 4  # of a checkpoint. Formats 1 to 3 have no n-grams; heads of formats 1 and 2 have no target_scale
 PROVED_FORMAT = 2  # from here on, golden rows hold what a caller sees. Format 1 has no number
 MOST_TEMPLATE = 65_536  # characters
 MOST_ADDED_TOKENS = 20_000  # of a tokenizer; models in use have up to a few thousand
 # Fields of the polyhead section. At the top level of config.json they would have no effect. transformers wrote a
 # max_length of its own there.
-OURS = frozenset({"architecture", "layer2concat", "head_class", "head_args", "text_template", "heads"})
+OURS = frozenset({"architecture", "layer2concat", "head_class", "head_args", "text_template", "ngrams", "heads"})
 
 
 class Spec(BaseModel):
@@ -50,6 +51,7 @@ class Spec(BaseModel):
         max_length: in tokens; the rest of a longer text is not read.
         text_template: makes a text of a row's fields, see `polyhead.template`; None if the model takes texts only.
             Checkpoints that were written before there were templates lack it.
+        ngrams: whether ``ngrams.safetensors`` adds its logits to the network's; checkpoints below format 4 lack it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -60,6 +62,7 @@ class Spec(BaseModel):
     head_args: dict[str, Any]
     max_length: int = Field(gt=0)
     text_template: str | None = Field(default=None, max_length=MOST_TEMPLATE)
+    ngrams: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> Spec:
@@ -96,6 +99,7 @@ class Checkpoint:
     schema: Schema
     tensors: dict[str, torch.Tensor] = field(repr=False)
     tokenizer: Tokenizer
+    ngrams: NGrams | None = None
 
     def build_head(self) -> nn.Module:
         """The head module in eval mode, with the checkpoint's weights."""
@@ -158,7 +162,9 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
         body,
         lambda: head_shapes(spec.head_class, _attributes(config, schema), spec.layer2concat, spec.head_args),
     )
-    return Checkpoint(path, config, body, spec, schema, tensors, _read_tokenizer(path / "tokenizer.json", body))
+    ngrams = read_ngrams(path / NGRAMS, schema.width) if spec.ngrams else None
+    tokenizer = _read_tokenizer(path / "tokenizer.json", body)
+    return Checkpoint(path, config, body, spec, schema, tensors, tokenizer, ngrams)
 
 
 def check_output(path: Path | str) -> None:
@@ -192,6 +198,7 @@ def write_checkpoint(
     schema: Schema,
     tensors: Mapping[str, torch.Tensor],
     tokenizer_json: str,
+    ngrams: NGrams | None = None,
     golden: Sequence[GoldenRow],
     metrics: Mapping[str, Any],
     report: Mapping[str, bytes] | None = None,
@@ -211,6 +218,7 @@ def write_checkpoint(
     """
     check_output(path)
     with replaced_folder(Path(path)) as fresh:
+        spec = spec.model_copy(update={"ngrams": ngrams is not None})
         section = {"format": FORMAT} | spec.model_dump(mode="json") | {"heads": schema.to_json()}
         _write_json(fresh / "config.json", {**config, "polyhead": section})
         save_file(
@@ -218,6 +226,8 @@ def write_checkpoint(
         )
         # safetensors creates the file with mode 0600, so another user's server could not read it.
         (fresh / "model.safetensors").chmod(0o644)
+        if ngrams is not None:
+            write_ngrams(fresh / NGRAMS, ngrams)
         (fresh / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
         _write_golden(fresh / "golden.jsonl", golden, section, schema)
         _write_json(fresh / "metrics.json", metrics)

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from polyhead.checkpoint import Checkpoint, read_checkpoint
 from polyhead.decode import DecodeOptions, Scores, are_answers, decode, to_scores
-from polyhead.encode import EncodedText, encode, encode_elements
+from polyhead.encode import EncodedText, encode, encode_elements, with_ngrams
 from polyhead.engine import Engine
 from polyhead.engine.cpu.forward import BetweenLayers, activation_bytes
 from polyhead.errors import MachineError, ToleranceError
@@ -91,8 +91,8 @@ class Predictor:
             are_rendered: the template has made these texts, so even one that looks like JSON is used as it is.
         """
         if self.template is None or are_rendered:
-            return encode(texts, self._tokenizer, self.max_length)
-        return encode_elements(texts, self.template, self._tokenizer, self.max_length)
+            return encode(texts, self._tokenizer, self.max_length, self.checkpoint.ngrams)
+        return encode_elements(texts, self.template, self._tokenizer, self.max_length, self.checkpoint.ngrams)
 
     def score(self, encoded: Sequence[EncodedText]) -> Scores:
         """Calibrated scores, float32 ``(n, schema.width)``.
@@ -103,7 +103,7 @@ class Predictor:
         readable = [position for position, text in enumerate(encoded) if text.error is None]
         if readable:
             logits = self._engine.logits([encoded[position].token_ids for position in readable])
-            scores[readable] = to_scores(logits, self.schema)
+            scores[readable] = to_scores(with_ngrams(logits, [encoded[row] for row in readable]), self.schema)
         return scores
 
     def decode(self, encoded: Sequence[EncodedText], scores: Scores, options: DecodeOptions) -> list[dict[str, Any]]:

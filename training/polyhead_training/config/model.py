@@ -21,6 +21,8 @@ class ModelConfig(Section):
             ``Linear`` with base and ``ConcatHeadSimple`` with hidden_state_concat.
         head_args: arguments of the head class.
         max_length: how many tokens of a text are read.
+        ngrams: fits a linear model on words, pairs of words and characters beside the network, and adds it to the heads
+            that it helps on validation rows (`polyhead.ngrams`).
         pretrained: a local path or hub name of GPT-2 weights and their tokenizer. Without it, training is from scratch.
         gpt2: fields of transformers' GPT2Config for a model from scratch (``vocab_size`` is also the tokenizer's); with
             `pretrained` only the dropouts.
@@ -31,6 +33,7 @@ class ModelConfig(Section):
     head_class: str | None = Field(default=None, examples=["ConcatHeadExtended"])
     head_args: dict[str, Any] = Field(default={}, examples=[{"classifier_dropout": 0.2}])
     max_length: int = Field(default=256, ge=1, examples=[128])
+    ngrams: bool = True
     pretrained: str | None = Field(default=None, examples=["gpt2", "models/my-gpt2"])
     gpt2: dict[str, Any] = Field(default={}, examples=[{"n_layer": 2, "n_embd": 192, "n_head": 4, "vocab_size": 8000}])
 

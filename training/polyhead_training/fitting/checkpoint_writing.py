@@ -18,10 +18,11 @@ from torch import nn
 
 from polyhead.checkpoint import Spec, write_checkpoint
 from polyhead.decode import to_scores
-from polyhead.encode import encode
+from polyhead.encode import encode, with_ngrams
 from polyhead.errors import one_line
 from polyhead.files import why_full
 from polyhead.golden import GoldenRow
+from polyhead.ngrams import NGrams
 from polyhead.predictor import Predictor
 from polyhead.schema import Schema
 from polyhead.template import Template, json_object
@@ -31,6 +32,7 @@ from polyhead_training.data.corpus import Corpus, Split
 from polyhead_training.errors import ConfigError, DataError
 from polyhead_training.evaluation.baselines import fit_baselines
 from polyhead_training.evaluation.evaluation import Evaluation, evaluate
+from polyhead_training.evaluation.linear_model import LinearModel
 from polyhead_training.evaluation.notes import notes_of
 from polyhead_training.evaluation.report import write_report
 
@@ -43,6 +45,7 @@ class Fitted:
     spec: Spec
     schema: Schema
     tokenizer: Tokenizer
+    ngrams: NGrams | None = None
 
 
 def rehearse(config: TrainingConfig, fitted: Fitted, texts: Sequence[str]) -> None:
@@ -86,6 +89,7 @@ def write_evaluated(
     training: Mapping[str, Any],
     history: Sequence[Mapping[str, Any]],
     calibration: Mapping[str, Any] | None,
+    linear: LinearModel | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[dict[str, Any], Evaluation, float]:
     """Writes the checkpoint with the engine's scores on validation and test, and the report on the last of them.
@@ -93,6 +97,7 @@ def write_evaluated(
     Args:
         training: what ``metrics.json`` holds of the fit.
         history: the Trainer's ``log_history``.
+        linear: the linear model, if it is fitted already.
         say: prints a line per step of the work.
 
     Returns:
@@ -103,8 +108,11 @@ def write_evaluated(
     evaluations: list[Evaluation] = []
     baselines = None
     if config.report.baselines:
-        say("fitting a linear model to compare with")
-        baselines = fit_baselines(corpus.train, corpus.validation, corpus.schema, config.calibration, config.seed, True)
+        if linear is None:
+            say("fitting a linear model to compare with")
+        baselines = fit_baselines(
+            corpus.train, corpus.validation, fitted.schema, config.calibration, config.seed, True, linear
+        )
 
     def score(fresh: Path) -> None:
         predictor = Predictor.load(fresh, "cuda" if torch.cuda.is_available() else "cpu", precision="fp32")
@@ -171,7 +179,7 @@ def measured_on(name: str, split: Split, rows: int) -> str:
 @torch.inference_mode()
 def golden_rows(
     texts: Sequence[str], model: nn.Module, tokenizer: Tokenizer, schema: Schema, max_length: int, rows: int, seed: int,
-    template: Template | None = None, template_fields: Sequence[str] | None = None,
+    template: Template | None = None, template_fields: Sequence[str] | None = None, ngrams: NGrams | None = None,
 ) -> list[GoldenRow]:  # fmt: skip
     """Scores in float32 of at most `rows` texts, drawn at random. One text per forward, so there is no padding.
 
@@ -192,7 +200,7 @@ def golden_rows(
             if len(golden) == rows:
                 break
             text = texts[int(index)]
-            (encoded,) = encode([text], tokenizer, max_length)
+            (encoded,) = encode([text], tokenizer, max_length, ngrams)
             if encoded.error or text in golden or (template is not None and json_object(text) is not None):
                 continue
             fields = None
@@ -201,6 +209,7 @@ def golden_rows(
                 fields = fields if template.render(fields) == text else None
             ids = torch.tensor([encoded.token_ids])
             logits = model(ids, attention_mask=torch.ones_like(ids)).logits.numpy()  # a text may end like padding
+            logits = with_ngrams(logits, [encoded])
             golden[text] = GoldenRow(
                 text=text,
                 scores=tuple(float(score) for score in to_scores(logits, schema)[0]),
@@ -227,7 +236,16 @@ def _write(
 ) -> float:
     model, spec, schema = fitted.model, fitted.spec, fitted.schema
     golden = golden_rows(
-        texts, model, fitted.tokenizer, schema, spec.max_length, rows, seed, spec.template, template_fields
+        texts,
+        model,
+        fitted.tokenizer,
+        schema,
+        spec.max_length,
+        rows,
+        seed,
+        spec.template,
+        template_fields,
+        fitted.ngrams,
     )
     distances: list[float] = []
 
@@ -243,6 +261,7 @@ def _write(
         schema=schema,
         tensors=model.state_dict(),
         tokenizer_json=fitted.tokenizer.to_str(),
+        ngrams=fitted.ngrams,
         golden=golden,
         metrics={},
         report=report,

@@ -24,9 +24,11 @@ from polyhead_rows.progress import progress
 from polyhead_training.config import TrainingConfig
 from polyhead_training.data.corpus import describe_corpus, read_corpus
 from polyhead_training.errors import DivergenceError
+from polyhead_training.evaluation.baselines import fit_linear
 from polyhead_training.evaluation.calibration import calibrate, describe_calibration
 from polyhead_training.evaluation.evaluation import Evaluation
 from polyhead_training.evaluation.metrics import flat_scores
+from polyhead_training.evaluation.mixing import describe_mix, mix
 from polyhead_training.fitting.arguments import precision_of, trackers, training_arguments
 from polyhead_training.fitting.checkpoint_writing import Fitted, write_evaluated
 from polyhead_training.fitting.preparation import Prepared, parameter_counts, prepare
@@ -161,6 +163,16 @@ def _train(
     # Removes the autocast around the model's forward: calibrated and golden scores are float32, as served.
     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     logits, labels = _answer(model, prepared.validation.rows, arguments)
+    linear, ngrams = None, None
+    if config.model.ngrams:
+        say("fitting the n-grams")
+        linear = fit_linear(corpus.train, schema, config.seed, show_progress=True)
+        added = linear.logits(prepared.validation_texts)
+        mixed = mix(logits, added, labels, schema, linear)
+        for line in describe_mix(mixed):
+            say(f"  {line}")
+        logits, schema, ngrams = mixed.logits(logits, added), mixed.schema, mixed.ngrams
+        learnt["ngrams"] = mixed.summary
     say("calibrating")
     calibrated, calibration = calibrate(logits, labels, schema, config.calibration)
     for line in describe_calibration(calibration):
@@ -169,7 +181,7 @@ def _train(
         merge_adapters(model, adapted)
     metrics, evaluation, distance = write_evaluated(
         config,
-        Fitted(model, fitted.spec, calibrated, fitted.tokenizer),
+        Fitted(model, fitted.spec, calibrated, fitted.tokenizer, ngrams),
         corpus,
         training={
             "seconds": round(trainer.seconds + learnt.get("warm_start", {}).get("seconds", 0.0), 1),
@@ -186,6 +198,7 @@ def _train(
         | learnt,
         history=trainer.state.log_history,
         calibration=calibration,
+        linear=linear,
         say=say,
     )
     return TrainingResult(metrics, calibrated, evaluation, trainer.state.log_history, distance)
@@ -195,7 +208,7 @@ def _train(
 def _answer(
     model: Any, rows: datasets.Dataset, arguments: TrainingArguments
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Logits ``(n, width)`` and labels of all rows, sorted by length within each batch."""
+    """Logits ``(n, width)`` and labels of all rows, in their order."""
     model.eval()
     logits, labels = [], []
     with progress("answering validation texts", len(rows), unit="texts") as bar:
@@ -205,7 +218,12 @@ def _answer(
             )
             labels.append(batch["labels"])
             bar.advance(len(batch["labels"]))
-    return torch.cat(logits).numpy(), torch.cat(labels).numpy()
+    # `collate` sorts the rows of a batch by length.
+    lengths, size = np.asarray(rows["length"]), arguments.per_device_eval_batch_size
+    starts = range(0, len(rows), size)
+    order = np.concatenate([at + np.argsort(-lengths[at : at + size], kind="stable") for at in starts])
+    place = np.argsort(order)
+    return torch.cat(logits).numpy()[place], torch.cat(labels).numpy()[place]
 
 
 def _flat_metrics(prediction: EvalPrediction, model: Any, schema: Schema, config: TrainingConfig) -> dict[str, float]:

@@ -79,6 +79,12 @@ class Prepared:
     target_notes: tuple[str, ...] = ()
 
     @property
+    def validation_texts(self) -> list[str]:
+        """The texts of the rows of `validation`."""
+        lengths = self.validation.lengths
+        return [text for text, length in zip(self.corpus.validation.texts, lengths, strict=True) if length]
+
+    @property
     def notes(self) -> list[str]:
         """What the user should know about tokens and targets."""
         return [f"note: {note}" for note in self.target_notes] + [
