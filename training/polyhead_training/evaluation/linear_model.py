@@ -1,7 +1,7 @@
 """The linear model: TF-IDF of words, pairs of words and characters in words, with logistic and ridge regressions.
 
 It is what a network must beat, and it becomes the checkpoint's n-grams for the heads that both answer better together
-(`polyhead_training.evaluation.mixing`). Bounds keep it at a minute or two for any data.
+(`polyhead_training.evaluation.mixing`). Bounds keep it at some minutes for any data.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class LinearModel:
     Attributes:
         ngrams: it computes the logits; None if the texts have no words.
         heads: the names of the heads that it can answer.
-        is_whole: of these, the heads that it knows all labels of.
+        is_whole: of these, the heads of which it knows all labels that the training rows have.
         note: what it was fitted on, if not on everything.
     """
 
@@ -96,7 +96,7 @@ class LinearModel:
                     bias[self.schema.columns[head.name]] = NEVER
                 for columns, its_weights, its_bias in parts:
                     weights[:, columns], bias[columns] = its_weights.T, its_bias
-                if parts and sum(len(columns) for columns, _, _ in parts) == head.width:
+                if parts and (head.kind == HeadKind.REGRESSION or _labels_that_occur(head, given) <= MOST_LABELS):
                     self.is_whole.add(head.name)
         self.ngrams = NGrams(vocabulary, torch.from_numpy(weights), torch.from_numpy(bias))
         self.note = self._describe({name: int(mask.sum()) for name, mask in known.items()})
@@ -199,6 +199,10 @@ def _matrix(vocabulary: Vocabulary, texts_at: Callable[[Rows], Sequence[str]], r
         shape = (len(found.starts) - 1, len(vocabulary.terms))
         parts.append(sparse.csr_matrix((found.weights, found.terms.astype(np.int32), found.starts), shape))
     return sparse.vstack(parts).tocsr()
+
+
+def _labels_that_occur(head: Head, given: NDArray[np.float32]) -> int:
+    return len(np.unique(given)) if head.kind == HeadKind.SINGLE_LABEL else int(given.any(axis=0).sum())
 
 
 def _most_frequent(counts: NDArray[Any]) -> NDArray[np.intp]:
