@@ -4,7 +4,7 @@ It weighs three kinds of terms by TF-IDF: words, pairs of neighbouring words, an
 parts of words and misspellings. Unlike the network it also reads what is behind ``max_length``, up to
 `MOST_CHARACTERS`. Training fits it and decides per head how much it counts. A checkpoint whose heads it does not help
 has none.
-See docs/decisions/0028-ngrams.md.
+See docs/decisions/0029-ngrams.md.
 """
 
 from __future__ import annotations

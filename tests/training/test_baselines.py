@@ -199,7 +199,7 @@ def evaluation_of(labels: NDArray[np.float32], scores: NDArray[np.float32], sche
     )
 
 
-def test_a_network_that_is_not_worth_serving_is_named() -> None:
+def test_a_model_that_is_not_worth_serving_is_named() -> None:
     """No better than one answer for all texts, no better than a linear model, or better; and what is never answered."""
     _, labels = texts_and_labels(120)
     always = np.tile(np.array([0.9, 0.05, 0.05, 0.6, 0.6, 0.1, 1e6], np.float32), (120, 1))
@@ -229,7 +229,7 @@ def test_the_table_shows_both_baselines() -> None:
     evaluation = evaluation_of(labels, np.tile(np.array([0.9, 0.05, 0.05, 0.6, 0.6, 0.1, 1e6], np.float32), (120, 1)))
     table = score_table(SCHEMA, {"test": evaluation.metrics}, {"test": evaluation.baselines})
     assert [column.header for column in table.columns] == [
-        "split", "head", "rows", "metric", "network", "linear", "majority",
+        "split", "head", "rows", "metric", "model", "linear", "majority",
     ]  # fmt: skip
     cells = [list(column.cells) for column in table.columns]
     assert cells[3][:3] == ["accuracy", "macro_f1", "ece"]

@@ -1,8 +1,8 @@
-"""Baselines: what a constant answer and a linear model reach, fitted on the rows that the network was trained on.
+"""Baselines: what a constant answer and a linear model reach, fitted on the rows that the model was trained on.
 
 ``majority`` is the answer, the same for all texts, that is best on the training rows: the most frequent label; of a
 multi_label head the most frequent labels, as many as give the best micro F1; of a regression the median for MAE, the
-mean for RMSE and R2. ``linear`` is a `LinearModel`; like the network it is calibrated on the validation rows.
+mean for RMSE and R2. ``linear`` is a `LinearModel`; like the model it is calibrated on the validation rows.
 """
 
 from __future__ import annotations
