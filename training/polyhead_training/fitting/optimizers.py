@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, MutableMapping
+from collections.abc import Container, Iterator, MutableMapping
 from typing import Any
 
 import torch
@@ -105,20 +105,13 @@ class MuonWithAdamW(torch.optim.Optimizer):
     def _optimizers(self) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
         return self._muon, self._adamw
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # the Trainer has no closure
         """One step of both. They are given groups and state anew, because a resumed run replaces both."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         for optimizer in self._optimizers:
-            optimizer.param_groups = [
-                group for group in self.param_groups if group["use_muon"] == (optimizer is self._muon)
-            ]
+            is_muon = optimizer is self._muon
+            optimizer.param_groups = [group for group in self.param_groups if group["use_muon"] == is_muon]
             optimizer.state = self.state
             optimizer.step()
-        return loss
 
 
 def muon_with_adamw(
