@@ -26,7 +26,7 @@ SCHEMA = Schema(
 
 
 # Plain SGD is exact. Adam and Muon hide a gradient of the wrong scale, and magnify the rounding of a very small one.
-@pytest.mark.parametrize(("optim", "tolerance"), [("sgd", 1e-6), ("muon", 2e-3)])
+@pytest.mark.parametrize(("optim", "tolerance"), [("sgd", 1e-6), ("muon", 3e-4)])
 def test_two_processes_train_as_one(tmp_path: Path, optim: str, tolerance: float) -> None:
     """torchrun with two processes over gloo, batches of 2 accumulated twice, rows without labels: one process's losses
     and weights with four accumulated batches; and one voice speaks."""
