@@ -44,11 +44,9 @@ def describe_optimizer(name: str, model: nn.Module) -> str:
     if name != MUON:
         return f"optimizer: {name}"
     matrices = sum(parts for _, parts in muon_matrices(model))
-    return (
-        f"optimizer: muon for {matrices} matrices, AdamW for the rest"
-        if matrices
-        else "optimizer: AdamW; no matrix for muon"
-    )
+    if not matrices:
+        return "optimizer: AdamW; no matrix for muon"
+    return f"optimizer: muon for {matrices} matrices, AdamW for the rest"
 
 
 def muon_matrices(model: nn.Module) -> Iterator[tuple[nn.Parameter, int]]:
