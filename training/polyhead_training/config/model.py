@@ -58,12 +58,14 @@ class WarmStartConfig(Section):
         epochs: how often each text is read.
         learning_rate: the highest one; it follows a cosine.
         batch_size: blocks of max_length tokens per step.
+        optim: as in ``[training]``.
         texts: more files to learn from. Only their text is read.
     """
 
     epochs: float = Field(default=1, gt=0)
     learning_rate: float = Field(default=1e-3, gt=0)
     batch_size: int = Field(default=32, ge=1)
+    optim: str = Field(default="auto", examples=["muon"])
     texts: str | list[str] = Field(default=[], examples=["unlabelled/*.jsonl"])
 
 

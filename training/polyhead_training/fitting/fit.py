@@ -31,6 +31,7 @@ from polyhead_training.evaluation.metrics import flat_scores
 from polyhead_training.evaluation.mixing import describe_mix, mix
 from polyhead_training.fitting.arguments import precision_of, trackers, training_arguments
 from polyhead_training.fitting.checkpoint_writing import Fitted, write_evaluated
+from polyhead_training.fitting.optimizers import MUON, chosen_optimizer, describe_optimizer
 from polyhead_training.fitting.preparation import Prepared, parameter_counts, prepare
 from polyhead_training.fitting.trainer import ClassifierTrainer, ShowProgress, StopOnSignal
 from polyhead_training.fitting.warm_start import warm_start
@@ -136,6 +137,8 @@ def _train(
     share = "" if trained == total else f" ({trained / 1e6:.2f} M of them trained)"
     say(f"training {total / 1e6:.1f} M parameters{share} in {precision_of(config.training)}")
     say(f"{train.truncated} of {len(train.rows)} training texts are longer than {train.max_length} tokens")
+    optimizer = chosen_optimizer(config.training.optim, config, "training.optim")
+    say(describe_optimizer(optimizer, model))
     early = config.training.early_stopping
     stopping = [] if early is None else [EarlyStoppingCallback(early.patience, early.min_delta)]
     stop = StopOnSignal(say, arguments)
@@ -143,6 +146,7 @@ def _train(
     trainer = ClassifierTrainer(
         model=model,
         args=arguments,
+        muon=optimizer == MUON,
         layer_lr_decay=config.training.layer_lr_decay,
         data_collator=collate,
         train_dataset=train.rows,

@@ -26,6 +26,7 @@ from polyhead_training.errors import DataError
 from polyhead_training.evaluation.metrics import flat_scores
 from polyhead_training.fitting.arguments import check_best_metric, precision_of, trackers, training_arguments
 from polyhead_training.fitting.checkpoint_writing import Fitted, rehearse
+from polyhead_training.fitting.optimizers import MUON, chosen_optimizer, describe_optimizer, muon_matrices
 from polyhead_training.model.body import checkpoint_spec, model_tokenizer, untrained_model
 from polyhead_training.model.layers import add_adapters, check_adapters, freeze
 from polyhead_training.model.losses import loss_terms
@@ -209,7 +210,10 @@ def dry_run(config: TrainingConfig, say: Callable[[str], None]) -> None:
         say(_describe_lengths(prepared.train))
         say(f"parameters: {total:,} in total, {trained:,} trained")
         tokens = prepared.train.read / len(prepared.train.rows) * config.training.batch_size
-        memory = estimate_memory(config.training, model.config, total, trained, tokens)
+        optimizer = chosen_optimizer(config.training.optim, config, "training.optim")
+        say(describe_optimizer(optimizer, model))
+        by_muon = sum(matrix.numel() for matrix, _ in muon_matrices(model)) if optimizer == MUON else 0
+        memory = estimate_memory(config.training, model.config, total, trained, tokens, by_muon)
         parts = ", ".join(f"{name} {size / 2**20:,.1f}" for name, size in memory.items())
         say(f"memory per process, estimated: {sum(memory.values()) / 2**20:,.1f} MiB ({parts})")
         per_epoch, steps, evaluations = count_steps(config.training, len(prepared.train.rows), arguments.world_size)
@@ -225,21 +229,21 @@ def _describe_lengths(train: TokenRows) -> str:
 
 
 def estimate_memory(
-    fit: FitConfig, body: Any, parameters: int, trained: int, tokens_per_batch: float
+    fit: FitConfig, body: Any, parameters: int, trained: int, tokens_per_batch: float, by_muon: int = 0
 ) -> dict[str, float]:
     """Bytes by purpose, without the overhead of libraries and fragmentation.
 
-    Weights are float32. Each trained weight has a float32 gradient and AdamW's two moments. Activations are 17 values
-    of n_embd per token and block (Korthikanti et al. 2022, arXiv:2205.05198, without the attention matrix, which the
-    kernels do not keep), of 2 bytes in bf16 and fp16 and 4 in fp32. With gradient checkpointing they are one value per
-    block, and 17 for one block at a time.
+    Weights are float32. Each trained weight has a float32 gradient and AdamW's two moments; the `by_muon` weights that
+    Muon trains have one moment. Activations are 17 values of n_embd per token and block (Korthikanti et al. 2022,
+    arXiv:2205.05198, without the attention matrix, which the kernels do not keep), of 2 bytes in bf16 and fp16 and 4 in
+    fp32. With gradient checkpointing they are one value per block, and 17 for one block at a time.
     """
     values = 17 * body.n_layer if not fit.gradient_checkpointing else body.n_layer + 17
     value_size = 4 if precision_of(fit) == "fp32" else 2
     return {
         "parameters": 4.0 * parameters,
         "gradients": 4.0 * trained,
-        "optimizer": 8.0 * trained,
+        "optimizer": 8.0 * trained - 4.0 * by_muon,
         "activations": tokens_per_batch * values * body.n_embd * value_size,
     }
 

@@ -26,6 +26,7 @@ from polyhead.schema import Head
 from polyhead_rows.progress import ProgressMeter, progress
 from polyhead_training.errors import Interrupted
 from polyhead_training.evaluation.metrics import HEADLINE
+from polyhead_training.fitting.optimizers import muon_with_adamw
 from polyhead_training.model.layers import regroup
 from polyhead_training.model.losses import label_counts
 from polyhead_training.model.modeling import MultiHeadClassifier
@@ -39,11 +40,27 @@ class TotalsTrainer(Trainer):
 
     Each entry of its history has ``seconds``: how long the run has taken so far, without what a killed session did
     after its last checkpoint.
+
+    Args:
+        muon: whether Muon trains the blocks' matrices, and the Trainer's AdamW the rest.
     """
 
     _began = 0.0
     _earlier_s: float | None = None
     _losses: deque[torch.Tensor] | None = None
+
+    def __init__(self, *, muon: bool = False, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.muon = muon
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The Trainer's optimizer, or the one with Muon."""
+        if self.optimizer is None and self.muon:
+            trained = cast(torch.nn.Module, self.model)
+            _, adamw = self.get_optimizer_cls_and_kwargs(self.args)
+            decayed = self.get_decay_parameter_names(trained)
+            self.optimizer = muon_with_adamw(trained, decayed, self.args.weight_decay, adamw)
+        return super().create_optimizer(model)
 
     @property
     def seconds(self) -> float:
