@@ -80,8 +80,8 @@ def read_parts(data_set: DataSet, folder: Path, most_rows: int | None = None) ->
     for name in data_set.files:
         if not (folder / name).is_file():
             raise DataSetError(
-                f"{folder / name}: there is no such file; {data_set.name} is public at {data_set.public}; docs/quality.md "
-                "says how to save it. --sets leaves data sets out"
+                f"{folder / name}: there is no such file; {data_set.name} is public at {data_set.public}; "
+                "docs/quality.md says how to save it. --sets leaves data sets out"
             )
     parts = divide({part: [row for row in rows if row.text.strip()] for part, rows in data_set.read(folder).items()})
     return {part: rows[:most_rows] for part, rows in parts.items()}

@@ -1,17 +1,15 @@
-"""The linear peers, each in a process of its own: TF-IDF of words and pairs, and the majority answer.
+"""The linear peers: TF-IDF of words and pairs, and the majority answer.
 
-``python -m benchmarks.quality.linear logistic DATA OUT.npz`` fits, chooses on validation rows and answers test rows.
 Single-label heads of ``logistic`` are one multinomial regression, those of ``sgd`` one classifier against the rest per
-label. Multi-label heads are one classifier per label with both. Numbers are ridge regression with both.
+label. Multi-label heads are one classifier per label with both. Numbers are ridge regression with both. The setting of
+the grid that is best on validation rows answers the test rows.
 """
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +20,10 @@ from sklearn.linear_model import LogisticRegression, Ridge, SGDClassifier
 
 from benchmarks.quality.answers import Answer, Answers, above, choose_thresholds, numbers, one_of
 from benchmarks.quality.data_sets import OUTSIDE, TEST, TRAIN, VALIDATION
-from benchmarks.quality.peer_data import PeerData, read_peer_data
+from benchmarks.quality.methods import MAJORITY, SGD
+from benchmarks.quality.peer_data import PeerData
 from polyhead.schema import Head, HeadKind
 
-LOGISTIC, SGD, MAJORITY = "logistic", "sgd", "majority"
 STRENGTHS = (1.0, 3.0, 10.0, 30.0)  # C of logistic regression
 LOSSES, PENALTIES = ("modified_huber", "log_loss"), (3e-6, 1e-5, 3e-5, 1e-4)  # of SGD
 RIDGES = (0.3, 1.0, 3.0, 10.0)
@@ -185,18 +183,3 @@ def _constant(data: PeerData) -> Answers:
             case HeadKind.REGRESSION:
                 found.heads[head.name] = numbers(np.full(rows, np.median(given)))
     return found
-
-
-def main() -> None:
-    """Answers the test rows of a folder of `benchmarks.quality.peer_data`."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("peer", choices=(LOGISTIC, SGD, MAJORITY))
-    parser.add_argument("data", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args()
-    answer(read_peer_data(options.data), options.peer, options.seed).write(options.out)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""What a peer's process gets, as a folder: texts and labels of training and validation rows, only texts of test rows."""
+"""What a peer's process gets, as a folder: training and validation rows with labels, test rows without."""
 
 from __future__ import annotations
 
