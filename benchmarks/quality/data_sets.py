@@ -84,7 +84,9 @@ def read_parts(data_set: DataSet, folder: Path, most_rows: int | None = None) ->
                 "docs/quality.md says how to save it. --sets leaves data sets out"
             )
     parts = divide({part: [row for row in rows if row.text.strip()] for part, rows in data_set.read(folder).items()})
-    return {part: rows[:most_rows] for part, rows in parts.items()}
+    if most_rows is not None:  # files are sorted by label, so rows are taken from all of them
+        parts = {part: rows[:: max(len(rows) // most_rows, 1)][:most_rows] for part, rows in parts.items()}
+    return learnable(parts)
 
 
 def divide(published: Parts) -> Parts:
@@ -95,6 +97,31 @@ def divide(published: Parts) -> Parts:
         part = TENTHS.get(tenth(row.text), TRAIN)
         parts[part if part in missing else TRAIN].append(row)
     return parts
+
+
+def learnable(parts: Parts) -> Parts:
+    """Moves validation and test rows with a label that no training row has to the training rows."""
+    train = list(parts[TRAIN])
+    known = {pair for row in train for pair in _label_pairs(row)}
+    found = {}
+    for part in (VALIDATION, TEST):
+        found[part] = []
+        for row in parts[part]:
+            if known.issuperset(_label_pairs(row)):
+                found[part].append(row)
+            else:
+                train.append(row)
+                known.update(_label_pairs(row))
+    return parts | found | {TRAIN: train}
+
+
+def _label_pairs(row: LabelledRow) -> set[tuple[str, str]]:
+    """Each head with each of its labels."""
+    pairs = set()
+    for head, label in row.labels.items():
+        if not isinstance(label, float):
+            pairs.update((head, each) for each in (label if isinstance(label, list) else [label]) if each is not None)
+    return pairs
 
 
 def tenth(text: str) -> int:
