@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute
 import pyarrow.parquet
 from numpy.typing import NDArray
 
@@ -77,36 +78,39 @@ def read_predictions(path: Path, heads: Sequence[Head], rows: Sequence[LabelledR
     Raises:
         ProductError: the true labels there are not those of `rows`.
     """
-    table = pyarrow.parquet.read_table(path)
-    found = table.to_pandas(ignore_metadata=True)
-    found = found[found["split"] == TEST]
-    places = found["row"].to_numpy() - 1
-    if len(found) > len(rows) or len(np.unique(places)) < len(places):
-        raise ProductError(f"{path}: has {len(found)} test rows of {len(rows)}")
+    table = _test_rows(path)
+    places = np.array(table["row"].to_pylist(), dtype=np.int64) - 1
+    if len(places) > len(rows) or len(np.unique(places)) < len(places):
+        raise ProductError(f"{path}: has {len(places)} test rows of {len(rows)}")
     answers = Answers()
     for head in heads:
-        for place, true in zip(places, found[f"{head.name}_true"], strict=True):
+        for place, true in zip(places, table[f"{head.name}_true"].to_pylist(), strict=True):
             _check(head, rows[place].labels[head.name], true, f"{path}: head {head.name!r}, test row {place + 1}")
-        metadata = table.schema.field(f"{head.name}_scores").metadata if head.labels else {}
-        answers.heads[head.name] = _answer(head, found, places, len(rows), metadata)
+        answers.heads[head.name] = _answer(head, table, places, len(rows))
     return answers
 
 
-def _answer(head: Head, found: Any, places: NDArray[np.int64], rows: int, metadata: Mapping[bytes, bytes]) -> Answer:
+def _test_rows(path: Path) -> Any:
+    table = pyarrow.parquet.read_table(path)
+    return table.filter(pyarrow.compute.equal(table["split"], TEST))
+
+
+def _answer(head: Head, table: Any, places: NDArray[np.int64], rows: int) -> Answer:
     """Rows that have no answer stay 0."""
     if head.kind == HeadKind.REGRESSION:
         values = np.zeros(rows)
-        values[places] = found[f"{head.name}_value"].fillna(0.0)
+        values[places] = [0.0 if value is None else value for value in table[f"{head.name}_value"].to_pylist()]
         return numbers(values)
-    columns = {label: place for place, label in enumerate(json.loads(metadata[b"labels"]))}
+    labels = json.loads(table.schema.field(f"{head.name}_scores").metadata[b"labels"])
+    columns = {label: place for place, label in enumerate(labels)}
     order = [columns.get(label, -1) for label in head.labels]  # -1: the model never saw this label
     scores, chosen = np.zeros((rows, head.width), np.float32), np.zeros((rows, head.width), np.int8)
-    answer = f"{head.name}_label" if head.kind == HeadKind.SINGLE_LABEL else f"{head.name}_labels"
-    for place, row, answered in zip(places, found[f"{head.name}_scores"], found[answer], strict=True):
-        if row is None:
-            continue
-        scores[place] = np.append(row, 0.0)[order]
-        for label in [answered] if isinstance(answered, str) else [] if answered is None else answered:
+    column = f"{head.name}_label" if head.kind == HeadKind.SINGLE_LABEL else f"{head.name}_labels"
+    found = zip(places, table[f"{head.name}_scores"].to_pylist(), table[column].to_pylist(), strict=True)
+    for place, row, answer in found:
+        if row is not None:
+            scores[place] = np.append(row, 0.0)[order]
+        for label in [answer] if isinstance(answer, str) else answer or []:
             if label in head.index_of:
                 chosen[place, head.index_of[label]] = 1
     return Answer(scores, chosen)
@@ -126,7 +130,6 @@ def _check(head: Head, given: Label, true: Any, where: str) -> None:
 
 def read_certainty(predictions: Path, scored: Path, head: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The scores of the answered labels: of test rows, and of texts that belong to no label."""
-    inside = pyarrow.parquet.read_table(predictions, columns=["split", f"{head}_score"]).to_pandas()
-    outside = pyarrow.parquet.read_table(scored, columns=[f"{head}_score"]).to_pandas()
-    inside = inside[inside["split"] == TEST]
-    return tuple(t[f"{head}_score"].fillna(0.0).to_numpy(np.float32) for t in (inside, outside))  # type: ignore[return-value]
+    tables = _test_rows(predictions), pyarrow.parquet.read_table(scored)
+    inside, outside = (np.array(table[f"{head}_score"].fill_null(0.0).to_pylist(), np.float32) for table in tables)
+    return inside, outside
