@@ -220,7 +220,7 @@ DATA_SETS = {
             DEBIAN,
             "demo/debian.toml",
             {"section": ONE, "role": ONE, "tags": MANY},
-            ("train.jsonl", "validation.jsonl", "test.jsonl", "unlabelled.jsonl"),
+            ("train.jsonl", "validation.jsonl", "test.jsonl"),
             "Debian's package index, which polyhead-dataset debian reads",
             _read_debian,
             _write_lines,

@@ -53,7 +53,8 @@ def write_config(
     config |= {"output": str(output), "seed": seed}
     config["data"] |= {part: str(part_file(data, data_set, part)) for part in (TRAIN, VALIDATION, TEST)}
     if rehearse:
-        config["model"]["gpt2"] = config["model"].get("gpt2", {}) | TINY_GPT2
+        model = config.setdefault("model", {})
+        model["gpt2"] = model.get("gpt2", {}) | TINY_GPT2
         config["training"] = config.get("training", {}) | {"max_steps": TINY_STEPS}
     path.write_text("".join(f"{json.dumps(key)} = {_toml(value)}\n" for key, value in config.items()), encoding="utf-8")
 
