@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from benchmarks.quality import linear
 from benchmarks.quality.__main__ import main
 from benchmarks.quality.answers import Answers
-from benchmarks.quality.data_sets import DATA_SETS, ROOT, read_parts
+from benchmarks.quality.data_sets import DATA_SETS, ROOT, LabelledRow, read_parts
 from benchmarks.quality.methods import METHODS, Method
 from benchmarks.quality.peer_data import PeerData, read_peer_data
-from benchmarks.quality.product import ProductError, read_predictions
+from benchmarks.quality.product import ProductError, read_certainty, read_predictions
 from benchmarks.quality.runs import Task, prepare, run
-from polyhead.schema import HeadKind
+from polyhead.schema import Head, HeadKind
 from tests.benchmarks.quality_data import write_data_sets
 
 MEASURED = ROOT / "benchmarks" / "quality" / "measured.py"
@@ -140,6 +142,55 @@ def test_the_majority_answer_is_the_same_for_all(task_of: Callable[..., Task]) -
     assert labels.count(department) == max(labels.count(label) for label in ("Bottoms", "Dresses"))
 
 
+def write_predictions(path: Path, topics: list[str | None]) -> None:
+    """Rows 3, 1 and 2 of a test file, and a validation row; the model's labels are in another order, and more."""
+    scores = pyarrow.array([[0.1, 0.2, 0.7], [0.6, 0.3, 0.1], None, [1, 0, 0]], pyarrow.list_(pyarrow.float32()))
+    tags = pyarrow.array([[0.9], [0.2], None, [0.0]], pyarrow.list_(pyarrow.float32()))
+    columns = {
+        "row": [3, 1, 2, 1], "split": ["test", "test", "test", "validation"],
+        "topic_label": ["a", "c", None, "c"], "topic_true": [*topics, "a"], "topic_scores": scores,
+        "topic_score": pyarrow.array([0.7, 0.6, None, 1.0], pyarrow.float32()),
+        "tags_labels": [["x"], [], None, []], "tags_true": [["x"], [], ["x"], []], "tags_scores": tags,
+        "stars_value": [2.5, 1.0, None, 0.0], "stars_true": [2.0, 1.0, 4.0, 0.0],
+    }  # fmt: skip
+    table = pyarrow.table(columns)
+    for name, labels in (("topic_scores", ["c", "b", "a"]), ("tags_scores", ["x"])):
+        place = table.schema.get_field_index(name)
+        field = table.schema.field(place).with_metadata({"labels": json.dumps(labels)})
+        table = table.set_column(place, field, table[name])
+    pyarrow.parquet.write_table(table, path)
+
+
+def test_the_product_is_scored_by_what_it_serves(tmp_path: Path) -> None:
+    """Rows are joined by their number, labels by their name; a row without an answer has none; other labels stop."""
+    heads = [
+        Head(name="topic", kind=HeadKind.SINGLE_LABEL, labels=("a", "b", "d")),
+        Head(name="tags", kind=HeadKind.MULTI_LABEL, labels=("x", "y")),
+        Head(name="stars", kind=HeadKind.REGRESSION),
+    ]
+    rows = [
+        LabelledRow("first", {"topic": "b", "tags": [], "stars": 1.0}, None),
+        LabelledRow("second", {"topic": None, "tags": ["x"], "stars": 4.0}, None),
+        LabelledRow("third", {"topic": "a", "tags": ["x"], "stars": 2.0}, None),
+    ]
+    path = tmp_path / "predictions.parquet"
+    write_predictions(path, ["a", "b", None])
+    found = read_predictions(path, heads, rows).heads
+    assert found["topic"].chosen.tolist() == [[0, 0, 0], [0, 0, 0], [1, 0, 0]]
+    np.testing.assert_allclose(found["topic"].scores, [[0.1, 0.3, 0], [0, 0, 0], [0.7, 0.2, 0]])
+    assert found["tags"].chosen.tolist() == [[0, 0], [0, 0], [1, 0]]
+    assert found["stars"].scores.tolist() == [[1.0], [0.0], [2.5]]
+    pyarrow.parquet.write_table(pyarrow.table({"topic_score": [0.25]}), tmp_path / "outside.parquet")
+    inside, outside = read_certainty(path, tmp_path / "outside.parquet", "topic")
+    np.testing.assert_allclose(inside, [0.7, 0.6, 0.0])
+    assert outside.tolist() == [0.25]
+    write_predictions(path, ["a", "a", None])
+    with pytest.raises(
+        ProductError, match="head 'topic', test row 1: the product read the label 'a', the benchmark 'b'"
+    ):
+        read_predictions(path, heads, rows)
+
+
 @pytest.mark.parametrize("name", ["clinc150", "goemotions"])
 @pytest.mark.parametrize("peer", ["fasttext", "spacy"])
 def test_other_peers_find_words_that_give_labels_away(task_of: Callable[..., Task], name: str, peer: str) -> None:
@@ -183,11 +234,3 @@ def test_every_data_set_is_rehearsed(public: Path, tmp_path: Path, capsys: pytes
     again = capsys.readouterr().out
     assert "runs ..." not in again
     assert json.loads(again.splitlines()[-1]) == summary
-    rows = DATA_SETS["banking77"]
-    parts = read_parts(rows, public)
-    predictions = tmp_path / "work" / "banking77" / "polyhead-1" / "checkpoint" / "report" / "predictions.parquet"
-    heads = read_peer_data(tmp_path / "work" / "banking77" / "rows").heads
-    answers = read_predictions(predictions, heads, parts["test"])
-    assert answers.heads["intent"].chosen.sum(axis=1).tolist() == [1] * len(parts["test"])
-    with pytest.raises(ProductError, match="the product read the label"):
-        read_predictions(predictions, heads, parts["test"][::-1])
