@@ -56,8 +56,8 @@ def main(options: Sequence[str] | None = None) -> None:
 
 
 def _source(data_set: DataSet, arguments: argparse.Namespace) -> Path:
-    folder = arguments.debian if data_set.name == DEBIAN else arguments.data
-    return folder if folder.is_absolute() else ROOT / folder
+    folder: Path = arguments.debian if data_set.name == DEBIAN else arguments.data
+    return ROOT / folder
 
 
 def _read(data_set: DataSet, arguments: argparse.Namespace) -> Parts:

@@ -89,7 +89,7 @@ def choose_thresholds(scores: NDArray[Any], true: NDArray[np.int8]) -> tuple[NDA
     even = {name: counts[name] - odd[name] for name in counts}
     found = {}
     for is_shared in (True, False):
-        sums = sum(_at(other, _best(half, is_shared)) for half, other in ((odd, even), (even, odd)))
+        sums = _at(even, _best(odd, is_shared)) + _at(odd, _best(even, is_shared))
         found[is_shared] = float(2 * sums[0] / max(sums[1], 1))
     is_shared = found[True] >= found[False]
     return THRESHOLDS[_best(counts, is_shared)], found[is_shared]

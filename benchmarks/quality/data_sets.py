@@ -103,7 +103,7 @@ def learnable(parts: Parts) -> Parts:
     """Moves validation and test rows with a label that no training row has to the training rows."""
     train = list(parts[TRAIN])
     known = {pair for row in train for pair in _label_pairs(row)}
-    found = {}
+    found: Parts = {}
     for part in (VALIDATION, TEST):
         found[part] = []
         for row in parts[part]:
@@ -117,7 +117,7 @@ def learnable(parts: Parts) -> Parts:
 
 def _label_pairs(row: LabelledRow) -> set[tuple[str, str]]:
     """Each head with each of its labels."""
-    pairs = set()
+    pairs: set[tuple[str, str]] = set()
     for head, label in row.labels.items():
         if not isinstance(label, float):
             pairs.update((head, each) for each in (label if isinstance(label, list) else [label]) if each is not None)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -86,11 +87,11 @@ def _classifiers(peer: str, head: Head, seed: int) -> Iterable[Callable[[], Any]
     if peer == SGD:
         for loss in LOSSES:
             for alpha in PENALTIES:
-                yield lambda loss=loss, alpha=alpha: SGDClassifier(loss=loss, alpha=alpha, random_state=seed)
+                yield partial(SGDClassifier, loss=loss, alpha=alpha, random_state=seed)
         return
     solver = "liblinear" if head.kind == HeadKind.MULTI_LABEL else "lbfgs"
     for strength in STRENGTHS:
-        yield lambda strength=strength: LogisticRegression(C=strength, solver=solver, max_iter=STEPS, random_state=seed)
+        yield partial(LogisticRegression, C=strength, solver=solver, max_iter=STEPS, random_state=seed)
 
 
 def _fit(model: Any, words: Words, given: NDArray[Any]) -> Any:
@@ -133,7 +134,7 @@ def _ridge(words: Words, given: NDArray[Any], alpha: float) -> Fitted:
     model = Ridge(alpha=alpha, solver="sparse_cg").fit(words, given - middle)
 
     def predict(words: Words) -> NDArray[Any]:
-        return np.clip(model.predict(words) + middle, lowest, highest)
+        return np.asarray(np.clip(model.predict(words) + middle, lowest, highest))
 
     return Fitted(predict, predict)
 
