@@ -21,10 +21,11 @@ from sklearn.linear_model import LogisticRegression, Ridge, SGDClassifier
 
 from benchmarks.quality.answers import Answer, Answers, above, choose_thresholds, numbers, one_of
 from benchmarks.quality.data_sets import OUTSIDE, TEST, TRAIN, VALIDATION
-from benchmarks.quality.methods import MAJORITY, SGD
-from benchmarks.quality.peer_data import PeerData
+from benchmarks.quality.methods import LOGISTIC, MAJORITY, SGD
+from benchmarks.quality.peer_data import PeerData, Targets
 from polyhead.schema import Head, HeadKind
 
+FEWEST = {LOGISTIC: (2,), SGD: (1, 2)}  # texts with a word or pair; of all words, logistic regression takes too long
 STRENGTHS = (1.0, 3.0, 10.0, 30.0)  # C of logistic regression
 LOSSES, PENALTIES = ("modified_huber", "log_loss"), (3e-6, 1e-5, 3e-5, 1e-4)  # of SGD
 RIDGES = (0.3, 1.0, 3.0, 10.0)
@@ -32,6 +33,7 @@ STEPS = 300  # of logistic regression at most
 LEAST_SURE = -1e9
 
 Words = Any  # a sparse matrix of rows and words
+Features = dict[str, Words]  # by part
 
 
 @dataclass(frozen=True)
@@ -51,21 +53,29 @@ def answer(data: PeerData, peer: str, seed: int) -> Answers:
     """The peer's answers to the test rows."""
     if peer == MAJORITY:
         return _constant(data)
-    vectorizer = TfidfVectorizer(
-        sublinear_tf=True, ngram_range=(1, 2), min_df=2, strip_accents="unicode", token_pattern=r"(?u)\b\w+\b",
-        dtype=np.float32,
-    )  # fmt: skip
-    vectorizer.fit(data.texts[TRAIN])
-    words = {part: vectorizer.transform(texts).tocsr() for part, texts in data.texts.items()}
+    features = [_features(data, fewest) for fewest in FEWEST[peer]]
     found = Answers()
     for head in data.heads:
-        train, validation = data.targets(head, TRAIN), data.targets(head, VALIDATION)
-        known = {TRAIN: words[TRAIN][train.known], VALIDATION: words[VALIDATION][validation.known]}
-        models = _models(head, peer, known[TRAIN], train.values, seed)
-        fitted, found.heads[head.name] = _chosen(head, models, known[VALIDATION], validation.values, words[TEST])
+        train = data.targets(head, TRAIN)
+        models = (
+            (words, fitted)
+            for words in features
+            for fitted in _models(head, peer, words[TRAIN][train.known], train.values, seed)
+        )
+        words, fitted, found.heads[head.name] = _chosen(head, models, data.targets(head, VALIDATION))
         if head.name == data.rejecting:
             found.inside, found.outside = (fitted.decide(words[part]).max(axis=1) for part in (TEST, OUTSIDE))
     return found
+
+
+def _features(data: PeerData, fewest: int) -> Features:
+    """TF-IDF of the words and pairs that at least so many training texts have."""
+    vectorizer = TfidfVectorizer(
+        sublinear_tf=True, ngram_range=(1, 2), min_df=fewest, strip_accents="unicode", token_pattern=r"(?u)\b\w+\b",
+        dtype=np.float32,
+    )  # fmt: skip
+    vectorizer.fit(data.texts[TRAIN])
+    return {part: vectorizer.transform(texts).tocsr() for part, texts in data.texts.items()}
 
 
 def _models(head: Head, peer: str, words: Words, given: NDArray[Any], seed: int) -> Iterable[Fitted]:
@@ -140,30 +150,31 @@ def _ridge(words: Words, given: NDArray[Any], alpha: float) -> Fitted:
 
 
 def _chosen(
-    head: Head, models: Iterable[Fitted], validation: Words, true: NDArray[Any], test: Words
-) -> tuple[Fitted, Answer]:
-    """The model that is best on validation rows, and its answers to test rows."""
+    head: Head, models: Iterable[tuple[Features, Fitted]], validation: Targets
+) -> tuple[Features, Fitted, Answer]:
+    """The model that is best on validation rows, its features, and its answers to test rows."""
     best, best_value, thresholds = None, -np.inf, np.zeros(head.width)
-    for fitted in models:
+    for features, fitted in models:
+        words, true, found = features[VALIDATION][validation.known], validation.values, thresholds
         match head.kind:
             case HeadKind.SINGLE_LABEL:
-                value = float((fitted.decide(validation).argmax(axis=1) == true).mean())
+                value = float((fitted.decide(words).argmax(axis=1) == true).mean())
             case HeadKind.MULTI_LABEL:
-                found, value = choose_thresholds(fitted.scores(validation), true)
+                found, value = choose_thresholds(fitted.scores(words), true)
             case HeadKind.REGRESSION:
-                value = -float(np.abs(fitted.scores(validation) - true).mean())
+                value = -float(np.abs(fitted.scores(words) - true).mean())
         if value > best_value:
-            best, best_value = fitted, value
-            thresholds = found if head.kind == HeadKind.MULTI_LABEL else thresholds
+            best, best_value, thresholds = (features, fitted), value, found
     assert best is not None
-    scores = best.scores(test)
+    features, fitted = best
+    scores = fitted.scores(features[TEST])
     match head.kind:
         case HeadKind.SINGLE_LABEL:
-            return best, one_of(scores, best.decide(test).argmax(axis=1))
+            return *best, one_of(scores, fitted.decide(features[TEST]).argmax(axis=1))
         case HeadKind.MULTI_LABEL:
-            return best, above(scores, thresholds)
+            return *best, above(scores, thresholds)
         case HeadKind.REGRESSION:
-            return best, numbers(scores)
+            return *best, numbers(scores)
 
 
 def _constant(data: PeerData) -> Answers:
