@@ -25,7 +25,7 @@ from polyhead_training.data.labels import (
     to_vector,
 )
 from polyhead_training.data.recipe import Recipe
-from polyhead_training.data.shift import describe_shift
+from polyhead_training.data.shift import called, describe_shift
 from polyhead_training.data.sources import Fields, Source, open_files, open_hub
 from polyhead_training.data.splits import Parts, clean_train, heads_to_stratify_by, split_rows
 from polyhead_training.data.staging import Indices, Staged, joined, stage, write_rows
@@ -55,6 +55,7 @@ class Split:
         bad: how many rows were left out by ``bad_rows = "skip"``.
         notes: lines about the cells of a split that was read for evaluation.
         group_column: the column of the groups by which the rows were split; empty if they were not.
+        called: what sentences call these rows.
     """
 
     rows: datasets.Dataset
@@ -67,6 +68,7 @@ class Split:
     in_train: int = 0
     unseen: Mapping[str, Mapping[int, Sequence[str]]] = field(default_factory=dict)
     group_column: str = ""
+    called: str = "these rows"
 
     def values(self, column: str) -> Sequence[str | None]:
         """A metadata column, or the groups."""
@@ -192,8 +194,13 @@ def read_corpus(
             origin = f"{'of' if is_source else 'held out of'} {shortened(staged.source, NAME_LENGTH)}"
             if name in ranges:
                 origin += f", {ranges[name]}"
-            in_train_too = in_train.get(name, 0)
-            splits[name] = replace(split, origin=origin, in_train=in_train_too, group_column=config.group_column or "")
+            splits[name] = replace(
+                split,
+                origin=origin,
+                in_train=in_train.get(name, 0),
+                group_column=config.group_column or "",
+                called=called(name, parts, config, sources),
+            )
     if augmentation is not None:
         notes.append(augmentation.note)
     labels = {name: split.labels for name, split in splits.items()}

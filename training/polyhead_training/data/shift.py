@@ -112,7 +112,8 @@ def describe_shift(
         return [], {}
     of = _groups if config.split == "group" else _time_ranges
     words, notes = of(parts, config)
-    lines = [f"{config.split}: {', '.join(f'{name} {found}' for name, found in words.items())}"]
+    each = ", ".join(f"{name} {found}" for name, found in words.items())
+    lines = [f"{config.split}: {each}"]
     if others := [name for name in parts if name in given and name != "train"]:
         named = " and ".join(others)
         lines.append(f"{config.split}: {named} rows are given, so none of train are held out for {named}")
@@ -123,6 +124,15 @@ def describe_shift(
             "that other rows are unlike them; data.similar_share = 0 trains on them"
         )
     return [*lines, *notes], words
+
+
+def called(name: str, parts: Collection[str], config: DataConfig, given: Collection[str]) -> str:
+    """What sentences call the rows of a part."""
+    if name in given or config.shift_column is None:
+        return f"the {name} rows"
+    if config.split == "group":
+        return "rows of other groups"
+    return "the newest rows" if name == "test" or "test" not in parts else f"the {name} rows"
 
 
 def _groups(parts: Mapping[str, tuple[Staged, Indices]], config: DataConfig) -> tuple[dict[str, str], Iterator[str]]:

@@ -33,6 +33,7 @@ from polyhead_training.evaluation.baselines import fit_baselines
 from polyhead_training.evaluation.evaluation import Evaluation, evaluate
 from polyhead_training.evaluation.notes import notes_of
 from polyhead_training.evaluation.report import write_report
+from polyhead_training.evaluation.slices import SliceOptions
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,15 @@ def write_evaluated(
 
     def score(fresh: Path) -> None:
         predictor = Predictor.load(fresh, "cuda" if torch.cuda.is_available() else "cpu", precision="fp32")
-        for name, split in (("validation", corpus.validation), ("test", corpus.test)):
+        for name in ("similar", "validation", "test"):
+            split = corpus.splits.get(name)
             if split is None:
                 continue
             say(f"evaluating {len(split)} {name} texts with the engine")
-            evaluation = evaluate(predictor, split, show_progress=True, name=name, with_suspects=config.report.suspects)
+            evaluation = evaluate(
+                predictor, split, [split.group_column] if split.group_column else [], show_progress=True, name=name,
+                slice_options=SliceOptions(group_column=split.group_column), with_suspects=config.report.suspects,
+            )  # fmt: skip
             evaluation = replace(evaluation, measured_on=measured_on(name, split, len(evaluation.texts)))
             if baselines is not None:
                 measured = baselines.measure(evaluation.texts, evaluation.labels, corpus.schema)
@@ -120,6 +125,11 @@ def write_evaluated(
             metrics[name] = evaluation.metrics
             evaluations.append(evaluation)
         *others, evaluation = evaluations
+        if config.data.shift_column is not None:
+            similar = others[0].reached if corpus.similar is not None else {}
+            evaluation = evaluation.beside(similar, (corpus.test or corpus.validation).called)
+            evaluations[-1] = evaluation
+            metrics["shift"] = {head: found.to_json() for head, found in evaluation.shift.items()}
         metrics["measured_on"] = {each.splits[0]: each.measured_on for each in evaluations}
         if baselines is not None:
             metrics["baselines"] = {each.splits[0]: each.baselines for each in evaluations}
@@ -156,7 +166,7 @@ def write_evaluated(
 def measured_on(name: str, split: Split, rows: int) -> str:
     """One sentence: on which rows the scores of a split are measured, and what was chosen on them."""
     measured = f"Measured on {rows:,} {name} rows {split.origin}"
-    if name == "test":
+    if name in ("test", "similar"):
         text = f"{measured}: nothing was chosen on them."
     else:
         text = (
