@@ -93,11 +93,18 @@ class Evaluation:
         found = {part.head.name: reached(part) for part in self.answers}
         return {head: scores for head, scores in found.items() if scores}
 
-    def beside(self, similar: Mapping[str, Reached], called: str) -> Evaluation:
-        """With `shift`: these rows, which are `called` such as ``the newest rows``, beside what was `reached` on
-        similar ones."""
+    def beside(
+        self, similar: Mapping[str, Reached], called: str, if_similar: Mapping[str, Reached] | None = None
+    ) -> Evaluation:
+        """With `shift`.
+
+        Args:
+            similar: what was `reached` on rows like those that were trained on.
+            called: what sentences call the rows of this evaluation, such as ``the newest rows``.
+            if_similar: see `polyhead_training.evaluation.shift.reached_if_similar`.
+        """
         shift = {
-            name: head_shift(self.schema[name], similar.get(name, {}), found, called)
+            name: head_shift(self.schema[name], similar.get(name, {}), found, (if_similar or {}).get(name, {}), called)
             for name, found in self.reached.items()
             if name not in self.left_out
         }

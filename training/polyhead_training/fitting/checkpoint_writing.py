@@ -33,6 +33,7 @@ from polyhead_training.evaluation.baselines import fit_baselines
 from polyhead_training.evaluation.evaluation import Evaluation, evaluate
 from polyhead_training.evaluation.notes import notes_of
 from polyhead_training.evaluation.report import write_report
+from polyhead_training.evaluation.shift import reached_if_similar
 from polyhead_training.evaluation.slices import SliceOptions
 
 
@@ -126,8 +127,7 @@ def write_evaluated(
             evaluations.append(evaluation)
         *others, evaluation = evaluations
         if config.data.shift_column is not None:
-            similar = others[0].reached if corpus.similar is not None else {}
-            evaluation = evaluation.beside(similar, (corpus.test or corpus.validation).called)
+            evaluation = _with_shift(evaluation, others[0] if corpus.similar is not None else None, corpus, config)
             evaluations[-1] = evaluation
             metrics["shift"] = {head: found.to_json() for head, found in evaluation.shift.items()}
         metrics["measured_on"] = {each.splits[0]: each.measured_on for each in evaluations}
@@ -161,6 +161,20 @@ def write_evaluated(
         config.output, fitted, source.texts, source.template_fields, config.golden_rows, config.seed, report, score, say
     )
     return metrics, evaluations[-1], distance
+
+
+def _with_shift(
+    evaluation: Evaluation, similar: Evaluation | None, corpus: Corpus, config: TrainingConfig
+) -> Evaluation:
+    """The evaluation beside that of similar rows, if there are any."""
+    called = (corpus.test or corpus.validation).called
+    if similar is None:
+        return evaluation.beside({}, called)
+    if_similar = {}
+    if config.calibration.temperature:
+        pairs = [(each.scores, each.labels) for each in (similar, evaluation)]
+        if_similar = reached_if_similar(pairs[0], pairs[1], evaluation.schema)
+    return evaluation.beside(similar.reached, called, if_similar)
 
 
 def measured_on(name: str, split: Split, rows: int) -> str:
