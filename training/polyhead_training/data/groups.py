@@ -8,18 +8,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from polyhead_rows.spelling import shortened
 from polyhead_training.data.scalars import evened, label_text, whole_number
+from polyhead_training.errors import BadRowError
 
 TRIED = 200  # groups of which all sums are tried, so that a part is as near to its share as they allow
 NO_GROUP = -1
 
 
-def group_name(value: Any, place: str) -> str | None:
+def group_name(value: Any, place: str, column: str) -> str | None:
     """The group that a cell names, the same in every format and without blanks around it; None for an empty cell.
 
     Raises:
         BadRowError: the cell is a list or an object.
     """
+    if isinstance(value, list | dict | set):
+        raise BadRowError(f"{place}: column {column!r}: a group is a text or a number, got {shortened(repr(value))}")
     return None if value is None else whole_number(evened(label_text(value, place))) or None
 
 
@@ -38,7 +42,7 @@ def hold_out_groups(
     sizes = np.bincount(groups[groups >= 0])
     place_of = np.zeros(len(sizes))
     place_of[groups[groups >= 0]] = places[groups >= 0]
-    left = np.argsort(place_of).tolist()  # the lowest hash first
+    left = [group for group in np.argsort(place_of).tolist() if sizes[group]]  # the lowest hash first
     held: dict[str, NDArray[np.int64]] = {}
     for name, step in (("test", 1), ("validation", -1)):
         if name in shares:

@@ -160,7 +160,8 @@ class Recipe:
         cells = [reader.read_row(fields, place) if self._is_read(reader) else None for reader in self.readers]
         split_by = as_text(value_at(fields, config.split_column)) if config.split_column is not None else None
         if self.has_groups:
-            split_by = _storable(group_name(value_at(fields, config.group_column or ""), place))
+            column = config.group_column or ""
+            split_by = _storable(group_name(value_at(fields, column), place, column))
         time, is_number = None, False
         if self.times is not None:
             cell = value_at(fields, self.times.column)

@@ -112,8 +112,7 @@ def describe_shift(
         return [], {}
     of = _groups if config.split == "group" else _time_ranges
     words, notes = of(parts, config)
-    each = ", ".join(f"{name} {found}" for name, found in words.items())
-    lines = [f"{config.split}: {each}"]
+    lines = [f"{config.split}: {', '.join(f'{name} rows are {found}' for name, found in words.items())}"]
     if others := [name for name in parts if name in given and name != "train"]:
         named = " and ".join(others)
         lines.append(f"{config.split}: {named} rows are given, so none of train are held out for {named}")

@@ -46,7 +46,7 @@ def split_rows(sources: Mapping[str, Staged], config: DataConfig, heads: Sequenc
         parts |= {name: (whole, indices) for name, indices in held.items()}
     if config.shift_column is not None and len(whole.rows):
         train = parts["train"][1]
-        if share := share_of_similar(config, len(train)):
+        if share := share_of_similar(config, len(whole.rows)):
             is_similar = fractions(whole.numbers("text_key", train)) < share
             parts |= {"train": (whole, train[~is_similar]), "similar": (whole, train[is_similar])}
     return {name: parts[name] for name in SPLITS if name in parts}

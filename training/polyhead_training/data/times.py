@@ -147,11 +147,12 @@ def _dated(numbers: Times) -> Times | None:
                 month = ((years - 1970) * 12 + months - 1).astype("datetime64[M]")
                 day = month.astype("datetime64[D]") + (np.asarray(days) - 1)
                 if (day.astype("datetime64[M]") == month).all():
-                    return day.astype("datetime64[us]").astype(np.float64)
+                    return np.asarray(day.astype("datetime64[us]"), np.float64)
     size = np.abs(numbers)
     if size.max() < LEAST_EPOCH:
         return None
-    return numbers * np.select([size >= least for least, _ in UNITS], [unit for _, unit in UNITS])
+    units = np.select([size >= least for least, _ in UNITS], [unit for _, unit in UNITS])
+    return np.asarray(numbers * units, np.float64)
 
 
 def shown_time(time: float, is_date: bool) -> str:
