@@ -16,7 +16,7 @@ import pandas
 import pytest
 from typer.testing import CliRunner
 
-from polyhead.checkpoint import Checkpoint
+from polyhead.interface import Interface
 from polyhead.schema import Head, HeadKind, Schema
 from polyhead_training.evaluate_command import app as evaluate_app
 from polyhead_training.evaluation.evaluation import Evaluation
@@ -151,7 +151,7 @@ def test_calibration_on_shifted_rows_mends_confidence(drifted: Path, tmp_path: P
     mended = expected_calibration_error(scores.max(axis=1), right)
     assert mended < 0.1
     # What the network's logits alone say: the temperature of the checkpoint undone.
-    temperature = Checkpoint.load(checkpoint).schema["topic"].temperature
+    temperature = Interface.of_checkpoint(checkpoint).schema["topic"].temperature
     assert temperature > 1.5
     plain = scores**temperature
     plain /= plain.sum(axis=1, keepdims=True)
