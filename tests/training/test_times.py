@@ -204,7 +204,7 @@ def test_rows_without_a_time_stop_or_are_counted(tmp_path: Path) -> None:
             ["2024-01-01"] * 100,
             "only '2024-01-01' has 100 of 100 rows, but train, validation need at least one time each",
         ),
-        (["2024-01-01"] * 60 + ["2023-01-01"] * 40, "'2024-01-01' has 60 of 100 rows, which is most of the data"),
+        (["2024-01-01"] * 60 + ["2023-01-01"] * 40, "validation would have 60 of 100 rows, not about 10, because rows"),
         (["2024"] * 40 + ["2023"] * 30 + ["2022"] * 30, "validation would have 40 of 100 rows, not about 10"),
         (["2024-01-01"] * 50 + ["7"] * 50, "mixes dates and numbers that are no dates: 7 at"),
     ],
@@ -216,6 +216,15 @@ def test_times_that_cannot_be_split_are_an_error(tmp_path: Path, cells: list[str
         read(tmp_path, rows, split="time", time_column="date")
     assert message in str(caught.value)
     assert "name a column with more times, or give" in str(caught.value) or "write times as" in str(caught.value)
+
+
+def test_the_oldest_time_may_have_most_rows(tmp_path: Path) -> None:
+    """Releases: what was there at first is trained on, what came with the next two is validation and test."""
+    rows = many(1000)
+    for i, row in enumerate(rows):
+        row["date"] = 2021 + 2 * (i >= 800) + 2 * (i >= 900)
+    corpus = read(tmp_path, rows, split="time", time_column="date", similar_share=0)
+    assert {name: len(split) for name, split in corpus.splits.items()} == {"train": 800, "validation": 100, "test": 100}
 
 
 def test_several_files_are_one_order(tmp_path: Path) -> None:

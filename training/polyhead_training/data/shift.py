@@ -18,7 +18,7 @@ from polyhead_training.data.staging import Indices, Staged
 from polyhead_training.data.times import Times, comparable_times, hold_out_newest, shown_time
 from polyhead_training.errors import DataError
 
-MOST = 0.5  # of the rows: a larger group or time cannot be split off
+MOST = 0.5  # of the rows: with a larger group, the others say little. The oldest time may well have more
 FAR = 2  # times a share, or its part: too far from what is asked for
 FILES = "or give the rows in files of their own with data.validation and data.test"
 WHOLE = {"group": "groups are never divided", "time": "rows of one time are never divided"}
@@ -44,7 +44,7 @@ def hold_out_shifted(staged: Staged, config: DataConfig, shares: Mapping[str, fl
 def _keys(staged: Staged, config: DataConfig) -> tuple[NDArray[np.int64], list[str]]:
     """The number of each row's group or time, -1 if it has none, and what each number is called; times in order."""
     if config.split == "group":
-        encoded = staged.columns(["group"])[0].combine_chunks().dictionary_encode()
+        encoded = staged.columns(["group"])[0].dictionary_encode().combine_chunks()
         return encoded.indices.fill_null(NO_GROUP).to_numpy().astype(np.int64), encoded.dictionary.to_pylist()
     times, are_dates = _times(staged, config)
     distinct, keys = np.unique(times, return_inverse=True)
@@ -90,7 +90,7 @@ def _check(
     if len(names) < len(parts):
         found = f"only {largest}" if len(names) == 1 else f"there are {len(names)} {what}s"
         raise DataError(f"{column}: {found}, but {', '.join(parts)} need at least one {what} each; {other}")
-    if sizes.max() > MOST * rows:
+    if what == "group" and sizes.max() > MOST * rows:
         raise DataError(f"{column}: {largest}, which is most of the data, and {WHOLE[what]}; {other}")
     for name in _far(held, shares, rows):
         wanted = f", not about {shares[name] * rows:.0f}" if name in shares else ""
