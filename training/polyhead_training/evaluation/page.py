@@ -116,6 +116,7 @@ def _head(
         "headline": metrics.get(headline),
         "unseen": _unseen(evaluation, head.name),
         "verdict": verdict,
+        "shift": evaluation.shift[head.name].sentences if head.name in evaluation.shift else (),
         "bars": _bars(headline, metrics, baselines),
         "metric_columns": ["metric", "model", *names],
         "metric_rows": [

@@ -35,6 +35,8 @@ from polyhead_training.evaluation.evaluation import Evaluation, evaluate
 from polyhead_training.evaluation.linear_model import LinearModel
 from polyhead_training.evaluation.notes import notes_of
 from polyhead_training.evaluation.report import write_report
+from polyhead_training.evaluation.shift import reached_if_similar
+from polyhead_training.evaluation.slices import SliceOptions
 
 
 @dataclass(frozen=True)
@@ -116,11 +118,15 @@ def write_evaluated(
 
     def score(fresh: Path) -> None:
         predictor = Predictor.load(fresh, "cuda" if torch.cuda.is_available() else "cpu", precision="fp32")
-        for name, split in (("validation", corpus.validation), ("test", corpus.test)):
+        for name in ("similar", "validation", "test"):
+            split = corpus.splits.get(name)
             if split is None:
                 continue
             say(f"evaluating {len(split)} {name} texts with the engine")
-            evaluation = evaluate(predictor, split, show_progress=True, name=name, with_suspects=config.report.suspects)
+            evaluation = evaluate(
+                predictor, split, [split.group_column] if split.group_column else [], show_progress=True, name=name,
+                slice_options=SliceOptions(group_column=split.group_column), with_suspects=config.report.suspects,
+            )  # fmt: skip
             evaluation = replace(evaluation, measured_on=measured_on(name, split, len(evaluation.texts)))
             if baselines is not None:
                 measured = baselines.measure(evaluation.texts, evaluation.labels, corpus.schema)
@@ -128,6 +134,10 @@ def write_evaluated(
             metrics[name] = evaluation.metrics
             evaluations.append(evaluation)
         *others, evaluation = evaluations
+        if config.data.shift_column is not None:
+            evaluation = _with_shift(evaluation, others[0] if corpus.similar is not None else None, corpus, config)
+            evaluations[-1] = evaluation
+            metrics["shift"] = {head: found.to_json() for head, found in evaluation.shift.items()}
         metrics["measured_on"] = {each.splits[0]: each.measured_on for each in evaluations}
         if baselines is not None:
             metrics["baselines"] = {each.splits[0]: each.baselines for each in evaluations}
@@ -161,10 +171,24 @@ def write_evaluated(
     return metrics, evaluations[-1], distance
 
 
+def _with_shift(
+    evaluation: Evaluation, similar: Evaluation | None, corpus: Corpus, config: TrainingConfig
+) -> Evaluation:
+    """The evaluation beside that of similar rows, if there are any."""
+    called = (corpus.test or corpus.validation).called
+    if similar is None:
+        return evaluation.beside({}, called)
+    if_similar = {}
+    if config.calibration.temperature:
+        pairs = [(each.scores, each.labels) for each in (similar, evaluation)]
+        if_similar = reached_if_similar(pairs[0], pairs[1], evaluation.schema)
+    return evaluation.beside(similar.reached, called, if_similar)
+
+
 def measured_on(name: str, split: Split, rows: int) -> str:
     """One sentence: on which rows the scores of a split are measured, and what was chosen on them."""
     measured = f"Measured on {rows:,} {name} rows {split.origin}"
-    if name == "test":
+    if name in ("test", "similar"):
         text = f"{measured}: nothing was chosen on them."
     else:
         text = (
