@@ -29,14 +29,15 @@ from polyhead.heads import build_head, head_shapes
 from polyhead.schema import MAY_LACK, Architecture, Schema
 from polyhead.template import Template
 from polyhead.weights import read_weights
+from polyhead.windows import LongTexts, Windows
 
-FORMAT = 3  # of a checkpoint. Heads of formats 1 and 2 have no target_scale
+FORMAT = 4  # of a checkpoint. Heads of formats 1 and 2 have no target_scale, and below 4 no spec has long_texts
 PROVED_FORMAT = 2  # from here on, golden rows hold what a caller sees. Format 1 has no number
 MOST_TEMPLATE = 65_536  # characters
 MOST_ADDED_TOKENS = 20_000  # of a tokenizer; models in use have up to a few thousand
 # Fields of the polyhead section. At the top level of config.json they would have no effect. transformers wrote a
 # max_length of its own there.
-OURS = frozenset({"architecture", "layer2concat", "head_class", "head_args", "text_template", "heads"})
+OURS = frozenset({"architecture", "layer2concat", "head_class", "head_args", "text_template", "long_texts", "heads"})
 
 
 class Spec(BaseModel):
@@ -47,9 +48,10 @@ class Spec(BaseModel):
         layer2concat: for ``hidden_state_concat``, 1 to n_layer + 1, which adds the embeddings; else None.
         head_class: ``Linear``, ``ConcatHeadSimple``, ``ConcatHeadExtended`` or ``package.module:Class``.
         head_args: keyword arguments of `head_class`.
-        max_length: in tokens; the rest of a longer text is not read.
+        max_length: how many tokens the network reads at once.
         text_template: makes a text of a row's fields, see `polyhead.template`; None if the model takes texts only.
             Checkpoints that were written before there were templates lack it.
+        long_texts: the windows of longer texts; None if their rest is not read, as in formats below 4.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -60,6 +62,7 @@ class Spec(BaseModel):
     head_args: dict[str, Any]
     max_length: int = Field(gt=0)
     text_template: str | None = Field(default=None, max_length=MOST_TEMPLATE)
+    long_texts: LongTexts | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Spec:
@@ -69,11 +72,20 @@ class Spec(BaseModel):
             raise ValueError(
                 "head_class: Linear is for architecture base; for hidden_state_concat take ConcatHeadSimple"
             )
+        if self.long_texts is not None and self.long_texts.stride > self.max_length:
+            raise ValueError(
+                f"long_texts: stride ({self.long_texts.stride}) must be at most max_length ({self.max_length})"
+            )
         try:
             _ = self.template
         except TemplateError as error:
             raise ValueError(f"text_template: {error}") from error
         return self
+
+    @property
+    def windows(self) -> Windows:
+        """How texts are cut."""
+        return Windows.of(self.max_length, self.long_texts)
 
     @property
     def template(self) -> Template | None:
