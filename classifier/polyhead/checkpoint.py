@@ -251,6 +251,8 @@ def _read_config(path: Path) -> tuple[dict[str, Any], Body, Spec, Schema]:
         raise CheckpointError(
             f"{path}: polyhead: format must be 1 to {FORMAT}, got {shortened(number)}; update polyhead"
         )
+    if number == FORMAT and "long_texts" not in section:
+        raise CheckpointError(f"{path}: polyhead: missing field 'long_texts'")
     if misplaced := [name for name in config if name in OURS or (name.startswith("polyhead") and name != "polyhead")]:
         raise CheckpointError(
             f"{path}: {shortened(misplaced[0])}: unknown field; the fields of Polyhead are in its polyhead section"
@@ -303,7 +305,8 @@ def _read_tokenizer(path: Path, body: Body) -> Tokenizer:
 
 def renew_golden(checkpoint: Checkpoint, rows: Sequence[GoldenRow]) -> None:
     """Replaces the golden rows of a checkpoint folder, and makes it one of the newest format."""
-    newest = {"format": FORMAT, "heads": checkpoint.schema.to_json()}
+    spec = checkpoint.spec.model_dump(mode="json", include={"long_texts"})
+    newest = {"format": FORMAT} | spec | {"heads": checkpoint.schema.to_json()}
     config = checkpoint.config | {"polyhead": checkpoint.section | newest}
     # If the process is killed between the two, the golden rows are refused, and this can be done again.
     with replaced_file(checkpoint.path / "config.json") as part:

@@ -99,7 +99,7 @@ def other_value(value: Any) -> Any:
             return 0.5
 
 
-SECTION = {"format": 3} | tiny_spec(text_template=TEMPLATE).model_dump(mode="json") | {"heads": SCHEMA.to_json()}
+SECTION = {"format": 4} | tiny_spec(text_template=TEMPLATE).model_dump(mode="json") | {"heads": SCHEMA.to_json()}
 
 
 def test_the_places_are_those_of_the_section(sound: Path) -> None:
@@ -222,13 +222,13 @@ def test_an_older_checkpoint_is_read_and_says_what_is_not_proved(
     assert "do not prove the labels, thresholds and template" in caplog.text
 
 
-@pytest.mark.parametrize("number", [0, 4, "2", True, 2.5, None])
+@pytest.mark.parametrize("number", [0, 5, "2", True, 2.5, None])
 def test_an_unknown_format_is_refused(checkpoint: Path, number: Any) -> None:
     """A format of a later version is one line, not a guess."""
     config = config_of(checkpoint)
     config["polyhead"]["format"] = number
     write_config(checkpoint, config)
-    with pytest.raises(CheckpointError, match="format must be 1 to 3"):
+    with pytest.raises(CheckpointError, match="format must be 1 to 4"):
         read_checkpoint(checkpoint)
 
 

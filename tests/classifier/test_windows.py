@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyhead.checkpoint import read_checkpoint
+from polyhead.checkpoint import read_checkpoint, renew_golden
 from polyhead.decode import to_scores
 from polyhead.encode import EncodedText
 from polyhead.errors import CheckpointError, RepositoryError, ToleranceError
@@ -228,6 +229,25 @@ def test_wrong_windows_are_refused(made: tuple[Path, Any], tmp_path: Path, long_
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(CheckpointError, match=message):
         read_checkpoint(tmp_path)
+
+
+def test_checkpoints_without_the_field_truncate(base_checkpoint: Path, tmp_path: Path) -> None:
+    """One of format 3 lacks it and answers as before. In format 4 it is missing."""
+    shutil.copytree(base_checkpoint, tmp_path / "old")
+    config = json.loads((base_checkpoint / "config.json").read_text(encoding="utf-8"))
+    assert config["polyhead"].pop("long_texts") is None
+    (tmp_path / "old" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="polyhead: missing field 'long_texts'"):
+        read_checkpoint(tmp_path / "old")
+    config["polyhead"]["format"] = 3
+    (tmp_path / "old" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    first, *rest = (base_checkpoint / "golden.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.dumps(json.loads(first) | {"polyhead": config["polyhead"]}), *rest]
+    (tmp_path / "old" / "golden.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    old = Predictor.load(tmp_path / "old", precision="fp32")
+    assert old.predict([PROSE]) == Predictor.load(base_checkpoint, precision="fp32").predict([PROSE])
+    renew_golden(old.checkpoint, old.checkpoint.golden())
+    assert read_checkpoint(tmp_path / "old").section["long_texts"] is None
 
 
 def test_callers_see_how_much_is_read(made: tuple[Path, Any], base_checkpoint: Path, predictor: Predictor) -> None:
