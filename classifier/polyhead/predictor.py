@@ -172,10 +172,9 @@ class Predictor:
         """
         longest = self.windows.length
         tokens = max(self.token_budget, longest)
-        # Beside the largest micro-batch, texts may pass between its layers.
-        needed = activation_bytes(self.checkpoint.body, tokens) + activation_bytes(
-            self.checkpoint.body, self.enough_tokens
-        )
+        # Texts may pass between the layers of the largest micro-batch. One of several windows may fill another one.
+        passing = self.enough_tokens if self.windows.most == 1 else tokens
+        needed = activation_bytes(self.checkpoint.body, tokens) + activation_bytes(self.checkpoint.body, passing)
         if self.device.type == "cpu":
             available = available_memory_bytes()
             if needed > available:

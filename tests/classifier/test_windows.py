@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from polyhead.checkpoint import read_checkpoint, renew_golden
 from polyhead.decode import to_scores
 from polyhead.encode import EncodedText
-from polyhead.errors import CheckpointError, RepositoryError, ToleranceError
+from polyhead.engine.cpu.forward import activation_bytes
+from polyhead.errors import CheckpointError, MachineError, RepositoryError, ToleranceError
 from polyhead.interface import Interface, changes, check_changes
 from polyhead.predictor import NOT_FINITE, Predictor
 from polyhead.scheduler import MicroBatchRecord, QueueLimits, RefusedError, Scheduler
@@ -259,6 +260,16 @@ def test_callers_see_how_much_is_read(made: tuple[Path, Any], base_checkpoint: P
     assert [change.text for change in changes(cut, windows)] == ["max_length: 48 → 120 tokens"]
     with pytest.raises(RepositoryError):
         check_changes(windows, cut, "here", is_allowed=False, tell=lambda line: None)
+
+
+def test_a_text_that_passes_may_fill_a_micro_batch(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a model with windows starts only if two micro-batches fit into memory at once."""
+    needed = 2 * activation_bytes(predictor.checkpoint.body, predictor.token_budget)
+    monkeypatch.setattr("polyhead.predictor.available_memory_bytes", lambda: needed)
+    assert predictor.warm_up() == predictor.token_budget
+    monkeypatch.setattr("polyhead.predictor.available_memory_bytes", lambda: needed - 1)
+    with pytest.raises(MachineError, match=f"a micro-batch of {predictor.token_budget} tokens takes up to"):
+        predictor.warm_up()
 
 
 def encoded_of(tokens: int, first: int = 0) -> EncodedText:
