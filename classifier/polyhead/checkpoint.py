@@ -30,14 +30,17 @@ from polyhead.ngrams import NGrams, read_ngrams, write_ngrams
 from polyhead.schema import MAY_LACK, Architecture, Schema
 from polyhead.template import Template
 from polyhead.weights import read_weights
+from polyhead.windows import LongTexts, Windows
 
-FORMAT = 4  # of a checkpoint. Formats 1 to 3 have no n-grams; heads of formats 1 and 2 have no target_scale
+FORMAT = 4  # of a checkpoint. Heads of formats 1 and 2 have no target_scale; below 4 there are no n-grams and windows
 PROVED_FORMAT = 2  # from here on, golden rows hold what a caller sees. Format 1 has no number
 MOST_TEMPLATE = 65_536  # characters
 MOST_ADDED_TOKENS = 20_000  # of a tokenizer; models in use have up to a few thousand
 # Fields of the polyhead section. At the top level of config.json they would have no effect. transformers wrote a
 # max_length of its own there.
-OURS = frozenset({"architecture", "layer2concat", "head_class", "head_args", "text_template", "ngrams", "heads"})
+OURS = frozenset(
+    {"architecture", "layer2concat", "head_class", "head_args", "text_template", "long_texts", "ngrams", "heads"}
+)
 
 
 class Spec(BaseModel):
@@ -48,10 +51,11 @@ class Spec(BaseModel):
         layer2concat: for ``hidden_state_concat``, 1 to n_layer + 1, which adds the embeddings; else None.
         head_class: ``Linear``, ``ConcatHeadSimple``, ``ConcatHeadExtended`` or ``package.module:Class``.
         head_args: keyword arguments of `head_class`.
-        max_length: in tokens; the rest of a longer text is not read.
+        max_length: how many tokens the network reads at once.
         text_template: makes a text of a row's fields, see `polyhead.template`; None if the model takes texts only.
             Checkpoints that were written before there were templates lack it.
         ngrams: whether ``ngrams.safetensors`` adds its logits to the network's; checkpoints below format 4 lack it.
+        long_texts: the windows of longer texts; None if their rest is not read, as in formats below 4.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -63,6 +67,7 @@ class Spec(BaseModel):
     max_length: int = Field(gt=0)
     text_template: str | None = Field(default=None, max_length=MOST_TEMPLATE)
     ngrams: bool = False
+    long_texts: LongTexts | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Spec:
@@ -72,11 +77,20 @@ class Spec(BaseModel):
             raise ValueError(
                 "head_class: Linear is for architecture base; for hidden_state_concat take ConcatHeadSimple"
             )
+        if self.long_texts is not None and self.long_texts.stride > self.max_length:
+            raise ValueError(
+                f"long_texts: stride ({self.long_texts.stride}) must be at most max_length ({self.max_length})"
+            )
         try:
             _ = self.template
         except TemplateError as error:
             raise ValueError(f"text_template: {error}") from error
         return self
+
+    @property
+    def windows(self) -> Windows:
+        """How texts are cut."""
+        return Windows.of(self.max_length, self.long_texts)
 
     @property
     def template(self) -> Template | None:
@@ -249,6 +263,8 @@ def _read_config(path: Path) -> tuple[dict[str, Any], Body, Spec, Schema]:
         raise CheckpointError(
             f"{path}: polyhead: format must be 1 to {FORMAT}, got {shortened(number)}; update polyhead"
         )
+    if number == FORMAT and "long_texts" not in section:
+        raise CheckpointError(f"{path}: polyhead: missing field 'long_texts'")
     if misplaced := [name for name in config if name in OURS or (name.startswith("polyhead") and name != "polyhead")]:
         raise CheckpointError(
             f"{path}: {shortened(misplaced[0])}: unknown field; the fields of Polyhead are in its polyhead section"
@@ -301,7 +317,8 @@ def _read_tokenizer(path: Path, body: Body) -> Tokenizer:
 
 def renew_golden(checkpoint: Checkpoint, rows: Sequence[GoldenRow]) -> None:
     """Replaces the golden rows of a checkpoint folder, and makes it one of the newest format."""
-    newest = {"format": FORMAT, "heads": checkpoint.schema.to_json()}
+    spec = checkpoint.spec.model_dump(mode="json", include={"long_texts"})
+    newest = {"format": FORMAT} | spec | {"heads": checkpoint.schema.to_json()}
     config = checkpoint.config | {"polyhead": checkpoint.section | newest}
     # If the process is killed between the two, the golden rows are refused, and this can be done again.
     with replaced_file(checkpoint.path / "config.json") as part:

@@ -12,6 +12,7 @@ from tokenizers import Encoding, Tokenizer
 from polyhead.cut_word import added_tokens, first_tokens_are_certain, word_pieces
 from polyhead.ngrams import NGrams
 from polyhead.template import Template
+from polyhead.windows import Windows
 
 # How much of a text is tokenized, in bytes of UTF-8 per token of `max_length`. English has 4 to 5, German 3.
 FIRST_BYTES = 8
@@ -25,11 +26,12 @@ class EncodedText:
     """A text as the engine reads it, or the reason why it cannot be read.
 
     Attributes:
-        token_ids: at most ``max_length`` ids; empty if there is an error.
+        token_ids: what is read of it, at most ``max_length`` ids; empty if there is an error.
         truncated: whether the text had more tokens than were read.
         error: the reason why this text gets no answer; None if it gets one.
         is_plain: whether it came as plain text although the model declares fields.
         ngram_logits: float32 ``(schema.width,)``: what the n-grams add to the network's logits; None if there are none.
+        windows: how it is cut, if it has more than one window.
     """
 
     token_ids: Sequence[int]
@@ -37,11 +39,17 @@ class EncodedText:
     error: str | None = None
     is_plain: bool = False
     ngram_logits: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
+    windows: Windows | None = None
 
     @property
     def token_count(self) -> int:
         """Number of tokens that the model reads."""
         return len(self.token_ids)
+
+    @property
+    def computed_tokens(self) -> int:
+        """Number of tokens that the engine computes: of all windows, where shared tokens count twice."""
+        return self.token_count if self.windows is None else self.windows.computed(self.token_count)
 
     @property
     def key(self) -> tuple[object, ...]:

@@ -59,8 +59,8 @@ class ScoreRequest:
 
     @property
     def tokens(self) -> int:
-        """Tokens of all texts."""
-        return sum(text.token_count for text in self.encoded)
+        """Tokens that the engine computes for all texts."""
+        return sum(text.computed_tokens for text in self.encoded)
 
     @property
     def deadline(self) -> float:
@@ -98,8 +98,8 @@ class WaitingText:
 
     @property
     def tokens(self) -> int:
-        """Tokens that the engine computes for it."""
-        return self.encoded.token_count
+        """Tokens that the engine computes for it, in all of its windows."""
+        return self.encoded.computed_tokens
 
 
 class TextQueue:
@@ -196,7 +196,7 @@ class TextQueue:
         return found
 
     def _new_text(self, encoded: EncodedText) -> WaitingText:
-        self.tokens += encoded.token_count
+        self.tokens += encoded.computed_tokens
         text = WaitingText(encoded, self.left_tokens + self.tokens)
         self._arrivals += 1
         self._by_arrival.append(text)

@@ -40,7 +40,9 @@ def test_the_dry_run_describes_config_and_texts(tmp_path: Path) -> None:
     assert resolved["training"]["warmup_ratio"] == 0.05
     assert "head topic: single_label" in output
     assert re.search(
-        r"tokens per text: p50 \d+, p90 \d+, p95 \d+, p99 \d+, max \d+; 100.0% are longer than max_length \(2\)", output
+        r"tokens per text: p50 \d+, p90 \d+, p95 \d+, p99 \d+, max \d+; "
+        r"100.0% of \d+ training texts are longer than max_length \(2\)",
+        output,
     )
     assert "memory per process, estimated: " in output
 

@@ -26,6 +26,7 @@ from polyhead.ngrams import NGrams
 from polyhead.predictor import Predictor
 from polyhead.schema import Schema
 from polyhead.template import Template, json_object
+from polyhead.windows import LongTexts, Windows
 from polyhead_rows.progress import progress
 from polyhead_training.config import TrainingConfig
 from polyhead_training.data.corpus import Corpus, Split
@@ -203,9 +204,10 @@ def measured_on(name: str, split: Split, rows: int) -> str:
 @torch.inference_mode()
 def golden_rows(
     texts: Sequence[str], model: nn.Module, tokenizer: Tokenizer, schema: Schema, max_length: int, rows: int, seed: int,
-    template: Template | None = None, template_fields: Sequence[str] | None = None, ngrams: NGrams | None = None,
+    template: Template | None = None, template_fields: Sequence[str] | None = None,
+    long_texts: LongTexts | None = None, ngrams: NGrams | None = None,
 ) -> list[GoldenRow]:  # fmt: skip
-    """Scores in float32 of at most `rows` texts, drawn at random. One text per forward, so there is no padding.
+    """Scores in float32 of at most `rows` texts, drawn at random. One window per forward, so there is no padding.
 
     With a template the texts are rendered already. A row keeps its fields if they render to its text, which text
     transforms may prevent. A server gets a row without fields as plain text. So a text that is a JSON object becomes no
@@ -213,27 +215,30 @@ def golden_rows(
 
     Args:
         template_fields: of each text, as JSON.
+        long_texts: the windows of texts longer than `max_length`; by default these are truncated.
 
     Raises:
         DataError: the tokenizer's normalizer leaves nothing of any text.
     """
     model = model.to("cpu", torch.float32).eval()
+    windows = Windows.of(max_length, long_texts)
     golden: dict[str, GoldenRow] = {}
     with progress("computing golden rows", min(rows, len(texts)), shown=rows > 1) as bar:
         for index in np.random.default_rng(seed).permutation(len(texts)):
             if len(golden) == rows:
                 break
             text = texts[int(index)]
-            (encoded,) = encode([text], tokenizer, max_length, ngrams)
+            (encoded,) = encode([text], tokenizer, windows.reach, ngrams)
             if encoded.error or text in golden or (template is not None and json_object(text) is not None):
                 continue
             fields = None
             if template is not None and template_fields is not None:
                 fields = json.loads(template_fields[int(index)])
                 fields = fields if template.render(fields) == text else None
-            ids = torch.tensor([encoded.token_ids])
-            logits = model(ids, attention_mask=torch.ones_like(ids)).logits.numpy()  # a text may end like padding
-            logits = with_ngrams(logits, [encoded])
+            parts = [torch.tensor([window]) for window in windows.cut(encoded.token_ids)]
+            # With a mask, because a text may end like padding.
+            each = [model(ids, attention_mask=torch.ones_like(ids)).logits.numpy() for ids in parts]
+            logits = with_ngrams(windows.pool(np.concatenate(each), [encoded.token_count]), [encoded])
             golden[text] = GoldenRow(
                 text=text,
                 scores=tuple(float(score) for score in to_scores(logits, schema)[0]),
@@ -269,6 +274,7 @@ def _write(
         seed,
         spec.template,
         template_fields,
+        spec.long_texts,
         fitted.ngrams,
     )
     distances: list[float] = []

@@ -18,6 +18,7 @@ from transformers import set_seed
 
 from polyhead.checkpoint import check_output
 from polyhead.encode import encode
+from polyhead.windows import Windows
 from polyhead_rows.progress import progress
 from polyhead_training.config import FitConfig, TrainingConfig
 from polyhead_training.data.corpus import Corpus, Split, describe_corpus, read_corpus
@@ -40,14 +41,14 @@ class TokenRows:
     """A tokenized split.
 
     Attributes:
-        rows: with columns ``input_ids``, ``labels`` and ``length`` (after truncation); memory-mapped.
+        rows: with columns ``input_ids`` (what is read), ``labels`` and ``length`` (computed tokens); memory-mapped.
         lengths: of all texts before truncation, in tokens.
-        max_length: how many tokens of each text are read.
+        windows: how texts are cut.
     """
 
     rows: datasets.Dataset
     lengths: NDArray[np.int64]
-    max_length: int
+    windows: Windows
 
     @property
     def left_out(self) -> int:
@@ -55,14 +56,24 @@ class TokenRows:
         return int((self.lengths == 0).sum())
 
     @property
+    def long(self) -> int:
+        """How many texts are longer than a window."""
+        return int((self.lengths > self.windows.length).sum())
+
+    @property
     def truncated(self) -> int:
-        """How many texts are longer than `max_length`."""
-        return int((self.lengths > self.max_length).sum())
+        """How many texts are longer than what is read."""
+        return int((self.lengths > self.windows.reach).sum())
 
     @property
     def read(self) -> int:
         """How many tokens of all texts the model reads."""
-        return int(np.minimum(self.lengths, self.max_length).sum())
+        return int(np.minimum(self.lengths, self.windows.reach).sum())
+
+    @property
+    def computed(self) -> int:
+        """How many tokens it computes for that: tokens in two windows count twice."""
+        return sum(map(self.windows.computed, self.lengths.tolist()))
 
 
 @dataclass(frozen=True)
@@ -132,8 +143,8 @@ def prepare(
     for name, split in corpus.splits.items():
         check_tokens(split, tokenizer, name)
     rehearse(config, fitted, corpus.train.texts)
-    train = tokenize(corpus.train, tokenizer, spec.max_length, scratch, "train", show_progress)
-    validation = tokenize(corpus.validation, tokenizer, spec.max_length, scratch, "validation", show_progress)
+    train = tokenize(corpus.train, tokenizer, spec.windows, scratch, "train", show_progress)
+    validation = tokenize(corpus.validation, tokenizer, spec.windows, scratch, "validation", show_progress)
     return Prepared(corpus, fitted, train, validation, tuple(notes))
 
 
@@ -150,7 +161,7 @@ def check_tokens(split: Split, tokenizer: Tokenizer, name: str) -> None:
 
 
 def tokenize(
-    split: Split, tokenizer: Tokenizer, max_length: int, scratch: Path, name: str, show_progress: bool = False
+    split: Split, tokenizer: Tokenizer, windows: Windows, scratch: Path, name: str, show_progress: bool = False
 ) -> TokenRows:
     """Tokenizes a split into a file in `scratch`. Texts without a token are left out: serving cannot answer them."""
     lengths: list[int] = []
@@ -159,9 +170,9 @@ def tokenize(
         # Whole texts are encoded: the length of texts is worth knowing, and truncating them costs nothing.
         whole = [text.token_ids for text in encode(texts, tokenizer, max_length=2**31)]
         lengths.extend(len(ids) for ids in whole)
-        ids = [ids[:max_length] for ids in whole]
+        ids = [ids[: windows.reach] for ids in whole]
         bar.advance(len(texts))
-        return {"input_ids": ids, "length": [len(row) for row in ids]}
+        return {"input_ids": ids, "length": [windows.computed(len(row)) for row in ids]}
 
     with progress(f"tokenizing {name}", len(split), shown=show_progress) as bar:
         rows = split.rows.map(
@@ -176,7 +187,7 @@ def tokenize(
     counts = np.array(lengths)
     if not counts.all():  # the tokenizer's normalizer may leave nothing of a text
         rows = rows.select(np.flatnonzero(counts))
-    return TokenRows(rows, counts, max_length)
+    return TokenRows(rows, counts, windows)
 
 
 def parameter_counts(model: Any) -> tuple[int, int]:
@@ -209,7 +220,7 @@ def dry_run(config: TrainingConfig, say: Callable[[str], None]) -> None:
         total, trained = parameter_counts(model)
         say(_describe_lengths(prepared.train))
         say(f"parameters: {total:,} in total, {trained:,} trained")
-        tokens = prepared.train.read / len(prepared.train.rows) * config.training.batch_size
+        tokens = prepared.train.computed / len(prepared.train.rows) * config.training.batch_size
         optimizer = chosen_optimizer(config.training.optim, config, "training.optim")
         say(describe_optimizer(optimizer, model))
         by_muon = sum(matrix.numel() for matrix, _ in muon_matrices(model)) if optimizer == MUON else 0
@@ -224,8 +235,21 @@ def _describe_lengths(train: TokenRows) -> str:
     values = np.percentile(train.lengths, QUANTILES, method="higher")
     names = [f"p{quantile}" if quantile < 100 else "max" for quantile in QUANTILES]
     quantiles = ", ".join(f"{name} {value:.0f}" for name, value in zip(names, values, strict=True))
-    share = train.truncated / len(train.lengths)
-    return f"tokens per text: {quantiles}; {share:.1%} are longer than max_length ({train.max_length}) and truncated"
+    return f"tokens per text: {quantiles}; {describe_reading(train)}"
+
+
+def describe_reading(train: TokenRows) -> str:
+    """How much of the training texts is read, and what that costs."""
+    windows, texts, tokens = train.windows, len(train.lengths), int(train.lengths.sum())
+    long = f"{train.long / texts:.1%} of {texts} training texts are longer than max_length ({windows.length})"
+    lines = [
+        f"{long} and {'read in windows' if windows.most > 1 else 'truncated'}",
+        f"{train.read / tokens:.1%} of all tokens are read",
+    ]
+    if windows.most > 1:
+        lines[1] += f" ({train.truncated} texts are longer than {windows.most} windows, {windows.reach} tokens)"
+        lines.append(f"{train.computed / train.read:.2f} tokens are computed per token read")
+    return "; ".join(lines)
 
 
 def estimate_memory(

@@ -30,7 +30,6 @@ from polyhead_training.fitting.optimizers import muon_with_adamw
 from polyhead_training.model.layers import regroup
 from polyhead_training.model.losses import label_counts
 from polyhead_training.model.modeling import MultiHeadClassifier
-from polyhead_training.model.packing import collate
 
 LOSS_STEPS = 20  # over which the shown loss is the mean
 
@@ -145,7 +144,7 @@ class ClassifierTrainer(TotalsTrainer):
         """
         collator = self.data_collator
         if self.args.world_size > 1:
-            self.data_collator = partial(collate, longest_first=False)
+            self.data_collator = partial(cast(Any, collator), longest_first=False)
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
