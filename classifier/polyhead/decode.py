@@ -21,12 +21,14 @@ class DecodeOptions(BaseModel):
     Attributes:
         top_k: a single_label head names this many labels (default 1), a multi_label head at most this many.
         threshold: replaces the thresholds of all labels in all multi_label heads.
+        reject_below: replaces that of all single_label heads; 0 rejects nothing.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     top_k: int | None = Field(default=None, ge=1)
     threshold: float | None = Field(default=None, ge=0, le=1)
+    reject_below: float | None = Field(default=None, ge=0, le=1)
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any]) -> DecodeOptions:
@@ -106,13 +108,45 @@ def decode(scores: Scores, schema: Schema, options: DecodeOptions) -> dict[str, 
     Returns:
         By head name: ``kind``, and ``labels`` with ``scores``, best first (multi_label also ``thresholds``), or
         ``value`` for a regression. Heads of a taxonomy name the most probable path, so no label contradicts its parent.
+        A head that may reject also has ``label``: the first of its ``labels``, or None if it is rejected.
     """
     path = best_paths(scores, schema)
-    return {head.name: _decode_head(head, scores[schema.columns[head.name]], path, options) for head in schema}
+    answers = {head.name: _decode_head(head, scores[schema.columns[head.name]], path, options) for head in schema}
+    if options.reject_below is None and not schema.may_reject:
+        return answers
+    best = {head.name: answers[head.name]["scores"][0] for head in schema.single_label_heads}
+    for name, is_rejected in rejected(best, schema, options.reject_below).items():
+        answer = answers[name]
+        label = None if is_rejected else answer["labels"][0]
+        answers[name] = {"kind": answer.pop("kind"), "label": label, **answer}
+    return answers
 
 
-def over_threshold(scores: Scores, thresholds: Sequence[float]) -> NDArray[np.bool_]:
-    """Which labels of a multi_label head are part of the answer, for scores ``(…, labels)``.
+def rejected(
+    best: Mapping[str, Any], schema: Schema, reject_below: float | None = None
+) -> dict[str, NDArray[np.bool_]]:
+    """Which answers are rejected, by the heads that may reject: those with a `Head.reject_below`, and all below them.
+
+    A rejected head rejects the heads below it, because a path of a taxonomy cannot go on after a level without a label.
+
+    Args:
+        best: by single_label head: the score of the answered label, of one text or of several ``(n,)``.
+        reject_below: replaces that of all heads.
+    """
+    found: dict[str, NDArray[np.bool_]] = {}
+    for head in schema.single_label_heads:  # parents first
+        least = head.reject_below if reject_below is None else reject_below
+        above = None if head.parent is None else found.get(head.parent)
+        if least is not None:
+            own = ~over_threshold(np.asarray(best[head.name], dtype=np.float32), least)
+            found[head.name] = own if above is None else own | above
+        elif above is not None:
+            found[head.name] = above
+    return found
+
+
+def over_threshold(scores: Scores, thresholds: Sequence[float] | float) -> NDArray[np.bool_]:
+    """Which scores ``(…, labels)`` reach their thresholds.
 
     Compares in float64, because NumPy 1 and 2 compare a float32 with a Python float differently.
     """
