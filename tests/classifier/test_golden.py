@@ -25,7 +25,7 @@ from tests.tiny import MAX_LENGTH, TEXTS, tiny_model, tiny_spec, tiny_tokenizer,
 TEMPLATE = "[[{title}. ]]{body}"
 SCHEMA = Schema(
     [
-        Head(name="area", kind="single_label", labels=("a", "b"), temperature=1.5),
+        Head(name="area", kind="single_label", labels=("a", "b"), temperature=1.5, reject_below=0.52),
         Head(
             name="field",
             kind="single_label",
@@ -99,7 +99,7 @@ def other_value(value: Any) -> Any:
             return 0.5
 
 
-SECTION = {"format": 3} | tiny_spec(text_template=TEMPLATE).model_dump(mode="json") | {"heads": SCHEMA.to_json()}
+SECTION = {"format": 4} | tiny_spec(text_template=TEMPLATE).model_dump(mode="json") | {"heads": SCHEMA.to_json()}
 
 
 def test_the_places_are_those_of_the_section(sound: Path) -> None:
@@ -222,13 +222,13 @@ def test_an_older_checkpoint_is_read_and_says_what_is_not_proved(
     assert "do not prove the labels, thresholds and template" in caplog.text
 
 
-@pytest.mark.parametrize("number", [0, 4, "2", True, 2.5, None])
+@pytest.mark.parametrize("number", [0, 5, "2", True, 2.5, None])
 def test_an_unknown_format_is_refused(checkpoint: Path, number: Any) -> None:
     """A format of a later version is one line, not a guess."""
     config = config_of(checkpoint)
     config["polyhead"]["format"] = number
     write_config(checkpoint, config)
-    with pytest.raises(CheckpointError, match="format must be 1 to 3"):
+    with pytest.raises(CheckpointError, match="format must be 1 to 4"):
         read_checkpoint(checkpoint)
 
 
@@ -248,6 +248,33 @@ def test_an_older_checkpoint_answers_its_logits(damaged: Callable[[], Path], num
     predictor = Predictor.load(checkpoint)
     assert predictor.check_golden() < 1e-5
     assert predictor.predict(["Rain."]) == answers
+
+
+def test_a_checkpoint_of_format_3_rejects_nothing(damaged: Callable[[], Path]) -> None:
+    """Its heads have no reject_below, and its golden rows hold answers without label."""
+    checkpoint = damaged()
+    answers = Predictor.load(checkpoint).predict(["Rain."])
+    config = config_of(checkpoint)
+    config["polyhead"]["format"] = 3
+    for head in config["polyhead"]["heads"]:
+        del head["reject_below"]
+    write_config(checkpoint, config)
+    rows = rows_of(checkpoint)
+    rows[0]["polyhead"] = config["polyhead"]
+    write_rows(checkpoint, rows)
+    predictor = Predictor.load(checkpoint)
+    assert predictor.check_golden() < 1e-5
+    assert predictor.predict(["Rain."]) == answers
+
+
+def test_golden_rows_hold_rejected_answers(sound: Path) -> None:
+    """Some rows are rejected and some are not, and the level below is rejected with the level above."""
+    heads = [row["heads"] for row in rows_of(sound)]
+    assert {row["area"]["label"] is None for row in heads} == {True, False}
+    for row in heads:
+        assert (row["area"]["label"] is None) == (row["area"]["scores"][0] < 0.52) == (row["field"]["label"] is None)
+        assert row["area"]["labels"]
+        assert row["field"]["labels"]
 
 
 def test_a_scale_cannot_be_left_out(checkpoint: Path) -> None:
