@@ -112,7 +112,7 @@ def decode(scores: Scores, schema: Schema, options: DecodeOptions) -> dict[str, 
     """
     path = best_paths(scores, schema)
     answers = {head.name: _decode_head(head, scores[schema.columns[head.name]], path, options) for head in schema}
-    if options.reject_below is None and not schema.may_reject:
+    if options.reject_below is None and not schema.rejecting_heads:
         return answers
     best = {head.name: answers[head.name]["scores"][0] for head in schema.single_label_heads}
     for name, is_rejected in rejected(best, schema, options.reject_below).items():

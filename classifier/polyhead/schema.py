@@ -238,9 +238,13 @@ class Schema:
         return found
 
     @cached_property
-    def may_reject(self) -> bool:
-        """Whether a head has a `Head.reject_below`."""
-        return any(head.reject_below is not None for head in self.heads)
+    def rejecting_heads(self) -> list[Head]:
+        """The heads with a `Head.reject_below`, and all heads below them."""
+        found: dict[str, Head] = {}
+        for head in self.single_label_heads:
+            if head.reject_below is not None or head.parent in found:
+                found[head.name] = head
+        return list(found.values())
 
     @cached_property
     def child_labels(self) -> dict[str, list[list[int]]]:

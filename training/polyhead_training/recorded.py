@@ -49,6 +49,7 @@ class _Calibrated(BaseModel):
     rows: int = 0
     temperature: FiniteFloat
     thresholds: dict[str, FiniteFloat] = {}
+    reject_below: FiniteFloat | None = None
     before: dict[str, FiniteFloat]
     after: dict[str, FiniteFloat]
     notes: list[str] = []

@@ -162,7 +162,8 @@ def _train(
     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     logits, labels = _answer(model, prepared.validation.rows, arguments)
     say("calibrating")
-    calibrated, calibration = calibrate(logits, labels, schema, config.calibration)
+    rejections = {head.name: head.reject for head in config.heads if head.reject is not None}
+    calibrated, calibration = calibrate(logits, labels, schema, config.calibration, rejections)
     for line in describe_calibration(calibration):
         say(f"  {line}")
     if adapted is not None:
