@@ -246,10 +246,10 @@ class _Rows:
     def reject(self, plans: Plans, wanted: Rejections, notes: dict[str, list[str]]) -> tuple[Schema, Shown]:
         """The fitted schema with the wanted bounds, and by head that may reject the cross-fitted `rejection_scores`."""
         whole = self.fit(plans)
-        if not wanted or not len(self.logits):
+        if not wanted:
             return whole, {}
         parts = []
-        for fold in range(self.fold.max() + 1):
+        for fold in range(self.fold.max() + 1 if len(self.fold) else 0):
             rest, left_out = self.fold != fold, self.fold == fold
             fitted = self.fit(plans, fold)
             given = to_scores(self.logits[rest], fitted)

@@ -77,7 +77,7 @@ def _fit(
         best, answered = _best_precision(confidence, right)
         note(
             f"no reject_below is stored: precision {number(target[PRECISION])} cannot be reached on {rows} validation "
-            f"rows; the surest {answered} of them are right in {number(best)}"
+            f"rows; of the surest {answered} of them {number(best)} are right"
         )
     return bound
 
