@@ -147,8 +147,8 @@ def accuracy_coverage(answers: HeadAnswers, metrics: Mapping[str, float]) -> Fig
     if has_point:
         point = [metrics["coverage"]], [metrics["answered_accuracy"]]
         axes.plot(*point, marker="D", linestyle="", label="the checkpoint's reject_below")
-    axes.set(title="Accuracy of what is answered", xlabel="share answered", ylabel="accuracy", xlim=(0, 1.02))
-    axes.set(ylim=(min(0.98, right.min(initial=1) - 0.02), 1.005))
+    axes.set(title="Accuracy of what is answered", xlabel="share of rows answered", ylabel="share of right answers")
+    axes.set(xlim=(0, 1.02), ylim=(min(0.98, right.min(initial=1) - 0.02), 1.005))
     if has_point:
         _legend(figure, axes)
     return figure
