@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +27,8 @@ from polyhead_training.evaluation.metrics import (
 )
 from polyhead_training.evaluation.wording import number
 
-COVERAGE, PRECISION = "coverage", "precision"
-
-Rejections = Mapping[str, float | Mapping[str, float]]
-"""By head: its bound as it is, or the `COVERAGE` or `PRECISION` that it is fitted for."""
+Rejections = Mapping[str, float | Mapping[Literal["coverage", "precision"], float]]
+"""By head: its bound as it is, or the coverage or precision that it is fitted for."""
 
 
 def fit_rejections(
@@ -65,19 +64,19 @@ def fit_rejections(
 
 
 def _fit(
-    target: Mapping[str, float], confidence: Scores, right: Mask, rows: int, note: Callable[[str], None]
+    target: Mapping[Any, float], confidence: Scores, right: Mask, rows: int, note: Callable[[str], None]
 ) -> float | None:
     if not rows:
         note("no reject_below is stored, because no validation row has a label")
         return None
-    if COVERAGE in target:
-        return bound_of_coverage(confidence, math.ceil(target[COVERAGE] * rows - 1e-9))
-    bound = bound_of_precision(confidence, right, target[PRECISION])
+    if "coverage" in target:
+        return bound_of_coverage(confidence, math.ceil(target["coverage"] * rows - 1e-9))
+    bound = bound_of_precision(confidence, right, target["precision"])
     if bound is None:
         best, answered = _best_precision(confidence, right)
         note(
-            f"no reject_below is stored: precision {number(target[PRECISION])} cannot be reached on {rows} validation "
-            f"rows; of the surest {answered} of them {number(best)} are right"
+            f"no reject_below is stored: precision {number(target['precision'])} cannot be reached on {rows} "
+            f"validation rows; of the surest {answered} of them {number(best)} are right"
         )
     return bound
 
@@ -107,7 +106,7 @@ def bound_of_precision(confidence: Scores, right: Mask, precision: float) -> flo
     return 0.0 if last == len(ordered) - 1 else _between(float(ordered[last]), float(ordered[last + 1]))
 
 
-def _ranked(confidence: Scores, right: Mask) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+def _ranked(confidence: Scores, right: Mask) -> tuple[NDArray[np.float64], NDArray[Any], NDArray[Any]]:
     """The different scores, highest first; how many rows have at least each, and how many of these are wrong."""
     order = np.argsort(-confidence, kind="stable")
     ordered = confidence[order].astype(np.float64)
@@ -148,7 +147,7 @@ def out_of_scope_scores(
     rejects = rejected(best, schema)
     results = {}
     for name, outside in out_of_scope.items():
-        inside = ~np.isnan(labels[:, schema.label_columns[name]]).any(axis=1)
+        inside: Mask = ~np.isnan(labels[:, schema.label_columns[name]].sum(axis=1))
         if not outside.any():
             continue
         results[name] = {"out_of_scope_rows": float(outside.sum())}
