@@ -254,7 +254,11 @@ def _compare_rejected(
         while level is not None:
             above = prediction.heads[level.name]
             if level.reject_below is not None and isinstance(above, SingleLabel):
-                margins.append(by_head[level.name].get(above.top[0].label, 0.0) - level.reject_below)
+                # Its scores are compared; what the tolerance allows a certainty depends on all of them.
+                confidence = (
+                    above.certainty if level.reject_by == "certainty" else by_head[level.name].get(above.top[0].label)
+                )
+                margins.append((confidence or 0.0) - level.reject_below)
             level = heads.get(level.parent or "")
         if (answer.rejected is None) != (not margins):
             found.append(f"{head.name}: rejected is {answer.rejected}, but the schema says otherwise")

@@ -117,7 +117,8 @@ def changed_answers(scores: Scores, expected: Scores, schema: Schema, tolerance:
                 margin = expected[row, columns][wanted] - expected[row, columns][winner]
                 margin = before - after if head.name in paths[0] else margin
                 changed[row, columns.start + wanted] = winner != wanted and margin > tolerance
-                if winner == wanted and (least := head.reject_below) is not None:
+                # How far a certainty may move within the tolerance depends on all scores, so only scores are checked.
+                if winner == wanted and (least := head.reject_below) is not None and head.reject_by == "score":
                     scored = expected[row, columns][wanted]
                     differs = over_threshold(scores[row, columns][wanted], least) != over_threshold(scored, least)
                     changed[row, columns.start + wanted] = differs and abs(float(scored) - least) > tolerance

@@ -137,7 +137,7 @@ def _head(old: Head, new: Head) -> Iterator[Change]:
         yield Change(f"{place}: {_named('label', added)} new")
     kept = [label for label in old.labels if label in new.index_of]
     yield from _thresholds(place, old, new, kept)
-    if new.reject_below != old.reject_below:
+    if _bound(new) != _bound(old):
         yield Change(f"{place}: reject_below {_bound(old)} → {_bound(new)}")
     if new.temperature != old.temperature:
         yield Change(f"{place}: temperature {old.temperature:g} → {new.temperature:g}")
@@ -199,7 +199,8 @@ def _described(head: Head) -> str:
 
 
 def _bound(head: Head) -> str:
-    return "none" if head.reject_below is None else f"{head.reject_below:g}"
+    by = "" if head.reject_by == "score" else f" (by {head.reject_by})"
+    return "none" if head.reject_below is None else f"{head.reject_below:g}{by}"
 
 
 def _scale(head: Head) -> str:

@@ -32,10 +32,12 @@ class SingleLabel:
         rejected: whether the answer is no label, because the best label's score is below the head's ``reject_below``,
             or because the level above in a taxonomy is rejected. None if neither head nor request has a
             ``reject_below``; the answer is then the best label.
+        certainty: one over the number of labels that the scores are spread over; None if the head rejects by score.
     """
 
     top: tuple[LabelScore, ...]
     rejected: bool | None = None
+    certainty: float | None = None
 
     @property
     def label(self) -> str | None:
@@ -133,7 +135,10 @@ def _read_head(head: Any, place: str) -> HeadPrediction:
             top = _read_labels(head, place, with_thresholds=False)
             if not top:
                 raise BadResponseError(f"{place}.labels: a {HeadKind.SINGLE_LABEL} head names at least one, got none")
-            return SingleLabel(top, _read_rejected(head, top[0].label, place))
+            certainty = None
+            if "certainty" in head:
+                (certainty,) = _numbers([head["certainty"]], f"{place}.certainty")
+            return SingleLabel(top, _read_rejected(head, top[0].label, place), certainty)
         case HeadKind.MULTI_LABEL:
             return MultiLabel(_read_labels(head, place, with_thresholds=True))
         case HeadKind.REGRESSION:
@@ -170,12 +175,13 @@ def _read_rejected(head: dict[str, Any], best: str, place: str) -> bool | None:
 
 def _write_head(head: HeadPrediction) -> dict[str, Any]:
     match head:
-        case SingleLabel(top, rejected) as answer:
+        case SingleLabel(top, rejected, certainty) as answer:
             return {
                 "kind": HeadKind.SINGLE_LABEL.value,
                 **({} if rejected is None else {"label": answer.label}),
                 "labels": [one.label for one in top],
                 "scores": [one.score for one in top],
+                **({} if certainty is None else {"certainty": certainty}),
             }
         case MultiLabel(labels):
             return {

@@ -31,6 +31,7 @@ class HeadSchema:
         labels: in the order of their score columns; empty for a regression.
         thresholds: multi_label only, one per label: the score from which a label is part of the answer.
         reject_below: single_label only: an answer with a score below this is no label; None: the head rejects nothing.
+        reject_by: what is compared with it: the ``score`` of the best label, or the answer's ``certainty``.
         parent: the head one level up in a taxonomy.
         parent_of: for each label, the label of the parent head above it.
         target_scale: regression only: center and spread of the numbers that it was trained on; None if unknown.
@@ -44,6 +45,7 @@ class HeadSchema:
     parent_of: Mapping[str, str] | None = None
     target_scale: tuple[float, float] | None = None
     reject_below: float | None = None
+    reject_by: str = "score"
 
     @property
     def width(self) -> int:
@@ -158,4 +160,5 @@ def _read_head(head: Any) -> HeadSchema:
         parent_of=head.get("parent_of"),
         target_scale=None if scale is None else (float(scale[0]), float(scale[1])),
         reject_below=None if reject_below is None else float(reject_below),
+        reject_by=str(head.get("reject_by", "score")),
     )

@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from polyhead.decode import DecodeOptions, are_answers, best_paths, decode, over_threshold, rejected, to_scores
+from polyhead.decode import (
+    DecodeOptions,
+    are_answers,
+    best_paths,
+    certainty,
+    decode,
+    over_threshold,
+    rejected,
+    to_scores,
+)
 from polyhead.errors import OptionError
 from polyhead.schema import Head, Schema
 from tests.tiny import SCHEMA
@@ -226,3 +235,20 @@ def test_a_bound_of_a_request_is_a_number_within_0_and_1(bound: object) -> None:
         return
     with pytest.raises(OptionError, match="reject_below"):
         DecodeOptions.from_parameters({"reject_below": bound})
+
+
+def test_certainty_is_one_over_the_labels_that_scores_are_spread_over() -> None:
+    """One label has all, four share alike, or (0.8 + 0.6)² = 1.96 labels; worked out by hand."""
+    rows = np.array([[1, 0, 0, 0], [0.25, 0.25, 0.25, 0.25], [0.64, 0.36, 0, 0]], dtype=np.float32)
+    assert certainty(rows).tolist() == [1.0, 0.25, round(1 / 1.96, 6)]
+
+
+def test_a_head_may_reject_by_certainty() -> None:
+    """The best label has 0.64 in both rows; only what the other labels have decides. The answer says the certainty."""
+    head = Head(name="s", kind="single_label", labels=("x", "y", "z"), reject_below=0.5, reject_by="certainty")
+    two, three = (np.array(row, dtype=np.float32) for row in ([0.64, 0.36, 0], [0.64, 0.18, 0.18]))
+    sure, unsure = (decode(row, Schema([head]), DecodeOptions())["s"] for row in (two, three))
+    assert (sure["label"], sure["certainty"]) == ("x", 0.510204)
+    assert unsure["label"] is None
+    assert unsure["certainty"] == pytest.approx(1 / (0.8 + 2 * math.sqrt(0.18)) ** 2, abs=1e-6)
+    assert decode(three, Schema([head]), DecodeOptions(reject_below=0.3))["s"]["label"] == "x"

@@ -32,6 +32,7 @@ SCHEMA = Schema(
             labels=("a1", "a2", "b1"),
             parent="area",
             parent_of={"a1": "a", "a2": "a", "b1": "b"},
+            reject_by="certainty",
         ),
         Head(name="mood", kind="multi_label", labels=("happy", "sad"), thresholds=(0.3, 0.6), weight=0.5),
         Head(name="stars", kind="regression", y_range=(1.0, 5.0)),
@@ -257,7 +258,7 @@ def test_a_checkpoint_of_format_3_rejects_nothing(damaged: Callable[[], Path]) -
     config = config_of(checkpoint)
     config["polyhead"]["format"] = 3
     for head in config["polyhead"]["heads"]:
-        del head["reject_below"]
+        del head["reject_below"], head["reject_by"]
     write_config(checkpoint, config)
     rows = rows_of(checkpoint)
     rows[0]["polyhead"] = config["polyhead"]

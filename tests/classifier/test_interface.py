@@ -115,6 +115,10 @@ HARMLESS: dict[str, tuple[Interface, list[str]]] = {
     "rejection": (
         with_head("topic", reject_below=0.35), ["head 'topic': reject_below none → 0.35"],
     ),
+    "rejection by certainty": (
+        with_head("topic", reject_below=0.35, reject_by="certainty"),
+        ["head 'topic': reject_below none → 0.35 (by certainty)"],
+    ),
     "scale in training": (
         with_head("stars", target_scale=(3.5, 1.25)),
         ["head 'stars': center and spread of its training targets unknown → 3.5 ± 1.25"],

@@ -30,7 +30,7 @@ labels = st.lists(st.builds(LabelScore, st.text(), share), min_size=1).map(tuple
 chosen = st.lists(st.builds(LabelScore, st.text(), share, share)).map(tuple)
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 heads = st.one_of(
-    st.builds(SingleLabel, labels, st.sampled_from([None, False, True])),
+    st.builds(SingleLabel, labels, st.sampled_from([None, False, True]), st.none() | share),
     st.builds(MultiLabel, chosen),
     st.builds(Regression, numbers),
 )
@@ -158,7 +158,10 @@ def test_a_rejected_answer_has_no_label() -> None:
     assert (rejected.label, rejected.score, rejected.rejected) == (None, 0.7, True)
     assert rejected.top == (LabelScore("sport", 0.7),)
     assert (kept.label, kept.rejected) == ("sport", False)
-    assert (plain.label, plain.rejected) == ("sport", None)
+    assert (plain.label, plain.rejected, plain.certainty) == ("sport", None, None)
+    assert topic(label=None, certainty=0.25).certainty == 0.25
+    with pytest.raises(BadResponseError, match=r"topic\.certainty"):
+        topic(certainty="much")
 
 
 @pytest.mark.parametrize("label", ["news", 3, ["sport"]])
@@ -172,5 +175,6 @@ def test_the_schema_names_the_bound() -> None:
     """Servers of older releases have none."""
     assert ModelSchema.from_json(json.dumps(SCHEMA))["topic"].reject_below is None
     fields = copy.deepcopy(SCHEMA)
-    fields["heads"][0]["reject_below"] = 0.75
-    assert ModelSchema.from_json(json.dumps(fields))["topic"].reject_below == 0.75
+    fields["heads"][0] |= {"reject_below": 0.75, "reject_by": "certainty"}
+    head = ModelSchema.from_json(json.dumps(fields))["topic"]
+    assert (head.reject_below, head.reject_by) == (0.75, "certainty")

@@ -209,3 +209,12 @@ def test_a_rejected_level_rejects_the_level_below() -> None:
     assert mismatches(True, True) == []
     assert len(mismatches(True, False)) == 1
     assert len(mismatches(True, None)) == 1
+
+
+def test_a_rejection_by_certainty_is_judged_by_the_answers_own() -> None:
+    """Its scores are compared with the expected ones as always."""
+    topic = replace(SERVED.heads[0], reject_below=0.5, reject_by="certainty")
+    served = replace(SERVED, heads=(topic, *SERVED.heads[1:]))
+    for certainty, rejected, is_right in ((0.4, True, True), (0.4, False, False), (0.6, True, False)):
+        answer = SingleLabel((LabelScore("sport", 0.7),), rejected, certainty)
+        assert (find_mismatches(with_head("topic", answer), EXPECTED, served) == []) == is_right

@@ -200,6 +200,21 @@ def test_calibration_shows_what_rejection_costs_on_other_rows() -> None:
     assert lines[1] == f"s: rejects an answer whose score is below {schema['s'].reject_below:.4g}"
 
 
+def test_a_bound_may_be_one_of_certainty() -> None:
+    """It is fitted on certainties, and `risk_coverage` orders by them; the best score says nothing here."""
+    head = Head(name="s", kind="single_label", labels=("x", "y", "z"), reject_by="certainty")
+    rest = np.array([0.0, 0.04, 0.09, 0.16])
+    scores = np.stack([np.full(4, 0.64), 0.36 - rest, rest], axis=1).astype(np.float32)
+    labels = float32s(0, 0, 0, 1)[:, None]
+    certainties = 1 / (0.8 + np.sqrt(0.36 - rest) + np.sqrt(rest)) ** 2
+    schema = fit_rejections(scores, labels, Schema([head]), {"s": {"coverage": 0.5}}, pytest.fail)
+    assert schema["s"].reject_below == pytest.approx((certainties[1] + certainties[2]) / 2, abs=2e-6)
+    found = score_answers(scores, labels, schema)["s"]
+    assert (found["coverage"], found["answered_accuracy"]) == (0.5, 1.0)
+    (answers,) = answers_of(scores, labels, schema)
+    assert risk_coverage(answers)[1].tolist() == [1.0, 1.0, 1.0, 0.75]
+
+
 def test_a_precision_that_cannot_be_reached_is_a_note() -> None:
     """The head then rejects nothing, and the note says what the surest rows reach."""
     logits, labels = logits_of(200)

@@ -50,6 +50,7 @@ class _Calibrated(BaseModel):
     temperature: FiniteFloat
     thresholds: dict[str, FiniteFloat] = {}
     reject_below: FiniteFloat | None = None
+    reject_by: str = "score"
     before: dict[str, FiniteFloat]
     after: dict[str, FiniteFloat]
     notes: list[str] = []

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, model_validator
 
-from polyhead.schema import HeadKind
+from polyhead.schema import HeadKind, RejectBy
 from polyhead_rows.errors import TableError
 from polyhead_rows.names import read_names
 from polyhead_training.config.section import Section
@@ -56,6 +56,8 @@ class HeadConfig(Section):
         reject: single_label only: which texts get no label. ``{ coverage = 0.95 }`` answers the surest 95 % of the
             texts. ``{ precision = 0.98 }`` answers as many as it can while 98 % of the answers are right. Both are
             fitted on the validation rows that have a label. A number is the lowest score that is answered.
+        reject_by: single_label only: what decides which texts are the surest. ``score`` is that of the best label.
+            ``certainty`` looks at all scores: it finds more texts out of scope, and fewer mistakes among the others.
         label_smoothing: single_label and multi_label only (Szegedy et al. 2016, arXiv:1512.00567).
     """
 
@@ -84,6 +86,7 @@ class HeadConfig(Section):
     reject: Annotated[float, Field(strict=True)] | dict[Literal["coverage", "precision"], float] | None = Field(
         default=None, examples=[{"coverage": 0.95}]
     )
+    reject_by: RejectBy = "score"
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, examples=[0.05])
 
     @model_validator(mode="before")
@@ -112,7 +115,7 @@ class HeadConfig(Section):
     def _agree(self) -> HeadConfig:
         for field, kinds in {
             "y_range": (HeadKind.REGRESSION,),
-            **dict.fromkeys(("class_weights", "out_of_scope", "reject"), (HeadKind.SINGLE_LABEL,)),
+            **dict.fromkeys(("class_weights", "out_of_scope", "reject", "reject_by"), (HeadKind.SINGLE_LABEL,)),
             "positive_weights": (HeadKind.MULTI_LABEL,),
             **dict.fromkeys(OF_LABELS, (HeadKind.SINGLE_LABEL, HeadKind.MULTI_LABEL)),
         }.items():

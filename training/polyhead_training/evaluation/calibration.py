@@ -109,7 +109,7 @@ def calibrate(
         if head.thresholds is not None:
             fitted["thresholds"] = dict(zip(head.labels, head.thresholds, strict=True))
         if head.reject_below is not None:
-            fitted["reject_below"] = head.reject_below
+            fitted |= {"reject_below": head.reject_below, "reject_by": head.reject_by}
         all_answered = {"coverage": 1.0, "answered_accuracy": after[head.name].get("accuracy", 0.0)}
         rejects = head.name in answered
         summary[head.name] = fitted | {
@@ -133,7 +133,7 @@ def describe_calibration(summary: Mapping[str, Any]) -> list[str]:
         if scores:
             lines.append(f"{name}, cross-fitted on {found['rows']} validation rows: {', '.join(scores)}")
         if "reject_below" in found:
-            lines.append(f"{name}: rejects an answer whose score is below {found['reject_below']:.4g}")
+            lines.append(f"{name}: rejects an answer whose {found['reject_by']} is below {found['reject_below']:.4g}")
         lines += [f"{name}: {note}" for note in found["notes"]]
     return lines
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from sklearn import metrics
 
-from polyhead.decode import Scores, best_paths, over_threshold, rejected, to_scores
+from polyhead.decode import Scores, best_paths, certainty, over_threshold, rejected, to_scores
 from polyhead.schema import Head, HeadKind, Schema
 from polyhead_training.evaluation.rankings import rankings_of_labels
 
@@ -125,7 +125,7 @@ def score_all(answers: Iterable[HeadAnswers], schema: Schema) -> dict[str, dict[
 def answers_of(scores: Scores, labels: Labels, schema: Schema, unseen: Unseen | None = None) -> Iterator[HeadAnswers]:
     """What would be served for these scores, per head, with the true labels."""
     best = best_labels(scores, schema)
-    rejects = rejected(answered_scores(best, scores, schema), schema) if schema.rejecting_heads else {}
+    rejects = rejected(confidence_of(best, scores, schema), schema) if schema.rejecting_heads else {}
     for head in schema:
         given = labels[:, schema.label_columns[head.name]]
         known: Mask = np.logical_not(np.isnan(given).any(axis=1))
@@ -160,10 +160,15 @@ def best_labels(scores: Scores, schema: Schema) -> dict[str, NDArray[np.intp]]:
     }
 
 
-def answered_scores(best: Mapping[str, NDArray[np.intp]], scores: Scores, schema: Schema) -> dict[str, Scores]:
-    """By single_label head: the score of each row's label of `best_labels`."""
+def confidence_of(best: Mapping[str, NDArray[np.intp]], scores: Scores, schema: Schema) -> dict[str, NDArray[Any]]:
+    """By single_label head: what its `Head.reject_by` names: the score of each row's best label, or its certainty."""
     rows = np.arange(len(scores))
-    return {name: scores[:, schema.columns[name]][rows, labels] for name, labels in best.items()}
+    return {
+        name: scores[:, schema.columns[name]][rows, labels]
+        if schema[name].reject_by == "score"
+        else certainty(scores[:, schema.columns[name]])
+        for name, labels in best.items()
+    }
 
 
 def among(unseen: Mapping[int, Sequence[str]], rows: NDArray[np.intp]) -> dict[int, Sequence[str]]:

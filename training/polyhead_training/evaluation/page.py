@@ -240,7 +240,7 @@ def _rejection(answers: HeadAnswers, metrics: Mapping[str, float]) -> str:
     sentences = []
     if answers.rejected is not None and "coverage" in metrics:
         below = answers.head.reject_below
-        bound = "" if below is None else f" because its score is below {number(below)}"
+        bound = "" if below is None else f" because its {answers.head.reject_by} is below {number(below)}"
         above = "" if answers.head.parent is None else ", or because the level above has none"
         sentences.append(
             f"{1 - metrics['coverage']:.1%} of the rows get no label{bound}{above if bound else ''}"

@@ -143,7 +143,7 @@ def accuracy_coverage(answers: HeadAnswers, metrics: Mapping[str, float]) -> Fig
     has_point = "answered_accuracy" in metrics
     figure, axes = _figure(legend=2 if has_point else 0)
     share, right = risk_coverage(answers)
-    axes.plot(*_thin(share, right), label="answers with the highest scores")
+    axes.plot(*_thin(share, right), label=f"answers with the highest {answers.head.reject_by}")
     if has_point:
         point = [metrics["coverage"]], [metrics["answered_accuracy"]]
         axes.plot(*point, marker="D", linestyle="", label="the checkpoint's reject_below")

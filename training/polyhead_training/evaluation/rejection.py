@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from polyhead.decode import Scores, rejected
+from polyhead.decode import Scores, certainty, rejected
 from polyhead.schema import Schema
 from polyhead_training.evaluation.metrics import (
     HeadAnswers,
     Labels,
     Mask,
-    answered_scores,
     best_labels,
+    confidence_of,
     decisions,
 )
 from polyhead_training.evaluation.wording import number
@@ -44,7 +44,7 @@ def fit_rejections(
         note: gets the head and a sentence if no bound can be fitted.
     """
     labels_of = best_labels(scores, schema)
-    best = answered_scores(labels_of, scores, schema)
+    best = confidence_of(labels_of, scores, schema)
     found = {head.name: head for head in schema}
     for head in schema.single_label_heads:  # parents first: what they reject is known
         target = wanted.get(head.name)
@@ -131,6 +131,8 @@ def _between(upper: float, lower: float) -> float:
 def risk_coverage(answers: HeadAnswers) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """For each bound, from the highest: the share of rows that are answered, and the share of these that is right."""
     confidence, right = decisions(answers)
+    if answers.head.reject_by == "certainty":
+        confidence = certainty(answers.scores)
     _, answered, wrong = _ranked(confidence, right.astype(bool))
     return answered / max(len(right), 1), 1 - wrong / answered
 
@@ -143,7 +145,7 @@ def out_of_scope_scores(
     Args:
         out_of_scope: by head, which rows these are.
     """
-    best = answered_scores(best_labels(scores, schema), scores, schema)
+    best = confidence_of(best_labels(scores, schema), scores, schema)
     rejects = rejected(best, schema)
     results = {}
     for name, outside in out_of_scope.items():
