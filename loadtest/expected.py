@@ -1,8 +1,8 @@
 """The answers that a load test expects, and whether an answer is the expected one or the answer to another text.
 
 They come from a checkpoint's ``golden.jsonl`` or from ``polyhead-golden``. Scores may differ by the tolerance, because
-batches and precisions round differently. Therefore a label may change places with another, or cross its threshold, but
-only if the expected scores are that close.
+batches and precisions round differently. Therefore a label may change places with another, cross its threshold, or be
+rejected, but only if the expected scores are that close.
 """
 
 from __future__ import annotations
@@ -180,6 +180,7 @@ def find_mismatches(
                     found.append(f"{head.name}: value {value:.6g}, expected {score:.6g}")
             case _:
                 found.append(f"{head.name}: a {type(answer).__name__}, expected a {head.kind}")
+    found += _compare_rejected(prediction, by_head, schema, tolerance)
     return found or _compare_paths(prediction, by_head, schema, tolerance)
 
 
@@ -238,6 +239,34 @@ def _compare_chosen(
     return found
 
 
+def _compare_rejected(
+    prediction: Prediction, by_head: Mapping[str, Mapping[str, float]], schema: ModelSchema, tolerance: float
+) -> list[str]:
+    """Checks that an answer has no label if its expected score, or that of a level above it, is below reject_below."""
+    found = []
+    heads = {head.name: head for head in schema.heads}
+    for head in schema.heads:
+        answer = prediction.heads[head.name]
+        if not isinstance(answer, SingleLabel):
+            continue
+        margins: list[float] = []  # of this level and of all above it: how far the score is above the bound
+        level: HeadSchema | None = head
+        while level is not None:
+            above = prediction.heads[level.name]
+            if level.reject_below is not None and isinstance(above, SingleLabel):
+                # Its scores are compared; what the tolerance allows a certainty depends on all of them.
+                confidence = (
+                    above.certainty if level.reject_by == "certainty" else by_head[level.name].get(above.top[0].label)
+                )
+                margins.append((confidence or 0.0) - level.reject_below)
+            level = heads.get(level.parent or "")
+        if (answer.rejected is None) != (not margins):
+            found.append(f"{head.name}: rejected is {answer.rejected}, but the schema says otherwise")
+        elif margins and answer.rejected != (min(margins) < 0) and abs(min(margins)) > tolerance:
+            found.append(f"{head.name}: rejected is {answer.rejected}, although its score is not near reject_below")
+    return found
+
+
 def _compare_paths(
     prediction: Prediction, by_head: Mapping[str, Mapping[str, float]], schema: ModelSchema, tolerance: float
 ) -> list[str]:
@@ -263,7 +292,7 @@ def _compare_paths(
         for head in members:  # the loop appends to the list
             members += children.get(head.name, [])
         answers = {head.name: prediction.heads[head.name] for head in members}
-        chosen = {name: answer.label for name, answer in answers.items() if isinstance(answer, SingleLabel)}
+        chosen = {name: answer.top[0].label for name, answer in answers.items() if isinstance(answer, SingleLabel)}
         for head in members:
             product *= by_head[head.name][chosen[head.name]]
             if head.parent and (head.parent_of or {}).get(chosen[head.name]) != chosen[head.parent]:

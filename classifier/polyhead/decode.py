@@ -21,12 +21,14 @@ class DecodeOptions(BaseModel):
     Attributes:
         top_k: a single_label head names this many labels (default 1), a multi_label head at most this many.
         threshold: replaces the thresholds of all labels in all multi_label heads.
+        reject_below: replaces that of all single_label heads; 0 rejects nothing.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     top_k: int | None = Field(default=None, ge=1)
     threshold: float | None = Field(default=None, ge=0, le=1)
+    reject_below: float | None = Field(default=None, ge=0, le=1)
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any]) -> DecodeOptions:
@@ -106,13 +108,64 @@ def decode(scores: Scores, schema: Schema, options: DecodeOptions) -> dict[str, 
     Returns:
         By head name: ``kind``, and ``labels`` with ``scores``, best first (multi_label also ``thresholds``), or
         ``value`` for a regression. Heads of a taxonomy name the most probable path, so no label contradicts its parent.
+        A head that may reject also has ``label``: the first of its ``labels``, or None if it is rejected; and, if its
+        `Head.reject_by` says so, its ``certainty``.
     """
     path = best_paths(scores, schema)
-    return {head.name: _decode_head(head, scores[schema.columns[head.name]], path, options) for head in schema}
+    answers = {head.name: _decode_head(head, scores[schema.columns[head.name]], path, options) for head in schema}
+    if options.reject_below is None and not schema.rejecting_heads:
+        return answers
+    confidence = {
+        head.name: answers[head.name]["scores"][0]
+        if head.reject_by == "score"
+        else certainty(scores[schema.columns[head.name]])
+        for head in schema.single_label_heads
+    }
+    for name, is_rejected in rejected(confidence, schema, options.reject_below).items():
+        answer = answers[name]
+        label = None if is_rejected else answer["labels"][0]
+        answers[name] = {"kind": answer.pop("kind"), "label": label, **answer}
+        if schema[name].reject_by == "certainty":
+            answers[name]["certainty"] = float(confidence[name])
+    return answers
 
 
-def over_threshold(scores: Scores, thresholds: Sequence[float]) -> NDArray[np.bool_]:
-    """Which labels of a multi_label head are part of the answer, for scores ``(…, labels)``.
+def certainty(scores: Scores) -> NDArray[np.float64]:
+    """One over the number of labels that the scores ``(…, labels)`` are spread over: 1 / (sum of their roots)².
+
+    1 if one label has the whole score, 1/n if n labels share it alike. (The exponential of the Rényi entropy of order
+    1/2.) Rounded to 6 digits, so that it is the same number on every machine.
+    """
+    roots = np.sqrt(np.maximum(scores, 0).astype(np.float64)).sum(axis=-1)
+    found: NDArray[np.float64] = np.round(1 / np.maximum(roots, 1.0) ** 2, 6)
+    return found
+
+
+def rejected(
+    confidence: Mapping[str, Any], schema: Schema, reject_below: float | None = None
+) -> dict[str, NDArray[np.bool_]]:
+    """Which answers are rejected, by the heads that may reject: those with a `Head.reject_below`, and all below them.
+
+    A rejected head rejects the heads below it, because a path of a taxonomy cannot go on after a level without a label.
+
+    Args:
+        confidence: by single_label head: what its `Head.reject_by` names, of one text or of several ``(n,)``.
+        reject_below: replaces that of all heads.
+    """
+    found: dict[str, NDArray[np.bool_]] = {}
+    for head in schema.single_label_heads:  # parents first
+        least = head.reject_below if reject_below is None else reject_below
+        above = None if head.parent is None else found.get(head.parent)
+        if least is not None:
+            own = ~over_threshold(np.asarray(confidence[head.name]), least)
+            found[head.name] = own if above is None else own | above
+        elif above is not None:
+            found[head.name] = above
+    return found
+
+
+def over_threshold(scores: Scores, thresholds: Sequence[float] | float) -> NDArray[np.bool_]:
+    """Which scores ``(…, labels)`` reach their thresholds.
 
     Compares in float64, because NumPy 1 and 2 compare a float32 with a Python float differently.
     """

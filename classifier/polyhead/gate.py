@@ -102,7 +102,7 @@ def changed_answers(scores: Scores, expected: Scores, schema: Schema, tolerance:
 
     Returns:
         bool ``(n, schema.width)``. For a multi_label head, the columns whose threshold is crossed. For a single_label
-        head, the column of the expected label if another label wins.
+        head, the column of the expected label if another label wins, or if it is rejected or no longer rejected.
     """
     changed = np.zeros(scores.shape, dtype=np.bool_)
     for row in range(len(scores)):
@@ -117,6 +117,11 @@ def changed_answers(scores: Scores, expected: Scores, schema: Schema, tolerance:
                 margin = expected[row, columns][wanted] - expected[row, columns][winner]
                 margin = before - after if head.name in paths[0] else margin
                 changed[row, columns.start + wanted] = winner != wanted and margin > tolerance
+                # How far a certainty may move within the tolerance depends on all scores, so only scores are checked.
+                if winner == wanted and (least := head.reject_below) is not None and head.reject_by == "score":
+                    scored = expected[row, columns][wanted]
+                    differs = over_threshold(scores[row, columns][wanted], least) != over_threshold(scored, least)
+                    changed[row, columns.start + wanted] = differs and abs(float(scored) - least) > tolerance
             elif head.thresholds is not None:
                 differs = over_threshold(scores[row, columns], head.thresholds) != over_threshold(
                     expected[row, columns], head.thresholds

@@ -141,6 +141,8 @@ def _head(old: Head, new: Head) -> Iterator[Change]:
         yield Change(f"{place}: {_named('label', added)} new")
     kept = [label for label in old.labels if label in new.index_of]
     yield from _thresholds(place, old, new, kept)
+    if _bound(new) != _bound(old):
+        yield Change(f"{place}: reject_below {_bound(old)} → {_bound(new)}")
     if new.temperature != old.temperature:
         yield Change(f"{place}: temperature {old.temperature:g} → {new.temperature:g}")
     if new.target_scale != old.target_scale:
@@ -198,6 +200,11 @@ def _column_names(schema: Schema) -> list[tuple[str, str]]:
 
 def _described(head: Head) -> str:
     return head.kind if head.kind == HeadKind.REGRESSION else f"{head.kind}, {len(head.labels)} labels"
+
+
+def _bound(head: Head) -> str:
+    by = "" if head.reject_by == "score" else f" (by {head.reject_by})"
+    return "none" if head.reject_below is None else f"{head.reject_below:g}{by}"
 
 
 def _scale(head: Head) -> str:

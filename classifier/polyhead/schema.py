@@ -20,8 +20,9 @@ MOST_HEADS = 1000
 MOST_LEVELS = 32  # of a taxonomy
 
 Architecture = Literal["base", "hidden_state_concat"]  # here, because configs are read without torch
-# Servers and checkpoints (formats 1 and 2) of older releases have heads without these fields.
-MAY_LACK = frozenset({"target_scale"})
+RejectBy = Literal["score", "certainty"]
+# Servers and checkpoints of older releases have heads without these fields.
+MAY_LACK = frozenset({"target_scale", "reject_below", "reject_by"})
 
 # JSON has true beside 1 and "1" beside 1; only a number is one here.
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -44,6 +45,9 @@ class Head(BaseModel):
         labels: in index order; empty for a regression.
         weight: factor of the head's loss in training.
         thresholds: multi_label only, one per label: the answer includes a label if its score is at least this.
+        reject_below: single_label only: the answer is no label if its score is below this, or if `parent` rejects.
+            None: the head itself rejects nothing.
+        reject_by: what `reject_below` is compared with: the answered label's score, or `polyhead.decode.certainty`.
         temperature: logits are divided by it before softmax or sigmoid (Guo et al. 2017, arXiv:1706.04599).
         target_scale: regression only: center and spread of the numbers that it was trained on. The answer is
             ``center + spread * logit``. None, in imported models and formats 1 and 2: the answer is the logit.
@@ -60,6 +64,8 @@ class Head(BaseModel):
     labels: tuple[str, ...] = ()
     weight: Number = Field(default=1.0, ge=0)
     thresholds: tuple[Number, ...] | None = None
+    reject_below: Annotated[Number, Field(ge=0, le=1)] | None = None
+    reject_by: RejectBy = "score"
     temperature: Number = Field(default=1.0, gt=0)
     target_scale: tuple[Number, Number] | None = None
     y_range: tuple[Number, Number] | None = None
@@ -94,6 +100,10 @@ class Head(BaseModel):
                 raise ValueError(f"head {self.name!r}: thresholds must lie in [0, 1], got {shortened(wrong)}")
         elif self.thresholds is not None:
             raise ValueError(f"head {self.name!r}: only multi_label heads have thresholds")
+        if self.reject_below is not None and self.kind != HeadKind.SINGLE_LABEL:
+            raise ValueError(f"head {self.name!r}: only single_label heads have a reject_below")
+        if self.reject_by != "score" and self.kind != HeadKind.SINGLE_LABEL:
+            raise ValueError(f"head {self.name!r}: only single_label heads have a reject_by")
         if self.target_scale is not None:
             if self.kind != HeadKind.REGRESSION:
                 raise ValueError(f"head {self.name!r}: only regression heads have a target_scale")
@@ -217,6 +227,29 @@ class Schema:
         for head in self.heads:
             found[head.parent].append(head)
         return found
+
+    @cached_property
+    def single_label_heads(self) -> list[Head]:
+        """The single_label heads, each after its parent."""
+        found: list[Head] = []
+
+        def add(heads: list[Head]) -> None:
+            for head in heads:
+                if head.kind == HeadKind.SINGLE_LABEL:
+                    found.append(head)
+                    add(self.children(head.name))
+
+        add(self.children(None))
+        return found
+
+    @cached_property
+    def rejecting_heads(self) -> list[Head]:
+        """The heads with a `Head.reject_below`, and all heads below them."""
+        found: dict[str, Head] = {}
+        for head in self.single_label_heads:
+            if head.reject_below is not None or head.parent in found:
+                found[head.name] = head
+        return list(found.values())
 
     @cached_property
     def child_labels(self) -> dict[str, list[list[int]]]:

@@ -74,6 +74,7 @@ class AsyncClient(Settings):
         threshold: float | None = None,
         timeout_s: float | None = None,
         raise_on_error: bool = False,
+        reject_below: float | None = None,
     ) -> Prediction: ...
     @overload
     async def classify(
@@ -83,6 +84,7 @@ class AsyncClient(Settings):
         threshold: float | None = None,
         timeout_s: float | None = None,
         raise_on_error: bool = False,
+        reject_below: float | None = None,
     ) -> list[Prediction]: ...
 
     async def classify(
@@ -92,10 +94,11 @@ class AsyncClient(Settings):
         threshold: float | None = None,
         timeout_s: float | None = None,
         raise_on_error: bool = False,
+        reject_below: float | None = None,
     ) -> Prediction | list[Prediction]:
         """Like `Client.classify`."""
         deadline = self._deadline(timeout_s)
-        parameters = build_parameters(top_k, threshold)
+        parameters = build_parameters(top_k, threshold, reject_below)
         one = isinstance(texts, str | Mapping)
         predictions = await self._ask("classify", [texts] if one else texts, PREDICTION, parameters, deadline)
         if raise_on_error:
@@ -110,10 +113,11 @@ class AsyncClient(Settings):
         top_k: int | None = None,
         threshold: float | None = None,
         timeout_s: float | None = None,
+        reject_below: float | None = None,
     ) -> AsyncGenerator[Prediction, None]:
         """Like `Client.stream`, with tasks; the texts may also come from an asynchronous iterable."""
         request_timeout_s = self._deadline(timeout_s).timeout_s
-        parameters = build_parameters(top_k, threshold)
+        parameters = build_parameters(top_k, threshold, reject_below)
         most_texts = self.batch_size if batch_size is None else check_count("batch_size", batch_size)
         rows = texts if isinstance(texts, AsyncIterable) or is_table(texts) else iterate(texts)
         batches = cut_async(self._rows(rows, request_timeout_s), most_texts, self.max_request_bytes)
@@ -132,10 +136,11 @@ class AsyncClient(Settings):
         top_k: int | None = None,
         threshold: float | None = None,
         timeout_s: float | None = None,
+        reject_below: float | None = None,
     ) -> list[bytes]:
         """Like `Client.classify_json`."""
         deadline = self._deadline(timeout_s)
-        parameters = build_parameters(top_k, threshold)
+        parameters = build_parameters(top_k, threshold, reject_below)
         return await self._ask("classify", texts, PREDICTION_JSON, parameters, deadline)
 
     async def scores(self, texts: Texts, timeout_s: float | None = None) -> NDArray[np.float32]:

@@ -74,6 +74,7 @@ class Client(Settings):
         threshold: float | None = None,
         timeout_s: float | None = None,
         raise_on_error: bool = False,
+        reject_below: float | None = None,
     ) -> Prediction: ...
     @overload
     def classify(
@@ -83,6 +84,7 @@ class Client(Settings):
         threshold: float | None = None,
         timeout_s: float | None = None,
         raise_on_error: bool = False,
+        reject_below: float | None = None,
     ) -> list[Prediction]: ...
 
     def classify(
@@ -92,6 +94,7 @@ class Client(Settings):
         threshold: float | None = None,
         timeout_s: float | None = None,
         raise_on_error: bool = False,
+        reject_below: float | None = None,
     ) -> Prediction | list[Prediction]:
         """Classifies one text or several.
 
@@ -102,6 +105,8 @@ class Client(Settings):
             threshold: replaces the labels' own thresholds in multi_label heads.
             timeout_s: how long the whole call may take; the client's if None.
             raise_on_error: raises TextError for the first text without an answer.
+            reject_below: replaces that of all single_label heads: an answer whose best score is below it has no label.
+                0 rejects nothing; None leaves it to the model.
 
         Returns:
             One prediction for a str or dict; for a list a list, one per text in the same order. A text without an
@@ -111,7 +116,7 @@ class Client(Settings):
             PolyheadClientError: see `polyhead_client.errors`.
         """
         deadline = self._deadline(timeout_s)
-        parameters = build_parameters(top_k, threshold)
+        parameters = build_parameters(top_k, threshold, reject_below)
         one = isinstance(texts, str | Mapping)
         predictions = self._ask("classify", [texts] if one else texts, PREDICTION, parameters, deadline)
         if raise_on_error:
@@ -126,6 +131,7 @@ class Client(Settings):
         top_k: int | None = None,
         threshold: float | None = None,
         timeout_s: float | None = None,
+        reject_below: float | None = None,
     ) -> Generator[Prediction, None, None]:
         """Classifies the texts of any iterable, such as a generator or a file, and yields predictions in its order.
 
@@ -140,12 +146,13 @@ class Client(Settings):
             top_k: as for `classify`.
             threshold: as for `classify`.
             timeout_s: how long each request may take; the client's if None.
+            reject_below: as for `classify`.
 
         Raises:
             PolyheadClientError: see `polyhead_client.errors`; for bad arguments at once.
         """
         request_timeout_s = self._deadline(timeout_s).timeout_s
-        parameters = build_parameters(top_k, threshold)
+        parameters = build_parameters(top_k, threshold, reject_below)
         most_texts = self.batch_size if batch_size is None else check_count("batch_size", batch_size)
         rows = texts if is_table(texts) else iterate(texts)
         batches = cut(self._rows(rows, request_timeout_s), most_texts, self.max_request_bytes)
@@ -163,10 +170,11 @@ class Client(Settings):
         top_k: int | None = None,
         threshold: float | None = None,
         timeout_s: float | None = None,
+        reject_below: float | None = None,
     ) -> list[bytes]:
         """Like `classify` of a list, but returns the server's JSON as it came, for pipes and load tests."""
         deadline = self._deadline(timeout_s)
-        parameters = build_parameters(top_k, threshold)
+        parameters = build_parameters(top_k, threshold, reject_below)
         return self._ask("classify", texts, PREDICTION_JSON, parameters, deadline)
 
     def scores(self, texts: Texts, timeout_s: float | None = None) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import count, islice
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import typer
 from rich.console import Console
@@ -70,6 +70,7 @@ def answer_lines(
     workers: int,
     top_k: int | None,
     threshold: float | None,
+    reject_below: float | None = None,
 ) -> Iterator[tuple[str, Prediction]]:
     """Yields each line with its answer, in order. A line that cannot be sent has its reason as the error.
 
@@ -79,7 +80,8 @@ def answer_lines(
     Raises:
         PolyheadClientError: see `Client.stream`; the lines before it have been yielded.
     """
-    unread = deque(islice(lines, 1))  # read again after a rejection
+    unread = deque(islice(lines, 1))  # read again after a refused request
+    options: dict[str, Any] = {"top_k": top_k, "threshold": threshold, "reject_below": reject_below}
     waiting: deque[Line] = deque()  # read, and not yet yielded
 
     def texts() -> Iterator[str]:
@@ -93,14 +95,14 @@ def answer_lines(
 
     while unread:
         try:
-            with closing(client.stream(texts(), batch_size, workers, top_k, threshold)) as stream:
+            with closing(client.stream(texts(), batch_size, workers, **options)) as stream:
                 for prediction in stream:
                     yield from _bad_lines(waiting)
                     yield waiting.popleft().text, prediction
         except RequestRejectedError:
             for _ in range(min(batch_size, len(waiting))):
                 line = waiting.popleft()
-                alone = Prediction(error=line.error) if line.error else _ask_alone(client, line.text, top_k, threshold)
+                alone = Prediction(error=line.error) if line.error else _ask_alone(client, line.text, options)
                 yield line.text, alone
             unread.extendleft(reversed(waiting))
             waiting.clear()
@@ -115,11 +117,12 @@ def _bad_lines(waiting: deque[Line]) -> Iterator[tuple[str, Prediction]]:
         yield line.text, Prediction(error=line.error)
 
 
-def _ask_alone(client: Client, text: str, top_k: int | None, threshold: float | None) -> Prediction:
+def _ask_alone(client: Client, text: str, options: dict[str, Any]) -> Prediction:
     try:
-        return client.classify(text, top_k, threshold)
+        answer: Prediction = client.classify(text, **options)
+        return answer
     except RequestRejectedError as error:
-        client.classify(CANARY.decode(), top_k, threshold)  # raises if the text is not the reason
+        client.classify(CANARY.decode(), **options)  # raises if the text is not the reason
         return Prediction(error=str(error))
 
 
@@ -230,16 +233,19 @@ def _labels(head: HeadSchema) -> str:
     if head.kind == HeadKind.REGRESSION:
         return "a number"
     names: Sequence[str] = head.labels
+    rejects = "" if head.reject_below is None else f"; none below {head.reject_below:.2f}"
     if head.thresholds is not None:
         names = [f"{label} from {value:.2f}" for label, value in zip(head.labels, head.thresholds, strict=True)]
     more = len(names) - SHOWN_LABELS
-    return ", ".join(names[:SHOWN_LABELS]) + (f" and {more} more (--json has all)" if more > 0 else "")
+    return ", ".join(names[:SHOWN_LABELS]) + (f" and {more} more (--json has all)" if more > 0 else "") + rejects
 
 
 def _describe(head: HeadPrediction | None) -> str:
     match head:
         case None:
             return ""
+        case SingleLabel(chosen, rejected) if rejected:
+            return "\n".join(["rejected:", *(f"{one.label} {one.score:.2f}" for one in chosen)])
         case SingleLabel(chosen) | MultiLabel(chosen):
             return "\n".join(f"{one.label} {one.score:.2f}" for one in chosen) or "none"
         case Regression(value):

@@ -214,10 +214,10 @@ def _targets(
 
 
 def _answered(schema: ModelSchema, prediction: Prediction, whole: Scores, head: str) -> Sequence[str | None]:
-    """The labels of a head's answer; if there are none, the label that is closest to its threshold."""
+    """The labels of a head's answer; of a rejected one the best label, of none the one closest to its threshold."""
     match prediction[head]:
         case SingleLabel() as answer:
-            return [answer.label]
+            return [answer.top[0].label]
         case MultiLabel() as answer if answer.names:
             return answer.names
         case MultiLabel():

@@ -25,18 +25,28 @@ class LabelScore:
 
 @dataclass(frozen=True, slots=True)
 class SingleLabel:
-    """One of n labels: the best label or, with ``top_k``, the best ones, best first; never empty."""
+    """One of n labels, or none of them.
+
+    Attributes:
+        top: the best label or, with ``top_k``, the best ones, best first; never empty, also if the answer is rejected.
+        rejected: whether the answer is no label, because the best label's score is below the head's ``reject_below``,
+            or because the level above in a taxonomy is rejected. None if neither head nor request has a
+            ``reject_below``; the answer is then the best label.
+        certainty: one over the number of labels that the scores are spread over; None if the head rejects by score.
+    """
 
     top: tuple[LabelScore, ...]
+    rejected: bool | None = None
+    certainty: float | None = None
 
     @property
-    def label(self) -> str:
-        """The best label."""
-        return self.top[0].label
+    def label(self) -> str | None:
+        """The best label; None if the answer is rejected. ``top[0].label`` is always the best label."""
+        return None if self.rejected else self.top[0].label
 
     @property
     def score(self) -> float:
-        """The best label's score."""
+        """The best label's score, also if the answer is rejected."""
         return self.top[0].score
 
 
@@ -125,7 +135,10 @@ def _read_head(head: Any, place: str) -> HeadPrediction:
             top = _read_labels(head, place, with_thresholds=False)
             if not top:
                 raise BadResponseError(f"{place}.labels: a {HeadKind.SINGLE_LABEL} head names at least one, got none")
-            return SingleLabel(top)
+            certainty = None
+            if "certainty" in head:
+                (certainty,) = _numbers([head["certainty"]], f"{place}.certainty")
+            return SingleLabel(top, _read_rejected(head, top[0].label, place), certainty)
         case HeadKind.MULTI_LABEL:
             return MultiLabel(_read_labels(head, place, with_thresholds=True))
         case HeadKind.REGRESSION:
@@ -151,13 +164,24 @@ def _read_labels(head: dict[str, Any], place: str, *, with_thresholds: bool) -> 
     return tuple(map(LabelScore, labels, numbers, _numbers(thresholds, f"{place}.thresholds")))
 
 
+def _read_rejected(head: dict[str, Any], best: str, place: str) -> bool | None:
+    if "label" not in head:
+        return None
+    if head["label"] not in (None, best):
+        found = one_line(repr(head["label"]))
+        raise BadResponseError(f"{place}.label must be the first of labels or null, got {found}")
+    return head["label"] is None
+
+
 def _write_head(head: HeadPrediction) -> dict[str, Any]:
     match head:
-        case SingleLabel(top):
+        case SingleLabel(top, rejected, certainty) as answer:
             return {
                 "kind": HeadKind.SINGLE_LABEL.value,
+                **({} if rejected is None else {"label": answer.label}),
                 "labels": [one.label for one in top],
                 "scores": [one.score for one in top],
+                **({} if certainty is None else {"certainty": certainty}),
             }
         case MultiLabel(labels):
             return {

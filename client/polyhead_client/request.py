@@ -154,7 +154,7 @@ def infer_call(
     return Call(model, version, len(rows), [tensor], [module.InferRequestedOutput(output)], parameters or {})
 
 
-def build_parameters(top_k: int | None, threshold: float | None) -> Parameters:
+def build_parameters(top_k: int | None, threshold: float | None, reject_below: float | None = None) -> Parameters:
     """Request parameters for the options that are not None.
 
     Raises:
@@ -163,11 +163,13 @@ def build_parameters(top_k: int | None, threshold: float | None) -> Parameters:
     parameters: Parameters = {}
     if top_k is not None:
         parameters["top_k"] = check_count("top_k", top_k)
-    if threshold is not None:
-        if not is_number(threshold) or not 0 <= threshold <= 1:
-            raise UsageError(f"threshold must be a number in [0, 1], got {threshold!r}")  # NaN fails the comparison
+    for name, value in (("threshold", threshold), ("reject_below", reject_below)):
+        if value is None:
+            continue
+        if not is_number(value) or not 0 <= value <= 1:
+            raise UsageError(f"{name} must be a number in [0, 1], got {value!r}")  # NaN fails the comparison
         # gRPC sends an int with another type than a float, and the server expects a float.
-        parameters["threshold"] = float(threshold)
+        parameters[name] = float(value)
     return parameters
 
 

@@ -30,6 +30,8 @@ class HeadSchema:
         kind: what kind of answer it gives.
         labels: in the order of their score columns; empty for a regression.
         thresholds: multi_label only, one per label: the score from which a label is part of the answer.
+        reject_below: single_label only: an answer with a score below this is no label; None: the head rejects nothing.
+        reject_by: what is compared with it: the ``score`` of the best label, or the answer's ``certainty``.
         parent: the head one level up in a taxonomy.
         parent_of: for each label, the label of the parent head above it.
         target_scale: regression only: center and spread of the numbers that it was trained on; None if unknown.
@@ -42,6 +44,8 @@ class HeadSchema:
     parent: str | None = None
     parent_of: Mapping[str, str] | None = None
     target_scale: tuple[float, float] | None = None
+    reject_below: float | None = None
+    reject_by: str = "score"
 
     @property
     def width(self) -> int:
@@ -146,7 +150,7 @@ def _read_head(head: Any) -> HeadSchema:
         raise ValueError(f"head {head['name']!r}: kind must be one of {', '.join(HeadKind)}, got {kind!r}")
     if kind == HeadKind.MULTI_LABEL and len(thresholds or ()) != len(labels):
         raise ValueError(f"head {head['name']!r}: thresholds must be one per label")
-    scale = head.get("target_scale")
+    scale, reject_below = head.get("target_scale"), head.get("reject_below")
     return HeadSchema(
         name=head["name"],
         kind=HeadKind(kind),
@@ -155,4 +159,6 @@ def _read_head(head: Any) -> HeadSchema:
         parent=head.get("parent"),
         parent_of=head.get("parent_of"),
         target_scale=None if scale is None else (float(scale[0]), float(scale[1])),
+        reject_below=None if reject_below is None else float(reject_below),
+        reject_by=str(head.get("reject_by", "score")),
     )

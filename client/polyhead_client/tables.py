@@ -1,9 +1,9 @@
 """Predictions as a pandas or Arrow table: one row per text, and for each head its columns.
 
-A head has ``HEAD_label`` and ``HEAD_score`` (single_label: the best label), ``HEAD_labels`` and ``HEAD_scores`` (lists:
-multi_label, and the best labels of a single_label head with ``top_k``), or ``HEAD_value`` (regression). After the heads
-come ``token_count``, ``truncated`` and ``error``. If a row has an error, its other columns are null. Files that
-`polyhead-score` writes have the same columns, types and nulls.
+A head has ``HEAD_label`` and ``HEAD_score`` (single_label: the best label, null if it is rejected, and its score),
+``HEAD_labels`` and ``HEAD_scores`` (lists: multi_label, and the best labels of a single_label head with ``top_k``), or
+``HEAD_value`` (regression). After the heads come ``token_count``, ``truncated`` and ``error``. If a row has an error,
+its other columns are null. Files that `polyhead-score` writes have the same columns, types and nulls.
 """
 
 from __future__ import annotations
@@ -89,4 +89,6 @@ def _parts(kind: HeadKind, top_k: int | None) -> dict[str, str]:
 def _cell(head: dict[str, Any] | None, part: str) -> Any:
     if head is None:
         return None
-    return head[f"{part}s"][0] if part in BEST else head[part]
+    if part in BEST:
+        return head.get(part, head[f"{part}s"][0])  # a head that may reject has a label, which may be None
+    return head[part]

@@ -255,7 +255,14 @@ def _decode(head: HeadSchema, answer: Mapping[str, Any], parameters: dict[str, A
     ranked = sorted(zip(head.labels, scores, thresholds, strict=True), key=lambda one: one[1], reverse=True)
     if head.kind == HeadKind.SINGLE_LABEL:
         top = ranked[: parameters.get("top_k", 1)]
-        return {"kind": head.kind, "labels": [one[0] for one in top], "scores": [one[1] for one in top]}
+        least = parameters.get("reject_below", head.reject_below)
+        answer = {"labels": [one[0] for one in top], "scores": [one[1] for one in top]}
+        if least is None:
+            return {"kind": head.kind, **answer}
+        confidence = top[0][1]
+        if head.reject_by == "certainty":
+            answer["certainty"] = confidence = round(1 / sum(score**0.5 for score in scores) ** 2, 6)
+        return {"kind": head.kind, "label": None if confidence < least else top[0][0], **answer}
     override = parameters.get("threshold")
     ranked = [(label, score, own if override is None else override) for label, score, own in ranked]
     chosen = [one for one in ranked if one[1] >= one[2]][: parameters.get("top_k")]

@@ -1,9 +1,9 @@
 """The one layout of answers in tables: the same columns in files, in data frames and in an evaluation's predictions.
 
-A head gives ``HEAD_label`` and ``HEAD_score`` (single_label: the best label; with ``top_k`` above 1 also the lists
-``HEAD_labels`` and ``HEAD_scores``, best first), the lists ``HEAD_labels`` and ``HEAD_scores`` (multi_label), or
-``HEAD_value`` (regression). Then come ``token_count``, ``truncated`` and ``error``. Scores and values are float32, as
-the engine computes them. If a row has an error, its other columns are null.
+A head gives ``HEAD_label`` and ``HEAD_score`` (single_label: the best label, null if it is rejected, and its score;
+with ``top_k`` above 1 also the lists ``HEAD_labels`` and ``HEAD_scores``, best first), the lists ``HEAD_labels`` and
+``HEAD_scores`` (multi_label), or ``HEAD_value`` (regression). Then come ``token_count``, ``truncated`` and ``error``.
+Scores and values are float32, as the engine computes them. If a row has an error, its other columns are null.
 """
 
 from __future__ import annotations
@@ -85,5 +85,5 @@ def _cell(head: Mapping[str, Any] | None, part: str) -> Any:
     if head is None:
         return None
     if part in ("label", "score"):
-        return head[part + "s"][0]
+        return head.get(part, head[part + "s"][0])  # a head that may reject has a label, which may be None
     return head[part]

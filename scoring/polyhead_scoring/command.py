@@ -85,6 +85,11 @@ def score(
     threshold: Annotated[
         float | None, option(OUTPUT, "Replaces the thresholds of all multi-label heads.", min=0, max=1)
     ] = None,
+    reject_below: Annotated[
+        float | None,
+        option(OUTPUT, "Replaces the reject_below of all single-label heads: an answer with a lower score has no "
+               "label. 0 rejects nothing.", min=0, max=1),
+    ] = None,
     partition_tokens: Annotated[
         int | None,
         option(OUTPUT, "A partition has about this many tokens. 50,000 by default, 500,000 if the output is a folder, "
@@ -140,7 +145,8 @@ def score(
         request = Request(
             data=tuple(data), output=output, read=_read_options(format, delimiter, encoding, no_header, columns),
             text_column=text_column, keep=tuple(dict.fromkeys(keep or ())) or None, prefix=prefix, top_k=top_k,
-            threshold=threshold, partition_tokens=partition_tokens, restart=restart, progress=not quiet,
+            threshold=threshold, reject_below=reject_below, partition_tokens=partition_tokens, restart=restart,
+            progress=not quiet,
         )  # fmt: skip
         way: dict[str, Any]
         if server is not None:
@@ -160,7 +166,8 @@ def score(
             result = run(request.model_copy(update=way), console)
         manifest = result.manifest
         rate = f" ({result.rows / result.seconds:,.0f} rows/s)" if result.rows and result.seconds else ""
-        typer.echo(f"{output}: {manifest['rows']:,} rows{rate}, {manifest['errors']:,} of them with an error")
+        rejected = "".join(f"; {name}: {count:,} rejected" for name, count in manifest["rejected"].items())
+        typer.echo(f"{output}: {manifest['rows']:,} rows{rate}, {manifest['errors']:,} of them with an error{rejected}")
     except KeyboardInterrupt:
         typer.echo("polyhead-score: interrupted; the same command continues from here", err=True)
         raise typer.Exit(INTERRUPTED) from None

@@ -36,6 +36,7 @@ class ScoringOptions(BaseModel):
     prefix: str = ""
     top_k: int | None = None
     threshold: float | None = None
+    reject_below: float | None = None
     partition_tokens: int | None = None
 
 

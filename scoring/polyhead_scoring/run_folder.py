@@ -38,6 +38,7 @@ class Done(BaseModel):
 
     Attributes:
         errors: rows without an answer.
+        rejected: by head that may reject: its rejected answers.
         precision: in which the engine computed; None if a server did.
         output: the part's name.
         sha256: of the part.
@@ -48,6 +49,7 @@ class Done(BaseModel):
     number: int
     rows: int
     errors: int
+    rejected: dict[str, int] = {}
     tokens: int
     precision: str | None
     output: str
@@ -268,11 +270,13 @@ class RunFolder:
                 {"input": partition.file, "first_row": partition.first_row} | found.model_dump(exclude=left_out)
             )
         in_order = [done[partition.number] for partition in partitions]
+        may_reject = dict.fromkeys(name for one in in_order for name in one.rejected)
         manifest = {
             "format": 2,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "rows": sum(one.rows for one in in_order),
             "errors": sum(one.errors for one in in_order),
+            "rejected": {name: sum(one.rejected.get(name, 0) for one in in_order) for name in may_reject},
             "tokens": sum(one.tokens for one in in_order),
             "job": job.model_dump(mode="json"),
             "heads": list(heads),

@@ -172,6 +172,7 @@ class Scorer:
             number=partition.number,
             rows=len(answers),
             errors=len(failed),
+            rejected=rejected_answers(answers),
             tokens=sum(answer.get("token_count", 0) for answer in answers),
             precision=self.answerer.precision,
             output=f"{partition.name}.parquet",
@@ -180,6 +181,16 @@ class Scorer:
         )
         self.folder.write_part(partition, content, "".join(lines).encode(), done)
         return done
+
+
+def rejected_answers(answers: Iterable[Answer]) -> dict[str, int]:
+    """By head that may reject: how many of its answers are no label."""
+    found: dict[str, int] = {}
+    for answer in answers:
+        for name, head in answer.get("heads", {}).items():
+            if "label" in head:
+                found[name] = found.get(name, 0) + (head["label"] is None)
+    return found
 
 
 def _error_line(file: str, part: Part, place: int, reason: str) -> str:

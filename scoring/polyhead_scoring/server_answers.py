@@ -100,11 +100,15 @@ class ServerAnswers:
     longest_text: float = 16 * 2**20 - 2**16  # bytes: the client's requests have at most 16 MiB
 
     def __init__(
-        self, options: ServerOptions, top_k: int | None, threshold: float | None, say: Callable[[str], None]
+        self,
+        options: ServerOptions,
+        top_k: int | None,
+        threshold: float | None,
+        say: Callable[[str], None],
+        reject_below: float | None = None,
     ) -> None:
         self.options = options
-        self.top_k = top_k
-        self.threshold = threshold
+        self._decoding: dict[str, Any] = {"top_k": top_k, "threshold": threshold, "reject_below": reject_below}
         self.client = options.client()
         self._say = say
         self._failing_since: float | None = None
@@ -151,7 +155,7 @@ class ServerAnswers:
 
         rest: Iterable[str] = texts
         while True:
-            stream = self.client.stream(noted(rest), size, self.options.workers, self.top_k, self.threshold)
+            stream = self.client.stream(noted(rest), size, self.options.workers, **self._decoding)
             try:
                 with closing(stream):
                     for prediction in stream:
@@ -173,11 +177,11 @@ class ServerAnswers:
 
     def _ask_alone(self, text: str) -> dict[str, Any]:
         try:
-            return self._checked(self._patiently(lambda: self.client.classify(text, self.top_k, self.threshold)))
+            return self._checked(self._patiently(lambda: self.client.classify(text, **self._decoding)))
         except RequestRejectedError as error:
             _check_key(error)
             # This raises if it is not the text that the server rejects.
-            self._patiently(lambda: self.client.classify(CANARY, self.top_k, self.threshold))
+            self._patiently(lambda: self.client.classify(CANARY, **self._decoding))
             return {"error": str(error)}
 
     def _checked(self, prediction: Prediction) -> dict[str, Any]:

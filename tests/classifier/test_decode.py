@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from polyhead.decode import DecodeOptions, are_answers, best_paths, decode, over_threshold, to_scores
+from polyhead.decode import (
+    DecodeOptions,
+    are_answers,
+    best_paths,
+    certainty,
+    decode,
+    over_threshold,
+    rejected,
+    to_scores,
+)
 from polyhead.errors import OptionError
 from polyhead.schema import Head, Schema
 from tests.tiny import SCHEMA
@@ -152,3 +161,94 @@ def test_a_score_just_under_its_threshold_is_not_over_it() -> None:
     """0.7 as float32 is less than 0.7; every NumPy must compare them like this."""
     assert not over_threshold(np.array([0.7], dtype=np.float32), [0.7])[0]
     assert over_threshold(np.array([0.5], dtype=np.float32), [0.5])[0]
+
+
+SCORES = np.array([0.55, 0.45, 0.6, 0.3, 0.1, 0.5, 0.1, 0.1, 0.2, 0.1], dtype=np.float32)  # of TAXONOMY: a, a1, a1x
+
+
+def rejecting(**bounds: float) -> Schema:
+    """The taxonomy, in which these heads reject."""
+    return Schema([head.model_copy(update={"reject_below": bounds.get(head.name)}) for head in TAXONOMY])
+
+
+def labels_of(schema: Schema, **options: float) -> dict[str, str | None]:
+    """The label of each head that may reject."""
+    answers = decode(SCORES, schema, DecodeOptions.from_parameters(options))
+    return {name: answer["label"] for name, answer in answers.items() if "label" in answer}
+
+
+def test_a_score_below_the_bound_is_answered_without_a_label() -> None:
+    """The label is None, and labels and scores are those of the answer that was rejected."""
+    head = Head(name="s", kind="single_label", labels=("x", "y", "z"), reject_below=0.5)
+    scores = np.array([0.2, 0.45, 0.35], dtype=np.float32)
+    answer = decode(scores, Schema([head]), DecodeOptions(top_k=3))["s"]
+    assert answer["label"] is None
+    assert (answer["labels"], answer["scores"]) == (["y", "z", "x"], scores[[1, 2, 0]].tolist())
+    sure = decode(np.array([0.25, 0.5, 0.25], dtype=np.float32), Schema([head]), DecodeOptions())["s"]
+    assert sure == {"kind": "single_label", "label": "y", "labels": ["y"], "scores": [0.5]}
+
+
+def test_without_a_bound_an_answer_is_as_before() -> None:
+    """Neither head nor request has one: there is no label beside labels."""
+    assert decode(SCORES, TAXONOMY, DecodeOptions())["area"].keys() == {"kind", "labels", "scores"}
+
+
+def test_a_path_stops_at_the_level_that_is_rejected() -> None:
+    """The levels above keep their labels; the levels below have none, however sure they are."""
+    assert labels_of(rejecting(area=0.5, topic=0.7)) == {"area": "a", "field": "a1", "topic": None}
+    assert labels_of(rejecting(field=0.61)) == {"field": None, "topic": None}
+    assert labels_of(rejecting(area=0.56, topic=0.1)) == {"area": None, "field": None, "topic": None}
+
+
+def test_a_request_replaces_the_bounds_of_all_heads() -> None:
+    """0 rejects nothing; it also works for heads without a bound."""
+    schema = rejecting(area=0.5, topic=0.7)
+    assert labels_of(schema, reject_below=0) == {"area": "a", "field": "a1", "topic": "a1x"}
+    assert labels_of(schema, reject_below=0.58) == {"area": None, "field": None, "topic": None}
+    assert labels_of(TAXONOMY, reject_below=0.55) == {"area": "a", "field": "a1", "topic": None}
+
+
+def test_the_bound_is_compared_with_the_answered_score() -> None:
+    """In a taxonomy the answer is a label of the best path, which need not have the head's highest score."""
+    scores = np.array([0.6, 0.4, 0.35, 0.25, 0.4, 0.9, 0.025, 0.025, 0.025, 0.025], dtype=np.float32)
+    answers = decode(scores, rejecting(field=0.38), DecodeOptions())
+    assert (answers["field"]["labels"], answers["field"]["label"]) == (["a1"], None)
+
+
+def test_several_texts_are_rejected_as_each_alone() -> None:
+    """The evaluation decides about all rows at once, as serving decides about one."""
+    random = np.random.default_rng(0)
+    scores = to_scores(random.normal(size=(50, TAXONOMY.width)).astype(np.float32), TAXONOMY)
+    schema = rejecting(area=0.6, topic=0.4)
+    answers = [decode(row, schema, DecodeOptions()) for row in scores]
+    best = {head.name: [answer[head.name]["scores"][0] for answer in answers] for head in schema}
+    for name, found in rejected(best, schema).items():
+        assert found.tolist() == [answer[name]["label"] is None for answer in answers]
+        assert 0 < found.sum() < 50
+
+
+@pytest.mark.parametrize("bound", [-0.1, 1.1, "0.5", None, True])
+def test_a_bound_of_a_request_is_a_number_within_0_and_1(bound: object) -> None:
+    """None is the default in Python, and no request can send it."""
+    if bound is None:
+        assert DecodeOptions.from_parameters({"reject_below": None}).reject_below is None
+        return
+    with pytest.raises(OptionError, match="reject_below"):
+        DecodeOptions.from_parameters({"reject_below": bound})
+
+
+def test_certainty_is_one_over_the_labels_that_scores_are_spread_over() -> None:
+    """One label has all, four share alike, or (0.8 + 0.6)² = 1.96 labels; worked out by hand."""
+    rows = np.array([[1, 0, 0, 0], [0.25, 0.25, 0.25, 0.25], [0.64, 0.36, 0, 0]], dtype=np.float32)
+    assert certainty(rows).tolist() == [1.0, 0.25, round(1 / 1.96, 6)]
+
+
+def test_a_head_may_reject_by_certainty() -> None:
+    """The best label has 0.64 in both rows; only what the other labels have decides. The answer says the certainty."""
+    head = Head(name="s", kind="single_label", labels=("x", "y", "z"), reject_below=0.5, reject_by="certainty")
+    two, three = (np.array(row, dtype=np.float32) for row in ([0.64, 0.36, 0], [0.64, 0.18, 0.18]))
+    sure, unsure = (decode(row, Schema([head]), DecodeOptions())["s"] for row in (two, three))
+    assert (sure["label"], sure["certainty"]) == ("x", 0.510204)
+    assert unsure["label"] is None
+    assert unsure["certainty"] == pytest.approx(1 / (0.8 + 2 * math.sqrt(0.18)) ** 2, abs=1e-6)
+    assert decode(three, Schema([head]), DecodeOptions(reject_below=0.3))["s"]["label"] == "x"

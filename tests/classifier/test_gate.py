@@ -195,3 +195,13 @@ def test_an_unknown_precision_is_refused(base_checkpoint: Path) -> None:
     """The error names the allowed precisions."""
     with pytest.raises(OptionError, match=r"precision must be one of .*'auto', 'fp32', 'bf16', 'int8'.* got 'fp4'"):
         Predictor.load(base_checkpoint, precision="fp4")
+
+
+@pytest.mark.parametrize(("score", "is_changed"), [(0.58, True), (0.599, False), (0.61, False)])
+def test_a_clear_answer_must_not_be_rejected(score: float, is_changed: bool) -> None:
+    """The golden score is 0.605 and the bound 0.6; with a tolerance of 0.004 the answer is clear."""
+    schema = Schema([Head(name="s", kind="single_label", labels=("x", "y"), reject_below=0.6)])
+    golden = np.array([[0.605, 0.395]], dtype=np.float32)
+    served = np.array([[score, 1 - score]], dtype=np.float32)
+    found = changed_answers(served, golden, schema, 0.004 if score < 0.59 else 0.006)
+    assert found.tolist() == [[is_changed, False]]

@@ -25,13 +25,14 @@ from tests.tiny import MAX_LENGTH, TEXTS, tiny_model, tiny_spec, tiny_tokenizer,
 TEMPLATE = "[[{title}. ]]{body}"
 SCHEMA = Schema(
     [
-        Head(name="area", kind="single_label", labels=("a", "b"), temperature=1.5),
+        Head(name="area", kind="single_label", labels=("a", "b"), temperature=1.5, reject_below=0.52),
         Head(
             name="field",
             kind="single_label",
             labels=("a1", "a2", "b1"),
             parent="area",
             parent_of={"a1": "a", "a2": "a", "b1": "b"},
+            reject_by="certainty",
         ),
         Head(name="mood", kind="multi_label", labels=("happy", "sad"), thresholds=(0.3, 0.6), weight=0.5),
         Head(name="stars", kind="regression", y_range=(1.0, 5.0)),
@@ -248,6 +249,33 @@ def test_an_older_checkpoint_answers_its_logits(damaged: Callable[[], Path], num
     predictor = Predictor.load(checkpoint)
     assert predictor.check_golden() < 1e-5
     assert predictor.predict(["Rain."]) == answers
+
+
+def test_a_checkpoint_of_format_3_rejects_nothing(damaged: Callable[[], Path]) -> None:
+    """Its heads have no reject_below, and its golden rows hold answers without label."""
+    checkpoint = damaged()
+    answers = Predictor.load(checkpoint).predict(["Rain."])
+    config = config_of(checkpoint)
+    config["polyhead"]["format"] = 3
+    for head in config["polyhead"]["heads"]:
+        del head["reject_below"], head["reject_by"]
+    write_config(checkpoint, config)
+    rows = rows_of(checkpoint)
+    rows[0]["polyhead"] = config["polyhead"]
+    write_rows(checkpoint, rows)
+    predictor = Predictor.load(checkpoint)
+    assert predictor.check_golden() < 1e-5
+    assert predictor.predict(["Rain."]) == answers
+
+
+def test_golden_rows_hold_rejected_answers(sound: Path) -> None:
+    """Some rows are rejected and some are not, and the level below is rejected with the level above."""
+    heads = [row["heads"] for row in rows_of(sound)]
+    assert {row["area"]["label"] is None for row in heads} == {True, False}
+    for row in heads:
+        assert (row["area"]["label"] is None) == (row["area"]["scores"][0] < 0.52) == (row["field"]["label"] is None)
+        assert row["area"]["labels"]
+        assert row["field"]["labels"]
 
 
 def test_a_scale_cannot_be_left_out(checkpoint: Path) -> None:

@@ -112,6 +112,13 @@ HARMLESS: dict[str, tuple[Interface, list[str]]] = {
     ),
     "thresholds": (with_head("mood", thresholds=(0.5, 0.99)), ["head 'mood': thresholds sad 0.4 → 0.99"]),
     "temperature": (with_head("area", temperature=2.5), ["head 'area': temperature 1 → 2.5"]),
+    "rejection": (
+        with_head("topic", reject_below=0.35), ["head 'topic': reject_below none → 0.35"],
+    ),
+    "rejection by certainty": (
+        with_head("topic", reject_below=0.35, reject_by="certainty"),
+        ["head 'topic': reject_below none → 0.35 (by certainty)"],
+    ),
     "scale in training": (
         with_head("stars", target_scale=(3.5, 1.25)),
         ["head 'stars': center and spread of its training targets unknown → 3.5 ± 1.25"],

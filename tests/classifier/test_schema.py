@@ -49,6 +49,31 @@ def test_a_head_of_an_older_release_has_no_target_scale() -> None:
         Schema.from_json([fields], MAY_LACK)
 
 
+@pytest.mark.parametrize("bound", [0, 0.4, 1.0])
+def test_a_single_label_head_may_reject(bound: float) -> None:
+    """A bound within [0, 1]; heads of older releases have none."""
+    assert Schema.from_json([FIELDS | {"reject_below": bound}])["topic"].reject_below == bound
+    fields = {name: value for name, value in FIELDS.items() if name != "reject_below"}
+    assert Schema.from_json([fields], MAY_LACK)["topic"].reject_below is None
+    with pytest.raises(SchemaError, match="missing field 'reject_below'"):
+        Schema.from_json([fields])
+
+
+@pytest.mark.parametrize("bound", [-0.1, 1.1, "0.5", True])
+def test_a_bound_that_rejects_all_or_nothing_is_refused(bound: object) -> None:
+    """It must be a number within [0, 1]."""
+    with pytest.raises(SchemaError, match="reject_below"):
+        Schema.from_json([FIELDS | {"reject_below": bound}])
+
+
+def test_other_heads_reject_nothing() -> None:
+    """A multi_label head has thresholds, and a regression answers a number."""
+    with pytest.raises(ValueError, match="only single_label heads have a reject_below"):
+        Head(name="tags", kind="multi_label", labels=("a",), reject_below=0.5)
+    with pytest.raises(ValueError, match="only single_label heads have a reject_below"):
+        Head(name="stars", kind="regression", reject_below=0.5)
+
+
 @pytest.mark.parametrize(
     "scale", [[0, 0], [0, -1], [1e39, 1], [0, 1e39], [0], [0, 1, 2], ["0", 1], [0, True], [float("nan"), 1], 5]
 )

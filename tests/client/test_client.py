@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 from typing import Any
 
@@ -233,6 +234,9 @@ def test_numpy_scalars_are_numbers(ask: Ask, server: FakeServer) -> None:
         {"top_k": 1.5},
         {"threshold": 1.1},
         {"threshold": math.nan},
+        {"reject_below": -0.1},
+        {"reject_below": True},
+        {"reject_below": "0.5"},
     ],
 )
 def test_bad_options_are_refused(ask: Ask, server: FakeServer, option: dict[str, float]) -> None:
@@ -368,3 +372,16 @@ def test_changed_width_is_an_error(ask: Ask, server: FakeServer) -> None:
     server.answer = replace
     with ask(server, batch_size=1) as client, pytest.raises(BadResponseError, match="the model was replaced"):
         client.scores(["a", "b"])
+
+
+def test_a_request_replaces_reject_below(ask: Ask, server: FakeServer) -> None:
+    """It travels as a float, in every call that has options; 0 rejects nothing, and without it the model decides."""
+    server.heads = [{**server.heads[0], "reject_below": 0.75}, *server.heads[1:]]
+    with ask(server) as client:
+        models, off, more = (client.classify("a", reject_below=bound)["topic"] for bound in (None, 0, np.float32(0.7)))
+        assert json.loads(client.classify_json(["a"], reject_below=1)[0])["heads"]["topic"]["label"] is None
+        assert [one["topic"].label for one in client.stream(["a"], reject_below=0.0)] == ["sport"]
+    assert (models.label, models.score, off.label, more.label) == (None, 0.7, "sport", "sport")
+    sent = [asked.parameters.get("reject_below") for asked in server.requests]
+    assert sent == [None, 0.0, float(np.float32(0.7)), 1.0, 0.0]
+    assert all(isinstance(value, float) for value in sent[1:])

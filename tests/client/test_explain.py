@@ -370,3 +370,13 @@ def test_json(ask: Ask) -> None:
     assert reason["words"][1] == {
         "text": "goal", "start": 2, "end": 6, "field": None, "effect": 0.5, "places": 1, "effect_everywhere": None,
     }  # fmt: skip
+
+
+def test_a_rejected_answer_is_explained(ask: Ask) -> None:
+    """By the score of its best label, which the bound rejected."""
+    heads = ({"name": "topic", "kind": "single_label", "labels": ["sport", "news"], "reject_below": 0.9},)
+    with ask(FakeServer(lambda text: {"topic": {"sport": 0.25 + 0.5 * ("goal" in text)}}, heads=heads)) as client:
+        explanation = client.explain("a goal")
+    assert explanation.prediction["topic"].label is None
+    assert (explanation["topic"].label, explanation["topic"].score) == ("sport", 0.75)
+    assert effects(explanation) == {"a": 0, "goal": 0.5}

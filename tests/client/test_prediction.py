@@ -29,7 +29,11 @@ share = st.floats(0, 1)
 labels = st.lists(st.builds(LabelScore, st.text(), share), min_size=1).map(tuple)
 chosen = st.lists(st.builds(LabelScore, st.text(), share, share)).map(tuple)
 numbers = st.floats(allow_nan=False, allow_infinity=False)
-heads = st.one_of(st.builds(SingleLabel, labels), st.builds(MultiLabel, chosen), st.builds(Regression, numbers))
+heads = st.one_of(
+    st.builds(SingleLabel, labels, st.sampled_from([None, False, True]), st.none() | share),
+    st.builds(MultiLabel, chosen),
+    st.builds(Regression, numbers),
+)
 predictions = st.one_of(
     st.builds(Prediction, st.dictionaries(st.text(), heads), st.integers(0), st.booleans()),
     st.builds(lambda error: Prediction(error=error), st.text()),
@@ -137,3 +141,40 @@ def test_schema_with_a_taxonomy() -> None:
         broken["heads"][1][name] = value
         with pytest.raises(BadResponseError, match=name):
             ModelSchema.from_json(json.dumps(broken))
+
+
+def topic(**fields: Any) -> SingleLabel:
+    """A single_label answer with these fields on the wire."""
+    wire = copy.deepcopy(ANSWER)
+    wire["heads"]["topic"] |= fields
+    found = Prediction.from_json(json.dumps(wire))["topic"]
+    assert isinstance(found, SingleLabel)
+    return found
+
+
+def test_a_rejected_answer_has_no_label() -> None:
+    """Its best label and score are still there; without a label on the wire nothing is rejected."""
+    rejected, kept, plain = topic(label=None), topic(label="sport"), topic()
+    assert (rejected.label, rejected.score, rejected.rejected) == (None, 0.7, True)
+    assert rejected.top == (LabelScore("sport", 0.7),)
+    assert (kept.label, kept.rejected) == ("sport", False)
+    assert (plain.label, plain.rejected, plain.certainty) == ("sport", None, None)
+    assert topic(label=None, certainty=0.25).certainty == 0.25
+    with pytest.raises(BadResponseError, match=r"topic\.certainty"):
+        topic(certainty="much")
+
+
+@pytest.mark.parametrize("label", ["news", 3, ["sport"]])
+def test_another_label_than_the_best_is_refused(label: object) -> None:
+    """The label is the first of labels, or null."""
+    with pytest.raises(BadResponseError, match=r"topic\.label must be the first of labels or null"):
+        topic(label=label)
+
+
+def test_the_schema_names_the_bound() -> None:
+    """Servers of older releases have none."""
+    assert ModelSchema.from_json(json.dumps(SCHEMA))["topic"].reject_below is None
+    fields = copy.deepcopy(SCHEMA)
+    fields["heads"][0] |= {"reject_below": 0.75, "reject_by": "certainty"}
+    head = ModelSchema.from_json(json.dumps(fields))["topic"]
+    assert (head.reject_below, head.reject_by) == (0.75, "certainty")

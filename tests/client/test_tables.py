@@ -80,3 +80,16 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, name: str, ma
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UsageError, match=f"pip install {name}"):
         make([])  # type: ignore[operator]
+
+
+def test_a_rejected_label_is_null(server: FakeServer) -> None:
+    """Its score and the lists of top_k are there, in the client's tables and in those of files alike."""
+    with server.client() as client:
+        answers = client.classify(["a goal"], top_k=2, reject_below=0.75)
+    expected = {"topic_label": None, "topic_score": rounded(0.7), "topic_labels": ["sport", "news"]}
+    heads = server.schema.heads
+    described = [{"name": head.name, "kind": head.kind.value} for head in heads]
+    for table in (to_arrow(answers, top_k=2), answer_table([one.to_json() for one in answers], described, 2)):
+        (row,) = table.to_pylist()
+        assert {name: row[name] for name in expected} == expected
+    assert to_pandas(answers)["topic_label"].isna().all()

@@ -91,3 +91,15 @@ def test_behind_a_port() -> None:
         assert client.classify(["a", " ", "b"]) == direct.classify(["a", " ", "b"])
         assert client.schema() == direct.schema() == fake.schema
         assert client.is_ready(canary=False)
+
+
+def test_the_fake_rejects_as_the_server_does() -> None:
+    """By the best label's score or by certainty, with the head's bound or the request's."""
+    topic = {"name": "topic", "kind": "single_label", "labels": ["x", "y"], "reject_below": 0.6}
+    answer = {"a": {"topic": {"x": 0.64, "y": 0.36}}}
+    with FakeServer(answer, heads=[topic]).client() as client:
+        assert client.classify("a")["topic"].label == "x"
+        assert client.classify("a", reject_below=0.7)["topic"].label is None
+    with FakeServer(answer, heads=[topic | {"reject_by": "certainty"}]).client() as client:
+        found = client.classify("a")["topic"]
+        assert (found.label, found.certainty) == (None, 0.510204)

@@ -62,7 +62,7 @@ def assert_same_answers(got: list[dict[str, Any]], expected: list[dict[str, Any]
 
 def test_all_protocols_agree_with_the_predictor(served: LocalServer, predictor: Predictor) -> None:
     """Binary HTTP, bare JSON and gRPC give byte-equal answers, which are the predictor's."""
-    options = {"top_k": 2, "threshold": 0.3}
+    options = {"top_k": 2, "threshold": 0.3, "reject_below": 0.4}
     binary, grpc = (infer(served, protocol, list(TEXTS), options) for protocol in ("http", "grpc"))
     status, bare = infer_json(served.url("http"), json_body(TEXTS, OUTPUTS, **options))
     assert status == 200
@@ -75,7 +75,7 @@ def test_all_protocols_agree_with_the_predictor(served: LocalServer, predictor: 
     np.testing.assert_array_equal(np.array(data["SCORES"], np.float32), binary.as_numpy("SCORES").ravel())
     assert data["TOKEN_COUNT"] == binary.as_numpy("TOKEN_COUNT")[:, 0].tolist()
 
-    assert_same_answers(predictions(binary), predictor.predict(TEXTS, DecodeOptions(top_k=2, threshold=0.3)))
+    assert_same_answers(predictions(binary), predictor.predict(TEXTS, DecodeOptions(**options)))
     encoded = predictor.encode(TEXTS)
     np.testing.assert_allclose(binary.as_numpy("SCORES"), predictor.score(encoded), atol=1e-5)
     assert binary.as_numpy("TOKEN_COUNT")[:, 0].tolist() == [text.token_count for text in encoded]
@@ -132,6 +132,7 @@ def text_input(**fields: Any) -> dict[str, Any]:
 BAD_REQUESTS: dict[str, tuple[dict[str, Any] | bytes, str]] = {
     "unknown parameter": (json_body(["Rain."], ["PREDICTION"], topk=3), "topk"),
     "out of range": (json_body(["Rain."], ["PREDICTION"], threshold=2.0), "threshold"),
+    "a bound out of range": (json_body(["Rain."], ["PREDICTION"], reject_below=1.5), "reject_below"),
     "wrong type": (json_body(["Rain."], ["PREDICTION"], top_k="many"), "top_k"),
     "one axis": (text_input(shape=[1]), "shape"),
     "two columns": (text_input(shape=[1, 2], data=["a", "b"]), "shape"),

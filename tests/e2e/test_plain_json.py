@@ -63,11 +63,17 @@ def classify(proxied: Proxied, question: Any, path: str = CLASSIFY, **more: Any)
 def test_predictions_are_those_of_the_wire(served: LocalServer, proxied: Proxied) -> None:
     """Plain JSON gets the same predictions as an inference request, with the same options, for texts of every kind."""
     texts = [*TEXTS[:3], "", "NUL \0", "\U0001f642 \u00e9 \u2028", '{"a": 1}', "word " * 500]
-    question = {"texts": texts, "top_k": 2, "threshold": 0.25, "timeout_s": 5}
+    question = {"texts": texts, "top_k": 2, "threshold": 0.25, "reject_below": 0.4, "timeout_s": 5}
     fits(DESCRIBED["components"]["schemas"]["Question"], question)
     status, answer = classify(proxied, question)
-    wire = infer_json(served.url("http"), json_body(texts, ["PREDICTION"], top_k=2, threshold=0.25))[1]
+    wire = infer_json(served.url("http"), json_body(texts, ["PREDICTION"], top_k=2, threshold=0.25, reject_below=0.4))[
+        1
+    ]
     assert status == 200
+    labels = [
+        head["label"] for one in answer["predictions"] for head in one.get("heads", {}).values() if "label" in head
+    ]
+    assert {label is None for label in labels} == {True, False}
     assert answer["predictions"] == [json.loads(row) for row in wire["outputs"][0]["data"]]
     for path in (f"{CLASSIFY}?model=gpt2_classifier", f"{CLASSIFY}?version=1&model=gpt2_classifier"):
         assert classify(proxied, question, path) == (status, answer)
@@ -113,6 +119,8 @@ REFUSED = {
     "half a label": ({"texts": ["Rain."], "top_k": 1.5}, "top_k"),
     "a threshold in a string": ({"texts": ["Rain."], "threshold": "0.5"}, "threshold"),
     "a high threshold": ({"texts": ["Rain."], "threshold": 1.01}, "threshold"),
+    "a high bound": ({"texts": ["Rain."], "reject_below": 1.01}, "reject_below"),
+    "null for a bound": ({"texts": ["Rain."], "reject_below": None}, "reject_below"),
     "no time": ({"texts": ["Rain."], "timeout_s": 0}, "timeout_s"),
     "a truth value for a time": ({"texts": ["Rain."], "timeout_s": True}, "timeout_s"),
     "a model's path": ({"texts": ["Rain."], "model": "../gpt2_classifier"}, "model"),

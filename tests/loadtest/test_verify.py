@@ -168,3 +168,53 @@ def test_a_wrong_answer_may_be_nobodys() -> None:
     odd = replace(RIGHT, heads={**RIGHT.heads, "topic": SingleLabel((LabelScore("opera", 0.7),))})
     assert find_owner(odd, ASKED, [ASKED, OWNER], SERVED, 1e-3) is None
     assert find_owner(Prediction(error="no"), ASKED, [ASKED, OWNER], SERVED, 1e-3) is None
+
+
+@pytest.mark.parametrize(
+    ("bound", "rejected", "words"),
+    [
+        (0.75, True, ""),
+        (0.75, False, "its score is not near reject_below"),
+        (0.75, None, "the schema says otherwise"),
+        (0.65, False, ""),
+        (0.65, True, "its score is not near reject_below"),
+        (0.7005, True, ""),
+        (0.7005, False, ""),
+        (None, False, "the schema says otherwise"),
+        (None, None, ""),
+    ],
+)
+def test_a_rejection_is_judged_by_the_expected_score(bound: float | None, rejected: bool | None, words: str) -> None:
+    """The expected score is 0.7 and the tolerance 0.001."""
+    served = replace(SERVED, heads=(replace(SERVED.heads[0], reject_below=bound), *SERVED.heads[1:]))
+    answer = SingleLabel((LabelScore("sport", 0.7),), rejected)
+    found = find_mismatches(with_head("topic", answer), EXPECTED, served)
+    assert (words in " ".join(found)) if words else (found == [])
+
+
+def test_a_rejected_level_rejects_the_level_below() -> None:
+    """The lower level is sure of itself, and must have no label because the upper one has none."""
+    upper = HeadSchema("a", HeadKind.SINGLE_LABEL, ("x", "y"), reject_below=0.7)
+    lower = HeadSchema("b", HeadKind.SINGLE_LABEL, ("x1", "y1"), parent="a", parent_of={"x1": "x", "y1": "y"})
+    served = ModelSchema(16, (upper, lower))
+    expected = ExpectedAnswer(1, "text", (0.6, 0.4, 0.9, 0.1), 1, False)
+
+    def mismatches(of_upper: bool | None, of_lower: bool | None) -> list[str]:
+        heads = {
+            "a": SingleLabel((LabelScore("x", 0.6),), of_upper),
+            "b": SingleLabel((LabelScore("x1", 0.9),), of_lower),
+        }
+        return find_mismatches(Prediction(heads, 1), expected, served)
+
+    assert mismatches(True, True) == []
+    assert len(mismatches(True, False)) == 1
+    assert len(mismatches(True, None)) == 1
+
+
+def test_a_rejection_by_certainty_is_judged_by_the_answers_own() -> None:
+    """Its scores are compared with the expected ones as always."""
+    topic = replace(SERVED.heads[0], reject_below=0.5, reject_by="certainty")
+    served = replace(SERVED, heads=(topic, *SERVED.heads[1:]))
+    for certainty, rejected, is_right in ((0.4, True, True), (0.4, False, False), (0.6, True, False)):
+        answer = SingleLabel((LabelScore("sport", 0.7),), rejected, certainty)
+        assert (find_mismatches(with_head("topic", answer), EXPECTED, served) == []) == is_right

@@ -97,6 +97,24 @@ def test_several_files_and_options(fake: Served, score: Callable[..., Any], tmp_
     assert fake.server.requests[1].parameters == {"top_k": 2, "threshold": 0.3}
 
 
+@pytest.mark.parametrize(("output", "missing"), [("out.jsonl", None), ("out.csv", ""), ("out.parquet", None)])
+def test_rejected_answers_are_counted(
+    output: str, missing: str | None, fake: Served, score: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Their label is null or empty and their score is there; the command and the manifest say how many they are."""
+    fake.server.answer = lambda text: {"topic": {"sport": 0.75 if "goal" in text else 0.5, "news": 0.25}}
+    (tmp_path / "in.jsonl").write_text("".join(f'{{"text": "{text}"}}\n' for text in ("a goal", "rain", "snow")))
+    result = score("in.jsonl", output, "--reject-below", "0.6")
+    assert "3 rows" in result.output
+    assert result.output.rstrip().endswith("; topic: 2 rejected")
+    rows = read_rows(tmp_path / output)
+    assert [row["topic_label"] for row in rows] == ["sport", missing, missing]
+    assert [float(row["topic_score"]) for row in rows] == [0.75, 0.5, 0.5]
+    manifest = json.loads((tmp_path / f"{output}.manifest.json").read_text(encoding="utf-8"))
+    assert manifest["rejected"] == {"topic": 2}
+    assert {"reject_below": 0.6} in [asked.parameters for asked in fake.server.requests]
+
+
 BAD_JSON = [
     (b'{"text": "good"}', None),
     (b'{"text": null}', "is null"),

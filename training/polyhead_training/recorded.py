@@ -55,6 +55,8 @@ class _Calibrated(BaseModel):
     rows: int = 0
     temperature: FiniteFloat
     thresholds: dict[str, FiniteFloat] = {}
+    reject_below: FiniteFloat | None = None
+    reject_by: str = "score"
     before: dict[str, FiniteFloat]
     after: dict[str, FiniteFloat]
     notes: list[str] = []

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, model_validator
 
-from polyhead.schema import HeadKind
+from polyhead.schema import HeadKind, RejectBy
 from polyhead_rows.errors import TableError
 from polyhead_rows.names import read_names
 from polyhead_training.config.section import Section
@@ -51,6 +51,13 @@ class HeadConfig(Section):
         class_weights: single_label only: the weight of each label's rows, or ``balanced``: n / (labels * its rows).
         positive_weights: multi_label only: the weight of each label's positive rows, or ``balanced``: negative /
             positive rows.
+        out_of_scope: single_label only: what a cell holds if the text belongs to none of the labels. Such rows teach
+            nothing. In validation and test rows they measure how well the head knows what it does not know.
+        reject: single_label only: which texts get no label. ``{ coverage = 0.95 }`` answers the surest 95 % of the
+            texts. ``{ precision = 0.98 }`` answers as many as it can while 98 % of the answers are right. Both are
+            fitted on the validation rows that have a label. A number is the lowest score that is answered.
+        reject_by: single_label only: what decides which texts are the surest. ``score`` is that of the best label.
+            ``certainty`` looks at all scores: it finds more texts out of scope, and fewer mistakes among the others.
         label_smoothing: single_label and multi_label only (Szegedy et al. 2016, arXiv:1512.00567).
     """
 
@@ -75,6 +82,11 @@ class HeadConfig(Section):
     y_range: tuple[float, float] | None = Field(default=None, examples=[(1.0, 5.0)])
     class_weights: Literal["balanced"] | dict[str, float] | None = None
     positive_weights: Literal["balanced"] | dict[str, float] | None = None
+    out_of_scope: str | None = Field(default=None, examples=["oos"])
+    reject: Annotated[float, Field(strict=True)] | dict[Literal["coverage", "precision"], float] | None = Field(
+        default=None, examples=[{"coverage": 0.95}]
+    )
+    reject_by: RejectBy = "score"
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, examples=[0.05])
 
     @model_validator(mode="before")
@@ -103,7 +115,7 @@ class HeadConfig(Section):
     def _agree(self) -> HeadConfig:
         for field, kinds in {
             "y_range": (HeadKind.REGRESSION,),
-            "class_weights": (HeadKind.SINGLE_LABEL,),
+            **dict.fromkeys(("class_weights", "out_of_scope", "reject", "reject_by"), (HeadKind.SINGLE_LABEL,)),
             "positive_weights": (HeadKind.MULTI_LABEL,),
             **dict.fromkeys(OF_LABELS, (HeadKind.SINGLE_LABEL, HeadKind.MULTI_LABEL)),
         }.items():
@@ -119,6 +131,12 @@ class HeadConfig(Section):
             if len(set(found := getattr(self, field) or [])) < len(found):
                 raise ValueError(f"{field} must differ, got {found}")
         self._check_pattern()
+        if isinstance(self.reject, dict) and (len(self.reject) != 1 or not 0 < min(self.reject.values()) < 1):
+            raise ValueError(f"reject needs coverage or precision, one number between 0 and 1, got {self.reject}")
+        if isinstance(self.reject, float) and not 0 <= self.reject <= 1:
+            raise ValueError(f"reject must be a score from 0 to 1, got {self.reject}")
+        if self.out_of_scope is not None and self.columns is not None:
+            raise ValueError("out_of_scope is what one cell holds; it does not go with columns")
         if self.y_range is not None and not self.y_range[0] < self.y_range[1]:
             raise ValueError(f"y_range must be two numbers, the lower first, got {list(self.y_range)}")
         if self.parent_of is not None and self.parent is None:

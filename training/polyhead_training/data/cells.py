@@ -97,11 +97,17 @@ class CellReader:
 
     def read(self, value: Any, row: str) -> Cell:
         """The labels or the number of one cell; see `read_row`."""
+        if self.is_out_of_scope(value):
+            return None
         place = f"{row}: column {self.column!r}"
         found = self._parts(value, place)
         if self.config.kind == HeadKind.REGRESSION:
             return number_in(found, self.config.y_range, place)
         return None if found is None else self._labels(found, place)
+
+    def is_out_of_scope(self, value: Any) -> bool:
+        """Whether a cell says that the text belongs to none of the head's labels."""
+        return self.config.out_of_scope is not None and evened(as_text(value) or "") == self.config.out_of_scope
 
     def parts_as_spelled(self, value: Any) -> list[str | None]:
         """The labels of a cell as the file spells them; the text of a cell that holds none."""

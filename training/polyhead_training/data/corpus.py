@@ -24,7 +24,7 @@ from polyhead_training.data.labels import (
     refuse_unknown_labels,
     to_vector,
 )
-from polyhead_training.data.recipe import Recipe
+from polyhead_training.data.recipe import OUT_OF_SCOPE, Recipe
 from polyhead_training.data.shift import called, describe_shift
 from polyhead_training.data.sources import Fields, Source, open_files, open_hub
 from polyhead_training.data.splits import Parts, clean_train, heads_to_stratify_by, split_rows
@@ -98,6 +98,16 @@ class Split:
         column = self.rows.select_columns(["labels"]).with_format("arrow")[:]["labels"]
         numbers = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
         return np.asarray(numbers, np.float32).reshape(-1, self.rows.features["labels"].length)
+
+    @property
+    def out_of_scope(self) -> dict[str, NDArray[np.bool_]]:
+        """By head that such rows were marked for: which rows belong to none of its labels. Their label is unknown."""
+        if OUT_OF_SCOPE not in self.rows.column_names:
+            return {}
+        found = self.rows.select_columns([OUT_OF_SCOPE]).with_format("arrow")[:][OUT_OF_SCOPE].to_pylist()
+        return {
+            name: np.array([name in row for row in found]) for name in sorted({one for row in found for one in row})
+        }
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -205,7 +215,8 @@ def read_corpus(
         notes.append(augmentation.note)
     labels = {name: split.labels for name, split in splits.items()}
     mend = MEND if config.shift_column is None else f'split = "{config.split}" keeps no label\'s share'
-    notes += check_coverage(schema, labels, labels.keys() - sources.keys(), mend)
+    outside = {name: split.out_of_scope for name, split in splits.items()}
+    notes += check_coverage(schema, labels, labels.keys() - sources.keys(), mend, outside)
     notes += [
         f"text_transforms: {transform.name} ran when the texts were read; serving does not apply it"
         for transform in recipe.transforms
@@ -237,7 +248,8 @@ def read_split(
         ConfigError, DataError: as for `read_corpus`.
     """
     recipe = Recipe.of_evaluation(config, schema, heads, metadata, without)
-    if reserved := sorted({"text", "labels", "template_fields", "source_file", "source_row"} & set(metadata)):
+    own = {"text", "labels", "template_fields", "source_file", "source_row", OUT_OF_SCOPE}
+    if reserved := sorted(own & set(metadata)):
         raise DataError(f"metadata column {reserved[0]!r}: this name is reserved for the rows' own column")
     scratch.mkdir(parents=True, exist_ok=True)
     source = joined(paths)
@@ -381,6 +393,8 @@ def _finish(
         metadata["template_fields"] = "template_fields"
     if recipe.has_groups:
         metadata["group"] = "group"
+    if recipe.has_scope:
+        metadata[OUT_OF_SCOPE] = OUT_OF_SCOPE
     for number, row in enumerate(staged.read(["text", *recipe.cells, *metadata.values()], indices)):
         place = staged.place_of(row)
         found: dict[str, list[str]] = {}
@@ -401,4 +415,5 @@ def _row_schema(schema: Schema, recipe: Recipe) -> pyarrow.Schema:
     fields += [("source_file", pyarrow.int32()), ("source_row", pyarrow.int64())]
     others = [*recipe.metadata, *([] if recipe.template is None else ["template_fields"])]
     others += ["group"] if recipe.has_groups else []
-    return pyarrow.schema(fields + [(name, pyarrow.string()) for name in others])
+    fields += [(name, pyarrow.string()) for name in others]
+    return pyarrow.schema(fields + ([(OUT_OF_SCOPE, pyarrow.list_(pyarrow.string()))] if recipe.has_scope else []))

@@ -15,7 +15,11 @@ MEND = 'split = "stratified" keeps the share of each label'
 
 
 def check_coverage(
-    schema: Schema, splits: Mapping[str, NDArray[np.float32]], held_out: Collection[str], of_split: str = MEND
+    schema: Schema,
+    splits: Mapping[str, NDArray[np.float32]],
+    held_out: Collection[str],
+    of_split: str = MEND,
+    out_of_scope: Mapping[str, Mapping[str, NDArray[np.bool_]]] | None = None,
 ) -> Iterator[str]:
     """Lines that the user should read before training.
 
@@ -23,6 +27,7 @@ def check_coverage(
         splits: the label matrix of each split.
         held_out: the splits whose rows were taken from train.
         of_split: what to say of the way in which they were taken.
+        out_of_scope: by split and head: the rows that belong to none of the head's labels.
 
     Raises:
         DataError: training has no label of a head, or validation has none of any head.
@@ -47,8 +52,11 @@ def check_coverage(
             f"calibrated or measured; {mend}"
         )
     for name, of_heads in known.items():
-        rows = len(splits[name])
-        if bare := rows - int(np.any(list(of_heads.values()), axis=0).sum()):
+        rows, outside = len(splits[name]), (out_of_scope or {}).get(name, {})
+        for head_name, mask in outside.items():
+            use = "they teach it nothing" if name == "train" else "they measure what it does not know"
+            yield f"{mask.sum()} of {rows} {name} rows are out of the scope of head {head_name!r}: {use}"
+        if bare := rows - int(np.any([*of_heads.values(), *outside.values()], axis=0).sum()):
             yield f"{bare} of {rows} {name} rows have no label of any head; they teach and measure nothing"
     for head in schema:
         if head.kind != HeadKind.REGRESSION:

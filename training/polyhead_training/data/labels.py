@@ -61,6 +61,7 @@ def learn_schema(
                     labels=tuple(labels),
                     weight=config.weight,
                     y_range=config.y_range,
+                    reject_by=config.reject_by,
                     parent=config.parent,
                     parent_of=parent_of,
                 )

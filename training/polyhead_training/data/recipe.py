@@ -24,6 +24,8 @@ from polyhead_training.data.times import TimeReader
 from polyhead_training.errors import BadRowError, ConfigError
 from polyhead_training.model.tokenizer import TRANSFORMS, named_normalizer
 
+OUT_OF_SCOPE = "out_of_scope"  # the column with the heads that have no label for a row
+
 
 class Recipe:
     """How a row becomes a text and label cells. The functions that the config names are imported once.
@@ -134,7 +136,13 @@ class Recipe:
                 for i, reader in enumerate(self.readers)
             ]
             + [(f"metadata_{i}", pyarrow.string()) for i in range(len(self.metadata))]
+            + ([(OUT_OF_SCOPE, pyarrow.list_(pyarrow.string()))] if self.has_scope else [])
         )
+
+    @property
+    def has_scope(self) -> bool:
+        """Whether rows may be out of the scope of a head."""
+        return any(reader.config.out_of_scope is not None for reader in self.readers)
 
     def read(self, row: Row, place: str, also: Collection[str] = ()) -> Fields | None:
         """The staged row without its place; None if ``where`` and ``filters`` leave it out.
@@ -180,7 +188,13 @@ class Recipe:
             **({} if self.times is None else {"time": time, "time_is_number": is_number}),
             **{f"cell_{i}": cell for i, cell in enumerate(cells)},
             **{f"metadata_{i}": _storable(as_text(value_at(fields, name))) for i, name in enumerate(self.metadata)},
+            **({OUT_OF_SCOPE: self._out_of_scope(fields)} if self.has_scope else {}),
         }
+
+    def _out_of_scope(self, fields: Fields) -> list[str]:
+        """The heads that have no label for the row."""
+        read = [reader for reader in self.readers if self._is_read(reader) and reader.config.out_of_scope is not None]
+        return [reader.config.name for reader in read if reader.is_out_of_scope(value_at(fields, reader.column))]
 
     def text_key(self, text: str) -> int:
         """Equal for texts that the model reads alike, apart from case and white space."""

@@ -28,7 +28,9 @@ from polyhead_training.evaluation.metrics import (
     decisions,
     expected_calibration_error,
     levels_below,
+    rejection_scores,
 )
+from polyhead_training.evaluation.rejection import Rejections, fit_rejections
 
 FOLDS = 5
 # Heads that make no mistake would get lower temperatures, which also magnify float32's errors.
@@ -37,7 +39,7 @@ LOG_TEMPERATURE = 0.5  # the standard deviation that is expected of a temperatur
 MOST_LOGITS, FEWEST_ROWS = 1_000_000, 1000  # a temperature is fitted on about so many logits, if these are so many rows
 PULL = 20  # a label with so many positive rows has a threshold halfway between its own and the one of all labels
 MOST_ANSWERS = 3  # no threshold answers a label in more rows than this times its own rows
-SHOWN = ("ece", "nll", "micro_f1", "macro_f1", "accuracy")
+SHOWN = ("ece", "nll", "micro_f1", "macro_f1", "accuracy", "coverage", "answered_accuracy")
 
 Labels = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -65,7 +67,11 @@ Plans = Mapping[str, _Plan]
 
 
 def calibrate(
-    logits: NDArray[np.float32], labels: Labels, schema: Schema, config: CalibrationConfig
+    logits: NDArray[np.float32],
+    labels: Labels,
+    schema: Schema,
+    config: CalibrationConfig,
+    rejections: Rejections | None = None,
 ) -> tuple[Schema, dict[str, Any]]:
     """Fits what `config` asks for, and keeps what helps in rows that it was not fitted on.
 
@@ -75,10 +81,11 @@ def calibrate(
     Args:
         logits: ``(n, schema.width)``.
         labels: ``(n, sum of label widths)``; NaN where unknown.
+        rejections: which heads reject answers, and what that is fitted for.
 
     Returns:
-        The schema with temperatures and thresholds, fitted on all rows; and by head what was fitted, with the
-        cross-fitted scores ``before`` and ``after`` and with ``notes``: what was not kept, and why.
+        The schema with temperatures, thresholds and bounds of rejection, fitted on all rows; and by head what was
+        fitted, with the cross-fitted scores ``before`` and ``after`` and with ``notes``: what was not kept, and why.
     """
     rows = _Rows(logits, labels, schema)
     plans: Plans = {head.name: _Plan() for head in schema}
@@ -93,7 +100,7 @@ def calibrate(
         if heads:
             wanted = {**plans, **{head.name: replace(plans[head.name], thresholds=thresholds) for head in heads}}
             plans, after = _keep_thresholds(rows, plans, wanted, after, notes)
-    calibrated = rows.fit(plans)
+    calibrated, answered = rows.reject(plans, rejections or {}, notes)
     summary = {}
     for head in calibrated:
         if head.kind == HeadKind.REGRESSION:
@@ -101,9 +108,13 @@ def calibrate(
         fitted: dict[str, Any] = {"rows": len(rows.labels_of(head)), "temperature": head.temperature}
         if head.thresholds is not None:
             fitted["thresholds"] = dict(zip(head.labels, head.thresholds, strict=True))
+        if head.reject_below is not None:
+            fitted |= {"reject_below": head.reject_below, "reject_by": head.reject_by}
+        all_answered = {"coverage": 1.0, "answered_accuracy": after[head.name].get("accuracy", 0.0)}
+        rejects = head.name in answered
         summary[head.name] = fitted | {
-            "before": before[head.name],
-            "after": after[head.name],
+            "before": before[head.name] | (all_answered if rejects else {}),
+            "after": after[head.name] | (answered[head.name] if rejects else {}),
             "notes": notes[head.name],
         }
     return calibrated, summary
@@ -121,6 +132,8 @@ def describe_calibration(summary: Mapping[str, Any]) -> list[str]:
         ]
         if scores:
             lines.append(f"{name}, cross-fitted on {found['rows']} validation rows: {', '.join(scores)}")
+        if "reject_below" in found:
+            lines.append(f"{name}: rejects an answer whose {found['reject_by']} is below {found['reject_below']:.4g}")
         lines += [f"{name}: {note}" for note in found["notes"]]
     return lines
 
@@ -229,6 +242,26 @@ class _Rows:
                     head = head.model_copy(update={"thresholds": thresholds})
             heads.append(head)
         return Schema(heads)
+
+    def reject(self, plans: Plans, wanted: Rejections, notes: dict[str, list[str]]) -> tuple[Schema, Shown]:
+        """The fitted schema with the wanted bounds, and by head that may reject the cross-fitted `rejection_scores`."""
+        whole = self.fit(plans)
+        if not wanted:
+            return whole, {}
+        parts = []
+        for fold in range(self.fold.max() + 1 if len(self.fold) else 0):
+            rest, left_out = self.fold != fold, self.fold == fold
+            fitted = self.fit(plans, fold)
+            given = to_scores(self.logits[rest], fitted)
+            fitted = fit_rejections(given, self.labels[rest], fitted, wanted, lambda head, note: None)
+            scores = to_scores(self.logits[left_out], fitted)
+            parts.append(list(answers_of(scores, self.labels[left_out], fitted)))
+        found = fit_rejections(
+            to_scores(self.logits, whole), self.labels, whole, wanted, lambda head, note: notes[head].append(note)
+        )
+        places = {head.name: place for place, head in enumerate(found)}
+        rejecting = [head.name for head in found.rejecting_heads]
+        return found, {name: rejection_scores([part[places[name]] for part in parts]) for name in rejecting}
 
     def _known(self, head: Head, left_out: int | None) -> tuple[NDArray[np.float32], Labels]:
         """The head's logits and labels in the rows that have them, without one fold."""

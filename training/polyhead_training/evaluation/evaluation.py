@@ -18,6 +18,7 @@ from polyhead_rows.progress import progress
 from polyhead_training.errors import DataError
 from polyhead_training.evaluation.headline import HeadVerdict, verdict
 from polyhead_training.evaluation.metrics import HEADLINE, HeadAnswers, Unseen, among, answers_of, score_all
+from polyhead_training.evaluation.rejection import out_of_scope_scores
 from polyhead_training.evaluation.shift import HeadShift, Reached, head_shift, reached
 from polyhead_training.evaluation.slices import SliceOptions, score_slices
 from polyhead_training.evaluation.suspects import Suspect, find_suspects
@@ -44,6 +45,7 @@ class Evaluation:
             other fields; only their places and labels mean something.
         files, rows, splits: of each text the file, the row there (from 1, without the header) and the split.
         unseen: by head and text: the labels that training never saw.
+        out_of_scope: by head: which texts belong to none of its labels; only heads with such texts.
         left_out: the heads that were not evaluated.
         measured_on: one sentence: on which rows, and whether anything was chosen on them.
         baselines: by head, ``majority`` or ``linear``, and metric: see `polyhead_training.evaluation.baselines`.
@@ -68,6 +70,7 @@ class Evaluation:
     rows: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     splits: Sequence[str] = ()
     unseen: Unseen = field(default_factory=dict)
+    out_of_scope: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     left_out: Sequence[str] = ()
     measured_on: str = ""
     baselines: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
@@ -199,6 +202,8 @@ def evaluate(
         + (f", {failed.sum()} left out because {NOT_FINITE}" if failed.any() else "")
     )
 
+    outside = split.out_of_scope
+
     def part_of(rows: NDArray[np.bool_]) -> Evaluation:
         indices = np.flatnonzero(rows)
         files, numbers = split.places
@@ -215,6 +220,7 @@ def evaluate(
             rows=numbers[indices],
             splits=[name] * len(indices),
             unseen={head: among(by_row, indices) for head, by_row in split.unseen.items()},
+            out_of_scope={head: mask[indices] for head, mask in outside.items() if mask[indices].any()},
         )
 
     found = part_of(read)
@@ -224,9 +230,11 @@ def evaluate(
         by_column[column], notes[column] = score_slices(
             values, found.scores, found.labels, schema, found.unseen, slice_options or SliceOptions(), column
         )
+    measured = score_all(found.answers, schema)
+    outside_scores = out_of_scope_scores(found.scores, found.labels, schema, found.out_of_scope)
     return replace(
         found,
-        metrics=score_all(found.answers, schema),
+        metrics={head: scores | outside_scores.get(head, {}) for head, scores in measured.items()},
         slices=by_column,
         slice_notes={column: note for column, note in notes.items() if note},
         dropped=dropped,

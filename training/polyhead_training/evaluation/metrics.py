@@ -18,16 +18,18 @@ from numpy.typing import NDArray
 from scipy import sparse
 from sklearn import metrics
 
-from polyhead.decode import Scores, best_paths, over_threshold, to_scores
+from polyhead.decode import Scores, best_paths, certainty, over_threshold, rejected, to_scores
 from polyhead.schema import Head, HeadKind, Schema
 from polyhead_training.evaluation.rankings import rankings_of_labels
 
 HEADLINE = {HeadKind.SINGLE_LABEL: "accuracy", HeadKind.MULTI_LABEL: "micro_f1", HeadKind.REGRESSION: "mae"}
 MAIN = {  # what a table on one screen shows
-    HeadKind.SINGLE_LABEL: ("accuracy", "macro_f1", "ece"),
+    HeadKind.SINGLE_LABEL: (
+        "accuracy", "macro_f1", "ece", "coverage", "answered_accuracy", "out_of_scope_auroc", "out_of_scope_rejected",
+    ),
     HeadKind.MULTI_LABEL: ("micro_f1", "macro_f1", "subset_accuracy"),
     HeadKind.REGRESSION: ("mae", "rmse", "r2"),
-}
+}  # fmt: skip
 LOWER_IS_BETTER = {"mae", "rmse", "nll", "ece", "hamming_loss"}
 BINS = 15  # of the expected calibration error, as in Guo et al. 2017, arXiv:1706.04599
 TOP_K = (3, 5)
@@ -47,6 +49,7 @@ class HeadAnswers:
         scores: ``(rows, head.width)``.
         chosen: the served answer, 0/1 ``(rows, head.width)``; ``(rows, 0)`` for a regression.
         true: 0/1 ``(rows, head.width)``; for a regression its numbers ``(rows, 1)``.
+        rejected: which rows serving answers without a label; None if the head cannot reject. `chosen` has their label.
         unseen: by row, true labels that training never saw. Such a row of a single_label head is 0 in all of `true`.
     """
 
@@ -56,6 +59,7 @@ class HeadAnswers:
     chosen: NDArray[np.int8]
     true: NDArray[Any]
     unseen: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    rejected: Mask | None = None
 
     @property
     def unseen_labels(self) -> list[str]:
@@ -120,9 +124,8 @@ def score_all(answers: Iterable[HeadAnswers], schema: Schema) -> dict[str, dict[
 
 def answers_of(scores: Scores, labels: Labels, schema: Schema, unseen: Unseen | None = None) -> Iterator[HeadAnswers]:
     """What would be served for these scores, per head, with the true labels."""
-    paths: list[dict[str, int]] = []
-    if any(head.parent for head in schema):
-        paths = [best_paths(row, schema) for row in scores]
+    best = best_labels(scores, schema)
+    rejects = rejected(confidence_of(best, scores, schema), schema) if schema.rejecting_heads else {}
     for head in schema:
         given = labels[:, schema.label_columns[head.name]]
         known: Mask = np.logical_not(np.isnan(given).any(axis=1))
@@ -131,10 +134,7 @@ def answers_of(scores: Scores, labels: Labels, schema: Schema, unseen: Unseen | 
         true: NDArray[Any]
         match head.kind:
             case HeadKind.SINGLE_LABEL:
-                best = head_scores.argmax(axis=1)
-                if paths and head.name in paths[0]:
-                    best = np.array([path[head.name] for path in paths])
-                chosen = _one_hot(best, head.width)[known]
+                chosen = _one_hot(best[head.name], head.width)[known]
                 true = _one_hot(given[known, 0].astype(np.intp), head.width)
             case HeadKind.MULTI_LABEL:
                 chosen = over_threshold(head_scores[known], head.thresholds or ()).astype(np.int8)
@@ -142,7 +142,33 @@ def answers_of(scores: Scores, labels: Labels, schema: Schema, unseen: Unseen | 
             case HeadKind.REGRESSION:
                 chosen, true = np.empty((known.sum(), 0), np.int8), given[known]
         found = (unseen or {}).get(head.name, {})
-        yield HeadAnswers(head, known, head_scores[known], chosen, true, among(found, np.flatnonzero(known)))
+        unseen_rows = among(found, np.flatnonzero(known))
+        is_rejected = rejects[head.name][known] if head.name in rejects else None
+        yield HeadAnswers(head, known, head_scores[known], chosen, true, unseen_rows, is_rejected)
+
+
+def best_labels(scores: Scores, schema: Schema) -> dict[str, NDArray[np.intp]]:
+    """By single_label head: the index of the label that each row is answered with, if it is not rejected."""
+    paths: list[dict[str, int]] = []
+    if any(head.parent for head in schema):
+        paths = [best_paths(row, schema) for row in scores]
+    return {
+        head.name: np.array([path[head.name] for path in paths], dtype=np.intp)
+        if paths and head.name in paths[0]
+        else scores[:, schema.columns[head.name]].argmax(axis=1)
+        for head in schema.single_label_heads
+    }
+
+
+def confidence_of(best: Mapping[str, NDArray[np.intp]], scores: Scores, schema: Schema) -> dict[str, NDArray[Any]]:
+    """By single_label head: what its `Head.reject_by` names: the score of each row's best label, or its certainty."""
+    rows = np.arange(len(scores))
+    return {
+        name: scores[:, schema.columns[name]][rows, labels]
+        if schema[name].reject_by == "score"
+        else certainty(scores[:, schema.columns[name]])
+        for name, labels in best.items()
+    }
 
 
 def among(unseen: Mapping[int, Sequence[str]], rows: NDArray[np.intp]) -> dict[int, Sequence[str]]:
@@ -217,7 +243,22 @@ def _score_single(answers: HeadAnswers) -> dict[str, float]:
         **_rankings(true[:, both], scores[:, both], "macro"),
         **likelihood,
         "ece": expected_calibration_error(*decisions(answers)),
+        **rejection_scores([answers]),
     }
+
+
+def rejection_scores(answers: Sequence[HeadAnswers]) -> dict[str, float]:
+    """Of a head's answers, in one part or several: the share that is not rejected, and how much of that is right.
+
+    Empty if there are no rows or if the head cannot reject.
+    """
+    parts = [(part, part.rejected) for part in answers if part.rejected is not None and len(part.true)]
+    if not parts:
+        return {}
+    right = np.concatenate([(part.true & part.chosen).any(axis=1) for part, _ in parts])
+    answered = np.concatenate([~is_rejected for _, is_rejected in parts])
+    of_answered = {"answered_accuracy": float(right[answered].mean())} if answered.any() else {}
+    return {"coverage": float(answered.mean()), **of_answered}
 
 
 def _score_multi(answers: HeadAnswers) -> dict[str, float]:

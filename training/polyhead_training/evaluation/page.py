@@ -64,6 +64,8 @@ def page(
         history, calibration: as `polyhead_training.evaluation.report.write_report` has them.
     """
     losses = plots.loss_curves(history) if history else None
+    rejects = any("coverage" in found["before"] for found in (calibration or {}).values())
+    shown = [key for key in SHOWN if rejects or key not in ("coverage", "answered_accuracy")]
     return (
         environment()
         .get_template("report.html")
@@ -71,8 +73,8 @@ def page(
             **{**content, "heads": [head for head in content["heads"] if head["name"] not in evaluation.left_out]},
             rows_code=_rows_code(evaluation),
             losses=plots.to_svg(losses) if losses and losses.axes[0].lines else None,
-            calibration=[_calibration_row(*item) for item in (calibration or {}).items() if _is_fitted(item[1])],
-            calibration_columns=["head", "temperature", *SHOWN],
+            calibration=[_calibration_row(*item, shown) for item in (calibration or {}).items() if _is_fitted(item[1])],
+            calibration_columns=["head", "temperature", *shown],
             calibration_notes=[
                 (name, note) for name, found in (calibration or {}).items() for note in found.get("notes", ())
             ],
@@ -115,6 +117,7 @@ def _head(
         "headline_name": headline,
         "headline": metrics.get(headline),
         "unseen": _unseen(evaluation, head.name),
+        "rejection": _rejection(answers, metrics),
         "verdict": verdict,
         "shift": evaluation.shift[head.name].sentences if head.name in evaluation.shift else (),
         "bars": _bars(headline, metrics, baselines),
@@ -140,7 +143,7 @@ def _plots(answers: HeadAnswers, metrics: Mapping[str, float], history: Sequence
     if len(answers.true):
         match answers.head.kind:
             case HeadKind.SINGLE_LABEL:
-                figures = [plots.reliability_diagram(answers)]
+                figures = [plots.reliability_diagram(answers), plots.accuracy_coverage(answers, metrics)]
             case HeadKind.MULTI_LABEL:
                 figures = [
                     plots.precision_recall(answers),
@@ -233,6 +236,32 @@ def _unseen(evaluation: Evaluation, head: str) -> str:
     return f"{one}{'' if len(counts) == 1 else 's'}: {named}."
 
 
+def _rejection(answers: HeadAnswers, metrics: Mapping[str, float]) -> str:
+    """Sentences about what serving answers without a label, and about texts that belong to none; empty if neither."""
+    sentences = []
+    if answers.rejected is not None and "coverage" in metrics:
+        below = answers.head.reject_below
+        bound = "" if below is None else f" because its {answers.head.reject_by} is below {number(below)}"
+        above = "" if answers.head.parent is None else ", or because the level above has none"
+        sentences.append(
+            f"{1 - metrics['coverage']:.1%} of the rows get no label{bound}{above if bound else ''}"
+            + (
+                f"; {metrics['answered_accuracy']:.1%} of the others are right."
+                if "answered_accuracy" in metrics
+                else "."
+            )
+            + " All other numbers here are of the best label of every row."
+        )
+    if "out_of_scope_auroc" in metrics:
+        rejected = metrics.get("out_of_scope_rejected")
+        sentences.append(
+            f"{int(metrics['out_of_scope_rows']):,} texts belong to none of the labels: their scores are lower than "
+            f"those of the labelled rows in {metrics['out_of_scope_auroc']:.1%} of all pairs (AUROC)"
+            + (f", and {rejected:.1%} of them get no label." if rejected is not None else ".")
+        )
+    return " ".join(sentences)
+
+
 def _suspects(head: str, evaluation: Evaluation) -> list[dict[str, Any]]:
     return [
         {
@@ -248,17 +277,18 @@ def _suspects(head: str, evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def _is_fitted(found: Mapping[str, Any]) -> bool:
-    return found["temperature"] != 1 or _are_fitted(found.get("thresholds", {}).values())
+    has_bound = found.get("reject_below") is not None or "coverage" in found["before"]
+    return found["temperature"] != 1 or has_bound or _are_fitted(found.get("thresholds", {}).values())
 
 
 def _are_fitted(thresholds: Iterable[float]) -> bool:
     return any(threshold != 0.5 for threshold in thresholds)
 
 
-def _calibration_row(head: str, found: Mapping[str, Any]) -> list[Any]:
+def _calibration_row(head: str, found: Mapping[str, Any], shown: Sequence[str]) -> list[Any]:
     cells = [
         f"{number(found['before'][key])} → {number(found['after'].get(key))}" if key in found["before"] else None
-        for key in SHOWN
+        for key in shown
     ]
     return [head, found["temperature"], *cells]
 

@@ -22,6 +22,7 @@ from sklearn.metrics import precision_recall_curve
 
 from polyhead.schema import Head, Schema
 from polyhead_training.evaluation.metrics import HEADLINE, HeadAnswers, decisions, reliability
+from polyhead_training.evaluation.rejection import risk_coverage
 from polyhead_training.evaluation.wording import shorten
 
 INK = "#7a7b7c"  # readable on light and dark; replaced in the SVG by the page's colour
@@ -130,6 +131,26 @@ def reliability_diagram(answers: HeadAnswers) -> Figure:
     axes.scatter(confidence, right, s=10 + 90 * counts / counts.max())
     axes.set(title="Reliability", xlabel="score of the decision", ylabel="share of right decisions")
     axes.set(xlim=(0, 1.02), ylim=(0, 1.05))
+    return figure
+
+
+def accuracy_coverage(answers: HeadAnswers, metrics: Mapping[str, float]) -> Figure:
+    """How many of the answers are right if only the surest are given; and where the checkpoint's reject_below is.
+
+    Args:
+        metrics: of the head.
+    """
+    has_point = "answered_accuracy" in metrics
+    figure, axes = _figure(legend=2 if has_point else 0)
+    share, right = risk_coverage(answers)
+    axes.plot(*_thin(share, right), label=f"answers with the highest {answers.head.reject_by}")
+    if has_point:
+        point = [metrics["coverage"]], [metrics["answered_accuracy"]]
+        axes.plot(*point, marker="D", linestyle="", label="the checkpoint's reject_below")
+    axes.set(title="Accuracy of what is answered", xlabel="share of rows answered", ylabel="share of right answers")
+    axes.set(xlim=(0, 1.02), ylim=(min(0.98, right.min(initial=1) - 0.02), 1.005))
+    if has_point:
+        _legend(figure, axes)
     return figure
 
 

@@ -48,10 +48,11 @@ _SUSPECTS = pyarrow.schema(
 def write_predictions(path: Path, evaluations: Sequence[Evaluation]) -> None:
     """Writes one row per text of all evaluations, which are of one model.
 
-    Columns: ``file``, ``row``, ``split``, ``text``, those of `polyhead_rows.answers`, and per head ``HEAD_true`` (the
-    label, labels or number in the data; null if unknown) and ``HEAD_scores`` (of all its labels, in the order of the
-    JSON list ``labels`` in the column's metadata; a regression has none). Texts without finite scores come last in
-    their evaluation, with an ``error``.
+    Columns: ``file``, ``row``, ``split``, ``text``, those of `polyhead_rows.answers`, ``HEAD_rejected`` of a head that
+    may reject (whether serving answers without a label; ``HEAD_label`` is the best label even so), and per head
+    ``HEAD_true`` (the label, labels or number in the data; null if unknown) and ``HEAD_scores`` (of all its labels, in
+    the order of the JSON list ``labels`` in the column's metadata; a regression has none). Texts without finite scores
+    come last in their evaluation, with an ``error``.
     """
     with open_output(path, _answered(evaluations[0], np.arange(0)).schema) as output:
         for evaluation in evaluations:
@@ -63,7 +64,7 @@ def write_predictions(path: Path, evaluations: Sequence[Evaluation]) -> None:
 
 def _answered(evaluation: Evaluation, rows: NDArray[np.int64]) -> pyarrow.Table:
     schema = evaluation.schema
-    answers = [
+    answers: list[dict[str, Any]] = [
         {
             "heads": decode(evaluation.scores[row], schema, DecodeOptions()),
             "token_count": int(evaluation.token_counts[row]),
@@ -71,6 +72,10 @@ def _answered(evaluation: Evaluation, rows: NDArray[np.int64]) -> pyarrow.Table:
         }
         for row in rows
     ]
+    for answer in answers:
+        answer["rejected"] = {
+            name: head.pop("label") is None for name, head in answer["heads"].items() if "label" in head
+        }
     scores = {
         head.name: evaluation.scores[rows, schema.columns[head.name]]
         for head in schema
@@ -98,6 +103,9 @@ def _table(
     full = {f"{head.name}_scores": head for head in schema if head.kind != HeadKind.REGRESSION}
     # The scores of all labels take the place of those of the answered labels.
     columns += [(field, answered[field.name]) for field in answered.schema if field.name not in full]
+    for head in schema.rejecting_heads:
+        rejected = [answer.get("rejected", {}).get(head.name) for answer in answers]
+        columns.append((pyarrow.field(f"{head.name}_rejected", pyarrow.bool_()), rejected))
     for head in schema:
         given = evaluation.labels[rows, schema.label_columns[head.name]]
         unseen = evaluation.unseen.get(head.name, {})

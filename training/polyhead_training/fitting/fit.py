@@ -180,7 +180,8 @@ def _train(
         logits, schema, ngrams = mixed.logits(logits, added), mixed.schema, mixed.ngrams
         learnt["ngrams"] = mixed.summary
     say("calibrating")
-    calibrated, calibration = calibrate(logits, labels, schema, config.calibration)
+    rejections = {head.name: head.reject for head in config.heads if head.reject is not None}
+    calibrated, calibration = calibrate(logits, labels, schema, config.calibration, rejections)
     for line in describe_calibration(calibration):
         say(f"  {line}")
     if adapted is not None:
