@@ -32,7 +32,7 @@ from polyhead.template import Template
 from polyhead.weights import read_weights
 from polyhead.windows import LongTexts, Windows
 
-# Heads of formats 1 and 2 have no target_scale. Below 4, heads have no reject_below, and models no n-grams and no windows.
+# Heads of formats 1 and 2 have no target_scale. Below 4, heads have no reject_below, and models no n-grams or windows.
 FORMAT = 4
 PROVED_FORMAT = 2  # from here on, golden rows hold what a caller sees. Format 1 has no number
 MOST_TEMPLATE = 65_536  # characters

@@ -29,6 +29,7 @@ MOST_WEIGHTS = 24_000_000  # of all terms and labels: 96 MB in the checkpoint
 FEW_ROWS = 1_000  # with fewer rows, terms that occur once count too
 ROWS_PER_CALL = 4_096
 STRENGTHS = (30.0, 5.0)  # C of a logistic regression
+MOST_STEPS = 60  # of its solver: more change nothing that shows
 PENALTIES = (1.0, 4.0)  # of a ridge regression
 MOST_TO_CHOOSE = 5_000  # rows on which these are chosen
 NEVER = -30.0  # the logit of a label that is not in the sample
@@ -227,7 +228,7 @@ def _best(
 def _logistic(strength: float, terms: sparse.csr_matrix, given: NDArray[Any], *, solver: str) -> LogisticRegression:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a baseline may stop early
-        return LogisticRegression(C=strength, solver=solver, max_iter=100, random_state=0).fit(terms, given)
+        return LogisticRegression(C=strength, solver=solver, max_iter=MOST_STEPS, random_state=0).fit(terms, given)
 
 
 def _both_sides(found: NDArray[Any]) -> NDArray[Any]:
