@@ -135,7 +135,8 @@ def _fit_labels(head: Head, network: Logits, linear: Logits, given: NDArray[np.f
     def loss(logs: NDArray[np.float64]) -> float:
         weight, temperature = np.exp(logs)
         logits = (network + weight * linear) / temperature if has_linear else network / temperature
-        return _nll(head, logits, given) * step + ((logs[0] - EXPECTED) / DEVIATION) ** 2 / 2
+        prior = ((logs[0] - EXPECTED) / DEVIATION) ** 2 / 2
+        return float(_nll(head, logits, given) * step + prior)
 
     starts = ([0.0, 0.0], [np.log(10.0), 0.0], [np.log(0.1), 0.0]) if has_linear else ([0.0, 0.0],)
     found = min(
