@@ -71,17 +71,19 @@ class MuonWithAdamW(torch.optim.Optimizer):
     """
 
     def __init__(self, muon: dict[str, Any], adamw: list[dict[str, Any]], defaults: dict[str, Any]) -> None:
-        self._muon = torch.optim.Muon([muon], lr=defaults["lr"], adjust_lr_fn="match_rms_adamw")
-        self._adamw = torch.optim.AdamW(adamw, **defaults)
-        for optimizer in (self._muon, self._adamw):
+        self._optimizers: tuple[torch.optim.Optimizer, ...] = (
+            torch.optim.Muon([muon], lr=defaults["lr"], adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(adamw, **defaults),
+        )
+        for optimizer in self._optimizers:
             for group in optimizer.param_groups:
-                group["use_muon"] = optimizer is self._muon
-        super().__init__([*self._muon.param_groups, *self._adamw.param_groups], {})
+                group["use_muon"] = isinstance(optimizer, torch.optim.Muon)
+        super().__init__([group for optimizer in self._optimizers for group in optimizer.param_groups], {})
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # the Trainer has no closure
         """One step of both. They are given groups and state anew, because a resumed run replaces both."""
-        for optimizer in (self._muon, self._adamw):
-            is_muon = optimizer is self._muon
+        for optimizer in self._optimizers:
+            is_muon = isinstance(optimizer, torch.optim.Muon)
             optimizer.param_groups = [group for group in self.param_groups if group["use_muon"] == is_muon]
             optimizer.state = self.state
             optimizer.step()
