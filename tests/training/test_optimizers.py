@@ -197,6 +197,26 @@ def test_a_saved_state_goes_on_with_the_same_bits(tmp_path: Path) -> None:
         assert all(torch.equal(state[key], again[key]) for key in state), name
 
 
+def test_a_gradient_scaler_works_as_with_any_optimizer(tmp_path: Path) -> None:
+    """fp16: scaled gradients make the same step as plain ones, and a step with an infinite gradient is left out."""
+    model, expected = tiny_model(tiny_spec()), tiny_model(tiny_spec())
+    optimizer, plain = optimizer_of(model, tmp_path), optimizer_of(expected, tmp_path)
+    for each in (model, expected):
+        set_gradients(each, 0)
+    plain.step()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(torch.zeros(1))  # the scaler gets its scale
+    for parameter in model.parameters():
+        parameter.grad *= 1024
+    scaler.step(optimizer)
+    scaler.update()
+    weights = [parameter.detach().clone() for parameter in model.parameters()]
+    assert all(torch.equal(weight, other) for weight, other in zip(weights, expected.parameters(), strict=True))
+    model.body_model.h[0].mlp.c_fc.weight.grad[0, 0] = torch.inf
+    scaler.step(optimizer)
+    assert all(torch.equal(weight, other) for weight, other in zip(weights, model.parameters(), strict=True))
+
+
 @pytest.mark.parametrize(
     ("model", "name", "expected"),
     [
