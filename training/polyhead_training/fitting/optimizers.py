@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, MutableMapping
+from collections.abc import Container
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 from transformers.pytorch_utils import Conv1D
 from transformers.training_args import OptimizerNames
@@ -43,39 +43,17 @@ def describe_optimizer(name: str, model: nn.Module) -> str:
     """The line that a run says about its optimizer."""
     if name != MUON:
         return f"optimizer: {name}"
-    matrices = sum(parts for _, parts in muon_matrices(model))
+    matrices = len(muon_matrices(model))
     if not matrices:
         return "optimizer: AdamW; no matrix for muon"
     return f"optimizer: muon for {matrices} matrices, AdamW for the rest"
 
 
-def muon_matrices(model: nn.Module) -> Iterator[tuple[nn.Parameter, int]]:
-    """The trained matrices of the transformer blocks, and how many matrices each holds side by side.
-
-    ``c_attn`` holds those of query, key and value. Embeddings, heads and adapters are no matrices of a block.
-    """
-    for block in model.modules():
-        if isinstance(block, GPT2Block):
-            for name, module in block.named_modules():
-                if isinstance(module, Conv1D) and module.weight.requires_grad:
-                    yield module.weight, 3 if name.endswith("c_attn") else 1
-
-
-class PartsMuon(torch.optim.Muon):
-    """Muon that orthogonalizes each of several matrices that one parameter holds side by side: ``parts`` of its group.
-
-    GPT-2's weights are (in, out). That changes nothing: the orthogonalized transpose is the transposed orthogonalized
-    matrix, and ``match_rms_adamw`` depends on the longer side only.
-    """
-
-    def _init_group(
-        self, group: MutableMapping[str, Any], params: list[Tensor], grads: list[Tensor], buffers: list[Tensor]
-    ) -> bool:
-        found: tuple[list[Tensor], ...] = ([], [], [])
-        has_complex = super()._init_group(group, *found)
-        for wholes, parts in zip(found, (params, grads, buffers), strict=True):
-            parts += [part for whole in wholes for part in whole.chunk(group["parts"], dim=1)]  # views
-        return has_complex
+def muon_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The trained matrices of the transformer blocks. Embeddings, heads and adapters are no matrices of a block."""
+    blocks = [module for module in model.modules() if isinstance(module, GPT2Block)]
+    modules = [module for block in blocks for module in block.modules() if isinstance(module, Conv1D)]
+    return [module.weight for module in modules if module.weight.requires_grad]
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -83,30 +61,29 @@ class MuonWithAdamW(torch.optim.Optimizer):
     AdamW's. It owns groups and state, so schedulers, accelerate and resuming see nothing special.
 
     Muon's steps are as long as AdamW's (Liu et al. 2025, arXiv:2502.16982), so both have one learning rate and one
-    weight decay.
+    weight decay. GPT-2's matrices are (in, out), which changes nothing: the orthogonalized transpose is the transposed
+    orthogonalized matrix, and the length of a step depends on the longer side only.
 
     Args:
-        muon: groups with ``parts``; see `PartsMuon`.
-        adamw: groups.
+        muon: a group of matrices.
+        adamw: groups of other parameters.
         defaults: AdamW's arguments.
     """
 
-    def __init__(self, muon: list[dict[str, Any]], adamw: list[dict[str, Any]], defaults: dict[str, Any]) -> None:
-        self._muon = PartsMuon(muon, lr=defaults["lr"], adjust_lr_fn="match_rms_adamw")
-        self._adamw = torch.optim.AdamW(adamw, **defaults)
+    def __init__(self, muon: dict[str, Any], adamw: list[dict[str, Any]], defaults: dict[str, Any]) -> None:
+        self._optimizers: tuple[torch.optim.Optimizer, ...] = (
+            torch.optim.Muon([muon], lr=defaults["lr"], adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(adamw, **defaults),
+        )
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
-                group["use_muon"] = optimizer is self._muon
-        super().__init__([*self._muon.param_groups, *self._adamw.param_groups], {})
-
-    @property
-    def _optimizers(self) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
-        return self._muon, self._adamw
+                group["use_muon"] = isinstance(optimizer, torch.optim.Muon)
+        super().__init__([group for optimizer in self._optimizers for group in optimizer.param_groups], {})
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # the Trainer has no closure
         """One step of both. They are given groups and state anew, because a resumed run replaces both."""
         for optimizer in self._optimizers:
-            is_muon = optimizer is self._muon
+            is_muon = isinstance(optimizer, torch.optim.Muon)
             optimizer.param_groups = [group for group in self.param_groups if group["use_muon"] == is_muon]
             optimizer.state = self.state
             optimizer.step()
@@ -121,24 +98,16 @@ def muon_with_adamw(
         decayed: names of the parameters with weight decay.
         adamw: AdamW's arguments.
     """
-    matrices = dict(muon_matrices(model))
+    matrices = muon_matrices(model)
     if not matrices:
         return None
-    muon = [
-        {"params": found, "parts": parts, "weight_decay": weight_decay}
-        for parts in (1, 3)
-        if (found := [parameter for parameter, held in matrices.items() if held == parts])
-    ]
-    rest = [
-        (name, parameter)
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and parameter not in matrices
-    ]
+    taken = set(matrices)
+    rest = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad and weight not in taken]
     others = [
         {
-            "params": [parameter for name, parameter in rest if (name in decayed) == has_decay],
+            "params": [weight for name, weight in rest if (name in decayed) == has_decay],
             "weight_decay": weight_decay if has_decay else 0.0,
         }
         for has_decay in (True, False)
     ]
-    return MuonWithAdamW(muon, others, adamw)
+    return MuonWithAdamW({"params": matrices, "weight_decay": weight_decay}, others, adamw)

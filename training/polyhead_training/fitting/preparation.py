@@ -223,7 +223,7 @@ def dry_run(config: TrainingConfig, say: Callable[[str], None]) -> None:
         tokens = prepared.train.computed / len(prepared.train.rows) * config.training.batch_size
         optimizer = chosen_optimizer(config.training.optim, config, "training.optim")
         say(describe_optimizer(optimizer, model))
-        by_muon = sum(matrix.numel() for matrix, _ in muon_matrices(model)) if optimizer == MUON else 0
+        by_muon = sum(matrix.numel() for matrix in muon_matrices(model)) if optimizer == MUON else 0
         memory = estimate_memory(config.training, model.config, total, trained, tokens, by_muon)
         parts = ", ".join(f"{name} {size / 2**20:,.1f}" for name, size in memory.items())
         say(f"memory per process, estimated: {sum(memory.values()) / 2**20:,.1f} MiB ({parts})")
