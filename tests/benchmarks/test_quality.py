@@ -216,6 +216,7 @@ def test_a_part_leaves_the_committed_result(public: Path, tmp_path: Path) -> Non
     work = tmp_path / "work"
     main(["--data", str(public), "--work", str(work), "--sets", "banking77", "--peers", "majority"])
     result = json.loads((work / "quality.json").read_text(encoding="utf-8"))
+    assert result["missing"].keys() == METHODS.keys() - {"majority"}
     assert result["sets"]["banking77"]["heads"]["intent"]["methods"].keys() == {"majority"}
     assert (result["heads"], result["heads_won"], result["worst_margin"]) == (1, 0, None)
     assert PAGE.read_bytes() == before
