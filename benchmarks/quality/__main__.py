@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.quality.answers import Answers, read_answers
 from benchmarks.quality.data_sets import DATA_SETS, DEBIAN, ROOT, TEST, TRAIN, DataSet, DataSetError, Parts, read_parts
-from benchmarks.quality.methods import METHODS, Method
+from benchmarks.quality.methods import LOGISTIC, MAJORITY, METHODS, PRODUCT, SGD, Method
 from benchmarks.quality.page import PAGE, write_page
 from benchmarks.quality.peer_data import make_head
 from benchmarks.quality.plot import plot
@@ -18,6 +18,7 @@ from benchmarks.quality.runs import Task, prepare, run
 from benchmarks.quality.scores import make_truth, over_seeds, score_head_of_all, score_outside, summarize
 from benchmarks.result import RESULTS, write_result
 
+NEEDED = {PRODUCT, LOGISTIC, SGD, MAJORITY}  # for a result that is committed
 ROWS_OF_REHEARSAL = 120  # of each part
 
 
@@ -31,15 +32,19 @@ def main(options: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="runs of each method that has a seed")
     parser.add_argument("--minutes", type=float, default=60.0, help="a run that takes longer is stopped and has failed")
     parser.add_argument("--work", type=Path, default=Path("runs/quality"), help="finished runs are kept here")
-    parser.add_argument("--out", type=Path, default=RESULTS / "quality.json")
-    parser.add_argument("--page", type=Path, default=PAGE, help="the page that gets the tables")
-    parser.add_argument("--rehearse", action="store_true", help="few rows and tiny networks: seconds; writes no page")
+    parser.add_argument("--out", type=Path, help="the result; by default the committed one, of a part one in --work")
+    parser.add_argument("--rehearse", action="store_true", help="few rows and tiny networks, to see that all works")
     arguments = parser.parse_args(options)
+    is_whole = not arguments.rehearse and {*DATA_SETS} == {*arguments.sets} and {*arguments.peers} >= NEEDED
+    if arguments.rehearse:
+        arguments.work /= "rehearsal"
+    out = arguments.out or (RESULTS if is_whole else arguments.work) / "quality.json"
     methods = [METHODS[name] for name in METHODS if name in arguments.peers]
     missing = {method.name: method.why_missing for method in methods if method.why_missing is not None}
+    methods = [method for method in methods if method.name not in missing]
+    missing |= {name: "it was left out" for name in METHODS if name not in arguments.peers}
     for name, why in missing.items():
         print(f"{name} does not run: {why}", flush=True)
-    methods = [method for method in methods if method.name not in missing]
     try:
         read = {name: _read(DATA_SETS[name], arguments) for name in arguments.sets}
     except DataSetError as error:
@@ -49,9 +54,9 @@ def main(options: Sequence[str] | None = None) -> None:
     summary = summarize(sets, seconds / 3600)
     described = {"methods": {method.name: method.title for method in methods}, "missing": missing}
     result = {**summary, **described, "seeds": arguments.seeds, "minutes": arguments.minutes, "sets": sets}
-    write_result(arguments.out, result, plot(result))
-    if not arguments.rehearse:
-        write_page(arguments.page, result)
+    write_result(out, result, plot(result))
+    if is_whole and arguments.out is None:
+        write_page(PAGE, json.loads(out.read_text(encoding="utf-8")))
     print(json.dumps(summary))
 
 
@@ -84,21 +89,24 @@ def _measure(
             took = f"{found['seconds']:.0f} s, {found['memory_mb']:.0f} MB"
             print(f"{data_set.name}, {method.name}, seed {seed}: {found['failed'] or took}", flush=True)
             runs[method.name].append({"seed": seed, **{key: value for key, value in found.items() if key != "inputs"}})
+    is_complete = all(one["failed"] is None for one in runs.get(PRODUCT, []))
     return {
         "rows": {part: len(rows) for part, rows in parts.items()},
         "texts_in_two_parts": _shared_texts(parts),
         "config": data_set.config,
-        "heads": {name: _score(data_set, name, parts, answers) for name in data_set.heads},
+        "heads": {name: _score(data_set, name, parts, answers, is_complete) for name in data_set.heads},
         "outside": _score_outside(answers),
         "runs": runs,
     }
 
 
-def _score(data_set: DataSet, name: str, parts: Parts, answers: dict[str, list[Answers]]) -> dict[str, Any]:
+def _score(
+    data_set: DataSet, name: str, parts: Parts, answers: dict[str, list[Answers]], is_complete: bool
+) -> dict[str, Any]:
     head = make_head(name, data_set.heads[name], [row.labels for row in parts[TRAIN]])
     truth = make_truth(head, [row.labels[name] for row in parts[TEST]], [row.labels[name] for row in parts[TRAIN]])
     by_method = {method: [run.heads[name] for run in runs if name in run.heads] for method, runs in answers.items()}
-    return score_head_of_all(truth, by_method)
+    return score_head_of_all(truth, by_method, is_complete)
 
 
 def _score_outside(answers: dict[str, list[Answers]]) -> dict[str, Any]:

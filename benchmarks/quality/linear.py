@@ -37,7 +37,7 @@ Features = dict[str, Words]  # by part
 
 
 @dataclass(frozen=True)
-class Fitted:
+class LinearPeer:
     """A model with one setting of the grid.
 
     Attributes:
@@ -78,7 +78,7 @@ def _features(data: PeerData, fewest: int) -> Features:
     return {part: vectorizer.transform(texts).tocsr() for part, texts in data.texts.items()}
 
 
-def _models(head: Head, peer: str, words: Words, given: NDArray[Any], seed: int) -> Iterable[Fitted]:
+def _models(head: Head, peer: str, words: Words, given: NDArray[Any], seed: int) -> Iterable[LinearPeer]:
     """A model per setting of the grid."""
     if head.kind == HeadKind.REGRESSION:
         for alpha in RIDGES:
@@ -88,7 +88,7 @@ def _models(head: Head, peer: str, words: Words, given: NDArray[Any], seed: int)
         if head.kind == HeadKind.MULTI_LABEL:
             models = [_fit(make(), words, column) for column in given.T]
             scores = _per_label(models)
-            yield Fitted(scores, scores)
+            yield LinearPeer(scores, scores)
         else:
             yield _of_all_labels(head, _fit(make(), words, given))
 
@@ -113,7 +113,7 @@ def _fit(model: Any, words: Words, given: NDArray[Any]) -> Any:
         return model.fit(words, given)
 
 
-def _of_all_labels(head: Head, model: Any) -> Fitted:
+def _of_all_labels(head: Head, model: Any) -> LinearPeer:
     def spread(found: NDArray[Any], fill: float) -> NDArray[Any]:
         """A column per label, also for two labels, of which scikit-learn decides with one column."""
         if found.ndim == 1:
@@ -127,7 +127,7 @@ def _of_all_labels(head: Head, model: Any) -> Fitted:
         is_sgd = isinstance(model, SGDClassifier)
         return spread(model.decision_function(words) if is_sgd else model.predict_proba(words), LEAST_SURE)
 
-    return Fitted(lambda words: spread(model.predict_proba(words), 0.0), decide)
+    return LinearPeer(lambda words: spread(model.predict_proba(words), 0.0), decide)
 
 
 def _per_label(models: Sequence[Any]) -> Callable[[Words], NDArray[Any]]:
@@ -139,19 +139,19 @@ def _per_label(models: Sequence[Any]) -> Callable[[Words], NDArray[Any]]:
     return scores
 
 
-def _ridge(words: Words, given: NDArray[Any], alpha: float) -> Fitted:
+def _ridge(words: Words, given: NDArray[Any], alpha: float) -> LinearPeer:
     middle, lowest, highest = given.mean(), given.min(), given.max()
     model = Ridge(alpha=alpha, solver="sparse_cg").fit(words, given - middle)
 
     def predict(words: Words) -> NDArray[Any]:
         return np.asarray(np.clip(model.predict(words) + middle, lowest, highest))
 
-    return Fitted(predict, predict)
+    return LinearPeer(predict, predict)
 
 
 def _chosen(
-    head: Head, models: Iterable[tuple[Features, Fitted]], validation: Targets
-) -> tuple[Features, Fitted, Answer]:
+    head: Head, models: Iterable[tuple[Features, LinearPeer]], validation: Targets
+) -> tuple[Features, LinearPeer, Answer]:
     """The model that is best on validation rows, its features, and its answers to test rows."""
     best, best_value, thresholds = None, -np.inf, np.zeros(head.width)
     for features, fitted in models:

@@ -9,18 +9,18 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.quality.methods import FASTTEXT, LOGISTIC, MAJORITY, PRODUCT, SGD, SPACY
+from benchmarks.quality.methods import FASTTEXT, LOGISTIC, PRODUCT, SGD, SPACY
 from loadtest.result import BLUE, GREEN, ORANGE, PURPLE, RED
 from polyhead_training.evaluation.metrics import LOWER_IS_BETTER
 
-GREY = "#9a9a9a"
-MARKS = {  # colour, shape, and place beside the head's line: marks with one value do not hide each other
+# Colour, shape, and place beside the head's line, because marks of one value would hide each other. The majority answer
+# is not drawn: it is so far off that the others would lie on one another.
+MARKS = {
     PRODUCT: (BLUE, "D", -0.24),
     LOGISTIC: (RED, "o", -0.12),
     SGD: (ORANGE, "s", 0.0),
     FASTTEXT: (GREEN, "^", 0.12),
     SPACY: (PURPLE, "v", 0.24),
-    MAJORITY: (GREY, "|", 0.0),
 }
 METRICS = {"accuracy": "accuracy", "micro_f1": "micro F1", "mae": "mean absolute error"}
 
@@ -50,12 +50,14 @@ def _draw(axis: Axes, heads: list[tuple[str, Any]], titles: Mapping[str, str]) -
     is_named = set()
     for place, (_, head) in enumerate(heads):
         for method, scores in head["methods"].items():
+            if method not in MARKS:
+                continue
             colour, shape, beside = MARKS[method]
             score = scores[head["metric"]]
             reach = [[score["mean"] - score["low"]], [score["high"] - score["mean"]]]
             axis.errorbar(
-                score["mean"], place + beside, xerr=reach, color=colour, marker=shape, markersize=6, capsize=3,
-                linestyle="none", label=None if method in is_named else titles[method],
+                score["mean"], place + beside, xerr=reach, color=colour, marker=shape, markersize=4.5, capsize=3,
+                elinewidth=1.2, linestyle="none", label=None if method in is_named else titles[method],
             )  # fmt: skip
             is_named.add(method)
     axis.set_yticks(range(len(heads)), [f"{name}, {METRICS[head['metric']]}" for name, head in heads])

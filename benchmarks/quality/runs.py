@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.quality.answers import Answers
 from benchmarks.quality.data_sets import OUTSIDE, ROOT, TEST, DataSet, Parts
 from benchmarks.quality.methods import PRODUCT, Method
 from benchmarks.quality.peer_data import read_peer_data, write_peer_data
-from benchmarks.quality.product import part_file, read_certainty, read_predictions, write_config
+from benchmarks.quality.product import ProductError, part_file, read_certainty, read_predictions, write_config
 from polyhead.files import write_file
 
 HERE = Path(__file__).parent
+COMMANDS = Path(sys.executable).parent
 LIMIT_OF_SCORING_S = 600.0
 
 
@@ -83,24 +85,28 @@ def run(task: Task, method: Method, seed: int) -> dict[str, Any]:
 
 
 def _train(task: Task, method: Method, seed: int, folder: Path) -> dict[str, Any]:
-    commands = Path(sys.executable).parent
-    checkpoint = folder / "checkpoint"
-    shutil.rmtree(checkpoint, ignore_errors=True)
-    measured = _measure([str(commands / "polyhead-train"), str(folder / "config.toml"), "--restart"], task, folder)
+    shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+    measured = _measure([str(COMMANDS / "polyhead-train"), str(folder / "config.toml"), "--restart"], task, folder)
     if measured["failed"] is not None:
         return measured
-    heads = read_peer_data(task.data).heads
-    predictions = checkpoint / "report" / "predictions.parquet"
-    answers = read_predictions(predictions, heads, task.parts[TEST])
+    try:
+        _served_answers(task, folder).write(folder / "answers.npz")
+    except (ProductError, subprocess.SubprocessError) as error:  # hours of other runs may follow
+        return measured | {"failed": str(error)}
+    return measured
+
+
+def _served_answers(task: Task, folder: Path) -> Answers:
+    checkpoint, predictions = folder / "checkpoint", folder / "checkpoint" / "report" / "predictions.parquet"
+    answers = read_predictions(predictions, read_peer_data(task.data).heads, task.parts[TEST])
     if task.data_set.rejecting is not None:
         scored = folder / "outside.parquet"
-        command = [str(commands / "polyhead-score"), str(task.data / f"{OUTSIDE}.jsonl"), "--text-column", "text"]
+        command = [str(COMMANDS / "polyhead-score"), str(task.data / f"{OUTSIDE}.jsonl"), "--text-column", "text"]
         command += ["--output", str(scored), "--checkpoint", str(checkpoint), "--restart"]
         with (folder / "log.txt").open("ab") as log:
             subprocess.run(command, stdout=log, stderr=log, check=True, timeout=LIMIT_OF_SCORING_S)
         answers.inside, answers.outside = read_certainty(predictions, scored, task.data_set.rejecting)
-    answers.write(folder / "answers.npz")
-    return measured
+    return answers
 
 
 def _ask_peer(task: Task, method: Method, seed: int, folder: Path) -> dict[str, Any]:

@@ -113,11 +113,14 @@ def over_seeds(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]
     return found
 
 
-def score_head_of_all(truth: Truth, answers: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
+def score_head_of_all(
+    truth: Truth, answers: Mapping[str, Sequence[Answer]], is_complete: bool = True
+) -> dict[str, Any]:
     """One head: the scores of each method that answers it, and the product beside the better linear model.
 
     Args:
         answers: by method, one per seed.
+        is_complete: whether the product has answers for all seeds. Otherwise it does not win.
     """
     metric = HEADLINE[truth.head.kind]
     methods = {name: over_seeds([score_run(truth, run) for run in runs]) for name, runs in answers.items() if runs}
@@ -139,7 +142,7 @@ def score_head_of_all(truth: Truth, answers: Mapping[str, Sequence[Answer]]) -> 
         "is_beyond_spread": is_beyond,
         "test": test.name,
         "p": test.p,
-        "is_won": is_beyond and is_better and test.p < SIGNIFICANT,
+        "is_won": is_complete and is_beyond and is_better and test.p < SIGNIFICANT,
     }
     return result
 

@@ -17,8 +17,8 @@ from benchmarks.quality.data_sets import OUTSIDE, TEST, TRAIN, VALIDATION
 from benchmarks.quality.peer_data import PeerData
 from polyhead.schema import Head, HeadKind
 
-EPOCHS = 20
-PATIENCE = 3  # epochs without a better validation score
+EPOCHS = 10
+PATIENCE = 2  # epochs without a better validation score
 BATCH, DROPOUT = 64, 0.2
 SHARE = 0.8  # of the time limit, for the epochs of all heads
 

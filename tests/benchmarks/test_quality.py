@@ -19,6 +19,7 @@ from benchmarks.quality.__main__ import main
 from benchmarks.quality.answers import Answers
 from benchmarks.quality.data_sets import DATA_SETS, ROOT, LabelledRow, read_parts
 from benchmarks.quality.methods import METHODS, Method
+from benchmarks.quality.page import PAGE
 from benchmarks.quality.peer_data import PeerData, read_peer_data
 from benchmarks.quality.product import ProductError, read_certainty, read_predictions
 from benchmarks.quality.runs import Task, prepare, run
@@ -209,12 +210,23 @@ def test_other_peers_find_words_that_give_labels_away(task_of: Callable[..., Tas
     assert min(right(data, task, answers).values()) > 0.6
 
 
+def test_a_part_leaves_the_committed_result(public: Path, tmp_path: Path) -> None:
+    """One data set and one method: the result is in the working folder, the committed page does not change."""
+    before = PAGE.read_bytes()
+    work = tmp_path / "work"
+    main(["--data", str(public), "--work", str(work), "--sets", "banking77", "--peers", "majority"])
+    result = json.loads((work / "quality.json").read_text(encoding="utf-8"))
+    assert result["missing"].keys() == METHODS.keys() - {"majority"}
+    assert result["sets"]["banking77"]["heads"]["intent"]["methods"].keys() == {"majority"}
+    assert (result["heads"], result["heads_won"], result["worst_margin"]) == (1, 0, None)
+    assert PAGE.read_bytes() == before
+
+
 def test_every_data_set_is_rehearsed(public: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All twelve heads have the product's scores and a linear peer's; the last line counts them; nothing runs twice."""
     out = tmp_path / "result.json"
     options = ["--data", str(public), "--debian", str(public), "--work", str(tmp_path / "work"), "--out", str(out),
-               "--page", str(tmp_path / "none.md"), "--seeds", "1", "--rehearse",
-               "--peers", "polyhead", "sgd"]  # fmt: skip
+               "--seeds", "1", "--rehearse", "--peers", "polyhead", "sgd"]  # fmt: skip
     main(options)
     said = capsys.readouterr().out
     summary = json.loads(said.splitlines()[-1])

@@ -82,6 +82,7 @@ def test_a_head_is_won_beyond_spread_and_chance() -> None:
     assert found["against"]["is_won"]
     lost = score_head_of_all(truth, {"polyhead": [ours, ours, peer], "sgd": [peer]})["against"]
     assert (lost["is_beyond_spread"], lost["is_won"]) == (False, False)
+    assert not score_head_of_all(truth, {"polyhead": [ours], "sgd": [peer]}, is_complete=False)["against"]["is_won"]
     few = make_truth(TOPIC, ["a"] * 5, ["a", "b"])
     chance = score_head_of_all(few, {"polyhead": [says("aaaaa")], "sgd": [says("bbbbb")]})["against"]
     assert chance["p"] == pytest.approx(2 / 2**5)
