@@ -204,6 +204,18 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
     assert "note: Head 'mood' is not compared" in result.output
 
 
+def test_similar_rows_are_left_out_beside_test_rows(tmp_path: Path) -> None:
+    """Test rows that are unlike those of training are compared alone; without them, similar rows are compared."""
+    split = ["similar"] * 4 + ["test"] * 6
+    runs = [topic_run(tmp_path / name, [name == "a"] * 4 + [True] * 6, split=split) for name in ("a", "b")]
+    result, found = compare(tmp_path, *runs)
+    assert result.exit_code == 0, result.output
+    assert (found["heads"][0]["rows"], found["heads"][0]["values"]) == (6, [1, 1])
+    runs = [topic_run(tmp_path / name, [name == "c"] * 6, split=["similar"] * 6) for name in ("c", "d")]
+    _, found = compare(tmp_path, *runs)
+    assert (found["heads"][0]["rows"], found["heads"][0]["values"]) == (6, [1, 0])
+
+
 def test_rows_that_a_run_was_chosen_on_are_said(tmp_path: Path) -> None:
     """A score on training or validation rows is too good, and the page says so; test rows are compared alone."""
     a = topic_run(tmp_path / "a", [True] * 6, split=["test"] * 6)

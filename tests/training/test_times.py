@@ -225,6 +225,10 @@ def test_the_oldest_time_may_have_most_rows(tmp_path: Path) -> None:
         row["date"] = 2021 + 2 * (i >= 800) + 2 * (i >= 900)
     corpus = read(tmp_path, rows, split="time", time_column="date", similar_share=0)
     assert {name: len(split) for name, split in corpus.splits.items()} == {"train": 800, "validation": 100, "test": 100}
+    assert (
+        corpus.notes[0]
+        == "time: train rows are of 2021-01-01, validation rows are of 2023-01-01, test rows are of 2025-01-01"
+    )
 
 
 def test_several_files_are_one_order(tmp_path: Path) -> None:

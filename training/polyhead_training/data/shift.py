@@ -166,12 +166,7 @@ def _time_ranges(
     kinds = {are_dates for name, (_, are_dates) in found.items() if len(times[name])}
     if len(kinds) > 1:
         raise DataError(f"column {config.time_column!r} has dates in some files and other numbers in others")
-    words = {
-        name: f"from {shown_time(part.min(), found[name][1])} to {shown_time(part.max(), found[name][1])}"
-        if len(part)
-        else "without a time"
-        for name, part in times.items()
-    }
+    words = {name: _range(part, found[name][1]) for name, part in times.items()}
 
     def notes() -> Iterator[str]:
         newest = times["train"].max(initial=-np.inf)
@@ -185,3 +180,10 @@ def _time_ranges(
                 )
 
     return words, notes()
+
+
+def _range(times: Times, are_dates: bool) -> str:
+    if not len(times):
+        return "without a time"
+    first, last = shown_time(times.min(), are_dates), shown_time(times.max(), are_dates)
+    return f"of {first}" if first == last else f"from {first} to {last}"
