@@ -94,6 +94,23 @@ CASES = [
 ]
 
 
+def test_an_imported_model_can_read_in_windows(tmp_path: Path) -> None:
+    """A text of 60 tokens: the logits of tokens 0 to 47 and of 36 to 59, in the shares 48 and 12 of 60."""
+    model = library_model(GPT2BaseForSequenceClassification, is_multihead=True, head_class_sizes=[2, 1, 3])
+    write_library_checkpoint(tmp_path / "folder", model)
+    result = run_import(tmp_path, f'{BASE}\nlong_texts = "windows"\nmost_windows = 4')
+    assert result.exit_code == 0, result.output
+    predictor = Predictor.load(tmp_path / "out")
+    ids = tiny_tokenizer().encode(" ".join(TEXTS)).ids[:60]
+    with torch.inference_mode():
+        first, second = (model(torch.tensor([part])).logits[0] for part in (ids[:48], ids[36:]))
+    (answer,) = predictor.predict([tiny_tokenizer().decode(ids)])
+    assert (answer["token_count"], answer["truncated"], predictor.max_length) == (60, False, 48 + 3 * 36)
+    assert answer["heads"]["b"]["value"] == pytest.approx(float(0.8 * first[2] + 0.2 * second[2]), abs=1e-5)
+    wrong = run_import(tmp_path, f'{BASE}\nlong_texts = "windows"\nwindow_overlap = 48')
+    assert "window_overlap (48) must be smaller than max_length (48)" in wrong.output
+
+
 @pytest.mark.parametrize(("model", "arguments", "heads", "kinds"), CASES, ids=["base", "concat", "concat-embeddings"])
 def test_the_engine_answers_as_the_imported_model(
     tmp_path: Path, model: Any, arguments: str, heads: str, kinds: list[str]

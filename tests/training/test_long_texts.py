@@ -140,6 +140,7 @@ def test_telling_words_behind_the_first_window_are_learnt(tmp_path: Path, long_t
     answers = predictor.predict([row["text"] for row in texts])
     topics = [answer["heads"]["topic"]["labels"][0] for answer in answers]
     right = sum(topic == row["topic"] for topic, row in zip(topics, texts, strict=True))
+    assert metrics(checkpoint)["validation"]["topic"]["accuracy"] == right / 8
     training = metrics(checkpoint)["training"]
     counts = [len(predictor._tokenizer.encode(row["text"]).ids) for row in texts]
     assert training["text_tokens"] == sum(counts)

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, field_validator
 from polyhead.errors import PolyheadError, TemplateError, describe, one_line
 from polyhead.schema import Architecture, Head, HeadKind, Schema
 from polyhead.template import Template
+from polyhead.windows import MOST_WINDOWS
 from polyhead_rows.table_file import ReadOptions
 from polyhead_training.command_line import command_app, example_option, one_line_errors, reference_option
 from polyhead_training.config import DataConfig, ModelConfig, Section, read_toml
@@ -69,7 +70,10 @@ class ImportConfig(Section, ReadOptions):
         head_class_sizes: the number of labels, or one per head; 1 is a regression.
         head_class: as in training.
         head_args: arguments of the head class.
-        max_length: how many tokens of a text are read.
+        max_length: how many tokens the network reads at once.
+        long_texts: as in training. The library truncates; in windows its model answers with the mean of their logits.
+        window_overlap: as in training.
+        most_windows: as in training.
         texts: files as for training. `golden_rows` of their texts are drawn at random.
         bad_rows: ``stop`` ends at the first row without a usable text; ``skip`` leaves such rows out.
         text_column: the column of the text.
@@ -86,6 +90,9 @@ class ImportConfig(Section, ReadOptions):
     head_class: str | None = Field(default=None, examples=["ConcatHeadExtended"])
     head_args: dict[str, Any] = Field(default={}, examples=[{"classifier_dropout": 0.2}])
     max_length: int = Field(ge=1, examples=[512])
+    long_texts: Literal["truncate", "windows"] = Field(default="truncate", examples=["windows"])
+    window_overlap: int | None = Field(default=None, ge=0, examples=[64])
+    most_windows: int = Field(default=8, ge=2, le=MOST_WINDOWS, examples=[16])
     texts: str | list[str] = Field(examples=["reviews.csv"])
     bad_rows: Literal["stop", "skip"] = "stop"
     text_column: str = Field(default="text", examples=["Review Text"])
@@ -132,6 +139,7 @@ def import_checkpoint(folder: Path, config: ImportConfig, output: Path) -> float
     options = config.model_dump(include=ImportConfig.model_fields.keys() & DataConfig.model_fields.keys())
     try:
         data = DataConfig(train=config.texts, **options)
+        shape = ModelConfig.model_validate(config.model_dump(include=set(ModelConfig.model_fields)))
     except ValidationError as error:
         raise ConfigError(describe(error)) from error
     check_texts(config.texts, data)
@@ -144,7 +152,6 @@ def import_checkpoint(folder: Path, config: ImportConfig, output: Path) -> float
 
     check_output(output)
     schema = imported_schema(config)
-    shape = ModelConfig.model_validate(config.model_dump(include=set(ModelConfig.model_fields)))
     spec = checkpoint_spec(shape, config.text_template)
     model = _model(folder, weights, spec, schema)
     with tempfile.TemporaryDirectory(prefix="polyhead-import-") as scratch:
