@@ -30,7 +30,9 @@ from polyhead.schema import MAY_LACK, Architecture, Schema
 from polyhead.template import Template
 from polyhead.weights import read_weights
 
-FORMAT = 4  # of a checkpoint. Heads of formats 1 and 2 have no target_scale, those below 4 no reject_below
+FORMAT = (
+    4  # of a checkpoint. Heads of formats 1 and 2 have no target_scale, those below 4 no reject_below and no reject_by
+)
 PROVED_FORMAT = 2  # from here on, golden rows hold what a caller sees. Format 1 has no number
 MOST_TEMPLATE = 65_536  # characters
 MOST_ADDED_TOKENS = 20_000  # of a tokenizer; models in use have up to a few thousand
