@@ -12,7 +12,7 @@ from torch import nn
 from polyhead.schema import Head, Schema
 from polyhead_training.config import HeadConfig
 from polyhead_training.errors import ConfigError
-from polyhead_training.model.losses import LossTerm, classification_loss, label_counts, loss_terms
+from polyhead_training.model.losses import OUT_OF_SCOPE, LossTerm, classification_loss, label_counts, loss_terms
 
 NAN = math.nan
 SCHEMA = Schema(
@@ -155,3 +155,18 @@ def test_given_weights_name_every_label() -> None:
         terms({})
     with pytest.raises(ConfigError, match=r"positive numbers, got \{'b': -2"):
         terms({"a": 1, "b": -2, "c": 3})
+
+
+@pytest.mark.parametrize("label_weights", [None, (2.0, 3.0)])
+def test_rows_out_of_scope_want_equal_scores(label_weights: tuple[float, ...] | None) -> None:
+    """Their loss is the cross-entropy with equal shares, and they count as one row; worked out by hand."""
+    terms = [LossTerm("single_label", 2, label_weights=label_weights)]
+    logits = torch.tensor([[0.0, math.log(3)], [0.0, math.log(3)]], requires_grad=True)
+    labels = torch.tensor([[0.0], [OUT_OF_SCOPE]])
+    weight = 2.0 if label_weights else 1.0
+    expected = (weight * math.log(4) - (math.log(1 / 4) + math.log(3 / 4)) / 2) / (weight + 1)
+    loss = classification_loss(logits, labels, terms)
+    assert loss.item() == pytest.approx(expected)
+    loss.backward()
+    assert logits.grad is not None
+    assert logits.grad[1, 0] < 0 < logits.grad[1, 1]

@@ -255,7 +255,7 @@ def test_a_wrong_reject_is_refused(reject: object, kind: str) -> None:
         HeadConfig.model_validate({"name": "s", "kind": kind, "reject": reject})
 
 
-def test_a_run_learns_nothing_from_rows_out_of_scope_and_measures_them(tmp_path: Path) -> None:
+def test_a_run_learns_from_rows_out_of_scope_and_measures_them(tmp_path: Path) -> None:
     """They are no label; the bound and what it rejects are in checkpoint, golden rows, metrics and report."""
     config = write_run(tmp_path, more="[report]\nbaselines = false")
     text = config.read_text().replace(
@@ -268,7 +268,7 @@ def test_a_run_learns_nothing_from_rows_out_of_scope_and_measures_them(tmp_path:
             rows.write(json.dumps({"text": f"{word} sleep", "topic": "neither", "stars": None}) + "\n")
     result = run(config)
     assert result.exit_code == 0, result.output
-    assert "3 of 19 train rows are out of the scope of head 'topic': they teach it nothing" in result.output
+    assert "3 of 19 train rows are out of the scope of head 'topic': they teach it that no label fits" in result.output
     assert (
         "3 of 19 validation rows are out of the scope of head 'topic': they measure what it does not" in result.output
     )

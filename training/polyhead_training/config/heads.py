@@ -51,8 +51,8 @@ class HeadConfig(Section):
         class_weights: single_label only: the weight of each label's rows, or ``balanced``: n / (labels * its rows).
         positive_weights: multi_label only: the weight of each label's positive rows, or ``balanced``: negative /
             positive rows.
-        out_of_scope: single_label only: what a cell holds if the text belongs to none of the labels. Such rows teach
-            nothing. In validation and test rows they measure how well the head knows what it does not know.
+        out_of_scope: single_label only: what a cell holds if the text belongs to none of the labels. Such training
+            rows teach the head that no label fits. Such validation and test rows measure what it does not know.
         reject: single_label only: which texts get no label. ``{ coverage = 0.95 }`` answers the surest 95 % of the
             texts. ``{ precision = 0.98 }`` answers as many as it can while 98 % of the answers are right. Both are
             fitted on the validation rows that have a label. A number is the lowest score that is answered.

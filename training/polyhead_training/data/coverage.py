@@ -54,7 +54,7 @@ def check_coverage(
     for name, of_heads in known.items():
         rows, outside = len(splits[name]), (out_of_scope or {}).get(name, {})
         for head_name, mask in outside.items():
-            use = "they teach it nothing" if name == "train" else "they measure what it does not know"
+            use = "they teach it that no label fits" if name == "train" else "they measure what it does not know"
             yield f"{mask.sum()} of {rows} {name} rows are out of the scope of head {head_name!r}: {use}"
         if bare := rows - int(np.any([*of_heads.values(), *outside.values()], axis=0).sum()):
             yield f"{bare} of {rows} {name} rows have no label of any head; they teach and measure nothing"

@@ -255,8 +255,8 @@ def _rejection(answers: HeadAnswers, metrics: Mapping[str, float]) -> str:
     if "out_of_scope_auroc" in metrics:
         rejected = metrics.get("out_of_scope_rejected")
         sentences.append(
-            f"{int(metrics['out_of_scope_rows']):,} texts belong to none of the labels: their scores are lower than "
-            f"those of the labelled rows in {metrics['out_of_scope_auroc']:.1%} of all pairs (AUROC)"
+            f"{int(metrics['out_of_scope_rows']):,} texts belong to none of the labels: their {answers.head.reject_by} "
+            f"is lower than that of labelled rows in {metrics['out_of_scope_auroc']:.1%} of all pairs (AUROC)"
             + (f", and {rejected:.1%} of them get no label." if rejected is not None else ".")
         )
     return " ".join(sentences)

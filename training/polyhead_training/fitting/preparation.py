@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from transformers import set_seed
 
 from polyhead.checkpoint import check_output
 from polyhead.encode import encode
+from polyhead.schema import Schema
 from polyhead.windows import Windows
 from polyhead_rows.progress import progress
 from polyhead_training.config import FitConfig, TrainingConfig
 from polyhead_training.data.corpus import Corpus, Split, describe_corpus, read_corpus
+from polyhead_training.data.recipe import OUT_OF_SCOPE as SCOPE_COLUMN
 from polyhead_training.data.sources import file_names
 from polyhead_training.errors import DataError
 from polyhead_training.evaluation.metrics import flat_scores
@@ -30,7 +32,7 @@ from polyhead_training.fitting.checkpoint_writing import Fitted, rehearse
 from polyhead_training.fitting.optimizers import MUON, chosen_optimizer, describe_optimizer, muon_matrices
 from polyhead_training.model.body import checkpoint_spec, model_tokenizer, untrained_model
 from polyhead_training.model.layers import add_adapters, check_adapters, freeze
-from polyhead_training.model.losses import loss_terms
+from polyhead_training.model.losses import OUT_OF_SCOPE, loss_terms
 from polyhead_training.model.targets import with_target_scales
 
 QUANTILES = (50, 90, 95, 99, 100)  # of text lengths
@@ -143,7 +145,7 @@ def prepare(
     for name, split in corpus.splits.items():
         check_tokens(split, tokenizer, name)
     rehearse(config, fitted, corpus.train.texts)
-    train = tokenize(corpus.train, tokenizer, spec.windows, scratch, "train", show_progress)
+    train = tokenize(corpus.train, tokenizer, spec.windows, scratch, "train", show_progress, corpus.schema)
     validation = tokenize(corpus.validation, tokenizer, spec.windows, scratch, "validation", show_progress)
     return Prepared(corpus, fitted, train, validation, tuple(notes))
 
@@ -161,24 +163,41 @@ def check_tokens(split: Split, tokenizer: Tokenizer, name: str) -> None:
 
 
 def tokenize(
-    split: Split, tokenizer: Tokenizer, windows: Windows, scratch: Path, name: str, show_progress: bool = False
+    split: Split,
+    tokenizer: Tokenizer,
+    windows: Windows,
+    scratch: Path,
+    name: str,
+    show_progress: bool = False,
+    marked: Schema | None = None,
 ) -> TokenRows:
-    """Tokenizes a split into a file in `scratch`. Texts without a token are left out: serving cannot answer them."""
-    lengths: list[int] = []
+    """Tokenizes a split into a file in `scratch`. Texts without a token are left out: serving cannot answer them.
 
-    def tokens(texts: list[str]) -> dict[str, Any]:
+    Args:
+        marked: the schema of rows to train on: those out of a head's scope get `OUT_OF_SCOPE` as its label, not NaN.
+    """
+    lengths: list[int] = []
+    marks = {} if marked is None or SCOPE_COLUMN not in split.rows.column_names else marked.label_columns
+
+    def tokens(texts: list[str], labels: Sequence[Any] = (), outside: Sequence[Sequence[str]] = ()) -> dict[str, Any]:
         # Whole texts are encoded: the length of texts is worth knowing, and truncating them costs nothing.
         whole = [text.token_ids for text in encode(texts, tokenizer, max_length=2**31)]
         lengths.extend(len(ids) for ids in whole)
         ids = [ids[: windows.reach] for ids in whole]
         bar.advance(len(texts))
-        return {"input_ids": ids, "length": [windows.computed(len(row)) for row in ids]}
+        found: dict[str, Any] = {"input_ids": ids, "length": [windows.computed(len(row)) for row in ids]}
+        if marks:
+            found["labels"] = np.array(labels, np.float32)
+            for row, heads in enumerate(outside):
+                for head in heads:
+                    found["labels"][row, marks[head]] = OUT_OF_SCOPE
+        return found
 
     with progress(f"tokenizing {name}", len(split), shown=show_progress) as bar:
         rows = split.rows.map(
             tokens,
             batched=True,
-            input_columns=["text"],
+            input_columns=["text", "labels", SCOPE_COLUMN] if marks else ["text"],
             remove_columns=[column for column in split.rows.column_names if column != "labels"],
             cache_file_name=str(scratch / f"{name}.arrow"),
             load_from_cache_file=False,

@@ -15,6 +15,7 @@ from polyhead_training.config import HeadConfig
 from polyhead_training.errors import ConfigError
 
 IGNORED = -100  # the class index that PyTorch's cross-entropy leaves out
+OUT_OF_SCOPE = -2.0  # in place of the class index of a row that belongs to none of the labels
 # Errors of more spreads than this count linearly instead of squared (Huber 1964), so that a wrong number in the data
 # does not outweigh all other rows and heads. See docs/decisions/0025-targets-and-thresholds.md.
 OUTLIER = 5.0
@@ -99,6 +100,8 @@ def classification_loss(
         labels: ``(n, sum of label widths)`` or, for one column, ``(n,)``: a class index, a number, or 0/1 per label.
             NaN means that the row has no label for that head and does not count in it. As a class index, so does -100,
             which PyTorch's cross-entropy ignores.
+            OUT_OF_SCOPE as a class index means that all labels shall have the same score (outlier exposure, Hendrycks
+            et al. 2019, arXiv:1812.04606).
         counts: the divisor of each head's sum, ``(heads,)``: `label_counts` of a whole step, whose rows may be spread
             over several batches or processes; by default of these labels.
     """
@@ -121,7 +124,8 @@ def label_counts(labels: torch.Tensor, terms: Sequence[LossTerm]) -> torch.Tenso
     for term, head_labels in zip(terms, _by_head(labels, terms), strict=True):
         head_labels = head_labels[_known(term, head_labels)]
         if term.kind == HeadKind.SINGLE_LABEL and term.label_weights is not None:
-            counts.append(head_labels.new_tensor(term.label_weights)[head_labels[:, 0].long()].sum())
+            weights = head_labels.new_tensor(term.label_weights)[head_labels[:, 0].long().clamp(min=0)]
+            counts.append(torch.where(head_labels[:, 0] == OUT_OF_SCOPE, 1.0, weights).sum())
         else:
             counts.append(head_labels.new_tensor(float(len(head_labels))))
     return torch.stack(counts)
@@ -132,9 +136,11 @@ def _row_losses(term: LossTerm, logits: torch.Tensor, labels: torch.Tensor) -> t
     weights = None if term.label_weights is None else logits.new_tensor(term.label_weights)
     match term.kind:
         case HeadKind.SINGLE_LABEL:
-            return F.cross_entropy(
-                logits, labels[:, 0].long(), weight=weights, label_smoothing=term.label_smoothing, reduction="none"
+            indices = labels[:, 0].long().clamp(min=0)
+            losses = F.cross_entropy(
+                logits, indices, weight=weights, label_smoothing=term.label_smoothing, reduction="none"
             )
+            return torch.where(labels[:, 0] == OUT_OF_SCOPE, -F.log_softmax(logits, dim=1).mean(dim=1), losses)
         case HeadKind.MULTI_LABEL:
             targets = labels * (1 - term.label_smoothing) + term.label_smoothing / 2
             return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="none").mean(dim=1)
