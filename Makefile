@@ -12,6 +12,11 @@ TEXTS ?= 1
 PROTOCOL ?= http
 MODEL ?= gpt2_classifier
 LOCUST ?= --headless
+DATA ?= data/public
+SETS ?=
+SEEDS ?= 3
+PEERS ?=
+MINUTES ?= 60
 DEVICE ?= cpu
 HOST ?= http://127.0.0.1:$(if $(filter grpc,$(PROTOCOL)),8001,8000)
 METRICS ?= $(if $(filter http://127.0.0.1:800%,$(HOST)),http://127.0.0.1:8002/metrics)
@@ -111,8 +116,9 @@ bench-training: data/debian/train.jsonl ## Compare training speed with transform
 	$(PY) -m benchmarks.training
 
 .PHONY: bench-quality
-bench-quality: data/debian/train.jsonl ## Compare answer quality with TF-IDF and logistic regression: an hour on 2 cores
-	$(PY) -m benchmarks.quality
+bench-quality: .venv-peers/.ready data/debian/train.jsonl ## Compare answer quality with linear models, fastText and spaCy on five data sets: hours on 2 cores; DATA= SETS= SEEDS= PEERS= MINUTES=
+	.venv-peers/bin/python -m benchmarks.quality --data $(DATA) --seeds $(SEEDS) --minutes $(MINUTES) \
+	  $(if $(SETS),--sets $(SETS)) $(if $(PEERS),--peers $(PEERS))
 
 .PHONY: bench-engine
 bench-engine: .venv-peers/.ready data/debian/train.jsonl ## Compare the engine's speed with other engines: 25 minutes on 2 cores; DEVICE=

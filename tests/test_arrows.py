@@ -51,7 +51,7 @@ ALLOWED = {
 # before it, and parts of its own line.
 LAYERS = {
     "polyhead": [
-        "errors files interrupt machine other_folders schema template terminal",
+        "errors files interrupt machine other_folders schema template terminal windows",
         "precision heads checkpoint_files decode",
         "body golden weights",
         "checkpoint",

@@ -16,6 +16,7 @@ from transformers import GPT2Config
 from polyhead.checkpoint import Spec, read_checkpoint, renew_golden, write_checkpoint
 from polyhead.golden import GoldenRow
 from polyhead.schema import Architecture, Head, Schema
+from polyhead.windows import LongTexts
 from polyhead_training.fitting.checkpoint_writing import golden_rows
 from polyhead_training.model.modeling import build_model
 from polyhead_training.model.tokenizer import train_tokenizer
@@ -62,6 +63,7 @@ def tiny_spec(
     architecture: Architecture = "base",
     head_class: str | None = None,
     text_template: str | None = None,
+    long_texts: LongTexts | None = None,
     **head_args: Any,
 ) -> Spec:
     """The spec of an architecture, with its default head."""
@@ -73,6 +75,7 @@ def tiny_spec(
         head_args=head_args,
         max_length=MAX_LENGTH,
         text_template=text_template,
+        long_texts=long_texts,
     )
 
 
@@ -111,10 +114,11 @@ def write_tiny_checkpoint(
     head_args: dict[str, Any] | None = None,
     text_template: str | None = None,
     template_fields: list[str] | None = None,
+    long_texts: LongTexts | None = None,
     **config_fields: Any,
 ) -> Any:
     """Writes the checkpoint of a random model; returns the transformers model."""
-    spec = tiny_spec(architecture, head_class, text_template, **(head_args or {}))
+    spec = tiny_spec(architecture, head_class, text_template, long_texts, **(head_args or {}))
     model = tiny_model(spec, schema, seed, **config_fields)
     write_model(path, model, spec, schema, tiny_tokenizer(), template_fields)
     return model
@@ -147,6 +151,7 @@ def write_model(
             seed=0,
             template=spec.template,
             template_fields=template_fields,
+            long_texts=spec.long_texts,
         ),
         metrics={},
     )

@@ -1,7 +1,7 @@
 """The checkpoint: a folder that describes itself. Only this module reads and writes it.
 
-``config.json`` (a GPT-2 config plus one ``polyhead`` section), ``model.safetensors``, ``tokenizer.json``,
-``golden.jsonl``, ``metrics.json``, ``report/``. No pickled file is ever read.
+``config.json`` (a GPT-2 config plus one ``polyhead`` section), ``model.safetensors``, perhaps ``ngrams.safetensors``,
+``tokenizer.json``, ``golden.jsonl``, ``metrics.json``, ``report/``. No pickled file is ever read.
 """
 
 from __future__ import annotations
@@ -21,24 +21,27 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from polyhead.body import Body
-from polyhead.checkpoint_files import parse_json, read_config, read_json, read_text
+from polyhead.checkpoint_files import NGRAMS, parse_json, read_config, read_json, read_text
 from polyhead.errors import CheckpointError, SchemaError, TemplateError, describe, one_line, shortened
 from polyhead.files import replaced_file, replaced_folder
 from polyhead.golden import GoldenRow, complete_rows, prove_view, read_rows, row_line
 from polyhead.heads import build_head, head_shapes
+from polyhead.ngrams import NGrams, read_ngrams, write_ngrams
 from polyhead.schema import MAY_LACK, Architecture, Schema
 from polyhead.template import Template
 from polyhead.weights import read_weights
+from polyhead.windows import LongTexts, Windows
 
-FORMAT = (
-    4  # of a checkpoint. Heads of formats 1 and 2 have no target_scale, those below 4 no reject_below and no reject_by
-)
+# Heads of formats 1 and 2 have no target_scale. Below 4, heads have no reject_below, and models no n-grams or windows.
+FORMAT = 4
 PROVED_FORMAT = 2  # from here on, golden rows hold what a caller sees. Format 1 has no number
 MOST_TEMPLATE = 65_536  # characters
 MOST_ADDED_TOKENS = 20_000  # of a tokenizer; models in use have up to a few thousand
 # Fields of the polyhead section. At the top level of config.json they would have no effect. transformers wrote a
 # max_length of its own there.
-OURS = frozenset({"architecture", "layer2concat", "head_class", "head_args", "text_template", "heads"})
+OURS = frozenset(
+    {"architecture", "layer2concat", "head_class", "head_args", "text_template", "long_texts", "ngrams", "heads"}
+)
 
 
 class Spec(BaseModel):
@@ -49,9 +52,11 @@ class Spec(BaseModel):
         layer2concat: for ``hidden_state_concat``, 1 to n_layer + 1, which adds the embeddings; else None.
         head_class: ``Linear``, ``ConcatHeadSimple``, ``ConcatHeadExtended`` or ``package.module:Class``.
         head_args: keyword arguments of `head_class`.
-        max_length: in tokens; the rest of a longer text is not read.
+        max_length: how many tokens the network reads at once.
         text_template: makes a text of a row's fields, see `polyhead.template`; None if the model takes texts only.
             Checkpoints that were written before there were templates lack it.
+        ngrams: whether ``ngrams.safetensors`` adds its logits to the network's; checkpoints below format 4 lack it.
+        long_texts: the windows of longer texts; None if their rest is not read, as in formats below 4.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -62,6 +67,8 @@ class Spec(BaseModel):
     head_args: dict[str, Any]
     max_length: int = Field(gt=0)
     text_template: str | None = Field(default=None, max_length=MOST_TEMPLATE)
+    ngrams: bool = False
+    long_texts: LongTexts | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Spec:
@@ -71,11 +78,20 @@ class Spec(BaseModel):
             raise ValueError(
                 "head_class: Linear is for architecture base; for hidden_state_concat take ConcatHeadSimple"
             )
+        if self.long_texts is not None and self.long_texts.stride > self.max_length:
+            raise ValueError(
+                f"long_texts: stride ({self.long_texts.stride}) must be at most max_length ({self.max_length})"
+            )
         try:
             _ = self.template
         except TemplateError as error:
             raise ValueError(f"text_template: {error}") from error
         return self
+
+    @property
+    def windows(self) -> Windows:
+        """How texts are cut."""
+        return Windows.of(self.max_length, self.long_texts)
 
     @property
     def template(self) -> Template | None:
@@ -98,6 +114,7 @@ class Checkpoint:
     schema: Schema
     tensors: dict[str, torch.Tensor] = field(repr=False)
     tokenizer: Tokenizer
+    ngrams: NGrams | None = None
 
     def build_head(self) -> nn.Module:
         """The head module in eval mode, with the checkpoint's weights."""
@@ -160,7 +177,9 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
         body,
         lambda: head_shapes(spec.head_class, _attributes(config, schema), spec.layer2concat, spec.head_args),
     )
-    return Checkpoint(path, config, body, spec, schema, tensors, _read_tokenizer(path / "tokenizer.json", body))
+    ngrams = read_ngrams(path / NGRAMS, schema.width) if spec.ngrams else None
+    tokenizer = _read_tokenizer(path / "tokenizer.json", body)
+    return Checkpoint(path, config, body, spec, schema, tensors, tokenizer, ngrams)
 
 
 def check_output(path: Path | str) -> None:
@@ -194,6 +213,7 @@ def write_checkpoint(
     schema: Schema,
     tensors: Mapping[str, torch.Tensor],
     tokenizer_json: str,
+    ngrams: NGrams | None = None,
     golden: Sequence[GoldenRow],
     metrics: Mapping[str, Any],
     report: Mapping[str, bytes] | None = None,
@@ -213,6 +233,7 @@ def write_checkpoint(
     """
     check_output(path)
     with replaced_folder(Path(path)) as fresh:
+        spec = spec.model_copy(update={"ngrams": ngrams is not None})
         section = {"format": FORMAT} | spec.model_dump(mode="json") | {"heads": schema.to_json()}
         _write_json(fresh / "config.json", {**config, "polyhead": section})
         save_file(
@@ -220,6 +241,8 @@ def write_checkpoint(
         )
         # safetensors creates the file with mode 0600, so another user's server could not read it.
         (fresh / "model.safetensors").chmod(0o644)
+        if ngrams is not None:
+            write_ngrams(fresh / NGRAMS, ngrams)
         (fresh / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
         _write_golden(fresh / "golden.jsonl", golden, section, schema)
         _write_json(fresh / "metrics.json", metrics)
@@ -241,6 +264,8 @@ def _read_config(path: Path) -> tuple[dict[str, Any], Body, Spec, Schema]:
         raise CheckpointError(
             f"{path}: polyhead: format must be 1 to {FORMAT}, got {shortened(number)}; update polyhead"
         )
+    if number == FORMAT and "long_texts" not in section:
+        raise CheckpointError(f"{path}: polyhead: missing field 'long_texts'")
     if misplaced := [name for name in config if name in OURS or (name.startswith("polyhead") and name != "polyhead")]:
         raise CheckpointError(
             f"{path}: {shortened(misplaced[0])}: unknown field; the fields of Polyhead are in its polyhead section"
@@ -293,7 +318,8 @@ def _read_tokenizer(path: Path, body: Body) -> Tokenizer:
 
 def renew_golden(checkpoint: Checkpoint, rows: Sequence[GoldenRow]) -> None:
     """Replaces the golden rows of a checkpoint folder, and makes it one of the newest format."""
-    newest = {"format": FORMAT, "heads": checkpoint.schema.to_json()}
+    spec = checkpoint.spec.model_dump(mode="json", include={"long_texts"})
+    newest = {"format": FORMAT} | spec | {"heads": checkpoint.schema.to_json()}
     config = checkpoint.config | {"polyhead": checkpoint.section | newest}
     # If the process is killed between the two, the golden rows are refused, and this can be done again.
     with replaced_file(checkpoint.path / "config.json") as part:

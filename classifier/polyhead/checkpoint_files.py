@@ -19,8 +19,9 @@ from typing import Any
 from polyhead.errors import CheckpointError
 from polyhead.other_folders import what_it_is
 
-FILES = ("config.json", "model.safetensors", "tokenizer.json", "golden.jsonl", "metrics.json")
-OPTIONAL = frozenset({"metrics.json"})
+NGRAMS = "ngrams.safetensors"
+FILES = ("config.json", "model.safetensors", NGRAMS, "tokenizer.json", "golden.jsonl", "metrics.json")
+OPTIONAL = frozenset({NGRAMS, "metrics.json"})
 REPORT = "report"  # a folder of files
 
 # Far above what real models need: a tokenizer of 256,000 tokens has 20 MB.

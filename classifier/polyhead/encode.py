@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from polyhead.cut_word import added_tokens, first_tokens_are_certain, word_pieces
+from polyhead.ngrams import NGrams
 from polyhead.template import Template
+from polyhead.windows import Windows
 
 # How much of a text is tokenized, in bytes of UTF-8 per token of `max_length`. English has 4 to 5, German 3.
 FIRST_BYTES = 8
@@ -22,21 +26,36 @@ class EncodedText:
     """A text as the engine reads it, or the reason why it cannot be read.
 
     Attributes:
-        token_ids: at most ``max_length`` ids; empty if there is an error.
+        token_ids: what is read of it, at most ``max_length`` ids; empty if there is an error.
         truncated: whether the text had more tokens than were read.
         error: the reason why this text gets no answer; None if it gets one.
         is_plain: whether it came as plain text although the model declares fields.
+        ngram_logits: float32 ``(schema.width,)``: what the n-grams add to the network's logits; None if there are none.
+        windows: how it is cut, if it has more than one window.
     """
 
     token_ids: Sequence[int]
     truncated: bool = False
     error: str | None = None
     is_plain: bool = False
+    ngram_logits: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
+    windows: Windows | None = None
 
     @property
     def token_count(self) -> int:
         """Number of tokens that the model reads."""
         return len(self.token_ids)
+
+    @property
+    def computed_tokens(self) -> int:
+        """Number of tokens that the engine computes: of all windows, where shared tokens count twice."""
+        return self.token_count if self.windows is None else self.windows.computed(self.token_count)
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for texts that get equal scores."""
+        ngrams = None if self.ngram_logits is None else self.ngram_logits.tobytes()
+        return (*self.token_ids, ngrams)
 
 
 UNKNOWN = EncodedText((), error="the tokenizer does not know a part of the text")
@@ -46,7 +65,9 @@ class UnreadableTextError(Exception):
     """A text cannot be read; the message is the reason."""
 
 
-def encode(texts: Sequence[str | bytes], tokenizer: Tokenizer, max_length: int) -> list[EncodedText]:
+def encode(
+    texts: Sequence[str | bytes], tokenizer: Tokenizer, max_length: int, ngrams: NGrams | None = None
+) -> list[EncodedText]:
     """Tokenizes and keeps the first `max_length` tokens of each text.
 
     Only the beginning of a long text is tokenized; its tokens are the same as if the whole text were tokenized.
@@ -71,18 +92,33 @@ def encode(texts: Sequence[str | bytes], tokenizer: Tokenizer, max_length: int) 
         encoded[position] = UNKNOWN if found is None else _keep(found.ids, max_length)
     if long:
         encoded |= zip(long, _encode_long(list(long.values()), tokenizer, max_length), strict=True)
+    if ngrams is not None:
+        readable = {position: text for position, text in (short | long).items() if encoded[position].error is None}
+        for position, logits in zip(readable, ngrams.logits(list(readable.values())), strict=True):
+            encoded[position] = replace(encoded[position], ngram_logits=logits)
     return [encoded[position] for position in range(len(texts))]
 
 
+def with_ngrams(logits: NDArray[np.float32], encoded: Sequence[EncodedText]) -> NDArray[np.float32]:
+    """The network's logits ``(n, schema.width)`` and what the n-grams of each text add to them."""
+    if not encoded or encoded[0].ngram_logits is None:
+        return logits
+    return logits + np.stack([text.ngram_logits for text in encoded if text.ngram_logits is not None])
+
+
 def encode_elements(
-    elements: Sequence[str | bytes], template: Template, tokenizer: Tokenizer, max_length: int
+    elements: Sequence[str | bytes],
+    template: Template,
+    tokenizer: Tokenizer,
+    max_length: int,
+    ngrams: NGrams | None = None,
 ) -> list[EncodedText]:
     """Renders the elements of TEXT with the model's template, then encodes them.
 
     Never raises for a bad element; it is returned with its ``error``. See `Template.read` for what is rendered.
     """
     read = [template.read(element) for element in elements]
-    encoded = encode([one.text for one in read], tokenizer, max_length)
+    encoded = encode([one.text for one in read], tokenizer, max_length, ngrams)
     return [
         replace(text, is_plain=one.is_plain, error=one.error or text.error)
         for one, text in zip(read, encoded, strict=True)

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from pydantic import ValidationError
 
 from polyhead.checkpoint_files import read_config
 from polyhead.errors import CheckpointError, PolyheadError, RepositoryError, SchemaError
 from polyhead.schema import MAY_LACK, Head, HeadKind, Schema
 from polyhead.template import Template
 from polyhead.terminal import say
+from polyhead.windows import LongTexts, Windows
 
 MOST_NAMES = 8  # a line names no more; the rest is counted
 
@@ -49,7 +51,7 @@ class Interface:
         config = read_config(checkpoint)
         try:
             return cls._of_json(config["polyhead"])
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, ValidationError) as error:
             raise CheckpointError(f"{path}: is not the config of a checkpoint ({error!r})") from error
         except PolyheadError as error:
             raise CheckpointError(f"{path}: {error}") from error
@@ -63,7 +65,7 @@ class Interface:
         """
         try:
             return cls._of_json(orjson.loads(document))
-        except (TypeError, KeyError, orjson.JSONDecodeError) as error:
+        except (TypeError, KeyError, ValidationError, orjson.JSONDecodeError) as error:
             raise SchemaError(f"SCHEMA: is not understood ({error!r})") from error
 
     @classmethod
@@ -73,7 +75,9 @@ class Interface:
         template = fields.get("text_template")
         if not isinstance(fields["max_length"], int) or not isinstance(template, str | None):
             raise TypeError("max_length must be a whole number, and text_template a text or null")
-        return cls(Schema.from_json(fields["heads"], MAY_LACK), fields["max_length"], template)
+        windows = None if (found := fields.get("long_texts")) is None else LongTexts.model_validate(found)
+        read = Windows.of(fields["max_length"], windows).reach  # SCHEMA has this number as its max_length
+        return cls(Schema.from_json(fields["heads"], MAY_LACK), read, template)
 
     @property
     def fields(self) -> tuple[str, ...]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from polyhead.checkpoint import Checkpoint, read_checkpoint
 from polyhead.decode import DecodeOptions, Scores, are_answers, decode, to_scores
-from polyhead.encode import EncodedText, encode, encode_elements
+from polyhead.encode import EncodedText, encode, encode_elements, with_ngrams
 from polyhead.engine import Engine
 from polyhead.engine.cpu.forward import BetweenLayers, activation_bytes
 from polyhead.errors import MachineError, ToleranceError
@@ -38,7 +40,8 @@ class Predictor:
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu", precision: str = "fp32") -> None:
         self.checkpoint = checkpoint
         self.schema = checkpoint.schema
-        self.max_length = checkpoint.spec.max_length
+        self.windows = checkpoint.spec.windows
+        self.max_length = self.windows.reach  # the most tokens of a text that are read
         self.template = checkpoint.spec.template
         self._tokenizer: Tokenizer = checkpoint.tokenizer
         self._engine = Engine(checkpoint, device, precision)
@@ -91,8 +94,14 @@ class Predictor:
             are_rendered: the template has made these texts, so even one that looks like JSON is used as it is.
         """
         if self.template is None or are_rendered:
-            return encode(texts, self._tokenizer, self.max_length)
-        return encode_elements(texts, self.template, self._tokenizer, self.max_length)
+            encoded = encode(texts, self._tokenizer, self.max_length, self.checkpoint.ngrams)
+        else:
+            ngrams = self.checkpoint.ngrams
+            encoded = encode_elements(texts, self.template, self._tokenizer, self.max_length, ngrams)
+        windows = self.windows
+        if windows.most == 1:
+            return encoded
+        return [replace(text, windows=windows) if text.token_count > windows.length else text for text in encoded]
 
     def score(self, encoded: Sequence[EncodedText]) -> Scores:
         """Calibrated scores, float32 ``(n, schema.width)``.
@@ -102,9 +111,14 @@ class Predictor:
         scores = np.full((len(encoded), self.schema.width), np.nan, dtype=np.float32)
         readable = [position for position, text in enumerate(encoded) if text.error is None]
         if readable:
-            logits = self._engine.logits([encoded[position].token_ids for position in readable])
-            scores[readable] = to_scores(logits, self.schema)
+            logits = self._logits([encoded[position].token_ids for position in readable])
+            scores[readable] = to_scores(with_ngrams(logits, [encoded[row] for row in readable]), self.schema)
         return scores
+
+    def _logits(self, token_ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """The network's logits of each text ``(n, schema.width)``: the mean over its windows, if it has several."""
+        windows = [window for ids in token_ids for window in self.windows.cut(ids)]
+        return self.windows.pool(self._engine.logits(windows), [len(ids) for ids in token_ids])
 
     def decode(self, encoded: Sequence[EncodedText], scores: Scores, options: DecodeOptions) -> list[dict[str, Any]]:
         """Answers for scored texts: ``heads``, ``token_count`` and ``truncated``, or only ``error``."""
@@ -157,11 +171,11 @@ class Predictor:
         Raises:
             MachineError: it does not fit.
         """
-        tokens = max(self.token_budget, self.max_length)
-        # Beside the largest micro-batch, texts may pass between its layers.
-        needed = activation_bytes(self.checkpoint.body, tokens) + activation_bytes(
-            self.checkpoint.body, self.enough_tokens
-        )
+        longest = self.windows.length
+        tokens = max(self.token_budget, longest)
+        # Texts may pass between the layers of the largest micro-batch. One of several windows may fill another one.
+        passing = self.enough_tokens if self.windows.most == 1 else tokens
+        needed = activation_bytes(self.checkpoint.body, tokens) + activation_bytes(self.checkpoint.body, passing)
         if self.device.type == "cpu":
             available = available_memory_bytes()
             if needed > available:
@@ -170,8 +184,8 @@ class Predictor:
                     f"and {available / 2**20:.0f} MiB are left"
                 )
             return tokens
-        texts, rest = divmod(tokens, self.max_length)
-        lengths = [self.max_length] * texts + [rest] * (rest > 0)
+        texts, rest = divmod(tokens, longest)
+        lengths = [longest] * texts + [rest] * (rest > 0)
         # The first token differs because equal texts are computed once.
         vocabulary = self.checkpoint.body.vocab_size
         self._engine.logits([[n % vocabulary, *[0] * (length - 1)] for n, length in enumerate(lengths)])

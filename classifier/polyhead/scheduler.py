@@ -282,7 +282,7 @@ class Scheduler:
             else:
                 record.compute_s = time.monotonic() - began - (self._passing_s - passed_s)
                 record.texts = len(wanted)
-                record.tokens = sum(encoded.token_count for encoded, _ in wanted)
+                record.tokens = sum(encoded.computed_tokens for encoded, _ in wanted)
                 record.merged_texts = sum(len(here) for _, here in wanted) - len(wanted)
                 self._deliver(wanted, scores)
         self._record(record)

@@ -59,8 +59,8 @@ class ScoreRequest:
 
     @property
     def tokens(self) -> int:
-        """Tokens of all texts."""
-        return sum(text.token_count for text in self.encoded)
+        """Tokens that the engine computes for all texts."""
+        return sum(text.computed_tokens for text in self.encoded)
 
     @property
     def deadline(self) -> float:
@@ -80,7 +80,7 @@ class ScoreRequest:
 
 
 class WaitingText:
-    """A text that waits, once for all requests that ask for the same tokens.
+    """A text that waits, once for all requests that ask for the same text.
 
     Attributes:
         places: who asks for it: the request and the text's row there.
@@ -98,8 +98,8 @@ class WaitingText:
 
     @property
     def tokens(self) -> int:
-        """Tokens that the engine computes for it."""
-        return self.encoded.token_count
+        """Tokens that the engine computes for it, in all of its windows."""
+        return self.encoded.computed_tokens
 
 
 class TextQueue:
@@ -122,7 +122,7 @@ class TextQueue:
         self.rows = 0
         self.tokens = 0
         self.left_tokens = 0
-        self._by_tokens: dict[tuple[int, ...], WaitingText] = {}
+        self._waiting: dict[tuple[object, ...], WaitingText] = {}
         self._by_arrival: deque[WaitingText] = deque()
         self._by_length: list[tuple[int, int, WaitingText]] = []
         self._requests: dict[ScoreRequest, None] = {}  # those with waiting texts, in order of arrival
@@ -134,10 +134,10 @@ class TextQueue:
         for row, encoded in enumerate(request.encoded):
             if encoded.error is not None:
                 continue
-            key = tuple(encoded.token_ids)
-            text = self._by_tokens.get(key)
+            key = encoded.key
+            text = self._waiting.get(key)
             if text is None:
-                text = self._by_tokens[key] = self._new_text(encoded)
+                text = self._waiting[key] = self._new_text(encoded)
             text.places.append((request, row))
             request.waiting.add(text)
             request.unscored += 1
@@ -196,12 +196,12 @@ class TextQueue:
         return found
 
     def _new_text(self, encoded: EncodedText) -> WaitingText:
-        self.tokens += encoded.token_count
+        self.tokens += encoded.computed_tokens
         text = WaitingText(encoded, self.left_tokens + self.tokens)
         self._arrivals += 1
         self._by_arrival.append(text)
         heapq.heappush(self._by_length, (text.tokens, self._arrivals, text))
-        if len(self._by_length) > 2 * len(self._by_tokens) + 64:  # texts that have left stay below shorter ones
+        if len(self._by_length) > 2 * len(self._waiting) + 64:  # texts that have left stay below shorter ones
             self._by_length = [entry for entry in self._by_length if not entry[2].has_left]
             heapq.heapify(self._by_length)
         return text
@@ -247,7 +247,7 @@ class TextQueue:
 
     def _forget(self, text: WaitingText) -> None:
         text.has_left = True
-        del self._by_tokens[tuple(text.encoded.token_ids)]
+        del self._waiting[text.encoded.key]
         self.tokens -= text.tokens
         self.left_tokens += text.tokens
 

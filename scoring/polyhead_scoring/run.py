@@ -166,7 +166,8 @@ def checkpoint_model(request: Request) -> Model:
     }  # fmt: skip
     template = checkpoint.spec.template
     fields = () if template is None else template.fields
-    return Model(answers_from, checkpoint.schema.to_json(), checkpoint.spec.max_length, fields, checkpoint.tokenizer)
+    read = checkpoint.spec.windows.reach
+    return Model(answers_from, checkpoint.schema.to_json(), read, fields, checkpoint.tokenizer)
 
 
 def _server_model(request: Request, say: Say) -> Model:

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from polyhead.ngrams import TermReader
 from polyhead.schema import Head, Schema
 from polyhead_training.evaluation import linear_model
 from polyhead_training.evaluation.baselines import Baselines, Constant, best_constants, score_constants
@@ -107,14 +109,16 @@ def fitted(texts: Sequence[str], labels: NDArray[np.float32], schema: Schema = S
 
 
 def test_the_linear_model_is_scikit_learns() -> None:
-    """The same answers as TF-IDF and a logistic regression that are written down here; numbers in their own unit."""
+    """The same answers as TF-IDF and regressions that are written down here; numbers in their own unit."""
     texts, labels = texts_and_labels(300)
     logits = fitted(texts[:200], labels[:200]).logits(texts[200:])
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+")
-    words = vectorizer.fit_transform(texts[:200])
-    expected = (
-        LogisticRegression(C=10, max_iter=100).fit(words, labels[:200, 0]).predict(vectorizer.transform(texts[200:]))
-    )
+    kinds = [
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+"),
+        TfidfVectorizer(ngram_range=(2, 5), sublinear_tf=True, analyzer="char_wb"),
+    ]
+    train = sparse.hstack([kind.fit_transform(texts[:200]) for kind in kinds]).tocsr()
+    test = sparse.hstack([kind.transform(texts[200:]) for kind in kinds]).tocsr()
+    expected = LogisticRegression(C=30, max_iter=100).fit(train, labels[:200, 0]).predict(test)
     assert (logits[:, :3].argmax(axis=1) == expected).mean() > 0.98
     for tag in range(3):
         assert ((logits[:, 3 + tag] > 0) == labels[200:, 1 + tag]).mean() > 0.95
@@ -135,12 +139,12 @@ def test_unknown_labels_and_one_class_are_no_error() -> None:
     assert (logits[:, 4] > 20).all()
 
 
-@pytest.mark.parametrize("texts", [["!!!", "???"] * 5, ["東京大学", "大阪城"] * 5, ["a", "b"] * 5])
+@pytest.mark.parametrize("texts", [[" ", "\t"] * 5, ["!!!", "???"] * 5, ["東京大学", "大阪城"] * 5, ["a", "b"] * 5])
 def test_any_texts_will_do(texts: list[str]) -> None:
-    """Texts without a word have no linear baseline, and a sentence says so; scripts without blanks have characters."""
+    """Texts without characters have no linear baseline, and a sentence says so; scripts without blanks have words."""
     labels = np.tile(np.array([[0, 1, 0, 0, 1], [1, 0, 1, 0, 2]], np.float32), (5, 1))
     model = fitted(texts, labels)
-    has_words = "!" not in texts[0]
+    has_words = not texts[0].isspace()
     assert (len(model.heads), model.note) == (
         (3, "") if has_words else (0, "There is no linear baseline, because the texts have no words.")
     )
@@ -154,7 +158,7 @@ def test_large_data_are_sampled_and_said(monkeypatch: pytest.MonkeyPatch) -> Non
     texts, labels = texts_and_labels(300)
     read: list[int] = []
     model = LinearModel(SCHEMA).fit(lambda rows: [read.append(row) or texts[row] for row in rows], labels)  # type: ignore[func-returns-value]
-    assert len(read) == 50
+    assert len(set(read)) == 50
     assert model.note == (
         "The linear baseline was fitted on at most 50 rows per head and the 2 most frequent labels of a head."
     )
@@ -164,10 +168,12 @@ def test_large_data_are_sampled_and_said(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_sorted_file_loses_no_label(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that are left out for the sake of many labels are drawn from the whole file, and the note says so."""
-    monkeypatch.setattr(linear_model, "MOST_CELLS", 3 * 100)
     texts, labels = texts_and_labels(300)
     order = np.lexsort((labels[:, 1], labels[:, 0]))
     texts, labels = [texts[row] for row in order], labels[order]
+    reader = TermReader(learns=True)
+    per_row = np.mean([len(set(reader.read(text))) for text in texts])
+    monkeypatch.setattr(linear_model, "MOST_PRODUCTS", 3 * 100.5 * per_row)
     model = fitted(texts, labels)
     assert model.note == "The linear baseline was fitted on at most 100 rows of a head with many labels."
     logits = model.logits(texts)
@@ -193,7 +199,7 @@ def evaluation_of(labels: NDArray[np.float32], scores: NDArray[np.float32], sche
     )
 
 
-def test_a_network_that_is_not_worth_serving_is_named() -> None:
+def test_a_model_that_is_not_worth_serving_is_named() -> None:
     """No better than one answer for all texts, no better than a linear model, or better; and what is never answered."""
     _, labels = texts_and_labels(120)
     always = np.tile(np.array([0.9, 0.05, 0.05, 0.6, 0.6, 0.1, 1e6], np.float32), (120, 1))
@@ -223,7 +229,7 @@ def test_the_table_shows_both_baselines() -> None:
     evaluation = evaluation_of(labels, np.tile(np.array([0.9, 0.05, 0.05, 0.6, 0.6, 0.1, 1e6], np.float32), (120, 1)))
     table = score_table(SCHEMA, {"test": evaluation.metrics}, {"test": evaluation.baselines})
     assert [column.header for column in table.columns] == [
-        "split", "head", "rows", "metric", "network", "linear", "majority",
+        "split", "head", "rows", "metric", "model", "linear", "majority",
     ]  # fmt: skip
     cells = [list(column.cells) for column in table.columns]
     assert cells[3][:3] == ["accuracy", "macro_f1", "ece"]

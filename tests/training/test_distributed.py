@@ -25,13 +25,17 @@ SCHEMA = Schema(
 )
 
 
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
+# Plain SGD is exact. Adam and Muon hide a gradient of the wrong scale, and magnify the rounding of a very small one.
+@pytest.mark.parametrize(
+    ("optim", "model", "tolerance"), [("sgd", "", 1e-6), ("sgd", 'long_texts = "windows"', 1e-6), ("muon", "", 3e-4)]
+)
+def test_two_processes_train_as_one(tmp_path: Path, optim: str, model: str, tolerance: float) -> None:
     """torchrun with two processes over gloo, batches of 2 accumulated twice, rows without labels: one process's losses
     and weights with four accumulated batches; and one voice speaks."""
-    # Plain SGD: Adam would hide a gradient of the wrong scale, and blow up the rounding of one that is all but zero.
-    training = 'gradient_accumulation_steps = {}\neval_steps = 1\noptim = "sgd"\nmax_grad_norm = 1e9'
+    training = f'gradient_accumulation_steps = {{}}\neval_steps = 1\noptim = "{optim}"\nmax_grad_norm = 1e9'
     one, two = (
-        write_run(tmp_path / name, training.format(steps), dropout=0.0) for name, steps in (("one", 4), ("two", 2))
+        write_run(tmp_path / name, training.format(steps), model, dropout=0.0)
+        for name, steps in (("one", 4), ("two", 2))
     )
     # More rows to evaluate than one batch, of many lengths: the last batch is filled with repeats, which do not count.
     held = [row | {"text": " ".join([row["text"]] * (i % 7 + 1))} for i, row in enumerate(rows() * 5)][:75]
@@ -39,6 +43,8 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         (path.parent / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held), encoding="utf-8")
         text = path.read_text(encoding="utf-8").replace("batch_size = 4", "batch_size = 2")
         text = text.replace(f'validation = "{path.parent}/rows', f'validation = "{path.parent}/held')
+        if model:
+            text = text.replace("max_length = 12", "max_length = 4")  # every text has several windows
         path.write_text(text, encoding="utf-8")
     alone = trained(one)
     result = subprocess.run(
@@ -51,11 +57,11 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     assert result.stdout.count("reading data") == 1
     together = tmp_path / "two" / "out"
     assert len(history(alone, "loss")) == 4
-    assert history(together, "loss") == pytest.approx(history(alone, "loss"), rel=1e-6)
-    assert history(together, "eval_loss") == pytest.approx(history(alone, "eval_loss"), rel=1e-6)
+    assert history(together, "loss") == pytest.approx(history(alone, "loss"), rel=tolerance)
+    assert history(together, "eval_loss") == pytest.approx(history(alone, "eval_loss"), rel=tolerance)
     expected = weights(alone)
     for name, tensor in weights(together).items():
-        torch.testing.assert_close(tensor, expected[name], atol=1e-6, rtol=0)
+        torch.testing.assert_close(tensor, expected[name], atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 16])

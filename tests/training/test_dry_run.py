@@ -40,7 +40,9 @@ def test_the_dry_run_describes_config_and_texts(tmp_path: Path) -> None:
     assert resolved["training"]["warmup_ratio"] == 0.05
     assert "head topic: single_label" in output
     assert re.search(
-        r"tokens per text: p50 \d+, p90 \d+, p95 \d+, p99 \d+, max \d+; 100.0% are longer than max_length \(2\)", output
+        r"tokens per text: p50 \d+, p90 \d+, p95 \d+, p99 \d+, max \d+; "
+        r"100.0% of \d+ training texts are longer than max_length \(2\)",
+        output,
     )
     assert "memory per process, estimated: " in output
 
@@ -97,11 +99,15 @@ def test_steps_are_counted(fields: dict[str, float], rows: int, processes: int, 
 
 
 def test_memory_is_estimated_from_what_is_trained() -> None:
-    """gpt2 with batches of 1,024 tokens: 4 bytes a weight, 12 more if trained, less for activations if recomputed."""
+    """gpt2 with batches of 1,024 tokens: 4 bytes per weight, 12 more if AdamW trains it, 8 more if Muon does, and less
+    for activations if they are computed again.
+    """
     body = GPT2Config()
     memory = estimate_memory(FitConfig(), body, parameters=124_000_000, trained=1_000_000, tokens_per_batch=1024)
     assert memory["parameters"] == 496e6
     assert memory["gradients"] + memory["optimizer"] == 12e6
     assert memory["activations"] == 1024 * 12 * 17 * 768 * 4
+    muon = estimate_memory(FitConfig(), body, 124_000_000, 1_000_000, tokens_per_batch=1024, by_muon=600_000)
+    assert muon["gradients"] + muon["optimizer"] == 12 * 400_000 + 8 * 600_000
     recomputed = estimate_memory(FitConfig(gradient_checkpointing=True), body, 1, 1, tokens_per_batch=1024)
     assert recomputed["activations"] < memory["activations"] / 7

@@ -83,6 +83,19 @@ TRAIN = {
         ("[model]", 'text_transforms = ["upper"]\n[model]'),
         "data.text_transforms 'upper': must be one of",
     ),
+    "a time": (
+        ("[model]", 'split = "time"\ntime_column = "topic"\n[model]'),
+        "rows.jsonl:1: column 'topic': 'cats' is no time",
+    ),
+    "a group column": (
+        ("[model]", 'split = "group"\ngroup_column = "shop"\n[model]'),
+        "rows.jsonl: has no column 'shop', only text, topic, stars",
+    ),
+    "a split": (("[model]", 'split = "group"\n[model]'), "split = 'group' needs group_column"),
+    "a share": (
+        ("[model]", "similar_share = 0.1\n[model]"),
+        "similar_share goes with split = 'group' and split = 'time'",
+    ),
     "a template": (("[model]", 'text_template = "{a"\n[model]'), "data.text_template '{a': character 1"),
     "weights": (("max_length = 12", 'pretrained = "./nowhere"'), "model.pretrained './nowhere' in "),
 }

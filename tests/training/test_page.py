@@ -64,7 +64,7 @@ def test_a_label_that_is_never_answered_is_said() -> None:
     assert level == "bad"
     assert sentences == (
         "Exactly as good as the majority answer.",
-        "So these rows do not show that the network is worth serving.",
+        "So these rows do not show that the model is worth serving.",
         'Never answers 2 of the 3 labels in these rows: “petite”, “it\'s "tall"”.',
     )
 

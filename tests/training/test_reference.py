@@ -68,7 +68,7 @@ def test_a_row_says_all_about_a_key() -> None:
     """Type, bounds, default, example and meaning."""
     text = config_reference(TrainingConfig)
     assert "| `epochs` | number above 0 | `3` | `epochs = 3` | How often each row is read. |" in text
-    assert '| `split` | `"hash"` or `"stratified"` | `"hash"` | `split = "stratified"` | ' in text
+    assert '| `split` | `"hash"`, `"stratified"`, `"group"` or `"time"` | `"hash"` | `split = "stratified"` | ' in text
     assert '| `output` | path | required | `output = "runs/reviews"` | ' in text
     assert "| `pattern` | text |  | `pattern = '#(\\w+)'` | " in text
     assert '| `train` | text or list of texts |  | `train = "reviews.csv"` | ' in text

@@ -38,7 +38,9 @@ def assert_same(resumed: Path, unbroken: Path) -> None:
 
 
 def test_a_killed_run_goes_on_as_if_unbroken(tmp_path: Path) -> None:
-    """SIGKILL in step 6 of 8, in an epoch's midst; --resume starts from step 3 and ends with the same bits."""
+    """SIGKILL in step 6 of 8, in an epoch's midst; --resume starts from step 3 and ends with the same bits. The
+    optimizer is Muon with AdamW, because it is from scratch.
+    """
     unbroken = trained(write_run(tmp_path / "unbroken", EVERY_THREE, HEAD))
     config = write_run(tmp_path / "killed", EVERY_THREE, HEAD)
     killed = subprocess.run(
@@ -57,6 +59,7 @@ def test_a_killed_run_goes_on_as_if_unbroken(tmp_path: Path) -> None:
     result = run(config, "--resume")
     assert result.exit_code == 0, result.output
     assert "continuing after step 3 of 8" in result.output
+    assert "optimizer: muon for 6 matrices" in result.output
     assert_same(tmp_path / "killed" / "out", unbroken)
     assert not (tmp_path / "killed" / "out.training").exists()
 
@@ -64,8 +67,8 @@ def test_a_killed_run_goes_on_as_if_unbroken(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "at", "training"),
     [
-        (signal.SIGINT, 4, ""),  # an epoch's last step, after which it is evaluated
-        (signal.SIGTERM, 5, f'train_sampling_strategy = "group_by_length"\n{EVERY_THREE}'),
+        (signal.SIGINT, 4, 'optim = "adamw_torch_fused"'),  # an epoch's last step, after which it is evaluated
+        (signal.SIGTERM, 5, f'layer_lr_decay = 0.8\ntrain_sampling_strategy = "group_by_length"\n{EVERY_THREE}'),
     ],
 )
 def test_a_stopped_run_saves_and_says_how_to_go_on(

@@ -28,7 +28,7 @@ def test_forward_takes_the_seeds_arguments_in_its_order(model_class: Any) -> Non
     )
     names += " output_attentions output_hidden_states return_dict"
     parameters = inspect.signature(model_class.forward).parameters
-    assert list(parameters)[1:] == [*names.split(), "lengths", "num_items_in_batch"]
+    assert list(parameters)[1:] == [*names.split(), "lengths", "pooling", "num_items_in_batch"]
     assert all(parameter.default is None for parameter in list(parameters.values())[1:])
     model, (ids, mask) = build(model_class, [4]), batch()
     assert torch.equal(model(ids, None, mask).logits, model(ids, attention_mask=mask).logits)

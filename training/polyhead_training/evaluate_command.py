@@ -27,7 +27,13 @@ from polyhead_training.command_line import command_app, one_line_errors, printer
 from polyhead_training.config import DataConfig, HeadConfig, ReportConfig, TrainingConfig, read_config
 from polyhead_training.data.first_rows import check_evaluation_files
 from polyhead_training.errors import ConfigError, DataError
-from polyhead_training.recorded import measured_on, recorded_config, recorded_constants, recorded_training
+from polyhead_training.recorded import (
+    measured_on,
+    recorded_config,
+    recorded_constants,
+    recorded_similar,
+    recorded_training,
+)
 
 if TYPE_CHECKING:
     from polyhead_training.data.corpus import Split
@@ -180,7 +186,8 @@ def evaluate_checkpoint(
         _check_labelled(split, heads, without, predictor.schema)
         evaluation = evaluate(
             predictor, split, slices, say, True,
-            slice_options=SliceOptions(slice_values, slice_rows), with_suspects=report.suspects,
+            slice_options=SliceOptions(slice_values, slice_rows, columns.group_column or ""),
+            with_suspects=report.suspects,
         )  # fmt: skip
     baselines = Baselines(recorded_constants(checkpoint) if report.baselines else {}).measure(
         evaluation.texts, evaluation.labels, evaluation.schema, evaluation.unseen
@@ -192,6 +199,8 @@ def evaluate_checkpoint(
         baselines={head: found for head, found in baselines.items() if head not in without},
         baselines_note=NO_LINEAR if report.baselines else "",
     )
+    if (similar := recorded_similar(checkpoint)) is not None:
+        evaluation = evaluation.beside(similar, "these rows")
     for line in notes_of(evaluation):
         say(f"note: {line}")
     if target is None:

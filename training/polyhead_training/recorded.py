@@ -43,6 +43,12 @@ class _Recorded(BaseModel, extra="ignore"):
     data: _Sources
 
 
+class _Shifted(BaseModel, extra="ignore"):
+    """A head's shift in ``metrics.json``."""
+
+    similar: dict[str, FiniteFloat]
+
+
 class _Calibrated(BaseModel):
     """A head's calibration in ``metrics.json``."""
 
@@ -102,6 +108,12 @@ def recorded_constants(checkpoint: Path) -> dict[str, Constant]:
         return TypeAdapter(dict[str, Constant]).validate_python(_metrics(checkpoint).get("constants") or {})
     except ValidationError:
         return {}
+
+
+def recorded_similar(checkpoint: Path) -> dict[str, dict[str, float]] | None:
+    """By head, what was reached on rows like those that were trained on; None if the training did not measure it."""
+    shift = _valid(dict[str, _Shifted], _metrics(checkpoint).get("shift"))
+    return None if not shift else {head: found["similar"] for head, found in shift.items() if found["similar"]}
 
 
 def measured_on(checkpoint: Path, data: Sequence[str], files: Collection[str], rows: int) -> str:

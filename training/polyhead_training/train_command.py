@@ -104,7 +104,8 @@ def _how_to_resume(error: BaseException, config: Path, output: Path | None) -> s
 def _print_summary(result: TrainingResult, settings: TrainingConfig, console: Console) -> None:
     from polyhead_training.evaluation.score_table import score_table  # scikit-learn takes a second to import
 
-    splits: dict[str, Any] = {name: result.metrics[name] for name in ("validation", "test") if name in result.metrics}
+    names = [name for name in ("similar", "validation", "test") if name in result.metrics]
+    splits: dict[str, Any] = {name: result.metrics[name] for name in names}
     console.print(score_table(result.schema, splits, result.metrics.get("baselines", {})))
     say = printer(console)
     for sentence in result.metrics["measured_on"].values():

@@ -9,6 +9,9 @@ from pydantic import Field, field_validator, model_validator
 from polyhead_rows.table_file import ReadOptions
 from polyhead_training.config.section import Section
 
+OF_SPLIT = {"split_column": "hash", "stratify_by": "stratified", "group_column": "group", "time_column": "time"}
+COLUMN_OF = {"group": "group_column", "time": "time_column"}  # splits into rows that are unlike each other
+
 
 class UpsampleConfig(Section):
     """Repeats the training rows whose `column` holds one of `values`, until each is there `times` times.
@@ -46,11 +49,18 @@ class DataConfig(Section, ReadOptions):
         filters: names of ``package.module:function``; keeps the rows, given as dicts, for which each returns true.
         split: how validation or test rows are held out if no files are given for them. ``hash`` never moves a row when
             data is added; ``stratified`` keeps the share of each label of all heads (of a regression: of each tenth of
-            its numbers), or of the head `stratify_by`.
+            its numbers), or of the head `stratify_by`; ``group`` has no group in two splits; ``time`` trains on the
+            oldest rows, validates on newer ones and tests on the newest.
         split_column: the column that is hashed; by default the text.
         stratify_by: the head whose labels keep their shares.
+        group_column: the column of the groups: sources, customers, authors. Rows with an empty cell are trained on.
+        time_column: the column of the times: ISO dates and times, the times of Parquet and Arrow, or numbers: years,
+            ``20240131``, or seconds, milli-, micro- or nanoseconds since 1970. A time without a zone is UTC.
         validation_share, test_share: of the training rows. Without `test_share`, a tenth is held out for the test if
             there are at least 1,000 training rows and no test rows are given.
+        similar_share: of the rows that ``group`` or ``time`` leave for training: held out by a hash of the text, to
+            measure what it costs that validation and test rows are unlike them. By default a tenth if there are at
+            least 1,000 training rows.
         drop_leaks: removes training rows whose text is also in validation or test. Otherwise they are only counted.
         drop_duplicates: removes training rows whose text and labels occurred before.
         augment: names of ``package.module:function``, called as ``function(text, random.Random)``. Each adds
@@ -70,11 +80,14 @@ class DataConfig(Section, ReadOptions):
     text_transforms: list[str] = Field(default=[], examples=[["strip", "lowercase"]])
     where: dict[str, str | list[str]] = Field(default={}, examples=[{"language": "en", "source": ["web", "app"]}])
     filters: list[str] = Field(default=[], examples=[["my_package.rows:is_long_enough"]])
-    split: Literal["hash", "stratified"] = "hash"
+    split: Literal["hash", "stratified", "group", "time"] = "hash"
     split_column: str | None = Field(default=None, examples=["customer_id"])
     stratify_by: str | None = Field(default=None, examples=["topic"])
+    group_column: str | None = Field(default=None, examples=["source"])
+    time_column: str | None = Field(default=None, examples=["created_at"])
     validation_share: float = Field(default=0.1, gt=0, lt=1)
     test_share: float | None = Field(default=None, ge=0, lt=1, examples=[0.2])
+    similar_share: float | None = Field(default=None, ge=0, lt=1, examples=[0.1])
     drop_leaks: bool = False
     drop_duplicates: bool = False
     upsample: list[UpsampleConfig] = Field(default=[])
@@ -101,10 +114,13 @@ class DataConfig(Section, ReadOptions):
             raise ValueError("hub_config goes with hub")
         if self.text_template is not None and self.text_column != "text":
             raise ValueError("give either text_column or text_template")
-        if self.split == "stratified" and self.split_column is not None:
-            raise ValueError("split_column goes with split = 'hash'")
-        if self.split == "hash" and self.stratify_by is not None:
-            raise ValueError("stratify_by goes with split = 'stratified'")
+        for key, split in OF_SPLIT.items():
+            if self.split != split and getattr(self, key) is not None:
+                raise ValueError(f"{key} goes with split = {split!r}")
+        if self.split in COLUMN_OF and self.shift_column is None:
+            raise ValueError(f"split = {self.split!r} needs {COLUMN_OF[self.split]}")
+        if self.similar_share is not None and self.split not in COLUMN_OF:
+            raise ValueError("similar_share goes with split = 'group' and split = 'time'")
         if self.validation_share + (self.test_share or 0) >= 1:
             raise ValueError("validation_share and test_share leave no row for training")
         return self
@@ -112,4 +128,10 @@ class DataConfig(Section, ReadOptions):
     @property
     def train_columns(self) -> list[str]:
         """The columns that only rows of train need."""
-        return [up.column for up in self.upsample] + ([] if self.split_column is None else [self.split_column])
+        columns = [up.column for up in self.upsample]
+        return columns + [column for column in (self.split_column, self.shift_column) if column is not None]
+
+    @property
+    def shift_column(self) -> str | None:
+        """The column of the groups or of the times by which the rows are split; None if they are not."""
+        return self.group_column if self.split == "group" else self.time_column

@@ -33,9 +33,10 @@ class FitConfig(Section):
         lr_scheduler_type: any of transformers' schedulers.
         lr_scheduler_kwargs: arguments of the scheduler, as these of ``cosine_with_restarts``.
         warmup_ratio: the share of all steps in which the learning rate rises.
-        weight_decay: of AdamW.
+        weight_decay: of AdamW and Muon.
         max_grad_norm: longer gradients are shortened to this.
-        optim: any of transformers' optimizers.
+        optim: ``muon``, or any of transformers' optimizers. ``muon`` trains the matrices of the blocks, and AdamW the
+            other weights. ``auto`` is ``muon`` from scratch and ``adamw_torch_fused`` for pretrained weights.
         precision: ``auto`` is bf16 on a GPU that has it, fp16 on other GPUs, and fp32 on a CPU.
         train_sampling_strategy: ``group_by_length`` puts texts of similar length into one batch.
         best_metric: chooses the best checkpoint and ends early stopping: ``loss`` or ``head/metric``.
@@ -58,7 +59,7 @@ class FitConfig(Section):
     warmup_ratio: float = Field(default=0.05, ge=0, lt=1)
     weight_decay: float = Field(default=0.01, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
-    optim: str = "adamw_torch_fused"
+    optim: str = Field(default="auto", examples=["muon", "adamw_torch_fused"])
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     train_sampling_strategy: Literal["random", "group_by_length"] = "random"
     eval_steps: int | None = Field(default=None, ge=1, examples=[500])

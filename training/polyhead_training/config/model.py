@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from polyhead.schema import Architecture
+from polyhead.windows import MOST_WINDOWS, LongTexts
 from polyhead_training.config.section import Section
 
 
@@ -20,7 +21,13 @@ class ModelConfig(Section):
         head_class: ``Linear``, ``ConcatHeadSimple``, ``ConcatHeadExtended`` or ``package.module:Class``. By default
             ``Linear`` with base and ``ConcatHeadSimple`` with hidden_state_concat.
         head_args: arguments of the head class.
-        max_length: how many tokens of a text are read.
+        max_length: how many tokens the network reads at once.
+        long_texts: a longer text is cut: ``truncate`` does not read its rest, ``windows`` reads it in windows of
+            max_length tokens that overlap, and answers with the mean of their logits.
+        window_overlap: how many tokens neighbouring windows share; by default a quarter of max_length.
+        most_windows: what a text has after so many windows is not read.
+        ngrams: fits a linear model on words, pairs of words and characters beside the network, and adds it to the heads
+            that it helps on validation rows (`polyhead.ngrams`).
         pretrained: a local path or hub name of GPT-2 weights and their tokenizer. Without it, training is from scratch.
         gpt2: fields of transformers' GPT2Config for a model from scratch (``vocab_size`` is also the tokenizer's); with
             `pretrained` only the dropouts.
@@ -31,6 +38,10 @@ class ModelConfig(Section):
     head_class: str | None = Field(default=None, examples=["ConcatHeadExtended"])
     head_args: dict[str, Any] = Field(default={}, examples=[{"classifier_dropout": 0.2}])
     max_length: int = Field(default=256, ge=1, examples=[128])
+    long_texts: Literal["truncate", "windows"] = Field(default="truncate", examples=["windows"])
+    window_overlap: int | None = Field(default=None, ge=0, examples=[64])
+    most_windows: int = Field(default=8, ge=2, le=MOST_WINDOWS, examples=[16])
+    ngrams: bool = True
     pretrained: str | None = Field(default=None, examples=["gpt2", "models/my-gpt2"])
     gpt2: dict[str, Any] = Field(default={}, examples=[{"n_layer": 2, "n_embd": 192, "n_head": 4, "vocab_size": 8000}])
 
@@ -40,7 +51,19 @@ class ModelConfig(Section):
             shape := sorted(set(self.gpt2) - {"resid_pdrop", "embd_pdrop", "attn_pdrop"})
         ):
             raise ValueError(f"gpt2.{shape[0]} describes a model from scratch; it does not go with pretrained")
+        if self.window_overlap is not None and self.window_overlap >= self.max_length:
+            raise ValueError(
+                f"window_overlap ({self.window_overlap}) must be smaller than max_length ({self.max_length})"
+            )
         return self
+
+    @property
+    def windows(self) -> LongTexts | None:
+        """The windows of long texts; None if these are truncated."""
+        if self.long_texts == "truncate":
+            return None
+        overlap = self.max_length // 4 if self.window_overlap is None else self.window_overlap
+        return LongTexts(stride=self.max_length - overlap, most_windows=self.most_windows)
 
     @property
     def head(self) -> str:
@@ -55,12 +78,14 @@ class WarmStartConfig(Section):
         epochs: how often each text is read.
         learning_rate: the highest one; it follows a cosine.
         batch_size: blocks of max_length tokens per step.
+        optim: as in ``[training]``.
         texts: more files to learn from. Only their text is read.
     """
 
     epochs: float = Field(default=1, gt=0)
     learning_rate: float = Field(default=1e-3, gt=0)
     batch_size: int = Field(default=32, ge=1)
+    optim: str = Field(default="auto", examples=["muon"])
     texts: str | list[str] = Field(default=[], examples=["unlabelled/*.jsonl"])
 
 

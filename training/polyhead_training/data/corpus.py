@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from polyhead.schema import Head, HeadKind, Schema
 from polyhead_rows.spelling import shortened
 from polyhead_training.config import DataConfig, HeadConfig
-from polyhead_training.data.coverage import check_coverage
+from polyhead_training.data.coverage import MEND, check_coverage
 from polyhead_training.data.functions import Augmentation
 from polyhead_training.data.labels import (
     count_contradictions,
@@ -25,6 +25,7 @@ from polyhead_training.data.labels import (
     to_vector,
 )
 from polyhead_training.data.recipe import OUT_OF_SCOPE, Recipe
+from polyhead_training.data.shift import called, describe_shift
 from polyhead_training.data.sources import Fields, Source, open_files, open_hub
 from polyhead_training.data.splits import Parts, clean_train, heads_to_stratify_by, split_rows
 from polyhead_training.data.staging import Indices, Staged, joined, stage, write_rows
@@ -44,7 +45,7 @@ class Split:
     Attributes:
         rows: ``text`` (never blank), ``labels``, ``source_file`` (an index of `files`) and ``source_row`` (from 1 in
             its file), ``template_fields`` if there is a template, and the requested metadata columns as text;
-            memory-mapped.
+            memory-mapped. ``group`` if the rows are split by group.
         files: the names of the files.
         origin: where the rows are from, such as ``held out of reviews.csv``.
         in_train: how many rows have a text that a training row has too.
@@ -53,6 +54,8 @@ class Split:
         filtered: how many rows were left out by ``where`` and ``filters``.
         bad: how many rows were left out by ``bad_rows = "skip"``.
         notes: lines about the cells of a split that was read for evaluation.
+        group_column: the column of the groups by which the rows were split; empty if they were not.
+        called: what sentences call these rows.
     """
 
     rows: datasets.Dataset
@@ -64,6 +67,13 @@ class Split:
     origin: str = ""
     in_train: int = 0
     unseen: Mapping[str, Mapping[int, Sequence[str]]] = field(default_factory=dict)
+    group_column: str = ""
+    called: str = "these rows"
+
+    def values(self, column: str) -> Sequence[str | None]:
+        """A metadata column, or the groups."""
+        found: Sequence[str | None] = self.rows["group" if column == self.group_column else column][:]
+        return found
 
     @property
     def texts(self) -> Sequence[str]:
@@ -108,6 +118,7 @@ class Corpus:
     """All splits and the schema that their labels follow.
 
     Attributes:
+        similar: rows like those of train, if validation and test have other groups or a later time.
         notes: lines about the data that the user should know: leaks, duplicates, what was left out or added.
     """
 
@@ -116,11 +127,12 @@ class Corpus:
     validation: Split
     test: Split | None
     notes: tuple[str, ...] = ()
+    similar: Split | None = None
 
     @property
     def splits(self) -> dict[str, Split]:
         """The existing splits, by name."""
-        found = {"train": self.train, "validation": self.validation, "test": self.test}
+        found = {"train": self.train, "validation": self.validation, "test": self.test, "similar": self.similar}
         return {name: split for name, split in found.items() if split is not None}
 
 
@@ -154,6 +166,10 @@ def read_corpus(
             for name, staged in sources.items()
             if staged.filtered
         ]
+        shift_notes, ranges = describe_shift(parts, config, sources)
+        notes += shift_notes
+        if recipe.times is not None and (note := recipe.times.note()):
+            notes.append(note)
         notes += clean_train(parts, config)
         _check_filled(parts)
         if config.test_share is None and "test" in parts and "test" not in sources:
@@ -186,17 +202,27 @@ def read_corpus(
             is_source = name == "train" or staged is not whole
             split = _to_split(on_disk, staged) if is_source else Split(on_disk, files=tuple(staged.files))
             origin = f"{'of' if is_source else 'held out of'} {shortened(staged.source, NAME_LENGTH)}"
-            splits[name] = replace(split, origin=origin, in_train=in_train.get(name, 0))
+            if name in ranges:
+                origin += f", {ranges[name]}"
+            splits[name] = replace(
+                split,
+                origin=origin,
+                in_train=in_train.get(name, 0),
+                group_column=config.group_column or "",
+                called=called(name, parts, config, sources),
+            )
     if augmentation is not None:
         notes.append(augmentation.note)
     labels = {name: split.labels for name, split in splits.items()}
+    mend = MEND if config.shift_column is None else f'split = "{config.split}" keeps no label\'s share'
     outside = {name: split.out_of_scope for name, split in splits.items()}
-    notes += check_coverage(schema, labels, held_out=labels.keys() - sources.keys(), out_of_scope=outside)
+    notes += check_coverage(schema, labels, labels.keys() - sources.keys(), mend, outside)
     notes += [
         f"text_transforms: {transform.name} ran when the texts were read; serving does not apply it"
         for transform in recipe.transforms
     ]
-    return Corpus(schema, splits["train"], splits["validation"], splits.get("test"), tuple(notes))
+    test, similar = splits.get("test"), splits.get("similar")
+    return Corpus(schema, splits["train"], splits["validation"], test, tuple(notes), similar)
 
 
 def read_split(
@@ -250,7 +276,7 @@ def read_texts(paths: str | list[str], config: DataConfig, scratch: Path, show_p
     Raises:
         ConfigError, DataError: as for `read_corpus`.
     """
-    bare = config.model_copy(update={"where": {}, "filters": [], "upsample": [], "split_column": None})
+    bare = config.model_copy(update={"where": {}, "filters": [], "upsample": [], "split": "hash", "split_column": None})
     scratch.mkdir(parents=True, exist_ok=True)
     path = scratch / "texts.arrow"
     staged = stage(open_files(paths, config), Recipe(bare, ()), joined(paths), path, show_progress=show_progress)
@@ -365,6 +391,8 @@ def _finish(
     metadata = {name: f"metadata_{i}" for i, name in enumerate(recipe.metadata)}
     if recipe.template is not None:
         metadata["template_fields"] = "template_fields"
+    if recipe.has_groups:
+        metadata["group"] = "group"
     if recipe.has_scope:
         metadata[OUT_OF_SCOPE] = OUT_OF_SCOPE
     for number, row in enumerate(staged.read(["text", *recipe.cells, *metadata.values()], indices)):
@@ -386,5 +414,6 @@ def _row_schema(schema: Schema, recipe: Recipe) -> pyarrow.Schema:
     fields = [("text", pyarrow.string()), ("labels", pyarrow.list_(pyarrow.float32(), schema.label_width))]
     fields += [("source_file", pyarrow.int32()), ("source_row", pyarrow.int64())]
     others = [*recipe.metadata, *([] if recipe.template is None else ["template_fields"])]
+    others += ["group"] if recipe.has_groups else []
     fields += [(name, pyarrow.string()) for name in others]
     return pyarrow.schema(fields + ([(OUT_OF_SCOPE, pyarrow.list_(pyarrow.string()))] if recipe.has_scope else []))

@@ -18,6 +18,7 @@ def check_coverage(
     schema: Schema,
     splits: Mapping[str, NDArray[np.float32]],
     held_out: Collection[str],
+    of_split: str = MEND,
     out_of_scope: Mapping[str, Mapping[str, NDArray[np.bool_]]] | None = None,
 ) -> Iterator[str]:
     """Lines that the user should read before training.
@@ -25,18 +26,19 @@ def check_coverage(
     Args:
         splits: the label matrix of each split.
         held_out: the splits whose rows were taken from train.
+        of_split: what to say of the way in which they were taken.
         out_of_scope: by split and head: the rows that belong to none of the head's labels.
 
     Raises:
         DataError: training has no label of a head, or validation has none of any head.
     """
     known = {name: _known(schema, labels) for name, labels in splits.items()}
-    mend = MEND if "validation" in held_out else "add rows to the file of data.validation"
+    mend = of_split if "validation" in held_out else "add rows to the file of data.validation"
     for head in schema:
         if not known["train"][head.name].any():
             raise DataError(
                 f"head {head.name!r}: none of the {len(splits['train'])} training rows has a label of it, so that it "
-                f"cannot be learnt{f'; {MEND}' if held_out else ''}"
+                f"cannot be learnt{f'; {of_split}' if held_out else ''}"
             )
     without = [head.name for head in schema if not known["validation"][head.name].any()]
     if len(without) == len(known["validation"]):
@@ -59,15 +61,17 @@ def check_coverage(
     for head in schema:
         if head.kind != HeadKind.REGRESSION:
             counts = {name: _counts(head, schema, labels) for name, labels in splits.items()}
-            yield from _unlearnt(head, counts, held_out)
+            yield from _unlearnt(head, counts, held_out, of_split)
 
 
-def _unlearnt(head: Head, counts: Mapping[str, NDArray[np.int64]], held_out: Collection[str]) -> Iterator[str]:
+def _unlearnt(
+    head: Head, counts: Mapping[str, NDArray[np.int64]], held_out: Collection[str], of_split: str
+) -> Iterator[str]:
     for name in counts:
         if found := [i for i in np.flatnonzero(counts[name]) if name != "train" and not counts["train"][i]]:
             shown = ", ".join(f"{head.labels[i]!r} ({counts[name][i]} rows)" for i in found[:SHOWN])
             more = f" and {len(found) - SHOWN} more labels" if len(found) > SHOWN else ""
-            mend = MEND if name in held_out else "add such rows to the file of data.train"
+            mend = of_split if name in held_out else "add such rows to the file of data.train"
             yield f"head {head.name!r}: {name} has {shown}{more}, but train has none: they cannot be learnt; {mend}"
 
 

@@ -66,13 +66,13 @@ def _check(paths: str | list[str], recipe: Recipe, also: Sequence[str] = ()) -> 
     names = [name for name in file_names(paths) if name != STDIN and not is_pipe(name)]
     needed = [*recipe.columns, *also, *recipe.head_columns]
     sources = open_files(names, recipe.config) if names else []
-    if not all(_begins_well(source, recipe, needed) for source in sources):
+    if not all(_begins_well(source, recipe, needed, also) for source in sources):
         with tempfile.TemporaryDirectory(prefix="polyhead-first-rows-") as scratch:
             rows = Path(scratch) / "rows.arrow"
             stage(open_files(names, recipe.config), recipe, joined(paths), rows, also, show_progress=True)
 
 
-def _begins_well(source: Source, recipe: Recipe, needed: Sequence[str]) -> bool:
+def _begins_well(source: Source, recipe: Recipe, needed: Sequence[str], also: Sequence[str]) -> bool:
     """Whether the first row can be used, or need not be. If not, reading all rows says how many are like it.
 
     Raises:
@@ -81,7 +81,7 @@ def _begins_well(source: Source, recipe: Recipe, needed: Sequence[str]) -> bool:
     unseen = list(needed) if source.columns is None else []  # rows of JSON have columns of their own
     with closing(checked_rows(source, needed, False, recipe.hint)) as rows:
         for place, row in enumerate(rows):
-            if place == 0 and not _is_usable(row, recipe, place_of(source.name, row.number, row.line)):
+            if place == 0 and not _is_usable(row, recipe, place_of(source.name, row.number, row.line), also):
                 return False
             unseen = [column for column in unseen if column_of(column, row.fields or ()) is None]
             if not unseen:
@@ -89,9 +89,9 @@ def _begins_well(source: Source, recipe: Recipe, needed: Sequence[str]) -> bool:
     return True
 
 
-def _is_usable(row: Row, recipe: Recipe, place: str) -> bool:
+def _is_usable(row: Row, recipe: Recipe, place: str, also: Sequence[str]) -> bool:
     try:
-        recipe.read(row, place)
+        recipe.read(row, place, also)
     except UnreadableTextError:
         pass
     except BadRowError:

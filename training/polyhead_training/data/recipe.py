@@ -18,7 +18,9 @@ from polyhead_rows.text_kinds import TextKinds
 from polyhead_training.config import DataConfig, HeadConfig
 from polyhead_training.data.cells import CellReader
 from polyhead_training.data.functions import UserFunction
+from polyhead_training.data.groups import group_name
 from polyhead_training.data.sources import Fields
+from polyhead_training.data.times import TimeReader
 from polyhead_training.errors import BadRowError, ConfigError
 from polyhead_training.model.tokenizer import TRANSFORMS, named_normalizer
 
@@ -59,6 +61,9 @@ class Recipe:
             if name not in TRANSFORMS
         ]
         self.idle_upsample = list(config.upsample)  # those for which no row was found yet
+        by_time = config.split == "time" and config.time_column is not None and not self.is_evaluation
+        self.times = TimeReader(config.time_column or "") if by_time else None
+        self.has_groups = config.split == "group" and not self.is_evaluation
         self._normalizer = named_normalizer(config.text_transforms)
         self.texts = TextKinds(config.text_column)
         self._splitters = {
@@ -124,6 +129,8 @@ class Recipe:
                 ("times", pyarrow.int32()),
             ]
             + ([] if self.template is None else [("template_fields", pyarrow.string())])
+            + ([("group", pyarrow.string())] if self.has_groups else [])
+            + ([] if self.times is None else [("time", pyarrow.float64()), ("time_is_number", pyarrow.bool_())])
             + [
                 (f"cell_{i}", kinds.get(reader.config.kind, pyarrow.list_(pyarrow.string())))
                 for i, reader in enumerate(self.readers)
@@ -137,8 +144,11 @@ class Recipe:
         """Whether rows may be out of the scope of a head."""
         return any(reader.config.out_of_scope is not None for reader in self.readers)
 
-    def read(self, row: Row, place: str) -> Fields | None:
+    def read(self, row: Row, place: str, also: Collection[str] = ()) -> Fields | None:
         """The staged row without its place; None if ``where`` and ``filters`` leave it out.
+
+        Args:
+            also: columns that only some sources need; if the time column is one of them, no cell of it may be empty.
 
         Raises:
             BadRowError: it cannot be read, has no text, or a cell does not fit its head.
@@ -157,6 +167,13 @@ class Recipe:
         text = read_text(text)
         cells = [reader.read_row(fields, place) if self._is_read(reader) else None for reader in self.readers]
         split_by = as_text(value_at(fields, config.split_column)) if config.split_column is not None else None
+        if self.has_groups:
+            column = config.group_column or ""
+            split_by = _storable(group_name(value_at(fields, column), place, column))
+        time, is_number = None, False
+        if self.times is not None:
+            cell = value_at(fields, self.times.column)
+            time, is_number = self.times.read(cell, place, is_needed=self.times.column in also)
         folded = self._folded(text)
         upsample = [up for up in config.upsample if self._holds(fields, up.column, up.values)]
         self.idle_upsample = [up for up in self.idle_upsample if up not in upsample]
@@ -167,6 +184,8 @@ class Recipe:
             "place": _fraction(_fold(source) if split_by is None else split_by),
             "times": max((up.times for up in upsample), default=1),
             **({} if self.template is None else {"template_fields": fields_json(fields, self.template.fields)}),
+            **({"group": split_by} if self.has_groups else {}),
+            **({} if self.times is None else {"time": time, "time_is_number": is_number}),
             **{f"cell_{i}": cell for i, cell in enumerate(cells)},
             **{f"metadata_{i}": _storable(as_text(value_at(fields, name))) for i, name in enumerate(self.metadata)},
             **({OUT_OF_SCOPE: self._out_of_scope(fields)} if self.has_scope else {}),

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from polyhead.schema import HeadKind
 from polyhead_training.config import DataConfig, HeadConfig
+from polyhead_training.data.shift import hold_out_shifted
 from polyhead_training.data.staging import Indices, Staged
 from polyhead_training.errors import ConfigError
 
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test", "similar")
 QUANTILES = 10  # into which the numbers of a regression are put
 DEFAULT_TEST_SHARE = 0.1
 ENOUGH_ROWS = 1000  # of train: with fewer, a tenth says little and is missed in training
@@ -29,7 +30,13 @@ Parts = dict[str, tuple[Staged, Indices]]
 
 
 def split_rows(sources: Mapping[str, Staged], config: DataConfig, heads: Sequence[HeadConfig], seed: int) -> Parts:
-    """The rows of each split. Splits that are not given are held out of train."""
+    """The rows of each split. Splits that are not given are held out of train.
+
+    ``similar`` holds rows of the groups or of the time that are trained on, if the other splits have other ones.
+
+    Raises:
+        DataError: the groups or times of the rows do not allow such splits.
+    """
     parts = {name: (staged, np.arange(len(staged.rows))) for name, staged in sources.items()}
     whole = sources["train"]
     shares = {"validation": config.validation_share, "test": share_of_test(config, len(whole.rows))}
@@ -37,6 +44,11 @@ def split_rows(sources: Mapping[str, Staged], config: DataConfig, heads: Sequenc
     if shares and len(whole.rows):  # otherwise the caller says that there are none
         held = hold_out(whole, config, heads, shares, seed)
         parts |= {name: (whole, indices) for name, indices in held.items()}
+    if config.shift_column is not None and len(whole.rows):
+        train = parts["train"][1]
+        if share := share_of_similar(config, len(whole.rows)):
+            is_similar = fractions(whole.numbers("text_key", train)) < share
+            parts |= {"train": (whole, train[~is_similar]), "similar": (whole, train[is_similar])}
     return {name: parts[name] for name in SPLITS if name in parts}
 
 
@@ -45,6 +57,18 @@ def share_of_test(config: DataConfig, rows: int) -> float:
     if config.test_share is not None:
         return config.test_share
     return min(DEFAULT_TEST_SHARE, (1 - config.validation_share) / 2) if rows >= ENOUGH_ROWS else 0.0
+
+
+def share_of_similar(config: DataConfig, rows: int) -> float:
+    """The share of the rows left for training that is held out to compare with; by default a tenth of enough rows."""
+    if config.similar_share is not None:
+        return config.similar_share
+    return DEFAULT_TEST_SHARE if rows >= ENOUGH_ROWS else 0.0
+
+
+def fractions(keys: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Hashes as fractions in [0, 1)."""
+    return (keys.astype(np.uint64) >> np.uint64(11)).astype(np.float64) / 2**53
 
 
 def hold_out_by_hash(places: NDArray[np.float64], shares: Mapping[str, float]) -> dict[str, Indices]:
@@ -138,8 +162,13 @@ def hold_out(
     """Train and one split per share, as the config says.
 
     A test split that the config does not ask for is left out if it cannot be about as large as its share, because few
-    values of `split_column` decide about many rows.
+    values of `split_column` or few groups or times decide about many rows.
+
+    Raises:
+        DataError: groups or times do not allow what the config asks for.
     """
+    if config.shift_column is not None:
+        return hold_out_shifted(staged, config, shares)
     if config.test_share is None and "test" in shares:
         others = {name: share for name, share in shares.items() if name != "test"}
         held = _hold_out(staged, config, heads, shares, seed)

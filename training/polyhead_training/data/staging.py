@@ -46,7 +46,8 @@ class Staged:
         rows: ``text``; ``template_fields``, as JSON, if there is a template; a ``cell_i`` per head; a ``metadata_i``
             per metadata column; ``file``, ``row`` and ``line``: where the row was; ``text_key``: equal for texts that
             are equal after transforms and folding; ``row_key``: equal if all cells are equal too; ``place``: a fraction
-            in [0, 1), a hash of what the data are split by; ``times``: how often the row is used in training.
+            in [0, 1), a hash of what the data are split by; ``times``: how often the row is used in training;
+            ``group``, or ``time`` and ``time_is_number``, if the rows are split by them, null where there is none.
         dropped: how many rows had a blank text.
         filtered: how many rows were left out by ``where`` and ``filters``.
         bad: how many rows were left out by ``bad_rows = "skip"``.
@@ -126,7 +127,7 @@ def stage(
                         return
                     place = place_of(source.name, row.number, row.line)
                     try:
-                        staged = recipe.read(row, place)
+                        staged = recipe.read(row, place, also)
                     except UnreadableTextError:
                         counts["dropped"] += 1
                     except BadRowError as error:

@@ -1,8 +1,8 @@
-"""Baselines: what a constant answer and a linear model reach, fitted on the rows that the network was trained on.
+"""Baselines: what a constant answer and a linear model reach, fitted on the rows that the model was trained on.
 
 ``majority`` is the answer, the same for all texts, that is best on the training rows: the most frequent label; of a
 multi_label head the most frequent labels, as many as give the best micro F1; of a regression the median for MAE, the
-mean for RMSE and R2. ``linear`` is a `LinearModel`; like the network it is calibrated on the validation rows.
+mean for RMSE and R2. ``linear`` is a `LinearModel`; like the model it is calibrated on the validation rows.
 """
 
 from __future__ import annotations
@@ -84,15 +84,21 @@ def fit_baselines(
     calibration: CalibrationConfig,
     seed: int = 0,
     show_progress: bool = False,
+    linear: LinearModel | None = None,
 ) -> Baselines:
-    """Fits the baselines on the training rows, which takes seconds."""
+    """Fits the baselines on the training rows; a linear model that is fitted already is taken as it is."""
     labels = train.labels
     plain = Schema([_plain(head) for head in schema])
-    linear = LinearModel(schema).fit(lambda rows: train.rows.select(rows)["text"], labels, seed, show_progress)
+    linear = linear or fit_linear(train, plain, seed, show_progress)
     calibrated = plain
     if linear.heads:
         calibrated, _ = calibrate(linear.logits(validation.texts), validation.labels, plain, calibration)
     return Baselines(best_constants(labels, schema), linear, calibrated)
+
+
+def fit_linear(train: Split, schema: Schema, seed: int = 0, show_progress: bool = False) -> LinearModel:
+    """The linear model of the training rows."""
+    return LinearModel(schema).fit(lambda rows: train.rows.select(rows)["text"], train.labels, seed, show_progress)
 
 
 def best_constants(labels: NDArray[np.float32], schema: Schema) -> dict[str, Constant]:
@@ -146,7 +152,8 @@ def score_constants(
 
 
 def _plain(head: Head) -> Head:
-    """The head without what the network's calibration and scale gave it."""
+    """The head without what the network's calibration gave it."""
     if head.kind == HeadKind.REGRESSION:
-        return Head(name=head.name, kind=head.kind)
+        y_range = None if head.target_scale is None else head.y_range  # then it clips
+        return Head(name=head.name, kind=head.kind, target_scale=head.target_scale, y_range=y_range)
     return Head(name=head.name, kind=head.kind, labels=head.labels, parent=head.parent, parent_of=head.parent_of)

@@ -134,7 +134,11 @@ def compare_runs(runs: Sequence[ReportedRun]) -> Comparison:
 
 
 def _held_out(runs: Sequence[ReportedRun]) -> tuple[list[ReportedRun], list[str]]:
-    """The runs without rows that a model was trained or chosen on, if all have others; and a sentence about it."""
+    """The runs without rows that a model was trained or chosen on, if all have others; and a sentence about it.
+
+    Similar rows are left out beside test rows, which are unlike them.
+    """
+    runs = [_without_similar(run) for run in runs]
     kept = [
         replace(run, table=run.table[~run.table["split"].isin(SEEN)] if "split" in run.table else run.table)
         for run in runs
@@ -144,6 +148,12 @@ def _held_out(runs: Sequence[ReportedRun]) -> tuple[list[ReportedRun], list[str]
         return list(runs), []
     each = ", ".join(f"{count:,} of {name}" for name, count in left_out.items() if count)
     return kept, [f"Rows on which a model was trained or chosen are left out: {each}."]
+
+
+def _without_similar(run: ReportedRun) -> ReportedRun:
+    if "split" not in run.table or not (run.table["split"] == "test").any():
+        return run
+    return replace(run, table=run.table[run.table["split"] != "similar"])
 
 
 def _joined(runs: Sequence[ReportedRun]) -> tuple[list[pandas.DataFrame], str]:

@@ -19,6 +19,7 @@ from polyhead_training.errors import DataError
 from polyhead_training.evaluation.headline import HeadVerdict, verdict
 from polyhead_training.evaluation.metrics import HEADLINE, HeadAnswers, Unseen, among, answers_of, score_all
 from polyhead_training.evaluation.rejection import out_of_scope_scores
+from polyhead_training.evaluation.shift import HeadShift, Reached, head_shift, reached
 from polyhead_training.evaluation.slices import SliceOptions, score_slices
 from polyhead_training.evaluation.suspects import Suspect, find_suspects
 
@@ -50,6 +51,7 @@ class Evaluation:
         baselines: by head, ``majority`` or ``linear``, and metric: see `polyhead_training.evaluation.baselines`.
         baselines_note: one sentence about how they came to be.
         suspects: labels in the data that are probably wrong, the most certain first.
+        shift: by head, how these rows compare with rows like those that were trained on; empty if that is not known.
     """
 
     schema: Schema
@@ -74,6 +76,7 @@ class Evaluation:
     baselines: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     baselines_note: str = ""
     suspects: list[Suspect] = field(default_factory=list)
+    shift: dict[str, HeadShift] = field(default_factory=dict)
 
     @cached_property
     def answers(self) -> list[HeadAnswers]:
@@ -86,6 +89,29 @@ class Evaluation:
         return [
             verdict(part, self.metrics[part.head.name], self.baselines.get(part.head.name, {})) for part in self.answers
         ]
+
+    @property
+    def reached(self) -> dict[str, Reached]:
+        """By head that has a labelled row: its main metric, and how sure and how right its answers are."""
+        found = {part.head.name: reached(part) for part in self.answers}
+        return {head: scores for head, scores in found.items() if scores}
+
+    def beside(
+        self, similar: Mapping[str, Reached], called: str, if_similar: Mapping[str, Reached] | None = None
+    ) -> Evaluation:
+        """With `shift`.
+
+        Args:
+            similar: what was `reached` on rows like those that were trained on.
+            called: what sentences call the rows of this evaluation, such as ``the newest rows``.
+            if_similar: see `polyhead_training.evaluation.shift.reached_if_similar`.
+        """
+        shift = {
+            name: head_shift(self.schema[name], similar.get(name, {}), found, (if_similar or {}).get(name, {}), called)
+            for name, found in self.reached.items()
+            if name not in self.left_out
+        }
+        return replace(self, shift=shift)
 
     @property
     def heads(self) -> list[Head]:
@@ -200,9 +226,9 @@ def evaluate(
     found = part_of(read)
     by_column, notes = {}, {}
     for column in slices:
-        values = np.asarray(split.rows[column][:], dtype=object)[read]
+        values = np.asarray(split.values(column), dtype=object)[read]
         by_column[column], notes[column] = score_slices(
-            values, found.scores, found.labels, schema, found.unseen, slice_options or SliceOptions()
+            values, found.scores, found.labels, schema, found.unseen, slice_options or SliceOptions(), column
         )
     measured = score_all(found.answers, schema)
     outside_scores = out_of_scope_scores(found.scores, found.labels, schema, found.out_of_scope)

@@ -96,7 +96,7 @@ def verdict(
         sentences.append(words)
         level = max(level, found, key=LEVELS.index)
     if known and level != "good":
-        sentences.append("So these rows do not show that the network is worth serving.")
+        sentences.append("So these rows do not show that the model is worth serving.")
     if not known:
         level = "unclear"
     if never := _never_answered(answers):

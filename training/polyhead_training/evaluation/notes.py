@@ -1,4 +1,5 @@
-"""What a reader of the scores should know at once: no better than a baseline, labels never answered, unseen labels."""
+"""What a reader of the scores should know at once: no better than a baseline, labels never answered, unseen labels,
+and what it costs that rows are unlike those of training."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from polyhead_training.evaluation.wording import listed, number
 
 def notes_of(evaluation: Evaluation) -> list[str]:
     """The lines, of which each names its head."""
-    return [*_unseen(evaluation), *_verdicts(evaluation), *_suspects(evaluation)]
+    return [*_unseen(evaluation), *_verdicts(evaluation), *_shift(evaluation), *_suspects(evaluation)]
 
 
 def _unseen(evaluation: Evaluation) -> Iterator[str]:
@@ -37,6 +38,12 @@ def _verdicts(evaluation: Evaluation) -> Iterator[str]:
         metric, metrics = HEADLINE[head.kind], evaluation.metrics[head.name]
         if found.level != "good" and metric in metrics and found.sentences:
             yield f"head {head.name!r}: {metric} {number(metrics[metric])}. {' '.join(found.sentences)}"
+
+
+def _shift(evaluation: Evaluation) -> Iterator[str]:
+    for name, found in evaluation.shift.items():
+        if found.sentences:
+            yield f"head {name!r}: {' '.join(found.sentences)}"
 
 
 def _suspects(evaluation: Evaluation) -> Iterator[str]:

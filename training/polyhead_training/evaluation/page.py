@@ -119,8 +119,9 @@ def _head(
         "unseen": _unseen(evaluation, head.name),
         "rejection": _rejection(answers, metrics),
         "verdict": verdict,
+        "shift": evaluation.shift[head.name].sentences if head.name in evaluation.shift else (),
         "bars": _bars(headline, metrics, baselines),
-        "metric_columns": ["metric", "network", *names],
+        "metric_columns": ["metric", "model", *names],
         "metric_rows": [
             [metric, value, *(baselines[name].get(metric) for name in names)] for metric, value in metrics.items()
         ],
@@ -159,9 +160,9 @@ def _bars(
     metric: str, metrics: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]]
 ) -> list[tuple[str, float, float]]:
     """Name, value and width in percent of the bars of a head's card; none without a baseline."""
-    values = {"network": metrics.get(metric)} | {name: baselines.get(name, {}).get(metric) for name in BASELINES}
+    values = {"model": metrics.get(metric)} | {name: baselines.get(name, {}).get(metric) for name in BASELINES}
     shown = {name: value for name, value in values.items() if value is not None}
-    if len(shown) < 2 or "network" not in shown:
+    if len(shown) < 2 or "model" not in shown:
         return []
     whole = max(shown.values()) if metric in LOWER_IS_BETTER else 1.0
     return [(name, value, 100 * min(max(value / whole, 0), 1) if whole else 0) for name, value in shown.items()]

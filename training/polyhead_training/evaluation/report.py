@@ -74,6 +74,7 @@ def write_report(
         "baselines": evaluation.baselines,
         "baselines_note": evaluation.baselines_note,
         "left_out": list(evaluation.left_out),
+        "shift": {head: found.to_json() for head, found in evaluation.shift.items()},
         "notes": notes_of(evaluation),
     }
     content = summary | {

@@ -25,7 +25,7 @@ def score_table(
         metrics: by split, head and metric.
         baselines: by split, head, baseline and metric.
     """
-    table = Table("split", "head", "rows", "metric", "network", title="Reached")
+    table = Table("split", "head", "rows", "metric", "model", title="Reached")
     names = measured_baselines(of_head for by_head in baselines.values() for of_head in by_head.values())
     for name in names:
         table.add_column(name)

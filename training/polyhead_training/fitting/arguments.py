@@ -13,11 +13,11 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, get_scheduler
 from transformers.trainer_utils import SchedulerType
-from transformers.training_args import OptimizerNames
 
 from polyhead.errors import one_line
 from polyhead_training.config import FitConfig, TrainingConfig
 from polyhead_training.errors import ConfigError
+from polyhead_training.fitting.optimizers import chosen_optimizer, trainer_optimizer
 
 LOWER_IS_BETTER = {"loss", "mae", "rmse", "nll", "ece", "hamming_loss"}
 # Schedulers that get no arguments from the Trainer, and schedulers that follow `best_metric`.
@@ -37,10 +37,7 @@ def training_arguments(config: TrainingConfig, folder: Path) -> TrainingArgument
     """
     fit = config.training
     check_scheduler(fit)
-    if fit.optim not in {name.value for name in OptimizerNames}:
-        raise ConfigError(
-            f"training.optim: got {fit.optim!r}, must be one of {', '.join(name.value for name in OptimizerNames)}"
-        )
+    optimizer = chosen_optimizer(fit.optim, config, "training.optim")
     strategy = "epoch" if fit.eval_steps is None else "steps"
     precision = precision_of(fit)
     arguments = _arguments(
@@ -58,7 +55,7 @@ def training_arguments(config: TrainingConfig, folder: Path) -> TrainingArgument
         warmup_steps=fit.warmup_ratio,  # a value below 1 is a share of all steps
         weight_decay=fit.weight_decay,
         max_grad_norm=fit.max_grad_norm,
-        optim=fit.optim,
+        optim=trainer_optimizer(optimizer),
         train_sampling_strategy=fit.train_sampling_strategy,
         activation_checkpointing=fit.gradient_checkpointing,
         eval_strategy=strategy,
@@ -72,11 +69,17 @@ def training_arguments(config: TrainingConfig, folder: Path) -> TrainingArgument
         restore_callback_states_from_checkpoint=True,  # early stopping goes on counting
         report_to=[name for name in fit.report_to if name != "tensorboard"],
     )
+    _check_optimizer("training.optim", fit.optim, arguments)
+    if config.warm_start is not None:
+        _check_optimizer("warm_start.optim", config.warm_start.optim, language_model_arguments(config, folder))
+    return arguments
+
+
+def _check_optimizer(field: str, name: str, arguments: TrainingArguments) -> None:
     try:
         Trainer.get_optimizer_cls_and_kwargs(arguments, None)
     except (ImportError, ValueError) as error:
-        raise ConfigError(f"training.optim {fit.optim!r}: cannot be used here ({one_line(error)})") from error
-    return arguments
+        raise ConfigError(f"{field} {name!r}: cannot be used here ({one_line(error)})") from error
 
 
 def language_model_arguments(config: TrainingConfig, folder: Path) -> TrainingArguments:
@@ -94,7 +97,7 @@ def language_model_arguments(config: TrainingConfig, folder: Path) -> TrainingAr
         lr_scheduler_type="cosine",
         warmup_steps=0.05,
         weight_decay=0.01,
-        optim="adamw_torch_fused",
+        optim=trainer_optimizer(chosen_optimizer(warm.optim, config, "warm_start.optim")),
         eval_strategy="epoch",
         save_strategy="epoch",
         save_total_limit=1,

@@ -18,21 +18,26 @@ from torch import nn
 
 from polyhead.checkpoint import Spec, write_checkpoint
 from polyhead.decode import to_scores
-from polyhead.encode import encode
+from polyhead.encode import encode, with_ngrams
 from polyhead.errors import one_line
 from polyhead.files import why_full
 from polyhead.golden import GoldenRow
+from polyhead.ngrams import NGrams
 from polyhead.predictor import Predictor
 from polyhead.schema import Schema
 from polyhead.template import Template, json_object
+from polyhead.windows import LongTexts, Windows
 from polyhead_rows.progress import progress
 from polyhead_training.config import TrainingConfig
 from polyhead_training.data.corpus import Corpus, Split
 from polyhead_training.errors import ConfigError, DataError
 from polyhead_training.evaluation.baselines import fit_baselines
 from polyhead_training.evaluation.evaluation import Evaluation, evaluate
+from polyhead_training.evaluation.linear_model import LinearModel
 from polyhead_training.evaluation.notes import notes_of
 from polyhead_training.evaluation.report import write_report
+from polyhead_training.evaluation.shift import reached_if_similar
+from polyhead_training.evaluation.slices import SliceOptions
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Fitted:
     spec: Spec
     schema: Schema
     tokenizer: Tokenizer
+    ngrams: NGrams | None = None
 
 
 def rehearse(config: TrainingConfig, fitted: Fitted, texts: Sequence[str]) -> None:
@@ -86,6 +92,7 @@ def write_evaluated(
     training: Mapping[str, Any],
     history: Sequence[Mapping[str, Any]],
     calibration: Mapping[str, Any] | None,
+    linear: LinearModel | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[dict[str, Any], Evaluation, float]:
     """Writes the checkpoint with the engine's scores on validation and test, and the report on the last of them.
@@ -93,6 +100,7 @@ def write_evaluated(
     Args:
         training: what ``metrics.json`` holds of the fit.
         history: the Trainer's ``log_history``.
+        linear: the linear model, if it is fitted already.
         say: prints a line per step of the work.
 
     Returns:
@@ -103,16 +111,23 @@ def write_evaluated(
     evaluations: list[Evaluation] = []
     baselines = None
     if config.report.baselines:
-        say("fitting a linear model to compare with")
-        baselines = fit_baselines(corpus.train, corpus.validation, corpus.schema, config.calibration, config.seed, True)
+        if linear is None:
+            say("fitting a linear model to compare with")
+        baselines = fit_baselines(
+            corpus.train, corpus.validation, fitted.schema, config.calibration, config.seed, True, linear
+        )
 
     def score(fresh: Path) -> None:
         predictor = Predictor.load(fresh, "cuda" if torch.cuda.is_available() else "cpu", precision="fp32")
-        for name, split in (("validation", corpus.validation), ("test", corpus.test)):
+        for name in ("similar", "validation", "test"):
+            split = corpus.splits.get(name)
             if split is None:
                 continue
             say(f"evaluating {len(split)} {name} texts with the engine")
-            evaluation = evaluate(predictor, split, show_progress=True, name=name, with_suspects=config.report.suspects)
+            evaluation = evaluate(
+                predictor, split, [split.group_column] if split.group_column else [], show_progress=True, name=name,
+                slice_options=SliceOptions(group_column=split.group_column), with_suspects=config.report.suspects,
+            )  # fmt: skip
             evaluation = replace(evaluation, measured_on=measured_on(name, split, len(evaluation.texts)))
             if baselines is not None:
                 measured = baselines.measure(evaluation.texts, evaluation.labels, corpus.schema)
@@ -120,6 +135,10 @@ def write_evaluated(
             metrics[name] = evaluation.metrics
             evaluations.append(evaluation)
         *others, evaluation = evaluations
+        if config.data.shift_column is not None:
+            evaluation = _with_shift(evaluation, others[0] if corpus.similar is not None else None, corpus, config)
+            evaluations[-1] = evaluation
+            metrics["shift"] = {head: found.to_json() for head, found in evaluation.shift.items()}
         metrics["measured_on"] = {each.splits[0]: each.measured_on for each in evaluations}
         if baselines is not None:
             metrics["baselines"] = {each.splits[0]: each.baselines for each in evaluations}
@@ -153,10 +172,24 @@ def write_evaluated(
     return metrics, evaluations[-1], distance
 
 
+def _with_shift(
+    evaluation: Evaluation, similar: Evaluation | None, corpus: Corpus, config: TrainingConfig
+) -> Evaluation:
+    """The evaluation beside that of similar rows, if there are any."""
+    called = (corpus.test or corpus.validation).called
+    if similar is None:
+        return evaluation.beside({}, called)
+    if_similar = {}
+    if config.calibration.temperature:
+        pairs = [(each.scores, each.labels) for each in (similar, evaluation)]
+        if_similar = reached_if_similar(pairs[0], pairs[1], evaluation.schema)
+    return evaluation.beside(similar.reached, called, if_similar)
+
+
 def measured_on(name: str, split: Split, rows: int) -> str:
     """One sentence: on which rows the scores of a split are measured, and what was chosen on them."""
     measured = f"Measured on {rows:,} {name} rows {split.origin}"
-    if name == "test":
+    if name in ("test", "similar"):
         text = f"{measured}: nothing was chosen on them."
     else:
         text = (
@@ -172,8 +205,9 @@ def measured_on(name: str, split: Split, rows: int) -> str:
 def golden_rows(
     texts: Sequence[str], model: nn.Module, tokenizer: Tokenizer, schema: Schema, max_length: int, rows: int, seed: int,
     template: Template | None = None, template_fields: Sequence[str] | None = None,
+    long_texts: LongTexts | None = None, ngrams: NGrams | None = None,
 ) -> list[GoldenRow]:  # fmt: skip
-    """Scores in float32 of at most `rows` texts, drawn at random. One text per forward, so there is no padding.
+    """Scores in float32 of at most `rows` texts, drawn at random. One window per forward, so there is no padding.
 
     With a template the texts are rendered already. A row keeps its fields if they render to its text, which text
     transforms may prevent. A server gets a row without fields as plain text. So a text that is a JSON object becomes no
@@ -181,26 +215,30 @@ def golden_rows(
 
     Args:
         template_fields: of each text, as JSON.
+        long_texts: the windows of texts longer than `max_length`; by default these are truncated.
 
     Raises:
         DataError: the tokenizer's normalizer leaves nothing of any text.
     """
     model = model.to("cpu", torch.float32).eval()
+    windows = Windows.of(max_length, long_texts)
     golden: dict[str, GoldenRow] = {}
     with progress("computing golden rows", min(rows, len(texts)), shown=rows > 1) as bar:
         for index in np.random.default_rng(seed).permutation(len(texts)):
             if len(golden) == rows:
                 break
             text = texts[int(index)]
-            (encoded,) = encode([text], tokenizer, max_length)
+            (encoded,) = encode([text], tokenizer, windows.reach, ngrams)
             if encoded.error or text in golden or (template is not None and json_object(text) is not None):
                 continue
             fields = None
             if template is not None and template_fields is not None:
                 fields = json.loads(template_fields[int(index)])
                 fields = fields if template.render(fields) == text else None
-            ids = torch.tensor([encoded.token_ids])
-            logits = model(ids, attention_mask=torch.ones_like(ids)).logits.numpy()  # a text may end like padding
+            parts = [torch.tensor([window]) for window in windows.cut(encoded.token_ids)]
+            # With a mask, because a text may end like padding.
+            each = [model(ids, attention_mask=torch.ones_like(ids)).logits.numpy() for ids in parts]
+            logits = with_ngrams(windows.pool(np.concatenate(each), [encoded.token_count]), [encoded])
             golden[text] = GoldenRow(
                 text=text,
                 scores=tuple(float(score) for score in to_scores(logits, schema)[0]),
@@ -227,7 +265,17 @@ def _write(
 ) -> float:
     model, spec, schema = fitted.model, fitted.spec, fitted.schema
     golden = golden_rows(
-        texts, model, fitted.tokenizer, schema, spec.max_length, rows, seed, spec.template, template_fields
+        texts,
+        model,
+        fitted.tokenizer,
+        schema,
+        spec.max_length,
+        rows,
+        seed,
+        spec.template,
+        template_fields,
+        spec.long_texts,
+        fitted.ngrams,
     )
     distances: list[float] = []
 
@@ -243,6 +291,7 @@ def _write(
         schema=schema,
         tensors=model.state_dict(),
         tokenizer_json=fitted.tokenizer.to_str(),
+        ngrams=fitted.ngrams,
         golden=golden,
         metrics={},
         report=report,

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,15 @@ from polyhead_rows.progress import progress
 from polyhead_training.config import TrainingConfig
 from polyhead_training.data.corpus import describe_corpus, read_corpus
 from polyhead_training.errors import DivergenceError
+from polyhead_training.evaluation.baselines import fit_linear
 from polyhead_training.evaluation.calibration import calibrate, describe_calibration
 from polyhead_training.evaluation.evaluation import Evaluation
 from polyhead_training.evaluation.metrics import flat_scores
+from polyhead_training.evaluation.mixing import describe_mix, mix
 from polyhead_training.fitting.arguments import precision_of, trackers, training_arguments
 from polyhead_training.fitting.checkpoint_writing import Fitted, write_evaluated
-from polyhead_training.fitting.preparation import Prepared, parameter_counts, prepare
+from polyhead_training.fitting.optimizers import MUON, chosen_optimizer, describe_optimizer
+from polyhead_training.fitting.preparation import Prepared, describe_reading, parameter_counts, prepare
 from polyhead_training.fitting.trainer import ClassifierTrainer, ShowProgress, StopOnSignal
 from polyhead_training.fitting.warm_start import warm_start
 from polyhead_training.fitting.working_folder import WorkingFolder
@@ -133,16 +137,20 @@ def _train(
     total, trained = parameter_counts(model)
     share = "" if trained == total else f" ({trained / 1e6:.2f} M of them trained)"
     say(f"training {total / 1e6:.1f} M parameters{share} in {precision_of(config.training)}")
-    say(f"{train.truncated} of {len(train.rows)} training texts are longer than {train.max_length} tokens")
+    optimizer = chosen_optimizer(config.training.optim, config, "training.optim")
+    say(describe_optimizer(optimizer, model))
+    say(describe_reading(train))
+    packed = partial(collate, windows=fitted.spec.windows)
     early = config.training.early_stopping
     stopping = [] if early is None else [EarlyStoppingCallback(early.patience, early.min_delta)]
     stop = StopOnSignal(say, arguments)
-    shown = ShowProgress("training", say, train.read / len(train.rows), schema, config.training.best_metric)
+    shown = ShowProgress("training", say, train.computed / len(train.rows), schema, config.training.best_metric)
     trainer = ClassifierTrainer(
         model=model,
         args=arguments,
+        muon=optimizer == MUON,
         layer_lr_decay=config.training.layer_lr_decay,
-        data_collator=collate,
+        data_collator=packed,
         train_dataset=train.rows,
         eval_dataset=prepared.validation.rows,
         compute_metrics=lambda prediction: _flat_metrics(prediction, model, schema, config),
@@ -160,7 +168,17 @@ def _train(
         return None
     # Removes the autocast around the model's forward: calibrated and golden scores are float32, as served.
     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
-    logits, labels = _answer(model, prepared.validation.rows, arguments)
+    logits, labels = _answer(model, prepared.validation.rows, arguments, packed)
+    linear, ngrams = None, None
+    if config.model.ngrams:
+        say("fitting the n-grams")
+        linear = fit_linear(corpus.train, schema, config.seed, show_progress=True)
+        added = linear.logits(prepared.validation_texts)
+        mixed = mix(logits, added, labels, schema, linear)
+        for line in describe_mix(mixed):
+            say(f"  {line}")
+        logits, schema, ngrams = mixed.logits(logits, added), mixed.schema, mixed.ngrams
+        learnt["ngrams"] = mixed.summary
     say("calibrating")
     rejections = {head.name: head.reject for head in config.heads if head.reject is not None}
     calibrated, calibration = calibrate(logits, labels, schema, config.calibration, rejections)
@@ -170,12 +188,15 @@ def _train(
         merge_adapters(model, adapted)
     metrics, evaluation, distance = write_evaluated(
         config,
-        Fitted(model, fitted.spec, calibrated, fitted.tokenizer),
+        Fitted(model, fitted.spec, calibrated, fitted.tokenizer, ngrams),
         corpus,
         training={
             "seconds": round(trainer.seconds + learnt.get("warm_start", {}).get("seconds", 0.0), 1),
             "rows": len(train.rows),
             "truncated_rows": train.truncated,
+            "text_tokens": int(train.lengths.sum()),
+            "read_tokens": train.read,
+            "computed_tokens": train.computed,
             "epochs": trainer.state.epoch,
             "steps": trainer.state.global_step,
             "parameters": total,
@@ -187,6 +208,7 @@ def _train(
         | learnt,
         history=trainer.state.log_history,
         calibration=calibration,
+        linear=linear,
         say=say,
     )
     return TrainingResult(metrics, calibrated, evaluation, trainer.state.log_history, distance)
@@ -194,19 +216,22 @@ def _train(
 
 @torch.inference_mode()
 def _answer(
-    model: Any, rows: datasets.Dataset, arguments: TrainingArguments
+    model: Any, rows: datasets.Dataset, arguments: TrainingArguments, packed: Callable[[Any], dict[str, torch.Tensor]]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Logits ``(n, width)`` and labels of all rows, sorted by length within each batch."""
+    """Logits ``(n, width)`` and labels of all rows, in their order."""
     model.eval()
     logits, labels = [], []
     with progress("answering validation texts", len(rows), unit="texts") as bar:
-        for batch in DataLoader(rows, arguments.per_device_eval_batch_size, collate_fn=collate):
-            logits.append(
-                model(batch["input_ids"].to(model.device), lengths=batch["lengths"].to(model.device)).logits.cpu()
-            )
-            labels.append(batch["labels"])
-            bar.advance(len(batch["labels"]))
-    return torch.cat(logits).numpy(), torch.cat(labels).numpy()
+        for batch in DataLoader(rows, arguments.per_device_eval_batch_size, collate_fn=packed):
+            labels.append(batch.pop("labels"))
+            logits.append(model(**{name: part.to(model.device) for name, part in batch.items()}).logits.cpu())
+            bar.advance(len(labels[-1]))
+    # `collate` sorts the rows of a batch by length.
+    lengths, size = np.array([len(ids) for ids in rows["input_ids"]]), arguments.per_device_eval_batch_size
+    starts = range(0, len(rows), size)
+    order = np.concatenate([at + np.argsort(-lengths[at : at + size], kind="stable") for at in starts])
+    place = np.argsort(order)
+    return torch.cat(logits).numpy()[place], torch.cat(labels).numpy()[place]
 
 
 def _flat_metrics(prediction: EvalPrediction, model: Any, schema: Schema, config: TrainingConfig) -> dict[str, float]:

@@ -19,6 +19,7 @@ from transformers import set_seed
 from polyhead.checkpoint import check_output
 from polyhead.encode import encode
 from polyhead.schema import Schema
+from polyhead.windows import Windows
 from polyhead_rows.progress import progress
 from polyhead_training.config import FitConfig, TrainingConfig
 from polyhead_training.data.corpus import Corpus, Split, describe_corpus, read_corpus
@@ -28,6 +29,7 @@ from polyhead_training.errors import DataError
 from polyhead_training.evaluation.metrics import flat_scores
 from polyhead_training.fitting.arguments import check_best_metric, precision_of, trackers, training_arguments
 from polyhead_training.fitting.checkpoint_writing import Fitted, rehearse
+from polyhead_training.fitting.optimizers import MUON, chosen_optimizer, describe_optimizer, muon_matrices
 from polyhead_training.model.body import checkpoint_spec, model_tokenizer, untrained_model
 from polyhead_training.model.layers import add_adapters, check_adapters, freeze
 from polyhead_training.model.losses import OUT_OF_SCOPE, loss_terms
@@ -41,14 +43,14 @@ class TokenRows:
     """A tokenized split.
 
     Attributes:
-        rows: with columns ``input_ids``, ``labels`` and ``length`` (after truncation); memory-mapped.
+        rows: with columns ``input_ids`` (what is read), ``labels`` and ``length`` (computed tokens); memory-mapped.
         lengths: of all texts before truncation, in tokens.
-        max_length: how many tokens of each text are read.
+        windows: how texts are cut.
     """
 
     rows: datasets.Dataset
     lengths: NDArray[np.int64]
-    max_length: int
+    windows: Windows
 
     @property
     def left_out(self) -> int:
@@ -56,14 +58,24 @@ class TokenRows:
         return int((self.lengths == 0).sum())
 
     @property
+    def long(self) -> int:
+        """How many texts are longer than a window."""
+        return int((self.lengths > self.windows.length).sum())
+
+    @property
     def truncated(self) -> int:
-        """How many texts are longer than `max_length`."""
-        return int((self.lengths > self.max_length).sum())
+        """How many texts are longer than what is read."""
+        return int((self.lengths > self.windows.reach).sum())
 
     @property
     def read(self) -> int:
         """How many tokens of all texts the model reads."""
-        return int(np.minimum(self.lengths, self.max_length).sum())
+        return int(np.minimum(self.lengths, self.windows.reach).sum())
+
+    @property
+    def computed(self) -> int:
+        """How many tokens it computes for that: tokens in two windows count twice."""
+        return sum(map(self.windows.computed, self.lengths.tolist()))
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,12 @@ class Prepared:
     train: TokenRows
     validation: TokenRows
     target_notes: tuple[str, ...] = ()
+
+    @property
+    def validation_texts(self) -> list[str]:
+        """The texts of the rows of `validation`."""
+        lengths = self.validation.lengths
+        return [text for text, length in zip(self.corpus.validation.texts, lengths, strict=True) if length]
 
     @property
     def notes(self) -> list[str]:
@@ -127,8 +145,8 @@ def prepare(
     for name, split in corpus.splits.items():
         check_tokens(split, tokenizer, name)
     rehearse(config, fitted, corpus.train.texts)
-    train = tokenize(corpus.train, tokenizer, spec.max_length, scratch, "train", show_progress, corpus.schema)
-    validation = tokenize(corpus.validation, tokenizer, spec.max_length, scratch, "validation", show_progress)
+    train = tokenize(corpus.train, tokenizer, spec.windows, scratch, "train", show_progress, corpus.schema)
+    validation = tokenize(corpus.validation, tokenizer, spec.windows, scratch, "validation", show_progress)
     return Prepared(corpus, fitted, train, validation, tuple(notes))
 
 
@@ -147,7 +165,7 @@ def check_tokens(split: Split, tokenizer: Tokenizer, name: str) -> None:
 def tokenize(
     split: Split,
     tokenizer: Tokenizer,
-    max_length: int,
+    windows: Windows,
     scratch: Path,
     name: str,
     show_progress: bool = False,
@@ -165,9 +183,9 @@ def tokenize(
         # Whole texts are encoded: the length of texts is worth knowing, and truncating them costs nothing.
         whole = [text.token_ids for text in encode(texts, tokenizer, max_length=2**31)]
         lengths.extend(len(ids) for ids in whole)
-        ids = [ids[:max_length] for ids in whole]
+        ids = [ids[: windows.reach] for ids in whole]
         bar.advance(len(texts))
-        found: dict[str, Any] = {"input_ids": ids, "length": [len(row) for row in ids]}
+        found: dict[str, Any] = {"input_ids": ids, "length": [windows.computed(len(row)) for row in ids]}
         if marks:
             found["labels"] = np.array(labels, np.float32)
             for row, heads in enumerate(outside):
@@ -188,7 +206,7 @@ def tokenize(
     counts = np.array(lengths)
     if not counts.all():  # the tokenizer's normalizer may leave nothing of a text
         rows = rows.select(np.flatnonzero(counts))
-    return TokenRows(rows, counts, max_length)
+    return TokenRows(rows, counts, windows)
 
 
 def parameter_counts(model: Any) -> tuple[int, int]:
@@ -221,8 +239,11 @@ def dry_run(config: TrainingConfig, say: Callable[[str], None]) -> None:
         total, trained = parameter_counts(model)
         say(_describe_lengths(prepared.train))
         say(f"parameters: {total:,} in total, {trained:,} trained")
-        tokens = prepared.train.read / len(prepared.train.rows) * config.training.batch_size
-        memory = estimate_memory(config.training, model.config, total, trained, tokens)
+        tokens = prepared.train.computed / len(prepared.train.rows) * config.training.batch_size
+        optimizer = chosen_optimizer(config.training.optim, config, "training.optim")
+        say(describe_optimizer(optimizer, model))
+        by_muon = sum(matrix.numel() for matrix, _ in muon_matrices(model)) if optimizer == MUON else 0
+        memory = estimate_memory(config.training, model.config, total, trained, tokens, by_muon)
         parts = ", ".join(f"{name} {size / 2**20:,.1f}" for name, size in memory.items())
         say(f"memory per process, estimated: {sum(memory.values()) / 2**20:,.1f} MiB ({parts})")
         per_epoch, steps, evaluations = count_steps(config.training, len(prepared.train.rows), arguments.world_size)
@@ -233,26 +254,39 @@ def _describe_lengths(train: TokenRows) -> str:
     values = np.percentile(train.lengths, QUANTILES, method="higher")
     names = [f"p{quantile}" if quantile < 100 else "max" for quantile in QUANTILES]
     quantiles = ", ".join(f"{name} {value:.0f}" for name, value in zip(names, values, strict=True))
-    share = train.truncated / len(train.lengths)
-    return f"tokens per text: {quantiles}; {share:.1%} are longer than max_length ({train.max_length}) and truncated"
+    return f"tokens per text: {quantiles}; {describe_reading(train)}"
+
+
+def describe_reading(train: TokenRows) -> str:
+    """How much of the training texts is read, and what that costs."""
+    windows, texts, tokens = train.windows, len(train.lengths), int(train.lengths.sum())
+    long = f"{train.long / texts:.1%} of {texts} training texts are longer than max_length ({windows.length})"
+    lines = [
+        f"{long} and {'read in windows' if windows.most > 1 else 'truncated'}",
+        f"{train.read / tokens:.1%} of all tokens are read",
+    ]
+    if windows.most > 1:
+        lines[1] += f" ({train.truncated} texts are longer than {windows.most} windows, {windows.reach} tokens)"
+        lines.append(f"{train.computed / train.read:.2f} tokens are computed per token read")
+    return "; ".join(lines)
 
 
 def estimate_memory(
-    fit: FitConfig, body: Any, parameters: int, trained: int, tokens_per_batch: float
+    fit: FitConfig, body: Any, parameters: int, trained: int, tokens_per_batch: float, by_muon: int = 0
 ) -> dict[str, float]:
     """Bytes by purpose, without the overhead of libraries and fragmentation.
 
-    Weights are float32. Each trained weight has a float32 gradient and AdamW's two moments. Activations are 17 values
-    of n_embd per token and block (Korthikanti et al. 2022, arXiv:2205.05198, without the attention matrix, which the
-    kernels do not keep), of 2 bytes in bf16 and fp16 and 4 in fp32. With gradient checkpointing they are one value per
-    block, and 17 for one block at a time.
+    Weights are float32. Each trained weight has a float32 gradient and AdamW's two moments; the `by_muon` weights that
+    Muon trains have one moment. Activations are 17 values of n_embd per token and block (Korthikanti et al. 2022,
+    arXiv:2205.05198, without the attention matrix, which the kernels do not keep), of 2 bytes in bf16 and fp16 and 4 in
+    fp32. With gradient checkpointing they are one value per block, and 17 for one block at a time.
     """
     values = 17 * body.n_layer if not fit.gradient_checkpointing else body.n_layer + 17
     value_size = 4 if precision_of(fit) == "fp32" else 2
     return {
         "parameters": 4.0 * parameters,
         "gradients": 4.0 * trained,
-        "optimizer": 8.0 * trained,
+        "optimizer": 8.0 * trained - 4.0 * by_muon,
         "activations": tokens_per_batch * values * body.n_embd * value_size,
     }
 

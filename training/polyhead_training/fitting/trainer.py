@@ -26,10 +26,10 @@ from polyhead.schema import Head
 from polyhead_rows.progress import ProgressMeter, progress
 from polyhead_training.errors import Interrupted
 from polyhead_training.evaluation.metrics import HEADLINE
+from polyhead_training.fitting.optimizers import muon_with_adamw
 from polyhead_training.model.layers import regroup
 from polyhead_training.model.losses import label_counts
 from polyhead_training.model.modeling import MultiHeadClassifier
-from polyhead_training.model.packing import collate
 
 LOSS_STEPS = 20  # over which the shown loss is the mean
 
@@ -39,11 +39,27 @@ class TotalsTrainer(Trainer):
 
     Each entry of its history has ``seconds``: how long the run has taken so far, without what a killed session did
     after its last checkpoint.
+
+    Args:
+        muon: whether Muon trains the blocks' matrices, and the Trainer's AdamW the rest.
     """
 
     _began = 0.0
     _earlier_s: float | None = None
     _losses: deque[torch.Tensor] | None = None
+
+    def __init__(self, *, muon: bool = False, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.muon = muon
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The Trainer's optimizer, or the one with Muon."""
+        if self.optimizer is None and self.muon:
+            trained = cast(torch.nn.Module, self.model)
+            _, adamw = self.get_optimizer_cls_and_kwargs(self.args)
+            decayed = self.get_decay_parameter_names(trained)
+            self.optimizer = muon_with_adamw(trained, decayed, self.args.weight_decay, adamw)
+        return super().create_optimizer(model)
 
     @property
     def seconds(self) -> float:
@@ -128,7 +144,7 @@ class ClassifierTrainer(TotalsTrainer):
         """
         collator = self.data_collator
         if self.args.world_size > 1:
-            self.data_collator = partial(collate, longest_first=False)
+            self.data_collator = partial(cast(Any, collator), longest_first=False)
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:

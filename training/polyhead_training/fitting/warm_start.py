@@ -25,6 +25,7 @@ from polyhead_training.data.corpus import Corpus, read_texts
 from polyhead_training.errors import ConfigError, DivergenceError
 from polyhead_training.fitting.arguments import language_model_arguments
 from polyhead_training.fitting.checkpoint_writing import Fitted
+from polyhead_training.fitting.optimizers import MUON, chosen_optimizer, describe_optimizer
 from polyhead_training.fitting.trainer import LossAtCheckpoints, ShowProgress, StopOnSignal, TotalsTrainer
 from polyhead_training.fitting.working_folder import WorkingFolder
 from polyhead_training.model.packing import fuse_gelu
@@ -49,6 +50,7 @@ def warm_start(
         DivergenceError: the rate is too high.
         Interrupted: it was stopped and can continue.
     """
+    assert config.warm_start is not None
     model, length = fitted.model, fitted.spec.max_length
     finished = work.finished_warm_start
     if not finished.exists():
@@ -56,14 +58,16 @@ def warm_start(
         arguments = language_model_arguments(config, work.warm_start)
         is_first = arguments.process_index == 0
         texts = [corpus.train.texts]
-        if config.warm_start is not None and config.warm_start.texts:
+        if config.warm_start.texts:
             texts.append(read_texts(config.warm_start.texts, config.data, scratch, is_first).texts)
         train = _to_blocks(texts, fitted.tokenizer, length, scratch, "training")
         validation = _to_blocks([corpus.validation.texts], fitted.tokenizer, length, scratch, "validation")
         stop = StopOnSignal(say, arguments)
         shown = ShowProgress("warm start", say, tokens_per_row=length)
+        optimizer = chosen_optimizer(config.warm_start.optim, config, "warm_start.optim")
         trainer = TotalsTrainer(
-            lm,
+            model=lm,
+            muon=optimizer == MUON,
             args=arguments,
             data_collator=default_data_collator,
             train_dataset=train,
@@ -73,6 +77,7 @@ def warm_start(
         trainer.remove_callback(PrinterCallback)
         shown.recent_loss = trainer.recent_loss
         say(f"warm start: {len(train)} blocks of {length} tokens for {trainer.args.num_train_epochs:g} epochs")
+        say(f"warm start: {describe_optimizer(optimizer, lm)}")
         with closing(shown), stop.listening():
             trainer.train(resume_from_checkpoint=work.last_checkpoint(work.warm_start))
         loss = float(trainer.evaluate()["eval_loss"])

@@ -39,6 +39,7 @@ def checkpoint_spec(config: ModelConfig, text_template: str | None = None) -> Sp
             head_args=config.head_args,
             max_length=config.max_length,
             text_template=text_template,
+            long_texts=config.windows,
         )
     except ValidationError as error:
         raise ConfigError(f"model: {describe(error)}") from error

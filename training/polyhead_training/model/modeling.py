@@ -87,6 +87,7 @@ class MultiHeadClassifier(GPT2PreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         lengths: torch.Tensor | None = None,
+        pooling: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> SequenceClassifierOutputWithPast | tuple[Any, ...]:
         """Logits ``(n, num_labels)`` and, with `labels` as in `classification_loss`, the loss.
@@ -102,7 +103,9 @@ class MultiHeadClassifier(GPT2PreTrainedModel):
                 ``eager`` attention.
             return_dict: if false, returns a tuple without what is None: (loss), logits, and what was asked for.
             lengths: ``(n,)``, of a packed batch as `polyhead_training.model.packing.collate` makes it. Such a batch
-                takes `labels` and `num_items_in_batch`, and no other argument.
+                takes `pooling`, `labels` and `num_items_in_batch`, and no other argument.
+            pooling: ``(n, windows)``, of a packed batch whose texts have several windows: the share of each window in
+                the logits of each text.
             num_items_in_batch: `label_counts` ``(heads,)`` over all batches of one optimizer step; by default of this
                 batch.
 
@@ -115,7 +118,9 @@ class MultiHeadClassifier(GPT2PreTrainedModel):
         if lengths is not None and input_ids is not None:
             others = (past_key_values, attention_mask, token_type_ids, position_ids, inputs_embeds)
             if any(other is not None for other in others) or use_cache or output_attentions or output_hidden_states:
-                raise ValueError("a packed batch (lengths) takes only input_ids, labels and num_items_in_batch")
+                raise ValueError(
+                    "a packed batch (lengths) takes only input_ids, pooling, labels and num_items_in_batch"
+                )
             states = last_hidden_states(self.body_model, input_ids, lengths, self.pooled_layers)
         else:
             attentions = self.config.output_attentions if output_attentions is None else output_attentions
@@ -135,7 +140,9 @@ class MultiHeadClassifier(GPT2PreTrainedModel):
             )
         pooled = states.transpose(0, 1).flatten(1).float()  # (n, layers * n_embd)
         with torch.autocast(pooled.device.type, enabled=False):  # scores are served in float32
-            logits = self.head(pooled)  # (n, num_labels)
+            logits = self.head(pooled)  # (n or windows, num_labels)
+            if pooling is not None:
+                logits = pooling @ logits  # (n, num_labels)
         loss = None if labels is None else classification_loss(logits, labels, self.terms, num_items_in_batch)
         result = SequenceClassifierOutputWithPast(
             loss,

@@ -20,21 +20,49 @@ from transformers import GPT2Model
 from transformers.activations import NewGELUActivation
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention, GPT2Block
 
+from polyhead.windows import Windows
+
 Runs = list[tuple[int, int]]  # (texts, length) of neighbours of one length
 
 
-def collate(rows: Sequence[dict[str, Any]], longest_first: bool = True) -> dict[str, torch.Tensor]:
+def collate(
+    rows: Sequence[dict[str, Any]], longest_first: bool = True, windows: Windows | None = None
+) -> dict[str, torch.Tensor]:
     """A packed batch of rows with ``input_ids`` and ``labels``.
+
+    Args:
+        windows: how longer texts are cut. If a text has several windows, each is packed as a text of its own.
 
     Returns:
         ``lengths`` int64 (n,), first because its size is the batch's; ``input_ids`` int64 (tokens,); ``labels`` float32
-        (n, sum of label widths).
+        (n, sum of label widths). If a text has several windows, ``pooling`` float32 (n, windows) is first: the share of
+        each window in the logits of each text; and there is a length per window.
     """
     if longest_first:
         rows = sorted(rows, key=lambda row: len(row["input_ids"]), reverse=True)
+    if windows is not None and any(len(row["input_ids"]) > windows.length for row in rows):
+        return _collate_windows(rows, windows)
     return {
         "lengths": torch.tensor([len(row["input_ids"]) for row in rows]),
         "input_ids": torch.tensor([token for row in rows for token in row["input_ids"]]),
+        "labels": torch.tensor([row["labels"] for row in rows], dtype=torch.float32),
+    }
+
+
+def _collate_windows(rows: Sequence[dict[str, Any]], windows: Windows) -> dict[str, torch.Tensor]:
+    parts = [
+        (row, share, window)
+        for row, ids in enumerate(row["input_ids"] for row in rows)
+        for share, window in zip(windows.shares(len(ids)), windows.cut(ids), strict=True)
+    ]
+    parts.sort(key=lambda part: len(part[2]), reverse=True)
+    pooling = torch.zeros(len(rows), len(parts))
+    for place, (row, share, _) in enumerate(parts):
+        pooling[row, place] = share
+    return {
+        "pooling": pooling,
+        "lengths": torch.tensor([len(window) for _, _, window in parts]),
+        "input_ids": torch.tensor([token for _, _, window in parts for token in window]),
         "labels": torch.tensor([row["labels"] for row in rows], dtype=torch.float32),
     }
 
