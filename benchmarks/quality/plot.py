@@ -42,7 +42,8 @@ def plot(result: Mapping[str, Any]) -> Figure:
     for panel, axis in zip(panels, axes[:, 0], strict=True):
         _draw(axis, panel, result["methods"])
     axes[0, 0].set_title("Test rows, trained from scratch: mean and range over seeds")
-    axes[0, 0].legend(loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=3)
+    if axes[0, 0].get_legend_handles_labels()[0]:  # there is more than the majority answer
+        axes[0, 0].legend(loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=3)
     return figure
 
 
