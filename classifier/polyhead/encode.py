@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from polyhead.cut_word import added_tokens, first_tokens_are_certain, word_pieces
-from polyhead.ngrams import NGrams
 from polyhead.template import Template
 from polyhead.windows import Windows
+
+if TYPE_CHECKING:
+    from polyhead.ngrams import NGrams  # it imports torch, which who only tokenizes does not need
 
 # How much of a text is tokenized, in bytes of UTF-8 per token of `max_length`. English has 4 to 5, German 3.
 FIRST_BYTES = 8

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 MOST_WINDOWS = 64  # per text: bounds the time that one text takes
 
@@ -92,6 +95,8 @@ class Windows:
         """
         if len(logits) == len(tokens):
             return logits
+        import numpy as np  # the supervisor reads schemas without it
+
         pooled = np.empty((len(tokens), logits.shape[1]), dtype=np.float32)
         first = 0
         for row, count in enumerate(tokens):

@@ -103,7 +103,7 @@ def test_the_best_checkpoint_is_written_and_training_stops_early(tmp_path: Path)
         'eval_steps = 1\nmax_steps = 40\nlr_scheduler_type = "constant"\nwarmup_ratio = 0.0\nmax_grad_norm = 1e9\n'
         'optim = "sgd"\nbest_metric = "stars/mae"\nearly_stopping = { patience = 3 }'
     )
-    config = write_run(tmp_path, training, dropout=0.0)
+    config = write_run(tmp_path, training, "ngrams = false", dropout=0.0)
     config.write_text(
         config.read_text(encoding="utf-8").replace("learning_rate = 5e-3", "learning_rate = 0.15"), "utf-8"
     )

@@ -18,7 +18,7 @@ from tests.training.test_import import BASE, CASES, HEADS, write_library_checkpo
 from tests.training.tiny_run import run, trained, weights, write_run
 
 HEAD = 'head_class = "tests.full_disk_head:FullDiskHead"\nhead_args = { layer2concat = 1 }'
-EVERY_THREE = "eval_steps = 3"  # of eight steps
+EVERY_THREE = 'eval_steps = 3\noptim = "adamw_torch_fused"'  # of eight steps
 LARGE = "File too large"
 
 

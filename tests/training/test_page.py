@@ -251,7 +251,7 @@ def test_the_page_shows_what_was_measured(tmp_path: Path) -> None:
     write_report(tmp_path, evaluation)
     page = html.unescape((tmp_path / "index.html").read_text(encoding="utf-8"))
     assert "Measured on 60 held-out rows. Nothing was chosen on them." in page
-    assert "<th>metric</th><th>network</th><th>linear</th><th>majority</th>" in page
+    assert "<th>metric</th><th>model</th><th>linear</th><th>majority</th>" in page
     linear = evaluation.baselines["topic_0"]["linear"]["accuracy"]
     assert f'<span>linear</span><i><b style="width:{100 * linear:.1f}%"></b></i><span>{linear:.3f}</span>' in page
     assert """rows = pandas.read_parquet("predictions.parquet", filters=[("split", "in", ['test'])])""" in page
