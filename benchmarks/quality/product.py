@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from benchmarks.quality.answers import Answer, Answers, numbers
 from benchmarks.quality.data_sets import ROOT, TEST, TRAIN, VALIDATION, DataSet, Label, LabelledRow
+from polyhead.predictor import Predictor
 from polyhead.schema import Head, HeadKind
 
 # What --rehearse replaces: the run then takes seconds, and its scores mean nothing.
@@ -47,11 +48,15 @@ def write_config(
         name = Path(value).name if isinstance(value, str) else ""
         if name in data_set.parts_of:
             return str(part_file(data, data_set, data_set.parts_of[name]))
-        return str((source / name).resolve()) if name and (source / name).is_file() else value
+        file, *part = name.split("#")
+        return "#".join([str((source / file).resolve()), *part]) if file and (source / file).is_file() else value
 
     config = replaced(config)
     config |= {"output": str(output), "seed": seed}
-    config["data"] |= {part: str(part_file(data, data_set, part)) for part in (TRAIN, VALIDATION, TEST)}
+    files = {part: str(part_file(data, data_set, part)) for part in (TRAIN, VALIDATION, TEST)}
+    if files[TRAIN] in config["data"][TRAIN]:  # as replaced; beside it, texts out of scope
+        files[TRAIN] = config["data"][TRAIN]
+    config["data"] |= files
     if rehearse:
         model = config.setdefault("model", {})
         model["gpt2"] = model.get("gpt2", {}) | TINY_GPT2
@@ -129,8 +134,7 @@ def _check(head: Head, given: Label, true: Any, where: str) -> None:
         raise ProductError(f"{where}: the product read the label {true!r}, the benchmark {given!r}")
 
 
-def read_certainty(predictions: Path, scored: Path, head: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The scores of the answered labels: of test rows, and of texts that belong to no label."""
-    tables = _test_rows(predictions), pyarrow.parquet.read_table(scored)
-    inside, outside = (np.array(table[f"{head}_score"].fill_null(0.0).to_pylist(), np.float32) for table in tables)
-    return inside, outside
+def confidences(predictor: Predictor, texts: Sequence[str], head: str) -> NDArray[np.float32]:
+    """What the head's answers are rejected by: their certainty if the checkpoint says so, else their label's score."""
+    answers = [answer["heads"][head] for answer in predictor.predict(texts)]
+    return np.array([answer.get("certainty", answer["scores"][0]) for answer in answers], np.float32)

@@ -20,12 +20,13 @@ from benchmarks.quality.answers import Answers
 from benchmarks.quality.data_sets import OUTSIDE, ROOT, TEST, DataSet, Parts
 from benchmarks.quality.methods import PRODUCT, Method
 from benchmarks.quality.peer_data import read_peer_data, write_peer_data
-from benchmarks.quality.product import ProductError, part_file, read_certainty, read_predictions, write_config
+from benchmarks.quality.product import ProductError, confidences, part_file, read_predictions, write_config
+from polyhead.errors import PolyheadError
 from polyhead.files import write_file
+from polyhead.predictor import Predictor
 
 HERE = Path(__file__).parent
 COMMANDS = Path(sys.executable).parent
-LIMIT_OF_SCORING_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def _train(task: Task, method: Method, seed: int, folder: Path) -> dict[str, Any
         return measured
     try:
         _served_answers(task, folder).write(folder / "answers.npz")
-    except (ProductError, subprocess.SubprocessError) as error:  # hours of other runs may follow
+    except (ProductError, PolyheadError) as error:  # hours of other runs may follow
         return measured | {"failed": str(error)}
     return measured
 
@@ -100,12 +101,11 @@ def _served_answers(task: Task, folder: Path) -> Answers:
     checkpoint, predictions = folder / "checkpoint", folder / "checkpoint" / "report" / "predictions.parquet"
     answers = read_predictions(predictions, read_peer_data(task.data).heads, task.parts[TEST])
     if task.data_set.rejecting is not None:
-        scored = folder / "outside.parquet"
-        command = [str(COMMANDS / "polyhead-score"), str(task.data / f"{OUTSIDE}.jsonl"), "--text-column", "text"]
-        command += ["--output", str(scored), "--checkpoint", str(checkpoint), "--restart"]
-        with (folder / "log.txt").open("ab") as log:
-            subprocess.run(command, stdout=log, stderr=log, check=True, timeout=LIMIT_OF_SCORING_S)
-        answers.inside, answers.outside = read_certainty(predictions, scored, task.data_set.rejecting)
+        predictor = Predictor.load(checkpoint)
+        answers.inside, answers.outside = (
+            confidences(predictor, [row.text for row in task.parts[part]], task.data_set.rejecting)
+            for part in (TEST, OUTSIDE)
+        )
     return answers
 
 

@@ -21,7 +21,7 @@ from benchmarks.quality.data_sets import DATA_SETS, ROOT, LabelledRow, read_part
 from benchmarks.quality.methods import METHODS, Method
 from benchmarks.quality.page import PAGE
 from benchmarks.quality.peer_data import PeerData, read_peer_data
-from benchmarks.quality.product import ProductError, read_certainty, read_predictions
+from benchmarks.quality.product import ProductError, read_predictions
 from benchmarks.quality.runs import Task, prepare, run
 from polyhead.schema import Head, HeadKind
 from tests.benchmarks.quality_data import write_data_sets
@@ -181,10 +181,6 @@ def test_the_product_is_scored_by_what_it_serves(tmp_path: Path) -> None:
     np.testing.assert_allclose(found["topic"].scores, [[0.1, 0.3, 0], [0, 0, 0], [0.7, 0.2, 0]])
     assert found["tags"].chosen.tolist() == [[0, 0], [0, 0], [1, 0]]
     assert found["stars"].scores.tolist() == [[1.0], [0.0], [2.5]]
-    pyarrow.parquet.write_table(pyarrow.table({"topic_score": [0.25]}), tmp_path / "outside.parquet")
-    inside, outside = read_certainty(path, tmp_path / "outside.parquet", "topic")
-    np.testing.assert_allclose(inside, [0.7, 0.6, 0.0])
-    assert outside.tolist() == [0.25]
     write_predictions(path, ["a", "a", None])
     with pytest.raises(
         ProductError, match="head 'topic', test row 1: the product read the label 'a', the benchmark 'b'"
