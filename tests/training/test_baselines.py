@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,9 +15,10 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from polyhead.ngrams import TermReader
-from polyhead.schema import Head, Schema
+from polyhead.schema import Head, HeadKind, Schema
+from polyhead_training.config import CalibrationConfig
 from polyhead_training.evaluation import linear_model
-from polyhead_training.evaluation.baselines import Baselines, Constant, best_constants, score_constants
+from polyhead_training.evaluation.baselines import Baselines, Constant, best_constants, fit_baselines, score_constants
 from polyhead_training.evaluation.evaluation import Evaluation
 from polyhead_training.evaluation.linear_model import LinearModel
 from polyhead_training.evaluation.metrics import score_answers
@@ -123,6 +126,22 @@ def test_the_linear_model_is_scikit_learns() -> None:
     for tag in range(3):
         assert ((logits[:, 3 + tag] > 0) == labels[200:, 1 + tag]).mean() > 0.95
     assert np.abs(logits[:, 6] - labels[200:, 4]).mean() < 200
+
+
+def test_a_fitted_linear_model_keeps_its_scale() -> None:
+    """The scale that the mix with n-grams gave the model is not the linear model's."""
+    texts, labels = texts_and_labels(300)
+
+    def scaled(center: float, spread: float) -> Schema:
+        scale = {"target_scale": (center, spread)}
+        return Schema([h.model_copy(update=scale) if h.kind == HeadKind.REGRESSION else h for h in SCHEMA])
+
+    split = cast(Any, SimpleNamespace(labels=labels, texts=texts))
+    model = fitted(texts, labels, scaled(1000, 800))
+    mixed = scaled(2000, 5)
+    found = fit_baselines(split, split, mixed, CalibrationConfig(), linear=model).measure(texts, labels, mixed)
+    (name,) = (head.name for head in SCHEMA if head.kind == HeadKind.REGRESSION)
+    assert found[name]["linear"]["mae"] < 200 < found[name]["majority"]["mae"]
 
 
 def test_unknown_labels_and_one_class_are_no_error() -> None:

@@ -88,7 +88,8 @@ def fit_baselines(
 ) -> Baselines:
     """Fits the baselines on the training rows; a linear model that is fitted already is taken as it is."""
     labels = train.labels
-    plain = Schema([_plain(head) for head in schema])
+    # The linear model has target scales of its own; those of the model belong to its mix with the n-grams.
+    plain = Schema([_plain(head) for head in (schema if linear is None else linear.schema)])
     linear = linear or fit_linear(train, plain, seed, show_progress)
     calibrated = plain
     if linear.heads:
