@@ -15,17 +15,18 @@ from tests.tiny import write_tiny_checkpoint
 TESTS = Path(__file__).parent
 # Folders and files whose tests start a server: they run one after the other.
 ALONE = [TESTS / name for name in (
-    "benchmarks", "chaos", "deploy", "docs", "e2e", "loadtest/test_capacity.py", "loadtest/test_locustfile.py",
-    "scoring/test_cluster.py",
+    "benchmarks/test_benchmarks.py", "benchmarks/test_client_benchmark.py", "benchmarks/test_engine_benchmark.py",
+    "benchmarks/test_serving.py", "benchmarks/test_tail.py", "chaos", "deploy", "docs", "e2e",
+    "loadtest/test_capacity.py", "loadtest/test_locustfile.py", "scoring/test_cluster.py",
 )]  # fmt: skip
 # Those that train, install or start many processes.
 SLOW = [*ALONE, *(TESTS / name for name in (
-    "client/test_client_install.py", "scoring/test_killed.py", "serving/test_placed_kills.py",
-    "training/test_distributed.py", "training/test_evaluate.py", "training/test_fit_arguments.py",
-    "training/test_fit_body.py", "training/test_fit_layers.py", "training/test_full_disk.py",
-    "training/test_held_out_report.py", "training/test_long_texts.py", "training/test_measured_rows.py",
-    "training/test_report_layout.py",
-    "training/test_resume.py", "training/test_run.py", "training/test_shown_progress.py", "training/test_train.py",
+    "benchmarks/test_quality.py", "client/test_client_install.py", "scoring/test_killed.py",
+    "serving/test_placed_kills.py", "training/test_distributed.py", "training/test_evaluate.py",
+    "training/test_fit_arguments.py", "training/test_fit_body.py", "training/test_fit_layers.py",
+    "training/test_full_disk.py", "training/test_held_out_report.py", "training/test_long_texts.py",
+    "training/test_measured_rows.py", "training/test_report_layout.py", "training/test_resume.py",
+    "training/test_run.py", "training/test_shown_progress.py", "training/test_train.py",
 ))]  # fmt: skip
 
 # Hardware decides else: on CPUs with bf16 instructions answers would be rounded, and many tests compare them closely.

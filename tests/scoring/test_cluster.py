@@ -84,6 +84,7 @@ def check_rows(scored: list[dict[str, Any]], checkpoint: Path, reasons: Sequence
         assert reason in row["error"]
 
 
+@pytest.mark.chaos
 def test_a_node_dies(cluster: Cluster, deep_checkpoint: Path, tmp_path: Path) -> None:
     """A node that is killed in the middle of its work costs time, and no row; the output is a folder of parts."""
     file, out = tmp_path / "rows.parquet", tmp_path / "out"
@@ -111,6 +112,7 @@ def test_a_node_dies(cluster: Cluster, deep_checkpoint: Path, tmp_path: Path) ->
     assert {path.name for path in out.iterdir()} == {"_manifest.json", *names}
 
 
+@pytest.mark.chaos
 def test_the_driver_dies(cluster: Cluster, client_port: int, deep_checkpoint: Path, tmp_path: Path) -> None:
     """After SIGKILL the same command continues, also from outside the cluster; bad rows are kept; one file appears."""
     file, out = write_jsonl(tmp_path / "rows.jsonl", ROWS), tmp_path / "out.csv"
