@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 
+from polyhead.machine import usable_cores
 from polyhead.ngrams import CHARACTERS, NGrams, TermReader, Vocabulary
 from polyhead.schema import Head, HeadKind, Schema
 from polyhead_rows.progress import progress
@@ -139,8 +141,11 @@ class LinearModel:
                 some = _most_frequent(given.sum(axis=0))
                 rows = self._some_rows(np.arange(len(given)), len(some), terms, draw)
                 terms, parts = terms[rows], []
-                for label in some:
-                    parts.append((np.array([first + label]), *_yes_or_no(terms, given[rows, label] > 0)))
+                # The solver of a label uses one core, and Python's lock only at its ends.
+                labels = (delayed(_yes_or_no)(terms, given[rows, label] > 0) for label in some)
+                fitted = Parallel(usable_cores(), prefer="threads", return_as="generator")(labels)
+                for label, found in zip(some, fitted, strict=True):
+                    parts.append((np.array([first + label]), *found))
                     advance(1)
                 return parts
             case HeadKind.REGRESSION:
