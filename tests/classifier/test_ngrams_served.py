@@ -109,7 +109,6 @@ def test_the_file_belongs_to_the_checkpoint(checkpoint: Path, tmp_path: Path) ->
     """It is copied; without it the checkpoint is incomplete."""
     assert checkpoint / NGRAMS in checkpoint_files(checkpoint)
     copy = tmp_path / "copy"
-    copy.mkdir()
     copy_checkpoint(checkpoint, copy)
     assert read_checkpoint(copy).ngrams is not None
     (copy / NGRAMS).unlink()
