@@ -34,6 +34,7 @@ from polyhead.windows import LongTexts, Windows
 
 # Heads of formats 1 and 2 have no target_scale. Below 4, heads have no reject_below, and models no n-grams or windows.
 FORMAT = 4
+NEW_IN_4 = ("long_texts", "ngrams")  # fields of the spec
 PROVED_FORMAT = 2  # from here on, golden rows hold what a caller sees. Format 1 has no number
 MOST_TEMPLATE = 65_536  # characters
 MOST_ADDED_TOKENS = 20_000  # of a tokenizer; models in use have up to a few thousand
@@ -264,8 +265,8 @@ def _read_config(path: Path) -> tuple[dict[str, Any], Body, Spec, Schema]:
         raise CheckpointError(
             f"{path}: polyhead: format must be 1 to {FORMAT}, got {shortened(number)}; update polyhead"
         )
-    if number == FORMAT and "long_texts" not in section:
-        raise CheckpointError(f"{path}: polyhead: missing field 'long_texts'")
+    if missing := [name for name in NEW_IN_4 if number >= 4 and name not in section]:
+        raise CheckpointError(f"{path}: polyhead: missing field {missing[0]!r}")
     if misplaced := [name for name in config if name in OURS or (name.startswith("polyhead") and name != "polyhead")]:
         raise CheckpointError(
             f"{path}: {shortened(misplaced[0])}: unknown field; the fields of Polyhead are in its polyhead section"
@@ -318,7 +319,7 @@ def _read_tokenizer(path: Path, body: Body) -> Tokenizer:
 
 def renew_golden(checkpoint: Checkpoint, rows: Sequence[GoldenRow]) -> None:
     """Replaces the golden rows of a checkpoint folder, and makes it one of the newest format."""
-    spec = checkpoint.spec.model_dump(mode="json", include={"long_texts"})
+    spec = checkpoint.spec.model_dump(mode="json", include=set(NEW_IN_4))
     newest = {"format": FORMAT} | spec | {"heads": checkpoint.schema.to_json()}
     config = checkpoint.config | {"polyhead": checkpoint.section | newest}
     # If the process is killed between the two, the golden rows are refused, and this can be done again.

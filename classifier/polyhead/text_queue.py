@@ -83,15 +83,17 @@ class WaitingText:
     """A text that waits, once for all requests that ask for the same text.
 
     Attributes:
+        key: of `EncodedText`.
         places: who asks for it: the request and the text's row there.
         has_left: whether it was taken or removed.
         due_at: see the module's docstring; compared with `TextQueue.left_tokens`.
     """
 
-    __slots__ = ("due_at", "encoded", "has_left", "places")
+    __slots__ = ("due_at", "encoded", "has_left", "key", "places")
 
-    def __init__(self, encoded: EncodedText, due_at: int) -> None:
+    def __init__(self, encoded: EncodedText, key: tuple[object, ...], due_at: int) -> None:
         self.encoded = encoded
+        self.key = key
         self.due_at = due_at
         self.places: list[tuple[ScoreRequest, int]] = []
         self.has_left = False
@@ -137,7 +139,7 @@ class TextQueue:
             key = encoded.key
             text = self._waiting.get(key)
             if text is None:
-                text = self._waiting[key] = self._new_text(encoded)
+                text = self._waiting[key] = self._new_text(encoded, key)
             text.places.append((request, row))
             request.waiting.add(text)
             request.unscored += 1
@@ -195,9 +197,9 @@ class TextQueue:
         self._next_deadline = min((request.deadline for request in self._requests), default=float("inf"))
         return found
 
-    def _new_text(self, encoded: EncodedText) -> WaitingText:
+    def _new_text(self, encoded: EncodedText, key: tuple[object, ...]) -> WaitingText:
         self.tokens += encoded.computed_tokens
-        text = WaitingText(encoded, self.left_tokens + self.tokens)
+        text = WaitingText(encoded, key, self.left_tokens + self.tokens)
         self._arrivals += 1
         self._by_arrival.append(text)
         heapq.heappush(self._by_length, (text.tokens, self._arrivals, text))
@@ -247,7 +249,7 @@ class TextQueue:
 
     def _forget(self, text: WaitingText) -> None:
         text.has_left = True
-        del self._waiting[text.encoded.key]
+        del self._waiting[text.key]
         self.tokens -= text.tokens
         self.left_tokens += text.tokens
 

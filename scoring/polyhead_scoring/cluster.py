@@ -119,7 +119,7 @@ class RayScorer:
         wanted = job.answers_from
         if fingerprint(checkpoint) != wanted["checkpoint"]:
             raise ScoringError(f"{checkpoint}: is another checkpoint on this node than where the run was started")
-        options = DecodeOptions(top_k=job.top_k, threshold=job.threshold, reject_below=job.reject_below)
+        options = DecodeOptions(**job.decoding)
         answers = EngineAnswers(checkpoint, wanted["device"], wanted["precision"], options, threads)
         self.folder = RunFolder(output, one_file=one_file)
         self.scorer = Scorer(job, heads, kept, self.folder, answers)

@@ -39,6 +39,11 @@ class ScoringOptions(BaseModel):
     reject_below: float | None = None
     partition_tokens: int | None = None
 
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """The options of a request to a server, and of `polyhead.decode.DecodeOptions`."""
+        return self.model_dump(include={"top_k", "threshold", "reject_below"})
+
 
 class Request(ScoringOptions):
     """What to score, with what, and where to.

@@ -172,7 +172,7 @@ def checkpoint_model(request: Request) -> Model:
 
 def _server_model(request: Request, say: Say) -> Model:
     assert request.server is not None
-    server = ServerAnswers(request.server, request.top_k, request.threshold, say, request.reject_below)
+    server = ServerAnswers(request.server, request.decoding, say)
     answers_from = {"model": request.server.model, "model version": request.server.version, "heads": server.heads}
     fields = tuple(getattr(server.schema, "fields", ()))
     return Model(answers_from, server.heads, server.schema.max_length, fields, server=server)
@@ -257,7 +257,7 @@ def score_partitions(
         from polyhead.decode import DecodeOptions  # imports torch
 
         assert request.checkpoint is not None
-        options = DecodeOptions(top_k=job.top_k, threshold=job.threshold, reject_below=job.reject_below)
+        options = DecodeOptions(**job.decoding)
         answerer = EngineAnswers(request.checkpoint, request.device, request.precision, options)
     return Scorer(job, model.heads, kept, folder, answerer).run(todo)
 

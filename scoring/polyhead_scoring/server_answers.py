@@ -99,16 +99,9 @@ class ServerAnswers:
     precision: str | None = None  # only the server knows it
     longest_text: float = 16 * 2**20 - 2**16  # bytes: the client's requests have at most 16 MiB
 
-    def __init__(
-        self,
-        options: ServerOptions,
-        top_k: int | None,
-        threshold: float | None,
-        say: Callable[[str], None],
-        reject_below: float | None = None,
-    ) -> None:
+    def __init__(self, options: ServerOptions, decoding: Mapping[str, Any], say: Callable[[str], None]) -> None:
         self.options = options
-        self._decoding: dict[str, Any] = {"top_k": top_k, "threshold": threshold, "reject_below": reject_below}
+        self._decoding = decoding
         self.client = options.client()
         self._say = say
         self._failing_since: float | None = None

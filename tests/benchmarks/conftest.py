@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmarks.quality_data import write_data_sets
 from tests.tiny import TEXTS
 
 LABELS = [("games", "program"), ("libs", "shared-lib")]
@@ -24,3 +25,12 @@ def debian(tmp_path: Path) -> Path:
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / f"{split}.jsonl").write_text(lines, encoding="utf-8")
     return tmp_path
+
+
+@pytest.fixture
+def public(tmp_path: Path) -> Path:
+    """A folder with all made-up data sets of the quality benchmark."""
+    folder = tmp_path / "public"
+    folder.mkdir()
+    write_data_sets(folder)
+    return folder

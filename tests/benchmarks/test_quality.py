@@ -24,17 +24,8 @@ from benchmarks.quality.peer_data import PeerData, read_peer_data
 from benchmarks.quality.product import ProductError, read_predictions
 from benchmarks.quality.runs import Task, prepare, run
 from polyhead.schema import Head, HeadKind
-from tests.benchmarks.quality_data import write_data_sets
 
 MEASURED = ROOT / "benchmarks" / "quality" / "measured.py"
-
-
-@pytest.fixture
-def public(tmp_path: Path) -> Path:
-    folder = tmp_path / "public"
-    folder.mkdir()
-    write_data_sets(folder)
-    return folder
 
 
 @pytest.fixture

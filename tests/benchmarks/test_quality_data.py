@@ -25,16 +25,6 @@ from benchmarks.quality.peer_data import read_peer_data, write_peer_data
 from benchmarks.quality.product import write_config
 from polyhead.schema import Head, HeadKind
 from polyhead_training.config import read_config
-from tests.benchmarks.quality_data import write_data_sets
-
-
-@pytest.fixture
-def public(tmp_path: Path) -> Path:
-    """A folder with all made-up data sets."""
-    folder = tmp_path / "public"
-    folder.mkdir()
-    write_data_sets(folder)
-    return folder
 
 
 def rows_of(*texts: str) -> list[LabelledRow]:

@@ -301,7 +301,7 @@ def test_many_bad_rows_do_not_pile_up(
 def test_parts_are_read_as_far_as_the_window_reaches(fake: Served) -> None:
     """A server is asked ahead into the next parts, but a slow one does not make the whole input come into memory."""
     options = ServerOptions((fake.url,), batch_size=2, workers=1)
-    answers = ServerAnswers(options, None, None, lambda line: None)
+    answers = ServerAnswers(options, {}, lambda line: None)
     handed: list[int] = []
 
     def parts() -> Any:
@@ -319,4 +319,4 @@ def test_parts_are_read_as_far_as_the_window_reaches(fake: Served) -> None:
 def test_wrong_options_are_the_clients_errors() -> None:
     """A server that cannot be meant, and one that never answers, raise before anything is read."""
     with pytest.raises(ScoringError, match="no connection to"):
-        ServerAnswers(ServerOptions(("127.0.0.1:1",), wait_s=0), None, None, lambda line: None)
+        ServerAnswers(ServerOptions(("127.0.0.1:1",), wait_s=0), {}, lambda line: None)

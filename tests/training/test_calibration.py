@@ -17,12 +17,11 @@ from polyhead_training.config import CalibrationConfig
 from polyhead_training.evaluation.calibration import (
     LOG_TEMPERATURE,
     TEMPERATURES,
-    best_threshold,
     calibrate,
     describe_calibration,
-    fit_thresholds,
 )
 from polyhead_training.evaluation.metrics import score_heads
+from polyhead_training.evaluation.thresholds import best_threshold, fit_thresholds
 from tests.tiny import SCHEMA
 
 CONFIG = CalibrationConfig()

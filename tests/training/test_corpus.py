@@ -13,7 +13,8 @@ import pytest
 from polyhead.errors import PolyheadError
 from polyhead.schema import Head, Schema
 from polyhead_training.config import DataConfig, HeadConfig
-from polyhead_training.data.corpus import Corpus, Split, describe_corpus, read_corpus, read_split
+from polyhead_training.data.corpus import Corpus, Split, read_corpus, read_split
+from polyhead_training.data.description import describe_corpus
 from polyhead_training.errors import ConfigError, DataError
 
 TOPIC = HeadConfig(name="topic", kind="single_label")

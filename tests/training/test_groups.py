@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyhead_training.data.corpus import Corpus, describe_corpus
+from polyhead_training.data.corpus import Corpus
+from polyhead_training.data.description import describe_corpus
 from polyhead_training.data.groups import NO_GROUP, TRIED, hold_out_groups, nearest_sum
 from polyhead_training.errors import DataError
 from tests.training.test_corpus import many, read, write

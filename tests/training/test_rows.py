@@ -23,7 +23,8 @@ from polyhead.schema import HeadKind
 from polyhead_rows.table_file import ReadOptions
 from polyhead_training.config import DataConfig, HeadConfig
 from polyhead_training.data import staging
-from polyhead_training.data.corpus import describe_corpus, read_corpus
+from polyhead_training.data.corpus import read_corpus
+from polyhead_training.data.description import describe_corpus
 from polyhead_training.data.first_rows import check_texts
 from polyhead_training.data.sources import open_files, open_hub
 from polyhead_training.data.staging import write_rows

@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyhead_training.config import DataConfig
-from polyhead_training.data.corpus import Corpus, describe_corpus, read_split
+from polyhead_training.data.corpus import Corpus, read_split
+from polyhead_training.data.description import describe_corpus
 from polyhead_training.data.times import TimeReader, comparable_times, hold_out_newest, shown_time
 from polyhead_training.errors import BadRowError, DataError
 from tests.training.test_corpus import TOPIC, many, read, write

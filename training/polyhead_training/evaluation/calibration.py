@@ -14,15 +14,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.special import expit, log_softmax, logit
 
-from polyhead.decode import Scores, over_threshold, to_scores
+from polyhead.decode import to_scores
 from polyhead.schema import Head, HeadKind, Schema
 from polyhead_training.config import CalibrationConfig
+from polyhead_training.evaluation.likelihood import folds_of, log_loss_of, some_rows
 from polyhead_training.evaluation.metrics import (
     HEADLINE,
     LOWER_IS_BETTER,
     HeadAnswers,
+    Labels,
     answers_of,
     binary_log_loss,
     decisions,
@@ -31,18 +32,13 @@ from polyhead_training.evaluation.metrics import (
     rejection_scores,
 )
 from polyhead_training.evaluation.rejection import Rejections, fit_rejections
+from polyhead_training.evaluation.thresholds import fit_thresholds
 
-FOLDS = 5
 # Heads that make no mistake would get lower temperatures, which also magnify float32's errors.
 TEMPERATURES = (0.25, 20.0)
 LOG_TEMPERATURE = 0.5  # the standard deviation that is expected of a temperature's logarithm before any row is seen
-MOST_LOGITS, FEWEST_ROWS = 1_000_000, 1000  # a temperature is fitted on about so many logits, if these are so many rows
-PULL = 20  # a label with so many positive rows has a threshold halfway between its own and the one of all labels
-MOST_ANSWERS = 3  # no threshold answers a label in more rows than this times its own rows
 SHOWN = ("ece", "nll", "micro_f1", "macro_f1", "accuracy", "coverage", "answered_accuracy")
 
-Labels = NDArray[np.float32]
-Mask = NDArray[np.bool_]
 Shown = dict[str, dict[str, float]]
 
 
@@ -204,9 +200,8 @@ class _Rows:
     """The validation rows in folds, what is fitted on them, and how good that is on the fold that was left out."""
 
     def __init__(self, logits: NDArray[np.float32], labels: Labels, schema: Schema) -> None:
-        order = np.random.default_rng(0).permutation(len(logits))  # rows may be sorted by label
-        self.logits, self.labels, self.schema = logits[order], labels[order], schema
-        self.fold = np.arange(len(order)) % FOLDS
+        self.logits, self.labels, self.schema = logits, labels, schema
+        self.fold = folds_of(len(logits))
         self._temperatures: dict[tuple[str, Temperatures, int | None], float] = {}  # each is needed for several plans
 
     def labels_of(self, head: Head) -> Labels:
@@ -315,19 +310,9 @@ def _shown(parts: list[HeadAnswers]) -> dict[str, float]:
 
 def _nll(head: Head, logits: NDArray[np.float32], labels: Labels) -> Callable[[float], float]:
     """The negative log-likelihood of all rows for a temperature's logarithm; of many rows, estimated with a part."""
-    step = max(1, min(logits.size // MOST_LOGITS, len(logits) // FEWEST_ROWS))
-    given, true = logits[::step], labels[::step]
-    signed = np.where(true == 1, -given, given) if head.kind == HeadKind.MULTI_LABEL else given
-
-    def nll(log_temperature: float) -> float:
-        scaled = signed / np.float32(np.exp(log_temperature))
-        if head.kind == HeadKind.SINGLE_LABEL:
-            mean = -log_softmax(scaled, axis=1)[np.arange(len(true)), true[:, 0].astype(int)].mean(dtype=np.float64)
-        else:  # float32, because there may be millions
-            mean = (np.maximum(scaled, 0) + np.log1p(np.exp(-np.abs(scaled)))).mean(dtype=np.float64)
-        return float(mean * len(labels))
-
-    return nll
+    part = some_rows(logits)
+    given, loss = logits[part], log_loss_of(head, labels[part])
+    return lambda log_temperature: loss(given / np.float32(np.exp(log_temperature))) * len(labels)
 
 
 def _fit_temperature(parts: Sequence[Callable[[float], float]]) -> float:
@@ -338,68 +323,3 @@ def _fit_temperature(parts: Sequence[Callable[[float], float]]) -> float:
 
     found = minimize_scalar(loss, bounds=tuple(np.log(TEMPERATURES)), method="bounded", options={"xatol": 1e-3})
     return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
-
-
-def fit_thresholds(scores: Scores, true: Mask, per_label: bool) -> tuple[float, ...]:
-    """Thresholds ``(labels,)`` with good F1.
-
-    The fewer positive rows a label has, the nearer its threshold is to the one of all labels. A label that would be
-    answered in more than `MOST_ANSWERS` times its rows gets a higher one. Otherwise a label that the scores say nothing
-    about would be answered always, because that has its best F1 (Lipton et al. 2014, arXiv:1402.1892).
-    """
-    shared = best_threshold(scores.ravel(), true.ravel())
-    positives = true.sum(axis=0)
-    thresholds = []
-    for label, count in enumerate(positives.tolist()):
-        column, threshold = scores[:, label], shared
-        if per_label and count:
-            trust = count / (count + PULL)
-            own = best_threshold(column, true[:, label])
-            threshold = float(expit(trust * _logit(own) + (1 - trust) * _logit(shared)))
-        most = MOST_ANSWERS * max(count, 1)
-        is_often = over_threshold(column, (threshold,)).sum() > most
-        thresholds.append(_least_threshold(column, most) if is_often else threshold)
-    return tuple(thresholds)
-
-
-def _logit(share: float) -> float:
-    return float(logit(np.clip(share, 1e-9, 1 - 1e-9)))
-
-
-def best_threshold(scores: Scores, true: Mask) -> float:
-    """The threshold with the best F1 among those that answer at most `MOST_ANSWERS` times the positive rows.
-
-    It lies midway between two scores, so no row that it was fitted on is exactly at the boundary. If several have the
-    best F1, it is the one farthest from any score. 0.5 if nothing is true.
-    """
-    positives = int(true.sum())
-    if not positives:
-        return 0.5
-    best, order = _ranked(scores, MOST_ANSWERS * positives)
-    answered = np.arange(1, len(best))
-    f1 = 2 * np.cumsum(true[order])[: len(answered)] / (answered + positives)
-    gaps = best[:-1] - best[1:]
-    allowed = gaps > 0  # equal scores are answered together
-    if not allowed.any():
-        return (1.0 + float(best[0])) / 2
-    top = f1[allowed].max()
-    place = int(np.where(allowed & (f1 >= top - 1e-12), gaps, -1).argmax())
-    return float((best[place] + best[place + 1]) / 2)
-
-
-def _least_threshold(scores: Scores, most: int) -> float:
-    """The lowest threshold, midway between two scores, that at most `most` rows reach."""
-    best, _ = _ranked(scores, most)
-    places = np.flatnonzero(best[:-1] > best[1:])
-    if not len(places):
-        return (1.0 + float(best[0])) / 2
-    return float((best[places[-1]] + best[places[-1] + 1]) / 2)
-
-
-def _ranked(scores: Scores, most: int) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """The `most` highest scores and the next one, best first (0 after the last of all), and the rows that have them."""
-    count = min(most + 1, len(scores))
-    order = np.arange(len(scores)) if count == len(scores) else np.argpartition(-scores, count - 1)[:count]
-    order = order[np.argsort(-scores[order], kind="stable")]
-    best = scores[order].astype(np.float64)
-    return (np.append(best, 0.0), order) if count < most + 1 else (best, order)

@@ -23,7 +23,8 @@ from polyhead.files import write_file
 from polyhead.schema import Schema
 from polyhead_rows.progress import progress
 from polyhead_training.config import TrainingConfig
-from polyhead_training.data.corpus import describe_corpus, read_corpus
+from polyhead_training.data.corpus import read_corpus
+from polyhead_training.data.description import describe_corpus
 from polyhead_training.errors import DivergenceError
 from polyhead_training.evaluation.baselines import fit_linear
 from polyhead_training.evaluation.calibration import calibrate, describe_calibration

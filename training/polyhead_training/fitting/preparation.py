@@ -22,7 +22,8 @@ from polyhead.schema import Schema
 from polyhead.windows import Windows
 from polyhead_rows.progress import progress
 from polyhead_training.config import FitConfig, TrainingConfig
-from polyhead_training.data.corpus import Corpus, Split, describe_corpus, read_corpus
+from polyhead_training.data.corpus import Corpus, Split, read_corpus
+from polyhead_training.data.description import describe_corpus
 from polyhead_training.data.recipe import OUT_OF_SCOPE as SCOPE_COLUMN
 from polyhead_training.data.sources import file_names
 from polyhead_training.errors import DataError
