@@ -16,7 +16,7 @@ MOST_LOGITS, FEWEST_ROWS = 1_000_000, 1000  # something is fitted on about so ma
 
 
 def folds_of(rows: int) -> NDArray[np.intp]:
-    """The fold of each row, drawn at random because rows may be sorted by label; the folds are as good as equal."""
+    """The fold of each row, drawn at random because rows may be sorted by label."""
     fold = np.empty(rows, np.intp)
     fold[np.random.default_rng(0).permutation(rows)] = np.arange(rows) % FOLDS
     return fold

@@ -1,8 +1,9 @@
 """Mixing: how much the n-grams count beside the network, one weight per head, chosen on validation rows.
 
 A head's logits become ``network + weight * n-grams``. A temperature is fitted with the weight, because a mix is surer
-than its parts; it is not kept, because calibration fits it again. The weight is kept only if it helps in rows that it
-was not chosen on. So n-grams never make a head worse that a network, pretrained perhaps, answers better alone.
+than its parts; it is not kept, because calibration fits it again. The weight is kept only if it helps, by more than
+chance, in rows that it was not chosen on. So n-grams do not make a head worse that a network, pretrained perhaps,
+answers better alone.
 """
 
 from __future__ import annotations
@@ -70,10 +71,11 @@ def mix(network: Logits, linear: Logits, labels: Labels, schema: Schema, model: 
             parts = network[known][:, columns], linear[known][:, columns], given[known]
             fit = _fit_regression if head.kind == HeadKind.REGRESSION else _fit_labels
             before, after = _cross_fitted(head, fit, *parts, fold[known])
-            if after < before:
+            if _helps(before - after):
                 fitted, weight = fit(head, *parts)
                 head = fitted.model_copy(update={"temperature": head.temperature})
-                summary[head.name] = {"weight": weight, "before": before, "after": after}
+                losses = {"before": float(before.mean()), "after": float(after.mean())}
+                summary[head.name] = {"weight": weight, **losses}
         heads.append(head)
     ngrams = None
     if model.ngrams is not None and any(found["weight"] for found in summary.values()):
@@ -108,19 +110,23 @@ def describe_mix(mixed: Mix) -> list[str]:
 
 def _cross_fitted(
     head: Head, fit: Fit, network: Logits, linear: Logits, labels: Labels, fold: NDArray[np.intp]
-) -> tuple[float, float]:
-    """The mean loss of the network alone and of the mix, each fitted on the other folds."""
-    before = after = 0.0
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The loss of the network alone and of the mix on each fold, fitted on the other folds."""
+    before, after = [], []
     for number in range(FOLDS):
         out = fold == number
         if not out.any() or out.all():
             continue
         alone, _ = fit(head, network[~out], None, labels[~out])
         mixed, weight = fit(head, network[~out], linear[~out], labels[~out])
-        share = float(out.mean())
-        before += share * _loss(alone, network[out], labels[out])
-        after += share * _loss(mixed, network[out] + np.float32(weight) * linear[out], labels[out])
-    return before, after
+        before.append(_loss(alone, network[out], labels[out]))
+        after.append(_loss(mixed, network[out] + np.float32(weight) * linear[out], labels[out]))
+    return np.array(before), np.array(after)
+
+
+def _helps(gains: NDArray[np.float64]) -> bool:
+    """Whether the mean of the folds' gains is above its standard error, so that it is probably not chance."""
+    return len(gains) > 1 and float(gains.mean()) > float(gains.std(ddof=1)) / np.sqrt(len(gains))
 
 
 def _fit_labels(head: Head, network: Logits, linear: Logits | None, labels: Labels) -> tuple[Head, float]:
