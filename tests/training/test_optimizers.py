@@ -13,6 +13,7 @@ import torch
 from polyhead_training.config import DataConfig, FitConfig, HeadConfig, LoraConfig, ModelConfig, TrainingConfig
 from polyhead_training.errors import ConfigError
 from polyhead_training.fitting.arguments import training_arguments
+from polyhead_training.fitting.muon import Muon, orthogonalized, precision_of
 from polyhead_training.fitting.optimizers import (
     AUTO,
     MUON,
@@ -77,8 +78,9 @@ def test_muon_trains_the_matrices_of_the_blocks_and_adamw_the_rest(tmp_path: Pat
     assert decayed == {"body_model.wte.weight", "body_model.wpe.weight", "head.out_proj.weight"}
 
 
-def test_steps_equal_those_of_torchs_muon_and_adamw(tmp_path: Path) -> None:
-    """Three steps with the same gradients: the same bits as torch.optim.Muon and torch.optim.AdamW alone."""
+def test_steps_equal_those_of_torchs_muon_and_adamw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three steps with the same gradients: the same bits as torch.optim.AdamW and, in bf16, torch.optim.Muon alone."""
+    monkeypatch.setattr("polyhead_training.fitting.muon.precision_of", lambda device: torch.bfloat16)
     model, expected = tiny_model(tiny_spec()), tiny_model(tiny_spec())
     optimizer = optimizer_of(model, tmp_path)
     matrices = [parameter for name, parameter in expected.named_parameters() if name.endswith(MATRICES)]
@@ -117,6 +119,24 @@ def test_a_step_is_orthogonal_and_as_long_as_adamws(tmp_path: Path) -> None:
     assert moved.square().mean().sqrt() == pytest.approx(0.2, rel=0.3)
 
 
+@pytest.mark.parametrize("shape", [(32, 128), (128, 32), (16, 16)])
+def test_fp32_orthogonalizes_as_bf16_does(shape: tuple[int, int]) -> None:
+    """Both have singular values near 1, and differ by bf16's rounding."""
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    exact, rounded = (orthogonalized(matrix, dtype) for dtype in (torch.float32, torch.bfloat16))
+    values = torch.linalg.svdvals(exact)
+    assert (float(values.min()), float(values.max())) == pytest.approx((0.95, 0.95), abs=0.3)
+    torch.testing.assert_close(exact, rounded.float(), rtol=0, atol=0.03)
+
+
+def test_bf16_is_used_where_products_are_quick_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU without bf16 products computes in fp32, and GPUs in bf16."""
+    for is_quick, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda is_quick=is_quick: is_quick)
+        assert precision_of(torch.device("cpu")) == expected
+        assert precision_of(torch.device("cuda")) == torch.bfloat16
+
+
 def test_a_transposed_matrix_takes_the_transposed_step() -> None:
     """GPT-2's (in, out) weights and a Linear's (out, in) weights are trained alike, within bf16's rounding."""
     torch.manual_seed(0)
@@ -125,7 +145,7 @@ def test_a_transposed_matrix_takes_the_transposed_step() -> None:
     for turn in (lambda matrix: matrix.clone(), lambda matrix: matrix.T.clone()):
         parameter = torch.nn.Parameter(turn(start))
         parameter.grad = turn(gradient)
-        torch.optim.Muon([parameter], lr=1e-2, adjust_lr_fn="match_rms_adamw").step()
+        Muon([parameter], lr=1e-2, weight_decay=0.1).step()
         steps.append(turn(parameter.detach()) - start)
     torch.testing.assert_close(steps[0], steps[1], rtol=0.02, atol=1e-4)
 

@@ -13,6 +13,7 @@ from transformers.training_args import OptimizerNames
 
 from polyhead_training.config import TrainingConfig
 from polyhead_training.errors import ConfigError
+from polyhead_training.fitting.muon import Muon
 
 AUTO, MUON, ADAMW = "auto", "muon", OptimizerNames.ADAMW_TORCH_FUSED.value
 NAMES = (AUTO, MUON, *(name.value for name in OptimizerNames))
@@ -57,12 +58,9 @@ def muon_matrices(model: nn.Module) -> list[nn.Parameter]:
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """One optimizer of which some groups are Muon's (Jordan et al. 2024, kellerjordan.github.io/posts/muon) and some
-    AdamW's. It owns groups and state, so schedulers, accelerate and resuming see nothing special.
+    """One optimizer of which some groups are Muon's and some AdamW's.
 
-    Muon's steps are as long as AdamW's (Liu et al. 2025, arXiv:2502.16982), so both have one learning rate and one
-    weight decay. GPT-2's matrices are (in, out), which changes nothing: the orthogonalized transpose is the transposed
-    orthogonalized matrix, and the length of a step depends on the longer side only.
+    It owns groups and state, so schedulers, accelerate and resuming see nothing special.
 
     Args:
         muon: a group of matrices.
@@ -72,18 +70,18 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     def __init__(self, muon: dict[str, Any], adamw: list[dict[str, Any]], defaults: dict[str, Any]) -> None:
         self._optimizers: tuple[torch.optim.Optimizer, ...] = (
-            torch.optim.Muon([muon], lr=defaults["lr"], adjust_lr_fn="match_rms_adamw"),
+            Muon([muon], lr=defaults["lr"], weight_decay=0.0),
             torch.optim.AdamW(adamw, **defaults),
         )
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
-                group["use_muon"] = isinstance(optimizer, torch.optim.Muon)
+                group["use_muon"] = isinstance(optimizer, Muon)
         super().__init__([group for optimizer in self._optimizers for group in optimizer.param_groups], {})
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # the Trainer has no closure
         """One step of both. They are given groups and state anew, because a resumed run replaces both."""
         for optimizer in self._optimizers:
-            is_muon = isinstance(optimizer, torch.optim.Muon)
+            is_muon = isinstance(optimizer, Muon)
             optimizer.param_groups = [group for group in self.param_groups if group["use_muon"] == is_muon]
             optimizer.state = self.state
             optimizer.step()
