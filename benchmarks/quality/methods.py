@@ -14,7 +14,7 @@ class Method:
 
     Attributes:
         title: what tables and plots call it.
-        is_seeded: whether a seed changes its answers; otherwise it runs once.
+        is_seeded: whether it runs once per seed. The others run once: a seed changes nothing, or they take too long.
         is_linear: whether it is a linear model with which the product is compared by a test.
         package: what must be installed, if it is no part of the product's environment.
         reads_limit: whether it stops by itself before the time limit, so that another limit gives other answers.
@@ -42,7 +42,7 @@ METHODS = {
         Method(LOGISTIC, "TF-IDF, logistic regression", is_linear=True),
         Method(SGD, "TF-IDF, one-vs-rest SGD", is_seeded=True, is_linear=True),
         Method(FASTTEXT, "fastText", is_seeded=True, package="fasttext"),
-        Method(SPACY, "spaCy textcat", is_seeded=True, package="spacy", reads_limit=True),
+        Method(SPACY, "spaCy textcat", package="spacy", reads_limit=True),
         Method(MAJORITY, "majority"),
     )
 }
