@@ -180,7 +180,7 @@ def _server_model(request: Request, say: Say) -> Model:
 
 def _score(request: Request, job: Job, model: Model, folder: RunFolder, console: Console, say: Say) -> RunResult:
     with _ray(request):
-        partitions, kept = folder.read_plan() or make_plan(request, job, model, folder, console)
+        partitions, kept = folder.read_plan(job) or make_plan(request, job, model, folder, console)
         schema = output_schema(kept, model.heads, job)
         if not model.fields and (fault := odd_texts(job)) is not None:
             say(f"note: {fault}; --text-column names another column")
