@@ -147,7 +147,7 @@ def read_json(path: Path) -> Any:
     return parse_json(path, read_text(path))
 
 
-def parse_json(path: Path, text: str) -> Any:
+def parse_json(path: Path | str, text: str) -> Any:
     """The content of JSON in which numbers are finite and an object has each name once.
 
     Raises:
