@@ -169,9 +169,9 @@ def _read_head(head: Any) -> HeadSchema:
 
 
 def _text(value: Any, name: str) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise TypeError(f"{name} must be a text or null, got {type(value).__name__}")
-    return value
+    if value is None or isinstance(value, str):
+        return value
+    raise TypeError(f"{name} must be a text or null, got {type(value).__name__}")
 
 
 def _number(value: Any) -> float:
