@@ -271,7 +271,7 @@ def request_of(text: str, timeout_s: float | None, key: str | None = None) -> by
         body["parameters"] = {"timeout": round(timeout_s * 1e6)}
     data = json.dumps(body).encode()
     key_line = "" if key is None else f"Authorization: Bearer {key}\r\n"
-    head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\n{key_line}Content-Length: {len(data)}\r\n\r\n"
+    head = f"POST {INFER} HTTP/1.1\r\nHost: 127.0.0.1\r\n{key_line}Content-Length: {len(data)}\r\n\r\n"
     return head.encode() + data
 
 

@@ -89,6 +89,16 @@ def copy_checkpoint(source: Path | str, target: Path | str) -> None:
                 os.close(descriptor)
 
 
+def check_is_file(path: Path) -> None:
+    """Checks it before a library opens the file, because opening a pipe would wait for its writer.
+
+    Raises:
+        CheckpointError: the file is missing, or it is a folder, a pipe or a device.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: {'is not a file' if path.exists() else 'is missing'}")
+
+
 def read_text(path: Path) -> str:
     """The text of a file of the checkpoint.
 
@@ -137,7 +147,7 @@ def read_json(path: Path) -> Any:
     return parse_json(path, read_text(path))
 
 
-def parse_json(path: Path, text: str) -> Any:
+def parse_json(path: Path | str, text: str) -> Any:
     """The content of JSON in which numbers are finite and an object has each name once.
 
     Raises:

@@ -71,6 +71,8 @@ def describe(error: ValidationError) -> str:
     findings = []
     for finding in error.errors(include_url=False)[:MOST_FINDINGS]:
         place = ".".join(str(part) for part in finding["loc"])
+        if len(place) > LONGEST_SHOWN:  # a caller chooses the names of parameters
+            place = f"{place[:LONGEST_SHOWN]}…"
         match finding["type"]:
             case "missing":
                 message = "this field is missing"

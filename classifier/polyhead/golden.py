@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from polyhead.checkpoint_files import read_text
+from polyhead.checkpoint_files import parse_json, read_text
 from polyhead.decode import DecodeOptions, Scores, are_answers, decode
 from polyhead.errors import CheckpointError, describe, shortened
 from polyhead.schema import Schema
@@ -84,6 +84,7 @@ def read_rows(path: Path, width: int) -> list[GoldenRow]:
     text = read_text(path).removesuffix("\n")
     # ``splitlines`` would also split at U+2028 and similar characters inside a text.
     for number, line in enumerate(text.split("\n") if text else [], start=1):
+        parse_json(f"{path}:{number}", line)  # strict, as config.json: no name twice, no NaN
         try:
             row = GoldenRow.model_validate_json(line)
         except ValidationError as error:

@@ -9,6 +9,7 @@ See docs/decisions/0029-ngrams.md.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from polyhead.errors import CheckpointError, one_line
+from polyhead.checkpoint_files import check_is_file
+from polyhead.errors import CheckpointError, one_line, shortened
 
 MOST_CHARACTERS = 4_000  # of a text
 MOST_OF_A_TOKEN = 40  # characters of a piece between blanks whose n-grams are read
@@ -29,6 +31,7 @@ SIZES = (2, 3, 4, 5)  # of n-grams of characters
 MOST_KNOWN = 50_000  # pieces between blanks that a reader remembers
 MOST_WEIGHTS = 64_000_000  # that are read: 256 MB
 MOST_TERM_BYTES = 64_000_000
+MOST_TERMS = 1_000_000  # that are read: a short one takes 200 bytes of memory, and training makes at most 120,000
 CHARACTERS = "~"  # begins the spelling of a term that is characters: "~ lo" begins a word, "~ve " ends one
 
 # A word; or one character of a script that has no blanks between words.
@@ -191,13 +194,12 @@ def read_ngrams(path: Path, width: int) -> NGrams:
     Raises:
         CheckpointError: the file is missing, damaged, or fits no schema of this width.
     """
+    check_is_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             _check_shapes(path, shapes, width)
             tensors = {name: file.get_tensor(name) for name in shapes}
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: is missing") from None
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: is damaged ({one_line(error)})") from error
     for name, tensor in tensors.items():
@@ -218,12 +220,16 @@ def read_ngrams(path: Path, width: int) -> NGrams:
 
 
 def _check_shapes(path: Path, shapes: dict[str, tuple[int, ...]], width: int) -> None:
-    count = shapes.get("rarity", (0,))[0]
-    wanted = {"rarity": (count,), "weights": (count, width), "bias": (width,)}
-    if set(shapes) != {"terms", *wanted}:
-        raise CheckpointError(f"{path}: must hold the tensors terms, rarity, weights and bias, got {sorted(shapes)}")
+    if set(shapes) != {"terms", "rarity", "weights", "bias"}:
+        raise CheckpointError(
+            f"{path}: must hold the tensors terms, rarity, weights and bias, got {shortened(sorted(shapes))}"
+        )
+    count, size = (math.prod(shapes[name]) for name in ("rarity", "terms"))
+    wanted = {"rarity": (count,), "weights": (count, width), "bias": (width,), "terms": (size,)}
     for name, shape in wanted.items():
         if shapes[name] != shape:
             raise CheckpointError(f"{path}: {name}: must have the shape {shape}, got {shapes[name]}")
-    if not 0 < count * width <= MOST_WEIGHTS or not 0 < shapes["terms"][0] <= MOST_TERM_BYTES:
-        raise CheckpointError(f"{path}: is empty, or larger than what is read ({MOST_WEIGHTS:,} weights)")
+    if not 0 < count <= MOST_TERMS or not 0 < count * width <= MOST_WEIGHTS or not 0 < size <= MOST_TERM_BYTES:
+        raise CheckpointError(
+            f"{path}: is empty, or larger than what is read ({MOST_TERMS:,} terms, {MOST_WEIGHTS:,} weights)"
+        )

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from polyhead.body import Body
+from polyhead.checkpoint_files import check_is_file
 from polyhead.errors import CheckpointError
 
 MASK_BUFFERS = (".attn.bias", ".attn.masked_bias")  # constant masks that transformers saved before 4.31
@@ -30,8 +31,7 @@ def read_weights(path: Path, body: Body, head_shapes: Callable[[], Mapping[str, 
     Raises:
         CheckpointError: a tensor is missing, unknown, of another shape or type, or holds a number that is not finite.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: {'is not a file' if path.exists() else 'is missing'}")
+    check_is_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             names = {name for name in file.keys() if not name.endswith(MASK_BUFFERS)}  # noqa: SIM118

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import re
 import struct
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPException
@@ -28,6 +29,9 @@ from typing import Any
 
 from tritonclient.utils import InferenceServerException
 
+# Control characters, lone surrogates, and the separators of lines and paragraphs; and what turns the order around.
+HIDDEN = frozenset({"Cc", "Cs", "Zl", "Zp"})
+TURNS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 LONGEST_DETAIL = 300  # characters; a server's message may contain a whole traceback
 
 
@@ -54,6 +58,9 @@ class PolyheadClientError(Exception):
         self.replica = replica
         self.status = status
 
+    def __str__(self) -> str:
+        return printable(super().__str__())  # it may quote a server or a text
+
 
 class UsageError(PolyheadClientError, ValueError):
     """A text, an option or a setting cannot be used."""
@@ -67,7 +74,7 @@ class UnknownNameError(UsageError, KeyError):
     advice = "use one of the names in the message; Client.schema() has them all"
 
     def __str__(self) -> str:
-        return str(self.args[0])  # KeyError would put the sentence in quotes
+        return printable(str(self.args[0]))  # KeyError would put the sentence in quotes
 
 
 class ServerUnreachableError(PolyheadClientError, ConnectionError):
@@ -185,6 +192,7 @@ BROKE = (
 # Triton's words when a Python model's process is dead (also for the requests it held) or its shared memory is full; the
 # proxy's when a server ended or is restarting. The request may be the cause.
 NOT_COMPUTED = ("stub process", "shared memory pool", "ended before it answered", "the server is restarting")
+TOO_LARGE = ("received message larger than max",)  # gRPC's own words, not the server's
 RETRY_IN = re.compile(r"retry in (\d+(?:\.\d+)?) s\s*$")  # ends the message of a server that sheds load
 CLOSED = ("this protocol is restricted", "this api is restricted")
 REJECTING = ("INVALID_ARGUMENT", "FAILED_PRECONDITION", "OUT_OF_RANGE", "PERMISSION_DENIED", "UNAUTHENTICATED")
@@ -237,7 +245,7 @@ def from_transport(
         not_sent = isinstance(error, NotConnectedError) if status is None else has(NOT_CONNECTED)
         lost.request_sent, lost.permanent = not not_sent, has(("certificate",))
         return lost
-    if status is None:
+    if status is None or has(TOO_LARGE):
         message = f"{replica} gave no Triton response ({detail}); is it a Triton server, and this its {protocol} port?"
         return BadResponseError(message, **place)
     if has(CLOSED):
@@ -251,6 +259,16 @@ def from_transport(
     failed = ServerFailedError(f"{replica} failed on the request ({detail}); see the server's log", **place)
     failed.not_computed = has(NOT_COMPUTED) or status in ("502", "504")
     return failed
+
+
+def printable(text: str) -> str:
+    """The text with escapes for what a terminal would obey instead of showing it, and for line ends."""
+    if text.isprintable():
+        return text
+    return "".join(
+        one.encode("unicode_escape").decode("ascii") if unicodedata.category(one) in HIDDEN or one in TURNS else one
+        for one in text
+    )
 
 
 def one_line(text: str) -> str:

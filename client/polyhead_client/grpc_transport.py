@@ -17,7 +17,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from polyhead_client.replicas import Replica
-from polyhead_client.request import GRPC_PACKAGE, Call, Deadline, import_extra
+from polyhead_client.request import GRPC_PACKAGE, LARGEST_ANSWER, Call, Deadline, import_extra
 from polyhead_client.settings import Network
 
 LARGEST_MESSAGE = 2**31 - 1
@@ -79,7 +79,7 @@ def _open_channel(module: ModuleType, replica: Replica, network: Network) -> Any
     """tritonclient's client on a new channel."""
     options = [
         ("grpc.max_send_message_length", LARGEST_MESSAGE),
-        ("grpc.max_receive_message_length", LARGEST_MESSAGE),
+        ("grpc.max_receive_message_length", LARGEST_ANSWER),
         ("grpc.primary_user_agent", network.user_agent),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 100),

@@ -13,6 +13,7 @@ import contextlib
 import io
 import select
 import socket
+from http import HTTPStatus
 from http.client import HTTPConnection, HTTPResponse, IncompleteRead
 from queue import Empty, LifoQueue
 from typing import Any
@@ -23,10 +24,11 @@ import aiohttp
 
 from polyhead_client.errors import NotConnectedError, RequestTimeoutError
 from polyhead_client.replicas import Replica
-from polyhead_client.request import Deadline, HttpReply, HttpRequest
+from polyhead_client.request import LARGEST_ANSWER, LARGEST_ERROR, Deadline, HttpReply, HttpRequest, too_large
 from polyhead_client.settings import Network
 from polyhead_client.turns import home
 
+PART_BYTES = 2**18
 LEAST_TIMEOUT_S = 0.001  # a socket reads a timeout of 0 as "do not wait at all"
 
 
@@ -46,6 +48,24 @@ class _Answer(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         _limit(self._plain, self._deadline)
         return self._plain.recv_into(buffer)
+
+
+def _read_body(response: HTTPResponse) -> bytes:
+    """The body, as far as it is read; raises ValueError if the answer is too large."""
+    is_answer = response.status == HTTPStatus.OK
+    most = LARGEST_ANSWER if is_answer else LARGEST_ERROR
+    if response.length is not None and response.length <= most:
+        return response.read()
+    if is_answer and response.length is not None:
+        raise too_large()
+    parts: list[bytes] = []
+    left = most + 1
+    while left and (part := response.read(min(left, PART_BYTES))):
+        parts.append(part)
+        left -= len(part)
+    if is_answer and not left:
+        raise too_large()
+    return b"".join(parts)
 
 
 def _limit(plain: socket.socket, deadline: Deadline) -> None:
@@ -101,12 +121,12 @@ class Connection:
             answer: Any = _Answer(self._socket, deadline)
             response = HTTPResponse(answer, method=request.method)
             response.begin()
-            body = response.read()
+            body = _read_body(response)
         except IncompleteRead as error:
             raise ConnectionResetError("the connection broke inside the answer") from error
         finally:
             deadline.on_cancel(None)
-        self.keeps = not response.will_close
+        self.keeps = not response.will_close and response.isclosed()  # a long error is not read to its end
         return HttpReply(response.status, {name.lower(): value for name, value in response.getheaders()}, body)
 
     def is_dropped(self) -> bool:
@@ -200,6 +220,26 @@ def _split_host(host: str, default_port: int) -> tuple[str, int]:
     return name.strip("[]"), int(port) if port else default_port
 
 
+async def _read_async(response: aiohttp.ClientResponse) -> bytes:
+    """As `_read_body`."""
+    is_answer = response.status == HTTPStatus.OK
+    most = LARGEST_ANSWER if is_answer else LARGEST_ERROR
+    if response.content_length is not None and response.content_length <= most:
+        return await response.read()
+    if is_answer and response.content_length is not None:
+        raise too_large()
+    parts: list[bytes] = []
+    left = most
+    async for part in response.content.iter_chunked(PART_BYTES):
+        parts.append(part)
+        left -= len(part)
+        if left < 0:
+            if is_answer:
+                raise too_large()
+            break
+    return b"".join(parts)
+
+
 class HttpSessions:
     """One aiohttp session per event loop, so that a client may outlive ``asyncio.run``."""
 
@@ -235,7 +275,7 @@ class HttpSessions:
             ssl=self._network.context or True,
             proxy=proxy.geturl() if proxy else None,
         ) as response:
-            body = await response.read()
+            body = await _read_async(response)
             answered = {name.lower(): value for name, value in response.headers.items()}
             return HttpReply(response.status, answered, body)
 

@@ -24,6 +24,10 @@ from polyhead_client.errors import UsageError
 HEADER_LENGTH = "Inference-Header-Content-Length"
 GRPC_PACKAGE = "'tritonclient[grpc]'"
 
+# Bounds the memory that a server can make a client use. 64 texts with 10,000 labels each have 40 MB.
+LARGEST_ANSWER = 256 * 2**20  # bytes
+LARGEST_ERROR = 64 * 2**10  # bytes that are read of the body of an error
+
 Parameters = dict[str, int | float]
 
 
@@ -114,6 +118,11 @@ class HttpReply:
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
+
+
+def too_large() -> ValueError:
+    """The error for an answer of more than LARGEST_ANSWER."""
+    return ValueError(f"its answer has more than {LARGEST_ANSWER:,} bytes")
 
 
 def import_extra(module: str, package: str) -> ModuleType:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -135,12 +136,12 @@ class ModelSchema:
             return cls(
                 int(fields["max_length"]),
                 heads,
-                fields.get("precision"),
-                None if tolerance is None else float(tolerance),
-                fields.get("text_template"),
+                _text(fields.get("precision"), "precision"),
+                None if tolerance is None else _number(tolerance),
+                _text(fields.get("text_template"), "text_template"),
                 tuple(str(name) for name in fields.get("fields") or ()),
             )
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise BadResponseError(f"SCHEMA breaks the wire contract: {one_line(repr(error))}") from error
 
 
@@ -148,6 +149,9 @@ def _read_head(head: Any) -> HeadSchema:
     kind, labels, thresholds = head["kind"], tuple(head.get("labels") or ()), head.get("thresholds")
     if kind not in list(HeadKind):
         raise ValueError(f"head {head['name']!r}: kind must be one of {', '.join(HeadKind)}, got {kind!r}")
+    parents = head.get("parent_of") or {}
+    if not all(isinstance(name, str) for name in (head["name"], *labels, *parents, *parents.values())):
+        raise ValueError(f"head {head['name']!r}: the names of heads and labels must be texts")
     if kind == HeadKind.MULTI_LABEL and len(thresholds or ()) != len(labels):
         raise ValueError(f"head {head['name']!r}: thresholds must be one per label")
     scale, reject_below = head.get("target_scale"), head.get("reject_below")
@@ -155,10 +159,22 @@ def _read_head(head: Any) -> HeadSchema:
         name=head["name"],
         kind=HeadKind(kind),
         labels=labels,
-        thresholds=None if thresholds is None else tuple(float(threshold) for threshold in thresholds),
-        parent=head.get("parent"),
+        thresholds=None if thresholds is None else tuple(map(_number, thresholds)),
+        parent=_text(head.get("parent"), "parent"),
         parent_of=head.get("parent_of"),
-        target_scale=None if scale is None else (float(scale[0]), float(scale[1])),
-        reject_below=None if reject_below is None else float(reject_below),
+        target_scale=None if scale is None else (_number(scale[0]), _number(scale[1])),
+        reject_below=None if reject_below is None else _number(reject_below),
         reject_by=str(head.get("reject_by", "score")),
     )
+
+
+def _text(value: Any, name: str) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    raise TypeError(f"{name} must be a text or null, got {type(value).__name__}")
+
+
+def _number(value: Any) -> float:
+    if not math.isfinite(number := float(value)):
+        raise ValueError(f"{number} is no finite number")
+    return number

@@ -105,11 +105,17 @@ function checkText(text, i) {
         return;
     }
     check(guard.isObject(text), 'texts[' + i + ']: must be a string, or an object of the model\'s fields');
-    check(Object.keys(text).every(name => isFlat(text[name])), 'texts[' + i + ']: a field must be a string or a number');
+    check(Object.keys(text).every(name => isFlat(text[name])), 'texts[' + i + ']: a field must be a string or a number; '
+        + 'a number beyond 2^53 must be a string');
 }
 
+// A larger number would become another one here, and the model would read another text than the caller sent.
 function isFlat(value) {
-    return value === null || typeof value !== 'object' && (typeof value !== 'number' || isFinite(value));
+    return value === null || typeof value !== 'object' && (typeof value !== 'number' || isExact(value));
+}
+
+function isExact(value) {
+    return Math.abs(value) <= Number.MAX_SAFE_INTEGER;
 }
 
 // From the body, or from the query `?model=NAME&version=N`.
@@ -118,7 +124,7 @@ function readModel(r, asked) {
     const version = either('version', asked.version, r.args.version, '');
     Object.keys(r.args).forEach(name => check(name === 'model' || name === 'version', name + ': is an unknown parameter'));
     check(typeof model === 'string' && MODEL.test(model), 'model: must be a model\'s name: letters, digits and . _ -');
-    check(typeof version === 'string' || typeof version === 'number', 'version: must be a number');
+    check(typeof version === 'string' || typeof version === 'number' && isExact(version), 'version: must be a number');
     check(version === '' || VERSION.test(version), 'version: must be a whole number of 1 or more');
     return { path: '/' + model + (version === '' ? '' : '/versions/' + version) };
 }

@@ -13,6 +13,7 @@ from polyhead.errors import PolyheadError, describe, one_line
 from polyhead.files import why_full
 from polyhead.interrupt import INTERRUPTED, interruptible
 from polyhead.precision import requested_precision
+from polyhead.terminal import printable
 from polyhead_client import PolyheadClientError
 from polyhead_rows.errors import TableError
 from polyhead_rows.table import FormatName
@@ -166,7 +167,7 @@ def score(
             result = run(request.model_copy(update=way), console)
         manifest = result.manifest
         rate = f" ({result.rows / result.seconds:,.0f} rows/s)" if result.rows and result.seconds else ""
-        rejected = "".join(f"; {name}: {count:,} rejected" for name, count in manifest["rejected"].items())
+        rejected = "".join(f"; {printable(name)}: {count:,} rejected" for name, count in manifest["rejected"].items())
         typer.echo(f"{output}: {manifest['rows']:,} rows{rate}, {manifest['errors']:,} of them with an error{rejected}")
     except KeyboardInterrupt:
         typer.echo("polyhead-score: interrupted; the same command continues from here", err=True)
@@ -177,7 +178,7 @@ def score(
             message = f"{output}: {reason}; what is scored is kept: make room, and the same command continues"
         elif not isinstance(error, PolyheadError | PolyheadClientError | TableError | OSError):
             raise
-        typer.echo(f"polyhead-score: {message}", err=True)
+        typer.echo(f"polyhead-score: {printable(message)}", err=True)
         raise typer.Exit(FAILED) from None
     if manifest["errors"]:
         raise typer.Exit(ROW_ERRORS)

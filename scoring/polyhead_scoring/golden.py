@@ -20,6 +20,7 @@ from polyhead.files import replaced_file
 from polyhead.golden import GoldenRow, complete_rows, row_line
 from polyhead.interface import Interface
 from polyhead.interrupt import INTERRUPTED, interruptible
+from polyhead.terminal import printable
 from polyhead_rows.errors import TableError
 from polyhead_rows.place import STDIN, find_files, is_pipe
 from polyhead_scoring import ScoringError
@@ -130,7 +131,7 @@ def golden(
         typer.echo("polyhead-golden: interrupted; nothing is written", err=True)
         raise typer.Exit(INTERRUPTED) from None
     except (PolyheadError, TableError) as error:
-        typer.echo(f"polyhead-golden: {error}", err=True)
+        typer.echo(f"polyhead-golden: {printable(str(error))}", err=True)
         raise typer.Exit(2) from None
     except OSError as error:  # its own names are those of temporary files
         typer.echo(f"polyhead-golden: {out}: cannot be written ({error.strerror or error})", err=True)

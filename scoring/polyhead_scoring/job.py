@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from polyhead.checkpoint_files import NGRAMS, OPTIONAL
 from polyhead_rows.place import split_part
 from polyhead_rows.table_file import ReadOptions
 from polyhead_scoring import ScoringError
@@ -15,7 +16,7 @@ from polyhead_scoring.server_answers import ServerOptions
 from polyhead_scoring.storage import Place
 from polyhead_scoring.texts import TextSource
 
-FINGERPRINTED = ("config.json", "model.safetensors", "tokenizer.json")
+FINGERPRINTED = ("config.json", "model.safetensors", "tokenizer.json", NGRAMS)  # what decides the answers
 LONGEST_SHOWN = 100  # characters of a value in a message
 FILE_TOKENS, FOLDER_TOKENS = 50_000, 500_000  # per partition, by default
 
@@ -127,9 +128,11 @@ def describe_file(name: str) -> InputFile:
 
 
 def fingerprint(checkpoint: Path) -> str:
-    """The sha256 of a checkpoint's config, weights and tokenizer."""
+    """The sha256 of a checkpoint's config, weights, tokenizer and, if it has some, n-grams."""
     digest = hashlib.sha256()
     for name in FINGERPRINTED:
+        if name in OPTIONAL and not (checkpoint / name).exists():
+            continue
         with (checkpoint / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

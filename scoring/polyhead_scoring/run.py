@@ -17,6 +17,7 @@ from rich.console import Console
 
 from polyhead.files import replaced_file
 from polyhead.interface import Interface
+from polyhead.terminal import printable
 from polyhead_rows.place import STDIN, find_files, is_pipe
 from polyhead_rows.progress import progress
 from polyhead_rows.table_file import open_table
@@ -78,7 +79,7 @@ def run(request: Request, console: Console) -> RunResult:
         return _run_inside(request)
 
     def say(line: str) -> None:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
     names = find_files(request.data)
     folder = RunFolder(absolute(request.output), one_file=is_one_file(request.output))
@@ -180,7 +181,7 @@ def _server_model(request: Request, say: Say) -> Model:
 
 def _score(request: Request, job: Job, model: Model, folder: RunFolder, console: Console, say: Say) -> RunResult:
     with _ray(request):
-        partitions, kept = folder.read_plan() or make_plan(request, job, model, folder, console)
+        partitions, kept = folder.read_plan(job) or make_plan(request, job, model, folder, console)
         schema = output_schema(kept, model.heads, job)
         if not model.fields and (fault := odd_texts(job)) is not None:
             say(f"note: {fault}; --text-column names another column")

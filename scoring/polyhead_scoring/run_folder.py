@@ -157,7 +157,9 @@ class RunFolder:
         elif self.manifest.exists():
             manifest, before = self._read_job(self.manifest, "job")
             check_same(before, job, self.name)
-            if not self._holds_what(manifest):
+            with _noted(self.manifest):
+                holds = self._holds_what(manifest)
+            if not holds:
                 raise ScoringError(f"{self.name}: was changed after it was scored; score it anew with --restart")
             self.run.remove()  # it is left if a kill came between the manifest and this
             return manifest
@@ -177,13 +179,9 @@ class RunFolder:
 
     def _read_job(self, place: Place, *below: str) -> tuple[dict[str, Any], Job]:
         """A file that holds a job, at its top or below a key; and the job."""
-        try:
+        with _noted(place):
             content: dict[str, Any] = json.loads(place.read())
             return content, Job.model_validate(content[below[0]] if below else content)
-        except (ValueError, KeyError, TypeError):
-            raise ScoringError(
-                f"{place.path}: is not of a scoring run, or of another version; name another output or use --restart"
-            ) from None
 
     def clear(self) -> None:
         """Removes what runs wrote, except a file as the output; if this is killed, the next run continues with it."""
@@ -212,13 +210,23 @@ class RunFolder:
             _json({"kept": kept.serialize().to_pybytes().hex(), "partitions": [p.model_dump() for p in partitions]})
         )
 
-    def read_plan(self) -> tuple[list[Partition], pyarrow.Schema] | None:
-        """What `write_plan` noted, if there is a plan."""
+    def read_plan(self, job: Job) -> tuple[list[Partition], pyarrow.Schema] | None:
+        """What `write_plan` noted, if there is a plan.
+
+        Raises:
+            ScoringError: it is damaged, or names files or columns that are not the job's: who can write into the folder
+                could otherwise have any file of this user copied into the output.
+        """
         if not self.plan.exists():
             return None
-        plan = json.loads(self.plan.read())
-        kept = pyarrow.ipc.read_schema(pyarrow.py_buffer(bytes.fromhex(plan["kept"])))
-        return [Partition.model_validate(partition) for partition in plan["partitions"]], kept
+        with _noted(self.plan):
+            plan = json.loads(self.plan.read())
+            kept = pyarrow.ipc.read_schema(pyarrow.py_buffer(bytes.fromhex(plan["kept"])))
+            partitions = [Partition.model_validate(partition) for partition in plan["partitions"]]
+            strange = {partition.file for partition in partitions} - {file.name for file in job.inputs}
+            if strange or (job.keep is not None and tuple(kept.names) != job.keep):
+                raise ValueError("the plan of another job")
+        return partitions, kept
 
     def count_try(self, partition: Partition) -> int:
         """Notes that a partition is begun. Returns how often it was begun since this run began or continued.
@@ -238,11 +246,19 @@ class RunFolder:
         (self.done / f"{partition.name}.json").write(done.model_dump_json().encode())
 
     def finished(self) -> dict[int, Done]:
-        """The partitions that are not scored again: their note is there, and their part at its full size."""
+        """The partitions that are not scored again: their note is there, and their part at its full size.
+
+        Raises:
+            ScoringError: a note is damaged, or names another file than its part.
+        """
         found = {}
         for name in self.done.names():
             if name.startswith("part-"):
-                done = Done.model_validate_json((self.done / name).read())
+                with _noted(self.done / name):
+                    done = Done.model_validate_json((self.done / name).read())
+                    part = f"part-{done.number:06d}"
+                    if (name, done.output) != (f"{part}.json", f"{part}.parquet"):
+                        raise ValueError("the note of another part")
                 if (self.parts / done.output).info().size == done.size:
                     found[done.number] = done
         return found
@@ -315,6 +331,23 @@ class RunFolder:
         with replaced_file(staged) as path, path.open("wb") as file:
             file.writelines(chunks)
         os.replace(staged, place.path)
+
+
+@contextmanager
+def _noted(place: Place) -> Iterator[None]:
+    """Turns what a file of the run raises, if it was not written by this version, into a ScoringError."""
+    try:
+        yield
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        RecursionError,
+        pyarrow.ArrowException,
+    ):  # pydantic's error is a ValueError
+        raise ScoringError(
+            f"{place.path}: is not of a scoring run, or of another version; name another output or use --restart"
+        ) from None
 
 
 def is_one_file(output: str) -> bool:

@@ -108,7 +108,7 @@ class ServerAnswers:
         self._tries = self._overloaded = 0  # since then; `_overloaded` of the tries failed because of too many requests
         self.schema = self._patiently(self.client.schema)
         self.heads = heads_of(self.schema)
-        self._names = [head["name"] for head in self.heads]
+        self._kinds = {head["name"]: head["kind"] for head in self.heads}
 
     def answer(self, parts: Iterable[Sequence[str]]) -> Iterator[list[dict[str, Any]]]:
         """The answers to the texts of each part, in their order; requests reach ahead into the next parts."""
@@ -179,7 +179,8 @@ class ServerAnswers:
 
     def _checked(self, prediction: Prediction) -> dict[str, Any]:
         answer = prediction.to_json()
-        if "heads" in answer and list(answer["heads"]) != self._names:
+        kinds = {name: head["kind"] for name, head in answer.get("heads", {}).items()}
+        if "heads" in answer and list(kinds.items()) != list(self._kinds.items()):
             raise self._heads_changed()
         return answer
 

@@ -149,12 +149,20 @@ def test_a_taxonomy_is_never_contradicted(logits: np.ndarray) -> None:
         {"threshold": 1.1},
         {"threshold": float("nan")},
         {"topk": 3},
+        {"k" * 200: 3},
     ],
 )
 def test_bad_options_are_named(parameters: dict[str, object]) -> None:
     """Unknown parameters and values out of range are errors of one line that says what is allowed."""
     with pytest.raises(OptionError, match=rf"{next(iter(parameters))}.*allowed are top_k, threshold"):
         DecodeOptions.from_parameters(parameters)
+
+
+def test_a_parameter_with_a_long_name_gets_a_short_answer() -> None:
+    """gRPC sends messages in its headers, which have a limit: a longer one would look like an overloaded server."""
+    with pytest.raises(OptionError, match=r"allowed are top_k, threshold") as caught:
+        DecodeOptions.from_parameters({"k" * 1_000_000: 3, "\n" * 1_000_000: 4})
+    assert len(str(caught.value)) < 1_500
 
 
 def test_a_score_just_under_its_threshold_is_not_over_it() -> None:

@@ -182,7 +182,7 @@ def test_the_message_names_the_field_and_both_values(checkpoint: Path) -> None:
         (1, lambda row: row["fields"].update(body="another text"), r":2: fields: text_template makes"),
         (1, lambda row: row["fields"].update(title="Old"), r":2: fields: text_template makes"),
         (0, lambda row: row["polyhead"].update(max_length=3), r":1: .*max_length 48, .* made with 3"),
-        (0, lambda row: row["scores"].__setitem__(0, float("nan")), r":1: scores must be finite"),
+        (0, lambda row: row["scores"].__setitem__(0, float("nan")), r":1: is not JSON \(NaN is no number"),
         (0, lambda row: row["scores"].__setitem__(0, 1e300), r":1: scores must be finite"),
         (0, lambda row: row["scores"].__setitem__(0, "0.5"), r":1: scores\.0: "),
         (0, lambda row: row.update(token_count=True), r":1: token_count: "),
@@ -201,6 +201,14 @@ def test_a_row_that_contradicts_itself_is_named(
     with pytest.raises(CheckpointError, match=message) as caught:
         read_checkpoint(checkpoint).golden()
     assert "\n" not in str(caught.value)
+
+
+def test_a_row_with_a_name_twice_is_refused(checkpoint: Path) -> None:
+    """Readers of JSON differ in which of the two they take."""
+    path = checkpoint / "golden.jsonl"
+    path.write_text('{"text": "another", ' + path.read_text(encoding="utf-8")[1:], encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"golden\.jsonl:1: is not JSON \(the name 'text' occurs twice"):
+        read_checkpoint(checkpoint).golden()
 
 
 def to_format_1(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -146,6 +147,10 @@ def doubled(tensors: Tensors) -> Tensors:
         (lambda t: t | {"terms": t["terms"][:-1].clone().fill_(255)}, "terms: is not UTF-8"),
         (lambda t: t | {"terms": t["terms"][:9].clone()}, r"terms: must be \d+ different lines"),
         (doubled, r"terms: must be \d+ different lines"),
+        (lambda t: t | {"rarity": torch.tensor(1.0)}, r"rarity: must have the shape \(1,\), got \(\)"),
+        (lambda t: t | {"terms": torch.tensor(97, dtype=torch.uint8)}, r"terms: must have the shape \(1,\), got \(\)"),
+        (lambda t: t | {"terms": t["terms"][None]}, r"terms: must have the shape \(\d+,\), got \(1, \d+\)"),
+        (lambda t: t | {"bias": t["bias"][0]}, r"bias: must have the shape \(5,\), got \(\)"),
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path: Path, change: Callable[[Tensors], Tensors], message: str) -> None:
@@ -169,10 +174,18 @@ def test_a_missing_or_cut_file_is_refused(tmp_path: Path) -> None:
         read_ngrams(path, WIDTH)
 
 
-def test_too_many_weights_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    """Opening it would wait for its writer, for ever."""
+    os.mkfifo(tmp_path / "ngrams.safetensors")
+    with pytest.raises(CheckpointError, match="is not a file"):
+        read_ngrams(tmp_path / "ngrams.safetensors", WIDTH)
+
+
+@pytest.mark.parametrize("most", ["MOST_WEIGHTS", "MOST_TERMS", "MOST_TERM_BYTES"])
+def test_too_many_weights_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: str) -> None:
     """The size is looked at before the tensors."""
     path = tmp_path / "ngrams.safetensors"
     write_ngrams(path, fitted(TEXTS))
-    monkeypatch.setattr(ngrams, "MOST_WEIGHTS", 100)
+    monkeypatch.setattr(ngrams, most, 100)
     with pytest.raises(CheckpointError, match="larger than what is read"):
         read_ngrams(path, WIDTH)

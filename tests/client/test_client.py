@@ -55,7 +55,7 @@ def test_long_lists_are_split_and_stay_in_order(ask: Ask, server: FakeServer) ->
     with ask(server, batch_size=3) as client:
         predictions = client.classify([str(number) for number in range(8)])
     assert [prediction.token_count for prediction in predictions] == list(range(8))
-    assert [len(asked.texts) for asked in server.requests] == [3, 3, 2]
+    assert sorted(len(asked.texts) for asked in server.requests) == [2, 3, 3]  # several are under way at a time
 
 
 def test_lists_are_split_by_bytes(ask: Ask, server: FakeServer) -> None:
@@ -64,7 +64,7 @@ def test_lists_are_split_by_bytes(ask: Ask, server: FakeServer) -> None:
         client.classify(["ä" * 10_000] * 7)
         with pytest.raises(UsageError, match="text 1 has 70,000 bytes"):
             client.classify(["a", "b" * 70_000])
-    assert [len(asked.texts) for asked in server.requests] == [3, 3, 1]
+    assert sorted(len(asked.texts) for asked in server.requests) == [1, 3, 3]
 
 
 def test_refused_batches_are_split(ask: Ask, server: FakeServer) -> None:

@@ -36,6 +36,7 @@ from tests.client.fake_triton import FakeTriton
         ("StatusCode.NOT_FOUND", "no", errors.ModelNotFoundError),
         ("StatusCode.INTERNAL", "Stub process is not healthy", errors.ServerFailedError),
         ("StatusCode.DEADLINE_EXCEEDED", "Deadline Exceeded", errors.RequestTimeoutError),
+        ("StatusCode.RESOURCE_EXHAUSTED", "Received message larger than max (9 vs. 8)", errors.BadResponseError),
         (None, "no status at all", errors.BadResponseError),
     ],
 )
@@ -98,3 +99,12 @@ def test_errors_survive_pickling() -> None:
         "503",
         3.0,
     )
+
+
+def test_a_server_cannot_steer_the_terminal() -> None:
+    """Escape sequences, line ends and turned directions in what it says are shown as escapes."""
+    said = InferenceServerException("\x1b[2Jno\x9b31m\u202e", status="400")
+    mapped = errors.from_transport(said, model="m", replica="h:1", protocol="http", timeout_s=3)
+    assert str(mapped) == r"h:1 rejected the request: \x1b[2Jno\x9b31m\u202e"
+    assert str(errors.UnknownNameError("no head '\x1b[2J'\nreally")) == r"no head '\x1b[2J'\nreally"
+    assert str(errors.UsageError("naïve 東京 🙂")) == "naïve 東京 🙂"

@@ -26,8 +26,10 @@ from polyhead_client import (
     NotReadyError,
     RequestTimeoutError,
     RetryPolicy,
+    ServerFailedError,
     ServerUnreachableError,
     Tls,
+    http_transport,
 )
 from polyhead_client.testing import Failure
 from tests.client.fake_triton import ANSWER, FakeTriton
@@ -209,6 +211,42 @@ def test_foreign_servers(ask: Ask, answer: bytes, kind: type[Exception]) -> None
     with raw_server(say) as url, ask(None, url, retry=ONCE, timeout_s=5) as client, pytest.raises(kind) as caught:
         client.classify("text")
     assert caught.value.replica == url  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Content-Length: 10001\r\n\r\n",
+        b"Content-Length: 99999999999999999999\r\n\r\n",  # no size that a machine has
+        b"Transfer-Encoding: chunked\r\n\r\n2711\r\n",
+        b"\r\n",
+    ],
+)
+def test_an_endless_answer_is_not_read(ask: Ask, head: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server cannot fill the memory of its clients."""
+    monkeypatch.setattr(http_transport, "LARGEST_ANSWER", 10_000)
+
+    def say(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\n" + head + b" " * 10_001)
+        connection.recv(65536)  # the client hangs up
+
+    with raw_server(say) as url, ask(None, url, retry=ONCE, timeout_s=5) as client, pytest.raises(BadResponseError):
+        client.classify("text")
+
+
+def test_of_an_endless_error_the_beginning_is_read(ask: Ask, fake: FakeTriton) -> None:
+    """It is told, and the next request gets its own answer."""
+    body = b"no! " * 100_000
+
+    def say(connection: socket.socket) -> None:
+        while connection.recv(65536):
+            connection.sendall(b"HTTP/1.1 500 No\r\nContent-Length: %d\r\n\r\n" % (len(body) + 1) + body)
+
+    with raw_server(say) as url, ask(None, url, retry=ONCE, timeout_s=5) as client:
+        for _ in range(2):
+            with pytest.raises(ServerFailedError, match="no! no! no!"):
+                client.classify("text")
 
 
 def test_threads_hammer_one_client(fake: FakeTriton) -> None:

@@ -118,6 +118,34 @@ def test_no_json(data: bytes) -> None:
         ModelSchema.from_json(data)
 
 
+@pytest.mark.parametrize(
+    ("head", "field", "value"),
+    [
+        (0, "name", ["topic"]),
+        (0, "labels", [1, 2, 3]),
+        (0, "labels", 5),
+        (0, "parent", {"a": 1}),
+        (0, "parent_of", {"news": 1}),
+        (0, "parent_of", ["news"]),
+        (0, "reject_below", float("nan")),
+        (0, "reject_below", 10**400),
+        (1, "thresholds", [float("nan"), 0.5]),
+        (1, "thresholds", ["x", 0.5]),
+        (2, "target_scale", [float("inf"), 1]),
+        (None, "max_length", 1e400),
+        (None, "tolerance", float("nan")),
+        (None, "text_template", ["{a}"]),
+        (None, "precision", 16),
+    ],
+)
+def test_a_schema_with_other_types_is_refused(head: int | None, field: str, value: Any) -> None:
+    """Here, and not where a program first uses it."""
+    fields: Any = copy.deepcopy(SCHEMA)
+    (fields if head is None else fields["heads"][head])[field] = value
+    with pytest.raises(BadResponseError, match="SCHEMA breaks the wire contract"):
+        ModelSchema.from_json(json.dumps(fields))
+
+
 def test_schema_with_a_scale() -> None:
     """Center and spread of a regression's targets are kept; servers of older releases do not name them."""
     fields: Any = copy.deepcopy(SCHEMA)

@@ -160,8 +160,8 @@ def test_the_config_beside_one_server(traffic: LocalServer, tmp_path: Path) -> N
     assert result.returncode == 0, result.stdout + result.stderr
     text = file.read_text(encoding="utf-8").replace("15s", "1s")
     for default, port in (("8002", "metrics"), ("8003", "probe")):
-        assert text.count(f"localhost:{default}") == 1
-        text = text.replace(f"localhost:{default}", traffic.url(port))
+        assert text.count(f"127.0.0.1:{default}") == 1
+        text = text.replace(f"127.0.0.1:{default}", traffic.url(port))
     (tmp_path / RULES.name).write_text(RULES.read_text(encoding="utf-8"), encoding="utf-8")
     with Prometheus(yaml.safe_load(text), tmp_path) as running:
         deadline = time.monotonic() + GIVE_UP_S

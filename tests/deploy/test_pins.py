@@ -119,8 +119,8 @@ def test_the_gpu_images_triton_has_all_known_fixes() -> None:
 
 
 def test_guides_install_our_packages_from_the_checkout() -> None:
-    """None of our names is on PyPI, where anyone may take it: no guide installs one of them by name."""
-    command = ["git", "ls-files", "*.md", "deploy", "setup", "Makefile"]
+    """None of our names is on PyPI, where anyone may take it: no guide and no message installs one of them by name."""
+    command = ["git", "ls-files", "*.md", "*.py", "*.ipynb", "deploy", "setup", "Makefile"]
     files = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     for name in files:
         text = (ROOT / name).read_text(encoding="utf-8")

@@ -49,3 +49,15 @@ def test_everyone_has_a_table() -> None:
     headings = " ".join({heading for heading, _ in ROWS})
     for who in ("can connect", "with a key", "user of the machine", "a checkpoint", "deploys", "supplies dependencies"):
         assert who in headings
+
+
+def test_examples_name_an_address() -> None:
+    """``localhost`` may be ``::1`` first, where another user may listen beside the server at 127.0.0.1."""
+    pages = [ROOT / "README.md", *ROOT.glob("docs/*"), *ROOT.glob("deploy/*/*"), *ROOT.glob("*/README.md")]
+    code = [
+        path
+        for folder in ("client", "serving", "scoring", "loadtest", "demo")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
+    for path in (path for path in (*pages, *code) if path.is_file() and path.suffix not in (".png", ".svg")):
+        assert not re.search(r"localhost:[0-9]|//localhost", path.read_text(encoding="utf-8")), path

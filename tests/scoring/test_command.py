@@ -45,6 +45,20 @@ def test_wrong_paths_and_addresses(base_checkpoint: Path, damaged: Callable[[], 
     assert "cannot be read on the nodes" in said("-", *out, *engine, "--address", "ray://127.0.0.1:1")
 
 
+def test_a_file_cannot_steer_the_terminal(base_checkpoint: Path, tmp_path: Path) -> None:
+    """Escape sequences in its name or in its columns are shown as escapes, also by polyhead-golden."""
+    file = write_jsonl(tmp_path / "\x1b[2Jrows.jsonl", [{"\x1b[31mtext": "x"}])
+    nothing = str(tmp_path / "\x1b[2J.csv")
+    engine = ["--checkpoint", str(base_checkpoint)]
+    score = [str(file), "--output", str(tmp_path / "out.csv"), "--text-column", "\x9bno", *engine]
+    golden = [str(base_checkpoint), nothing, str(tmp_path / "golden.jsonl")]
+    for command, arguments in ((app, score), (app, [nothing, *score[1:]]), (golden_app, golden)):
+        result = CliRunner().invoke(command, arguments)
+        assert result.exit_code == 2
+        assert not {"\x1b", "\x9b"} & set(result.stderr)
+        assert r"\x1b[" in result.stderr
+
+
 def test_one_way_to_answers(base_checkpoint: Path, tmp_path: Path) -> None:
     """A checkpoint or a server is named, not both; options of another way say what they need."""
     file, out = write_jsonl(tmp_path / "rows.jsonl", plain_rows(3)), ["--output", tmp_path / "out"]

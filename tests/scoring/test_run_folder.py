@@ -9,12 +9,15 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from safetensors.torch import load_file, save_file
 
+from polyhead.checkpoint_files import NGRAMS
 from polyhead_scoring import ScoringError
-from polyhead_scoring.job import Job, Request, describe_file, job_of
+from polyhead_scoring.job import Job, Request, describe_file, fingerprint, job_of
 from polyhead_scoring.partition import Partition, Start
 from polyhead_scoring.run import checkpoint_model
 from polyhead_scoring.run_folder import Done, RunFolder, is_one_file
+from tests.classifier.test_ngrams_served import write as write_checkpoint_with_ngrams
 from tests.scoring.texts import plain_rows, write_jsonl
 from tests.tiny import SCHEMA, write_tiny_checkpoint
 
@@ -23,6 +26,11 @@ COLUMNS = pyarrow.schema([("id", pyarrow.int64())])
 PARTITIONS = [
     Partition(file="rows.jsonl", first_row=2 * i, rows=2, start=Start(2 * i + 1), tokens=9, number=i) for i in range(2)
 ]
+
+
+def plan_of(file: str) -> list[Partition]:
+    """PARTITIONS of this file."""
+    return [one.model_copy(update={"file": file}) for one in PARTITIONS]
 
 
 @pytest.fixture(params=["out", "out.csv"])
@@ -57,7 +65,7 @@ def begin(request: Request, restart: bool = False) -> tuple[Job, RunFolder, dict
     job = job_of(request, inputs, checkpoint_model(request).answers_from, one_file=folder.one_file)
     manifest = folder.begin(job, restart=restart)
     if manifest is None and not folder.plan.exists():
-        folder.write_plan(PARTITIONS, COLUMNS)
+        folder.write_plan(plan_of(request.data[0]), COLUMNS)
     return job, folder, manifest
 
 
@@ -156,10 +164,54 @@ def test_a_mistake_before_the_plan_can_be_corrected(request_of: Any) -> None:
     folder = RunFolder(request.output, one_file=is_one_file(request.output))
     inputs = tuple(describe_file(name) for name in request.data)
     folder.begin(job_of(request, inputs, {}, one_file=folder.one_file), restart=False)
-    assert begin(request_of())[2] is None
-    plan = folder.read_plan()
+    job, _, manifest = begin(request_of())
+    assert manifest is None
+    plan = folder.read_plan(job)
     assert plan is not None
-    assert (plan[0], plan[1].names) == (PARTITIONS, ["id"])
+    assert (plan[0], plan[1].names) == (plan_of(request.data[0]), ["id"])
+
+
+def test_a_changed_plan_is_refused(request_of: Any, tmp_path: Path) -> None:
+    """Who can write into the run's folder cannot have another file, or another column, copied into the output."""
+    request = request_of(keep=("id",))
+    job, folder, _ = begin(request)
+    secret = write_jsonl(tmp_path / "secret.jsonl", plain_rows(4))
+    good = plan_of(request.data[0])
+    for partitions, columns in (
+        ([good[0], plan_of(str(secret))[1]], COLUMNS),
+        (good, COLUMNS.append(pyarrow.field("salary", pyarrow.int64()))),
+    ):
+        folder.write_plan(partitions, columns)
+        with pytest.raises(ScoringError, match=r"plan\.json: is not of a scoring run"):
+            folder.read_plan(job)
+    for content in (b"[]", b"{}", b'{"kept": "00", "partitions": []}', b"[" * 100_000, b"\xff"):
+        folder.plan.write(content)
+        with pytest.raises(ScoringError, match=r"plan\.json: is not of a scoring run"):
+            folder.read_plan(job)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"output": "../rows.parquet"}, {"number": 1}, {"size": "all"}, {"output": "/etc/passwd"}, {"more": 1}]
+)
+def test_a_changed_note_is_refused(request_of: Any, changed: dict[str, Any]) -> None:
+    """A note of a finished part cannot have another file read in the part's place."""
+    folder = begin(request_of())[1]
+    done = finish_partition(folder, 0)
+    (folder.done / "part-000000.json").write(json.dumps(done.model_dump() | changed).encode())
+    with pytest.raises(ScoringError, match=r"part-000000\.json: is not of a scoring run"):
+        folder.finished()
+
+
+def test_other_n_grams_are_another_checkpoint(tmp_path: Path) -> None:
+    """A run does not continue with them."""
+    checkpoint = tmp_path / "checkpoint"
+    write_checkpoint_with_ngrams(checkpoint)
+    before = fingerprint(checkpoint)
+    tensors = load_file(checkpoint / NGRAMS)
+    save_file(tensors | {"weights": tensors["weights"] * 2}, checkpoint / NGRAMS)
+    changed = fingerprint(checkpoint)
+    (checkpoint / NGRAMS).unlink()
+    assert len({before, changed, fingerprint(checkpoint)}) == 3
 
 
 def test_a_killed_restart_continues(request_of: Any) -> None:

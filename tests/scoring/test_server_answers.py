@@ -218,6 +218,18 @@ def test_too_long_texts(
     assert "the text has 101 bytes" in rows[1]["error"]
 
 
+def test_answers_of_another_kind_than_the_schemas(fake: Served, score: Callable[..., Any], tmp_path: Path) -> None:
+    """A server whose answers contradict its schema ends the run with one line."""
+    rows_csv(tmp_path, 3)
+    other = {"kind": "single_label", "labels": ["many"], "scores": [0.9]}
+    answer = {"heads": {"topic": other, "mood": other, "stars": other}, "token_count": 1, "truncated": False}
+    fake.server.answer = lambda text: answer
+    result = score("in.csv", "out.csv")
+    assert result.exit_code == 2
+    assert "heads changed during the run" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("change", ["a head less", "a label more", "another threshold"])
 def test_heads_that_change(change: str, fake: Served, score: Callable[..., Any], tmp_path: Path) -> None:
     """A model with other heads under way is noticed before any of its answers is written; what is done is kept."""

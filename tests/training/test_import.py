@@ -189,6 +189,26 @@ def test_arguments_that_do_not_fit_are_one_line(tmp_path: Path, arguments: str, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "tensor"),
+    [
+        ("n_layer", 10**9, "h.3.ln_1.weight"),
+        ("vocab_size", 10**12, "wte.weight"),
+        ("n_positions", 10**12, "wpe.weight"),
+    ],
+)
+def test_a_config_is_compared_before_anything_is_built(tmp_path: Path, field: str, value: int, tensor: str) -> None:
+    """A billion layers, or a matrix larger than the machine, are one line at once."""
+    model = library_model(GPT2BaseForSequenceClassification, is_multihead=True, head_class_sizes=[2, 1, 3])
+    write_library_checkpoint(tmp_path / "folder", model)
+    config = tmp_path / "folder" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text(encoding="utf-8")) | {field: value}), encoding="utf-8")
+    result = run_import(tmp_path, BASE)
+    assert result.exit_code == 2
+    assert f"model.safetensors: tensor 'body_model.{tensor}' has shape" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 def test_a_pickle_is_not_read(tmp_path: Path) -> None:
     """pytorch_model.bin is refused with the command that converts it."""
     write_library_checkpoint(tmp_path / "folder", CASES[0][0]())

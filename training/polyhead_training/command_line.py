@@ -16,6 +16,7 @@ from rich.console import Console
 from polyhead.errors import PolyheadError, one_line
 from polyhead.files import why_full
 from polyhead.interrupt import INTERRUPTED, interruptible
+from polyhead.terminal import printable
 
 WRONG_INPUT = 2
 
@@ -34,8 +35,12 @@ def command_app(name: str) -> typer.Typer:
 
 
 def printer(console: Console) -> Callable[[str], None]:
-    """A function that prints a line to the console unchanged, without markup or wrapping."""
-    return lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
+    """A function that prints lines without markup or wrapping. What they quote cannot steer the terminal."""
+
+    def show(lines: str) -> None:
+        console.print("\n".join(map(printable, lines.split("\n"))), highlight=False, markup=False, soft_wrap=True)
+
+    return show
 
 
 def interrupt_signals() -> list[signal.Signals]:
@@ -60,7 +65,7 @@ def one_line_errors(command: str) -> Iterator[None]:
         if not is_full and not isinstance(error, PolyheadError | OSError):
             raise
         rest = "; nothing was replaced: make room and run the command again" if is_full else ""
-        print(f"{command}: {one_line(error)}{rest}", file=sys.stderr)
+        print(f"{command}: {printable(one_line(error))}{rest}", file=sys.stderr)
         raise typer.Exit(WRONG_INPUT) from None
 
 

@@ -204,7 +204,9 @@ def _model(folder: Path, weights: Path, spec: Spec, schema: Schema) -> Any:
 
     try:
         tensors = load_file(weights)
-        model = build_model(GPT2Config.from_pretrained(folder), spec, schema)
+        config = GPT2Config.from_pretrained(folder)
+        _check_size(weights, config, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+        model = build_model(config, spec, schema)
     except PolyheadError:
         raise
     except (SafetensorError, OSError) as error:
@@ -227,6 +229,18 @@ def _model(folder: Path, weights: Path, spec: Spec, schema: Schema) -> Any:
     model.load_state_dict(tensors)
     model.train(False)
     return model
+
+
+def _check_size(weights: Path, config: Any, found: dict[str, tuple[int, ...]]) -> None:
+    """Compares the body's tensors with the config, before anything is built of the size that the config names."""
+    from polyhead.body import Body
+
+    for name, shape in Body.model_validate(config.to_dict()).tensor_shapes():
+        if found.get(f"body_model.{name}") != shape:
+            raise ConfigError(
+                f"{weights}: tensor 'body_model.{name}' has shape {found.get(f'body_model.{name}', 'none (missing)')}"
+                f", config.json means {shape}"
+            )
 
 
 def main() -> None:
