@@ -1,0 +1,142 @@
+"""What a model says, as metrics: ``polyhead_distribution_total``, and ``polyhead_distribution_expected`` beside it.
+
+Nothing of a text is kept: scores, the script, and whether the text was cut, until they are counted a moment later. Each
+value is a message to the server (`polyhead_serving.model_metrics`), so a thread sends what has changed, and takes at
+most a small share of its time for it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from polyhead.answer_counter import AnswerCounter
+from polyhead.decode import Scores
+from polyhead.distribution import Distribution
+from polyhead.encode import EncodedText
+
+SEND_EVERY_S = 1.0
+SEND_AT_LEAST_EVERY_S = 30.0
+MOST_OF_THE_TIME = 0.002  # for sending
+# Counting many texts at once is cheap. More are not kept, so that memory is bounded.
+MOST_TEXTS = 4096
+MOST_SCORES = 1 << 20
+
+
+class AnswerMetrics:
+    """The counted answers of one model instance. After the first error it logs it and counts nothing more.
+
+    Args:
+        family: ``pb_utils.MetricFamily``.
+        labels: labels of all metrics: model and version.
+        counter: counts in the buckets of `expected`.
+        expected: the checkpoint's distribution of validation rows, if it has one.
+        log: logs one line.
+    """
+
+    def __init__(
+        self,
+        family: Any,
+        labels: Mapping[str, str],
+        counter: AnswerCounter,
+        expected: Distribution | None,
+        log: Callable[[str], None],
+    ) -> None:
+        self._counter = counter
+        self._log = log
+        self._lock = threading.Lock()
+        self._scores: list[Scores] = []
+        self._truncated: list[bool] = []
+        self._scripts: list[str] = []
+        self._waiting = 0  # how many numbers `_scores` holds
+        self._counts = np.zeros(len(counter.buckets), dtype=np.int64)  # since the last sending
+        self._metrics: list[Any] = []  # those to count first, one per bucket
+        self._families: list[Any] = []  # a family must live longer than its metrics
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._send_all, name="polyhead-answer-metrics", daemon=True)
+        try:
+            self._create(family, dict(labels), expected)
+        except Exception as error:
+            self._give_up(error)
+            return
+        self._thread.start()
+
+    def add(self, encoded: Sequence[EncodedText], scores: Scores) -> None:
+        """Counts the answers to some texts, soon. Never waits for the server and never raises.
+
+        Args:
+            scores: ``(n, schema.width)``; NaN for a text with an error. They must not be changed afterwards.
+        """
+        if not self._thread.is_alive():
+            return
+        with self._lock:
+            self._scores.append(scores)
+            self._truncated += [text.truncated for text in encoded]
+            self._scripts += [text.script for text in encoded]
+            self._waiting += scores.size
+            is_much = len(self._scripts) >= MOST_TEXTS or self._waiting >= MOST_SCORES
+        if is_much:
+            try:
+                self._count()
+            except Exception as error:
+                self._give_up(error)
+
+    def close(self) -> None:
+        """Sends what is left."""
+        self._closing.set()
+        if self._thread.is_alive():
+            self._thread.join(5)
+
+    def _create(self, family: Any, labels: dict[str, str], expected: Distribution | None) -> None:
+        about = "Texts by what the model said of them (docs/watch.md)"
+        counter = family(name="polyhead_distribution_total", description=about, kind=family.COUNTER)
+        about = "Validation rows by what the model said of them, in the same buckets (docs/watch.md)"
+        gauge = family(name="polyhead_distribution_expected", description=about, kind=family.GAUGE)
+        self._families = [counter, gauge]
+        # Replicas with different checkpoints under one version number are compared apart, each with its own rows.
+        labels["reference"] = "" if expected is None else expected.reference()
+        for bucket in self._counter.buckets:
+            self._metrics.append(counter.Metric(labels={**labels, **bucket._asdict()}))
+        if expected is not None:
+            for bucket, texts in expected.texts_per_bucket(self._counter.schema).items():
+                metric = gauge.Metric(labels={**labels, **bucket._asdict()})
+                metric.set(texts)
+                self._metrics.append(metric)
+
+    def _send_all(self) -> None:
+        pause_s = SEND_EVERY_S
+        try:
+            while not self._closing.wait(pause_s):
+                began = time.perf_counter()
+                self._send()
+                took_s = time.perf_counter() - began
+                pause_s = min(max(SEND_EVERY_S, took_s / MOST_OF_THE_TIME), SEND_AT_LEAST_EVERY_S)
+            self._send()
+        except Exception as error:
+            self._give_up(error)
+
+    def _send(self) -> None:
+        self._count()
+        with self._lock:
+            counts, self._counts = self._counts, np.zeros_like(self._counts)
+        for place in np.flatnonzero(counts):
+            self._metrics[place].increment(int(counts[place]))
+
+    def _count(self) -> None:
+        with self._lock:
+            scores, self._scores = self._scores, []
+            truncated, self._truncated = self._truncated, []
+            scripts, self._scripts = self._scripts, []
+            self._waiting = 0
+        if scores:
+            counts = self._counter.count(np.concatenate(scores), truncated, scripts)
+            with self._lock:
+                self._counts += counts
+
+    def _give_up(self, error: Exception) -> None:
+        self._closing.set()
+        self._log(f"polyhead counts no more answers: {error!r}")
