@@ -58,10 +58,10 @@ def restarts(reason: str) -> str:
 
 
 def says(
-    replica: str, of: str, per_minute: dict[str, float], rows: dict[str, int], version: str = ""
+    replica: str, of: str, per_minute: dict[str, float], rows: dict[str, int], reference: str = "1234abcd"
 ) -> dict[str, str]:
     """What a replica says: texts per minute in each bucket, and validation rows in each."""
-    labels = f',reference="{version or "1234abcd"}",of="{of}",head="{"" if of == "script" else "topic"}",bucket="{{}}"'
+    labels = f',reference="{reference}",of="{of}",head="{"" if of == "script" else "topic"}",bucket="{{}}"'
     return {
         triton("polyhead_distribution_total", replica, labels.format(bucket)): f"0+{texts:g}x120"
         for bucket, texts in per_minute.items()
@@ -234,7 +234,7 @@ SCENARIOS: dict[str, tuple[dict[str, str], int, set[str]]] = {
         set(),
     ),
     "answers change at a new version that is rolled out": (
-        says("a", "answers", {"news": 120, "sport": 480}, {"news": 200, "sport": 800}, version="5678abcd"),
+        says("a", "answers", {"news": 120, "sport": 480}, {"news": 200, "sport": 800}, reference="5678abcd"),
         110,
         set(),
     ),
@@ -265,9 +265,7 @@ SCENARIOS: dict[str, tuple[dict[str, str], int, set[str]]] = {
     ),
     "a model has no validation rows": (
         {
-            triton(
-                "polyhead_distribution_total", "a", f',reference="",of="answers",head="h",bucket="{bucket}"'
-            ): "0+99x120"
+            triton("polyhead_distribution_total", "a", f',of="answers",head="h",bucket="{bucket}"'): "0+99x120"
             for bucket in "xyz"
         },
         110,
@@ -286,7 +284,11 @@ def unit_test(name: str, series: dict[str, str], minute: int, expected: set[str]
     """promtool's form of a scenario."""
     everything = healthy()
     if minute > 120:  # beyond the day only what the scenario says; else all of these would have gone
-        everything = {key: value.replace("x120", f"x{DAY + 120}") for key, value in everything.items()}
+        everything = {
+            key: value.replace("x120", f"x{DAY + 120}")
+            for key, value in everything.items()
+            if "distribution" not in key  # promtool takes long for a day of six-hour windows
+        }
     everything |= series
     return {
         "name": name,
