@@ -21,7 +21,7 @@ from polyhead.encode import EncodedText
 
 SEND_EVERY_S = 1.0
 SEND_AT_LEAST_EVERY_S = 30.0
-MOST_OF_THE_TIME = 0.002  # for sending
+MOST_OF_THE_TIME = 0.001  # that this thread computes
 # Counting many texts at once is cheap. More are not kept, so that memory is bounded.
 MOST_TEXTS = 4096
 MOST_SCORES = 1 << 20
@@ -111,9 +111,9 @@ class AnswerMetrics:
         pause_s = SEND_EVERY_S
         try:
             while not self._closing.wait(pause_s):
-                began = time.perf_counter()
+                began = time.thread_time()
                 self._send()
-                took_s = time.perf_counter() - began
+                took_s = time.thread_time() - began
                 pause_s = min(max(SEND_EVERY_S, took_s / MOST_OF_THE_TIME), SEND_AT_LEAST_EVERY_S)
             self._send()
         except Exception as error:
