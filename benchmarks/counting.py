@@ -43,6 +43,7 @@ class Messages:
         self.sent = 0
 
     def __call__(self, **_: object) -> Messages:
+        """A family, and itself."""
         return self
 
     def Metric(self, labels: dict[str, str]) -> Messages:  # noqa: N802 - Triton's name

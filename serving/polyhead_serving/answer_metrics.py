@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ SEND_EVERY_S = 1.0
 SEND_AT_LEAST_EVERY_S = 30.0
 MOST_OF_THE_TIME = 0.001  # that this thread computes
 # Counting many texts at once is cheap. More are not kept, so that memory is bounded.
-MOST_TEXTS = 4096
+MOST_REQUESTS = 4096
 MOST_SCORES = 1 << 20
 
 
@@ -48,15 +49,15 @@ class AnswerMetrics:
     ) -> None:
         self._counter = counter
         self._log = log
-        self._lock = threading.Lock()
-        self._scores: list[Scores] = []
-        self._truncated: list[bool] = []
-        self._scripts: list[str] = []
-        self._waiting = 0  # how many numbers `_scores` holds
+        # Scores of some texts, whether each was cut, and their scripts. A deque needs no lock.
+        self._waiting: deque[tuple[Scores, list[bool], list[str]]] = deque()
+        self._waiting_scores = 0  # about so many numbers
+        self._lock = threading.Lock()  # of `_counts`
         self._counts = np.zeros(len(counter.buckets), dtype=np.int64)  # since the last sending
         self._metrics: list[Any] = []  # those to count first, one per bucket
         self._families: list[Any] = []  # a family must live longer than its metrics
         self._closing = threading.Event()
+        self._is_over = False
         self._thread = threading.Thread(target=self._send_all, name="polyhead-answer-metrics", daemon=True)
         try:
             self._create(family, dict(labels), expected)
@@ -71,15 +72,11 @@ class AnswerMetrics:
         Args:
             scores: ``(n, schema.width)``; NaN for a text with an error. They must not be changed afterwards.
         """
-        if not self._thread.is_alive():
+        if self._is_over:
             return
-        with self._lock:
-            self._scores.append(scores)
-            self._truncated += [text.truncated for text in encoded]
-            self._scripts += [text.script for text in encoded]
-            self._waiting += scores.size
-            is_much = len(self._scripts) >= MOST_TEXTS or self._waiting >= MOST_SCORES
-        if is_much:
+        self._waiting.append((scores, [text.truncated for text in encoded], [text.script for text in encoded]))
+        self._waiting_scores += scores.size
+        if self._waiting_scores >= MOST_SCORES or len(self._waiting) >= MOST_REQUESTS:
             try:
                 self._count()
             except Exception as error:
@@ -87,6 +84,7 @@ class AnswerMetrics:
 
     def close(self) -> None:
         """Sends what is left."""
+        self._is_over = True
         self._closing.set()
         if self._thread.is_alive():
             self._thread.join(5)
@@ -127,16 +125,25 @@ class AnswerMetrics:
             self._metrics[place].increment(int(counts[place]))
 
     def _count(self) -> None:
-        with self._lock:
-            scores, self._scores = self._scores, []
-            truncated, self._truncated = self._truncated, []
-            scripts, self._scripts = self._scripts, []
-            self._waiting = 0
+        scores: list[Scores] = []
+        truncated: list[bool] = []
+        scripts: list[str] = []
+        self._waiting_scores = 0
+        for _ in range(len(self._waiting)):
+            try:
+                some, are_cut, of_scripts = self._waiting.popleft()
+            except IndexError:  # another thread has counted them
+                break
+            scores.append(some)
+            truncated += are_cut
+            scripts += of_scripts
         if scores:
             counts = self._counter.count(np.concatenate(scores), truncated, scripts)
             with self._lock:
                 self._counts += counts
 
     def _give_up(self, error: Exception) -> None:
+        self._is_over = True
         self._closing.set()
+        self._waiting.clear()
         self._log(f"polyhead counts no more answers: {error!r}")

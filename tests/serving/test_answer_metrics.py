@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -149,11 +148,16 @@ def test_messages_do_not_grow_with_the_texts(metrics: tuple[AnswerMetrics, Count
 
 def test_texts_that_wait_are_bounded(metrics: tuple[AnswerMetrics, Counting], monkeypatch: pytest.MonkeyPatch) -> None:
     """With too many of them, the thread that brings one counts all, so no more are kept."""
-    monkeypatch.setattr(answer_metrics, "MOST_TEXTS", 10)
+    monkeypatch.setattr(answer_metrics, "MOST_REQUESTS", 10)
     running, _ = metrics
     for number in range(25):
         running.add(ENCODED, SCORES)
-        assert len(running._scripts) < 10, number
+        assert len(running._waiting) < 10, number
+    monkeypatch.setattr(answer_metrics, "MOST_REQUESTS", 1000)
+    monkeypatch.setattr(answer_metrics, "MOST_SCORES", 5 * SCHEMA.width)
+    for number in range(25):
+        running.add(ENCODED, SCORES)
+        assert len(running._waiting) < 10, number
 
 
 def test_threads_count_together(metrics: tuple[AnswerMetrics, Counting]) -> None:
@@ -172,8 +176,5 @@ def test_after_the_end_nothing_is_kept(metrics: tuple[AnswerMetrics, Counting]) 
     """A closed one takes no more texts."""
     running, _ = metrics
     running.close()
-    deadline = time.monotonic() + 10
-    while running._thread.is_alive():
-        assert time.monotonic() < deadline
     running.add(ENCODED, SCORES)
-    assert running._scripts == []
+    assert not running._waiting
