@@ -106,7 +106,8 @@ def evaluate_files(
     """Answer labelled texts as the server would, and report how good the answers are.
 
     Writes index.html (one page, for a browser), metrics.json, predictions.parquet, suspects.csv (labels that are
-    probably wrong), README.md (a model card) and distribution.json (what the model says; see docs/watch.md). A label that training never saw counts as wrong, and is listed.
+    probably wrong), README.md (a model card) and distribution.json (what the model says, see docs/watch.md). A label
+    that training never saw counts as wrong, and is listed.
     """
     console = Console()
     target = output or Path(f"{checkpoint.resolve().name}-evaluation")
