@@ -19,6 +19,7 @@ from polyhead.checkpoint_files import DISTRIBUTION, read_json
 from polyhead.errors import CheckpointError, describe, shortened
 from polyhead.schema import Head, HeadKind, Number, Schema
 from polyhead.scripts import SCRIPTS
+from polyhead.terminal import printable
 
 # A server has a few time series per bucket, so their number is bounded.
 MOST_HEADS = 50  # further heads are not counted
@@ -166,13 +167,14 @@ def buckets_of(
 def answer_buckets(head: Head, labels: Sequence[str], schema: Schema) -> list[str]:
     """The names of a head's buckets of answers: of its `labels`, and of what they do not cover.
 
-    Names are short and unique: a label is cut, and gets its number if it would be mistaken for another one.
+    Names are printable, short and unique: a label is cut, and gets its number if it would be mistaken for another one.
     """
     others = [REST] * (len(labels) < len(head.labels))
     others += [EMPTY] * (head.kind == HeadKind.MULTI_LABEL) + [REJECTED] * (head in schema.rejecting_heads)
     taken, names = {REST, EMPTY, REJECTED}, []
     for label in labels:
-        name = label if len(label) <= MOST_CHARACTERS else f"{label[:MOST_CHARACTERS]}…"
+        name = printable(label)
+        name = name if len(name) <= MOST_CHARACTERS else f"{name[:MOST_CHARACTERS]}…"
         while name in taken or (name != label and name in head.index_of):
             name = f"{name} #{head.index_of[label]}"
         taken.add(name)

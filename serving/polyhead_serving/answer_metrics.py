@@ -19,6 +19,7 @@ from polyhead.answer_counter import AnswerCounter
 from polyhead.decode import Scores
 from polyhead.distribution import Distribution
 from polyhead.encode import EncodedText
+from polyhead.terminal import printable
 
 SEND_EVERY_S = 1.0
 SEND_AT_LEAST_EVERY_S = 30.0
@@ -54,7 +55,8 @@ class AnswerMetrics:
         self._waiting_scores = 0  # about so many numbers
         self._lock = threading.Lock()  # of `_counts`
         self._counts = np.zeros(len(counter.buckets), dtype=np.int64)  # since the last sending
-        self._metrics: list[Any] = []  # those to count first, one per bucket
+        self._metrics: list[Any] = []  # one per bucket
+        self._expected: list[Any] = []
         self._families: list[Any] = []  # a family must live longer than its metrics
         self._closing = threading.Event()
         self._is_over = False
@@ -97,13 +99,13 @@ class AnswerMetrics:
         self._families = [counter, gauge]
         # Replicas with different checkpoints under one version number are compared apart, each with its own rows.
         labels["reference"] = "" if expected is None else expected.reference()
+        texts = {} if expected is None else expected.texts_per_bucket(self._counter.schema)
         for bucket in self._counter.buckets:
-            self._metrics.append(counter.Metric(labels={**labels, **bucket._asdict()}))
-        if expected is not None:
-            for bucket, texts in expected.texts_per_bucket(self._counter.schema).items():
-                metric = gauge.Metric(labels={**labels, **bucket._asdict()})
-                metric.set(texts)
-                self._metrics.append(metric)
+            all_labels = {**labels, "of": bucket.of, "head": printable(bucket.head), "bucket": bucket.bucket}
+            self._metrics.append(counter.Metric(labels=all_labels))
+            if bucket in texts:
+                self._expected.append(gauge.Metric(labels=all_labels))
+                self._expected[-1].set(texts[bucket])
 
     def _send_all(self) -> None:
         pause_s = SEND_EVERY_S

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyhead.answer_counter import AnswerCounter
+from polyhead.checkpoint import read_checkpoint
 from polyhead.decode import DecodeOptions, decode
 from polyhead.distribution import Bucket, Distribution, answer_buckets, distribution_of, most_labels, usual_edges
 from polyhead.errors import CheckpointError
 from polyhead.schema import NO_SCORE, Head, Schema
+from tests.tiny import TEXTS, write_distribution
 
 SCHEMA = Schema(
     [
@@ -115,11 +118,12 @@ def test_counts_are_those_of_the_decoded_answers(rows: list[list[float]]) -> Non
 
 def test_names_of_buckets_are_short_and_different() -> None:
     """Long labels are cut, and a label that is called like another bucket gets its number."""
-    long = ["x" * 100, "x" * 100 + "y", "(rejected)", "(none)", "plain", "x" * 80 + "…"]
+    long = ["x" * 100, "x" * 100 + "y", "(rejected)", "(none)", "plain", "x" * 80 + "…", "a\u2028b\0"]
     head = Head(name="h", kind="single_label", labels=tuple(long), reject_below=0.5)
     names = answer_buckets(head, long, Schema([head]))
     assert names == [
-        "x" * 80 + "… #0", "x" * 80 + "… #1", "(rejected) #2", "(none) #3", "plain", "x" * 80 + "…", "(rejected)",
+        "x" * 80 + "… #0", "x" * 80 + "… #1", "(rejected) #2", "(none) #3", "plain", "x" * 80 + "…",
+        "a\\u2028b\\x00", "(rejected)",
     ]  # fmt: skip
 
 
@@ -205,3 +209,16 @@ def test_a_damaged_distribution_is_refused(tmp_path: Path, damage: Any, said: st
         Distribution.read(path, SCHEMA)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_holds_its_distribution(damaged: Callable[[], Path]) -> None:
+    """It is read with the checkpoint, may be missing, and fails the load if it is of other heads."""
+    path = damaged()
+    assert read_checkpoint(path).distribution is None
+    written = write_distribution(path, TEXTS)
+    assert read_checkpoint(path).distribution == written
+    assert written.texts == len(TEXTS)
+    assert written.counts["truncated"][""] == {"no": len(TEXTS) - 1, "yes": 1}
+    distribution().write(path)
+    with pytest.raises(CheckpointError, match=r"distribution\.json: "):
+        read_checkpoint(path)
