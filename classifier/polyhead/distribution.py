@@ -80,12 +80,10 @@ class Distribution(BaseModel):
         """
         try:
             found = cls.model_validate(read_json(path))
-        except ValidationError as error:
-            raise CheckpointError(f"{path}: {describe(error)}") from error
-        try:
             found.check(schema)
         except ValueError as error:
-            raise CheckpointError(f"{path}: {error}") from error
+            what = describe(error) if isinstance(error, ValidationError) else error
+            raise CheckpointError(f"{path}: {what}. Remove this file; polyhead-evaluate writes another one") from error
         return found
 
     def write(self, folder: Path) -> None:

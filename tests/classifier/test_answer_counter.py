@@ -200,7 +200,7 @@ DAMAGES: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize(("damage", "said"), DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_distribution_is_refused(tmp_path: Path, damage: Any, said: str) -> None:
-    """One line names the file and what is wrong."""
+    """One line names the file, what is wrong and what to do."""
     content = distribution().model_dump()
     damage(content)
     path = tmp_path / "distribution.json"
@@ -209,6 +209,7 @@ def test_a_damaged_distribution_is_refused(tmp_path: Path, damage: Any, said: st
         Distribution.read(path, SCHEMA)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith(". Remove this file; polyhead-evaluate writes another one")
 
 
 def test_a_checkpoint_holds_its_distribution(damaged: Callable[[], Path]) -> None:
