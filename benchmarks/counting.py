@@ -74,7 +74,6 @@ def main(options: Sequence[str] | None = None) -> None:
     figure, axes = plt.subplots(figsize=(6, 2.5))
     axes.barh(list(found), [100 * row["share_of_cpu"] for row in found.values()])
     axes.set_xlabel("counting, % of the CPU time per text")
-    figure.tight_layout()
     write_result(arguments.output, found, figure)
 
 
