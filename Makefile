@@ -136,6 +136,10 @@ bench-serving: data/debian/train.jsonl .venv-triton/.ready .venv-peers/.ready .v
 bench-tail: $(CHECKPOINT)/config.json data/debian/train.jsonl .venv-triton/.ready .nginx/.ready ## Measure the slowest answers of the real server and its refusals: 12 minutes on 2 cores
 	$(PY) -m benchmarks.tail --checkpoint $(CHECKPOINT)
 
+.PHONY: bench-counting
+bench-counting: data/debian/train.jsonl ## Measure what counting the answers costs: 5 minutes on 2 cores
+	$(PY) -m benchmarks.counting
+
 .PHONY: bench-client
 bench-client: $(CHECKPOINT)/config.json .venv-triton/.ready .venv-peers/perf_analyzer/perf_analyzer ## Compare the client with perf_analyzer, tritonclient and requests, and bulk scoring with the engine: 12 minutes on 2 cores
 	$(PY) -m benchmarks.scoring

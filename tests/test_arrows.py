@@ -51,9 +51,9 @@ ALLOWED = {
 # before it, and parts of its own line.
 LAYERS = {
     "polyhead": [
-        "errors files interrupt machine other_folders schema template terminal windows",
+        "errors files interrupt machine other_folders schema scripts template terminal windows",
         "precision heads checkpoint_files decode",
-        "body golden ngrams weights",
+        "body distribution golden ngrams weights",
         "checkpoint",
         "cut_word",
         "encode",

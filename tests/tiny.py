@@ -8,15 +8,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import GPT2Config
 
 from polyhead.checkpoint import Spec, read_checkpoint, renew_golden, write_checkpoint
+from polyhead.distribution import Distribution
 from polyhead.golden import GoldenRow
+from polyhead.predictor import Predictor
 from polyhead.schema import Architecture, Head, Schema
 from polyhead.windows import LongTexts
+from polyhead_training.evaluation.answer_distribution import answer_distribution
+from polyhead_training.evaluation.evaluation import Evaluation
 from polyhead_training.fitting.checkpoint_writing import golden_rows
 from polyhead_training.model.modeling import build_model
 from polyhead_training.model.tokenizer import train_tokenizer
@@ -155,3 +160,22 @@ def write_model(
         ),
         metrics={},
     )
+
+
+def write_distribution(path: Path, texts: list[str]) -> Distribution:
+    """Adds ``distribution.json`` to a checkpoint, as if these texts were its validation rows."""
+    predictor = Predictor.load(path, precision="fp32")
+    encoded = predictor.encode(texts)
+    evaluation = Evaluation(
+        schema=predictor.schema,
+        max_length=predictor.max_length,
+        texts=texts,
+        labels=np.full((len(texts), predictor.schema.label_width), np.nan, np.float32),
+        scores=predictor.score(encoded),
+        token_counts=np.array([text.token_count for text in encoded], np.int32),
+        truncated=np.array([text.truncated for text in encoded]),
+        metrics={},
+    )
+    found = answer_distribution(evaluation)
+    found.write(path)
+    return found

@@ -1,7 +1,8 @@
 """The checkpoint: a folder that describes itself. Only this module reads and writes it.
 
 ``config.json`` (a GPT-2 config plus one ``polyhead`` section), ``model.safetensors``, perhaps ``ngrams.safetensors``,
-``tokenizer.json``, ``golden.jsonl``, ``metrics.json``, ``report/``. No pickled file is ever read.
+``tokenizer.json``, ``golden.jsonl``, ``metrics.json``, perhaps ``distribution.json``, ``report/``. No pickled file is
+ever read.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from polyhead.body import Body
-from polyhead.checkpoint_files import NGRAMS, parse_json, read_config, read_json, read_text
+from polyhead.checkpoint_files import DISTRIBUTION, NGRAMS, parse_json, read_config, read_json, read_text
+from polyhead.distribution import Distribution
 from polyhead.errors import CheckpointError, SchemaError, TemplateError, describe, one_line, shortened
 from polyhead.files import replaced_file, replaced_folder
 from polyhead.golden import GoldenRow, complete_rows, prove_view, read_rows, row_line
@@ -106,6 +108,7 @@ class Checkpoint:
 
     Attributes:
         config: the content of config.json.
+        distribution: of its answers to validation rows; None in imported models and those of older releases.
     """
 
     path: Path
@@ -116,6 +119,7 @@ class Checkpoint:
     tensors: dict[str, torch.Tensor] = field(repr=False)
     tokenizer: Tokenizer
     ngrams: NGrams | None = None
+    distribution: Distribution | None = field(default=None, repr=False)
 
     def build_head(self) -> nn.Module:
         """The head module in eval mode, with the checkpoint's weights."""
@@ -180,7 +184,9 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
     )
     ngrams = read_ngrams(path / NGRAMS, schema.width) if spec.ngrams else None
     tokenizer = _read_tokenizer(path / "tokenizer.json", body)
-    return Checkpoint(path, config, body, spec, schema, tensors, tokenizer, ngrams)
+    found = path / DISTRIBUTION
+    distribution = Distribution.read(found, schema) if found.exists() else None
+    return Checkpoint(path, config, body, spec, schema, tensors, tokenizer, ngrams, distribution)
 
 
 def check_output(path: Path | str) -> None:

@@ -20,8 +20,9 @@ from polyhead.errors import CheckpointError
 from polyhead.other_folders import what_it_is
 
 NGRAMS = "ngrams.safetensors"
-FILES = ("config.json", "model.safetensors", NGRAMS, "tokenizer.json", "golden.jsonl", "metrics.json")
-OPTIONAL = frozenset({NGRAMS, "metrics.json"})
+DISTRIBUTION = "distribution.json"
+FILES = ("config.json", "model.safetensors", NGRAMS, "tokenizer.json", "golden.jsonl", "metrics.json", DISTRIBUTION)
+OPTIONAL = frozenset({NGRAMS, "metrics.json", DISTRIBUTION})
 REPORT = "report"  # a folder of files
 
 # Far above what real models need: a tokenizer of 256,000 tokens has 20 MB.

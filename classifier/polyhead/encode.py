@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from polyhead.cut_word import added_tokens, first_tokens_are_certain, word_pieces
+from polyhead.scripts import scripts_of
 from polyhead.template import Template
 from polyhead.windows import Windows
 
@@ -35,6 +36,7 @@ class EncodedText:
         is_plain: whether it came as plain text although the model declares fields.
         ngram_logits: float32 ``(schema.width,)``: what the n-grams add to the network's logits; None if there are none.
         windows: how it is cut, if it has more than one window.
+        script: of its letters, see `polyhead.scripts`; empty if there is an error.
     """
 
     token_ids: Sequence[int]
@@ -43,6 +45,7 @@ class EncodedText:
     is_plain: bool = False
     ngram_logits: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
     windows: Windows | None = None
+    script: str = field(default="", compare=False)
 
     @property
     def token_count(self) -> int:
@@ -91,8 +94,10 @@ def encode(
             is_short = len(text) == len(_first_bytes(text, FIRST_BYTES * max_length))
             (short if is_short else long)[position] = text
     # The fast way finds no offsets, which only cut texts need.
-    for position, found in zip(short, _encodings(tokenizer.encode_batch_fast, list(short.values())), strict=True):
-        encoded[position] = UNKNOWN if found is None else _keep(found.ids, max_length)
+    whole = list(short.values())
+    encodings = _encodings(tokenizer.encode_batch_fast, whole)
+    for position, found, script in zip(short, encodings, scripts_of(whole), strict=True):
+        encoded[position] = UNKNOWN if found is None else _keep(found.ids, max_length, script)
     if long:
         encoded |= zip(long, _encode_long(list(long.values()), tokenizer, max_length), strict=True)
     if ngrams is not None:
@@ -131,7 +136,7 @@ def encode_elements(
 def _encode_long(texts: Sequence[str], tokenizer: Tokenizer, max_length: int) -> list[EncodedText]:
     """Tokenizes as much of each text as its first `max_length` tokens need."""
     encoded: dict[int, EncodedText] = {}
-    size, most = FIRST_BYTES * max_length, most_bytes(tokenizer, max_length)
+    size, most, scripts = FIRST_BYTES * max_length, most_bytes(tokenizer, max_length), scripts_of(texts)
     while rest := [position for position in range(len(texts)) if position not in encoded]:
         beginnings = [_first_bytes(texts[position], size) for position in rest]
         for position, beginning, found in zip(
@@ -142,7 +147,7 @@ def _encode_long(texts: Sequence[str], tokenizer: Tokenizer, max_length: int) ->
                 if is_whole or size == most:
                     encoded[position] = UNKNOWN
             elif is_whole or _tells_first_tokens(found, beginning, tokenizer, max_length):
-                encoded[position] = _keep(found.ids, max_length)
+                encoded[position] = _keep(found.ids, max_length, scripts[position])
             elif size == most:
                 reason = f"the text's first {len(beginning)} characters have too few words"
                 encoded[position] = EncodedText((), error=reason)
@@ -219,7 +224,7 @@ def read_text(text: str | bytes) -> str:
     return text
 
 
-def _keep(ids: list[int], max_length: int) -> EncodedText:
+def _keep(ids: list[int], max_length: int, script: str) -> EncodedText:
     if not ids:
         return EncodedText((), error="the text has no tokens")
-    return EncodedText(ids[:max_length], truncated=len(ids) > max_length)
+    return EncodedText(ids[:max_length], truncated=len(ids) > max_length, script=script)

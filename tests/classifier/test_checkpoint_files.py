@@ -28,6 +28,7 @@ def checkpoint(base_checkpoint: Path, tmp_path: Path) -> Path:
     """A tiny checkpoint with a report."""
     path = Path(shutil.copytree(base_checkpoint, tmp_path / "checkpoint"))
     (path / "report" / "index.html").write_text("<html>", encoding="utf-8")
+    (path / "distribution.json").write_text("{}", encoding="utf-8")
     return path
 
 
@@ -62,7 +63,7 @@ def make_socket(path: Path) -> None:
         os.chdir(before)
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "metrics.json", "report", "report/index.html"])
+@pytest.mark.parametrize("name", ["config.json", "metrics.json", "distribution.json", "report", "report/index.html"])
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -80,7 +81,7 @@ def test_what_is_no_regular_file_is_refused(
     """A link to a file or a folder, absolute, relative or broken, a pipe and a socket are one line; nothing waits."""
     (tmp_path / "secret.txt").write_text(SECRET, encoding="utf-8")
     path = checkpoint / name
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     make(path)
     for refuse in (checkpoint_files, lambda folder: copy_checkpoint(folder, tmp_path / "copy")):
         with pytest.raises(CheckpointError, match=message) as caught:
@@ -120,8 +121,9 @@ def test_a_file_that_becomes_a_link_during_the_copy_is_refused(
 
 
 def test_a_missing_file_is_named(checkpoint: Path) -> None:
-    """Only metrics.json and report/ may be missing."""
+    """Only metrics.json, distribution.json and report/ may be missing."""
     shutil.rmtree(checkpoint / "report")
+    (checkpoint / "distribution.json").unlink()
     (checkpoint / "metrics.json").unlink()
     assert len(checkpoint_files(checkpoint)) == 4
     (checkpoint / "golden.jsonl").unlink()

@@ -57,6 +57,23 @@ def restarts(reason: str) -> str:
     return supervisor("polyhead_restarts_total", "a", f',reason="{reason}"')
 
 
+def says(
+    replica: str, of: str, per_minute: dict[str, float], rows: dict[str, int], reference: str = "1234abcd"
+) -> dict[str, str]:
+    """What a replica says: texts per minute in each bucket, and validation rows in each."""
+    labels = f',reference="{reference}",of="{of}",head="{"" if of == "script" else "topic"}",bucket="{{}}"'
+    return {
+        triton("polyhead_distribution_total", replica, labels.format(bucket)): f"0+{texts:g}x120"
+        for bucket, texts in per_minute.items()
+    } | {
+        triton("polyhead_distribution_expected", replica, labels.format(bucket)): f"{texts}x120"
+        for bucket, texts in rows.items()
+    }
+
+
+VALIDATION = {"news": 800, "sport": 200, "(rest)": 0}
+
+
 def healthy() -> dict[str, str]:
     """Two replicas with 600 requests of one text per minute each, and one sample per minute, for two hours."""
     series = {}
@@ -84,6 +101,8 @@ def healthy() -> dict[str, str]:
         series[triton("polyhead_waiting_texts", replica)] = (
             "1x120"  # whenever Prometheus looks, one text happens to wait
         )
+        series |= says(replica, "answers", {"news": 480, "sport": 120, "(rest)": 0}, VALIDATION)
+        series |= says(replica, "script", {"latin": 600, "cyrillic": 0}, {"latin": 1000, "cyrillic": 0})
         series |= waits(replica, 18, {"0.025": 300, "0.1": 600, "1": 600, "2.5": 600})
     return series
 
@@ -91,6 +110,8 @@ def healthy() -> dict[str, str]:
 NONE_READY = {supervisor("polyhead_ready", replica): "1x59 0x60" for replica in REPLICAS}
 GONE = {name: "1x59 stale" for name in healthy() if name.startswith(("up", "polyhead_ready"))}
 YESTERDAY = {triton("polyhead_texts_total", replica): f"0+600x{DAY} {600 * DAY}+1x120" for replica in REPLICAS}
+
+DRIFTING = ',reference="1234abcd",of="answers",head="topic",'
 
 # What happens: the series that differ, the minute at which to look, and what fires then; no more and no less.
 SCENARIOS: dict[str, tuple[dict[str, str], int, set[str]]] = {
@@ -194,6 +215,62 @@ SCENARIOS: dict[str, tuple[dict[str, str], int, set[str]]] = {
         110,
         {"PolyheadErrorTexts"},
     ),
+    "answers change": (
+        says("a", "answers", {"news": 60, "sport": 540, "(rest)": 0}, VALIDATION),
+        110,
+        {"PolyheadDrift"},
+    ),
+    "answers change at one of two replicas and a little": (
+        says("a", "answers", {"news": 420, "sport": 180, "(rest)": 0}, VALIDATION),
+        110,
+        set(),
+    ),
+    "answers have changed for ten minutes": (
+        {
+            triton("polyhead_distribution_total", "a", f'{DRIFTING}bucket="{bucket}"'): f"0+{usual}x100 {end}+{now}x20"
+            for bucket, usual, end, now in (("news", 48, 4800, 0), ("sport", 12, 1200, 6000))
+        },
+        110,
+        set(),
+    ),
+    "answers change at a new version that is rolled out": (
+        says("a", "answers", {"news": 120, "sport": 480}, {"news": 200, "sport": 800}, reference="5678abcd"),
+        110,
+        set(),
+    ),
+    "a few texts are different": (
+        {
+            key: value
+            for replica in REPLICAS
+            for key, value in says(replica, "answers", {"news": 0, "sport": 1, "(rest)": 0}, VALIDATION).items()
+        },
+        110,
+        set(),
+    ),
+    "few validation rows cannot tell": (
+        {
+            key: value
+            for replica in REPLICAS
+            for key, value in says(
+                replica, "answers", {"news": 300, "sport": 300, "(rest)": 0}, {"news": 8, "sport": 2, "(rest)": 0}
+            ).items()
+        },
+        110,
+        set(),
+    ),
+    "texts of another script come": (
+        says("a", "script", {"latin": 300, "cyrillic": 300}, {"latin": 1000, "cyrillic": 0}),
+        110,
+        {"PolyheadDrift"},
+    ),
+    "a model has no validation rows": (
+        {
+            triton("polyhead_distribution_total", "a", f',of="answers",head="h",bucket="{bucket}"'): "0+99x120"
+            for bucket in "xyz"
+        },
+        110,
+        set(),
+    ),
     "yesterday's callers stay away": (YESTERDAY, DAY + 60, {"PolyheadNoTraffic"}),
     "there was none yesterday either": (
         {triton("polyhead_texts_total", replica): f"0+12x{DAY + 120}" for replica in REPLICAS},
@@ -207,7 +284,11 @@ def unit_test(name: str, series: dict[str, str], minute: int, expected: set[str]
     """promtool's form of a scenario."""
     everything = healthy()
     if minute > 120:  # beyond the day only what the scenario says; else all of these would have gone
-        everything = {key: value.replace("x120", f"x{DAY + 120}") for key, value in everything.items()}
+        everything = {
+            key: value.replace("x120", f"x{DAY + 120}")
+            for key, value in everything.items()
+            if "distribution" not in key  # promtool takes long for a day of six-hour windows
+        }
     everything |= series
     return {
         "name": name,
@@ -244,6 +325,41 @@ def run_scenarios(folder: Path, scenarios: dict[str, tuple[dict[str, str], int, 
 def test_each_alert_fires_when_it_should(tmp_path: Path) -> None:
     """In each scenario, exactly the expected alerts fire."""
     assert not (said := run_scenarios(tmp_path, SCENARIOS)), said
+
+
+def test_the_distance_is_the_population_stability_index(tmp_path: Path) -> None:
+    """Recorded numbers are those computed by hand; an empty bucket counts as a share of 0.001."""
+    of_head = '{head="topic",model="m",namespace="n",of="%s",reference="1234abcd",version="1"}'
+    series: dict[str, str] = {}
+    for replica in REPLICAS:
+        # (0.5 - 0.8) ln(0.5 / 0.8) + (0.5 - 0.2) ln(0.5 / 0.2) = 0.4159
+        series |= says(replica, "answers", {"news": 5, "sport": 5, "(rest)": 0}, {"news": 80, "sport": 20, "(rest)": 0})
+        # (0.001 - 0.1) ln(0.001 / 0.1) + (0.1 - 0.001) ln(0.1 / 0.001) = 0.9118
+        series |= says(replica, "scores", {"0.9": 9, "0.95": 0, "1": 1}, {"0.9": 90, "0.95": 10, "1": 0})
+    expected = {
+        "round(polyhead:distribution:psi6h, 0.0001)": {"answers": 0.4159, "scores": 0.9118},
+        "round(polyhead:distribution:texts6h)": {"answers": 7200, "scores": 7200},  # 6 h, 2 replicas, 10 per minute
+        # (1 / 7200 + 1 / 100) (2 + 3.09 sqrt(4)) = 0.0829
+        "round(polyhead:distribution:chance6h, 0.0001)": {"answers": 0.0829, "scores": 0.0829},
+    }
+    test = {
+        "name": "psi",
+        "interval": "1m",
+        "input_series": [{"series": key, "values": value.replace("x120", "x420")} for key, value in series.items()],
+        "promql_expr_test": [
+            {
+                "expr": expression,
+                "eval_time": "400m",
+                "exp_samples": [{"labels": of_head % of, "value": value} for of, value in values.items()],
+            }
+            for expression, values in expected.items()
+        ],
+    }
+    file = tmp_path / "psi.yml"
+    content = {"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": [test]}
+    file.write_text(yaml.safe_dump(content, width=10_000), encoding="utf-8")
+    result = promtool("test", "rules", file)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def labels_of(expression: str) -> set[str]:

@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 from loadtest.local_server import VENV, LocalServer
+from tests.deploy.conftest import KNOWN_TEXTS
 from tests.deploy.dashboard import queries
 from tests.deploy.prometheus import FOLDER, RULES, Prometheus, promtool, rules
 from tests.e2e.plain_json import infer_json, json_body
 from tests.e2e.proxied import Proxied
-from tests.tiny import TEXTS
 
 SCRAPES = 4  # a rate needs two; the rules read each other
 GIVE_UP_S = 60
@@ -50,7 +50,7 @@ def traffic(served: LocalServer) -> LocalServer:
 
 def ask(served: LocalServer) -> None:
     """Sends one request of all kinds of texts."""
-    status, _ = infer_json(served.url("http"), json_body([*TEXTS, *["many words " * 100] * 5, " "], ["PREDICTION"]))
+    status, _ = infer_json(served.url("http"), json_body([*KNOWN_TEXTS, " "], ["PREDICTION"]))
     assert status == 200
 
 
@@ -58,8 +58,8 @@ def ask(served: LocalServer) -> None:
 def prometheus(traffic: LocalServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """A Prometheus that has scraped that server several times, with requests in between."""
     folder = tmp_path_factory.mktemp("prometheus")
-    quick = RULES.read_text(encoding="utf-8").replace("interval: 15s", "interval: 1s")
-    assert quick.count("interval: 1s") == 2
+    quick = re.sub(r"interval: (15s|1m)", "interval: 1s", RULES.read_text(encoding="utf-8"))
+    assert quick.count("interval: 1s") == 3
     (folder / RULES.name).write_text(quick, encoding="utf-8")
     behind = {"INFERENCE": traffic.url("http"), "METRICS": traffic.url("metrics"), "PROBE": traffic.url("probe")}
     with Proxied(**behind) as proxied, Prometheus(config_in_a_pod(proxied), folder) as running:

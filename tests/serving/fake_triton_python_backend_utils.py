@@ -65,6 +65,12 @@ class Metric:
             raise TritonModelException("Failed to increment metric value")
         self.values.append(value)
 
+    def set(self, value: float) -> None:
+        """Replaces a gauge's value."""
+        if self.kind != MetricFamily.GAUGE:
+            raise TritonModelException("Failed to set metric value")
+        self.values[:] = [value]
+
     def observe(self, value: float) -> None:
         """Takes a histogram's observation."""
         if self.kind != MetricFamily.HISTOGRAM:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 from typer.testing import CliRunner
 
+from polyhead.distribution import Distribution
 from polyhead.predictor import NOT_FINITE, Predictor
 from polyhead_training.evaluate_command import app, recorded_training
-from tests.tiny import OVERFLOWING, TEXTS, overflow, write_tiny_checkpoint
+from tests.tiny import OVERFLOWING, SCHEMA, TEXTS, overflow, write_tiny_checkpoint
 
 TOPICS, MOODS = ("news", "sport", "science"), ("happy", "sad", "angry", "calm")
 
@@ -65,9 +67,13 @@ def test_what_is_evaluated_is_what_is_served(base_checkpoint: Path, tmp_path: Pa
         accuracy_score([topics[i] for i in german], [named[i] for i in german])
     )
     assert [found["rows"] for found in metrics["slices"]["price"].values()] == [10] * 4
+    said = Distribution.read(output / "distribution.json", SCHEMA)
+    assert said.counts["answers"]["topic"] == dict.fromkeys(TOPICS, 0) | Counter(named)
+    assert said.labels["topic"][0] == Counter(named).most_common(1)[0][0]
     table = pandas.read_parquet(output / "predictions.parquet")
     assert table["text"].tolist() == [row["text"] for row in rows]
     assert table["topic_label"].tolist() == named
+    assert said.edges["stars"] == pytest.approx(table["stars_value"].quantile(np.arange(1, 10) / 10), rel=1e-4)
     assert table["topic_true"].tolist() == topics
     assert [list(found) for found in table["mood_labels"]] == [answer["mood"]["labels"] for answer in answers]
     assert table["truncated"].sum() == metrics["truncated"] > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ def test_eight_rows_are_learnt(tmp_path: Path, architecture: str) -> None:
     assert result.exit_code == 0, result.output
     checkpoint = tmp_path / "out"
     assert sorted(path.name for path in checkpoint.iterdir()) == [
-        "config.json", "golden.jsonl", "metrics.json", "model.safetensors", "report", "tokenizer.json",
+        "config.json", "distribution.json", "golden.jsonl", "metrics.json", "model.safetensors", "report",
+        "tokenizer.json",
     ]  # fmt: skip
     assert {"index.html", "history.json", "training.json"} <= {path.name for path in (checkpoint / "report").iterdir()}
     predictor = Predictor.load(checkpoint)
@@ -80,6 +82,11 @@ def test_eight_rows_are_learnt(tmp_path: Path, architecture: str) -> None:
         assert heads["stars"]["value"] == pytest.approx(row["stars"], abs=0.3)
     metrics = json.loads((checkpoint / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["validation"]["topic"]["accuracy"] == 1
+    expected = predictor.checkpoint.distribution
+    assert expected is not None
+    assert expected.texts == len(ROWS)
+    assert expected.counts["answers"]["topic"] == Counter(row["topic"] for row in ROWS)
+    assert sum(expected.counts["scores"]["stars"].values()) == len(ROWS)
     assert "training, 100 %: " in result.stderr
     assert all(part in result.stderr for part in (" of 150 steps", "loss ", "tokens/s ", " left"))
 

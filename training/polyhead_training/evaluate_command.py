@@ -106,7 +106,8 @@ def evaluate_files(
     """Answer labelled texts as the server would, and report how good the answers are.
 
     Writes index.html (one page, for a browser), metrics.json, predictions.parquet, suspects.csv (labels that are
-    probably wrong) and README.md (a model card). A label that training never saw counts as wrong, and is listed.
+    probably wrong), README.md (a model card) and distribution.json (what the model says, see docs/watch.md). A label
+    that training never saw counts as wrong, and is listed.
     """
     console = Console()
     target = output or Path(f"{checkpoint.resolve().name}-evaluation")
@@ -163,6 +164,7 @@ def evaluate_checkpoint(
 
     from polyhead.predictor import Predictor
     from polyhead_training.data.corpus import read_split
+    from polyhead_training.evaluation.answer_distribution import answer_distribution
     from polyhead_training.evaluation.baselines import Baselines
     from polyhead_training.evaluation.evaluation import evaluate
     from polyhead_training.evaluation.notes import notes_of
@@ -209,6 +211,7 @@ def evaluate_checkpoint(
         with replaced_folder(target) as fresh:
             name = checkpoint.resolve().name
             write_report(fresh, evaluation, name=name, source=", ".join(data), **recorded_training(checkpoint))
+            answer_distribution(evaluation).write(fresh)
     except OSError as error:
         raise ConfigError(f"{target}: cannot be written ({error})") from error
     return evaluation

@@ -29,6 +29,7 @@ import orjson
 import torch
 import triton_python_backend_utils as pb_utils
 
+from polyhead.answer_counter import AnswerCounter
 from polyhead.decode import DecodeOptions, are_answers
 from polyhead.encode import EncodedText
 from polyhead.errors import MachineError, OptionError, PolyheadError
@@ -36,6 +37,8 @@ from polyhead.predictor import Predictor
 from polyhead.scheduler import CancelledRequestError, ExpiredError, RefusedError, Scheduler
 from polyhead.schema import NO_SCORE
 from polyhead.text_queue import ScoreRequest
+from polyhead_serving.answer_metrics import AnswerMetrics
+from polyhead_serving.canary import CANARY_TEXT
 from polyhead_serving.instance_config import InstanceConfig
 from polyhead_serving.model_metrics import InstanceState, ModelMetrics, RequestsRecord
 from polyhead_serving.responses import Responses
@@ -126,6 +129,9 @@ class TritonPythonModel:
         engine = {"precision": self.predictor.precision, "device": str(self.predictor.device)}
         labels = {"model": args["model_name"], "version": args["model_version"]}
         self.metrics = ModelMetrics(pb_utils.MetricFamily, labels, engine, self.state, log_error)
+        expected = self.predictor.checkpoint.distribution
+        counter = AnswerCounter.of(self.predictor.schema, expected)
+        self.answers = AnswerMetrics(pb_utils.MetricFamily, labels, counter, expected, log_error)
         self.scheduler = Scheduler(
             self.predictor,
             self.config.limits,
@@ -178,6 +184,7 @@ class TritonPythonModel:
         self.scheduler.close()
         self.senders.shutdown()
         self.metrics.close()
+        self.answers.close()
 
     def accept(self, requests: Sequence[Any], responses: TritonResponses, record: RequestsRecord) -> None:
         """Reads the requests, tokenizes the texts of all together, and queues those that need scores."""
@@ -274,6 +281,8 @@ class TritonPythonModel:
         tensors = []
         if scoring is not None:
             scores = scoring.scores
+            if request.texts != [CANARY_TEXT.encode()]:
+                self.answers.add(request.encoded, scores)
             have_answers = are_answers(scores)
             if not have_answers.all():
                 readable = np.array([text.error is None for text in request.encoded])

@@ -31,6 +31,7 @@ from polyhead_rows.progress import progress
 from polyhead_training.config import TrainingConfig
 from polyhead_training.data.corpus import Corpus, Split
 from polyhead_training.errors import ConfigError, DataError
+from polyhead_training.evaluation.answer_distribution import answer_distribution
 from polyhead_training.evaluation.baselines import fit_baselines
 from polyhead_training.evaluation.evaluation import Evaluation, evaluate
 from polyhead_training.evaluation.linear_model import LinearModel
@@ -133,6 +134,8 @@ def write_evaluated(
                 measured = baselines.measure(evaluation.texts, evaluation.labels, corpus.schema)
                 evaluation = replace(evaluation, baselines=measured, baselines_note=baselines.note)
             metrics[name] = evaluation.metrics
+            if name == "validation":
+                answer_distribution(evaluation).write(fresh)
             evaluations.append(evaluation)
         *others, evaluation = evaluations
         if config.data.shift_column is not None:
