@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-FILE = re.compile(r"answers-[0-9]{8}T[0-9]{9}Z-[0-9a-f]{8}\.jsonl")
+FILE = re.compile(r"answers-[0-9]{8}T[0-9]{12}Z-[0-9a-f]{8}\.jsonl")
 FILES = 16  # a full file has this share of the bound
 ROTATE_S = 3600.0
 CLEAN_EVERY_S = 60.0
@@ -91,9 +91,7 @@ class RotatedFiles:
     def _open(self) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         while True:
-            now = datetime.now(UTC)
-            name = f"answers-{now:%Y%m%dT%H%M%S}{now.microsecond // 1000:03}Z-{secrets.token_hex(4)}.jsonl"
-            path = self._folder / name
+            path = self._folder / f"answers-{datetime.now(UTC):%Y%m%dT%H%M%S%f}Z-{secrets.token_hex(4)}.jsonl"
             self._file, self._size, self._opened = os.open(path, OPEN, 0o600), 0, time.monotonic()
             with suppress(OSError):  # some network file systems have no locks
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

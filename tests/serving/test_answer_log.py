@@ -101,7 +101,9 @@ def test_an_entry_says_what_was_answered(make: Callable[..., Log], predictor: Pr
     ((scores),) = predictor.score(predictor.encode([b"Rain and sport"]))
     for head in predictor.schema.single_label_heads:
         found = first["scores"][head.name]
-        assert [np.float32(found[label]) for label in head.labels] == scores[predictor.schema.columns[head.name]].tolist()
+        assert [np.float32(found[label]) for label in head.labels] == scores[
+            predictor.schema.columns[head.name]
+        ].tolist()
         assert list(found.values()) == sorted(found.values(), reverse=True)
     (answer,) = predictor.predict([b"Rain and sport"], DecodeOptions(top_k=2, threshold=0.0))
     assert first["answers"] == {
@@ -346,9 +348,7 @@ def test_without_a_folder_nothing_is_logged() -> None:
     assert given == {"other": "1"}
 
 
-def test_a_model_logs_what_it_answers(
-    served_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_logs_what_it_answers(served_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """model.py logs texts with their scores, the request's id and the checkpoint, and counts them in the metrics."""
     monkeypatch.setattr(pb_utils.MetricFamily, "registry", {})
     folder = tmp_path / "log"
