@@ -29,6 +29,7 @@ from polyhead.files import FULL
 from polyhead.predictor import NOT_FINITE, Predictor
 from polyhead.schema import Head, HeadKind
 from polyhead.template import as_text, json_object
+from polyhead_serving.canary import PROBE_ID
 from polyhead_serving.rotated_files import RotatedFiles
 
 KEY_VARIABLE = "POLYHEAD_ANSWER_LOG_KEY"
@@ -41,7 +42,6 @@ MOST_WAITING_BYTES = 32 * MEGABYTE
 MOST_LABELS = 100  # of a head in an entry: those with the highest scores
 MOST_ID = 200  # characters
 TELL_EVERY_S = 60.0
-PROBE_ID = "polyhead-probe"  # requests with this id are the product's own checks and are not logged
 DEFAULTS = {"answer_log_share": "0.01", "answer_log_texts": "plain", "answer_log_mb": "1024", "answer_log_days": "30"}
 NAMES = ("answer_log", *DEFAULTS)  # of parameters in config.pbtxt
 
