@@ -188,6 +188,7 @@ def evaluate_checkpoint(
     from polyhead_training.evaluation.baselines import Baselines
     from polyhead_training.evaluation.evaluation import evaluate
     from polyhead_training.evaluation.notes import notes_of
+    from polyhead_training.evaluation.reasons import with_reasons
     from polyhead_training.evaluation.report import check_report_folder, write_report
     from polyhead_training.evaluation.slices import SliceOptions
 
@@ -231,6 +232,8 @@ def evaluate_checkpoint(
         say(f"note: {line}")
     if target is None:
         return evaluation
+    if report.reasons:
+        evaluation = with_reasons(evaluation, predictor, show_progress=True)
     try:
         with replaced_folder(target) as fresh:
             name = checkpoint.resolve().name

@@ -24,6 +24,7 @@ from polyhead_training.evaluation.slices import SliceOptions, score_slices
 from polyhead_training.evaluation.suspects import Suspect, find_suspects
 
 if TYPE_CHECKING:
+    from polyhead_client.explanation import Reason
     from polyhead_training.data.answer_log import LoggedScores
     from polyhead_training.data.corpus import Split  # its libraries take seconds to import
 
@@ -53,6 +54,7 @@ class Evaluation:
         baselines_note: one sentence about how they came to be.
         suspects: labels in the data that are probably wrong, the most certain first.
         shift: by head, how these rows compare with rows like those that were trained on; empty if that is not known.
+        reasons: by head, text and label: why the most confident mistakes were made.
     """
 
     schema: Schema
@@ -78,6 +80,7 @@ class Evaluation:
     baselines_note: str = ""
     suspects: list[Suspect] = field(default_factory=list)
     shift: dict[str, HeadShift] = field(default_factory=dict)
+    reasons: Mapping[tuple[str, int, str], Reason] = field(default_factory=dict)
 
     @cached_property
     def answers(self) -> list[HeadAnswers]:
