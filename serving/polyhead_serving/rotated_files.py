@@ -84,9 +84,10 @@ class RotatedFiles:
 
     def close(self) -> None:
         """Ends the current file; the next line begins another one."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            with suppress(OSError):  # of a late write, on a network file system
+                os.close(file)
 
     def _open(self) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import tritonclient.http
+from typer.testing import CliRunner
 
 from loadtest.local_server import LocalServer
 from polyhead.checkpoint_files import checkpoint_id
 from polyhead.export import export_checkpoint
+from polyhead.predictor import Predictor
 from polyhead_client import Client
+from polyhead_training.data.answer_log import LoggedScores
+from polyhead_training.dataset import app
 from tests.e2e.processes import ONE_THREAD, model_processes
 from tests.e2e.proxied import Proxied
 from tests.e2e.test_metrics import value, wait_until
@@ -123,6 +128,21 @@ def test_what_was_answered_is_logged(logging: LocalServer, folder: Path) -> None
     assert (folder / "logged").stat().st_mode & 0o777 == 0o700
     assert {file.stat().st_mode & 0o777 for file in (folder / "logged").iterdir()} == {0o600}
     assert count(logging, "dropped", "logged") == 0
+
+
+def test_the_log_is_measured_and_labelled(logging: LocalServer, folder: Path) -> None:
+    """Training's commands read what the server wrote: the scores are the engine's, and the texts can be labelled."""
+    texts = ["A text to measure", "Rain and snow"]
+    before = count(logging, "entries", "logged")
+    with Client(logging.url("http"), "logged") as client:
+        client.classify(texts)
+    wait_until(lambda: count(logging, "entries", "logged") >= before + 2)
+    predictor = Predictor.load(folder / "checkpoint")
+    logged = LoggedScores([str(folder / "logged")], folder / "checkpoint", predictor.schema, texts, None)
+    np.testing.assert_allclose(logged.scores(texts), predictor.score(predictor.encode(texts)), atol=1e-5)
+    result = CliRunner().invoke(app, ["from-log", str(folder / "logged"), str(folder / "to_label.csv")])
+    assert result.exit_code == 0, result.output
+    assert set(texts) <= set(pandas.read_csv(folder / "to_label.csv")["text"])
 
 
 def test_a_share_is_logged(logging: LocalServer, folder: Path) -> None:
