@@ -181,7 +181,7 @@ class AnswerLog:
                     )
                 )
         except Exception as error:
-            self._say(f"an answer could not be logged: {error!r}")
+            self._say(f"an answer could not be logged: {type(error).__name__}")  # its message may quote the text
 
     def close(self) -> None:
         """Writes what waits, unless the disk takes longer than a few seconds, and ends the thread."""
@@ -237,7 +237,7 @@ class AnswerLog:
             line = self._line(answer)
         except Exception as error:
             self._drop("unwritable", 1)
-            self._say(f"an answer could not be logged: {error!r}")
+            self._say(f"an answer could not be logged: {type(error).__name__}")  # its message may quote the text
             return None
         if len(line) > self._files.longest:
             self._drop("too_large", 1)

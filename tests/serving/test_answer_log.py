@@ -312,6 +312,24 @@ def test_a_full_disk_drops_and_counts(make: Callable[..., Log], tmp_path: Path) 
     assert entries(tmp_path / "log")[-1]["text"] == "Sport"
 
 
+def test_a_fault_costs_one_entry_and_tells_nothing(
+    make: Callable[..., Log], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An entry that cannot be built is counted, the others are written, and the server's log does not quote the text."""
+    log = make()
+    text = log.log._text
+
+    def fail(element: bytes) -> dict[str, Any]:
+        return text(element if element == b"Rain" else element.decode("ascii").encode())
+
+    monkeypatch.setattr(log.log, "_text", fail)
+    log.offer("Größe".encode(), b"Rain")
+    log.close()
+    assert [entry["text"] for entry in entries(tmp_path / "log")] == ["Rain"]
+    assert log.total("answer_log_dropped") == {"unwritable": 1}
+    assert log.told == ["an answer could not be logged: UnicodeDecodeError"]
+
+
 def test_a_folder_that_cannot_be_written_drops_and_counts(make: Callable[..., Log], tmp_path: Path) -> None:
     """A file in the place of the folder, for example: answers are dropped, and the log says why."""
     (tmp_path / "log").write_text("")
