@@ -315,7 +315,7 @@ def test_a_full_disk_drops_and_counts(make: Callable[..., Log], tmp_path: Path) 
 def test_a_fault_costs_one_entry_and_tells_nothing(
     make: Callable[..., Log], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An entry that cannot be built is counted, the others are written, and the server's log does not quote the text."""
+    """An entry that cannot be built is counted, the others are written, and no text is quoted."""
     log = make()
     text = log.log._text
 
