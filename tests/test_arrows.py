@@ -36,7 +36,7 @@ ALLOWED = {
     "serving/polyhead_serving": {"polyhead", "tritonclient"},
     "rows/polyhead_rows": set(),
     "training/polyhead_training": {
-        "polyhead", "polyhead_rows", "torch", "transformers", "datasets", "sklearn", "matplotlib",
+        "polyhead", "polyhead_rows", "polyhead_client", "torch", "transformers", "datasets", "sklearn", "matplotlib",
     },
     "scoring/polyhead_scoring": {"polyhead", "polyhead_rows", "polyhead_client", "torch", "ray"},
     "client/polyhead_client": {"tritonclient"},

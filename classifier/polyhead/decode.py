@@ -22,6 +22,7 @@ class DecodeOptions(BaseModel):
         top_k: a single_label head names this many labels (default 1), a multi_label head at most this many.
         threshold: replaces the thresholds of all labels in all multi_label heads.
         reject_below: replaces that of all single_label heads; 0 rejects nothing.
+        private: the answer log leaves the texts of this request out; it changes no answer.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -29,6 +30,7 @@ class DecodeOptions(BaseModel):
     top_k: int | None = Field(default=None, ge=1)
     threshold: float | None = Field(default=None, ge=0, le=1)
     reject_below: float | None = Field(default=None, ge=0, le=1)
+    private: bool = False
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any]) -> DecodeOptions:

@@ -75,6 +75,7 @@ class AsyncClient(Settings):
         timeout_s: float | None = None,
         raise_on_error: bool = False,
         reject_below: float | None = None,
+        private: bool = False,
     ) -> Prediction: ...
     @overload
     async def classify(
@@ -85,6 +86,7 @@ class AsyncClient(Settings):
         timeout_s: float | None = None,
         raise_on_error: bool = False,
         reject_below: float | None = None,
+        private: bool = False,
     ) -> list[Prediction]: ...
 
     async def classify(
@@ -95,10 +97,11 @@ class AsyncClient(Settings):
         timeout_s: float | None = None,
         raise_on_error: bool = False,
         reject_below: float | None = None,
+        private: bool = False,
     ) -> Prediction | list[Prediction]:
         """Like `Client.classify`."""
         deadline = self._deadline(timeout_s)
-        parameters = build_parameters(top_k, threshold, reject_below)
+        parameters = build_parameters(top_k, threshold, reject_below, private)
         one = isinstance(texts, str | Mapping)
         predictions = await self._ask("classify", [texts] if one else texts, PREDICTION, parameters, deadline)
         if raise_on_error:
@@ -114,10 +117,11 @@ class AsyncClient(Settings):
         threshold: float | None = None,
         timeout_s: float | None = None,
         reject_below: float | None = None,
+        private: bool = False,
     ) -> AsyncGenerator[Prediction, None]:
         """Like `Client.stream`, with tasks; the texts may also come from an asynchronous iterable."""
         request_timeout_s = self._deadline(timeout_s).timeout_s
-        parameters = build_parameters(top_k, threshold, reject_below)
+        parameters = build_parameters(top_k, threshold, reject_below, private)
         most_texts = self.batch_size if batch_size is None else check_count("batch_size", batch_size)
         rows = texts if isinstance(texts, AsyncIterable) or is_table(texts) else iterate(texts)
         batches = cut_async(self._rows(rows, request_timeout_s), most_texts, self.max_request_bytes)
@@ -137,16 +141,17 @@ class AsyncClient(Settings):
         threshold: float | None = None,
         timeout_s: float | None = None,
         reject_below: float | None = None,
+        private: bool = False,
     ) -> list[bytes]:
         """Like `Client.classify_json`."""
         deadline = self._deadline(timeout_s)
-        parameters = build_parameters(top_k, threshold, reject_below)
+        parameters = build_parameters(top_k, threshold, reject_below, private)
         return await self._ask("classify", texts, PREDICTION_JSON, parameters, deadline)
 
-    async def scores(self, texts: Texts, timeout_s: float | None = None) -> NDArray[np.float32]:
+    async def scores(self, texts: Texts, timeout_s: float | None = None, private: bool = False) -> NDArray[np.float32]:
         """Like `Client.scores`."""
         deadline = self._deadline(timeout_s)
-        rows = await self._ask("scores", texts, SCORES, {}, deadline)
+        rows = await self._ask("scores", texts, SCORES, build_parameters(private=private), deadline)
         if not rows:
             schema = await self._run("schema", self._operations.schema(deadline), deadline)
             return np.empty((0, schema.width), dtype=np.float32)

@@ -75,6 +75,7 @@ class Client(Settings):
         timeout_s: float | None = None,
         raise_on_error: bool = False,
         reject_below: float | None = None,
+        private: bool = False,
     ) -> Prediction: ...
     @overload
     def classify(
@@ -85,6 +86,7 @@ class Client(Settings):
         timeout_s: float | None = None,
         raise_on_error: bool = False,
         reject_below: float | None = None,
+        private: bool = False,
     ) -> list[Prediction]: ...
 
     def classify(
@@ -95,6 +97,7 @@ class Client(Settings):
         timeout_s: float | None = None,
         raise_on_error: bool = False,
         reject_below: float | None = None,
+        private: bool = False,
     ) -> Prediction | list[Prediction]:
         """Classifies one text or several.
 
@@ -107,6 +110,7 @@ class Client(Settings):
             raise_on_error: raises TextError for the first text without an answer.
             reject_below: replaces that of all single_label heads: an answer whose best score is below it has no label.
                 0 rejects nothing; None leaves it to the model.
+            private: keeps these texts out of the server's answer log, if it has one.
 
         Returns:
             One prediction for a str or dict; for a list a list, one per text in the same order. A text without an
@@ -116,7 +120,7 @@ class Client(Settings):
             PolyheadClientError: see `polyhead_client.errors`.
         """
         deadline = self._deadline(timeout_s)
-        parameters = build_parameters(top_k, threshold, reject_below)
+        parameters = build_parameters(top_k, threshold, reject_below, private)
         one = isinstance(texts, str | Mapping)
         predictions = self._ask("classify", [texts] if one else texts, PREDICTION, parameters, deadline)
         if raise_on_error:
@@ -132,6 +136,7 @@ class Client(Settings):
         threshold: float | None = None,
         timeout_s: float | None = None,
         reject_below: float | None = None,
+        private: bool = False,
     ) -> Generator[Prediction, None, None]:
         """Classifies the texts of any iterable, such as a generator or a file, and yields predictions in its order.
 
@@ -147,12 +152,13 @@ class Client(Settings):
             threshold: as for `classify`.
             timeout_s: how long each request may take; the client's if None.
             reject_below: as for `classify`.
+            private: as for `classify`.
 
         Raises:
             PolyheadClientError: see `polyhead_client.errors`; for bad arguments at once.
         """
         request_timeout_s = self._deadline(timeout_s).timeout_s
-        parameters = build_parameters(top_k, threshold, reject_below)
+        parameters = build_parameters(top_k, threshold, reject_below, private)
         most_texts = self.batch_size if batch_size is None else check_count("batch_size", batch_size)
         rows = texts if is_table(texts) else iterate(texts)
         batches = cut(self._rows(rows, request_timeout_s), most_texts, self.max_request_bytes)
@@ -171,14 +177,20 @@ class Client(Settings):
         threshold: float | None = None,
         timeout_s: float | None = None,
         reject_below: float | None = None,
+        private: bool = False,
     ) -> list[bytes]:
         """Like `classify` of a list, but returns the server's JSON as it came, for pipes and load tests."""
         deadline = self._deadline(timeout_s)
-        parameters = build_parameters(top_k, threshold, reject_below)
+        parameters = build_parameters(top_k, threshold, reject_below, private)
         return self._ask("classify", texts, PREDICTION_JSON, parameters, deadline)
 
-    def scores(self, texts: Texts, timeout_s: float | None = None) -> NDArray[np.float32]:
+    def scores(self, texts: Texts, timeout_s: float | None = None, private: bool = False) -> NDArray[np.float32]:
         """All heads' calibrated scores.
+
+        Args:
+            texts: as for `classify`.
+            timeout_s: as for `classify`.
+            private: as for `classify`.
 
         Returns:
             float32 ``(n, schema().width)``, columns as in `ModelSchema.column_names`; a row of NaN for a text without
@@ -188,7 +200,7 @@ class Client(Settings):
             PolyheadClientError: see `polyhead_client.errors`.
         """
         deadline = self._deadline(timeout_s)
-        rows = self._ask("scores", texts, SCORES, {}, deadline)
+        rows = self._ask("scores", texts, SCORES, build_parameters(private=private), deadline)
         if not rows:
             schema = self._run("schema", self._operations.schema(deadline), deadline)
             return np.empty((0, schema.width), dtype=np.float32)
@@ -205,7 +217,8 @@ class Client(Settings):
         """Explains an answer: how much each word moved the score, found by leaving it out.
 
         In a long text whole sentences are left out first, then the words of the strongest ones. A word that occurs at
-        several places is also left out at all of them. The server needs nothing for this: it scores the shorter texts.
+        several places is also left out at all of them. The server needs nothing for this: it scores the shorter texts,
+        and keeps none of them in its answer log.
 
         Args:
             text: a str or, if the model declares fields, a dict of them.

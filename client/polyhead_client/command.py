@@ -166,6 +166,7 @@ def classify(
     reject_below: Annotated[
         float | None, _ask("No label for single_label heads whose best score is below; 0 rejects none.", min=0, max=1)
     ] = None,
+    private: Annotated[bool, _ask("Keep the texts out of the server's answer log.")] = False,
     batch_size: Annotated[int, _ask("Texts per request.", min=1)] = 64,
     workers: Annotated[int, _ask("Requests at a time.", min=1, max=MOST_WORKERS)] = CONCURRENCY,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per text instead of a table.")] = False,
@@ -182,7 +183,7 @@ def classify(
         if first is None:
             raise UsageError("no texts: standard input is empty")
         lines = chain([first], lines)
-    answers = answer_lines(client, lines, batch_size, workers, top_k, threshold, reject_below)
+    answers = answer_lines(client, lines, batch_size, workers, top_k, threshold, reject_below, private)
     errors = print_json(answers) if json else print_table(answers)
     if errors:
         raise typer.Exit(1)

@@ -71,6 +71,7 @@ def answer_lines(
     top_k: int | None,
     threshold: float | None,
     reject_below: float | None = None,
+    private: bool = False,
 ) -> Iterator[tuple[str, Prediction]]:
     """Yields each line with its answer, in order. A line that cannot be sent has its reason as the error.
 
@@ -81,7 +82,9 @@ def answer_lines(
         PolyheadClientError: see `Client.stream`; the lines before it have been yielded.
     """
     unread = deque(islice(lines, 1))  # read again after a refused request
-    options: dict[str, Any] = {"top_k": top_k, "threshold": threshold, "reject_below": reject_below}
+    options: dict[str, Any] = {
+        "top_k": top_k, "threshold": threshold, "reject_below": reject_below, "private": private
+    }  # fmt: skip
     waiting: deque[Line] = deque()  # read, and not yet yielded
 
     def texts() -> Iterator[str]:

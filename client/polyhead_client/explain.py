@@ -19,7 +19,7 @@ from polyhead_client.fields import fields_json
 from polyhead_client.leaving_out import REPLACED, LeftOut, Scores, leave_out
 from polyhead_client.operations import CANARY, PREDICTION, SCHEMA, SCORES, ModelOutput
 from polyhead_client.prediction import MultiLabel, Prediction, Regression, SingleLabel
-from polyhead_client.request import Parameters, check_count
+from polyhead_client.request import PROBE, Parameters, check_count
 from polyhead_client.schema import ModelSchema
 from polyhead_client.words import Removed, SplitText, TextPart, Value, value_text
 
@@ -36,7 +36,7 @@ class Question:
 
     texts: list[Any]
     output: ModelOutput[Any]
-    parameters: Parameters = field(default_factory=dict)
+    parameters: Parameters = field(default_factory=lambda: dict(PROBE))
 
 
 Answers = list[Any]  # one per text, as the output's `read` returns them
@@ -158,7 +158,9 @@ def _find_end(split: SplitText, tolerance: float) -> Generator[Question, Answers
         if not lengths:
             break
         beginnings = [split.without(range(length, count)) for length in lengths]
-        whole, *found = yield Question([split.without(()), *beginnings], PREDICTION, {"top_k": 1, "threshold": 0.0})
+        whole, *found = yield Question(
+            [split.without(()), *beginnings], PREDICTION, {**PROBE, "top_k": 1, "threshold": 0.0}
+        )
         texts += len(found) + 1
         for length, beginning in sorted(zip(lengths, found, strict=True), key=lambda pair: pair[0]):
             if beginning.truncated and _same(beginning, whole, tolerance):

@@ -110,6 +110,7 @@ def _arguments(call: Call, headers: Mapping[str, str], deadline: Deadline) -> tu
     if call.kind == "ready":
         return "is_model_ready", arguments
     asked = {"inputs": call.inputs, "outputs": call.outputs, "parameters": call.parameters}
+    asked |= {"request_id": call.request_id}
     return "infer", {**arguments, **asked, "timeout": max(int(remaining_s * 1e6), 1)}
 
 

@@ -26,7 +26,7 @@ from polyhead_client.errors import (
 )
 from polyhead_client.fields import fields_json, is_table, table_rows
 from polyhead_client.prediction import Prediction
-from polyhead_client.request import Call, Deadline, Parameters, infer_call
+from polyhead_client.request import PROBE, Call, Deadline, Parameters, infer_call
 from polyhead_client.retry import Pause, RetryLoop, Steps
 from polyhead_client.schema import ModelSchema
 
@@ -205,7 +205,7 @@ class Operations:
             return (yield from self.ask_batch(batch, output, parameters, deadline))
 
     def _canary(self) -> Call:
-        return self._call([CANARY], PREDICTION, {})
+        return self._call([CANARY], PREDICTION, PROBE)
 
     def _call(self, rows: Sequence[bytes], output: ModelOutput[Any], parameters: Parameters) -> Call:
         return infer_call(self.model, rows, output.name, parameters, self.version, self.module)

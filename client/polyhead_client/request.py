@@ -28,7 +28,9 @@ GRPC_PACKAGE = "'tritonclient[grpc]'"
 LARGEST_ANSWER = 256 * 2**20  # bytes
 LARGEST_ERROR = 64 * 2**10  # bytes that are read of the body of an error
 
-Parameters = dict[str, int | float]
+Parameters = dict[str, int | float | str]
+REQUEST_ID = "request_id"  # among the parameters, it becomes the request's id
+PROBE: Parameters = {REQUEST_ID: "polyhead-probe"}  # of requests that the server's answer log leaves out
 
 
 class Deadline:
@@ -94,6 +96,7 @@ class Call:
     inputs: list[Any] = field(default_factory=list)  # tritonclient's InferInput, of its HTTP or gRPC module
     outputs: list[Any] = field(default_factory=list)  # its InferRequestedOutput
     parameters: Parameters = field(default_factory=dict)
+    request_id: str = ""
 
     @property
     def kind(self) -> str:
@@ -152,7 +155,7 @@ def infer_call(
         model: the model's name.
         rows: texts as UTF-8.
         output: the output's name.
-        parameters: from `build_parameters`.
+        parameters: from `build_parameters`, or `PROBE`.
         version: the newest if empty.
         module: ``tritonclient.http`` or ``tritonclient.grpc``, which have the same class names.
     """
@@ -160,10 +163,17 @@ def infer_call(
     column[:, 0] = rows
     tensor = module.InferInput("TEXT", list(column.shape), "BYTES")
     tensor.set_data_from_numpy(column)
-    return Call(model, version, len(rows), [tensor], [module.InferRequestedOutput(output)], parameters or {})
+    sent = dict(parameters or {})
+    request_id = str(sent.pop(REQUEST_ID, ""))
+    return Call(model, version, len(rows), [tensor], [module.InferRequestedOutput(output)], sent, request_id)
 
 
-def build_parameters(top_k: int | None, threshold: float | None, reject_below: float | None = None) -> Parameters:
+def build_parameters(
+    top_k: int | None = None,
+    threshold: float | None = None,
+    reject_below: float | None = None,
+    private: bool = False,
+) -> Parameters:
     """Request parameters for the options that are not None.
 
     Raises:
@@ -179,6 +189,10 @@ def build_parameters(top_k: int | None, threshold: float | None, reject_below: f
             raise UsageError(f"{name} must be a number in [0, 1], got {value!r}")  # NaN fails the comparison
         # gRPC sends an int with another type than a float, and the server expects a float.
         parameters[name] = float(value)
+    if not isinstance(private, bool):
+        raise UsageError(f"private must be True or False, got {private!r}")
+    if private:  # older servers do not know it
+        parameters["private"] = True
     return parameters
 
 
@@ -215,6 +229,7 @@ def encode(call: Call, headers: Mapping[str, str], remaining_s: float) -> HttpRe
     body, header_length = InferenceServerClient.generate_request_body(
         call.inputs,
         outputs=call.outputs,
+        request_id=call.request_id,
         timeout=max(int(remaining_s * 1e6), 1),
         parameters=call.parameters,
     )

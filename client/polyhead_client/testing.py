@@ -83,6 +83,7 @@ class Asked:
     model: str
     version: str
     headers: dict[str, str]
+    request_id: str = ""
 
 
 @dataclass
@@ -171,7 +172,7 @@ class FakeServer:
         parameters = {name: value for name, value in header.get("parameters", {}).items() if name != "timeout"}
         names = [output["name"] for output in header["outputs"]]
         with self._lock:
-            self.requests.append(Asked(texts, names, parameters, model, version, sent))
+            self.requests.append(Asked(texts, names, parameters, model, version, sent, header.get("id", "")))
         if len(texts) > self.max_batch_size:
             refusal = f"inference request batch-size must be <= {self.max_batch_size} for '{model}'"
             return HttpReply(400, {}, json.dumps({"error": refusal}).encode())

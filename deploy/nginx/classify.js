@@ -8,7 +8,7 @@ import json from 'json.js';
 
 const MOST_TEXTS = 64; // max_batch_size in config.pbtxt
 const MOST_SECONDS = 2000; // Triton reads `timeout` as microseconds
-const FIELDS = ['texts', 'top_k', 'threshold', 'reject_below', 'timeout_s', 'model', 'version'];
+const FIELDS = ['texts', 'top_k', 'threshold', 'reject_below', 'private', 'timeout_s', 'model', 'version'];
 // In njs, $ also matches before a line end.
 const MODEL = /^[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}$(?!\n)/;
 const VERSION = /^[1-9][0-9]{0,17}$(?!\n)/;
@@ -83,6 +83,12 @@ function readQuestion(r) {
     if (asked.reject_below !== undefined) {
         check(isNumber(asked.reject_below, 0, 1), 'reject_below: must be a number from 0 to 1; 0 rejects nothing');
         parameters.reject_below = asked.reject_below;
+    }
+    if (asked.private !== undefined) {
+        check(typeof asked.private === 'boolean', 'private: must be true or false');
+        if (asked.private) {
+            parameters.private = true;
+        }
     }
     if (asked.timeout_s !== undefined) {
         check(isNumber(asked.timeout_s, 1e-6, MOST_SECONDS), 'timeout_s: must be a number above 0, at most ' + MOST_SECONDS);

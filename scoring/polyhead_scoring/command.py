@@ -91,6 +91,7 @@ def score(
         option(OUTPUT, "Replaces the reject_below of all single-label heads: an answer with a lower score has no "
                "label. 0 rejects nothing.", min=0, max=1),
     ] = None,
+    private: Annotated[bool, option(SERVER, "Keep the texts out of the server's answer log.", "--private")] = False,
     partition_tokens: Annotated[
         int | None,
         option(OUTPUT, "A partition has about this many tokens. 50,000 by default, 500,000 if the output is a folder, "
@@ -146,8 +147,8 @@ def score(
         request = Request(
             data=tuple(data), output=output, read=_read_options(format, delimiter, encoding, no_header, columns),
             text_column=text_column, keep=tuple(dict.fromkeys(keep or ())) or None, prefix=prefix, top_k=top_k,
-            threshold=threshold, reject_below=reject_below, partition_tokens=partition_tokens, restart=restart,
-            progress=not quiet,
+            threshold=threshold, reject_below=reject_below, private=private, partition_tokens=partition_tokens,
+            restart=restart, progress=not quiet,
         )  # fmt: skip
         way: dict[str, Any]
         if server is not None:

@@ -38,12 +38,13 @@ class ScoringOptions(BaseModel):
     top_k: int | None = None
     threshold: float | None = None
     reject_below: float | None = None
+    private: bool = False
     partition_tokens: int | None = None
 
     @property
     def decoding(self) -> dict[str, Any]:
         """The options of a request to a server, and of `polyhead.decode.DecodeOptions`."""
-        return self.model_dump(include={"top_k", "threshold", "reject_below"})
+        return self.model_dump(include={"top_k", "threshold", "reject_below", "private"})
 
 
 class Request(ScoringOptions):

@@ -11,6 +11,7 @@ from typing import Any
 from polyhead.errors import OptionError
 from polyhead.machine import usable_cores
 from polyhead.scheduler import QueueLimits
+from polyhead_serving.answer_log import NAMES, AnswerLogConfig
 
 AT_ONCE_S = 0.1
 
@@ -26,6 +27,7 @@ class InstanceConfig:
         at_once_s: how long `execute` waits for answers, in seconds, before it returns without them. Returning an answer
             costs less than sending it later. But while `execute` waits, new requests cannot reach the queue.
         limits: bounds of the queue.
+        answer_log: what is logged; None: nothing.
     """
 
     instances: int
@@ -33,10 +35,11 @@ class InstanceConfig:
     max_batch_size: int
     at_once_s: float
     limits: QueueLimits
+    answer_log: AnswerLogConfig | None = None
 
     @classmethod
     def read(cls, model_config: Mapping[str, Any]) -> InstanceConfig:
-        """Reads Triton's form of config.pbtxt, and POLYHEAD_THREADS.
+        """Reads Triton's form of config.pbtxt, POLYHEAD_THREADS and POLYHEAD_ANSWER_LOG_KEY.
 
         Raises:
             OptionError: a parameter is unknown or out of range.
@@ -49,12 +52,13 @@ class InstanceConfig:
             default_timeout_s=_number(given, "default_timeout_s", default.default_timeout_s),
         )
         at_once_s = _number(given, "at_once_s", AT_ONCE_S)
+        logged = AnswerLogConfig.read(given)
         if given:
-            known = "at_once_s, default_timeout_s, queue_texts, queue_tokens"
+            known = ", ".join(("at_once_s", "default_timeout_s", "queue_texts", "queue_tokens", *NAMES))
             raise OptionError(f"config.pbtxt: unknown parameter {min(given)}; known are {known}")
         groups = model_config.get("instance_group", [])
         instances = sum(group["count"] * max(1, len(group.get("gpus", []))) for group in groups)
-        return cls(instances, _threads(groups), model_config["max_batch_size"], at_once_s, limits)
+        return cls(instances, _threads(groups), model_config["max_batch_size"], at_once_s, limits, logged)
 
 
 def _number(given: dict[str, str], name: str, default: float) -> float:

@@ -16,6 +16,7 @@ import orjson
 
 from polyhead.decode import Scores
 from polyhead.errors import PolyheadError
+from polyhead_serving.canary import PROBE_ID
 from polyhead_serving.ports import AddressError, check_listener
 from polyhead_serving.triton import ADMIN_HEADER, CLOSED_RULE, InstallError
 
@@ -140,7 +141,12 @@ class LiveServer:
         while True:
             try:
                 return self._call(
-                    self._client.infer, self._model, [tensor], outputs=wanted, client_timeout=REQUEST_TIMEOUT_S
+                    self._client.infer,
+                    self._model,
+                    [tensor],
+                    outputs=wanted,
+                    request_id=PROBE_ID,
+                    client_timeout=REQUEST_TIMEOUT_S,
                 )
             except _BusyError:
                 if deadline is None or time.monotonic() > deadline:

@@ -34,10 +34,16 @@ COUNTERS = {
     "plain_texts": "Texts that came as plain text although the model declares fields",
     "merged_texts": "Texts that got the scores of an equal text that waited at the same time",
     "micro_batches": "Computed micro-batches: they show that the model makes progress",
+    "answer_log_entries": "Answers written to the answer log",
+    "answer_log_removed_files": "Files of the answer log removed because they were too many or too old",
 }
 REASONS = {
     "refused_requests": ("Requests refused when they arrived, by reason", ("queue_full", "deadline")),
     "dropped_requests": ("Requests accepted but not computed to the end, by reason", ("expired", "cancelled")),
+    "answer_log_dropped": (
+        "Sampled answers that are not in the answer log, by reason",
+        ("queue_full", "disk_full", "disk_error", "too_large", "unwritable"),
+    ),
 }
 
 
@@ -158,6 +164,13 @@ class ModelMetrics:
                 self._observe("stage_seconds", "compute", record.compute_s)
                 self._observe("micro_batch_texts", "", record.texts)
                 self._observe("micro_batch_tokens", "", record.tokens)
+
+    def record_answer_log(self, counts: Mapping[tuple[str, str], int]) -> None:
+        """Adds counts of the answer log, by name and reason. Never waits for the server and never raises."""
+        if not self._thread.is_alive():
+            return
+        with self._lock:
+            self._counts.update(counts)
 
     def close(self) -> None:
         """Sends what is left and takes this instance out of ``polyhead_instances``."""

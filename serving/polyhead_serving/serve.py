@@ -58,6 +58,7 @@ Other environment variables:
                        (gRPC metadata: 'triton-grpc-protocol-{ADMIN_HEADER}'); nobody can use them if it is not set
   POLYHEAD_THREADS     threads of a model process; by default its share of the cores
   POLYHEAD_PRECISION   auto (default), fp32, bf16 or int8: docs/precision.md
+  POLYHEAD_ANSWER_LOG_KEY   the secret of an answer log of hashes: docs/answer_log.md
 
 \b
 Exit codes: 0 stopped by a signal; 1 the first start failed, or accepted requests were lost at the end;

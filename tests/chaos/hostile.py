@@ -194,7 +194,7 @@ def types(draw: Draw) -> Hostile:
 
 def parameters(draw: Draw) -> Hostile:
     """Unknown options, options with wrong values, and Triton's own that could do harm."""
-    names = ("top_k", "threshold", "reject_below", "timeout", "priority", "sequence_id", "sequence_start",
+    names = ("top_k", "threshold", "reject_below", "private", "timeout", "priority", "sequence_id", "sequence_start",
              "binary_data_output", "x", "classification", "shared_memory_region", "shared_memory_byte_size",
              "shared_memory_offset", "binary_data_size", "binary_data", "triton_enable_empty_final_response",
              *NAUGHTY[:100])  # fmt: skip

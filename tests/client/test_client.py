@@ -25,7 +25,9 @@ from polyhead_client import (
     UnknownNameError,
     UsageError,
 )
+from polyhead_client.request import PROBE, REQUEST_ID
 from polyhead_client.testing import Failure, FakeServer
+from polyhead_serving.canary import PROBE_ID
 from tests.client.fake_triton import ANSWER, SAID, SCORES
 from tests.client.surface import Ask
 
@@ -224,6 +226,31 @@ def test_numpy_scalars_are_numbers(ask: Ask, server: FakeServer) -> None:
     assert server.requests[0].parameters == {"top_k": 3, "threshold": 0.5}
 
 
+def test_private_texts_are_marked(ask: Ask, server: FakeServer) -> None:
+    """Every call that sends texts can mark them; a call that does not sends nothing that older servers do not know."""
+    with ask(server) as client:
+        client.classify("a", private=True)
+        client.classify_json(["a"], private=True)
+        list(client.stream(["a"], private=True))
+        client.scores(["a"], private=True)
+        client.classify("a")
+        client.scores(["a"])
+    assert [asked.parameters for asked in server.requests] == [{"private": True}] * 4 + [{}] * 2
+
+
+def test_checks_and_explanations_have_the_id_of_probes(ask: Ask, server: FakeServer) -> None:
+    """The server's answer log leaves out the requests with this id; those of a person have none."""
+    assert PROBE == {REQUEST_ID: PROBE_ID}
+    with ask(server) as client:
+        client.classify("a goal")
+        client.is_ready()
+        client.explain("a goal")
+    first, *others = [asked.request_id for asked in server.requests]
+    assert first == ""
+    assert len(others) > 3
+    assert set(others) == {PROBE_ID}
+
+
 @pytest.mark.parametrize(
     "option",
     [
@@ -237,6 +264,7 @@ def test_numpy_scalars_are_numbers(ask: Ask, server: FakeServer) -> None:
         {"reject_below": -0.1},
         {"reject_below": True},
         {"reject_below": "0.5"},
+        {"private": 1},
     ],
 )
 def test_bad_options_are_refused(ask: Ask, server: FakeServer, option: dict[str, float]) -> None:

@@ -63,7 +63,7 @@ def classify(proxied: Proxied, question: Any, path: str = CLASSIFY, **more: Any)
 def test_predictions_are_those_of_the_wire(served: LocalServer, proxied: Proxied) -> None:
     """Plain JSON gets the same predictions as an inference request, with the same options, for texts of every kind."""
     texts = [*TEXTS[:3], "", "NUL \0", "\U0001f642 \u00e9 \u2028", '{"a": 1}', "word " * 500]
-    question = {"texts": texts, "top_k": 2, "threshold": 0.25, "reject_below": 0.4, "timeout_s": 5}
+    question = {"texts": texts, "top_k": 2, "threshold": 0.25, "reject_below": 0.4, "private": True, "timeout_s": 5}
     fits(DESCRIBED["components"]["schemas"]["Question"], question)
     status, answer = classify(proxied, question)
     wire = infer_json(served.url("http"), json_body(texts, ["PREDICTION"], top_k=2, threshold=0.25, reject_below=0.4))[
@@ -124,6 +124,8 @@ REFUSED = {
     "a high threshold": ({"texts": ["Rain."], "threshold": 1.01}, "threshold"),
     "a high bound": ({"texts": ["Rain."], "reject_below": 1.01}, "reject_below"),
     "null for a bound": ({"texts": ["Rain."], "reject_below": None}, "reject_below"),
+    "a text for a truth value": ({"texts": ["Rain."], "private": "true"}, "private"),
+    "null for a truth value": ({"texts": ["Rain."], "private": None}, "private"),
     "no time": ({"texts": ["Rain."], "timeout_s": 0}, "timeout_s"),
     "a truth value for a time": ({"texts": ["Rain."], "timeout_s": True}, "timeout_s"),
     "a model's path": ({"texts": ["Rain."], "model": "../gpt2_classifier"}, "model"),

@@ -163,6 +163,7 @@ class Request:
     outputs: tuple[str, ...] = INPUT_OUTPUTS
     cancelled: bool = False
     timeout_us: int = 0
+    id: str | Exception = ""
     sender: ResponseSender = field(default_factory=ResponseSender)
 
     def get_response_sender(self) -> ResponseSender:
@@ -183,6 +184,12 @@ class Request:
         if isinstance(self.raw_parameters, Exception):
             raise self.raw_parameters
         return self.raw_parameters
+
+    def request_id(self) -> str:
+        """The caller's name of the request, or the error that Triton raises for invalid UTF-8."""
+        if isinstance(self.id, Exception):
+            raise self.id
+        return self.id
 
     def requested_output_names(self) -> list[str]:
         """What the caller wants to have."""

@@ -125,6 +125,7 @@ def test_a_canary_ends_with_its_timeout(server: FakeServer, canary: Canary) -> N
     """The request carries the canary's own timeout, so that the model drops it when nobody waits for it."""
     assert canary.check(5) is None
     assert server.last["parameters"] == {"timeout": 5_000_000}
+    assert server.last["id"] == "polyhead-probe"  # the answer log leaves it out
 
 
 @pytest.mark.parametrize(("answer", "delay_s"), [(REFUSAL, 0.0), (GOOD, 1.0)])

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from polyhead.decode import to_scores
 from polyhead.schema import Head, Schema
+from polyhead_client.explanation import PartEffect, Reason
+from polyhead_client.words import SplitText, TextPart
 from polyhead_training.evaluation.evaluation import Evaluation
 from polyhead_training.evaluation.metrics import score_answers
+from polyhead_training.evaluation.mistakes import confident_places
 from polyhead_training.evaluation.suspects import Suspect
 
 HOSTILE = "<script>alert('x')</script><img src=http://evil.example/x> $x_{ `code` | 東京 \"quoted\""
@@ -104,6 +108,24 @@ def evaluation_of(
         **{"slices": {"<b>country</b>": {HOSTILE: {"rows": count, "heads": metrics}}}} | fields,
     )
     return evaluation, logits
+
+
+def with_made_up_reasons(evaluation: Evaluation) -> Evaluation:
+    """Reasons for the most confident mistakes of the heads with labels, in which the words raise and lower in turn."""
+    reasons = {}
+    for answers in evaluation.answers:
+        if answers.head.kind == "regression":
+            continue
+        for row, label in confident_places(answers)[:5]:
+            text, name = evaluation.texts[row], answers.head.labels[label]
+            words = [
+                PartEffect(word.text, word.start, word.end, effect=None if place == 5 else 0.4 - 0.1 * (place % 9))
+                for place, word in enumerate(SplitText.split(text).words)
+            ]
+            read, unread = words[:40], words[40:]
+            end = tuple(TextPart(text[one.start : one.end], one.start, one.end) for one in unread)
+            reasons[answers.head.name, row, name] = Reason(answers.head.name, name, 0.9, tuple(read), (), end, text)
+    return replace(evaluation, reasons=reasons)
 
 
 def suspects_of(head: str, count: int) -> list[Suspect]:

@@ -17,7 +17,16 @@ from polyhead_training.config import CalibrationConfig
 from polyhead_training.evaluation.calibration import calibrate
 from polyhead_training.evaluation.report import write_report
 from tests.training.browser import Browser
-from tests.training.evaluations import HISTORY, HOSTILE, LONG, RIGHT_TO_LEFT, evaluation_of, many_heads, suspects_of
+from tests.training.evaluations import (
+    HISTORY,
+    HOSTILE,
+    LONG,
+    RIGHT_TO_LEFT,
+    evaluation_of,
+    many_heads,
+    suspects_of,
+    with_made_up_reasons,
+)
 
 WIDTHS = (420, 800, 1280)
 FACTS = (Path(__file__).parent / "layout.js").read_text(encoding="utf-8")
@@ -88,6 +97,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             suspects=suspects_of("kind", min(rows, 9)) if name == "usual" else (),
         )
         found = calibrate(logits, evaluation.labels, schema, CalibrationConfig())[1] if rows > 1 else None
+        if name != "unknown":
+            evaluation = with_made_up_reasons(evaluation)
         write_report(
             folder / name, evaluation, history=HISTORY, calibration=found, training={"rows": 7, "seconds": 3.5}
         )
@@ -128,8 +139,13 @@ def test_dark_mode_has_light_letters(browser: Browser, pages: dict[str, Path]) -
       const light = (colour) => { const part = colour.match(/[\\d.]+/g).slice(0, 3).map((v) => v / 255)
         .map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
         return 0.2126 * part[0] + 0.7152 * part[1] + 0.0722 * part[2] };
-      const back = (e) => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor;
-        if (!/, 0\\)|transparent/.test(c)) return c } return "rgb(255, 255, 255)" };
+      // What shines through a translucent background counts too.
+      const back = (e) => { const layers = [];
+        for (; e; e = e.parentElement) { const part = getComputedStyle(e).backgroundColor.match(/[\\d.]+/g).map(Number);
+          layers.push(part); if (part.length === 3 || part[3] === 1) break }
+        const mixed = layers.reduceRight((under, part) => { const a = part.length === 3 ? 1 : part[3];
+          return under.map((v, i) => a * part[i] + (1 - a) * v) }, [255, 255, 255]);
+        return `rgb(${mixed.join(", ")})` };
       let worst = [99, ""];
       for (const e of document.querySelectorAll("p, b, a, td, th, h1, h2, h3, summary, span, svg text")) {
         if (e.closest(".matrix td") || !e.textContent.trim()) continue;

@@ -25,6 +25,7 @@ from polyhead.files import replaced_folder
 from polyhead_rows.progress import progress
 from polyhead_training.command_line import command_app, one_line_errors
 from polyhead_training.errors import DataError
+from polyhead_training.from_log import EPILOG, from_log
 
 SPLITS = ("train", "validation", "test")
 MIN_SECTION_ROWS = 50  # of the training rows, as for tags
@@ -273,7 +274,7 @@ app = command_app("polyhead-dataset")
 
 @app.callback()
 def datasets() -> None:
-    """Build a data set to train on."""
+    """Build a data set to train on, or to label."""
 
 
 @app.command()
@@ -286,6 +287,9 @@ def debian(
     rows = ", ".join(f"{count} {split}" for split, count in summary.rows.items())
     labels = f"{len(summary.sections)} sections, {len(summary.roles)} roles, {len(summary.tags)} tags"
     print(f"{output}: {rows} rows; {labels}")
+
+
+app.command("from-log", epilog=EPILOG)(from_log)
 
 
 def main() -> None:

@@ -43,6 +43,7 @@ EXAMPLE = """\
 polyhead-evaluate runs/reviews reviews-2024.csv --slice country --slice stars
 polyhead-evaluate runs/reviews 'more/*.jsonl' --config my.toml --output reports/more
 polyhead-evaluate runs/reviews stars-only.csv --without topic --without tags
+polyhead-evaluate runs/reviews labelled.csv --answers /var/log/polyhead
 """
 NO_LINEAR = (
     "A linear model is not compared here, because it is fitted on the training rows; the report of the training "
@@ -78,6 +79,20 @@ def evaluate_files(
         list[str] | None,
         typer.Option(
             help="Leave this head out, because the files have no labels for it. May be repeated.", metavar="HEAD"
+        ),
+    ] = None,
+    answers: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Measure what a server answered, by its answer log, instead of answering again: files, globs or "
+            "folders. Found by the text. May be repeated.",
+            metavar="LOG",
+        ),
+    ] = None,
+    answers_key: Annotated[
+        str | None,
+        typer.Option(
+            help="The server's POLYHEAD_ANSWER_LOG_KEY, for a log of hashes. The variable hides it from `ps`."
         ),
     ] = None,
     config: Annotated[
@@ -134,6 +149,8 @@ def evaluate_files(
             list(dict.fromkeys(without or ())),
             slice_values,
             slice_rows,
+            answers or [],
+            answers_key,
         )
     _print_tables(evaluation, console)
     printer(console)(f"report: {target / 'index.html'}")
@@ -151,8 +168,12 @@ def evaluate_checkpoint(
     without: list[str],
     slice_values: int,
     slice_rows: int,
+    answers: list[str] | None = None,
+    answers_key: str | None = None,
 ) -> Evaluation:
     """Evaluates the texts and writes the report to `target`, in one step; None writes none."""
+    if answers_key is not None and not answers:
+        raise ConfigError("--answers-key: is for --answers, the files of an answer log")
     if device not in ("cpu", "cuda"):
         raise ConfigError(f"--device {device!r}: allowed are cpu and cuda")
     interface = Interface.of_checkpoint(checkpoint)
@@ -163,11 +184,13 @@ def evaluate_checkpoint(
     import datasets
 
     from polyhead.predictor import Predictor
+    from polyhead_training.data.answer_log import LoggedScores
     from polyhead_training.data.corpus import read_split
     from polyhead_training.evaluation.answer_distribution import answer_distribution
     from polyhead_training.evaluation.baselines import Baselines
     from polyhead_training.evaluation.evaluation import evaluate
     from polyhead_training.evaluation.notes import notes_of
+    from polyhead_training.evaluation.reasons import with_reasons
     from polyhead_training.evaluation.report import check_report_folder, write_report
     from polyhead_training.evaluation.slices import SliceOptions
 
@@ -186,10 +209,13 @@ def evaluate_checkpoint(
         for note in split.notes:
             say(f"note: {note}")
         _check_labelled(split, heads, without, predictor.schema)
+        logged = LoggedScores(answers, checkpoint, predictor.schema, split.texts, answers_key) if answers else None
+        for note in logged.notes if logged is not None else ():
+            say(f"note: {note}")
         evaluation = evaluate(
             predictor, split, slices, say, True,
             slice_options=SliceOptions(slice_values, slice_rows, columns.group_column or ""),
-            with_suspects=report.suspects,
+            with_suspects=report.suspects, logged=logged,
         )  # fmt: skip
     baselines = Baselines(recorded_constants(checkpoint) if report.baselines else {}).measure(
         evaluation.texts, evaluation.labels, evaluation.schema, evaluation.unseen
@@ -197,7 +223,8 @@ def evaluate_checkpoint(
     evaluation = replace(
         evaluation,
         left_out=without,
-        measured_on=measured_on(checkpoint, data, set(evaluation.files), len(evaluation.texts)),
+        measured_on=measured_on(checkpoint, data, set(evaluation.files), len(evaluation.texts))
+        + ("" if logged is None else f" {logged.described}"),
         baselines={head: found for head, found in baselines.items() if head not in without},
         baselines_note=NO_LINEAR if report.baselines else "",
     )
@@ -207,6 +234,8 @@ def evaluate_checkpoint(
         say(f"note: {line}")
     if target is None:
         return evaluation
+    if report.reasons:
+        evaluation = with_reasons(evaluation, predictor, show_progress=True)
     try:
         with replaced_folder(target) as fresh:
             name = checkpoint.resolve().name

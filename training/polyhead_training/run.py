@@ -110,6 +110,8 @@ def evaluate(
     without: Sequence[str] = (),
     slice_values: int = 20,
     slice_rows: int = 10,
+    answers: Sequence[str] = (),
+    answers_key: str | None = None,
     show_progress: bool = False,
     **options: Any,
 ) -> Evaluation:
@@ -125,6 +127,8 @@ def evaluate(
         without: heads that are left out, because the data have no labels for them.
         slice_values: how many values of a column are shown.
         slice_rows: the least rows of a value that is shown.
+        answers: files of a server's answer log, whose answers are measured instead of new ones.
+        answers_key: the server's POLYHEAD_ANSWER_LOG_KEY, if the log has hashes of the texts.
         show_progress: prints what the command prints.
         options: ``text_column``, ``bad_rows``, ``format``, ``delimiter``, ``encoding``, ``header`` and ``columns``;
             they replace those of the config.
@@ -154,6 +158,8 @@ def evaluate(
             list(dict.fromkeys([without] if isinstance(without, str) else without)),
             slice_values,
             slice_rows,
+            [answers] if isinstance(answers, str) else list(answers),
+            answers_key,
         )
 
 

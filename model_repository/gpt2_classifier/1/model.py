@@ -30,6 +30,7 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from polyhead.answer_counter import AnswerCounter
+from polyhead.checkpoint_files import checkpoint_id
 from polyhead.decode import DecodeOptions, are_answers
 from polyhead.encode import EncodedText
 from polyhead.errors import MachineError, OptionError, PolyheadError
@@ -37,6 +38,7 @@ from polyhead.predictor import Predictor
 from polyhead.scheduler import CancelledRequestError, ExpiredError, RefusedError, Scheduler
 from polyhead.schema import NO_SCORE
 from polyhead.text_queue import ScoreRequest
+from polyhead_serving.answer_log import AnswerLog
 from polyhead_serving.answer_metrics import AnswerMetrics
 from polyhead_serving.canary import CANARY_TEXT
 from polyhead_serving.instance_config import InstanceConfig
@@ -71,6 +73,7 @@ class ParsedRequest:
         encoded: its texts, once they are tokenized.
         scoring: its texts in the queue, if they need scores.
         sender: sends its response if `execute` has returned without it.
+        request_id: as its caller named it; empty if it has none.
     """
 
     position: int
@@ -83,6 +86,7 @@ class ParsedRequest:
     encoded: list[EncodedText] = field(default_factory=list)
     scoring: ScoreRequest | None = None
     sender: Any = None
+    request_id: str = ""
 
     def is_cancelled(self) -> bool:
         """Whether the client has cancelled it, which is possible over gRPC only."""
@@ -139,6 +143,7 @@ class TritonPythonModel:
             end_process,
             CANCEL_AFTER_S,
         )
+        self.answer_log = self.open_answer_log(folder, labels)
         self.returned = 0.0  # when `execute` last returned; time.monotonic seconds
         self.senders = ThreadPoolExecutor(SENDERS, "polyhead-sender")
         self.scheduler.start()
@@ -183,6 +188,8 @@ class TritonPythonModel:
         """Answers what was accepted, and takes this instance out of the metrics."""
         self.scheduler.close()
         self.senders.shutdown()
+        if self.answer_log is not None:
+            self.answer_log.close()
         self.metrics.close()
         self.answers.close()
 
@@ -196,6 +203,8 @@ class TritonPythonModel:
                 if not outputs <= NEED_NO_SCORES:
                     self.scheduler.admit(timeout_s)  # before the request is read: under overload there are thousands
                 parsed.append(parse_request(position, request, outputs, timeout_s))
+                if self.answer_log is not None:
+                    parsed[-1].request_id = read_id(request)
             except RefusedError as error:
                 self.refuse(position, error, responses, record)
             except (BadRequestError, OptionError) as error:
@@ -288,6 +297,8 @@ class TritonPythonModel:
                 readable = np.array([text.error is None for text in request.encoded])
                 record.error_texts += int((readable & ~have_answers).sum())  # others were counted when they were read
                 scores = np.where(have_answers[:, None], scores, np.float32(NO_SCORE))
+            if self.answer_log is not None:
+                self.answer_log.offer(request.texts, request.encoded, scores, request.options, request.request_id)
             if "PREDICTION" in request.outputs:
                 answers = self.predictor.decode(request.encoded, scores, request.options)
                 tensors.append(bytes_tensor("PREDICTION", [dump(answer) for answer in answers]))
@@ -299,6 +310,15 @@ class TritonPythonModel:
         if "SCHEMA" in request.outputs:
             tensors.append(bytes_tensor("SCHEMA", [self.predictor.schema_json()]))
         return pb_utils.InferenceResponse(output_tensors=tensors)
+
+    def open_answer_log(self, checkpoint: Path, labels: dict[str, str]) -> AnswerLog | None:
+        """Starts the answer log, if config.pbtxt wants one."""
+        if self.config.answer_log is None:
+            return None
+        described = {**labels, "checkpoint": checkpoint_id(checkpoint)}
+        log = AnswerLog(self.config.answer_log, self.predictor, described, self.metrics.record_answer_log, log_error)
+        log.start()
+        return log
 
     def state(self) -> InstanceState:
         """How this instance stands, for the metrics."""
@@ -342,6 +362,14 @@ def parse_request(position: int, request: Any, outputs: frozenset[str], timeout_
         raise BadRequestError(f"TEXT: must have the shape [n, 1] with n >= 1, got {list(array.shape)}")
     options = DecodeOptions.from_parameters(parameters)
     return ParsedRequest(position, request, array[:, 0].tolist(), options, outputs, timeout_s)
+
+
+def read_id(request: Any) -> str:
+    """The request's id; empty if it is not UTF-8."""
+    try:
+        return str(request.request_id())
+    except Exception:
+        return ""
 
 
 def failure(message: str, code: Any) -> Any:

@@ -92,7 +92,9 @@ class ReportConfig(Section):
     Attributes:
         baselines: what a constant answer and a linear model reach, fitted on the same training rows.
         suspects: labels of validation and test rows that are probably wrong.
+        reasons: what each word did to the most confident mistakes: up to 3 per head, 24 in all, of about 60 texts each.
     """
 
     baselines: bool = True
     suspects: bool = True
+    reasons: bool = True

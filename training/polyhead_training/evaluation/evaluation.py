@@ -24,6 +24,8 @@ from polyhead_training.evaluation.slices import SliceOptions, score_slices
 from polyhead_training.evaluation.suspects import Suspect, find_suspects
 
 if TYPE_CHECKING:
+    from polyhead_client.explanation import Reason
+    from polyhead_training.data.answer_log import LoggedScores
     from polyhead_training.data.corpus import Split  # its libraries take seconds to import
 
 TEXTS_PER_CALL = 512
@@ -52,6 +54,7 @@ class Evaluation:
         baselines_note: one sentence about how they came to be.
         suspects: labels in the data that are probably wrong, the most certain first.
         shift: by head, how these rows compare with rows like those that were trained on; empty if that is not known.
+        reasons: by head, text and label: why the most confident mistakes were made.
     """
 
     schema: Schema
@@ -77,6 +80,7 @@ class Evaluation:
     baselines_note: str = ""
     suspects: list[Suspect] = field(default_factory=list)
     shift: dict[str, HeadShift] = field(default_factory=dict)
+    reasons: Mapping[tuple[str, int, str], Reason] = field(default_factory=dict)
 
     @cached_property
     def answers(self) -> list[HeadAnswers]:
@@ -169,6 +173,7 @@ def evaluate(
     name: str = "evaluation",
     slice_options: SliceOptions | None = None,
     with_suspects: bool = True,
+    logged: LoggedScores | None = None,
 ) -> Evaluation:
     """Answers all texts of a split as serving does, and measures the answers.
 
@@ -177,6 +182,7 @@ def evaluate(
         say: gets one line about the texts.
         name: of the split.
         with_suspects: looks for labels that are probably wrong.
+        logged: takes the scores from an answer log; rows without a logged answer are left out.
     """
     schema, texts, labels = predictor.schema, list(split.texts), split.labels
     scores = np.empty((len(texts), schema.width), dtype=np.float32)
@@ -185,12 +191,12 @@ def evaluate(
         for start in range(0, len(texts), TEXTS_PER_CALL):
             part = slice(start, start + TEXTS_PER_CALL)
             encoded = predictor.encode(texts[part], are_rendered=True)
-            scores[part] = predictor.score(encoded)
+            scores[part] = predictor.score(encoded) if logged is None else logged.scores(texts[part])
             counts[part] = [text.token_count for text in encoded]
             truncated[part] = [text.truncated for text in encoded]
             bar.advance(len(encoded))
     read = (counts > 0) & are_answers(scores)
-    failed = (counts > 0) & ~read
+    failed = (counts > 0) & ~read if logged is None else np.zeros_like(read)
     if not read.any():
         raise DataError(f"no row has a text that can be {'answered: ' + NOT_FINITE if failed.any() else 'read'}")
     dropped = split.dropped + split.bad + int((counts == 0).sum())

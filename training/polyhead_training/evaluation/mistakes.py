@@ -7,12 +7,13 @@ label that was answered wrongly. Its ``code`` finds all of its rows in ``predict
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from polyhead.schema import Head, HeadKind
+from polyhead_client.explanation import Reason
 from polyhead_training.evaluation.evaluation import Evaluation
 from polyhead_training.evaluation.metrics import HeadAnswers
 from polyhead_training.evaluation.wording import number, shorten
@@ -31,12 +32,14 @@ class WrongRow:
     Attributes:
         place: file and row; empty if unknown.
         answer, true: as a person reads them.
+        reason: what the words did to the score of the wrong label, if that was found out.
     """
 
     place: str
     answer: str
     true: str
     text: str
+    reason: Reason | None = None
 
 
 @dataclass(frozen=True)
@@ -82,19 +85,29 @@ def most_confident(answers: HeadAnswers, evaluation: Evaluation) -> list[WrongRo
         order = np.argsort(-np.abs(scores - true)[:, 0], kind="stable")[:MOST_CONFIDENT]
         order = order[scores[order, 0] != true[order, 0]]
         return [show(row, number(scores[row, 0]), number(true[row, 0])) for row in order.tolist()]
-    wrong = answers.chosen != true
-    if head.kind == HeadKind.SINGLE_LABEL:
-        wrong &= answers.chosen == 1  # the true label was not answered; that is not a second mistake
-    certainty = np.where(answers.chosen[wrong], scores[wrong], 1 - scores[wrong])
-    places = np.argwhere(wrong)[np.argsort(-certainty, kind="stable")[:MOST_CONFIDENT]]
+    known = np.flatnonzero(answers.known)
     found = []
-    for row, label in places.tolist():
+    for row, label in confident_places(answers):
         is_chosen, name = answers.chosen[row, label], head.labels[label]
         right = "not this label" if is_chosen else name
         if head.kind == HeadKind.SINGLE_LABEL:
             (right,) = answers.true_labels(row)
-        found.append(show(row, f"{'' if is_chosen else 'not '}{name} ({scores[row, label]:.3f})", right))
+        mistake = show(row, f"{'' if is_chosen else 'not '}{name} ({scores[row, label]:.3f})", right)
+        found.append(replace(mistake, reason=evaluation.reasons.get((head.name, int(known[row]), name))))
     return found
+
+
+def confident_places(answers: HeadAnswers) -> list[tuple[int, int]]:
+    """Rows and labels of the wrong answers of a head with labels, the most confident first."""
+    if not len(answers.true):
+        return []
+    wrong = answers.chosen != answers.true
+    if answers.head.kind == HeadKind.SINGLE_LABEL:
+        wrong &= answers.chosen == 1  # the true label was not answered; that is not a second mistake
+    scores = answers.scores.astype(np.float64)
+    certainty = np.where(answers.chosen[wrong], scores[wrong], 1 - scores[wrong])
+    places = np.argwhere(wrong)[np.argsort(-certainty, kind="stable")[:MOST_CONFIDENT]]
+    return [(row, label) for row, label in places.tolist()]
 
 
 def mistakes(answers: HeadAnswers, evaluation: Evaluation) -> list[Mistakes]:

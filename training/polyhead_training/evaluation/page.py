@@ -11,6 +11,7 @@ from markupsafe import Markup
 from sklearn.metrics import precision_recall_fscore_support
 
 from polyhead.schema import HeadKind
+from polyhead_client.explanation import Reason
 from polyhead_training.evaluation import plots
 from polyhead_training.evaluation.calibration import SHOWN
 from polyhead_training.evaluation.evaluation import Evaluation
@@ -31,6 +32,9 @@ MOST_MATRIX_LABELS = 12  # of a confusion matrix: more of them have no place on 
 MOST_SLICED_HEADS = 3  # in one table
 MOST_SUSPECTS = 50  # per head
 LONGEST_TEXT = 1_000  # characters of a suspect's text
+MOST_MOVED = 4  # words that a sentence names
+LEAST_MOVED = 0.01
+LONGEST_WORD = 40
 LABELS_OPEN = 30  # a longer table is folded
 PLOTTED_HEADS = 40  # of more heads, the page would have more plots than a browser draws at once
 BEGINNING = 110  # characters of a text that is folded
@@ -45,7 +49,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    found.filters |= {"number": number, "shorten": shorten}
+    found.filters |= {"number": number, "shorten": shorten, "moved": _moved}
     found.globals |= {"HeadKind": HeadKind, "LOWER_IS_BETTER": LOWER_IS_BETTER}
     found.globals |= {"BEGINNING": BEGINNING, "LABELS_OPEN": LABELS_OPEN}
     return found
@@ -274,6 +278,15 @@ def _suspects(head: str, evaluation: Evaluation) -> list[dict[str, Any]]:
         for suspect in evaluation.suspects
         if suspect.head == head
     ][:MOST_SUSPECTS]
+
+
+def _moved(reason: Reason) -> list[tuple[str, float]]:
+    """The words that move a score most, each once, and how much higher it is with them."""
+    found: dict[str, tuple[str, float]] = {}
+    for word in reason.strongest(len(reason.words)):
+        if word.largest is not None and abs(word.largest) >= LEAST_MOVED:
+            found.setdefault(word.text.casefold(), (shorten(word.text, LONGEST_WORD), word.largest))
+    return list(found.values())[:MOST_MOVED]
 
 
 def _is_fitted(found: Mapping[str, Any]) -> bool:
