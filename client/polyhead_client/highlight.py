@@ -40,7 +40,12 @@ class Piece(NamedTuple):
 
 def reason_html(title: str, blocks: Iterable[tuple[str | None, Iterable[Piece]]]) -> str:
     """The head with its answer, and below it the pieces of the text or of each field."""
-    html = [f"<div><b><bdi>{escape_text(title)}</bdi></b></div>"]
+    return f"<div><b><bdi>{escape_text(title)}</bdi></b></div>{blocks_html(blocks)}"
+
+
+def blocks_html(blocks: Iterable[tuple[str | None, Iterable[Piece]]]) -> str:
+    """The pieces of the text or of each field."""
+    html = []
     for field, pieces in blocks:
         if field is not None:
             html.append(f'<div style="{DIMMED}"><bdi>{escape_text(field)}</bdi></div>')

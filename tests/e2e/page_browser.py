@@ -38,7 +38,6 @@ class PageBrowser(Browser):
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self.call("Page.navigate", url="about:blank")
         self.call("Page.navigate", url=address)
         self.wait_for("document.querySelector('#ph-classify, .ph-error')")
 

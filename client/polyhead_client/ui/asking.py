@@ -90,8 +90,13 @@ def ask(side: Side, text: TextOrFields) -> SideAnswer:
 
 def as_sentence(error: Exception) -> str:
     """The message of an error as a sentence."""
-    message = str(error).strip() or type(error).__name__
-    return f"{message[0].upper()}{message[1:]}{'' if message.endswith(('.', '?', '!')) else '.'}"
+    message = capitalized(str(error).strip() or type(error).__name__)
+    return message if message.endswith((".", "?", "!")) else f"{message}."
+
+
+def capitalized(message: str) -> str:
+    """The message with a capital at its beginning."""
+    return f"{message[:1].upper()}{message[1:]}"
 
 
 def tolerance_of(schemas: Sequence[ModelSchema | None]) -> float:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from polyhead_client.explanation import Explanation, Reason
-from polyhead_client.highlight import escape_text, notes_html
+from polyhead_client.highlight import blocks_html, escape_text, notes_html
 from polyhead_client.schema import HeadKind, HeadSchema
-from polyhead_client.ui.asking import SideAnswer, as_sentence, tolerance_of
+from polyhead_client.ui.asking import SideAnswer, capitalized, tolerance_of
 from polyhead_client.ui.decided import Bar, Bounds, DecidedHead, difference, in_words, paths
 
 OPEN_BARS = 8  # the bars that are not folded away
 MOST_BARS = 200  # of one head
 SPREADS = 3  # a regression's scale goes so many spreads below and above the center of its training values
 SHOWN_WORDS = 5
+ROUNDED = 1e-6  # smaller effects are none
 KIND_TITLES = {
     HeadKind.SINGLE_LABEL: "one label",
     HeadKind.MULTI_LABEL: "any number of labels",
@@ -173,15 +174,20 @@ def _scale_html(head: HeadSchema, value: float) -> str:
 
 
 def explanation_cards(title: str, explanation: Explanation) -> str:
-    """The text with its words marked, and below each head its strongest words in sentences."""
-    reasons = "".join(_reason_html(reason) for reason in explanation)
+    """The text with its words marked, and the strongest words in sentences: per label, the first of each head unfolded."""
+    html, heads = "", set()
+    for reason in explanation:
+        html += _reason_html(reason, is_open=reason.head not in heads)
+        heads.add(reason.head)
     notes = notes_html(explanation.notes())
-    return f'<section class="ph-head"><h3>{escape_text(title)}</h3>{reasons}{notes}</section>'
+    return f'<section class="ph-head ph-why"><h3>{escape_text(title)}</h3>{notes}{html}</section>'
 
 
-def _reason_html(reason: Reason) -> str:
-    words = [word for word in reason.strongest(SHOWN_WORDS) if word.strength > 1e-6]
-    rows = "".join(f"<li>{escape_text(as_sentence(ValueError(word.sentence)))}</li>" for word in words)
+def _reason_html(reason: Reason, is_open: bool) -> str:
+    words = [word for word in reason.strongest(SHOWN_WORDS) if word.strength > ROUNDED]
+    rows = "".join(f"<li>{escape_text(capitalized(word.sentence))}.</li>" for word in words)
     listed = f'<ul class="ph-words">{rows}</ul>' if rows else '<p class="ph-line">No single word moves the score.</p>'
-    return f'<div class="ph-reason">{reason._repr_html_()}{listed}</div>'
-
+    return (
+        f'<details class="ph-reason"{" open" if is_open else ""}><summary><bdi>{escape_text(reason.title)}</bdi></summary>'
+        f"{blocks_html(reason.blocks())}{listed}</details>"
+    )

@@ -10,6 +10,8 @@ from typing import Any
 import gradio as gr
 
 from polyhead_client.errors import PolyheadClientError, UsageError
+from polyhead_client.explain import MOST_TEXTS
+from polyhead_client.highlight import escape_text
 from polyhead_client.schema import HeadKind, HeadSchema, ModelSchema
 from polyhead_client.ui.asking import Side, SideAnswer, TextOrFields, as_sentence, ask
 from polyhead_client.ui.cards import error_html, explanation_cards, head_html, summary_html
@@ -22,7 +24,7 @@ CSS = Path(__file__).with_name("style.css")
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
 CHANGED = "The server has another model now, with other heads or fields. Reload this page."
 THEME = gr.themes.Default(  # no font is loaded
-    font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"], primary_hue="blue", secondary_hue="blue"
+    font=["system-ui", "sans-serif"], text_size="md", font_mono=["ui-monospace", "monospace"], primary_hue="blue", secondary_hue="blue"
 )
 
 Updates = list[Any]
@@ -33,7 +35,7 @@ def build_page(sides: Sequence[Side], examples: Sequence[TextOrFields]) -> gr.Bl
     title = f"Try {sides[0].client.model}"
     with gr.Blocks(analytics_enabled=False, title=title, delete_cache=(60, 60)) as page:
         asked = " and ".join(side.title for side in sides)
-        gr.HTML(f"<h1>{_plain(title)}</h1><p class='ph-faint'>Asks {_plain(asked)}.</p>", padding=False)
+        gr.HTML(f"<h1>{escape_text(title)}</h1><p class='ph-faint'>Asks {escape_text(asked)}.</p>", padding=False)
 
         @gr.render(triggers=[page.load], concurrency_limit=8)  # type: ignore[untyped-decorator]
         def body() -> None:
@@ -49,12 +51,6 @@ def build_page(sides: Sequence[Side], examples: Sequence[TextOrFields]) -> gr.Bl
 
     page.queue(default_concurrency_limit=8)
     return page
-
-
-def _plain(text: str) -> str:
-    from polyhead_client.highlight import escape_text
-
-    return escape_text(text)
 
 
 def _safely(function: Callable[..., Any], failed: Callable[[str], Any], *values: Any) -> Any:
@@ -95,16 +91,16 @@ class OneText:
         self.explained = gr.Dropdown(
             [ALL_HEADS, *(head.name for head in self.heads)],
             value=ALL_HEADS if len(self.heads) <= MOST_SLIDERS else self.heads[0].name,
-            label="Explain what",
-            info="Leaves words out, one by one, and asks the server for up to 128 shorter texts.",
+            label="What to explain",
+            info=f"Explain leaves words out, one by one, and has the server score up to {MOST_TEXTS} shorter texts.",
         )
+        self.reasons = gr.HTML("", padding=False, elem_id="ph-reasons")
 
     def _build_answers(self) -> None:
         self.answers = gr.State([], time_to_live=3600)
         self.bounds = gr.State({}, time_to_live=3600)
         empty = '<p class="ph-faint">The answer of each head appears here.</p>'
         self.summary = gr.HTML(empty, padding=False, elem_id="ph-summary")
-        self.reasons = gr.HTML("", padding=False, elem_id="ph-reasons")
         self.cards: list[gr.HTML] = []
         self.sliders: dict[str, gr.Slider] = {}
         self.groups: list[gr.Column] = []
@@ -232,7 +228,7 @@ class SeveralTexts:
 
     def __init__(self, sides: Sequence[Side], schemas: Sequence[ModelSchema]) -> None:
         self.sides, self.fields = sides, tuple(dict.fromkeys(name for one in schemas for name in one.fields))
-        gr.HTML(f'<p class="ph-faint">One text per line, or a file: {_plain(LIMIT)}.</p>', padding=False)
+        gr.HTML(f'<p class="ph-faint">One text per line, or a file: {escape_text(LIMIT)}.</p>', padding=False)
         with gr.Row(equal_height=False):
             with gr.Column(min_width=300):
                 pasted = gr.Textbox(label="Texts, one per line", lines=6, max_lines=20, elem_id="ph-lines")
