@@ -246,7 +246,8 @@ def ui(
     ] = "127.0.0.1",
     port: Annotated[int, _page("The page's port; 0 takes a free one.", min=0, max=65535)] = 7860,
     golden: Annotated[
-        Path | None, _page("golden.jsonl of a checkpoint, or the checkpoint: its texts become examples.", metavar="FILE")
+        Path | None,
+        _page("golden.jsonl of a checkpoint, or the checkpoint: its texts become examples.", metavar="FILE"),
     ] = None,
     compare_server: Annotated[
         list[str] | None, _compare("host:port of the second model; the first one's if empty.", metavar="HOST:PORT")
@@ -258,7 +259,7 @@ def ui(
         _compare("Its key. The first one's key and headers are sent only to the first one's servers.", metavar="KEY"),
     ] = None,
 ) -> None:
-    """Opens a page to try the model in a browser: scores as bars, thresholds as sliders, reasons, files, comparisons."""
+    """Serves a page to try the model in a browser: scores as bars, thresholds as sliders, reasons, whole files."""
     from polyhead_client.ui.asking import Side, side_titles
     from polyhead_client.ui.start import is_loopback, start
     from polyhead_client.ui.texts import read_golden
@@ -280,7 +281,9 @@ def ui(
                 other["api_key"] = compare_api_key
             clients.append(opened.enter_context(connect(**other)))
             versions.append(other["model_version"])
-        titles = side_titles([(one.replicas, one.model, version) for one, version in zip(clients, versions, strict=True)])
+        titles = side_titles(
+            [(one.replicas, one.model, version) for one, version in zip(clients, versions, strict=True)]
+        )
         start([Side(*pair) for pair in zip(titles, clients, strict=True)], examples, host, port, say)
 
 

@@ -99,7 +99,11 @@ def run(
             css_paths=[CSS],
         )
         config = uvicorn.Config(
-            Guard(app, names), log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=END_S
+            Guard(app, names),
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=END_S,
         )
         PageServer(config, lambda: ready(f"http://{shown}:{listening.getsockname()[1]}/")).run([listening])
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from polyhead_client.prediction import Prediction
 from polyhead_client.schema import ModelSchema
 from polyhead_client.ui.decided import SAME, Bounds, DecidedHead, decide
 
-TextOrFields = str | Mapping[str, str]
+TextOrFields = str | dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,9 @@ def summary_html(answers: Sequence[SideAnswer], bounds: Bounds) -> str:
     """Per side: time, tokens and what was cut off; the paths; and what differs between the sides."""
     decided = [answer.decided(bounds) for answer in answers]
     sides = "".join(_side_html(answer, heads) for answer, heads in zip(answers, decided, strict=True))
-    return f'<div class="ph-sides" role="status">{sides}</div>{_differences_html(answers, decided)}{_legend_html(decided)}'
+    return (
+        f'<div class="ph-sides" role="status">{sides}</div>{_differences_html(answers, decided)}{_legend_html(decided)}'
+    )
 
 
 def _side_html(answer: SideAnswer, decided: Decided) -> str:
@@ -51,7 +53,8 @@ def _side_html(answer: SideAnswer, decided: Decided) -> str:
     html = f'<div>{title}<p class="ph-line">{time} {read}</p>'
     for path in paths(answer.schema, decided):
         steps = '<span aria-hidden="true"> › </span>'.join(
-            f'<span title="{escape_text(head)}">{"no label" if label is None else escape_text(label)}</span>' for head, label in path
+            f'<span title="{escape_text(head)}">{"no label" if label is None else escape_text(label)}</span>'
+            for head, label in path
         )
         html += f'<p class="ph-path"><span class="ph-faint">Path</span> {steps}</p>'
     return f"{html}</div>"
@@ -62,12 +65,15 @@ def _differences_html(answers: Sequence[SideAnswer], decided: Sequence[Decided])
         return ""
     tolerance = tolerance_of([answer.schema for answer in answers])
     names = dict.fromkeys(name for heads in decided for name in heads)
-    found = {name: difference(*(heads.get(name) for heads in decided), tolerance) for name in names}  # type: ignore[call-arg]
-    rows = "".join(f"<li><b>{escape_text(name)}</b>: {escape_text(said)}</li>" for name, said in found.items() if said is not None)
+    found = {name: difference(decided[0].get(name), decided[1].get(name), tolerance) for name in names}
+    rows = "".join(
+        f"<li><b>{escape_text(name)}</b>: {escape_text(said)}</li>" for name, said in found.items() if said is not None
+    )
     if not rows:
         return '<p class="ph-same">Both answer the same.</p>'
     count = sum(said is not None for said in found.values())
-    return f'<div class="ph-differs"><b>{count} of {len(found)} heads answer differently</b> (first → second)<ul>{rows}</ul></div>'
+    said = f"<b>{count} of {len(found)} heads answer differently</b> (first → second)"
+    return f'<div class="ph-differs">{said}<ul>{rows}</ul></div>'
 
 
 def _legend_html(decided: Sequence[Decided]) -> str:
@@ -90,11 +96,11 @@ def head_html(name: str, answers: Sequence[SideAnswer], bounds: Bounds) -> str:
         return ""
     head = first.head
     kind = KIND_TITLES[head.kind] + (f", below {escape_text(head.parent)}" if head.parent is not None else "")
-    html = f'<h3>{escape_text(name)} <span class="ph-faint">{kind}</span></h3>'
-    if len(answers) > 1 and all(answer.error is None for answer in answers):
-        said = difference(decided[0], decided[1], tolerance_of([answer.schema for answer in answers]))
-        if said is not None:
-            html += f'<p class="ph-differs">differs: {escape_text(said)}</p>'
+    title = f'{escape_text(name)} <span class="ph-faint">{kind}</span>'
+    tolerance = tolerance_of([answer.schema for answer in answers])
+    if len(answers) > 1 and all(decided) and difference(decided[0], decided[1], tolerance) is not None:
+        title += ' <span class="ph-badge">differs</span>'
+    html = f"<h3>{title}</h3>"
     parts = ""
     for answer, one in zip(answers, decided, strict=True):
         title = f'<p class="ph-faint">{escape_text(answer.title)}</p>' if len(answers) > 1 else ""
@@ -136,7 +142,9 @@ def _why_html(decided: DecidedHead) -> str:
 
 
 def _bar_html(bar: Bar) -> str:
-    mark = "" if bar.threshold is None else f'<span class="ph-mark" style="left:{100 * _part(bar.threshold):.1f}%"></span>'
+    mark = (
+        "" if bar.threshold is None else f'<span class="ph-mark" style="left:{100 * _part(bar.threshold):.1f}%"></span>'
+    )
     spoken = "" if bar.threshold is None else f'<span class="ph-hidden">, threshold {bar.threshold:.3g}</span>'
     tick = '<span aria-hidden="true">✓ </span><span class="ph-hidden">answered: </span>' if bar.chosen else ""
     return (
@@ -174,7 +182,7 @@ def _scale_html(head: HeadSchema, value: float) -> str:
 
 
 def explanation_cards(title: str, explanation: Explanation) -> str:
-    """The text with its words marked, and the strongest words in sentences: per label, the first of each head unfolded."""
+    """Per reason, the text with its words marked and the strongest words in sentences. A head's first is unfolded."""
     html, heads = "", set()
     for reason in explanation:
         html += _reason_html(reason, is_open=reason.head not in heads)
@@ -187,7 +195,6 @@ def _reason_html(reason: Reason, is_open: bool) -> str:
     words = [word for word in reason.strongest(SHOWN_WORDS) if word.strength > ROUNDED]
     rows = "".join(f"<li>{escape_text(capitalized(word.sentence))}.</li>" for word in words)
     listed = f'<ul class="ph-words">{rows}</ul>' if rows else '<p class="ph-line">No single word moves the score.</p>'
-    return (
-        f'<details class="ph-reason"{" open" if is_open else ""}><summary><bdi>{escape_text(reason.title)}</bdi></summary>'
-        f"{blocks_html(reason.blocks())}{listed}</details>"
-    )
+    title = f"<summary><bdi>{escape_text(reason.title)}</bdi></summary>"
+    state = " open" if is_open else ""
+    return f'<details class="ph-reason"{state}>{title}{blocks_html(reason.blocks())}{listed}</details>'

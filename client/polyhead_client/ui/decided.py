@@ -190,9 +190,12 @@ def difference(left: DecidedHead | None, right: DecidedHead | None, tolerance: f
             labels = [in_words(left), in_words(right)]
             return None if left.labels == right.labels else " → ".join(labels)
         case HeadKind.MULTI_LABEL:
-            parts = [f"+ {label}" for label in right.labels if label not in left.labels]
-            parts += [f"- {label}" for label in left.labels if label not in right.labels]
-            return ", ".join(parts) or None
+            said = [
+                f"only the {name} answers {', '.join(only)}"
+                for name, one, other in (("first", left, right), ("second", right, left))
+                if (only := [label for label in one.labels if label not in other.labels])
+            ]
+            return "; ".join(said) or None
 
 
 def in_words(decided: DecidedHead) -> str:

@@ -1,4 +1,4 @@
-"""The page: what stands where, and what happens at a click. Built anew for each visitor from the schema of that moment."""
+"""The page: what stands where, and what a click does. It is built at each visit, from the schema of that moment."""
 
 from __future__ import annotations
 
@@ -20,11 +20,16 @@ from polyhead_client.ui.texts import KINDS, LIMIT, example_title, read_file, rea
 
 MOST_SLIDERS = 20  # heads with a slider of their own; the others stand below these
 ALL_HEADS = "all heads"
+KEPT_S = 3600  # an uploaded file, and the answer that is shown
 CSS = Path(__file__).with_name("style.css")
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
 CHANGED = "The server has another model now, with other heads or fields. Reload this page."
 THEME = gr.themes.Default(  # no font is loaded
-    font=["system-ui", "sans-serif"], text_size="md", font_mono=["ui-monospace", "monospace"], primary_hue="blue", secondary_hue="blue"
+    font=["system-ui", "sans-serif"],
+    text_size="md",
+    font_mono=["ui-monospace", "monospace"],
+    primary_hue="blue",
+    secondary_hue="blue",
 )
 
 Updates = list[Any]
@@ -33,7 +38,8 @@ Updates = list[Any]
 def build_page(sides: Sequence[Side], examples: Sequence[TextOrFields]) -> gr.Blocks:
     """The page for one model, or for two side by side."""
     title = f"Try {sides[0].client.model}"
-    with gr.Blocks(analytics_enabled=False, title=title, delete_cache=(60, 60)) as page:
+    page = gr.Blocks(analytics_enabled=False, title=title, delete_cache=(600, KEPT_S))
+    with page:
         asked = " and ".join(side.title for side in sides)
         gr.HTML(f"<h1>{escape_text(title)}</h1><p class='ph-faint'>Asks {escape_text(asked)}.</p>", padding=False)
 
@@ -79,12 +85,18 @@ class OneText:
     def _build_inputs(self) -> None:
         if self.titles:
             self.example = gr.Dropdown(
-                self.titles, value=None, label="Example", info="Texts that the model was checked with (golden rows)."
+                self.titles,
+                value=None,
+                label="Example",
+                elem_id="ph-example",
+                info="Texts that the model was checked with (golden rows).",
             )
         self.inputs = [
             gr.Textbox(label=name, lines=2, max_lines=12, elem_id=f"ph-field-{number}")
             for number, name in enumerate(self.fields)
-        ] or [gr.Textbox(label="Text", lines=5, max_lines=20, placeholder="Write or paste a text", elem_id="ph-field-0")]
+        ] or [
+            gr.Textbox(label="Text", lines=5, max_lines=20, placeholder="Write or paste a text", elem_id="ph-field-0")
+        ]
         with gr.Row():
             self.classify = gr.Button("Classify", variant="primary", elem_id="ph-classify", min_width=120)
             self.explain = gr.Button("Explain", elem_id="ph-explain", min_width=120)
@@ -97,8 +109,8 @@ class OneText:
         self.reasons = gr.HTML("", padding=False, elem_id="ph-reasons")
 
     def _build_answers(self) -> None:
-        self.answers = gr.State([], time_to_live=3600)
-        self.bounds = gr.State({}, time_to_live=3600)
+        self.answers = gr.State([], time_to_live=KEPT_S)
+        self.bounds = gr.State({}, time_to_live=KEPT_S)
         empty = '<p class="ph-faint">The answer of each head appears here.</p>'
         self.summary = gr.HTML(empty, padding=False, elem_id="ph-summary")
         self.cards: list[gr.HTML] = []
@@ -215,7 +227,11 @@ def _slider(head: HeadSchema, number: int) -> gr.Slider:
     if head.kind == HeadKind.SINGLE_LABEL:
         what = "score" if head.reject_by == "score" else "certainty"
         label = f"What if: no label below this {what}"
-        own = "The model itself rejects nothing." if head.reject_below is None else f"The model has {head.reject_below:.3g}."
+        own = (
+            "The model itself rejects nothing."
+            if head.reject_below is None
+            else f"The model has {head.reject_below:.3g}."
+        )
     else:
         label = "What if: one threshold for all labels"
         low, high = min(head.thresholds or (0.5,)), max(head.thresholds or (0.5,))
@@ -234,7 +250,10 @@ class SeveralTexts:
                 pasted = gr.Textbox(label="Texts, one per line", lines=6, max_lines=20, elem_id="ph-lines")
             with gr.Column(min_width=300):
                 file = gr.File(
-                    label=f"or a file ({', '.join(KINDS)}; UTF-8)", file_types=list(KINDS), elem_id="ph-file", height=140
+                    label=f"or a file ({', '.join(KINDS)}; UTF-8)",
+                    file_types=list(KINDS),
+                    elem_id="ph-file",
+                    height=140,
                 )
                 column = gr.Textbox(
                     "text", label="Column with the texts", elem_id="ph-column",
@@ -254,20 +273,10 @@ class SeveralTexts:
     def _table(self, pasted: str, file: str | None, column: str) -> str:
         if file is not None and pasted.strip():
             raise UsageError("there are pasted texts and a file: remove one of them")
-        texts: Sequence[TextOrFields]
-        if file is None:
-            texts = read_lines(pasted)
-        else:
-            path = Path(file)
-            try:
-                texts = read_file(path, self.fields, column)
-            finally:
-                path.unlink(missing_ok=True)  # texts are not kept
+        texts = read_lines(pasted) if file is None else read_file(Path(file), self.fields, column)
         models = []
         for side in self.sides:
             schema = side.client.schema()
             rows = [_for_side(text, schema) for text in texts]
             models.append(Answered(schema, list(side.client.stream(rows))))
         return table_html(build_columns(texts, models))
-
-

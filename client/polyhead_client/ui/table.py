@@ -23,6 +23,7 @@ from polyhead_client.ui.decided import answered, difference
 
 SHOWN_ROWS = 100  # in the page; the file has all
 SHOWN_CHARACTERS = 200  # of a cell in the page
+FILE_NAME = "answers.csv"
 OTHER = "other_"
 DIFFERS = "differs"
 
@@ -78,10 +79,12 @@ def _csv_cell(value: Any) -> str:
         return value
     if isinstance(value, float):
         return f"{value:.6g}"
+    if isinstance(value, list):
+        value = [float(f"{one:.6g}") if isinstance(one, float) else one for one in value]
     return "" if value is None else json.dumps(value, ensure_ascii=False)
 
 
-def table_html(columns: dict[str, list[Any]], file_name: str = "answers.csv") -> str:
+def table_html(columns: dict[str, list[Any]]) -> str:
     """How many texts were answered, a link that saves the file, and the first rows."""
     rows = len(next(iter(columns.values())))
     said = f"{_count(rows)} answered"
@@ -89,13 +92,15 @@ def table_html(columns: dict[str, list[Any]], file_name: str = "answers.csv") ->
         said = f"{rows - failed:,} of {_count(rows)} answered; column <b>error</b> says why the others are not"
     if DIFFERS in columns:
         differing = sum(bool(heads) for heads in columns[DIFFERS])
-        said += f". <b>{_count(differing)} answered differently</b> by the two models; the second one's columns begin with <b>{OTHER}</b>"
+        said += f". <b>{_count(differing)} answered differently</b> by the two models"
+        said += f"; the second one's columns begin with <b>{OTHER}</b>"
     shown = "" if rows <= SHOWN_ROWS else f" The first {SHOWN_ROWS} are below, the file has all."
     data = base64.b64encode(csv_file(columns).encode(errors="replace")).decode()
-    link = f'<a class="ph-save" download="{escape(file_name)}" href="data:text/csv;charset=utf-8;base64,{data}">Save as CSV</a>'
+    address = f"data:text/csv;charset=utf-8;base64,{data}"
+    link = f'<a class="ph-save" download="{FILE_NAME}" href="{address}">Save as CSV</a>'
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
     body = "".join(
-        f'<tr{_row_class(columns, number)}>{"".join(_cell_html(values[number]) for values in columns.values())}</tr>'
+        f"<tr{_row_class(columns, number)}>{''.join(_cell_html(values[number]) for values in columns.values())}</tr>"
         for number in range(min(rows, SHOWN_ROWS))
     )
     return (
@@ -114,8 +119,12 @@ def _row_class(columns: dict[str, list[Any]], row: int) -> str:
 
 
 def _cell_html(value: Any) -> str:
-    if isinstance(value, float):
-        return f'<td class="ph-number">{value:.4g}</td>'
+    if isinstance(value, float | int) and not isinstance(value, bool):
+        return (
+            f'<td class="ph-number">{value:.4g}</td>'
+            if isinstance(value, float)
+            else f'<td class="ph-number">{value}</td>'
+        )
     if isinstance(value, list):
         value = ", ".join(f"{one:.3g}" if isinstance(one, float) else str(one) for one in value)
     elif value is None:

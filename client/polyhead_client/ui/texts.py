@@ -1,6 +1,6 @@
 """Texts that come into the page: pasted lines, uploaded files, and the golden rows of a checkpoint as examples.
 
-The page is for looking. It takes at most `MOST_TEXTS` texts and `MOST_BYTES` at a time; `polyhead-score` takes any file.
+The page takes at most `MOST_TEXTS` texts and `MOST_BYTES` at a time; `polyhead-score` takes any file.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,8 @@ def _text(row: Any, number: int, fields: Sequence[str], column: str) -> TextOrFi
         raise UsageError(f"line {number} of the file has the columns {list(row)}, but needs {wanted}{column!r}")
     if not isinstance(row[column], str):
         raise UsageError(f"line {number} of the file: {column!r} must be a text, got {json.dumps(row[column])[:60]}")
-    return row[column]
+    text: str = row[column]
+    return text
 
 
 def read_golden(path: Path) -> list[TextOrFields]:
@@ -122,23 +124,25 @@ def read_golden(path: Path) -> list[TextOrFields]:
         UsageError: it cannot be read or holds something else.
     """
     path = path / "golden.jsonl" if path.is_dir() else path
-    found: list[TextOrFields] = []
     try:
         with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if len(found) == FEW:
-                    break
-                row = json.loads(line)
-                fields = row.get("fields")
-                text = row["text"] if fields is None else {name: value or "" for name, value in fields.items()}
-                if not all(isinstance(value, str) for value in ([text] if isinstance(text, str) else text.values())):
-                    raise TypeError("a text must be a string")
-                found.append(text)
+            return [_golden_text(line, f"{path}:{number}") for number, line in enumerate(islice(file, FEW), start=1)]
     except OSError as error:
         raise UsageError(f"golden: {path} cannot be read ({error.strerror})") from error
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise UsageError(f"golden: {path}:{number} is not a golden row; give the golden.jsonl of a checkpoint") from error
-    return found
+    except UnicodeDecodeError as error:
+        raise UsageError(f"golden: {path} is not UTF-8; give the golden.jsonl of a checkpoint") from error
+
+
+def _golden_text(line: str, place: str) -> TextOrFields:
+    try:
+        row = json.loads(line)
+        fields = row.get("fields")
+        text = row["text"] if fields is None else {name: value or "" for name, value in fields.items()}
+    except (ValueError, LookupError, AttributeError, RecursionError) as error:
+        raise UsageError(f"golden: {place} is not a golden row; give the golden.jsonl of a checkpoint") from error
+    if not all(isinstance(value, str) for value in ([text] if isinstance(text, str) else text.values())):
+        raise UsageError(f"golden: {place} has a text that is no string")
+    return text  # type: ignore[no-any-return]
 
 
 def example_title(number: int, text: TextOrFields) -> str:
