@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from polyhead_client import BadResponseError, ModelSchema, Prediction, UnknownNameError
 from polyhead_client.schema import HeadKind, HeadSchema
-from polyhead_client.ui.decided import DecidedHead, certainty, decide, difference, in_words, paths
+from polyhead_client.ui.decided import Bar, DecidedHead, certainty, decide, difference, in_words, paths
 
 ONE, ANY, NUMBER = HeadKind.SINGLE_LABEL, HeadKind.MULTI_LABEL, HeadKind.REGRESSION
 SECTION = HeadSchema("section", ONE, ("computers", "sport"), reject_below=0.6)
@@ -31,8 +32,6 @@ def prediction(section: str = "computers", group: str = "phones", **heads: Any) 
         "mood": {"kind": ANY, "labels": [], "scores": [], "thresholds": []},
         "stars": {"kind": NUMBER, "value": 3.5},
     }
-    import json
-
     return Prediction.from_json(json.dumps({"heads": said | heads, "token_count": 3, "truncated": False}))
 
 
@@ -112,8 +111,6 @@ def test_another_models_answer_is_an_error(schema: ModelSchema, said: Prediction
 
 def head(kind: HeadKind, labels: str = "", value: float | None = None) -> DecidedHead:
     """A head that answers these labels."""
-    from polyhead_client.ui.decided import Bar
-
     scale = (0.0, 1.0) if kind == NUMBER else None
     return DecidedHead(
         HeadSchema("head", kind, tuple("abc"), target_scale=scale), tuple(Bar(one, 0.5, chosen=True) for one in labels),
@@ -139,5 +136,5 @@ def head(kind: HeadKind, labels: str = "", value: float | None = None) -> Decide
     ],
 )
 def test_differences(left: DecidedHead | None, right: DecidedHead | None, said: str | None) -> None:
-    """Labels are compared as sets, numbers with the servers' tolerance: here 0.01, twice, for values near 2."""
+    """Labels are compared as sets, and numbers with the tolerance of both servers: 0.01 of a value near 2, twice."""
     assert difference(left, right, 0.01) == said

@@ -25,7 +25,9 @@ def test_lines() -> None:
 @pytest.mark.parametrize("pasted", ["", " \n ", "line\n" * (MOST_TEXTS + 1), "w" * (5 * 1024**2 + 1)])
 def test_too_few_and_too_many(pasted: str) -> None:
     """The message says what is allowed, and what takes more."""
-    with pytest.raises(UsageError, match="no texts|at most 1,000 texts and 5 MiB at a time; for more use polyhead-score"):
+    with pytest.raises(
+        UsageError, match=r"no texts|at most 1,000 texts and 5 MiB at a time; for more use polyhead-score"
+    ):
         read_lines(pasted)
 
 
@@ -91,7 +93,7 @@ def test_other_files_are_no_golden_rows(tmp_path: Path, line: str) -> None:
     path.write_text('{"text": "good"}\n' + line + "\n", encoding="utf-8")
     with pytest.raises(UsageError, match=r"golden\.jsonl:2"):
         read_golden(path)
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match=r"cannot be read"):
         read_golden(tmp_path / "nothing.jsonl")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ class SideAnswer:
         scores: of all heads, ``(schema.width,)``.
         latency_ms: from the question to the answer, as this program measures it.
         error: one sentence; the fields before it are then empty.
+        asked_ns: when, to tell two equal answers apart.
     """
 
     title: str
@@ -47,6 +48,7 @@ class SideAnswer:
     scores: NDArray[np.float32] | None = None
     latency_ms: float = 0.0
     error: str | None = None
+    asked_ns: int = field(default_factory=time.time_ns)
 
     def decided(self, bounds: Bounds) -> dict[str, DecidedHead]:
         """The answer of each head at these thresholds; empty if there is none."""

@@ -33,9 +33,9 @@ def summary_html(answers: Sequence[SideAnswer], bounds: Bounds) -> str:
     """Per side: time, tokens and what was cut off; the paths; and what differs between the sides."""
     decided = [answer.decided(bounds) for answer in answers]
     sides = "".join(_side_html(answer, heads) for answer, heads in zip(answers, decided, strict=True))
-    return (
-        f'<div class="ph-sides" role="status">{sides}</div>{_differences_html(answers, decided)}{_legend_html(decided)}'
-    )
+    asked = max((answer.asked_ns for answer in answers), default=0)  # a screen reader then says also an equal answer
+    html = f'<div class="ph-sides" role="status" data-asked="{asked}">{sides}</div>'
+    return f"{html}{_differences_html(answers, decided)}{_legend_html(decided)}"
 
 
 def _side_html(answer: SideAnswer, decided: Decided) -> str:

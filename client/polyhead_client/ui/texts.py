@@ -140,7 +140,7 @@ def _golden_text(line: str, place: str) -> TextOrFields:
         text = row["text"] if fields is None else {name: value or "" for name, value in fields.items()}
     except (ValueError, LookupError, AttributeError, RecursionError) as error:
         raise UsageError(f"golden: {place} is not a golden row; give the golden.jsonl of a checkpoint") from error
-    if not all(isinstance(value, str) for value in ([text] if isinstance(text, str) else text.values())):
+    if not all(isinstance(value, str) for value in (text.values() if isinstance(text, dict) else [text])):
         raise UsageError(f"golden: {place} has a text that is no string")
     return text  # type: ignore[no-any-return]
 
