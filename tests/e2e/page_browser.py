@@ -75,11 +75,13 @@ class PageBrowser(Browser):
 
     def write(self, selector: str, text: str) -> None:
         """Types a text into a field."""
-        self.evaluate(f"document.querySelector({json.dumps(selector)}).focus()")
+        field = f"document.querySelector({json.dumps(selector)})"
+        self.wait_for(f"({field}?.focus(), document.activeElement === {field})")
         self.type(text)
 
     def click(self, selector: str) -> None:
         """Clicks there with the mouse."""
+        self.wait_for(f"document.querySelector({json.dumps(selector)})?.checkVisibility()")
         self.evaluate(f"document.querySelector({json.dumps(selector)}).scrollIntoView({{block: 'center'}})")
         box = self.evaluate(
             f"(() => {{ const box = document.querySelector({json.dumps(selector)}).getBoundingClientRect();"

@@ -22,6 +22,8 @@ MOST_SLIDERS = 20  # heads with a slider of their own; the others stand below th
 ALL_HEADS = "all heads"
 KEPT_S = 3600  # an uploaded file, and the answer that is shown
 CSS = Path(__file__).with_name("style.css")
+# What needs no server is answered at once, not through Gradio's queue.
+LOCAL: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
 CHANGED = "The server has another model now, with other heads or fields. Reload this page."
 THEME = gr.themes.Default(  # no font is loaded
@@ -87,15 +89,23 @@ class OneText:
             self.example = gr.Dropdown(
                 self.titles,
                 value=None,
+                interactive=True,
                 label="Example",
                 elem_id="ph-example",
                 info="Texts that the model was checked with (golden rows).",
             )
         self.inputs = [
-            gr.Textbox(label=name, lines=2, max_lines=12, elem_id=f"ph-field-{number}")
+            gr.Textbox(interactive=True, label=name, lines=2, max_lines=12, elem_id=f"ph-field-{number}")
             for number, name in enumerate(self.fields)
         ] or [
-            gr.Textbox(label="Text", lines=5, max_lines=20, placeholder="Write or paste a text", elem_id="ph-field-0")
+            gr.Textbox(
+                interactive=True,
+                label="Text",
+                lines=5,
+                max_lines=20,
+                placeholder="Write or paste a text",
+                elem_id="ph-field-0",
+            )
         ]
         with gr.Row():
             self.classify = gr.Button("Classify", variant="primary", elem_id="ph-classify", min_width=120)
@@ -103,6 +113,7 @@ class OneText:
         self.explained = gr.Dropdown(
             [ALL_HEADS, *(head.name for head in self.heads)],
             value=ALL_HEADS if len(self.heads) <= MOST_SLIDERS else self.heads[0].name,
+            interactive=True,
             label="What to explain",
             info=f"Explain leaves words out, one by one, and has the server score up to {MOST_TEXTS} shorter texts.",
         )
@@ -115,6 +126,7 @@ class OneText:
         self.summary = gr.HTML(empty, padding=False, elem_id="ph-summary")
         self.cards: list[gr.HTML] = []
         self.sliders: dict[str, gr.Slider] = {}
+        self.starts = {head.name: _start(head) for head in self.heads}
         self.groups: list[gr.Column] = []
         for number, head in enumerate(self.heads[:MOST_SLIDERS]):
             with gr.Column(visible=False, elem_classes="ph-group") as group:
@@ -133,16 +145,12 @@ class OneText:
         )
         gr.on([self.explain.click], self._explain, [self.explained, *self.inputs], [self.reasons], **QUIET)
         if self.titles:
-            self.example.input(self._take_example, [self.example], self.inputs, **QUIET)
-        for name, slider in self.sliders.items():
-            slider.input(
-                partial(self._move, name),
-                [self.answers, self.bounds, slider],
-                [*shown, self.bounds],
-                trigger_mode="always_last",
-                **QUIET | {"show_progress": "hidden"},
-            )
-        self.reset.click(self._reset, [self.answers], [*shown, self.bounds, *self.sliders.values()], **QUIET)
+            self.example.input(self._take_example, [self.example], self.inputs, **LOCAL)
+        if self.sliders:
+            moved = [slider.input for slider in self.sliders.values()]
+            values = [self.answers, self.bounds, *self.sliders.values()]
+            gr.on(moved, self._move, values, [*shown, self.bounds], trigger_mode="always_last", **LOCAL)
+        self.reset.click(self._reset, [self.answers], [*shown, self.bounds, *self.sliders.values()], **LOCAL)
 
     def _text(self, values: Sequence[str]) -> TextOrFields:
         return dict(zip(self.fields, values, strict=True)) if self.fields else values[0]
@@ -168,12 +176,15 @@ class OneText:
         cards = [head_html(head.name, answers, bounds) for head in self.heads]
         return [summary_html(answers, bounds), *cards[:MOST_SLIDERS], "".join(cards[MOST_SLIDERS:])]
 
-    def _move(self, head: str, answers: list[SideAnswer], bounds: dict[str, float], value: float) -> Updates:
-        bounds = {**bounds, head: value}
+    def _move(self, answers: list[SideAnswer], bounds: dict[str, float], *values: float) -> Updates:
+        """A slider is moved once it has left its place, and stays moved if it comes back."""
+        for head, value in zip(self.sliders, values, strict=True):
+            if head in bounds or value != self.starts[head]:
+                bounds = {**bounds, head: value}
         return [*self._show(answers, bounds), bounds]
 
     def _sliders_back(self) -> Updates:
-        return [gr.update(value=_start(head)) for head in self.heads if head.name in self.sliders]
+        return [gr.update(value=self.starts[head]) for head in self.sliders]
 
     def _reset(self, answers: list[SideAnswer]) -> Updates:
         return [*self._show(answers, {}), {}, *self._sliders_back()]
@@ -236,7 +247,17 @@ def _slider(head: HeadSchema, number: int) -> gr.Slider:
         label = "What if: one threshold for all labels"
         low, high = min(head.thresholds or (0.5,)), max(head.thresholds or (0.5,))
         own = f"The model has {low:.3g}." if low == high else f"The model has one per label, {low:.3g} to {high:.3g}."
-    return gr.Slider(0, 1, _start(head), step=0.005, label=label, info=own, elem_id=f"ph-slider-{number}", buttons=[])
+    return gr.Slider(
+        0,
+        1,
+        _start(head),
+        interactive=True,
+        step=0.005,
+        label=label,
+        info=own,
+        elem_id=f"ph-slider-{number}",
+        buttons=[],
+    )
 
 
 class SeveralTexts:
@@ -247,16 +268,19 @@ class SeveralTexts:
         gr.HTML(f'<p class="ph-faint">One text per line, or a file: {escape_text(LIMIT)}.</p>', padding=False)
         with gr.Row(equal_height=False):
             with gr.Column(min_width=300):
-                pasted = gr.Textbox(label="Texts, one per line", lines=6, max_lines=20, elem_id="ph-lines")
+                pasted = gr.Textbox(
+                    interactive=True, label="Texts, one per line", lines=6, max_lines=20, elem_id="ph-lines"
+                )
             with gr.Column(min_width=300):
                 file = gr.File(
+                    interactive=True,
                     label=f"or a file ({', '.join(KINDS)}; UTF-8)",
                     file_types=list(KINDS),
                     elem_id="ph-file",
                     height=140,
                 )
                 column = gr.Textbox(
-                    "text", label="Column with the texts", elem_id="ph-column",
+                    "text", interactive=True, label="Column with the texts", elem_id="ph-column",
                     info="For CSV, TSV and JSON lines. " + (
                         f"Not needed if the file has the model's fields ({', '.join(self.fields)})."
                         if self.fields else "Not needed if the file has one column."
