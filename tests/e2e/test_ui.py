@@ -178,14 +178,16 @@ def test_the_page_has_the_servers_answers(browser: PageBrowser, real: str, predi
 
 
 def test_everything_works_by_keyboard(browser: PageBrowser, real: str, predictor: Predictor) -> None:
-    """Tab, Enter and arrow keys write, classify, move a threshold, put it back, and explain."""
+    """Tab, Enter and arrow keys choose an example, write, classify, move a threshold, put it back, and explain."""
+    golden = predictor.checkpoint.golden()
     browser.visit(real, DESKTOP)
     browser.tab_to("#ph-example input")
     for option in (0, 1):
         browser.press("ArrowDown")
         browser.wait_for(f"document.querySelector('[role=option].active')?.dataset.index === '{option}'")
     browser.press("Enter")
-    browser.wait_for(f"document.querySelector('#ph-field-0 textarea').value === {json.dumps(TEXTS[1])}")
+    second = json.dumps(golden[1].text)
+    browser.wait_for(f"document.querySelector('#ph-field-0 textarea').value === {second}")
     browser.tab_to("#ph-field-0 textarea")
     browser.type(TEXTS[0])
     browser.tab_to("#ph-classify")
@@ -377,16 +379,11 @@ def test_a_server_that_is_not_there(browser: PageBrowser) -> None:
         assert "The server has another model now" in browser.text("#ph-summary")
 
 
-def run(*options: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command until it ends by itself."""
-    command = [sys.executable, "-m", "polyhead_client.cli", "ui", *options]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-
-
 def test_a_port_that_is_taken_is_one_sentence() -> None:
-    """The command ends with exit code 2."""
+    """The command ends with exit code 2, before it loads Gradio."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        done = run("--port", str(taken.getsockname()[1]))
+        command = [sys.executable, "-m", "polyhead_client.cli", "ui", "--port", str(taken.getsockname()[1])]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
     assert "choose another --port" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import closing
 
 import gradio as gr
 import uvicorn
@@ -14,7 +13,6 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from polyhead_client.errors import UsageError
 from polyhead_client.ui.asking import Side, TextOrFields
 from polyhead_client.ui.page import CSS, THEME, build_page
 from polyhead_client.ui.start import is_loopback
@@ -80,42 +78,38 @@ class PageServer(uvicorn.Server):
 
 
 def run(
-    sides: Sequence[Side], examples: Sequence[TextOrFields], host: str, port: int, ready: Callable[[str], None]
+    sides: Sequence[Side],
+    examples: Sequence[TextOrFields],
+    host: str,
+    listening: socket.socket,
+    ready: Callable[[str], None],
 ) -> None:
     """Serves the page; see `polyhead_client.ui.start.start`."""
+    port = listening.getsockname()[1]
+    app = gr.mount_gradio_app(
+        FastAPI(**NO_DOCS),  # type: ignore[arg-type]
+        build_page(sides, examples),
+        path="/",
+        server_name=host,
+        server_port=port,
+        footer_links=[],
+        run_history=False,
+        app_kwargs=dict(NO_DOCS),
+        show_error=False,  # an unknown error says nothing about this machine
+        max_file_size=MOST_BYTES + 1,
+        ssr_mode=False,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
+        theme=THEME,
+        css_paths=[CSS],
+    )
+    config = uvicorn.Config(
+        Guard(app, ("127.0.0.1", "localhost", "[::1]") if is_loopback(host) else ()),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=END_S,
+    )
     shown = f"[{host}]" if ":" in host else host
-    with closing(_listen(host, port)) as listening:
-        names = ("127.0.0.1", "localhost", "[::1]") if is_loopback(host) else ()
-        app = gr.mount_gradio_app(
-            FastAPI(**NO_DOCS),  # type: ignore[arg-type]
-            build_page(sides, examples),
-            path="/",
-            server_name=host,
-            server_port=listening.getsockname()[1],
-            footer_links=[],
-            run_history=False,
-            app_kwargs=dict(NO_DOCS),
-            show_error=False,  # an unknown error says nothing about this machine
-            max_file_size=MOST_BYTES + 1,
-            ssr_mode=False,
-            enable_monitoring=False,
-            pwa=False,
-            mcp_server=False,
-            theme=THEME,
-            css_paths=[CSS],
-        )
-        config = uvicorn.Config(
-            Guard(app, names),
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=END_S,
-        )
-        PageServer(config, lambda: ready(f"http://{shown}:{listening.getsockname()[1]}/")).run([listening])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise UsageError(f"cannot listen at {host}:{port} ({error.strerror}); choose another --port") from error
+    PageServer(config, lambda: ready(f"http://{shown}:{port}/")).run([listening])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import socket
 import tempfile
 from collections.abc import Callable, Sequence
 
@@ -40,7 +41,7 @@ def start(
     Raises:
         UsageError: the extra ``ui`` is not installed, or the address cannot be used.
     """
-    with tempfile.TemporaryDirectory(prefix="polyhead-ui-") as folder:
+    with _listen(host, port) as listening, tempfile.TemporaryDirectory(prefix="polyhead-ui-") as folder:
         os.environ.update(QUIET | {"GRADIO_TEMP_DIR": folder})
         try:
             application = importlib.import_module("polyhead_client.ui.application")
@@ -48,4 +49,11 @@ def start(
             if (error.name or "").partition(".")[0] not in EXTRA:
                 raise
             raise UsageError(f"{error.name} is missing; in the project folder: pip install './client[ui]'") from error
-        application.run(sides, examples, host, port, ready)
+        application.run(sides, examples, host, listening, ready)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise UsageError(f"cannot listen at {host}:{port} ({error.strerror}); choose another --port") from error
