@@ -34,12 +34,16 @@ class PageBrowser(Browser):
 
     def visit(self, address: str, width: int, height: int = 900, scheme: str = "light") -> None:
         """Opens an address in a window of this size, in CSS pixels, and waits until the page has been built."""
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
-        )
+        self.resize(width, height)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.call("Page.navigate", url=address)
         self.wait_for("document.querySelector('#ph-classify, .ph-error')")
+
+    def resize(self, width: int, height: int = 900) -> None:
+        """Gives the window this size; a narrow one is that of a telephone."""
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
 
     def wait_for(self, condition: str, wait_s: float = WAIT_S) -> None:
         """Waits until a JavaScript expression is true."""

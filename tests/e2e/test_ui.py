@@ -353,7 +353,9 @@ def test_several_texts(browser: PageBrowser, pair: str, tmp_path: Path) -> None:
     browser.wait_for("document.querySelector('#ph-table .ph-save')")
     assert "2 of 3 texts were answered" in browser.text("#ph-table")
     assert "2 texts were answered differently" in browser.text("#ph-table")
-    assert fits(browser)
+    for width in (PHONE, DESKTOP):
+        browser.resize(width)
+        assert fits(browser)
     link = browser.evaluate("document.querySelector('.ph-save').href")
     lines = base64.b64decode(link.partition(",")[2]).decode().splitlines()
     assert lines[0].startswith("text,section_label,section_score,group <img src=x onerror=window.hacked=1>_label,")

@@ -105,7 +105,8 @@ def head_html(name: str, answers: Sequence[SideAnswer], bounds: Bounds) -> str:
     for answer, one in zip(answers, decided, strict=True):
         title = f'<p class="ph-faint">{escape_text(answer.title)}</p>' if len(answers) > 1 else ""
         parts += f"<div>{title}{_answer_html(one) if one is not None else '<p>—</p>'}</div>"
-    return f'<section class="ph-head">{html}<div class="ph-sides">{parts}</div></section>'
+    shape = "ph-sides ph-pair" if len(answers) > 1 else "ph-sides"
+    return f'<section class="ph-head">{html}<div class="{shape}">{parts}</div></section>'
 
 
 def _answer_html(decided: DecidedHead) -> str:

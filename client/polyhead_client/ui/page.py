@@ -40,7 +40,7 @@ Updates = list[Any]
 def build_page(sides: Sequence[Side], examples: Sequence[TextOrFields]) -> gr.Blocks:
     """The page for one model, or for two side by side."""
     title = f"Try {sides[0].client.model}"
-    page = gr.Blocks(analytics_enabled=False, title=title, delete_cache=(600, KEPT_S))
+    page = gr.Blocks(analytics_enabled=False, title=title, fill_width=True, delete_cache=(600, KEPT_S))
     with page:
         asked = " and ".join(side.title for side in sides)
         gr.HTML(f"<h1>{escape_text(title)}</h1><p class='ph-faint'>Asks {escape_text(asked)}.</p>", padding=False)
