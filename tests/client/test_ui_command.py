@@ -88,6 +88,16 @@ def test_an_open_page_is_said_to_be_open(started: Started) -> None:
     assert "Whoever reaches this address can ask the model" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("host", "is_local"),
+    [("127.0.0.1", True), ("127.0.0.9", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False),
+     ("10.1.2.3", False), ("localhost.example", False), ("", False)],
+)  # fmt: skip
+def test_loopback(host: str, is_local: bool) -> None:
+    """Loopback addresses and their usual name, nothing else."""
+    assert start_module.is_loopback(host) == is_local
+
+
 def test_a_missing_extra_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     """The message says what to install."""
     monkeypatch.setitem(sys.modules, "gradio", None)

@@ -199,7 +199,7 @@ def test_everything_works_by_keyboard(browser: PageBrowser, real: str, predictor
     browser.press("Home")
     browser.wait_for("document.querySelectorAll('#ph-head-1 .ph-chosen').length === 4")
     browser.press("ArrowRight", 3)
-    browser.wait_for("document.querySelector('#ph-slider-1 input[type=number]').value === '0.015'")
+    browser.wait_for("document.querySelector('#ph-head-1').innerText.includes('threshold 0.015')")
     browser.tab_to("#ph-reset")
     browser.press("Enter")
     browser.wait_for(f"document.querySelectorAll('#ph-head-1 .ph-chosen').length === {sum(one[2] for one in own)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable, Sequence
+from urllib.parse import urlsplit
 
 import gradio as gr
 import uvicorn
@@ -36,17 +37,16 @@ class Guard:
     Such a page would let its own name lead to 127.0.0.1 (DNS rebinding).
     """
 
-    def __init__(self, app: ASGIApp, names: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, only_loopback: bool) -> None:
         self.app = app
-        self.names = names
+        self.only_loopback = only_loopback
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on, or refuses it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        name = Headers(scope=scope).get("host", "").rpartition(":")[0]
-        if self.names and name not in self.names:
+        if self.only_loopback and not is_loopback(host_name(Headers(scope=scope).get("host", ""))):
             await PlainTextResponse("this page has another address", 400)(scope, receive, send)
             return
 
@@ -56,6 +56,14 @@ class Guard:
             await send(message)
 
         await self.app(scope, receive, answer)
+
+
+def host_name(header: str) -> str:
+    """The name in a Host header, without its port; empty if it has none."""
+    try:
+        return urlsplit(f"//{header}").hostname or ""
+    except ValueError:
+        return ""
 
 
 class PageServer(uvicorn.Server):
@@ -105,7 +113,7 @@ def run(
         css_paths=[CSS],
     )
     config = uvicorn.Config(
-        Guard(app, ("127.0.0.1", "localhost", "[::1]") if is_loopback(host) else ()),
+        Guard(app, only_loopback=is_loopback(host)),
         log_level="warning",
         access_log=False,
         server_header=False,

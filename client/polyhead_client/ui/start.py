@@ -7,12 +7,12 @@ import os
 import socket
 import tempfile
 from collections.abc import Callable, Sequence
+from ipaddress import ip_address
 
 from polyhead_client.errors import UsageError
 from polyhead_client.ui.asking import Side, TextOrFields
 
 EXTRA = ("gradio", "gradio_client", "uvicorn", "fastapi", "starlette")
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Gradio and huggingface_hub read these when they are imported: no telemetry, no version check, no history of questions.
 QUIET = {
     "GRADIO_ANALYTICS_ENABLED": "False",
@@ -26,7 +26,10 @@ QUIET = {
 
 def is_loopback(host: str) -> bool:
     """Whether only programs on this machine can connect."""
-    return host in LOOPBACK
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def start(

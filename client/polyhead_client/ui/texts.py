@@ -142,7 +142,7 @@ def _golden_text(line: str, place: str) -> TextOrFields:
         raise UsageError(f"golden: {place} is not a golden row; give the golden.jsonl of a checkpoint") from error
     if not all(isinstance(value, str) for value in (text.values() if isinstance(text, dict) else [text])):
         raise UsageError(f"golden: {place} has a text that is no string")
-    return text  # type: ignore[no-any-return]
+    return text
 
 
 def example_title(number: int, text: TextOrFields) -> str:
