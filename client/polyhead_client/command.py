@@ -1,4 +1,4 @@
-"""The command line: ``polyhead-client classify | explain | schema | ready``, and the options that all have.
+"""The command line: ``polyhead-client classify | explain | ui | schema | ready``, and the options that all have.
 
 Exit codes: 0 all texts were answered, 1 some text has an error, 2 bad usage or no answer from the server, 130 stopped
 by Ctrl-C.
@@ -11,7 +11,7 @@ import inspect
 import json as json_module
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -66,6 +66,19 @@ Examples:
 * `polyhead-client explain "a fast parser for JSON" --head topic`
 
 * `polyhead-client explain --label sport --json < article.txt`
+"""
+
+UI_EPILOG = """
+Examples:
+
+* `polyhead-client ui --golden runs/debian/golden.jsonl`
+
+* `polyhead-client ui --model-version 2 --compare-version 1`
+
+* `polyhead-client ui --server a:8000 --compare-server b:8000`
+
+The page needs the extra `ui`: in the project folder, `pip install './client[ui]'`. It loads nothing from other sites,
+and the API key stays in this program.
 """
 
 
@@ -215,6 +228,64 @@ def explain(
         typer.echo(json_module.dumps({"text": text, **explanation.to_json()}))
     else:
         print_explanation(explanation, words)
+
+
+def _page(help: str, **settings: Any) -> Any:
+    return typer.Option(help=help, rich_help_panel="The page", **settings)
+
+
+def _compare(help: str, **settings: Any) -> Any:
+    return typer.Option(help=help, rich_help_panel="A second model beside it", show_default=False, **settings)
+
+
+@client_command(epilog=UI_EPILOG)
+def ui(
+    client: Client,
+    context: typer.Context,
+    host: Annotated[
+        str, _page("Where the page is served. With 0.0.0.0, whoever reaches this machine can ask the model.")
+    ] = "127.0.0.1",
+    port: Annotated[int, _page("The page's port; 0 takes a free one.", min=0, max=65535)] = 7860,
+    golden: Annotated[
+        Path | None,
+        _page("golden.jsonl of a checkpoint, or the checkpoint: its texts become examples.", metavar="FILE"),
+    ] = None,
+    compare_server: Annotated[
+        list[str] | None, _compare("host:port of the second model; the first one's if empty.", metavar="HOST:PORT")
+    ] = None,
+    compare_model: Annotated[str | None, _compare("Its name; the first one's if empty.")] = None,
+    compare_version: Annotated[str | None, _compare("Its version; the newest if empty.")] = None,
+    compare_api_key: Annotated[
+        str | None,
+        _compare("Its key. The first one's key and headers are sent only to the first one's servers.", metavar="KEY"),
+    ] = None,
+) -> None:
+    """Serves a page to try the model in a browser: scores as bars, thresholds as sliders, reasons, whole files."""
+    from polyhead_client.ui.asking import Side, side_titles
+    from polyhead_client.ui.start import is_loopback, start
+    from polyhead_client.ui.texts import read_golden
+
+    def say(address: str) -> None:
+        typer.echo(f"Open {address} in a browser. Ctrl-C ends the page.")
+        if not is_loopback(host):
+            typer.echo("Whoever reaches this address can ask the model, with your API key if there is one.", err=True)
+
+    examples = [] if golden is None else read_golden(golden)
+    shared = {name: context.params[name] for name in inspect.signature(connect).parameters}
+    with ExitStack() as opened:
+        clients, versions = [client], [shared["model_version"]]
+        if compare_server or compare_model or compare_version or compare_api_key:
+            other = shared | {"model": compare_model or shared["model"], "model_version": compare_version or ""}
+            if compare_server and set(compare_server) != set(shared["server"]):
+                other |= {"server": compare_server, "api_key": None, "header": None}
+            if compare_api_key:
+                other["api_key"] = compare_api_key
+            clients.append(opened.enter_context(connect(**other)))
+            versions.append(other["model_version"])
+        titles = side_titles(
+            [(one.replicas, one.model, version) for one, version in zip(clients, versions, strict=True)]
+        )
+        start([Side(*pair) for pair in zip(titles, clients, strict=True)], examples, host, port, say)
 
 
 @client_command()

@@ -131,8 +131,12 @@ class Reason:
         if position < len(value):
             yield Piece(value[position:])
 
+    def blocks(self) -> Iterator[tuple[str | None, Iterator[Piece]]]:
+        """Each field and its pieces; None for a text without fields."""
+        return ((field, self.pieces(field)) for field in self.fields())
+
     def _repr_html_(self) -> str:
-        return reason_html(self.title, ((field, self.pieces(field)) for field in self.fields()))
+        return reason_html(self.title, self.blocks())
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,22 +40,31 @@ class Piece(NamedTuple):
 
 def reason_html(title: str, blocks: Iterable[tuple[str | None, Iterable[Piece]]]) -> str:
     """The head with its answer, and below it the pieces of the text or of each field."""
-    html = [f"<div><b><bdi>{_escape(title)}</bdi></b></div>"]
+    return f"<div><b><bdi>{escape_text(title)}</bdi></b></div>{blocks_html(blocks)}"
+
+
+def blocks_html(blocks: Iterable[tuple[str | None, Iterable[Piece]]]) -> str:
+    """The pieces of the text or of each field."""
+    html = []
     for field, pieces in blocks:
         if field is not None:
-            html.append(f'<div style="{DIMMED}"><bdi>{_escape(field)}</bdi></div>')
+            html.append(f'<div style="{DIMMED}"><bdi>{escape_text(field)}</bdi></div>')
         html.append(f'<div dir="auto" style="{BLOCK}">{"".join(map(_piece_html, pieces))}</div>')
     return "".join(html)
 
 
 def explanation_html(reasons: Iterable[str], notes: Iterable[str]) -> str:
     """The HTML of all reasons, and how to read them."""
-    below = f'{LEGEND} <span style="{DIMMED}">{_escape(" ".join(notes))}</span>'
-    return f'<div>{"".join(reasons)}<div style="font-size:.85em">{below}</div></div>'
+    return f"<div>{''.join(reasons)}{notes_html(notes)}</div>"
+
+
+def notes_html(notes: Iterable[str]) -> str:
+    """What the colours mean, and the notes."""
+    return f'<div style="font-size:.85em">{LEGEND} <span style="{DIMMED}">{escape_text(" ".join(notes))}</span></div>'
 
 
 def _piece_html(piece: Piece) -> str:
-    text = _escape(piece.text)
+    text = escape_text(piece.text)
     if not piece.title:
         return text if piece.is_read else f'<span style="{DIMMED}" title="the model does not read this">{text}</span>'
     style = ""
@@ -64,10 +73,11 @@ def _piece_html(piece: Piece) -> str:
     elif piece.weight:
         colour = RAISES if piece.weight > 0 else LOWERS
         style = f"background:{colour.format(STRONGEST_ALPHA * min(abs(piece.weight), 1.0))}"
-    return f'<span style="{style}" title="{_escape(piece.title)}">{text}</span>'
+    return f'<span style="{style}" title="{escape_text(piece.title)}">{text}</span>'
 
 
-def _escape(text: str) -> str:
+def escape_text(text: str) -> str:
+    """The text for HTML. Characters that pages show in many ways are replaced."""
     # Pages show control characters and lone surrogates in many ways, or not at all. Directions must stay for the text.
     kept = (one if one.isprintable() or one in "\n\t" or _is_format(one) else "�" for one in text)
     return escape("".join(kept))

@@ -38,7 +38,7 @@ def to_arrow(predictions: Sequence[Prediction], schema: ModelSchema | None = Non
     pyarrow = import_extra("pyarrow", "pyarrow")
     types = {name: pyarrow.type_for_alias(name) for name in ("string", "float32", "int32", "bool")}
     types |= {f"list<{name}>": pyarrow.list_(kind) for name, kind in types.items()}
-    columns = _columns(predictions, schema, top_k)
+    columns = answer_columns(predictions, schema, top_k)
     return pyarrow.table({name: pyarrow.array(values, types[kind]) for name, (kind, values) in columns.items()})
 
 
@@ -49,7 +49,7 @@ def to_pandas(predictions: Sequence[Prediction], schema: ModelSchema | None = No
         UsageError: pandas is not installed.
     """
     pandas = import_extra("pandas", "pandas")
-    columns = _columns(predictions, schema, top_k)
+    columns = answer_columns(predictions, schema, top_k)
     return pandas.DataFrame(
         {
             name: pandas.Series(values, dtype=PANDAS_TYPES.get(kind, "object"))
@@ -58,7 +58,7 @@ def to_pandas(predictions: Sequence[Prediction], schema: ModelSchema | None = No
     )
 
 
-def _columns(
+def answer_columns(
     predictions: Sequence[Prediction], schema: ModelSchema | None, top_k: int | None
 ) -> dict[str, tuple[str, list[Any]]]:
     """The type and the values of each column, in the table's order."""

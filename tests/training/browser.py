@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import select
 import subprocess
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,7 @@ OPTIONS = [
     "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
     "--remote-debugging-pipe",
 ]  # fmt: skip
+SILENT_S = 60
 FONTS = """<?xml version="1.0"?>
 <!DOCTYPE fontconfig SYSTEM "fonts.dtd">
 <fontconfig><dir>{fonts}</dir><cachedir>{cache}</cachedir></fontconfig>
@@ -92,6 +94,8 @@ class Browser:
 
     def _message(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
+            ready, _, _ = select.select([self._read], [], [], SILENT_S)
+            assert ready, f"the browser said nothing for {SILENT_S} s"
             read = os.read(self._read, 1 << 20)
             assert read, "the browser ended"
             self._buffer += read

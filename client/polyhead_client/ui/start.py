@@ -1,0 +1,62 @@
+"""Starts the page. Nothing here imports Gradio before its switches are set, so the command stays fast without it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Sequence
+from ipaddress import ip_address
+
+from polyhead_client.errors import UsageError
+from polyhead_client.ui.asking import Side, TextOrFields
+
+EXTRA = ("gradio", "gradio_client", "uvicorn", "fastapi", "starlette")
+# Gradio and huggingface_hub read these when they are imported: no telemetry, no version check, no history of questions.
+QUIET = {
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "GRADIO_RUN_HISTORY": "False",
+    "GRADIO_SSR_MODE": "False",
+    "GRADIO_MCP_SERVER": "False",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs on this machine can connect."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def start(
+    sides: Sequence[Side], examples: Sequence[TextOrFields], host: str, port: int, ready: Callable[[str], None]
+) -> None:
+    """Serves the page until Ctrl-C. Uploaded files are in a private folder, which is removed at the end.
+
+    Args:
+        port: 0 takes a free one.
+        ready: called with the page's address as soon as it answers.
+
+    Raises:
+        UsageError: the extra ``ui`` is not installed, or the address cannot be used.
+    """
+    with _listen(host, port) as listening, tempfile.TemporaryDirectory(prefix="polyhead-ui-") as folder:
+        os.environ.update(QUIET | {"GRADIO_TEMP_DIR": folder})
+        try:
+            application = importlib.import_module("polyhead_client.ui.application")
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in EXTRA:
+                raise
+            raise UsageError(f"{error.name} is missing; in the project folder: pip install './client[ui]'") from error
+        application.run(sides, examples, host, listening, ready)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise UsageError(f"cannot listen at {host}:{port} ({error.strerror}); choose another --port") from error
