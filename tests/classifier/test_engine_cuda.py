@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch.nn.attention.varlen import varlen_attn
 
 from polyhead.checkpoint import read_checkpoint
-from polyhead.engine.cuda.attention import CAUSAL, FULL, padded_attention
+from polyhead.engine.cuda.attention import CAUSAL, FULL, attention_for, efficient_attention, is_attention, padded_attention
 from polyhead.engine.cuda.forward import CUDAForward
 from polyhead.engine.cuda.packed import Graphs, Packed, PackedShape, Recording, graph_shapes, pack
 from polyhead.engine.micro_batch import MicroBatch
@@ -157,7 +157,7 @@ def test_any_batch_equals_transformers(pair: Pair, forwards: list[CUDAForward], 
 
 def test_more_texts_than_any_shape_holds(pair: Pair, forwards: list[CUDAForward]) -> None:
     """Many tiny texts fit no recorded shape and are computed without one."""
-    texts = random_texts([1] * 130 + [2] * 20, pair.checkpoint.body.vocab_size)
+    texts = random_texts([1] * 270 + [2] * 20, pair.checkpoint.body.vocab_size)
     recorded = forwards[2]
     assert recorded.graphs
     assert recorded.graphs.shape_for(micro_batch(texts)) is None
@@ -227,6 +227,17 @@ def test_padded_attention_is_attention(lengths: list[int], spare_texts: int, spa
         torch.testing.assert_close(computed[:real], expected[:real])
 
 
+def test_an_attention_is_tried_before_it_is_used(caplog: pytest.LogCaptureFixture) -> None:
+    """One that computes something else, or raises, is not used; on the CPU attention is padded, which the log says."""
+    arguments = (8, torch.float32, torch.device("cpu"))
+    assert is_attention(flash_stand_in, *arguments)
+    assert not is_attention(lambda query, *_, **__: query, *arguments)
+    assert not is_attention(efficient_attention, *arguments)  # PyTorch has no CPU kernel for it
+    with caplog.at_level(logging.WARNING):
+        assert attention_for(*arguments) is padded_attention
+    assert "attention pads groups of texts" in caplog.text
+
+
 def test_packing() -> None:
     """Spare tokens belong to no text; spare texts have no tokens."""
     batch = MicroBatch(rows=[1, 0], token_ids=[[8, 9], [5, 6, 7]])
@@ -242,16 +253,20 @@ def test_packing() -> None:
 @pytest.mark.parametrize(
     ("lengths", "shape"),
     [
-        ([20], PackedShape(64, 16, 64)),
-        ([64], PackedShape(64, 16, 64)),
-        ([65], PackedShape(128, 16, 128)),
-        ([256, 200, 10], PackedShape(512, 16, 256)),
-        ([257, 200, 10], PackedShape(512, 16, 512)),
-        ([900, 100], PackedShape(1024, 32, 1000)),
-        ([10] * 17, PackedShape(768, 24, 256)),
+        ([20], PackedShape(64, 64, 64)),
+        ([64], PackedShape(64, 64, 64)),
+        ([65], PackedShape(128, 128, 128)),
+        ([3] * 64, PackedShape(256, 128, 256)),  # in 4,096 tokens' room they would compute twenty times as much
+        ([256, 200, 10], PackedShape(512, 128, 256)),
+        ([257, 200, 10], PackedShape(512, 128, 512)),
+        ([900, 100], PackedShape(1024, 128, 1000)),
+        ([10] * 17, PackedShape(256, 128, 256)),
         ([256] * 16, PackedShape(4096, 128, 256)),
-        ([256] * 16 + [1], None),
-        ([1] * 129, None),
+        ([256] * 16 + [1], PackedShape(6144, 192, 256)),
+        ([256] * 32, PackedShape(8192, 256, 256)),
+        ([256] * 32 + [1], None),
+        ([1] * 128, PackedShape(128, 128, 128)),
+        ([1] * 129, None),  # its texts fit only into a shape with too many spare tokens
         ([1001], None),
     ],
 )
@@ -262,7 +277,7 @@ def test_a_batch_goes_to_the_smallest_shape(lengths: list[int], shape: PackedSha
 
 
 def test_a_failed_recording_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Shapes that cannot be recorded are computed without a recording, and the log says so."""
+    """If one shape cannot be recorded, none is used, because the failure may free what the others need."""
     made = 0
 
     def record(run: Callable[[], torch.Tensor]) -> Recording:
@@ -275,9 +290,10 @@ def test_a_failed_recording_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptu
     checkpoint = Pair(tmp_path / "c", "base", None, {})
     with caplog.at_level(logging.WARNING):
         forward = CUDAForward(checkpoint.checkpoint, "cpu", "fp32", attention=flash_stand_in, record=record)
-    assert "no CUDA graph for PackedShape(tokens=1536" in caplog.text
+    assert "no CUDA graphs: batches launch kernel by kernel, because PackedShape(tokens=3072" in caplog.text
     assert forward.graphs
-    assert [shape.tokens for shape in forward.graphs.shapes] == [2048, 3072, 4096]
+    assert forward.graphs.shapes == []
+    assert forward.graphs.recordings == {}
     texts = random_texts([20, 11], checkpoint.checkpoint.body.vocab_size)
     np.testing.assert_allclose(checkpoint.logits(forward, texts), checkpoint.expected(texts), atol=1e-5)
 
@@ -340,13 +356,16 @@ def test_gpu_equals_cpu(on_gpu: tuple[Pair, CUDAForward], lengths: list[int]) ->
 @pytest.mark.cuda
 @needs_cuda
 def test_gpu_in_fp32_equals_cpu(on_gpu: tuple[Pair, CUDAForward]) -> None:
-    """In fp32 attention is padded and nothing is recorded; logits are within 1e-4 of their spread."""
+    """In fp32 too attention is packed and passes are recorded; logits are within 1e-4 of their spread."""
     wide, _ = on_gpu
     forward = CUDAForward(wide.checkpoint, "cuda", "fp32")
-    assert forward.graphs is None
-    texts = random_texts([700, 300, 90, 5, 1], wide.checkpoint.body.vocab_size)
-    expected = wide.expected(texts)
-    np.testing.assert_allclose(wide.logits(forward, texts), expected, atol=1e-4 * max(1, expected.std()))
+    assert forward.attention is efficient_attention
+    assert forward.graphs
+    assert forward.graphs.shapes == graph_shapes(1024)
+    for lengths in ([700, 300, 90, 5, 1], [1024] * 9):  # recorded and not
+        texts = random_texts(lengths, wide.checkpoint.body.vocab_size)
+        expected = wide.expected(texts)
+        np.testing.assert_allclose(wide.logits(forward, texts), expected, atol=1e-4 * max(1, expected.std()))
 
 
 @pytest.mark.cuda

@@ -125,7 +125,8 @@ class TritonPythonModel:
         libraries.propagate = False
         engine = {"precision": self.predictor.precision, "device": str(self.predictor.device)}
         labels = {"model": args["model_name"], "version": args["model_version"]}
-        self.metrics = ModelMetrics(pb_utils.MetricFamily, labels, engine, self.state, log_error)
+        has_fallen_back = self.predictor.refused_precision is not None
+        self.metrics = ModelMetrics(pb_utils.MetricFamily, labels, engine, self.state, log_error, has_fallen_back)
         self.scheduler = Scheduler(
             self.predictor,
             self.config.limits,
