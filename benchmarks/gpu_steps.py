@@ -24,15 +24,25 @@ from tokenizers import Tokenizer
 
 from benchmarks.gpu_check import ROOT, Record, StepContext
 from benchmarks.speed import linear_flops
-from benchmarks.workload import MAX_LENGTH, SCHEMA, TOKENIZER_VOCAB_SIZE, TokenIds, random_checkpoint, read_texts
+from benchmarks.workload import (
+    MAX_LENGTH,
+    SCHEMA,
+    TOKENIZER_VOCAB_SIZE,
+    WEIGHT_STD,
+    TokenIds,
+    random_checkpoint,
+    read_texts,
+)
 from polyhead.checkpoint import Checkpoint, read_checkpoint
 from polyhead.encode import encode
 from polyhead.engine import Engine
 from polyhead.engine.cuda.forward import CUDAForward, fuses_tanh_gelu
 from polyhead.engine.cuda.packed import PackedShape, cuda_recorder, pack
 from polyhead.engine.micro_batch import micro_batches
+from polyhead.gate import distances
 from polyhead.precision import TOLERANCE, fastest_precision
 from polyhead.predictor import Predictor
+from polyhead.schema import HeadKind
 from polyhead_training.model.modeling import build_model
 from polyhead_training.model.packing import collate
 from polyhead_training.model.tokenizer import train_tokenizer
@@ -53,7 +63,7 @@ def facts(given: StepContext, record: Record) -> None:
     """The machine, what its libraries do, and its two limits: matrix products and copies."""
     record("texts", given.texts_from)
     record("versions", {name: _version(name) for name in VERSIONS} | {"cuda": torch.version.cuda})
-    record("libpython", _has_libpython())
+    record("libpython", has_libpython())
     on_gpu = given.device == "cuda"
     if on_gpu:
         properties = torch.cuda.get_device_properties(0)
@@ -87,7 +97,7 @@ def tests(given: StepContext, record: Record) -> None:
     # The versions here may warn of things that the project's own do not; a warning is no error of the GPU.
     command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "--import-mode=importlib", "-p", "no:cacheprovider",
                "-o", "addopts=", "-o", "filterwarnings=default", "--junitxml", str(report), "--maxfail=20",
-               *(name for name in TESTS if (ROOT / name).is_file())]  # fmt: skip
+               *(TESTS[:1] if given.tiny else TESTS)]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     record("output", done.stdout[-6000:])
     suite = next(xml.etree.ElementTree.parse(report).getroot().iter("testsuite"))
@@ -102,13 +112,13 @@ def tests(given: StepContext, record: Record) -> None:
 
 def served(given: StepContext, record: Record) -> None:
     """What a server would run: ``auto`` must be bf16 on a GPU, within its tolerance on the golden rows."""
-    checkpoint, tokenizer_ids = _checkpoint(given)
+    checkpoint, tokenizer_ids = usual_checkpoint(given)
     began = time.perf_counter()
     predictor = Predictor.load(checkpoint.path, given.device)
     record("load s", round(time.perf_counter() - began, 2))
     record("precision", predictor.precision)
     record("tolerance", TOLERANCE[predictor.precision])
-    record("requested precision was refused", predictor.fallback)
+    record("refused precision", predictor.refused_precision)
     forward = predictor._engine.forward
     if isinstance(forward, CUDAForward):
         record("attention", getattr(forward.attention, "__name__", "?"))
@@ -121,13 +131,21 @@ def served(given: StepContext, record: Record) -> None:
     record("alone and in a batch", _same_bits(predictor._engine, tokenizer_ids[: 8 if given.tiny else 256]))
     if given.device == "cuda":
         record("memory GiB", round(torch.cuda.max_memory_allocated() / 2**30, 2))
-        if predictor.precision != "bf16":
-            raise AssertionError(f"auto serves {predictor.precision}, not bf16")
+    # The benchmarks' weights, twice as large as GPT-2's own, in which an error of a layer shows; bf16 may miss its
+    # tolerance on them.
+    hard, _ = usual_checkpoint(given, WEIGHT_STD)
+    fastest = Predictor(hard, given.device, fastest_precision(torch.device(given.device)))
+    golden = hard.golden()
+    scores = fastest.score(fastest.encode([row.text for row in golden], are_rendered=True))
+    expected = np.array([row.scores for row in golden], dtype=np.float32)
+    record("largest distance, large weights", float(distances(scores, expected, hard.schema).max()))
+    if given.device == "cuda" and predictor.precision != "bf16":
+        raise AssertionError(f"auto serves {predictor.precision}, not bf16")
 
 
 def speed(given: StepContext, record: Record) -> None:
     """The engine by packed tokens, the corpus's mix of lengths: device, wall and host time, and the share of the peak."""
-    checkpoint, token_ids = _checkpoint(given)
+    checkpoint, token_ids = usual_checkpoint(given)
     engine = Engine(checkpoint, given.device, fastest_precision(torch.device(given.device)))
     flops = linear_flops(checkpoint.body)
     peak = max(given.earlier.get("facts", {}).get("gemm TFLOP/s bfloat16", {"": math.nan}).values())
@@ -163,7 +181,7 @@ def speed(given: StepContext, record: Record) -> None:
 
 def profile(given: StepContext, record: Record) -> None:
     """The kernels of one large micro-batch, and of one short text launched kernel by kernel."""
-    checkpoint, token_ids = _checkpoint(given)
+    checkpoint, token_ids = usual_checkpoint(given)
     engine = Engine(checkpoint, given.device, fastest_precision(torch.device(given.device)))
     activity = torch.profiler.ProfilerActivity
     activities = [activity.CPU, activity.CUDA] if given.device == "cuda" else [activity.CPU]
@@ -179,7 +197,7 @@ def profile(given: StepContext, record: Record) -> None:
 
 def training(given: StepContext, record: Record) -> None:
     """Steps of AdamW in bf16 with dropout: time, launches, and the share of the peak; the loss must fall."""
-    checkpoint, token_ids = _checkpoint(given)
+    checkpoint, token_ids = usual_checkpoint(given)
     peak = max(given.earlier.get("facts", {}).get("gemm TFLOP/s bfloat16", {"": math.nan}).values())
     on_gpu = given.device == "cuda"
     for length, rows in ((16, 4),) if given.tiny else ((128, 64), (512, 64)):
@@ -288,27 +306,27 @@ def made_up_texts(count: int = 6000) -> list[str]:
     return [" ".join(words[place] for place in row) for row in places]
 
 
-def _checkpoint(given: StepContext) -> tuple[Checkpoint, TokenIds]:
+def usual_checkpoint(given: StepContext, weight_std: float = 0.02) -> tuple[Checkpoint, TokenIds]:
     """The model of GPT-2 small's shape with random weights, which the first step that needs it makes; and texts."""
     texts, tokenizer, token_ids = corpus(given)
-    path = given.scratch / "checkpoint"
+    path = given.scratch / f"checkpoint-{weight_std}"
     if not (path / "config.json").is_file():
         layers, channels = (2, 64) if given.tiny else (12, 768)
         vocabulary = 600 if given.tiny else 50257
-        random_checkpoint(path, "base", layers, channels, tokenizer, texts, vocabulary=vocabulary)
+        random_checkpoint(path, "base", layers, channels, tokenizer, texts, vocabulary=vocabulary, weight_std=weight_std)
     return read_checkpoint(path), token_ids
 
 
 def _gpt2_config(checkpoint: Checkpoint) -> Any:
     from transformers import GPT2Config
 
-    return GPT2Config(**checkpoint.config | {"initializer_range": 0.02})
+    return GPT2Config(**checkpoint.config)
 
 
 def _labels(generator: np.random.Generator, rows: int) -> list[list[float]]:
     """Labels of `benchmarks.workload.SCHEMA`: two of the single-label heads, and one bit per tag."""
-    singles = [generator.integers(0, head.width, (rows, 1)) for head in SCHEMA if head.kind == "single_label"]
-    tags = [generator.integers(0, 2, (rows, head.width)) for head in SCHEMA if head.kind == "multi_label"]
+    singles = [generator.integers(0, head.width, (rows, 1)) for head in SCHEMA if head.kind == HeadKind.SINGLE_LABEL]
+    tags = [generator.integers(0, 2, (rows, head.width)) for head in SCHEMA if head.kind == HeadKind.MULTI_LABEL]
     columns: list[list[float]] = np.concatenate([*singles, *tags], axis=1).astype(float).tolist()
     return columns
 
@@ -337,7 +355,8 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _has_libpython() -> bool:
+def has_libpython() -> bool:
+    """Whether the shared library of this Python is there, which Triton's Python backend needs."""
     from polyhead_serving.triton import LIBPYTHON, can_load
 
     return can_load(LIBPYTHON, {}) or any(Path(sys.base_prefix, "lib").glob(LIBPYTHON))
