@@ -7,13 +7,16 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import shutil
 import statistics
 import struct
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import threading
 import time
+import venv
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -39,11 +42,12 @@ PEERS = ("transformers_bf16_sorted", "transformers_bf16_batch64", "compile_bf16"
 
 def server(given: StepContext, record: Record) -> None:
     """The real server with the model of GPT-2 small's shape: answers, latency of one text, and throughput."""
-    if not has_libpython():
+    shared = given.bundle / "server" / "libpython3.12.so.1.0" if given.bundle else Path()
+    if not has_libpython() and not shared.is_file():
         record("left out", f"this Python has no shared library, which Triton's Python backend needs: {sys.version}")
         return
-    folder = unpack_server(given)
-    if folder is None and importlib.util.find_spec("pytriton") is None:
+    python = server_python(given)
+    if python is None:
         record("left out", "the bundle has no tritonserver")
         return
     checkpoint, token_ids = usual_checkpoint(given)
@@ -58,7 +62,7 @@ def server(given: StepContext, record: Record) -> None:
         for before, after in changes.items():
             config.write_text(config.read_text(encoding="utf-8").replace(before, after), encoding="utf-8")
         began = time.perf_counter()
-        with running(repository, folder, given.device, given.scratch / f"server-{len(changes)}.log") as port:
+        with running(python, repository, given.device, given.scratch / f"server-{len(changes)}.log") as port:
             record(f"{name}: ready after s", round(time.perf_counter() - began, 1))
             record(f"{name}: schema", schema_of(port))
             for load, clients, size in LOADS:
@@ -89,34 +93,48 @@ def peers(given: StepContext, record: Record) -> None:
         record(peer.name, {"tok_s": round(statistics.median(rates)), "precision": peer.precision} | agreement)
 
 
-def unpack_server(given: StepContext) -> Path | None:
-    """The bundle's tritonserver and NumPy 1.26, unpacked; None if there is none."""
+def server_python(given: StepContext) -> Path | None:
+    """The Python of an environment that has the bundle's tritonserver and NumPy 1.26; None if there is none.
+
+    Triton's model processes read no PYTHONPATH, but the packages of the environment whose ``bin`` is first on PATH.
+    """
+    if importlib.util.find_spec("pytriton") is not None:
+        return Path(sys.executable)
     source = given.bundle / "server" if given.bundle else None
     if source is None or not (source / "tritonserver.tar.xz").is_file():
         return None
     folder = (given.scratch / "server").resolve()
-    if not folder.exists():
-        with tarfile.open(source / "tritonserver.tar.xz") as archive:
-            archive.extractall(folder, filter="tar")
-        for wheel in source.glob("*.whl"):
-            with zipfile.ZipFile(wheel) as archive:
-                archive.extractall(folder)
-        for program in ("bin/tritonserver", "python_backend_stubs/3.12/triton_python_backend_stub"):
-            (folder / "pytriton" / "tritonserver" / program).chmod(0o755)
-    return folder
+    python = folder / "bin" / "python"
+    if python.exists():
+        return python
+    venv.EnvBuilder(symlinks=True).create(folder)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    with tarfile.open(source / "tritonserver.tar.xz") as archive:
+        archive.extractall(packages, filter="tar")
+    for wheel in source.glob("*.whl"):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(packages)
+    for program in ("bin/tritonserver", "python_backend_stubs/3.12/triton_python_backend_stub"):
+        (packages / "pytriton" / "tritonserver" / program).chmod(0o755)
+    shared = source / "libpython3.12.so.1.0"
+    if shared.is_file() and not has_libpython():
+        shutil.copy2(shared, folder / "lib")  # where polyhead-serve looks first
+    others = [path for path in sys.path if path and Path(path).is_dir() and "lib-dynload" not in path]
+    standard = sysconfig.get_path("stdlib")
+    (packages / "others.pth").write_text("\n".join(path for path in others if path != standard), encoding="utf-8")
+    return python
 
 
 @contextmanager
-def running(repository: Path, folder: Path | None, device: str, log: Path) -> Iterator[int]:
+def running(python: Path, repository: Path, device: str, log: Path) -> Iterator[int]:
     """polyhead-serve in a child process; yields its HTTP port once it is ready.
 
     Raises:
         RuntimeError: it ended or was not ready in time; the message contains the end of its output.
     """
     ports = free_ports()
-    before = os.environ.get("PYTHONPATH", "")
-    environment = os.environ | ({"PYTHONPATH": f"{folder}{os.pathsep}{before}"} if folder else {})
-    command = [sys.executable, "-m", "polyhead_serving.serve", "--repository", str(repository), "--device", device]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [str(python), "-m", "polyhead_serving.serve", "--repository", str(repository), "--device", device]
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
             [*command, *port_options(ports)], cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT

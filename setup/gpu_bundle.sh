@@ -4,6 +4,7 @@
 #   DIR/site/*.whl      packages beside torch and NumPy; gpu_check.py takes those that are missing there
 #   DIR/server/         a tritonserver with its Python 3.12 backend, and NumPy 1.26, which that backend needs
 #   DIR/texts.jsonl     2,000 Debian texts, if data/debian is there
+# LIBPYTHON=/path/to/libpython3.12.so.1.0 goes into DIR/server too, for an image whose Python has no shared library.
 # All of it is about 200 MB. ONLY="name ..." takes no other packages, if it is known what the image lacks; NumPy and the
 # server alone are 65 MB, and WITHOUT_SERVER=1 leaves them out.
 set -euo pipefail
@@ -44,6 +45,10 @@ if [ -z "${WITHOUT_SERVER:-}" ]; then
   rm -rf "$work"/server/pytriton/tritonserver/python_backend_stubs/3.{8,9,10,11,13} \
     "$work"/server/nvidia_pytriton.libs/libpython3-*
   tar -C "$work/server" -cJf "$dir/server/tritonserver.tar.xz" .
+fi
+if [ -n "${LIBPYTHON:-}" ] && [ -d "$dir/server" ]; then
+  cp "$LIBPYTHON" "$dir/server/libpython3.12.so.1.0"
+  strip --strip-unneeded "$dir/server/libpython3.12.so.1.0" || true # it is only larger with its symbols
 fi
 if [ -f "$root/data/debian/test.jsonl" ]; then
   head -n 2000 "$root/data/debian/test.jsonl" >"$dir/texts.jsonl"
