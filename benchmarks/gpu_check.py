@@ -73,7 +73,7 @@ def main(options: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--part", type=int, choices=sorted(STEPS), nargs="+", default=sorted(STEPS))
     parser.add_argument("--steps", nargs="+", help="only these steps of the parts; default: all")
-    parser.add_argument("--out", type=Path, default=Path("gpu-check"), help="folder of the results, gpu-check-PART.json")
+    parser.add_argument("--out", type=Path, default=Path("gpu-check"), help="folder of gpu-check-PART.json")
     parser.add_argument("--bundle", type=Path, help="folder of setup/gpu_bundle.sh")
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "debian", help="folder of polyhead-dataset debian")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a rehearsal of the script")
@@ -117,9 +117,7 @@ class Results:
         written.replace(self.path)
 
 
-def run_step(
-    context: Any, name: str, module: str, limit_s: float, given: StepContext, results: Results
-) -> str:
+def run_step(context: Any, name: str, module: str, limit_s: float, given: StepContext, results: Results) -> str:
     """Runs a step in a new process, and records what it sends; returns ``ok``, ``failed`` or ``took too long``."""
     if limit_s < 1:
         results.put(name, "status", "no time was left")

@@ -182,7 +182,10 @@ def request_of(texts: Sequence[str], output: str = "PREDICTION") -> tuple[bytes,
                     "parameters": {"binary_data_size": len(data)}}],
         "outputs": [{"name": output, "parameters": {"binary_data": output != "SCHEMA"}}],
     }).encode()  # fmt: skip
-    return header + data, {"Inference-Header-Content-Length": str(len(header)), "Content-Type": "application/octet-stream"}
+    return header + data, {
+        "Inference-Header-Content-Length": str(len(header)),
+        "Content-Type": "application/octet-stream",
+    }
 
 
 def send(port: int, texts: Sequence[str], clients: int, size: int, seconds: float) -> dict[str, Any]:

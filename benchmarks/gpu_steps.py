@@ -67,8 +67,8 @@ def facts(given: StepContext, record: Record) -> None:
     on_gpu = given.device == "cuda"
     if on_gpu:
         properties = torch.cuda.get_device_properties(0)
-        record("gpu", f"{properties.name}, sm_{properties.major}{properties.minor}, "
-                      f"{properties.multi_processor_count} multiprocessors, {properties.total_memory / 2**30:.0f} GiB")  # fmt: skip
+        gpu = f"{properties.name}, sm_{properties.major}{properties.minor}, {properties.total_memory >> 30} GiB"
+        record("gpu", f"{gpu}, {properties.multi_processor_count} multiprocessors")
         record("reduced precision sums", torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction)
     side, rows = (256, 256) if given.tiny else (8192, 16384)
     shapes = [(side, side, side)] + [(rows, *shape) for shape in ((768, 2304), (768, 768), (768, 3072), (3072, 768))]
@@ -95,11 +95,17 @@ def tests(given: StepContext, record: Record) -> None:
     """The tests marked ``cuda``; on the CPU they are collected and skipped."""
     report = given.scratch / "tests.xml"
     # The versions here may warn of things that the project's own do not; a warning is no error of the GPU.
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "--import-mode=importlib", "-p", "no:cacheprovider",
+    command = [sys.executable, "-m", "pytest", "-v", "-m", "cuda", "--import-mode=importlib", "-p", "no:cacheprovider",
                "-o", "addopts=", "-o", "filterwarnings=default", "--junitxml", str(report), "--maxfail=20",
                *(TESTS[:1] if given.tiny else TESTS)]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    record("output", done.stdout[-6000:])
+    lines: list[str] = []
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            lines.append(line)
+            if "FAILED" in line or "ERROR" in line or len(lines) % 10 == 0:  # so that a killed run says how far it was
+                record("so far", line.strip())
+    record("output", "".join(lines)[-6000:])
     suite = next(xml.etree.ElementTree.parse(report).getroot().iter("testsuite"))
     counts = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
     record("counts", counts)
@@ -144,7 +150,7 @@ def served(given: StepContext, record: Record) -> None:
 
 
 def speed(given: StepContext, record: Record) -> None:
-    """The engine by packed tokens, the corpus's mix of lengths: device, wall and host time, and the share of the peak."""
+    """The engine by packed tokens, in the texts' mix of lengths: device, wall and host time, and share of the peak."""
     checkpoint, token_ids = usual_checkpoint(given)
     engine = Engine(checkpoint, given.device, fastest_precision(torch.device(given.device)))
     flops = linear_flops(checkpoint.body)
@@ -185,13 +191,19 @@ def profile(given: StepContext, record: Record) -> None:
     engine = Engine(checkpoint, given.device, fastest_precision(torch.device(given.device)))
     activity = torch.profiler.ProfilerActivity
     activities = [activity.CPU, activity.CUDA] if given.device == "cuda" else [activity.CPU]
-    for name, batch in {"16384 tokens": cut(token_ids, 64 if given.tiny else 16384), "16 tokens": cut(token_ids, 16)}.items():
+    for name, batch in {
+        "16384 tokens": cut(token_ids, 64 if given.tiny else 16384),
+        "16 tokens": cut(token_ids, 16),
+    }.items():
         engine.logits(batch)
         with torch.profiler.profile(activities=activities) as profiler:
             engine.logits(batch)
         field = "self_device_time_total" if given.device == "cuda" else "self_cpu_time_total"
         rows = sorted(profiler.key_averages(), key=lambda row: -getattr(row, field))
-        record(name, [{"name": row.key[:120], "calls": row.count, "us": round(getattr(row, field), 1)} for row in rows[:15]])
+        record(
+            name,
+            [{"name": row.key[:120], "calls": row.count, "us": round(getattr(row, field), 1)} for row in rows[:15]],
+        )
         record(f"{name}, total us", round(sum(getattr(row, field) for row in rows), 1))
 
 
@@ -210,7 +222,9 @@ def training(given: StepContext, record: Record) -> None:
         for _ in range(2):
             drawn = generator.permutation(len(token_ids))[:rows]
             labels = _labels(generator, rows)
-            batches.append(collate([{"input_ids": token_ids[i][:length], "labels": labels[n]} for n, i in enumerate(drawn)]))
+            batches.append(
+                collate([{"input_ids": token_ids[i][:length], "labels": labels[n]} for n, i in enumerate(drawn)])
+            )
         losses: list[torch.Tensor] = []
 
         def step(batch: dict[str, torch.Tensor], model: Any = model, optimizer: Any = optimizer) -> torch.Tensor:
@@ -313,7 +327,9 @@ def usual_checkpoint(given: StepContext, weight_std: float = 0.02) -> tuple[Chec
     if not (path / "config.json").is_file():
         layers, channels = (2, 64) if given.tiny else (12, 768)
         vocabulary = 600 if given.tiny else 50257
-        random_checkpoint(path, "base", layers, channels, tokenizer, texts, vocabulary=vocabulary, weight_std=weight_std)
+        random_checkpoint(
+            path, "base", layers, channels, tokenizer, texts, vocabulary=vocabulary, weight_std=weight_std
+        )
     return read_checkpoint(path), token_ids
 
 

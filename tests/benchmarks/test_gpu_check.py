@@ -62,7 +62,7 @@ def test_dead_steps_leave_what_they_measured(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     given = StepContext("cpu", tmp_path, None, (), "none", True)
     results = Results(tmp_path / "results.json", "cpu")
-    ends = {"raises": 60.0, "crashes": 60.0, "hangs": 15.0, "good": 60.0}
+    ends = {"raises": 60.0, "crashes": 60.0, "hangs": 8.0, "good": 60.0}
     for name, limit_s in ends.items():
         run_step(context, name, FAKES, limit_s, given, results)
     run_step(context, "late", FAKES, -1.0, given, results)

@@ -16,10 +16,18 @@ from hypothesis import strategies as st
 from torch.nn.attention.varlen import varlen_attn
 
 from polyhead.checkpoint import read_checkpoint
-from polyhead.engine.cuda.attention import CAUSAL, FULL, attention_for, efficient_attention, is_attention, padded_attention
+from polyhead.engine.cuda.attention import (
+    CAUSAL,
+    FULL,
+    attention_for,
+    efficient_attention,
+    is_attention,
+    padded_attention,
+)
 from polyhead.engine.cuda.forward import CUDAForward
 from polyhead.engine.cuda.packed import Graphs, Packed, PackedShape, Recording, graph_shapes, pack
 from polyhead.engine.micro_batch import MicroBatch
+from tests.flash import flash_stand_in
 from tests.tiny import MAX_LENGTH, write_tiny_checkpoint
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -47,46 +55,6 @@ def random_texts(lengths: list[int], vocab_size: int, seed: int = 0) -> list[lis
     """Random texts of these lengths."""
     generator = np.random.default_rng(seed)
     return [generator.integers(0, vocab_size, length).tolist() for length in lengths]
-
-
-def flash_stand_in(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    cu_seq_q: torch.Tensor,
-    cu_seq_k: torch.Tensor,
-    max_q: int,
-    max_k: int,
-    *,
-    scale: float,
-    window_size: tuple[int, int],
-) -> torch.Tensor:
-    """Attention one text and head at a time, as strict as flash attention; rows that belong to no text are NaN."""
-    assert query.shape[1:] == key.shape[1:] == value.shape[1:]
-    assert key.shape[0] == value.shape[0]
-    assert query.dtype == key.dtype == value.dtype
-    assert query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
-    assert query.shape[-1] % 8 == 0
-    assert query.shape[-1] <= 256
-    for starts, longest, rows in ((cu_seq_q, max_q, len(query)), (cu_seq_k, max_k, len(key))):
-        assert starts.dtype == torch.int32
-        assert starts.is_contiguous()
-        assert starts[0] == 0
-        assert starts[-1] <= rows
-        assert starts.diff().min() >= 0
-        assert starts.diff().max() <= longest
-    assert cu_seq_q.shape == cu_seq_k.shape
-    attended = torch.full(query.shape, torch.nan, dtype=query.dtype)
-    bounds_q, bounds_k = cu_seq_q.tolist(), cu_seq_k.tolist()
-    for text in range(len(bounds_q) - 1):
-        rows_q = slice(bounds_q[text], bounds_q[text + 1])
-        rows_k = slice(bounds_k[text], bounds_k[text + 1])
-        for head in range(query.shape[1]):
-            scores = query[rows_q, head].float() @ key[rows_k, head].float().T * scale
-            if window_size == CAUSAL:
-                scores += torch.full_like(scores, -torch.inf).triu(1 + scores.shape[1] - scores.shape[0])
-            attended[rows_q, head] = (scores.softmax(-1) @ value[rows_k, head].float()).to(query.dtype)
-    return attended
 
 
 def assert_near(computed: np.ndarray, expected: np.ndarray, spread: float) -> None:
