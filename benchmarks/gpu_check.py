@@ -19,6 +19,7 @@ import platform
 import signal
 import sys
 import time
+import tomllib
 import traceback
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -178,6 +179,12 @@ def add_packages(bundle: Path | None, site: Path) -> None:
             if not all(importlib.util.find_spec(module) for module in modules):
                 archive.extractall(site)
                 print(f"taken from the bundle: {wheel.name}", flush=True)
+    for package in PACKAGES:  # commands read their version
+        described = tomllib.loads((ROOT / package / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        name = described["name"].replace("-", "_")
+        metadata = site / f"{name}-{described['version']}.dist-info" / "METADATA"
+        metadata.parent.mkdir(parents=True, exist_ok=True)
+        metadata.write_text(f"Name: {described['name']}\nVersion: {described['version']}\n", encoding="utf-8")
     paths.append(str(site.resolve()))
     sys.path[:0] = paths
     os.environ["PYTHONPATH"] = os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])
