@@ -52,7 +52,7 @@ def test_a_rehearsal_measures(rehearsed: dict[str, dict[str, dict[str, object]]]
     losses = one["training"][name]["losses"]  # type: ignore[index]
     assert losses[-1] < losses[0]
     counts = one["tests"]["counts"]
-    assert counts["tests"] == counts["skipped"] > 20  # type: ignore[index]
+    assert counts["tests"] == counts["skipped"] > 4  # type: ignore[index]
     assert two["peers"][PRODUCT]["max_score_error"] < 0.05  # type: ignore[index]
     assert "libpython" in str(two["server"]) or "no tritonserver" in str(two["server"])
 
