@@ -40,6 +40,7 @@ from polyhead.engine import Engine
 from polyhead.engine.cuda.forward import CUDAForward, fuses_tanh_gelu
 from polyhead.engine.cuda.packed import PackedShape, cuda_recorder, pack
 from polyhead.engine.micro_batch import micro_batches
+from polyhead.engine.token_ids import checked
 from polyhead.gate import distances
 from polyhead.precision import TOLERANCE, fastest_precision
 from polyhead.predictor import Predictor
@@ -187,7 +188,7 @@ def speed(given: StepContext, record: Record) -> None:
                 measured["pack_ms"] = round(median_ms(partial(pack, micro_batch, shape, pinned=True), 20), 3)
                 recorded = forward.graphs.shape_for(micro_batch) if forward.graphs else None
                 measured["graph"] = None if recorded is None else list(recorded)
-        measured["check_ms"] = round(median_ms(partial(engine._check, batch), 5), 3)
+        measured["check_ms"] = round(median_ms(partial(checked, batch, checkpoint.body), 5), 3)
         record(name, measured)
 
 

@@ -14,7 +14,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from threading import Lock
 from typing import NamedTuple
 
@@ -90,7 +89,7 @@ def pack(batch: MicroBatch, shape: PackedShape, *, pinned: bool) -> torch.Tensor
     lengths = np.array(batch.lengths)
     ends = lengths.cumsum()
     tokens, texts = int(ends[-1]), len(lengths)
-    packed.ids.numpy()[:tokens] = np.fromiter(chain.from_iterable(batch.token_ids), np.int32, tokens)
+    packed.ids.numpy()[:tokens] = np.concatenate(batch.token_ids)
     packed.positions.numpy()[:tokens] = np.arange(tokens) - np.repeat(ends - lengths, lengths)
     packed.last.numpy()[:texts] = ends - 1
     packed.query_starts.numpy()[:] = np.minimum(np.arange(shape.texts + 1), texts)
