@@ -23,6 +23,7 @@ import tomllib
 import traceback
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -147,7 +148,9 @@ def run_step(context: Any, name: str, module: str, limit_s: float, given: StepCo
     if status != "took too long":
         process.join(5)
     if process.is_alive():
-        os.killpg(process.pid, signal.SIGKILL)  # with the processes that it has started
+        with suppress(ProcessLookupError):  # it has not come so far as to have a group
+            os.killpg(process.pid, signal.SIGKILL)  # with the processes that it has started
+        process.kill()
     process.join()
     if status == "failed" and process.exitcode:
         results.put(name, "exit code", process.exitcode)
