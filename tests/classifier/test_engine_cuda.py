@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn.attention.varlen import varlen_attn
 
+from polyhead.body import Body
 from polyhead.checkpoint import read_checkpoint
 from polyhead.engine.cuda.attention import (
     CAUSAL,
@@ -27,6 +28,7 @@ from polyhead.engine.cuda.attention import (
 from polyhead.engine.cuda.forward import CUDAForward
 from polyhead.engine.cuda.packed import Graphs, Packed, PackedShape, Recording, graph_shapes, pack
 from polyhead.engine.micro_batch import MicroBatch
+from polyhead.engine.token_ids import checked, rows_of_equal
 from tests.flash import flash_stand_in
 from tests.tiny import MAX_LENGTH, write_tiny_checkpoint
 
@@ -204,6 +206,18 @@ def test_an_attention_is_tried_before_it_is_used(caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.WARNING):
         assert attention_for(*arguments) is padded_attention
     assert "attention pads groups of texts" in caplog.text
+
+
+def test_token_ids_become_parts_of_one_array() -> None:
+    """Lists, tuples and arrays are read alike; equal texts are found; no text at all is fine."""
+    body = Body(vocab_size=100, n_positions=8, n_embd=8, n_layer=1, n_head=1)
+    first, second, third = checked([[5, 6], (7,), np.array([8, 9, 99])], body)
+    assert (first.tolist(), second.tolist(), third.tolist()) == ([5, 6], [7], [8, 9, 99])
+    assert first.base is third.base
+    assert first.dtype == np.int32
+    assert checked([], body) == []
+    one, two = np.array([1], np.int32).tobytes(), np.array([1, 2], np.int32).tobytes()
+    assert rows_of_equal(checked([[1, 2], [1], [1, 2]], body)) == {two: [0, 2], one: [1]}
 
 
 def test_packing() -> None:
