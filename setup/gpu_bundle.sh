@@ -22,8 +22,8 @@ download() { # DIR NAME...
   local to=$1 platforms=() version
   shift
   for version in 2_35 2_34 2_31 2_28 2_27 2_26 2_24 2_17; do platforms+=(--platform "manylinux_${version}_x86_64"); done
-  "$python" -m pip download --disable-pip-version-check --quiet --no-deps --dest "$to" --only-binary=:all: \
-    --python-version 3.12 --implementation cp "${platforms[@]}" \
+  "$python" -m pip download -c "$root/constraints.txt" --disable-pip-version-check --quiet --no-deps --dest "$to" \
+    --only-binary=:all: --python-version 3.12 --implementation cp "${platforms[@]}" \
     --platform manylinux2014_x86_64 --platform manylinux1_x86_64 --platform any "$@"
 }
 
