@@ -21,6 +21,7 @@ DEVICE ?= cpu
 HOST ?= http://127.0.0.1:$(if $(filter grpc,$(PROTOCOL)),8001,8000)
 METRICS ?= $(if $(filter http://127.0.0.1:800%,$(HOST)),http://127.0.0.1:8002/metrics)
 BUILDAH ?=
+BUNDLE ?=
 ADVISORIES ?= https://github.com/pypa/advisory-database.git
 PARALLEL ?= -n auto --dist worksteal
 
@@ -63,11 +64,13 @@ reference: .venv/.ready ## Write docs/config.md, the reference of all config key
 	$(PY) -m polyhead_training.reference_page docs/config.md
 
 .PHONY: gpu-check
-gpu-check: .venv/.ready data/debian/train.jsonl ## Run the GPU tests, then the GPU benchmarks; needs a CUDA device
-	$(PY) -m pytest -m cuda
-	$(PY) -m benchmarks.engine --device cuda
-	$(PY) -m benchmarks.scaling --device cuda
-	@$(MAKE) --no-print-directory bench-serving DEVICE=cuda
+gpu-check: ## Check correctness and speed on a CUDA device in two parts of at most 5 and 3 minutes, with any Python that has torch: BUNDLE= PART= OUT= DEVICE=
+	$(if $(wildcard $(PY)),$(PY),python3) -m benchmarks.gpu_check $(if $(BUNDLE),--bundle $(BUNDLE)) $(if $(PART),--part $(PART)) \
+	  $(if $(OUT),--out $(OUT)) $(if $(filter command line,$(origin DEVICE)),--device $(DEVICE))
+
+.PHONY: gpu-bundle
+gpu-bundle: .venv/.ready ## Collect what gpu-check needs on a machine without network, for Python 3.12: BUNDLE=
+	setup/gpu_bundle.sh $(BUNDLE)
 
 .PHONY: setup
 setup: ## Make both environments, .venv and .venv-triton

@@ -80,6 +80,7 @@ def random_checkpoint(
     schema: Schema = SCHEMA,
     vocabulary: int = VOCAB_SIZE,
     max_length: int = MAX_LENGTH,
+    weight_std: float = WEIGHT_STD,
 ) -> Any:
     """Writes a checkpoint of GPT-2's shape with random weights from a fixed seed. Attention heads have 64 channels.
 
@@ -90,7 +91,7 @@ def random_checkpoint(
     end = tokenizer.token_to_id(END_OF_TEXT)
     config = GPT2Config(
         vocab_size=vocabulary, n_positions=MAX_LENGTH, n_layer=layers, n_embd=channels, n_head=max(1, channels // 64),
-        initializer_range=WEIGHT_STD, bos_token_id=end, eos_token_id=end, pad_token_id=end,
+        initializer_range=weight_std, bos_token_id=end, eos_token_id=end, pad_token_id=end,
     )  # fmt: skip
     concat = architecture == "hidden_state_concat"
     spec = Spec(

@@ -21,8 +21,9 @@ ALONE = [TESTS / name for name in (
 )]  # fmt: skip
 # Those that train, install or start many processes.
 SLOW = [*ALONE, *(TESTS / name for name in (
-    "benchmarks/test_quality.py", "client/test_client_install.py", "scoring/test_killed.py",
-    "serving/test_placed_kills.py", "training/test_distributed.py", "training/test_evaluate.py",
+    "benchmarks/test_gpu_check.py", "benchmarks/test_quality.py", "client/test_client_install.py",
+    "scoring/test_killed.py", "serving/test_placed_kills.py",
+    "training/test_distributed.py", "training/test_evaluate.py",
     "training/test_fit_arguments.py", "training/test_fit_body.py", "training/test_fit_layers.py",
     "training/test_full_disk.py", "training/test_held_out_report.py", "training/test_long_texts.py",
     "training/test_measured_rows.py", "training/test_report_layout.py", "training/test_resume.py",

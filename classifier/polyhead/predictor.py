@@ -49,6 +49,7 @@ class Predictor:
         self.device = self._engine.device
         self.token_budget = self._engine.token_budget  # the most tokens that are computed at once
         self.enough_tokens = self._engine.forward.enough_tokens  # so many keep the device busy
+        self.refused_precision: Precision | None = None  # the faster one that `load` found too inexact for this model
 
     @classmethod
     def load(cls, path: Path | str, device: str = "cpu", precision: str | None = None) -> Predictor:
@@ -77,7 +78,10 @@ class Predictor:
             if requested != "auto" or predictor.precision == "fp32":
                 raise
             logger.warning("serving in fp32: %s", error)
+            refused = predictor.precision
+            del predictor  # its weights and graphs would stay in the GPU's memory while the next ones are made
             predictor = cls(checkpoint, device, "fp32")
+            predictor.refused_precision = refused
             predictor.check_golden(LOAD_TOKENS["fp32"])
         return predictor
 

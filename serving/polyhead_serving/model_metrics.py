@@ -109,6 +109,7 @@ class ModelMetrics:
         engine: more labels of the gauge ``polyhead_instances``: precision and device.
         read_state: returns how the instance stands now.
         log: logs one line.
+        has_fallen_back: whether the fastest precision was too inexact for the model, so that it computes in float32.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class ModelMetrics:
         engine: Mapping[str, str],
         read_state: Callable[[], InstanceState],
         log: Callable[[str], None],
+        has_fallen_back: bool = False,
     ) -> None:
         self._read_state = read_state
         self._log = log
@@ -130,7 +132,7 @@ class ModelMetrics:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._send_all, name="polyhead-metrics", daemon=True)
         try:
-            self._create(family, dict(labels), dict(engine))
+            self._create(family, dict(labels), dict(engine), has_fallen_back)
         except Exception as error:
             self._give_up(error)
             return
@@ -173,12 +175,12 @@ class ModelMetrics:
             self._counts.update(counts)
 
     def close(self) -> None:
-        """Sends what is left and takes this instance out of ``polyhead_instances``."""
+        """Sends what is left and takes this instance out of the gauges that count instances."""
         self._closing.set()
         if self._thread.is_alive():
             self._thread.join(5)
 
-    def _create(self, family: Any, labels: dict[str, str], engine: dict[str, str]) -> None:
+    def _create(self, family: Any, labels: dict[str, str], engine: dict[str, str], has_fallen_back: bool) -> None:
         def add(name: str, kind: int, about: str) -> Any:
             self._families.append(family(name=f"polyhead_{name}", description=about, kind=kind))
             return self._families[-1]
@@ -206,9 +208,13 @@ class ModelMetrics:
         for stage_name in ("tokenize", "compute"):
             self._metrics["progress", stage_name] = counter.Metric(labels={**labels, "stage": stage_name})
         about = "Serving model instances, by precision and device"
-        self._instances = add("instances", family.GAUGE, about).Metric(labels={**labels, **engine})
+        instances = add("instances", family.GAUGE, about).Metric(labels={**labels, **engine})
+        about = "Of these, instances that compute in float32 because the golden rows refused the fastest precision"
+        fallback = add("fallback_instances", family.GAUGE, about).Metric(labels=labels)
+        self._gauges = [instances, *([fallback] if has_fallen_back else [])]
         # Incremented, not set: when a version is loaded again, the new instance starts before the old one ends.
-        self._instances.increment(1)
+        for gauge in self._gauges:
+            gauge.increment(1)
 
     def _observe(self, name: str, part: str, value: float) -> None:
         self._observations.setdefault((name, part), _Sample()).add(value)
@@ -218,7 +224,8 @@ class ModelMetrics:
             while not self._closing.wait(SEND_EVERY_S):
                 self._send(self._read_state())
             self._send(InstanceState(computed_layers=self._sent.computed_layers))
-            self._instances.increment(-1)
+            for gauge in self._gauges:
+                gauge.increment(-1)
         except Exception as error:
             self._give_up(error)
 

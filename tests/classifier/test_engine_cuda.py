@@ -15,11 +15,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn.attention.varlen import varlen_attn
 
+from polyhead.body import Body
 from polyhead.checkpoint import read_checkpoint
-from polyhead.engine.cuda.attention import CAUSAL, FULL, padded_attention
+from polyhead.engine.cuda.attention import (
+    CAUSAL,
+    FULL,
+    attention_for,
+    efficient_attention,
+    is_attention,
+    padded_attention,
+)
 from polyhead.engine.cuda.forward import CUDAForward
 from polyhead.engine.cuda.packed import Graphs, Packed, PackedShape, Recording, graph_shapes, pack
 from polyhead.engine.micro_batch import MicroBatch
+from polyhead.engine.token_ids import checked, rows_of_equal
+from tests.flash import flash_stand_in
 from tests.tiny import MAX_LENGTH, write_tiny_checkpoint
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -47,46 +57,6 @@ def random_texts(lengths: list[int], vocab_size: int, seed: int = 0) -> list[lis
     """Random texts of these lengths."""
     generator = np.random.default_rng(seed)
     return [generator.integers(0, vocab_size, length).tolist() for length in lengths]
-
-
-def flash_stand_in(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    cu_seq_q: torch.Tensor,
-    cu_seq_k: torch.Tensor,
-    max_q: int,
-    max_k: int,
-    *,
-    scale: float,
-    window_size: tuple[int, int],
-) -> torch.Tensor:
-    """Attention one text and head at a time, as strict as flash attention; rows that belong to no text are NaN."""
-    assert query.shape[1:] == key.shape[1:] == value.shape[1:]
-    assert key.shape[0] == value.shape[0]
-    assert query.dtype == key.dtype == value.dtype
-    assert query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
-    assert query.shape[-1] % 8 == 0
-    assert query.shape[-1] <= 256
-    for starts, longest, rows in ((cu_seq_q, max_q, len(query)), (cu_seq_k, max_k, len(key))):
-        assert starts.dtype == torch.int32
-        assert starts.is_contiguous()
-        assert starts[0] == 0
-        assert starts[-1] <= rows
-        assert starts.diff().min() >= 0
-        assert starts.diff().max() <= longest
-    assert cu_seq_q.shape == cu_seq_k.shape
-    attended = torch.full(query.shape, torch.nan, dtype=query.dtype)
-    bounds_q, bounds_k = cu_seq_q.tolist(), cu_seq_k.tolist()
-    for text in range(len(bounds_q) - 1):
-        rows_q = slice(bounds_q[text], bounds_q[text + 1])
-        rows_k = slice(bounds_k[text], bounds_k[text + 1])
-        for head in range(query.shape[1]):
-            scores = query[rows_q, head].float() @ key[rows_k, head].float().T * scale
-            if window_size == CAUSAL:
-                scores += torch.full_like(scores, -torch.inf).triu(1 + scores.shape[1] - scores.shape[0])
-            attended[rows_q, head] = (scores.softmax(-1) @ value[rows_k, head].float()).to(query.dtype)
-    return attended
 
 
 def assert_near(computed: np.ndarray, expected: np.ndarray, spread: float) -> None:
@@ -157,7 +127,7 @@ def test_any_batch_equals_transformers(pair: Pair, forwards: list[CUDAForward], 
 
 def test_more_texts_than_any_shape_holds(pair: Pair, forwards: list[CUDAForward]) -> None:
     """Many tiny texts fit no recorded shape and are computed without one."""
-    texts = random_texts([1] * 130 + [2] * 20, pair.checkpoint.body.vocab_size)
+    texts = random_texts([1] * 270 + [2] * 20, pair.checkpoint.body.vocab_size)
     recorded = forwards[2]
     assert recorded.graphs
     assert recorded.graphs.shape_for(micro_batch(texts)) is None
@@ -227,6 +197,29 @@ def test_padded_attention_is_attention(lengths: list[int], spare_texts: int, spa
         torch.testing.assert_close(computed[:real], expected[:real])
 
 
+def test_an_attention_is_tried_before_it_is_used(caplog: pytest.LogCaptureFixture) -> None:
+    """One that computes something else, or raises, is not used; on the CPU attention is padded, which the log says."""
+    arguments = (8, torch.float32, torch.device("cpu"))
+    assert is_attention(flash_stand_in, *arguments)
+    assert not is_attention(lambda query, *_, **__: query, *arguments)
+    assert not is_attention(efficient_attention, *arguments)  # PyTorch has no CPU kernel for it
+    with caplog.at_level(logging.WARNING):
+        assert attention_for(*arguments) is padded_attention
+    assert "attention pads groups of texts" in caplog.text
+
+
+def test_token_ids_become_parts_of_one_array() -> None:
+    """Lists, tuples and arrays are read alike; equal texts are found; no text at all is fine."""
+    body = Body(vocab_size=100, n_positions=8, n_embd=8, n_layer=1, n_head=1)
+    first, second, third = checked([[5, 6], (7,), np.array([8, 9, 99])], body)
+    assert (first.tolist(), second.tolist(), third.tolist()) == ([5, 6], [7], [8, 9, 99])
+    assert first.base is third.base
+    assert first.dtype == np.int32
+    assert checked([], body) == []
+    one, two = np.array([1], np.int32).tobytes(), np.array([1, 2], np.int32).tobytes()
+    assert rows_of_equal(checked([[1, 2], [1], [1, 2]], body)) == {two: [0, 2], one: [1]}
+
+
 def test_packing() -> None:
     """Spare tokens belong to no text; spare texts have no tokens."""
     batch = MicroBatch(rows=[1, 0], token_ids=[[8, 9], [5, 6, 7]])
@@ -242,16 +235,20 @@ def test_packing() -> None:
 @pytest.mark.parametrize(
     ("lengths", "shape"),
     [
-        ([20], PackedShape(64, 16, 64)),
-        ([64], PackedShape(64, 16, 64)),
-        ([65], PackedShape(128, 16, 128)),
-        ([256, 200, 10], PackedShape(512, 16, 256)),
-        ([257, 200, 10], PackedShape(512, 16, 512)),
-        ([900, 100], PackedShape(1024, 32, 1000)),
-        ([10] * 17, PackedShape(768, 24, 256)),
+        ([20], PackedShape(64, 64, 64)),
+        ([64], PackedShape(64, 64, 64)),
+        ([65], PackedShape(128, 128, 128)),
+        ([3] * 64, PackedShape(256, 128, 256)),  # in 4,096 tokens' room they would compute twenty times as much
+        ([256, 200, 10], PackedShape(512, 128, 256)),
+        ([257, 200, 10], PackedShape(512, 128, 512)),
+        ([900, 100], PackedShape(1024, 128, 1000)),
+        ([10] * 17, PackedShape(256, 128, 256)),
         ([256] * 16, PackedShape(4096, 128, 256)),
-        ([256] * 16 + [1], None),
-        ([1] * 129, None),
+        ([256] * 16 + [1], PackedShape(6144, 192, 256)),
+        ([256] * 32, PackedShape(8192, 256, 256)),
+        ([256] * 32 + [1], None),
+        ([1] * 128, PackedShape(128, 128, 128)),
+        ([1] * 129, None),  # its texts fit only into a shape with too many spare tokens
         ([1001], None),
     ],
 )
@@ -262,7 +259,7 @@ def test_a_batch_goes_to_the_smallest_shape(lengths: list[int], shape: PackedSha
 
 
 def test_a_failed_recording_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Shapes that cannot be recorded are computed without a recording, and the log says so."""
+    """If one shape cannot be recorded, none is used, because the failure may free what the others need."""
     made = 0
 
     def record(run: Callable[[], torch.Tensor]) -> Recording:
@@ -275,9 +272,10 @@ def test_a_failed_recording_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptu
     checkpoint = Pair(tmp_path / "c", "base", None, {})
     with caplog.at_level(logging.WARNING):
         forward = CUDAForward(checkpoint.checkpoint, "cpu", "fp32", attention=flash_stand_in, record=record)
-    assert "no CUDA graph for PackedShape(tokens=1536" in caplog.text
+    assert "no CUDA graphs: batches launch kernel by kernel, because PackedShape(tokens=3072" in caplog.text
     assert forward.graphs
-    assert [shape.tokens for shape in forward.graphs.shapes] == [2048, 3072, 4096]
+    assert forward.graphs.shapes == []
+    assert forward.graphs.recordings == {}
     texts = random_texts([20, 11], checkpoint.checkpoint.body.vocab_size)
     np.testing.assert_allclose(checkpoint.logits(forward, texts), checkpoint.expected(texts), atol=1e-5)
 
@@ -340,13 +338,16 @@ def test_gpu_equals_cpu(on_gpu: tuple[Pair, CUDAForward], lengths: list[int]) ->
 @pytest.mark.cuda
 @needs_cuda
 def test_gpu_in_fp32_equals_cpu(on_gpu: tuple[Pair, CUDAForward]) -> None:
-    """In fp32 attention is padded and nothing is recorded; logits are within 1e-4 of their spread."""
+    """In fp32 too attention is packed and passes are recorded; logits are within 1e-4 of their spread."""
     wide, _ = on_gpu
     forward = CUDAForward(wide.checkpoint, "cuda", "fp32")
-    assert forward.graphs is None
-    texts = random_texts([700, 300, 90, 5, 1], wide.checkpoint.body.vocab_size)
-    expected = wide.expected(texts)
-    np.testing.assert_allclose(wide.logits(forward, texts), expected, atol=1e-4 * max(1, expected.std()))
+    assert forward.attention is efficient_attention
+    assert forward.graphs
+    assert forward.graphs.shapes == graph_shapes(1024)
+    for lengths in ([700, 300, 90, 5, 1], [1024] * 9):  # recorded and not
+        texts = random_texts(lengths, wide.checkpoint.body.vocab_size)
+        expected = wide.expected(texts)
+        np.testing.assert_allclose(wide.logits(forward, texts), expected, atol=1e-4 * max(1, expected.std()))
 
 
 @pytest.mark.cuda

@@ -271,6 +271,16 @@ SCENARIOS: dict[str, tuple[dict[str, str], int, set[str]]] = {
         110,
         set(),
     ),
+    "a model computes in float32": (
+        {triton("polyhead_fallback_instances", "a"): "0x59 1x60"},
+        66,
+        {"PolyheadPrecisionFallback"},
+    ),
+    "a model that computed in float32 is replaced": (
+        {triton("polyhead_fallback_instances", "a"): "1x30 0x90"},
+        66,
+        set(),
+    ),
     "yesterday's callers stay away": (YESTERDAY, DAY + 60, {"PolyheadNoTraffic"}),
     "there was none yesterday either": (
         {triton("polyhead_texts_total", replica): f"0+12x{DAY + 120}" for replica in REPLICAS},

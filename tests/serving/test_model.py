@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from polyhead.precision import TOLERANCE
 from polyhead.predictor import NOT_FINITE, Predictor
 from tests.serving import fake_triton_python_backend_utils as pb_utils
 from tests.serving.fake_triton_python_backend_utils import Request, texts
@@ -279,6 +280,7 @@ def test_metrics_count_what_was_answered(model: Any) -> None:
     response = only(model, Request(texts(*rows)))
     only(model, Request(texts(b"schema only"), outputs=("SCHEMA",)))
     assert value("polyhead_instances", precision=model.predictor.precision, device="cpu", version="1") == [1]
+    assert sum(value("polyhead_fallback_instances")) == 0
     model.finalize()
     tokens = int(response["TOKEN_COUNT"].sum())
     assert value("polyhead_texts_total", model="gpt2_classifier", version="1") == [4]
@@ -292,6 +294,19 @@ def test_metrics_count_what_was_answered(model: Any) -> None:
     assert len(value("polyhead_stage_seconds", stage="compute")) == len(value("polyhead_micro_batch_texts"))
     assert min(value("polyhead_stage_seconds")) > 0
     assert sum(value("polyhead_instances")) == 0
+
+
+def test_a_refused_precision_is_a_metric(served_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model whose golden rows refuse bf16 computes in float32, and a gauge and the log say so until it ends."""
+    monkeypatch.setattr(pb_utils.MetricFamily, "registry", {})
+    monkeypatch.delenv("POLYHEAD_PRECISION")
+    monkeypatch.setattr("polyhead.predictor.fastest_precision", lambda device: "bf16")
+    monkeypatch.setitem(TOLERANCE, "bf16", 1e-9)
+    served = start(served_repository, monkeypatch)
+    assert pb_utils.MetricFamily.value("polyhead_fallback_instances", version="1") == [1]
+    assert pb_utils.MetricFamily.value("polyhead_instances", precision="fp32") == [1]
+    served.finalize()
+    assert sum(pb_utils.MetricFamily.value("polyhead_fallback_instances")) == 0
 
 
 def test_metrics_that_fail_do_no_harm(served_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from polyhead.checkpoint import Checkpoint
 from polyhead.engine.cpu.attention import has_attention_kernel
 from polyhead.engine.cpu.forward import BetweenLayers, CPUForward
 from polyhead.engine.micro_batch import micro_batches, pad_rows
-from polyhead.errors import TokenIdsError
+from polyhead.engine.token_ids import checked, rows_of_equal
 from polyhead.precision import Precision, check_precision, has_stable_products
 
 if TYPE_CHECKING:
@@ -67,19 +67,19 @@ class Engine:
         Raises:
             TokenIdsError: names the sequence that cannot be computed, and what is allowed.
         """
-        self._check(token_ids)
-        rows_of = _rows_of_equal(token_ids)
+        texts = checked(token_ids, self.body)
+        rows_of = list(rows_of_equal(texts).values())
+        distinct = [texts[rows[0]] for rows in rows_of]
         logits = np.empty((len(token_ids), self.width), dtype=np.float32)
         with self._turn, torch.inference_mode():
             # A GPU works through its queue while the next micro-batch is packed; only reading waits for it.
             parts = [
                 (batch, self._head(pad_rows(self.forward.pooled(batch)))[: len(batch.rows)])
-                for batch in micro_batches(list(rows_of), self.token_budget, self.forward.enough_tokens)
+                for batch in micro_batches(distinct, self.token_budget, self.forward.enough_tokens)
             ]
-            texts = list(rows_of.values())
             for batch, part in parts:
                 for text, row in zip(batch.rows, part.cpu().numpy(), strict=True):
-                    logits[texts[text]] = row
+                    logits[rows_of[text]] = row
         return logits
 
     def set_between_layers(self, between_layers: BetweenLayers) -> None:
@@ -92,18 +92,6 @@ class Engine:
         """How many layers were computed so far, on a CPU: it grows within a long micro-batch."""
         return self.forward.computed_layers if isinstance(self.forward, CPUForward) else 0
 
-    def _check(self, token_ids: Sequence[Sequence[int]]) -> None:
-        for position, ids in enumerate(token_ids):
-            if not 1 <= len(ids) <= self.body.n_positions:
-                raise TokenIdsError(f"text {position} has {len(ids)} tokens; it must have 1 to {self.body.n_positions}")
-            array = np.asarray(ids)
-            if array.dtype.kind not in "iu" or array.ndim != 1:
-                raise TokenIdsError(f"text {position}: token ids must be whole numbers, got {array.dtype}")
-            if array.min() < 0 or array.max() >= self.body.vocab_size:
-                largest = self.body.vocab_size - 1
-                wrong = next(token for token in ids if not 0 <= token <= largest)
-                raise TokenIdsError(f"text {position} has token id {wrong}; ids must lie in 0 to {largest}")
-
 
 def _forward(checkpoint: Checkpoint, device: torch.device, precision: Precision) -> CPUForward | CUDAForward:
     if device.type == "cpu":
@@ -111,11 +99,3 @@ def _forward(checkpoint: Checkpoint, device: torch.device, precision: Precision)
     from polyhead.engine.cuda.forward import CUDAForward  # it imports parts of torch that a CPU server does not need
 
     return CUDAForward(checkpoint, device, precision)
-
-
-def _rows_of_equal(token_ids: Sequence[Sequence[int]]) -> dict[tuple[int, ...], list[int]]:
-    """The positions of each distinct sequence, because equal sequences are computed once."""
-    rows: dict[tuple[int, ...], list[int]] = {}
-    for row, ids in enumerate(token_ids):
-        rows.setdefault(tuple(ids), []).append(row)
-    return rows

@@ -12,6 +12,8 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 
+from polyhead.engine.token_ids import TokenArray
+
 STRETCH = 4  # in a micro-batch of enough tokens, the longest text is at most this many times the shortest
 SHARE_TOKENS = 128  # fewer tokens are too little work for another thread
 BALANCE = 1.25  # the largest share has at most this many times the tokens of an even share
@@ -29,7 +31,7 @@ class MicroBatch:
     """
 
     rows: Sequence[int]
-    token_ids: Sequence[Sequence[int]]
+    token_ids: Sequence[TokenArray]
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -42,7 +44,7 @@ class MicroBatch:
         return sum(self.lengths)
 
 
-def micro_batches(token_ids: Sequence[Sequence[int]], token_budget: int, enough_tokens: int) -> Iterator[MicroBatch]:
+def micro_batches(token_ids: Sequence[TokenArray], token_budget: int, enough_tokens: int) -> Iterator[MicroBatch]:
     """Cuts texts into micro-batches, the shortest texts first.
 
     Args:

@@ -132,7 +132,8 @@ class TritonPythonModel:
         libraries.propagate = False
         engine = {"precision": self.predictor.precision, "device": str(self.predictor.device)}
         labels = {"model": args["model_name"], "version": args["model_version"]}
-        self.metrics = ModelMetrics(pb_utils.MetricFamily, labels, engine, self.state, log_error)
+        has_fallen_back = self.predictor.refused_precision is not None
+        self.metrics = ModelMetrics(pb_utils.MetricFamily, labels, engine, self.state, log_error, has_fallen_back)
         expected = self.predictor.checkpoint.distribution
         counter = AnswerCounter.of(self.predictor.schema, expected)
         self.answers = AnswerMetrics(pb_utils.MetricFamily, labels, counter, expected, log_error)

@@ -113,6 +113,7 @@ def _arguments(folder: Path, *, seed: int, precision: str, **fields: Any) -> Tra
         fp16=precision == "fp16",
         use_cpu=not torch.cuda.is_available(),
         logging_steps=50,
+        logging_nan_inf_filter=not torch.cuda.is_available(),  # it waits for the loss of each step
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),

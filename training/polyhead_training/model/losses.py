@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -108,13 +109,15 @@ def classification_loss(
     counts = label_counts(labels, terms) if counts is None else counts
     logits_by_head = logits.float().split([term.width for term in terms], dim=1)  # each (n, width)
     total = logits.new_zeros((), dtype=torch.float32)
+    # Rows without a label are set to zero, because selecting the others would wait for a GPU. Until then they need a
+    # label that the loss takes.
     for term, head_logits, head_labels, count in zip(
         terms, logits_by_head, _by_head(labels, terms), counts, strict=True
     ):
         known = _known(term, head_labels)
-        losses = _row_losses(term, head_logits[known], head_labels[known])
+        losses = _row_losses(term, head_logits, head_labels.where(known[:, None], 0.0))
         # A head without any label adds an exact zero, and its gradients are zero rather than missing.
-        total = total + term.weight * losses.sum() / count.clamp(1e-9)
+        total = total + term.weight * losses.where(known, 0.0).sum() / count.clamp(1e-9)
     return total
 
 
@@ -122,18 +125,19 @@ def label_counts(labels: torch.Tensor, terms: Sequence[LossTerm]) -> torch.Tenso
     """The divisor of each head's sum, ``(heads,)``: the number of its labelled rows, or their sum of class weights."""
     counts = []
     for term, head_labels in zip(terms, _by_head(labels, terms), strict=True):
-        head_labels = head_labels[_known(term, head_labels)]
+        known = _known(term, head_labels)
+        weights = known.float()
         if term.kind == HeadKind.SINGLE_LABEL and term.label_weights is not None:
-            weights = head_labels.new_tensor(term.label_weights)[head_labels[:, 0].long().clamp(min=0)]
-            counts.append(torch.where(head_labels[:, 0] == OUT_OF_SCOPE, 1.0, weights).sum())
-        else:
-            counts.append(head_labels.new_tensor(float(len(head_labels))))
+            classes = head_labels[:, 0].where(known, 0.0)
+            of_class = _on_device(term.label_weights, labels.device)[classes.long().clamp(min=0)]
+            weights = weights * of_class.where(classes != OUT_OF_SCOPE, 1.0)
+        counts.append(weights.sum())
     return torch.stack(counts)
 
 
 def _row_losses(term: LossTerm, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """``(n,)``."""
-    weights = None if term.label_weights is None else logits.new_tensor(term.label_weights)
+    weights = None if term.label_weights is None else _on_device(term.label_weights, logits.device)
     match term.kind:
         case HeadKind.SINGLE_LABEL:
             indices = labels[:, 0].long().clamp(min=0)
@@ -154,6 +158,13 @@ def _row_losses(term: LossTerm, logits: torch.Tensor, labels: torch.Tensor) -> t
                 lowest, highest = term.y_range
                 values = lowest + (highest - lowest) * values.sigmoid()
             return (values - targets) ** 2
+
+
+@cache
+def _on_device(weights: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """The weights as float32; copied once, because each copy would wait for the device."""
+    with torch.inference_mode(False):  # else the kept tensor could not be used in training
+        return torch.tensor(weights, dtype=torch.float32, device=device)
 
 
 def _known(term: LossTerm, labels: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -100,7 +101,7 @@ class CPUForward:
     @torch.inference_mode()
     def _pooled(self, batch: MicroBatch, between_layers: Callable[[], None]) -> torch.Tensor:
         packed = PackedTexts(batch.lengths)
-        ids = torch.tensor([token for text in batch.token_ids for token in text])  # (tokens,)
+        ids = torch.from_numpy(np.concatenate(batch.token_ids))  # (tokens,)
         embedded = self.tokens[ids] + self.positions[packed.positions]  # (tokens, n_embd)
         hidden = pad_rows(embedded.to(self.dtype))
         is_embedding_pooled = self.pooled_layers > len(self.blocks)

@@ -57,7 +57,9 @@ class CUDAForward:
         self.head_width = body.n_embd // body.n_head
         self.pooled_layers = checkpoint.spec.layer2concat or 1
         self.activation = body.activation()
-        self.fuses_gelu = body.has_tanh_gelu and _fuses_tanh_gelu(self.device, self.dtype)
+        if self.device.type == "cuda":
+            sum_products_in_fp32()
+        self.fuses_gelu = body.has_tanh_gelu and fuses_tanh_gelu(self.device, self.dtype)
         self.attention = attention or attention_for(self.head_width, self.dtype, self.device)
         self._load(checkpoint)
         if record is None and self.device.type == "cuda" and self.attention is not padded_attention:
@@ -163,7 +165,17 @@ class CUDAForward:
         return F.layer_norm(hidden, (self.body.n_embd,), eps=self.body.layer_norm_epsilon)
 
 
-def _fuses_tanh_gelu(device: torch.device, dtype: torch.dtype) -> bool:
+def sum_products_in_fp32() -> None:
+    """Makes cuBLAS add up the parts of a bf16 or fp16 product in float32, in the whole process.
+
+    By default it may round each part first if it divides a product's inner dimension among blocks. That costs accuracy,
+    and a row's bits then depend on the number of rows. A graph keeps what held when it was recorded.
+    """
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+
+
+def fuses_tanh_gelu(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether PyTorch applies bias and tanh-GELU inside the GEMM, found by trying it.
 
     On CUDA it does, through cuBLASLt, in a private function; on the CPU that function applies the erf form of GELU.

@@ -14,7 +14,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from threading import Lock
 from typing import NamedTuple
 
@@ -26,7 +25,9 @@ from polyhead.engine.micro_batch import MicroBatch
 logger = logging.getLogger(__name__)
 
 # Token counts of the graphs. Larger batches take longer to compute than to launch, so a graph saves nothing.
-TOKENS = (64, 128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096)
+TOKENS = (64, 128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+LEAST_TEXTS = 128  # that a shape has room for, if it has as many tokens: else many tiny texts would take a large shape
+SPARE_TOKENS = 2048  # by estimate, computing more of them takes longer than launching kernel by kernel
 SHORT = 256  # attention launches blocks for the longest text that a graph allows; most batches have none longer
 
 
@@ -88,7 +89,7 @@ def pack(batch: MicroBatch, shape: PackedShape, *, pinned: bool) -> torch.Tensor
     lengths = np.array(batch.lengths)
     ends = lengths.cumsum()
     tokens, texts = int(ends[-1]), len(lengths)
-    packed.ids.numpy()[:tokens] = np.fromiter(chain.from_iterable(batch.token_ids), np.int32, tokens)
+    packed.ids.numpy()[:tokens] = np.concatenate(batch.token_ids)
     packed.positions.numpy()[:tokens] = np.arange(tokens) - np.repeat(ends - lengths, lengths)
     packed.last.numpy()[:texts] = ends - 1
     packed.query_starts.numpy()[:] = np.minimum(np.arange(shape.texts + 1), texts)
@@ -105,7 +106,7 @@ Record = Callable[[Callable[[], torch.Tensor]], Recording]
 def graph_shapes(max_length: int) -> list[PackedShape]:
     """The shapes to record for texts of at most `max_length` tokens, ascending."""
     shapes = {
-        PackedShape(tokens, max(16, tokens // 32), min(longest, tokens, max_length))
+        PackedShape(tokens, max(min(tokens, LEAST_TEXTS), tokens // 32), min(longest, tokens, max_length))
         for tokens in TOKENS
         for longest in (SHORT, max_length)
     }
@@ -148,16 +149,17 @@ class Graphs:
             try:
                 self.recordings[shape] = record(partial(forward, packed))
             except RuntimeError as error:
-                logger.warning(
-                    "no CUDA graph for %s and smaller shapes; such batches launch kernel by kernel: %s", shape, error
-                )
+                # All of them: a failed recording may free the workspace that the others use (torch 2.13).
+                self.recordings.clear()
+                logger.warning("no CUDA graphs: batches launch kernel by kernel, because %s failed: %s", shape, error)
                 break
         self.shapes = sorted(self.recordings)
 
     def shape_for(self, batch: MicroBatch) -> PackedShape | None:
-        """The smallest recorded shape that holds a batch, or None."""
+        """The smallest recorded shape that holds a batch; None if there is none, or it has too much room."""
         wanted = PackedShape.of(batch)
-        return next((shape for shape in self.shapes if shape.holds(wanted)), None)
+        shape = next((shape for shape in self.shapes if shape.holds(wanted)), None)
+        return shape if shape and shape.tokens - wanted.tokens <= SPARE_TOKENS else None
 
     def run(self, batch: MicroBatch, shape: PackedShape) -> torch.Tensor:
         """Queues the forward pass of a batch.
