@@ -14,12 +14,19 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = Path("polyhead/engine/cpu/kernels/kernels.c")
-# The keys are torch's names for the capability of a CPU.
-TARGETS = {"AVX512": ["-march=x86-64-v4", "-mprefer-vector-width=512"], "AVX2": ["-march=x86-64-v3"]}
+FOLDER = Path("polyhead/engine/cpu/kernels")
 # Only the options that vectorized sums need: NaN and infinity keep their meaning.
-FLAGS = ["-std=gnu11", "-O3", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
-         "-fassociative-math", "-ffp-contract=fast"]  # fmt: skip
+FLAGS = ["-std=gnu11", "-O3", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
+         "-Wno-psabi"]  # fmt: skip
+SUMS = ["-fno-signed-zeros", "-fassociative-math"]
+AVX512 = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
+# Per library its sources, the first of which is compiled, and its options. AVX512 and AVX2 are torch's names for the
+# capability of a CPU. AMX stands beside AVX512, and its sums have one order.
+TARGETS = {
+    "AVX512": (["kernels.c"], [*AVX512, *SUMS]),
+    "AVX2": (["kernels.c"], ["-march=x86-64-v3", *SUMS]),
+    "AMX": (["amx.c", "tiles.h"], [*AVX512, "-mavx512bf16"]),
+}
 
 
 class KernelsHook(BuildHookInterface):
@@ -30,25 +37,30 @@ class KernelsHook(BuildHookInterface):
         compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
         if self.target_name != "wheel" or platform.machine() != "x86_64" or platform.system() != "Linux":
             return
-        source = Path(self.root) / SOURCE
-        digest = hashlib.sha256(source.read_bytes()).hexdigest()
-        for target, flags in TARGETS.items():
-            library = source.with_name(f"kernels_{target}.so")
+        folder = Path(self.root) / FOLDER
+        for target in TARGETS:
+            library = folder / f"kernels_{target}.so"
             # Compiled under another name first, because two environments may install from one checkout.
             part = library.with_name(f"{library.name}.{os.getpid()}")
-            command = [*FLAGS, *flags, f'-DSOURCE="{digest}"', "-o", str(part), str(source), "-lm"]
-            if reason := _failure(compiler, command):
+            if reason := compile_kernels(compiler, folder, target, part):
                 print(f"polyhead: the CPU engine runs without its kernels for {target}: {reason}", file=sys.stderr)
                 library.unlink(missing_ok=True)
                 continue
             part.replace(library)
-            build_data["artifacts"].append(str(SOURCE.parent / "*.so"))
+            build_data["artifacts"].append(str(FOLDER / "*.so"))
             build_data["pure_python"] = False
             build_data["tag"] = "py3-none-linux_x86_64"
 
 
+def compile_kernels(compiler: str | None, folder: Path, target: str, library: Path, *options: str) -> str:
+    """Compiles the sources in a folder to a library; returns the reason for a failure, or an empty string."""
+    sources, flags = TARGETS[target]
+    digest = hashlib.sha256(b"".join((folder / source).read_bytes() for source in sources)).hexdigest()
+    command = [*FLAGS, *flags, *options, f'-DSOURCE="{digest}"', "-o", str(library), str(folder / sources[0]), "-lm"]
+    return _failure(compiler, command)
+
+
 def _failure(compiler: str | None, arguments: list[str]) -> str:
-    """Compiles; returns the reason for a failure, or an empty string."""
     if compiler is None:
         return "no C compiler found"
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +15,9 @@ from hypothesis import strategies as st
 
 from polyhead.checkpoint import read_checkpoint
 from polyhead.engine import Engine
-from polyhead.engine.cpu import attention, kernels, layers
+from polyhead.engine.cpu import attention, float32, int8, kernels
 from polyhead.engine.cpu.kernels import GELU_FLOOR, Kernels
+from tests.build_hook import ROOT, hatch_build
 from tests.tiny import write_tiny_checkpoint
 
 CAPABILITIES = ("DEFAULT", "AVX2", "AVX512")  # a machine can run its own and those before it
@@ -186,23 +186,21 @@ def test_an_installation_works_without_a_compiler(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], compiler: str
 ) -> None:
     """It prints a line and leaves no library, also no stale one."""
-    root = Path(kernels.__file__).parents[4]
-    spec = importlib.util.spec_from_file_location("hatch_build", root / "hatch_build.py")
-    assert spec is not None
-    assert spec.loader is not None
-    hatch_build = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(hatch_build)
-    folder = tmp_path / hatch_build.SOURCE.parent
+    build = hatch_build()
+    folder = tmp_path / build.FOLDER
     folder.mkdir(parents=True)
-    shutil.copy(root / hatch_build.SOURCE, folder)
+    sources = {source for sources, _ in build.TARGETS.values() for source in sources}
+    for source in sources:
+        shutil.copy(ROOT / build.FOLDER / source, folder)
     (folder / "kernels_AVX2.so").write_text("stale", encoding="utf-8")
     monkeypatch.setenv("CC", compiler)
     data = {"artifacts": []}
-    hook = hatch_build.KernelsHook(str(tmp_path), {}, None, None, str(tmp_path), "wheel")
+    hook = build.KernelsHook(str(tmp_path), {}, None, None, str(tmp_path), "wheel")
     hook.initialize("editable", data)
     assert data == {"artifacts": []}
-    assert "runs without its kernels for AVX2" in capsys.readouterr().err
-    assert [path.name for path in folder.iterdir()] == ["kernels.c"]
+    printed = capsys.readouterr().err
+    assert all(f"runs without its kernels for {target}" in printed for target in ("AVX512", "AVX2", "AMX"))
+    assert {path.name for path in folder.iterdir()} == sources
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
@@ -215,7 +213,7 @@ def test_an_engine_without_kernels_answers_the_same(
     ids = [[(7 * row + place) % 50 for place in range(length)] for row, length in enumerate([1, 3, 3, 20, 31, 32])]
     assert kernels.KERNELS is not None
     wanted = Engine(checkpoint, precision=precision).logits(ids)
-    for module in (attention, layers):
+    for module in (attention, float32, int8):
         monkeypatch.setattr(module, "KERNELS", None)
     found = Engine(checkpoint, precision=precision).logits(ids)
     np.testing.assert_allclose(found, wanted, atol={"fp32": 1e-5, "bf16": 0.03, "int8": 0.03}[precision])

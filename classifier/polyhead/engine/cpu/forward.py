@@ -18,7 +18,9 @@ from torch import nn
 from polyhead.body import Body
 from polyhead.checkpoint import Checkpoint
 from polyhead.engine.cpu.attention import PackedTexts
-from polyhead.engine.cpu.layers import LINEARS, Linear, make_mlp
+from polyhead.engine.cpu.float32 import Linear
+from polyhead.engine.cpu.int8 import even_channels
+from polyhead.engine.cpu.layers import block_precision, make_linear, make_mlp
 from polyhead.engine.micro_batch import ROW_MULTIPLE, MicroBatch, even_shares, pad_rows
 from polyhead.precision import Precision
 
@@ -124,12 +126,18 @@ class _Block:
         self.heads = body.n_head
         self.scale = body.attention_scale(layer)
         prefix = f"h.{layer}"
+        dtype = _dtype(precision)
+        precision = block_precision(precision, layer, body.n_layer)
+        if precision == "int8":
+            tensors = even_channels(tensors, prefix)
+
+        def weights(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+            return tensors[f"{prefix}.{name}.weight"], tensors[f"{prefix}.{name}.bias"]
 
         def linear(name: str, columns: slice = slice(None)) -> Linear:
-            weight, bias = tensors[f"{prefix}.{name}.weight"], tensors[f"{prefix}.{name}.bias"]
-            return LINEARS[precision](weight[:, columns], bias[columns])
+            weight, bias = weights(name)
+            return make_linear(precision, body, weight[:, columns], bias[columns])
 
-        dtype = _dtype(precision)
         self.ln_1 = _layer_norm(body, tensors, f"{prefix}.ln_1", dtype)
         self.ln_2 = _layer_norm(body, tensors, f"{prefix}.ln_2", dtype)
         if layer == body.n_layer - 1:
@@ -138,7 +146,7 @@ class _Block:
         else:
             self.c_attn = linear("attn.c_attn")
         self.attn_proj = linear("attn.c_proj")
-        self.mlp = make_mlp(linear("mlp.c_fc"), linear("mlp.c_proj"), body)
+        self.mlp = make_mlp(precision, body, weights("mlp.c_fc"), weights("mlp.c_proj"))
 
     def forward(self, hidden: torch.Tensor, packed: PackedTexts) -> None:
         """Replaces ``(tokens, n_embd)`` by the block's output."""

@@ -40,7 +40,7 @@ _SIGNATURES = {
 class Kernels:
     """Typed and checked calls; large work is divided among as many threads as torch has.
 
-    Tensors must be dense and on the CPU, because none is copied: `_check` refuses what kernels.c would misread.
+    Tensors must be dense and on the CPU, because none is copied: `check_tensor` refuses what kernels.c would misread.
     """
 
     def __init__(self, path: Path) -> None:
@@ -58,9 +58,9 @@ class Kernels:
     def gelu(self, x: torch.Tensor) -> torch.Tensor:
         """The tanh form of GELU in place, for float32 or bfloat16 ``(rows, columns)``."""
         rows, columns = x.shape
-        _check(x, _float_or_bf16(x), rows, columns)
+        check_tensor(x, _float_or_bf16(x), rows, columns)
         call = self._calls["gelu_bfloat16" if x.dtype == torch.bfloat16 else "gelu_float32"]
-        _in_parts(rows, columns, lambda first, end: call(_at(x, first), end - first, columns))
+        in_parts(rows, columns, lambda first, end: call(_at(x, first), end - first, columns))
         return x
 
     def quantise(self, x: torch.Tensor, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,10 +69,10 @@ class Kernels:
         A value is about ``(q - (steps + 1)) * scale``.
         """
         rows, columns = x.shape
-        _check(x, torch.float32, rows, columns)
+        check_tensor(x, torch.float32, rows, columns)
         q, scales = torch.empty_like(x, dtype=torch.uint8), x.new_empty(rows)
         call = self._calls["quantise"]
-        _in_parts(
+        in_parts(
             rows,
             columns,
             lambda first, end: call(_at(x, first), _at(q, first), _at(scales, first), end - first, columns, steps),
@@ -90,10 +90,10 @@ class Kernels:
         """
         rows, columns = product.shape
         for tensor, shape in ((product, (rows, columns)), (scales, (rows,)), (bias, (columns,))):
-            _check(tensor, torch.float32, *shape)
+            check_tensor(tensor, torch.float32, *shape)
         q, new = torch.empty_like(product, dtype=torch.uint8), torch.empty_like(scales)
         call = self._calls["gelu_quantise"]
-        _in_parts(
+        in_parts(
             rows,
             columns,
             lambda first, end: call(
@@ -114,9 +114,9 @@ class Kernels:
             (bias, (columns,)),
             (out, (rows, columns)),
         ):
-            _check(tensor, torch.float32, *shape)
+            check_tensor(tensor, torch.float32, *shape)
         call = self._calls["rescale"]
-        _in_parts(
+        in_parts(
             rows,
             columns,
             lambda first, end: call(
@@ -136,7 +136,7 @@ class Kernels:
             out: ``(tokens, heads * HEAD_WIDTH)`` of the same type; receives the result, and is returned.
         """
         for tensor, times in ((qkv, 3), (out, 1)):
-            _check(tensor, _float_or_bf16(out), len(qkv), times * heads * HEAD_WIDTH)
+            check_tensor(tensor, _float_or_bf16(out), len(qkv), times * heads * HEAD_WIDTH)
         _check_starts(starts, len(qkv))
         call, is_bf16 = self._calls["attention"], qkv.dtype == torch.bfloat16
         lengths = starts.diff()
@@ -145,7 +145,7 @@ class Kernels:
             if call(_at(qkv, 0), _at(out, 0), _at(starts, 0), len(lengths), heads, first, end, scale, is_bf16):
                 raise MemoryError("no memory for attention's keys and values")
 
-        _in_parts(heads, int((lengths * lengths).sum()) * 4, run)  # a score takes as long as several values
+        in_parts(heads, int((lengths * lengths).sum()) * 4, run)  # a score takes as long as several values
         return out
 
     def attend_last(
@@ -161,8 +161,8 @@ class Kernels:
         Returns:
             A tensor of `query`'s shape and type.
         """
-        _check(query, _float_or_bf16(query), len(starts) - 1, heads * HEAD_WIDTH)
-        _check(kv, query.dtype, len(kv), 2 * heads * HEAD_WIDTH)
+        check_tensor(query, _float_or_bf16(query), len(starts) - 1, heads * HEAD_WIDTH)
+        check_tensor(kv, query.dtype, len(kv), 2 * heads * HEAD_WIDTH)
         _check_starts(starts, len(kv))
         out, is_bf16 = torch.empty_like(query), query.dtype == torch.bfloat16
         call = self._calls["attention_last"]
@@ -171,7 +171,8 @@ class Kernels:
         return out
 
 
-def _check(tensor: torch.Tensor, dtype: torch.dtype, *shape: int) -> None:
+def check_tensor(tensor: torch.Tensor, dtype: torch.dtype, *shape: int) -> None:
+    """Raises TypeError if a tensor is not dense, or not of this type and shape, or not on the CPU."""
     is_right = (
         tensor.is_contiguous() and tensor.dtype == dtype and tensor.shape == shape and tensor.device.type == "cpu"
     )
@@ -184,7 +185,7 @@ def _check(tensor: torch.Tensor, dtype: torch.dtype, *shape: int) -> None:
 
 def _check_starts(starts: torch.Tensor, rows: int) -> None:
     """Each text must have a token; the matrix may have more rows after the last text."""
-    _check(starts, torch.int64, len(starts))
+    check_tensor(starts, torch.int64, len(starts))
     places = starts.tolist()
     if places[0] != 0 or places[-1] > rows or any(end <= first for first, end in pairwise(places)):
         raise TypeError(f"texts must start at ascending rows from 0 to at most {rows}, got {places}")
@@ -198,7 +199,7 @@ def _at(tensor: torch.Tensor, row: int) -> int:
     return tensor.data_ptr() + row * tensor.stride(0) * tensor.element_size()
 
 
-def _in_parts(rows: int, values_per_row: int, call: Callable[[int, int], None]) -> None:
+def in_parts(rows: int, values_per_row: int, call: Callable[[int, int], None]) -> None:
     """Calls with first and end row: once, or in parallel for parts of the rows."""
     parts = min(torch.get_num_threads(), rows, rows * values_per_row // PART_VALUES)
     if parts <= 1:
