@@ -16,7 +16,7 @@ from polyhead.distribution import Distribution
 from polyhead.encode import EncodedText
 from polyhead_serving import answer_metrics
 from polyhead_serving.answer_metrics import AnswerMetrics
-from polyhead_serving.canary import CANARY_TEXT
+from polyhead_serving.canary import PROBE_ID
 from tests.serving import fake_triton_python_backend_utils as pb_utils
 from tests.serving.fake_triton_python_backend_utils import MetricFamily, Request, texts
 from tests.serving.served_model import only, predictions, start
@@ -49,12 +49,12 @@ def counts(**labels: str) -> dict[str, float]:
 
 
 def test_the_model_counts_what_it_says(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Labels are those of the answers; scripts, truncation and errors are counted; the canary and options are not."""
+    """Labels are those of the answers; scripts, truncation and errors are counted; the product's own checks and options are not."""
     model = start(repository, monkeypatch, at_once_s="60")
     rows = ["Rain.", "Дождь.", "word " * 200, " ", "12"]
     answers = predictions(only(model, Request(texts(*[row.encode() for row in rows]))))
     only(model, Request(texts(b"Rain."), '{"reject_below": 1.0, "threshold": 0.0}', outputs=("PREDICTION",)))
-    only(model, Request(texts(CANARY_TEXT.encode()), outputs=("SCORES",)))
+    only(model, Request(texts(b"Rain."), id=PROBE_ID))
     only(model, Request(texts(b"Rain."), outputs=("TOKEN_COUNT",)))
     model.finalize()
     said: dict[str, float] = {}

@@ -40,7 +40,7 @@ from polyhead.schema import NO_SCORE
 from polyhead.text_queue import ScoreRequest
 from polyhead_serving.answer_log import AnswerLog
 from polyhead_serving.answer_metrics import AnswerMetrics
-from polyhead_serving.canary import CANARY_TEXT
+from polyhead_serving.canary import PROBE_ID
 from polyhead_serving.instance_config import InstanceConfig
 from polyhead_serving.model_metrics import InstanceState, ModelMetrics, RequestsRecord
 from polyhead_serving.responses import Responses
@@ -204,8 +204,6 @@ class TritonPythonModel:
                 if not outputs <= NEED_NO_SCORES:
                     self.scheduler.admit(timeout_s)  # before the request is read: under overload there are thousands
                 parsed.append(parse_request(position, request, outputs, timeout_s))
-                if self.answer_log is not None:
-                    parsed[-1].request_id = read_id(request)
             except RefusedError as error:
                 self.refuse(position, error, responses, record)
             except (BadRequestError, OptionError) as error:
@@ -291,7 +289,7 @@ class TritonPythonModel:
         tensors = []
         if scoring is not None:
             scores = scoring.scores
-            if request.texts != [CANARY_TEXT.encode()]:
+            if request.request_id != PROBE_ID:
                 self.answers.add(request.encoded, scores)
             have_answers = are_answers(scores)
             if not have_answers.all():
@@ -362,7 +360,8 @@ def parse_request(position: int, request: Any, outputs: frozenset[str], timeout_
     if array.shape[1:] != (1,) or len(array) < 1:
         raise BadRequestError(f"TEXT: must have the shape [n, 1] with n >= 1, got {list(array.shape)}")
     options = DecodeOptions.from_parameters(parameters)
-    return ParsedRequest(position, request, array[:, 0].tolist(), options, outputs, timeout_s)
+    texts = array[:, 0].tolist()
+    return ParsedRequest(position, request, texts, options, outputs, timeout_s, request_id=read_id(request))
 
 
 def read_id(request: Any) -> str:
