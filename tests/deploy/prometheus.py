@@ -32,7 +32,7 @@ def tool(name: str) -> Path:
 
 def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Runs promtool; gives its output."""
-    return subprocess.run([tool("promtool"), *arguments], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([tool("promtool"), *arguments], capture_output=True, text=True, timeout=180, check=False)
 
 
 def rules(kind: str) -> list[dict[str, Any]]:
