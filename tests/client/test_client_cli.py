@@ -59,6 +59,13 @@ def test_json_from_stdin(fake: FakeTriton) -> None:
     assert fake.requests[0]["parameters"] == {"top_k": 2}
 
 
+def test_private_texts_are_marked(fake: FakeTriton) -> None:
+    """With --private the server's answer log leaves the texts out."""
+    for options in (["--private"], []):
+        assert runner.invoke(app, ["classify", "--server", fake.url, *options, "a"]).exit_code == 0
+    assert [asked["parameters"] for asked in fake.requests] == [{"private": True}, {}]
+
+
 def test_text_error_is_exit_code_1(fake: FakeTriton) -> None:
     """The table shows a text without an answer among the others, and the exit code is 1."""
     result = runner.invoke(app, ["classify", "--server", fake.url], input="good\n\n")

@@ -97,6 +97,13 @@ def test_several_files_and_options(fake: Served, score: Callable[..., Any], tmp_
     assert fake.server.requests[1].parameters == {"top_k": 2, "threshold": 0.3}
 
 
+def test_private_texts_are_marked(fake: Served, score: Callable[..., Any], tmp_path: Path) -> None:
+    """With --private the server's answer log leaves the texts out."""
+    (tmp_path / "in.jsonl").write_text('{"text": "a goal"}\n')
+    assert score("in.jsonl", "out.jsonl", "--private").exit_code == 0
+    assert {"private": True} in [asked.parameters for asked in fake.server.requests]
+
+
 @pytest.mark.parametrize(("output", "missing"), [("out.jsonl", None), ("out.csv", ""), ("out.parquet", None)])
 def test_rejected_answers_are_counted(
     output: str, missing: str | None, fake: Served, score: Callable[..., Any], tmp_path: Path
