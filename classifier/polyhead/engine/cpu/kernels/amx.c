@@ -110,8 +110,9 @@ INLINE void finish_row(const struct finishing f, const enum kind kind, const enu
         right = load(f.sums + r * 32 + 16) + f.bias[1];
     } else {
         vec scale = all(f.row_scales[r]);
-        left = __builtin_convertvector(load_whole(f.sums + r * 32) - f.offsets[0], vec) * scale * f.scales[0] + f.bias[0];
-        right = __builtin_convertvector(load_whole(f.sums + r * 32 + 16) - f.offsets[1], vec) * scale * f.scales[1] + f.bias[1];
+        left = __builtin_convertvector(load_whole(f.sums + r * 32) - f.offsets[0], vec) * scale;
+        right = __builtin_convertvector(load_whole(f.sums + r * 32 + 16) - f.offsets[1], vec) * scale;
+        left = left * f.scales[0] + f.bias[0], right = right * f.scales[1] + f.bias[1];
     }
     if (finish == GELU_BF16 || finish == GELU_HALF) left = gelu(left), right = gelu(right);
     if (finish == ADD_BF16) left += load_bf16(y), right += load_bf16(y + 32);
@@ -139,7 +140,8 @@ INLINE struct finishing finishing(const struct product *p, const enum kind kind,
     return f;
 }
 
-INLINE void finish_rows(const struct finishing f, const enum kind kind, const enum finish finish, int64_t first, int64_t end) {
+INLINE void finish_rows(const struct finishing f, const enum kind kind, const enum finish finish, int64_t first,
+                        int64_t end) {
 #pragma GCC unroll 1
     for (int64_t r = first; r < (end < f.rows ? end : f.rows); r++) finish_row(f, kind, finish, r);
 }
@@ -266,7 +268,9 @@ INLINE void drain(const struct product *p, const enum kind kind, const enum fini
     run->held.rows = 0;
 }
 
-static float *room(int64_t bytes) { return aligned_alloc(ALIGNMENT, (size_t)(bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT); }
+static float *room(int64_t bytes) {
+    return aligned_alloc(ALIGNMENT, (size_t)(bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
+}
 
 /* Tiles are read whole: if the last rows of x do not fill one, they are copied to where they do. */
 INLINE int64_t tail_bytes(const struct product *p) { return p->rows % 16 && p->x.row != 64 ? 16 * p->x.row : 0; }
@@ -278,9 +282,11 @@ static char *copy_tail(const struct product *p, char *to) {
 }
 
 /* Some panels of a product. */
-INLINE int32_t multiply(const struct product *p, const enum kind kind, const enum finish finish, int64_t first_panel, int64_t end_panel) {
+INLINE int32_t multiply(const struct product *p, const enum kind kind, const enum finish finish, int64_t first_panel,
+                        int64_t end_panel) {
     const struct parts parts = parts_of(p->inner, kind);
-    const int64_t most = share(p->rows), kept = parts.count > 1 && !p->scaled_parts ? (end_panel - first_panel) * most / 32 : 0;
+    const int64_t most = share(p->rows);
+    const int64_t kept = parts.count > 1 && !p->scaled_parts ? (end_panel - first_panel) * most / 32 : 0;
     float *turns = room((2 + kept) * BLOCK * 4 + tail_bytes(p));
     if (turns == NULL) return 1;
     char *tail = copy_tail(p, (char *)(turns + (2 + kept) * BLOCK));
@@ -319,7 +325,8 @@ EXPORT(int8_gelu, INT8, GELU_HALF)
  */
 
 /* Half-precision rows, read by part, to uint8 tiles with a scale per row: value ~ q * scale - GELU_FLOOR. */
-static void quantise_halves(const uint16_t *x, int64_t stride, char *to, int64_t tile, float *scales, int64_t rows, int64_t columns) {
+static void quantise_halves(const uint16_t *x, int64_t stride, char *to, int64_t tile, float *scales, int64_t rows,
+                            int64_t columns) {
     for (int64_t r = 0; r < rows; r++, x += stride) {
         uint16_t largest = 0; /* magnitudes compare as integers, NaN above all */
         for (int64_t c = 0; c < columns; c++) largest = (x[c] & 0x7fff) > largest ? x[c] & 0x7fff : largest;
@@ -344,13 +351,16 @@ void polyhead_amx_quantise_halves(const uint16_t *x, char *to, float *scales, in
 int64_t polyhead_amx_int8_part(int64_t inner) { return parts_of(inner, INT8).size * 64; }
 
 /* down->y += gelu(up->x @ up->weight + bias) @ down->weight + bias. up->y and down->x are not read. */
-INLINE int32_t mlp(const struct product *up, const struct product *down, const enum kind kind, const enum finish finish) {
+INLINE int32_t mlp(const struct product *up, const struct product *down, const enum kind kind,
+                   const enum finish finish) {
     const enum finish gelu_finish = kind == BF16 ? GELU_BF16 : GELU_HALF;
     const struct parts inner = parts_of(up->inner, kind), parts = parts_of(down->inner, kind);
     const int64_t rows = up->rows, most = share(rows), blocks = most / 32;
     const int64_t step_columns = kind == BF16 ? 32 : 64, width = parts.size * step_columns; /* hidden columns per part */
-    const int64_t up_sums = inner.count > 1 ? width / 32 * blocks : 0, down_sums = kind == BF16 ? down->columns / 32 * blocks : 0;
-    const int64_t tiles_bytes = most * parts.size * 64, halves_bytes = kind == BF16 ? 0 : most * width * 2, scale_bytes = kind == BF16 ? 0 : most * 4;
+    const int64_t up_sums = inner.count > 1 ? width / 32 * blocks : 0;
+    const int64_t down_sums = kind == BF16 ? down->columns / 32 * blocks : 0;
+    const int64_t tiles_bytes = most * parts.size * 64;
+    const int64_t halves_bytes = kind == BF16 ? 0 : most * width * 2, scale_bytes = kind == BF16 ? 0 : most * 4;
     float *turns = room((2 + up_sums + down_sums) * BLOCK * 4 + tiles_bytes + halves_bytes + scale_bytes + tail_bytes(up));
     if (turns == NULL) return 1;
     float *up_between = turns + 2 * BLOCK, *down_between = up_between + up_sums * BLOCK;
@@ -362,7 +372,8 @@ INLINE int32_t mlp(const struct product *up, const struct product *down, const e
     for (int64_t m0 = 0; m0 < rows; m0 += most) {
         const int64_t m1 = m0 + most < rows ? m0 + most : rows, tile = parts.size * 1024;
         for (int64_t part = 0; part < parts.count; part++) {
-            const int64_t first_panel = part * width / 32, end_panel = first_panel + steps_of(parts, part) * step_columns / 32;
+            const int64_t first_panel = part * width / 32;
+            const int64_t end_panel = first_panel + steps_of(parts, part) * step_columns / 32;
             struct product first = *up, second = *down;
             /* Rows m0 and the part's first column stand at the start of the buffers. */
             second.x = (struct matrix){hidden - m0 / 16 * tile - part * tile, 64, tile, 1024};
@@ -373,7 +384,8 @@ INLINE int32_t mlp(const struct product *up, const struct product *down, const e
                       up_between, tail);
             drain(&first, kind, gelu_finish, &run);
             if (kind == INT8) {
-                quantise_halves((const uint16_t *)halves, width, hidden, tile, scales, m1 - m0, steps_of(parts, part) * step_columns);
+                quantise_halves((const uint16_t *)halves, width, hidden, tile, scales, m1 - m0,
+                                steps_of(parts, part) * step_columns);
                 second.row_scales = scales - m0, second.bias = down->bias + part * down->columns;
             }
             sweep(&second, kind, finish, &run, m0, m1, parts, part, 0, down->columns / 32, kind == INT8 || part == 0,
@@ -387,7 +399,9 @@ INLINE int32_t mlp(const struct product *up, const struct product *down, const e
 }
 
 #define EXPORT_MLP(name, kind, finish) \
-    int32_t polyhead_amx_mlp_##name(const struct product *up, const struct product *down) { return mlp(up, down, kind, finish); }
+    int32_t polyhead_amx_mlp_##name(const struct product *up, const struct product *down) { \
+        return mlp(up, down, kind, finish);                                                  \
+    }
 EXPORT_MLP(bf16_add_bf16, BF16, ADD_BF16)
 EXPORT_MLP(bf16_add_float, BF16, ADD_FLOAT)
 EXPORT_MLP(int8_add_float, INT8, ADD_FLOAT)

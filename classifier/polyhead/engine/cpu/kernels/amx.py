@@ -169,65 +169,83 @@ class AMXProducts:
 
         With one thread, what stands between the products stays in the second-level cache.
         """
-        rows, finish = len(x), "add_bf16" if residual.dtype == torch.bfloat16 else "add_float"
+        rows = len(x)
         check_tensor(x, torch.uint8 if up.is_int8 else torch.bfloat16, rows, up.inner)
         is_bf16 = residual.dtype == torch.bfloat16 and not up.is_int8
         check_tensor(residual, torch.bfloat16 if is_bf16 else torch.float32, rows, down.columns)
         if up.is_int8:
             check_tensor(_needed(row_scales), torch.float32, rows)
         if torch.get_num_threads() == 1:
-            name = f"mlp_{_kind(up)}_{finish}"
-            first = _product(up, rows, _rows(x), NO_MATRIX, row_scales)
-            second = _product(down, rows, NO_MATRIX, _rows(residual, PANEL), None)
-            _succeed(self._mlps[name](first, second))
-            return
+            self._add_fused_mlp(residual, x, up, down, row_scales)
+        else:
+            self._add_divided_mlp(residual, x, up, down, row_scales)
+
+    def _add_fused_mlp(
+        self,
+        residual: torch.Tensor,
+        x: torch.Tensor,
+        up: PackedWeight,
+        down: PackedWeight,
+        row_scales: torch.Tensor | None,
+    ) -> None:
+        first = _product(up, len(x), _rows(x), NO_MATRIX, row_scales)
+        second = _product(down, len(x), NO_MATRIX, _rows(residual, PANEL), None)
+        _succeed(self._mlps[f"mlp_{_kind(up)}_{_adds(residual)}"](first, second))
+
+    def _add_divided_mlp(
+        self,
+        residual: torch.Tensor,
+        x: torch.Tensor,
+        up: PackedWeight,
+        down: PackedWeight,
+        row_scales: torch.Tensor | None,
+    ) -> None:
+        """The same bits; threads divide the columns of one product after the other."""
+        rows, y = len(x), _rows(residual, PANEL)
         padded = -(-rows // TILE_ROWS) * TILE_ROWS
-        if not up.is_int8:
-            hidden = torch.empty(padded * up.columns, dtype=torch.bfloat16)
-            self._run(up, "gelu", rows, _rows(x), _in_tiles(hidden, up.columns), None)
-            self._run(down, finish, rows, _in_tiles(hidden, up.columns), _rows(residual, PANEL), None)
-            return
-        halves = torch.empty(rows, up.columns, dtype=torch.float16)
-        self._run(up, "gelu", rows, _rows(x), _rows(halves, PANEL), row_scales)
-        hidden = torch.empty(padded * up.columns, dtype=torch.uint8)
-        parts = len(down.bias)
-        scales = torch.empty(parts, rows)
-        in_parts(
-            parts, rows * down.inner // parts,
-            lambda first, end: self._quantise(
-                halves.data_ptr(), hidden.data_ptr(), scales.data_ptr(), rows, down.inner, first, end
-            ),
-        )  # fmt: skip
-        self._run(down, finish, rows, _in_tiles(hidden, up.columns), _rows(residual, PANEL), scales)
+        hidden = torch.empty(padded * up.columns, dtype=torch.uint8 if up.is_int8 else torch.bfloat16)
+        tiles, scales = _in_tiles(hidden, up.columns), None
+        if up.is_int8:
+            halves = torch.empty(rows, up.columns, dtype=torch.float16)
+            self._run(up, "gelu", rows, _rows(x), _rows(halves, PANEL), row_scales)
+            parts = len(down.bias)
+            scales = torch.empty(parts, rows)
+            places = halves.data_ptr(), hidden.data_ptr(), scales.data_ptr()
+            in_parts(parts, rows * down.inner // parts,
+                     lambda first, end: self._quantise(*places, rows, down.inner, first, end))  # fmt: skip
+        else:
+            self._run(up, "gelu", rows, _rows(x), tiles, None)
+        self._run(down, _adds(residual), rows, tiles, y, scales)
 
     def check(self) -> None:
         """Compares small products with PyTorch's, in milliseconds; raises OSError if one is wrong."""
         random = torch.Generator().manual_seed(0)
-        rows, inner, columns = 37, 832, 128  # two parts; the last block of rows and its last tile are not full
-        x, residual = torch.randn(rows, inner, generator=random), torch.randn(rows, inner, generator=random)
-        up, down = (torch.randn(*shape, generator=random) / 16 for shape in ((inner, columns), (columns, inner)))
-        bias = torch.randn(inner, generator=random)
-        up_bf16, down_bf16 = self.pack_bf16(up, bias[:columns]), self.pack_bf16(down, bias)
+        rows, width = 37, 832  # two parts; the last block of rows and its last tile are not full
+        x, residual = torch.randn(2, rows, width, generator=random)
+        up, down = torch.randn(2, width, width, generator=random) / 16
+        bias = torch.randn(width, generator=random)
+        up_bf16, down_bf16 = self.pack_bf16(up, bias), self.pack_bf16(down, bias)
         scales = x.abs().amax(1) / 127
         q = (x / scales[:, None] + ZERO_POINT).round().to(torch.uint8)
         packed = []
-        for weight, its_bias, after_gelu in ((up, bias[:columns], False), (down, bias, True)):
+        for weight, after_gelu in ((up, False), (down, True)):
             steps = weight.abs().amax(0) / 127
-            packed.append(self.pack_int8((weight / steps).round().to(torch.int8), steps, its_bias, after_gelu))
-        wanted = torch.addmm(bias[:columns], x, up)
-        found = self.product(x.bfloat16(), up_bf16, "to_float", torch.empty(rows, columns))
+            packed.append(self.pack_int8((weight / steps).round().to(torch.int8), steps, bias, after_gelu))
+        wanted = torch.addmm(bias, x, up)
+        found = self.product(x.bfloat16(), up_bf16, "to_float", torch.empty(rows, width))
         _assert_near("bf16", found, wanted)
-        found = self.product(x.bfloat16(), up_bf16, "to_bf16", torch.empty(rows, columns, dtype=torch.bfloat16))
+        found = self.product(x.bfloat16(), up_bf16, "to_bf16", torch.empty(rows, width, dtype=torch.bfloat16))
         _assert_near("bf16", found, wanted)
-        _assert_near("int8", self.product(q, packed[0], "to_float", torch.empty(rows, columns), scales), wanted)
+        _assert_near("int8", self.product(q, packed[0], "to_float", torch.empty(rows, width), scales), wanted)
         wanted = residual + torch.addmm(bias, F.gelu(wanted, approximate="tanh"), down)
-        for dtype in (torch.float32, torch.bfloat16):
-            found = residual.to(dtype, copy=True)
-            self.add_mlp(found, x.bfloat16(), up_bf16, down_bf16)
-            _assert_near("bf16 MLP", found, wanted)
-        found = residual.clone()
-        self.add_mlp(found, q, packed[0], packed[1], scales)
-        _assert_near("int8 MLP", found, wanted)
+        for add in (self._add_fused_mlp, self._add_divided_mlp):
+            for dtype in (torch.float32, torch.bfloat16):
+                found = residual.to(dtype, copy=True)
+                add(found, x.bfloat16(), up_bf16, down_bf16, None)
+                _assert_near("bf16 MLP", found, wanted)
+            found = residual.clone()
+            add(found, q, packed[0], packed[1], scales)
+            _assert_near("int8 MLP", found, wanted)
 
     def _tiles(self, weight: torch.Tensor, kind: str, dtype: torch.dtype, size: int) -> torch.Tensor:
         inner, columns = weight.shape
@@ -252,6 +270,10 @@ class AMXProducts:
 
 def _kind(weight: PackedWeight) -> str:
     return "int8" if weight.is_int8 else "bf16"
+
+
+def _adds(residual: torch.Tensor) -> str:
+    return "add_bf16" if residual.dtype == torch.bfloat16 else "add_float"
 
 
 def _product(weight: PackedWeight, rows: int, x: _Matrix, y: _Matrix, row_scales: torch.Tensor | None) -> _Product:
@@ -284,7 +306,7 @@ def _in_tiles(values: torch.Tensor, columns: int) -> _Matrix:
 
 def _huge_pages(size: int) -> torch.Tensor:
     """uint8 ``(size,)`` on huge pages if Linux has some: a core reads such a weight half as fast again."""
-    memory = mmap.mmap(-1, size)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory has no huge pages
     if hasattr(mmap, "MADV_HUGEPAGE"):
         try:
             memory.madvise(mmap.MADV_HUGEPAGE)
