@@ -255,12 +255,14 @@ def status(address: str, **headers: str) -> tuple[int, str]:
 
 
 def test_what_a_browser_may_do(real: str, browser: PageBrowser) -> None:
-    """Nothing may be loaded from elsewhere, other host names and files of this machine are refused."""
+    """Nothing may be loaded from elsewhere; other host names, foreign pages and files of this machine are refused."""
     code, policy = status(real)
     assert code == 200
     assert "default-src 'self'" in policy
     assert "http" not in policy
     assert status(real, Host="evil.example:80")[0] == 400
+    assert [status(real, Origin=origin)[0] for origin in ("https://evil.example", "null")] == [400, 400]
+    assert status(real, Origin=real.rstrip("/"))[0] == 200
     assert status(f"{real}gradio_api/file=/etc/passwd")[0] in (403, 404)
     assert [status(f"{real}{path}")[0] for path in ("docs", "redoc", "openapi.json")] == [404] * 3
     browser.visit(real, DESKTOP)
