@@ -65,7 +65,7 @@ def test_summary(side: Side) -> None:
     assert "The model read 2 tokens; it reads at most 8." in short
     assert "cut off" not in short
     assert "The model read 8 tokens; it reads at most 8. The text is longer: its end was cut off" in long
-    assert re.search(r"Answered in \d+ ms, measured here", short)
+    assert re.search(r"Answered in \d+ ms , measured here", short)
     assert short.startswith(EVIL)
 
 
@@ -83,10 +83,8 @@ def test_a_long_head_folds_its_low_labels(side: Side) -> None:
 def test_rejected_answers(side: Side) -> None:
     """The card says what was compared with which bound, and whose bound it is."""
     answer = ask(side, "nothing")
-    assert (
-        "no label Rejected: the best label is label 0, and its score 0.2 is below 0.25, the model's own bound."
-        in seen(card(answer, "topic"))
-    )
+    own = "no label Rejected: the best label is label 0, and its score 0.2 is below 0.25, the model's own bound."
+    assert own in seen(card(answer, "topic"))
     assert "is below 0.3." in seen(card(answer, "topic", topic=0.3))
     assert "Rejected" not in card(answer, "topic", topic=0.1)
 
@@ -110,7 +108,7 @@ def test_a_numbers_scale(side: Side) -> None:
 
 def test_reasons(side: Side) -> None:
     """The strongest words stand in sentences, and what the model did not read is marked."""
-    explanation = side.client.explain("a <i>goal</i> one two three four five six seven", "topic")
+    explanation = side.client.explain(f"a <i>goal</i> {'one two ' * 30}", "topic")
     html = explanation_cards("Why", explanation)
     assert "Without 'goal' the score would be 0.5 lower." in seen(html)
     assert 'title="the model does not read this"' in html
