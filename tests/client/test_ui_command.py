@@ -130,8 +130,8 @@ def test_a_port_that_is_taken_is_one_sentence() -> None:
         port = taken.getsockname()[1]
         result = runner.invoke(app, ["ui", "--port", str(port)])
     assert result.exit_code == 2
-    said = f"polyhead-client: cannot listen at 127.0.0.1:{port} (Address already in use); choose another --host or --port\n"
-    assert result.stderr == said
+    why = f"cannot listen at 127.0.0.1:{port} (Address already in use); choose another --host or --port"
+    assert result.stderr == f"polyhead-client: {why}\n"
 
 
 def test_other_commands_do_not_load_gradio() -> None:
