@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -121,6 +122,16 @@ def test_wrong_options(options: list[str], words: str) -> None:
     result = runner.invoke(app, ["ui", *options])
     assert result.exit_code == 2
     assert words in result.stderr
+
+
+def test_a_port_that_is_taken_is_one_sentence() -> None:
+    """It is said before Gradio is loaded."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = runner.invoke(app, ["ui", "--port", str(port)])
+    assert result.exit_code == 2
+    why = f"cannot listen at 127.0.0.1:{port} (Address already in use); choose another --host or --port"
+    assert result.stderr == f"polyhead-client: {why}\n"
 
 
 def test_other_commands_do_not_load_gradio() -> None:

@@ -32,9 +32,9 @@ END_S = 2  # for open connections after Ctrl-C
 
 
 class Guard:
-    """Adds the headers. On loopback it also refuses other host names, with which a foreign page could reach this one.
+    """Adds the headers. On loopback it also refuses requests of foreign pages that are open in the same browser.
 
-    Such a page would let its own name lead to 127.0.0.1 (DNS rebinding).
+    Such a page says where it is from (Origin), or lets its own name lead to 127.0.0.1 (DNS rebinding).
     """
 
     def __init__(self, app: ASGIApp, only_loopback: bool) -> None:
@@ -46,7 +46,8 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if self.only_loopback and not is_loopback(host_name(Headers(scope=scope).get("host", ""))):
+        headers = Headers(scope=scope)
+        if self.only_loopback and not is_own(headers.get("host", ""), headers.get("origin")):
             await PlainTextResponse("this page has another address", 400)(scope, receive, send)
             return
 
@@ -58,12 +59,13 @@ class Guard:
         await self.app(scope, receive, answer)
 
 
-def host_name(header: str) -> str:
-    """The name in a Host header, without its port; empty if it has none."""
+def is_own(host: str, origin: str | None) -> bool:
+    """Whether a request comes from this page: it names a loopback address, and no other page sent it."""
     try:
-        return urlsplit(f"//{header}").hostname or ""
+        name = urlsplit(f"//{host}").hostname or ""
+        return is_loopback(name) and (origin is None or urlsplit(origin).netloc == host)
     except ValueError:
-        return ""
+        return False
 
 
 class PageServer(uvicorn.Server):
