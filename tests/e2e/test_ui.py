@@ -50,19 +50,23 @@ def said(text: str) -> dict[str, Any]:
 
 
 @contextmanager
-def page(*options: str, **environment: str) -> Iterator[str]:
-    """The address of a page that runs while the block does."""
+def page(folder: Path, *options: str, **environment: str) -> Iterator[str]:
+    """The address of a page that runs while the block does. It ends without a word, and leaves no file behind."""
     command = [sys.executable, "-m", "polyhead_client.cli", "ui", "--port", "0", *options]
-    process = subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True)
+    settings = {**os.environ, **environment, "TMPDIR": str(folder)}
+    with (folder / "stderr").open("wb") as errors:
+        process = subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, stderr=errors, text=True)
     assert process.stdout is not None
     try:
         line = process.stdout.readline()
-        assert line.startswith("Open http://127.0.0.1:"), line
+        assert line.startswith("Open http://127.0.0.1:"), (folder / "stderr").read_text()
         yield line.split()[1]
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        assert process.wait(timeout=30) == 143
         process.stdout.close()
+    assert (folder / "stderr").read_text() == ""
+    assert [file.name for file in folder.iterdir()] == ["stderr"]
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +77,11 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageBrowser]:
 
 
 @pytest.fixture(scope="module")
-def real(served: LocalServer, repository: Path) -> Iterator[str]:
+def real(served: LocalServer, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A page that asks a real tritonserver, with a key."""
+    folder = tmp_path_factory.mktemp("page")
     golden = repository / "gpt2_classifier" / "1" / "checkpoint"
-    with page("--server", served.url("http"), "--golden", str(golden), POLYHEAD_CLIENT_API_KEY=KEY) as address:
+    with page(folder, "--server", served.url("http"), "--golden", str(golden), POLYHEAD_CLIENT_API_KEY=KEY) as address:
         yield address
 
 
@@ -90,12 +95,14 @@ def fakes() -> tuple[FakeServer, FakeServer]:
 
 
 @pytest.fixture(scope="module")
-def pair(fakes: tuple[FakeServer, FakeServer]) -> Iterator[str]:
+def pair(fakes: tuple[FakeServer, FakeServer], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A page that asks both fakes."""
     with (
         fakes[0].serve() as first,
         fakes[1].serve() as second,
-        page("--server", first, "--compare-server", second, "--api-key", KEY) as address,
+        page(
+            tmp_path_factory.mktemp("page"), "--server", first, "--compare-server", second, "--api-key", KEY
+        ) as address,
     ):
         yield address
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import socket
+import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from ipaddress import ip_address
+from types import FrameType
 
 from polyhead_client.errors import UsageError
 from polyhead_client.ui.asking import Side, TextOrFields
@@ -44,7 +48,11 @@ def start(
     Raises:
         UsageError: the extra ``ui`` is not installed, or the address cannot be used.
     """
-    with _listen(host, port) as listening, tempfile.TemporaryDirectory(prefix="polyhead-ui-") as folder:
+    with (
+        _listen(host, port) as listening,
+        exit_on_signals(),
+        tempfile.TemporaryDirectory(prefix="polyhead-ui-") as folder,
+    ):
         os.environ.update(QUIET | {"GRADIO_TEMP_DIR": folder})
         try:
             application = importlib.import_module("polyhead_client.ui.application")
@@ -53,6 +61,21 @@ def start(
                 raise
             raise UsageError(f"{error.name} is missing; in the project folder: pip install './client[ui]'") from error
         application.run(sides, examples, host, listening, ready)
+
+
+@contextmanager
+def exit_on_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the program as an exception does, so that the folder is removed."""
+
+    def leave(number: int, _: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _listen(host: str, port: int) -> socket.socket:
