@@ -49,7 +49,7 @@ def counts(**labels: str) -> dict[str, float]:
 
 
 def test_the_model_counts_what_it_says(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Labels are those of the answers. Scripts and truncation count too, but errors, options and the product's own checks do not."""
+    """Labels are those of the answers. Scripts and truncation count too; errors, options and our own checks do not."""
     model = start(repository, monkeypatch, at_once_s="60")
     rows = ["Rain.", "Дождь.", "word " * 200, " ", "12"]
     answers = predictions(only(model, Request(texts(*[row.encode() for row in rows]))))
