@@ -283,7 +283,7 @@ def device_ms(device: str, call: Callable[[], object], repeats: int) -> float:
         end.record()
         pairs.append((start, end))
     torch.cuda.synchronize()
-    return statistics.median(start.elapsed_time(end) for start, end in pairs)
+    return float(statistics.median(start.elapsed_time(end) for start, end in pairs))
 
 
 def median_ms(call: Callable[[], object], repeats: int) -> float:
