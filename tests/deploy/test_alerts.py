@@ -215,6 +215,16 @@ SCENARIOS: dict[str, tuple[dict[str, str], int, set[str]]] = {
         110,
         {"PolyheadErrorTexts"},
     ),
+    "the answer log loses answers": (
+        {triton("polyhead_answer_log_dropped_total", "a", ',reason="disk_full"'): "0+3x120"},
+        110,
+        {"PolyheadAnswerLogDropping"},
+    ),
+    "the answer log has lost answers once": (
+        {triton("polyhead_answer_log_dropped_total", "a", ',reason="queue_full"'): "0x50 900x70"},
+        110,
+        set(),
+    ),
     "answers change": (
         says("a", "answers", {"news": 60, "sport": 540, "(rest)": 0}, VALIDATION),
         110,
