@@ -153,7 +153,7 @@ def test_a_killed_writer_leaves_whole_lines(tmp_path: Path) -> None:
 
 
 def test_two_processes_share_a_folder(tmp_path: Path) -> None:
-    """Their rotations race: no line is mixed up, the bound holds at any moment, and the newest lines are there."""
+    """Their rotations race: no line is mixed up, the bound holds at any moment, and the newest line is there."""
     folder, bound = tmp_path / "log", 16 * 450  # of five lines each
     processes = [
         subprocess.Popen([sys.executable, "-c", WRITER, str(folder), "2000", str(bound), name]) for name in "ab"
@@ -172,7 +172,7 @@ def test_two_processes_share_a_folder(tmp_path: Path) -> None:
     assert largest <= bound
     lines = b"".join(contents(folder)).splitlines()
     assert {len(line) for line in lines} == {89}
-    assert {line[:8] for line in lines if line[2:8] == b"001999"} == {b"a-001999", b"b-001999"}
+    assert any(line[2:8] == b"001999" for line in lines)  # of the process that ended last
 
 
 def test_two_threads_make_room_at_once(tmp_path: Path) -> None:
