@@ -40,7 +40,8 @@ def prometheus(served: LocalServer, tmp_path_factory: pytest.TempPathFactory) ->
     (folder / RULES.name).write_text(yaml.safe_dump(quick_rules()), encoding="utf-8")
     text = (FOLDER / "prometheus.yml").read_text(encoding="utf-8").replace("15s", "1s")
     for default, port in (("8002", "metrics"), ("8003", "probe")):
-        text = text.replace(f"localhost:{default}", served.url(port))
+        assert f"127.0.0.1:{default}" in text
+        text = text.replace(f"127.0.0.1:{default}", served.url(port))
     with Prometheus(yaml.safe_load(text), folder) as running:
         yield running
 
