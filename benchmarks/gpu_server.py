@@ -6,11 +6,9 @@ import http.client
 import importlib.util
 import json
 import multiprocessing
-import os
 import shutil
 import statistics
 import struct
-import subprocess
 import sys
 import sysconfig
 import tarfile
@@ -18,21 +16,20 @@ import threading
 import time
 import venv
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu_check import ROOT, Record, StepContext
+from benchmarks.gpu_check import Record, StepContext
 from benchmarks.gpu_steps import corpus, has_libpython, usual_checkpoint
-from loadtest.local_server import free_ports, port_options
+from loadtest.local_server import LocalServer
 from polyhead.export import export_checkpoint
 
 MODEL = "gpt2_classifier"
-READY_TIMEOUT_S = 60.0
+NO_PATH = {"PYTHONPATH": ""}  # the server's environment has packages of its own
 PROCESSES = 6  # that send; one Python process sends about a thousand requests per second
 # Loads: name, clients per process, texts per request.
 LOADS = (("one client, one text", 0, 1), ("64 texts per request", 8, 64), ("one text per request", 16, 1))
@@ -50,6 +47,7 @@ def server(given: StepContext, record: Record) -> None:
     if python is None:
         record("left out", "the bundle has no tritonserver")
         return
+    command = [str(python), "-m", "polyhead_serving.serve"]
     checkpoint, token_ids = usual_checkpoint(given)
     texts = corpus(given)[0]
     tokens = float(np.mean([len(ids) for ids in token_ids]))
@@ -62,7 +60,8 @@ def server(given: StepContext, record: Record) -> None:
         for before, after in changes.items():
             config.write_text(config.read_text(encoding="utf-8").replace(before, after), encoding="utf-8")
         began = time.perf_counter()
-        with running(python, repository, given.device, given.scratch / f"server-{len(changes)}.log") as port:
+        with LocalServer(repository, "--device", given.device, environment=NO_PATH, command=command) as running:
+            port = running.ports["http"]
             record(f"{name}: ready after s", round(time.perf_counter() - began, 1))
             record(f"{name}: schema", schema_of(port))
             for load, clients, size in LOADS:
@@ -123,45 +122,6 @@ def server_python(given: StepContext) -> Path | None:
     standard = sysconfig.get_path("stdlib")
     (packages / "others.pth").write_text("\n".join(path for path in others if path != standard), encoding="utf-8")
     return python
-
-
-@contextmanager
-def running(python: Path, repository: Path, device: str, log: Path) -> Iterator[int]:
-    """polyhead-serve in a child process; yields its HTTP port once it is ready.
-
-    Raises:
-        RuntimeError: it ended or was not ready in time; the message contains the end of its output.
-    """
-    ports = free_ports()
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [str(python), "-m", "polyhead_serving.serve", "--repository", str(repository), "--device", device]
-    with log.open("w", encoding="utf-8") as output:
-        process = subprocess.Popen(
-            [*command, *port_options(ports)], cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
-        )
-    try:
-        deadline = time.monotonic() + READY_TIMEOUT_S
-        while not is_ready(ports["http"]):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"polyhead-serve is not ready: {log.read_text(encoding='utf-8')[-3000:]}")
-            time.sleep(0.1)
-        yield ports["http"]
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def is_ready(port: int) -> bool:
-    """Whether the model answers that it is ready."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
-    with suppress(OSError, http.client.HTTPException):
-        connection.request("GET", f"/v2/models/{MODEL}/ready")
-        return connection.getresponse().status == 200
-    return False
 
 
 def schema_of(port: int) -> dict[str, Any]:

@@ -24,7 +24,7 @@ import torch
 from tokenizers import Tokenizer
 
 from benchmarks.gpu_check import ROOT, Record, StepContext
-from benchmarks.speed import linear_flops
+from benchmarks.speed import linear_flops, median_s
 from benchmarks.workload import (
     MAX_LENGTH,
     SCHEMA,
@@ -288,12 +288,8 @@ def device_ms(device: str, call: Callable[[], object], repeats: int) -> float:
 
 def median_ms(call: Callable[[], object], repeats: int) -> float:
     """The median time of a call by the clock, after two calls that are not counted."""
-    times = []
-    for _ in range(2 + repeats):
-        began = time.perf_counter()
-        call()
-        times.append(1000 * (time.perf_counter() - began))
-    return statistics.median(times[2:])
+    median_s(call, 2)
+    return 1000 * median_s(call, repeats)
 
 
 def cut(token_ids: TokenIds, tokens: int) -> TokenIds:

@@ -60,6 +60,7 @@ class LocalServer:
         environment: variables to add to this process's environment.
         wrapper: a command that runs the command that follows it in its own place (exec), such as ``unshare``.
         ports: by protocol; free ports if None.
+        command: runs polyhead-serve; that of the server's environment if empty.
 
     Attributes:
         lines: what the server has printed so far, stdout and stderr.
@@ -72,12 +73,20 @@ class LocalServer:
         environment: Mapping[str, str] | None = None,
         wrapper: Sequence[str] = (),
         ports: Mapping[str, int] | None = None,
+        command: Sequence[str] = (),
     ) -> None:
         self.repository = repository
         self.ports = dict(ports or free_ports())
         self.lines: list[str] = []
         self.process = subprocess.Popen(
-            [*wrapper, *serve_command(), "--repository", str(repository), *port_options(self.ports), *options],
+            [
+                *wrapper,
+                *(command or serve_command()),
+                "--repository",
+                str(repository),
+                *port_options(self.ports),
+                *options,
+            ],
             env={**os.environ, **(environment or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -53,7 +53,7 @@ LAYERS = {
     "polyhead": [
         "errors files interrupt machine other_folders schema scripts template terminal windows",
         "precision heads checkpoint_files decode",
-        "body distribution golden ngrams weights",
+        "body distribution golden identity ngrams weights",
         "checkpoint",
         "cut_word",
         "encode",

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polyhead.decode import Scores, are_answers, certainty, over_threshold, rejected
+from polyhead.decode import Scores, are_answers, best_labels, confidence_of, over_threshold, rejected
 from polyhead.distribution import (
     ANSWERS,
     EMPTY,
@@ -110,9 +110,8 @@ class AnswerCounter:
             counts[self._scripts + _SCRIPT_INDEX[script]] = texts
         cut = sum(compress(truncated, have))
         counts[self._truncated : self._truncated + 2] = len(scores) - cut, cut
-        answered = self._answered(scores)
-        rejecting = [head for head in self.schema.rejecting_heads if head.reject_below is not None]
-        confidence = {head.name: self._confidence(head, scores, answered[head.name]) for head in rejecting}
+        answered = best_labels(scores, self.schema)
+        confidence = confidence_of(answered, scores, self.schema) if self.schema.rejecting_heads else {}
         are_rejected = rejected(confidence, self.schema)
         for counted in self._heads:
             self._count_head(counts, counted, scores, answered, confidence, are_rejected)
@@ -123,7 +122,7 @@ class AnswerCounter:
         counts: Counts,
         counted: _CountedHead,
         scores: Scores,
-        answered: dict[str, NDArray[np.int64]],
+        answered: dict[str, NDArray[np.intp]],
         confidence: dict[str, NDArray[Any]],
         are_rejected: dict[str, NDArray[np.bool_]],
     ) -> None:
@@ -162,36 +161,6 @@ class AnswerCounter:
     def _add_near(counts: Counts, counted: _CountedHead, distance: NDArray[Any]) -> None:
         near = int((distance <= NEAR).any(axis=1).sum())
         counts[counted.near : counted.near + 2] = len(distance) - near, near
-
-    def _answered(self, scores: Scores) -> dict[str, NDArray[np.int64]]:
-        """Per single_label head, the index of each text's label: the best, or that of the taxonomy's best path."""
-        schema, below = self.schema, self.schema.child_labels
-        heads = schema.single_label_heads  # parents first
-        worths: dict[str, NDArray[np.float64]] = {}
-        found = {}
-        for head in reversed(heads):
-            if head.parent is not None or schema.children(head.name):  # as `polyhead.decode.best_paths`
-                total = np.log(np.maximum(scores[:, schema.columns[head.name]].astype(np.float64), 1e-300))
-                for child in schema.children(head.name):
-                    worth = worths[child.name]
-                    total += np.stack([worth[:, indices].max(axis=1) for indices in below[child.name]], axis=1)
-                worths[head.name] = total
-        for head in heads:
-            if head.name not in worths:
-                found[head.name] = scores[:, schema.columns[head.name]].argmax(axis=1)
-            elif head.parent is None:
-                found[head.name] = worths[head.name].argmax(axis=1)
-            else:
-                parents = np.empty(len(head.labels), dtype=np.int64)
-                for parent, indices in enumerate(below[head.name]):
-                    parents[indices] = parent
-                is_allowed = parents == found[head.parent][:, None]
-                found[head.name] = np.where(is_allowed, worths[head.name], -np.inf).argmax(axis=1)
-        return found
-
-    def _confidence(self, head: Head, scores: Scores, best: NDArray[np.int64]) -> NDArray[Any]:
-        given = scores[:, self.schema.columns[head.name]]
-        return certainty(given) if head.reject_by == "certainty" else given[np.arange(len(given)), best]
 
     def _place(self, head: Head, first: dict[tuple[str, str], int]) -> _CountedHead:
         is_regression = head.kind == HeadKind.REGRESSION

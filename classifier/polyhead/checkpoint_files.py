@@ -6,7 +6,6 @@ for ever, and a huge file would fill the memory. So copies have regular files on
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -24,7 +23,6 @@ NGRAMS = "ngrams.safetensors"
 DISTRIBUTION = "distribution.json"
 FILES = ("config.json", "model.safetensors", NGRAMS, "tokenizer.json", "golden.jsonl", "metrics.json", DISTRIBUTION)
 OPTIONAL = frozenset({NGRAMS, "metrics.json", DISTRIBUTION})
-ANSWERING = ("config.json", "model.safetensors", NGRAMS, "tokenizer.json")
 REPORT = "report"  # a folder of files
 
 # Far above what real models need: a tokenizer of 256,000 tokens has 20 MB.
@@ -100,16 +98,6 @@ def check_is_file(path: Path) -> None:
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: {'is not a file' if path.exists() else 'is missing'}")
-
-
-def checkpoint_id(path: Path) -> str:
-    """16 digits of a SHA-256 of what decides a checkpoint's answers: config, weights and tokenizer."""
-    digest = hashlib.sha256()
-    for name in ANSWERING:
-        if (path / name).exists():
-            with (path / name).open("rb") as file:
-                digest.update(name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
 
 
 def read_text(path: Path) -> str:

@@ -175,39 +175,58 @@ def over_threshold(scores: Scores, thresholds: Sequence[float] | float) -> NDArr
     return over
 
 
-def best_paths(scores: Scores, schema: Schema) -> dict[str, int]:
+def best_paths(scores: Scores, schema: Schema) -> dict[str, NDArray[np.intp]]:
     """For each head of a taxonomy, the index of its label on the most probable consistent path.
 
     Max-product over the tree of heads: a label's worth is its own score times the worth of its best children.
+
+    Args:
+        scores: ``(…, schema.width)``.
     """
-    path: dict[str, int] = {}
+    heads = [head for head in schema.single_label_heads if head.parent is not None or schema.children(head.name)]
     worths: dict[str, NDArray[np.float64]] = {}
-    below = schema.child_labels
-    if not below:
-        return path
-
-    def worth(head: Head) -> NDArray[np.float64]:
-        if head.name not in worths:
-            total = np.log(np.maximum(scores[schema.columns[head.name]].astype(np.float64), 1e-300))
-            for child in schema.children(head.name):
-                best = worth(child)
-                total = total + np.array([best[indices].max() for indices in below[child.name]])
-            worths[head.name] = total
-        return worths[head.name]
-
-    def descend(head: Head, allowed: Sequence[int]) -> None:
-        chosen = max(allowed, key=lambda index: worth(head)[index])
-        path[head.name] = chosen
+    for head in reversed(heads):  # children first
+        worth = np.log(np.maximum(scores[..., schema.columns[head.name]].astype(np.float64), 1e-300))
         for child in schema.children(head.name):
-            descend(child, below[child.name][chosen])
-
-    for root in schema.children(None):
-        if schema.children(root.name):
-            descend(root, range(len(root.labels)))
+            below = schema.child_order[child.name]
+            worth = worth + np.maximum.reduceat(worths[child.name][..., below.labels], below.starts, axis=-1)
+        worths[head.name] = worth
+    path: dict[str, NDArray[np.intp]] = {}
+    for head in heads:
+        worth = worths[head.name]
+        if head.parent is not None:
+            is_below = schema.child_order[head.name].parents == path[head.parent][..., None]
+            worth = np.where(is_below, worth, -np.inf)
+        path[head.name] = np.asarray(worth.argmax(axis=-1))
     return path
 
 
-def _decode_head(head: Head, scores: Scores, path: Mapping[str, int], options: DecodeOptions) -> dict[str, Any]:
+def best_labels(scores: Scores, schema: Schema) -> dict[str, NDArray[np.intp]]:
+    """By single_label head: the index of the label that each row is answered with, if it is not rejected.
+
+    Args:
+        scores: ``(n, schema.width)``.
+    """
+    others = [head for head in schema.single_label_heads if head.parent is None and not schema.children(head.name)]
+    return best_paths(scores, schema) | {
+        head.name: scores[:, schema.columns[head.name]].argmax(axis=1) for head in others
+    }
+
+
+def confidence_of(best: Mapping[str, NDArray[np.intp]], scores: Scores, schema: Schema) -> dict[str, NDArray[Any]]:
+    """By single_label head: what its `Head.reject_by` names: the score of each row's best label, or its certainty."""
+    rows = np.arange(len(scores))
+    return {
+        name: scores[:, schema.columns[name]][rows, labels]
+        if schema[name].reject_by == "score"
+        else certainty(scores[:, schema.columns[name]])
+        for name, labels in best.items()
+    }
+
+
+def _decode_head(
+    head: Head, scores: Scores, path: Mapping[str, NDArray[np.intp]], options: DecodeOptions
+) -> dict[str, Any]:
     if head.kind == HeadKind.REGRESSION:
         return {"kind": head.kind, "value": float(scores[0])}
     # Stable sorts: if scores are equal, the label with the lower index comes first, on every machine.

@@ -106,7 +106,8 @@ def changed_answers(scores: Scores, expected: Scores, schema: Schema, tolerance:
     """
     changed = np.zeros(scores.shape, dtype=np.bool_)
     for row in range(len(scores)):
-        paths = best_paths(expected[row], schema), best_paths(scores[row], schema)
+        found = best_paths(np.stack([expected[row], scores[row]]), schema)
+        paths = [{name: int(labels[place]) for name, labels in found.items()} for place in (0, 1)]
         # A taxonomy's labels win or lose together: by the product of their scores.
         before, after = (math.prod(_scores_on_path(expected[row], schema, path)) for path in paths)
         for head in schema:

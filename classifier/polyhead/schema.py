@@ -7,11 +7,15 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from enum import StrEnum
 from functools import cached_property
 from itertools import accumulate
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from polyhead.errors import SchemaError, describe, shortened
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # The lowest float32. On the wire it stands in SCORES for a text without an answer, because JSON has no NaN.
 NO_SCORE = -3.4028234663852886e38
@@ -143,6 +147,20 @@ class Head(BaseModel):
         return {label: index for index, label in enumerate(self.labels)}
 
 
+class ChildOrder(NamedTuple):
+    """The labels of a head with a parent.
+
+    Attributes:
+        labels: their indices, those below the parent's first label first.
+        starts: where in `labels` those below each label of the parent begin.
+        parents: for each label, the index of the parent's label.
+    """
+
+    labels: NDArray[np.intp]
+    starts: NDArray[np.intp]
+    parents: NDArray[np.intp]
+
+
 class Schema:
     """All heads of a model, in the order of their scores.
 
@@ -262,6 +280,20 @@ class Schema:
                 for index, label in enumerate(head.labels):
                     below[parent.index_of[(head.parent_of or {})[label]]].append(index)
                 found[head.name] = below
+        return found
+
+    @cached_property
+    def child_order(self) -> dict[str, ChildOrder]:
+        """`child_labels` as arrays."""
+        import numpy as np  # here, because commands that only read a schema should not wait for it
+
+        found = {}
+        for name, below in self.child_labels.items():
+            counts = [len(indices) for indices in below]
+            labels = np.array([index for indices in below for index in indices], dtype=np.intp)
+            parents = np.empty(len(labels), dtype=np.intp)
+            parents[labels] = np.repeat(np.arange(len(counts)), counts)
+            found[name] = ChildOrder(labels, np.cumsum([0, *counts[:-1]]), parents)
         return found
 
     def _check_parent(self, head: Head) -> None:

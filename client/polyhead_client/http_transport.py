@@ -24,7 +24,7 @@ import aiohttp
 
 from polyhead_client.errors import NotConnectedError, RequestTimeoutError
 from polyhead_client.replicas import Replica
-from polyhead_client.request import LARGEST_ANSWER, LARGEST_ERROR, Deadline, HttpReply, HttpRequest, too_large
+from polyhead_client.request import LARGEST_ANSWER, LARGEST_ERROR, Deadline, HttpReply, HttpRequest
 from polyhead_client.settings import Network
 from polyhead_client.turns import home
 
@@ -50,22 +50,40 @@ class _Answer(io.RawIOBase):
         return self._plain.recv_into(buffer)
 
 
+class _Body:
+    """A body as it comes: all of an answer, or as much of an error as is read. `left` bytes more are taken."""
+
+    def __init__(self, status: int, length: int | None) -> None:
+        self.is_answer = status == HTTPStatus.OK
+        self.left = LARGEST_ANSWER if self.is_answer else LARGEST_ERROR
+        self.is_short = length is not None and length <= self.left
+        self._parts: list[bytes] = []
+        if self.is_answer and length is not None and not self.is_short:
+            self._refuse()
+
+    def take(self, part: bytes) -> bool:
+        """Keeps a part; returns whether more may follow. Raises ValueError if the answer is too large."""
+        self._parts.append(part)
+        self.left -= len(part)
+        if self.is_answer and self.left < 0:
+            self._refuse()
+        return bool(part) and self.left >= 0
+
+    def whole(self) -> bytes:
+        """What was taken."""
+        return b"".join(self._parts)
+
+    def _refuse(self) -> None:
+        raise ValueError(f"its answer has more than {LARGEST_ANSWER:,} bytes")
+
+
 def _read_body(response: HTTPResponse) -> bytes:
-    """The body, as far as it is read; raises ValueError if the answer is too large."""
-    is_answer = response.status == HTTPStatus.OK
-    most = LARGEST_ANSWER if is_answer else LARGEST_ERROR
-    if response.length is not None and response.length <= most:
+    body = _Body(response.status, response.length)
+    if body.is_short:
         return response.read()
-    if is_answer and response.length is not None:
-        raise too_large()
-    parts: list[bytes] = []
-    left = most + 1
-    while left and (part := response.read(min(left, PART_BYTES))):
-        parts.append(part)
-        left -= len(part)
-    if is_answer and not left:
-        raise too_large()
-    return b"".join(parts)
+    while body.take(response.read(min(body.left + 1, PART_BYTES))):
+        pass
+    return body.whole()
 
 
 def _limit(plain: socket.socket, deadline: Deadline) -> None:
@@ -221,23 +239,13 @@ def _split_host(host: str, default_port: int) -> tuple[str, int]:
 
 
 async def _read_async(response: aiohttp.ClientResponse) -> bytes:
-    """As `_read_body`."""
-    is_answer = response.status == HTTPStatus.OK
-    most = LARGEST_ANSWER if is_answer else LARGEST_ERROR
-    if response.content_length is not None and response.content_length <= most:
+    body = _Body(response.status, response.content_length)
+    if body.is_short:
         return await response.read()
-    if is_answer and response.content_length is not None:
-        raise too_large()
-    parts: list[bytes] = []
-    left = most
     async for part in response.content.iter_chunked(PART_BYTES):
-        parts.append(part)
-        left -= len(part)
-        if left < 0:
-            if is_answer:
-                raise too_large()
+        if not body.take(part):
             break
-    return b"".join(parts)
+    return body.whole()
 
 
 class HttpSessions:

@@ -30,7 +30,7 @@ LARGEST_ERROR = 64 * 2**10  # bytes that are read of the body of an error
 
 Parameters = dict[str, int | float | str]
 REQUEST_ID = "request_id"  # among the parameters, it becomes the request's id
-PROBE: Parameters = {REQUEST_ID: "polyhead-probe"}  # of requests that the server's answer log leaves out
+PROBE: Parameters = {REQUEST_ID: "polyhead-probe"}  # of requests that the server neither counts nor logs
 
 
 class Deadline:
@@ -121,11 +121,6 @@ class HttpReply:
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
-
-
-def too_large() -> ValueError:
-    """The error for an answer of more than LARGEST_ANSWER."""
-    return ValueError(f"its answer has more than {LARGEST_ANSWER:,} bytes")
 
 
 def import_extra(module: str, package: str) -> ModuleType:

@@ -23,10 +23,11 @@ from ray.exceptions import RayError
 
 from polyhead.decode import DecodeOptions
 from polyhead.errors import PolyheadError, one_line
+from polyhead.identity import checkpoint_id
 from polyhead.interrupt import interruptible
 from polyhead_rows.errors import TableError
 from polyhead_scoring import ScoringError
-from polyhead_scoring.job import Job, Request, fingerprint
+from polyhead_scoring.job import Job, Request
 from polyhead_scoring.partition import Columns, Limits, Partition, survey
 from polyhead_scoring.run_folder import Done, RunFolder
 from polyhead_scoring.scorer import EngineAnswers, Heads, Scorer
@@ -117,7 +118,7 @@ class RayScorer:
         self, job: Job, checkpoint: Path, heads: Heads, kept: pyarrow.Schema, output: str, one_file: bool, threads: int
     ) -> None:
         wanted = job.answers_from
-        if fingerprint(checkpoint) != wanted["checkpoint"]:
+        if checkpoint_id(checkpoint) != wanted["checkpoint"]:
             raise ScoringError(f"{checkpoint}: is another checkpoint on this node than where the run was started")
         options = DecodeOptions(**job.decoding)
         answers = EngineAnswers(checkpoint, wanted["device"], wanted["precision"], options, threads)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from polyhead.checkpoint_files import NGRAMS, OPTIONAL
 from polyhead_rows.place import split_part
 from polyhead_rows.table_file import ReadOptions
 from polyhead_scoring import ScoringError
@@ -16,7 +14,6 @@ from polyhead_scoring.server_answers import ServerOptions
 from polyhead_scoring.storage import Place
 from polyhead_scoring.texts import TextSource
 
-FINGERPRINTED = ("config.json", "model.safetensors", "tokenizer.json", NGRAMS)  # what decides the answers
 LONGEST_SHOWN = 100  # characters of a value in a message
 FILE_TOKENS, FOLDER_TOKENS = 50_000, 500_000  # per partition, by default
 
@@ -126,17 +123,6 @@ def describe_file(name: str) -> InputFile:
     """Notes what a later run compares."""
     info = Place.of(split_part(name)[0]).info()
     return InputFile(name=name, size=info.size or 0, changed_ns=info.mtime_ns)
-
-
-def fingerprint(checkpoint: Path) -> str:
-    """The sha256 of a checkpoint's config, weights, tokenizer and, if it has some, n-grams."""
-    digest = hashlib.sha256()
-    for name in FINGERPRINTED:
-        if name in OPTIONAL and not (checkpoint / name).exists():
-            continue
-        with (checkpoint / name).open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def check_same(before: Job, now: Job, folder: str) -> None:

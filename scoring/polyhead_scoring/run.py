@@ -16,6 +16,7 @@ import pyarrow
 from rich.console import Console
 
 from polyhead.files import replaced_file
+from polyhead.identity import checkpoint_id
 from polyhead.interface import Interface
 from polyhead.terminal import printable
 from polyhead_rows.place import STDIN, find_files, is_pipe
@@ -28,7 +29,6 @@ from polyhead_scoring.job import (
     Request,
     check_unchanged,
     describe_file,
-    fingerprint,
     job_of,
 )
 from polyhead_scoring.partition import Columns, Limits, Partition, bytes_per_token, kept_schema, odd_texts, survey
@@ -163,7 +163,7 @@ def checkpoint_model(request: Request) -> Model:
     assert request.checkpoint is not None
     checkpoint = read_checkpoint(request.checkpoint)
     answers_from = {
-        "checkpoint": fingerprint(request.checkpoint), "device": request.device, "precision": request.precision,
+        "checkpoint": checkpoint_id(request.checkpoint), "device": request.device, "precision": request.precision,
     }  # fmt: skip
     template = checkpoint.spec.template
     fields = () if template is None else template.fields

@@ -6,7 +6,6 @@ fit is dropped and counted.
 
 from __future__ import annotations
 
-import hmac
 import math
 import os
 import random
@@ -26,6 +25,7 @@ from polyhead.decode import DecodeOptions, Scores, are_answers
 from polyhead.encode import EncodedText
 from polyhead.errors import OptionError
 from polyhead.files import FULL
+from polyhead.identity import text_hash
 from polyhead.predictor import NOT_FINITE, Predictor
 from polyhead.schema import Head, HeadKind
 from polyhead.template import as_text, json_object
@@ -284,11 +284,6 @@ class AnswerLog:
         if now - self._told > TELL_EVERY_S:
             self._told = now
             self._tell(line)
-
-
-def text_hash(text: str, key: bytes) -> str:
-    """HMAC-SHA256 (RFC 2104) of the text's UTF-8, in hexadecimal."""
-    return hmac.digest(key, text.encode("utf-8"), "sha256").hex()
 
 
 def _dump(entry: Mapping[str, Any]) -> bytes:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from polyhead.schema import NO_SCORE
 
 CANARY_TEXT = "a canary"
-PROBE_ID = "polyhead-probe"  # the product's own checks have this request id; the answer log leaves them out
+PROBE_ID = "polyhead-probe"  # the product's own checks have this request id; counts and the answer log leave them out
 METRICS_TIMEOUT_S = 1.0
 POLL_S = 0.5  # between two looks at the metrics; the model sends them every 0.25 s
 

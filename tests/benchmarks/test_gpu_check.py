@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,27 @@ def test_texts_of_the_script() -> None:
         cut([[1, 2, 3], [4, 5], [6]], 7)
     assert made_up_texts(5) == made_up_texts(5)
     assert [name for name in TESTS if not (ROOT / name).exists()] == []
+
+
+IMPORTED = """
+import benchmarks.gpu_steps, benchmarks.gpu_server, benchmarks.peers.engines, sys
+import tests.cuda.test_served, tests.cuda.test_scored, tests.cuda.test_trained
+print(*{name.partition(".")[0] for name in sys.modules})
+"""
+OF_TORCH = {"torch", "numpy", "jinja2", "markupsafe", "sympy", "mpmath", "networkx", "setuptools"}
+# Libraries import these only if they are there.
+OPTIONAL = {
+    "charset-normalizer", "cloudpickle", "opentelemetry-api", "opentelemetry-sdk", "opentelemetry-semantic-conventions",
+    "protobuf", "pytz",
+}  # fmt: skip
+
+
+def test_the_bundle_holds_what_is_imported() -> None:
+    """Beside torch's own packages and ours, the steps and their tests import nothing that the bundle lacks."""
+    lines = (ROOT / "setup" / "requirements-gpu.txt").read_text(encoding="utf-8").splitlines()
+    bundled = {line.lower().replace("_", "-") for line in lines if not line.startswith("#")}
+    done = subprocess.run([sys.executable, "-c", IMPORTED], cwd=ROOT, capture_output=True, text=True, check=True)
+    owners = packages_distributions()
+    found = {owner.lower().replace("_", "-") for name in done.stdout.split() for owner in owners.get(name, [])}
+    others = found - bundled - OF_TORCH - OPTIONAL
+    assert {name for name in others if not name.startswith("polyhead")} == set()

@@ -15,8 +15,8 @@ import tritonclient.http
 from typer.testing import CliRunner
 
 from loadtest.local_server import LocalServer
-from polyhead.checkpoint_files import checkpoint_id
 from polyhead.export import export_checkpoint
+from polyhead.identity import checkpoint_id
 from polyhead.predictor import Predictor
 from polyhead_client import Client
 from polyhead_training.data.answer_log import LoggedScores

@@ -12,8 +12,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from polyhead.checkpoint_files import NGRAMS
+from polyhead.identity import checkpoint_id
 from polyhead_scoring import ScoringError
-from polyhead_scoring.job import Job, Request, describe_file, fingerprint, job_of
+from polyhead_scoring.job import Job, Request, describe_file, job_of
 from polyhead_scoring.partition import Partition, Start
 from polyhead_scoring.run import checkpoint_model
 from polyhead_scoring.run_folder import Done, RunFolder, is_one_file
@@ -206,12 +207,12 @@ def test_other_n_grams_are_another_checkpoint(tmp_path: Path) -> None:
     """A run does not continue with them."""
     checkpoint = tmp_path / "checkpoint"
     write_checkpoint_with_ngrams(checkpoint)
-    before = fingerprint(checkpoint)
+    before = checkpoint_id(checkpoint)
     tensors = load_file(checkpoint / NGRAMS)
     save_file(tensors | {"weights": tensors["weights"] * 2}, checkpoint / NGRAMS)
-    changed = fingerprint(checkpoint)
+    changed = checkpoint_id(checkpoint)
     (checkpoint / NGRAMS).unlink()
-    assert len({before, changed, fingerprint(checkpoint)}) == 3
+    assert len({before, changed, checkpoint_id(checkpoint)}) == 3
 
 
 def test_a_killed_restart_continues(request_of: Any) -> None:

@@ -12,8 +12,8 @@ import pandas
 import pytest
 from typer.testing import CliRunner
 
-from polyhead.checkpoint_files import checkpoint_id
 from polyhead.decode import DecodeOptions
+from polyhead.identity import checkpoint_id
 from polyhead.predictor import Predictor
 from polyhead.schema import Head, Schema
 from polyhead_serving.answer_log import AnswerLog, AnswerLogConfig

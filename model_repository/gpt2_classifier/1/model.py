@@ -30,10 +30,10 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from polyhead.answer_counter import AnswerCounter
-from polyhead.checkpoint_files import checkpoint_id
 from polyhead.decode import DecodeOptions, are_answers
 from polyhead.encode import EncodedText
 from polyhead.errors import MachineError, OptionError, PolyheadError
+from polyhead.identity import checkpoint_id
 from polyhead.predictor import Predictor
 from polyhead.scheduler import CancelledRequestError, ExpiredError, RefusedError, Scheduler
 from polyhead.schema import NO_SCORE

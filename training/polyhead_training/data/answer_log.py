@@ -5,7 +5,6 @@ A line that cannot be read is skipped and counted: after a crash, the last line 
 
 from __future__ import annotations
 
-import hmac
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polyhead.checkpoint_files import checkpoint_id
+from polyhead.identity import checkpoint_id, text_hash
 from polyhead.schema import HeadKind, Schema
 from polyhead_rows.place import find_files
 from polyhead_rows.table_file import ReadOptions, open_table
@@ -87,7 +86,7 @@ class LoggedScores:
     ) -> None:
         self._schema = schema
         log, own, named = AnswerLogFiles(patterns), checkpoint_id(checkpoint), ", ".join(patterns)
-        by_key = {text if key is None else text_hash(text, key): text for text in texts}
+        by_key = {text if key is None else text_hash(text, key.encode()): text for text in texts}
         self._rows: dict[str, NDArray[np.float32]] = {}
         others: Counter[str] = Counter()
         times: list[str] = []
@@ -137,11 +136,6 @@ class LoggedScores:
         except (LookupError, TypeError, ValueError) as error:
             raise DataError(f"the entry of {entry['time']} does not fit the checkpoint's heads ({error!r})") from error
         return row
-
-
-def text_hash(text: str, key: str) -> str:
-    """As the server computes it: HMAC-SHA256 of the text's UTF-8, in hexadecimal."""
-    return hmac.digest(key.encode(), text.encode("utf-8", "surrogatepass"), "sha256").hex()
 
 
 def _why_none(unknown: int, hashed: int, others: Counter[str], own: str, key: str | None) -> str:

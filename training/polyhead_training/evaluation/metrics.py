@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from sklearn import metrics
 
-from polyhead.decode import Scores, best_paths, certainty, over_threshold, rejected, to_scores
+from polyhead.decode import Scores, best_labels, confidence_of, over_threshold, rejected, to_scores
 from polyhead.schema import Head, HeadKind, Schema
 from polyhead_training.evaluation.rankings import rankings_of_labels
 
@@ -145,30 +145,6 @@ def answers_of(scores: Scores, labels: Labels, schema: Schema, unseen: Unseen | 
         unseen_rows = among(found, np.flatnonzero(known))
         is_rejected = rejects[head.name][known] if head.name in rejects else None
         yield HeadAnswers(head, known, head_scores[known], chosen, true, unseen_rows, is_rejected)
-
-
-def best_labels(scores: Scores, schema: Schema) -> dict[str, NDArray[np.intp]]:
-    """By single_label head: the index of the label that each row is answered with, if it is not rejected."""
-    paths: list[dict[str, int]] = []
-    if any(head.parent for head in schema):
-        paths = [best_paths(row, schema) for row in scores]
-    return {
-        head.name: np.array([path[head.name] for path in paths], dtype=np.intp)
-        if paths and head.name in paths[0]
-        else scores[:, schema.columns[head.name]].argmax(axis=1)
-        for head in schema.single_label_heads
-    }
-
-
-def confidence_of(best: Mapping[str, NDArray[np.intp]], scores: Scores, schema: Schema) -> dict[str, NDArray[Any]]:
-    """By single_label head: what its `Head.reject_by` names: the score of each row's best label, or its certainty."""
-    rows = np.arange(len(scores))
-    return {
-        name: scores[:, schema.columns[name]][rows, labels]
-        if schema[name].reject_by == "score"
-        else certainty(scores[:, schema.columns[name]])
-        for name, labels in best.items()
-    }
 
 
 def among(unseen: Mapping[int, Sequence[str]], rows: NDArray[np.intp]) -> dict[int, Sequence[str]]:

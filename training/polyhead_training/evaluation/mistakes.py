@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from polyhead.schema import Head, HeadKind
-from polyhead_client.explanation import Reason
 from polyhead_training.evaluation.evaluation import Evaluation
 from polyhead_training.evaluation.metrics import HeadAnswers
 from polyhead_training.evaluation.wording import number, shorten
+
+if TYPE_CHECKING:
+    from polyhead_client.explanation import Reason
 
 MOST_CONFIDENT = 12
 MOST_KINDS = 60  # per head

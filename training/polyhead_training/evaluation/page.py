@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
@@ -11,7 +11,6 @@ from markupsafe import Markup
 from sklearn.metrics import precision_recall_fscore_support
 
 from polyhead.schema import HeadKind
-from polyhead_client.explanation import Reason
 from polyhead_training.evaluation import plots
 from polyhead_training.evaluation.calibration import SHOWN
 from polyhead_training.evaluation.evaluation import Evaluation
@@ -26,6 +25,9 @@ from polyhead_training.evaluation.mistakes import (
     true_places,
 )
 from polyhead_training.evaluation.wording import listed, number, quoted, shorten
+
+if TYPE_CHECKING:
+    from polyhead_client.explanation import Reason
 
 MOST_LABELS = 100  # of a table
 MOST_MATRIX_LABELS = 12  # of a confusion matrix: more of them have no place on a page

@@ -15,14 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from polyhead.decode import Scores, certainty, rejected
+from polyhead.decode import Scores, best_labels, certainty, confidence_of, rejected
 from polyhead.schema import Schema
 from polyhead_training.evaluation.metrics import (
     HeadAnswers,
     Labels,
     Mask,
-    best_labels,
-    confidence_of,
     decisions,
 )
 from polyhead_training.evaluation.wording import number

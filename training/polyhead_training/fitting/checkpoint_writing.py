@@ -36,7 +36,6 @@ from polyhead_training.evaluation.baselines import fit_baselines
 from polyhead_training.evaluation.evaluation import Evaluation, evaluate
 from polyhead_training.evaluation.linear_model import LinearModel
 from polyhead_training.evaluation.notes import notes_of
-from polyhead_training.evaluation.reasons import with_reasons
 from polyhead_training.evaluation.report import write_report
 from polyhead_training.evaluation.shift import reached_if_similar
 from polyhead_training.evaluation.slices import SliceOptions
@@ -154,6 +153,8 @@ def write_evaluated(
         metrics["calibration"] = calibration
         (fresh / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         if config.report.reasons:
+            from polyhead_training.evaluation.reasons import with_reasons  # it imports the client and its libraries
+
             evaluation = evaluations[-1] = with_reasons(evaluation, predictor, show_progress=True)
         say("writing the report")
         write_report(
