@@ -142,10 +142,11 @@ class RetryLoop:
         tried: set[str] = set()
         attempt, retries = 0, 0
         unanswered: PolyheadClientError | None = None  # the error of the request that got no answer
+        failure: PolyheadClientError | None = None  # the latest error
         while True:
             if deadline.remaining_s() <= 0:
                 message = f"{call.model} did not answer within {deadline.timeout_s:g} s; allow more time"
-                raise unanswered or RequestTimeoutError(message, model=call.model)
+                raise unanswered or failure or RequestTimeoutError(message, model=call.model)
             replica = self.replicas.take(tried)
             tried.add(replica.address)
             sent = False

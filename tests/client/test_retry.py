@@ -22,8 +22,9 @@ from polyhead_client import (
     ServerUnreachableError,
     UsageError,
 )
-from polyhead_client.request import HttpReply, HttpRequest
-from polyhead_client.retry import RetryBudget, pause_s
+from polyhead_client.replicas import Replicas
+from polyhead_client.request import Call, Deadline, HttpReply, HttpRequest
+from polyhead_client.retry import Pause, RetryBudget, RetryLoop, pause_s
 from polyhead_client.testing import Failure, FakeServer
 from tests.client.surface import Ask
 
@@ -199,6 +200,17 @@ def test_deadline_that_ends_before_the_server_is_back(ask: Ask, server: FakeServ
     server.failures = [Failure(broken=True), *[Failure(refused=True)] * 100_000]
     with ask(server, retry=QUICK, timeout_s=0.5) as client, pytest.raises(ServerUnreachableError, match="broken"):
         client.classify("text")
+
+
+def test_pause_that_outlasts_the_deadline_keeps_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a busy machine wakes the client only after the deadline, the error still says that nobody listened."""
+    call, deadline = Call("topics", ""), Deadline(1.0)
+    steps = RetryLoop(Replicas("127.0.0.1:9"), RetryPolicy()).ask(call, call, deadline, lambda reply: None)
+    next(steps)
+    assert isinstance(steps.throw(ServerUnreachableError("no connection")), Pause)
+    monkeypatch.setattr(deadline, "remaining_s", lambda: 0.0)
+    with pytest.raises(ServerUnreachableError, match="no connection"):
+        next(steps)
 
 
 def test_restart_costs_nothing(ask: Ask, server: FakeServer) -> None:
