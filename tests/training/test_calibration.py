@@ -136,15 +136,28 @@ def test_a_rare_labels_threshold_is_near_that_of_all_labels() -> None:
     true = np.zeros((100, 3), dtype=bool)
     true[:20, 0] = true[:40, 1] = True
     logits = np.where(true, [[0.0, 4.0, 0.0]], [[-2.0, 0.5, -9.0]])
+    logits[0, 0] = 4.0  # a row that every threshold answers
     scores = expit(logits).astype(np.float32)
     own = [(expit(0) + expit(-2)) / 2, (expit(4) + expit(0.5)) / 2]
-    # Over all labels: 40 right answers above 0.5 (F1 0.8); all 60 above -2 would come with 60 wrong ones.
+    # Over all labels: 41 right answers above 0.5 (F1 0.8); all 60 above -2 would come with 60 wrong ones.
     shared = own[1]
     thresholds = fit_thresholds(scores, true, per_label=True)
     assert thresholds[0] == pytest.approx(expit((logit(own[0]) + logit(shared)) / 2), rel=1e-5)
     assert thresholds[1] == pytest.approx(own[1], rel=1e-5)
     assert thresholds[2] == pytest.approx(shared, rel=1e-5)
     assert fit_thresholds(scores, true, per_label=False) == pytest.approx((shared,) * 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("per_label", [True, False])
+def test_a_label_with_low_scores_is_answered_if_that_raises_f1(per_label: bool) -> None:
+    """Worked out by hand: F1 at the threshold of all labels, 0.7, is 40 / 46, so more than 20 of 46 must be right."""
+    true = np.zeros((100, 3), dtype=bool)
+    true[:20, 0] = true[:3, 1] = true[:3, 2] = True
+    scores = np.where(true, [[0.9, 0.2, 0.0]], [[0.5, 0.1, 0.0]]).astype(np.float32)
+    scores[0:3, 2], scores[10:14, 2] = 0.1, 0.2  # of the best 7 rows of the last label, 3 are right
+    thresholds = fit_thresholds(scores, true, per_label)
+    assert thresholds[1] == pytest.approx(0.15)
+    assert not over_threshold(scores[:, 2], thresholds[2]).any()
 
 
 def test_no_label_is_answered_more_than_three_times_its_rows() -> None:

@@ -79,7 +79,8 @@ class CalibrationConfig(Section):
         thresholds: of multi_label heads. ``f1`` gives each label the threshold with its best F1, which is good for
             macro F1; with few positive validation rows it is near that of all labels. ``micro_f1`` gives all labels the
             one threshold with the best micro F1. Labels that either would answer in more than three times their rows
-            get a higher one. ``fixed`` keeps 0.5.
+            get a higher one, and labels that either would never answer a lower one, if that raises micro F1. ``fixed``
+            keeps 0.5.
     """
 
     temperature: bool = True

@@ -16,11 +16,13 @@ MOST_ANSWERS = 3  # no threshold answers a label in more rows than this times it
 def fit_thresholds(scores: Scores, true: Mask, per_label: bool) -> tuple[float, ...]:
     """Thresholds ``(labels,)`` with good F1.
 
-    The fewer positive rows a label has, the nearer its threshold is to the one of all labels. A label that would be
-    answered in more than `MOST_ANSWERS` times its rows gets a higher one. Otherwise a label that the scores say nothing
-    about would be answered always, because that has its best F1 (Lipton et al. 2014, arXiv:1402.1892).
+    The fewer positive rows a label has, the nearer its threshold is to the one of all labels. A label that would never
+    be answered, because its scores are low, gets its own if that raises the F1 of all answers together. A label that
+    would be answered in more than `MOST_ANSWERS` times its rows gets a higher one. Otherwise a label that the scores
+    say nothing about would be answered always, because that has its best F1 (Lipton et al. 2014, arXiv:1402.1892).
     """
     shared = best_threshold(scores.ravel(), true.ravel())
+    worthwhile = _f1(over_threshold(scores, (shared,) * scores.shape[1]), true) / 2
     positives = true.sum(axis=0)
     thresholds = []
     for label, count in enumerate(positives.tolist()):
@@ -29,10 +31,19 @@ def fit_thresholds(scores: Scores, true: Mask, per_label: bool) -> tuple[float, 
             trust = count / (count + PULL)
             own = best_threshold(column, true[:, label])
             threshold = float(expit(trust * _logit(own) + (1 - trust) * _logit(shared)))
+        if count and not over_threshold(column, (threshold,)).any():
+            own = best_threshold(column, true[:, label])
+            # More answers raise an F1 if more than half of it are right (Lipton et al. 2014).
+            if true[over_threshold(column, (own,)), label].mean() > worthwhile:
+                threshold = own
         most = MOST_ANSWERS * max(count, 1)
         is_often = over_threshold(column, (threshold,)).sum() > most
         thresholds.append(_least_threshold(column, most) if is_often else threshold)
     return tuple(thresholds)
+
+
+def _f1(answered: Mask, true: Mask) -> float:
+    return 2 * float((answered & true).sum()) / max(int(answered.sum() + true.sum()), 1)
 
 
 def _logit(share: float) -> float:
