@@ -217,7 +217,7 @@ DATA_SETS = {
     for data_set in (
         DataSet(
             DEBIAN,
-            "demo/debian.toml",
+            "training/examples/debian.toml",
             {"section": ONE, "role": ONE, "tags": MANY},
             ("train.jsonl", "validation.jsonl", "test.jsonl"),
             "Debian's package index, which polyhead-dataset debian reads",
