@@ -1,9 +1,7 @@
 """The forward pass on a GPU: packed texts, flash attention, and CUDA graphs for small batches.
 
-Weights, activations and residual stream are bf16; GEMMs, softmax and layer norms sum in fp32. An fp32 residual stream
-would move 24 bytes per value and sublayer instead of 10, because nothing fuses its cast into the layer norm without a
-compiler. fp32 is used where it is cheap: for the sum of embeddings, and for sums and norms after the final block's
-attention, on one row per text.
+Weights, activations and residual stream are bf16; GEMMs, softmax and layer norms sum in fp32. fp32 is also used where
+it is cheap: for the sum of embeddings, and for sums and norms after the final block's attention, on one row per text.
 Model: Radford et al. 2019; names as in transformers' ``GPT2Model``.
 """
 
@@ -16,6 +14,7 @@ import torch.nn.functional as F
 
 from polyhead.checkpoint import Checkpoint
 from polyhead.engine.cuda.attention import CAUSAL, FULL, Attention, attention_for, padded_attention
+from polyhead.engine.cuda.norm import AddNorm, add_norm_for
 from polyhead.engine.cuda.packed import Graphs, Packed, PackedShape, Record, cuda_recorder, graph_shapes, pack
 from polyhead.engine.micro_batch import MicroBatch
 from polyhead.precision import Precision
@@ -33,6 +32,7 @@ class CUDAForward:
         device: a CUDA device; on the CPU the same code runs without graphs, for tests.
         precision: ``bf16`` or ``fp32``.
         attention: the attention to use instead of ``attention_for``'s choice.
+        add_norm: residual and layer norm to use instead of ``add_norm_for``'s choice.
         record: how to record passes, instead of as CUDA graphs.
 
     Raises:
@@ -49,6 +49,7 @@ class CUDAForward:
         precision: Precision = "bf16",
         *,
         attention: Attention | None = None,
+        add_norm: AddNorm | None = None,
         record: Record | None = None,
     ) -> None:
         self.body = body = checkpoint.body
@@ -61,6 +62,7 @@ class CUDAForward:
             sum_products_in_fp32()
         self.fuses_gelu = body.has_tanh_gelu and fuses_tanh_gelu(self.device, self.dtype)
         self.attention = attention or attention_for(self.head_width, self.dtype, self.device)
+        self.add_norm = add_norm or add_norm_for(body.n_embd, self.dtype, self.device)
         self._load(checkpoint)
         if record is None and self.device.type == "cuda" and self.attention is not padded_attention:
             record = cuda_recorder(self.device)
@@ -110,35 +112,38 @@ class CUDAForward:
     def _forward(self, packed: Packed) -> torch.Tensor:
         hidden = F.embedding(packed.ids, self.token_table) + F.embedding(packed.positions, self.position_table)
         hidden = hidden.to(self.dtype)  # (tokens, n_embd)
+        normed = self._norm(hidden)
         pooled: list[torch.Tensor] = []
-        if self.pooled_layers > self.body.n_layer:
-            pooled.append(hidden.index_select(0, packed.last).float())  # (texts, n_embd), the sum of embeddings
-        for layer in range(self.body.n_layer - 1):
-            hidden = self._block(hidden, layer, packed)
-            if layer >= self.body.n_layer - self.pooled_layers:
+        for layer in range(self.body.n_layer):  # pooled are states before a block; the first is the sum of embeddings
+            if layer > self.body.n_layer - self.pooled_layers:
                 pooled.append(hidden.index_select(0, packed.last).float())  # (texts, n_embd)
-        top = self._final_block(hidden, packed)
+            if layer < self.body.n_layer - 1:
+                hidden, normed = self._block(hidden, normed, layer, packed)
+        top = self._final_block(hidden, normed, packed)
         pooled.append(F.layer_norm(top, (self.body.n_embd,), *self.final_norm, self.body.layer_norm_epsilon))
         return torch.cat(pooled[::-1], dim=-1)
 
-    def _block(self, hidden: torch.Tensor, layer: int, packed: Packed) -> torch.Tensor:
-        name = f"h.{layer}"
-        qkv = self._linear(self._norm(hidden), f"{name}.attn.c_attn")  # (tokens, 3 * n_embd)
+    def _block(
+        self, hidden: torch.Tensor, normed: torch.Tensor, layer: int, packed: Packed
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The residual stream after a block, and its norm; both are also what the block reads."""
+        name, epsilon = f"h.{layer}", self.body.layer_norm_epsilon
+        qkv = self._linear(normed, f"{name}.attn.c_attn")  # (tokens, 3 * n_embd)
         query, key, value = qkv.view(-1, 3, self.body.n_head, self.head_width).unbind(1)
         longest = packed.shape.longest
         attended = self.attention(
             query, key, value, packed.starts, packed.starts, longest, longest,
             scale=self.body.attention_scale(layer), window_size=CAUSAL,
         )  # fmt: skip
-        hidden = hidden + self._linear(attended.reshape(hidden.shape), f"{name}.attn.c_proj")
-        return hidden + self._linear(self._expand(self._norm(hidden), name), f"{name}.mlp.c_proj")
+        change = self._linear(attended.reshape(hidden.shape), f"{name}.attn.c_proj")
+        hidden, normed = self.add_norm(hidden, change, epsilon)
+        return self.add_norm(hidden, self._linear(self._expand(normed, name), f"{name}.mlp.c_proj"), epsilon)
 
-    def _final_block(self, hidden: torch.Tensor, packed: Packed) -> torch.Tensor:
+    def _final_block(self, hidden: torch.Tensor, normed: torch.Tensor, packed: Packed) -> torch.Tensor:
         """Keys and values for all tokens; everything else only for last tokens, which attend to their whole texts."""
         layer, width = self.body.n_layer - 1, self.body.n_embd
         name = f"h.{layer}"
         weight, bias = self.linears[f"{name}.attn.c_attn"]
-        normed = self._norm(hidden)
         key, value = (
             F.linear(normed, weight[width:], bias[width:]).view(-1, 2, self.body.n_head, self.head_width).unbind(1)
         )
