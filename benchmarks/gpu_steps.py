@@ -183,7 +183,7 @@ def speed(given: StepContext, record: Record) -> None:
             arrays = checked(batch, checkpoint.body)
             (micro_batch, *more) = micro_batches(arrays, engine.token_budget, forward.enough_tokens)
             if not more:
-                ms = device_ms(given.device, partial(forward.pooled, micro_batch), repeats)
+                ms = device_ms(given.device, partial(forward.logits, micro_batch), repeats)
                 measured["device_ms"] = round(ms, 3)
                 measured["fraction of the peak on the device"] = round(tokens * flops / ms / 1e9 / peak, 3)
                 shape = PackedShape.of(micro_batch)

@@ -16,7 +16,8 @@ from polyhead.checkpoint import Checkpoint
 from polyhead.engine.cuda.attention import CAUSAL, FULL, Attention, attention_for, padded_attention
 from polyhead.engine.cuda.norm import AddNorm, add_norm_for
 from polyhead.engine.cuda.packed import Graphs, Packed, PackedShape, Record, cuda_recorder, graph_shapes, pack
-from polyhead.engine.micro_batch import MicroBatch
+from polyhead.engine.micro_batch import MicroBatch, pad_rows
+from polyhead.heads import BUILT_IN
 from polyhead.precision import Precision
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 
 
 class CUDAForward:
-    """Computes the head's input.
+    """Computes logits. The head is part of a recorded pass if it is built in; another class may do what none can record.
 
     Args:
         checkpoint: the model.
@@ -62,6 +63,8 @@ class CUDAForward:
             sum_products_in_fp32()
         self.fuses_gelu = body.has_tanh_gelu and fuses_tanh_gelu(self.device, self.dtype)
         self.attention = attention or attention_for(self.head_width, self.dtype, self.device)
+        self.head = checkpoint.build_head().to(self.device)
+        self.has_built_in_head = type(self.head) in BUILT_IN.values()
         self.add_norm = add_norm or add_norm_for(body.n_embd, self.dtype, self.device)
         self._load(checkpoint)
         if record is None and self.device.type == "cuda" and self.attention is not padded_attention:
@@ -69,23 +72,25 @@ class CUDAForward:
         self.graphs: Graphs | None = None
         if record is not None:
             with torch.inference_mode():
-                self.graphs = Graphs(graph_shapes(checkpoint.spec.max_length), self._forward, record, self.device)
+                self.graphs = Graphs(graph_shapes(checkpoint.spec.max_length), self._pass, record, self.device)
 
     @torch.inference_mode()
-    def pooled(self, batch: MicroBatch) -> torch.Tensor:
-        """Queues the forward pass and returns at once, so that the host packs the next batch while the device works.
+    def logits(self, batch: MicroBatch) -> torch.Tensor:
+        """Queues the computation and returns at once, so that the host packs the next batch while the device works.
 
         Args:
             batch: at least one text; ids below ``vocab_size``, lengths from 1 to ``n_positions``.
 
         Returns:
-            float32 ``(texts, pooled_layers * n_embd)`` on the device; topmost state first, as in that_nlp_library.
+            float32 ``(texts, num_labels)`` on the device.
         """
         if self.graphs and (shape := self.graphs.shape_for(batch)):
-            return self.graphs.run(batch, shape)
-        shape = PackedShape.of(batch)
-        host = pack(batch, shape, pinned=self.device.type == "cuda")
-        return self._forward(Packed.view(host.to(self.device, non_blocking=True), shape))
+            computed = self.graphs.run(batch, shape)
+        else:
+            shape = PackedShape.of(batch)
+            host = pack(batch, shape, pinned=self.device.type == "cuda")
+            computed = self._pass(Packed.view(host.to(self.device, non_blocking=True), shape))
+        return (computed if self.has_built_in_head else self._head_logits(computed))[: len(batch.rows)]
 
     def _load(self, checkpoint: Checkpoint) -> None:
         """Folds each layer norm's gain and bias into the linear layer that follows, in fp32; then rounds.
@@ -109,7 +114,17 @@ class CUDAForward:
                     weight = tensors[f"h.{layer}.{norm}.weight"][:, None] * weight
                 self.linears[f"h.{layer}.{name}"] = (weight.t().contiguous().to(self.dtype), bias.to(self.dtype))
 
-    def _forward(self, packed: Packed) -> torch.Tensor:
+    def _pass(self, packed: Packed) -> torch.Tensor:
+        """What a graph records: logits, or the head's input if the head is not built in."""
+        pooled = self._pooled(packed)
+        return self._head_logits(pooled) if self.has_built_in_head else pooled
+
+    def _head_logits(self, pooled: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(pad_rows(pooled))  # (at least the texts, num_labels)
+        return logits
+
+    def _pooled(self, packed: Packed) -> torch.Tensor:
+        """The head's input, float32 (texts, pooled_layers * n_embd), topmost state first, as in that_nlp_library."""
         hidden = F.embedding(packed.ids, self.token_table) + F.embedding(packed.positions, self.position_table)
         hidden = hidden.to(self.dtype)  # (tokens, n_embd)
         normed = self._norm(hidden)
