@@ -26,7 +26,7 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 
 
 class CUDAForward:
-    """Computes logits. The head is part of a recorded pass if it is built in; another class may do what none can record.
+    """Computes logits. A built-in head is part of a recorded pass; another class may do what cannot be recorded.
 
     Args:
         checkpoint: the model.
