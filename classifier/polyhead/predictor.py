@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from polyhead.checkpoint import Checkpoint, read_checkpoint
-from polyhead.decode import DecodeOptions, Scores, are_answers, decode, to_scores
+from polyhead.decode import DecodeOptions, Scores, are_answers, decode_all, to_scores
 from polyhead.encode import EncodedText, encode, encode_elements, with_ngrams
 from polyhead.engine import Engine
 from polyhead.engine.cpu.forward import BetweenLayers, activation_bytes
@@ -121,22 +121,21 @@ class Predictor:
 
     def _logits(self, token_ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """The network's logits of each text ``(n, schema.width)``: the mean over its windows, if it has several."""
+        if self.windows.most == 1:
+            return self._engine.logits(token_ids)
         windows = [window for ids in token_ids for window in self.windows.cut(ids)]
         return self.windows.pool(self._engine.logits(windows), [len(ids) for ids in token_ids])
 
     def decode(self, encoded: Sequence[EncodedText], scores: Scores, options: DecodeOptions) -> list[dict[str, Any]]:
         """Answers for scored texts: ``heads``, ``token_count`` and ``truncated``, or only ``error``."""
-        rows = zip(encoded, scores, are_answers(scores), strict=True)
-        return [self._answer(text, row, bool(has_answer), options) for text, row, has_answer in rows]
-
-    def _answer(self, text: EncodedText, scores: Scores, has_answer: bool, options: DecodeOptions) -> dict[str, Any]:
-        if text.error is not None or not has_answer:
-            return {"error": text.error or NOT_FINITE}
-        return {
-            "heads": decode(scores, self.schema, options),
-            "token_count": text.token_count,
-            "truncated": text.truncated,
-        }
+        have = are_answers(scores) & np.array([text.error is None for text in encoded], dtype=np.bool_)
+        heads = iter(decode_all(scores[have], self.schema, options))
+        return [
+            {"heads": next(heads), "token_count": text.token_count, "truncated": text.truncated}
+            if has_answer
+            else {"error": text.error or NOT_FINITE}
+            for text, has_answer in zip(encoded, have.tolist(), strict=True)
+        ]
 
     def set_between_layers(self, between_layers: BetweenLayers) -> None:
         """On a CPU, calls this between the layers of a micro-batch; computes first what it returns."""

@@ -28,7 +28,7 @@ from polyhead.engine.cuda.attention import (
 from polyhead.engine.cuda.forward import CUDAForward
 from polyhead.engine.cuda.packed import Graphs, Packed, PackedShape, Recording, graph_shapes, pack
 from polyhead.engine.micro_batch import MicroBatch
-from polyhead.engine.token_ids import checked, rows_of_equal
+from polyhead.engine.token_ids import checked, distinct_texts
 from tests.flash import flash_stand_in
 from tests.tiny import MAX_LENGTH, write_tiny_checkpoint
 
@@ -231,8 +231,8 @@ def test_token_ids_become_parts_of_one_array() -> None:
     assert first.base is third.base
     assert first.dtype == np.int32
     assert checked([], body) == []
-    one, two = np.array([1], np.int32).tobytes(), np.array([1, 2], np.int32).tobytes()
-    assert rows_of_equal(checked([[1, 2], [1], [1, 2]], body)) == {two: [0, 2], one: [1]}
+    distinct, places = distinct_texts(checked([[1, 2], [1], [1, 2], [2]], body))
+    assert ([ids.tolist() for ids in distinct], places) == ([[1, 2], [1], [2]], [0, 1, 0, 2])
 
 
 def test_packing() -> None:

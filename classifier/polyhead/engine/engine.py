@@ -14,7 +14,7 @@ from polyhead.checkpoint import Checkpoint
 from polyhead.engine.cpu.attention import has_attention_kernel
 from polyhead.engine.cpu.forward import BetweenLayers, CPUForward
 from polyhead.engine.micro_batch import MicroBatch, micro_batches, pad_rows
-from polyhead.engine.token_ids import checked, rows_of_equal
+from polyhead.engine.token_ids import checked, distinct_texts
 from polyhead.precision import Precision, check_precision, has_stable_products
 
 if TYPE_CHECKING:
@@ -68,9 +68,8 @@ class Engine:
             TokenIdsError: names the sequence that cannot be computed, and what is allowed.
         """
         texts = checked(token_ids, self.body)
-        rows_of = list(rows_of_equal(texts).values())
-        distinct = [texts[rows[0]] for rows in rows_of]
-        logits = np.empty((len(token_ids), self.width), dtype=np.float32)
+        distinct, places = distinct_texts(texts)
+        logits = np.empty((len(distinct), self.width), dtype=np.float32)
         with self._turn, torch.inference_mode():
             # A GPU works through its queue while the next micro-batch is packed; only reading waits for it.
             parts = [
@@ -78,9 +77,8 @@ class Engine:
                 for batch in micro_batches(distinct, self.token_budget, self.forward.enough_tokens)
             ]
             for batch, part in parts:
-                for text, row in zip(batch.rows, part.cpu().numpy(), strict=True):
-                    logits[rows_of[text]] = row
-        return logits
+                logits[batch.rows] = part.cpu().numpy()
+        return logits[places] if len(distinct) < len(texts) else logits
 
     def _logits(self, batch: MicroBatch) -> torch.Tensor:
         if not isinstance(self.forward, CPUForward):
