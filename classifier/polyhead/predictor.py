@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ class Predictor:
         self.device = self._engine.device
         self.token_budget = self._engine.token_budget  # the most tokens that are computed at once
         self.enough_tokens = self._engine.forward.enough_tokens  # so many keep the device busy
+        self.tokenizes_ahead = self.device.type != "cpu"
         self.refused_precision: Precision | None = None  # the faster one that `load` found too inexact for this model
 
     @classmethod
@@ -89,6 +91,29 @@ class Predictor:
         """One answer per text, as `decode` returns them."""
         encoded = self.encode(texts)
         return self.decode(encoded, self.score(encoded), options or DecodeOptions())
+
+    def predict_chunks(
+        self, chunks: Iterable[Sequence[str | bytes]], options: DecodeOptions | None = None
+    ) -> Iterator[list[dict[str, Any]]]:
+        """The answers of `predict` for each chunk of texts; a GPU computes one chunk while the next is tokenized.
+
+        On a CPU both would use the same cores, and the engine would wait for the interpreter's lock.
+        """
+        chosen = options or DecodeOptions()
+        for encoded in self._encode_ahead(chunks) if self.tokenizes_ahead else map(self.encode, chunks):
+            yield self.decode(encoded, self.score(encoded), chosen)
+
+    def _encode_ahead(self, chunks: Iterable[Sequence[str | bytes]]) -> Iterator[list[EncodedText]]:
+        """The encoded texts of each chunk; another thread encodes the next chunk while the caller uses this one."""
+        with ThreadPoolExecutor(1, "polyhead-tokenizer") as tokenizer:
+            ahead: Future[list[EncodedText]] | None = None
+            for chunk in chunks:
+                following = tokenizer.submit(self.encode, chunk)
+                if ahead is not None:
+                    yield ahead.result()
+                ahead = following
+            if ahead is not None:
+                yield ahead.result()
 
     def encode(self, texts: Sequence[str | bytes], *, are_rendered: bool = False) -> list[EncodedText]:
         """Tokenizes the texts and keeps the first ``max_length`` tokens of each.
