@@ -41,6 +41,7 @@ STEPS: dict[int, list[tuple[str, str, float]]] = {
         ("speed", "benchmarks.gpu_steps", 80),
         ("profile", "benchmarks.gpu_steps", 40),
         ("training", "benchmarks.gpu_steps", 80),
+        ("variants", "benchmarks.gpu_steps", 40),
     ],
     2: [("server", "benchmarks.gpu_server", 150), ("peers", "benchmarks.gpu_server", 120)],
 }
