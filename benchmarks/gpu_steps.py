@@ -38,7 +38,7 @@ from polyhead.checkpoint import Checkpoint, read_checkpoint
 from polyhead.encode import encode
 from polyhead.engine import Engine
 from polyhead.engine.cuda.forward import CUDAForward, fuses_tanh_gelu
-from polyhead.engine.cuda.norm import torch_add_norm
+from polyhead.engine.cuda.norm import TORCH_NORMS
 from polyhead.engine.cuda.packed import PackedShape, cuda_recorder, pack
 from polyhead.engine.micro_batch import micro_batches
 from polyhead.engine.token_ids import checked
@@ -138,7 +138,7 @@ def served(given: StepContext, record: Record) -> None:
     if isinstance(forward, CUDAForward):
         record("attention", getattr(forward.attention, "__name__", "?"))
         record("fused gelu", forward.fuses_gelu)
-        record("residual and norm", getattr(forward.add_norm, "__name__", "?"))
+        record("residual and norm", forward.norms.name)
         record("graphs", len(forward.graphs.shapes) if forward.graphs else 0)
         record("head in the graphs", forward.has_built_in_head)
     record("largest distance of a golden score", predictor.check_golden())
@@ -202,12 +202,12 @@ def variants(given: StepContext, record: Record) -> None:
     """What graphs and the fused norm save: times with and without them, in turns, and how far logits differ."""
     checkpoint, token_ids = usual_checkpoint(given)
     forward = CUDAForward(checkpoint, given.device, fastest_precision(torch.device(given.device)))
-    used = {"graphs": forward.graphs, "add_norm": forward.add_norm}
-    record("residual and norm", getattr(forward.add_norm, "__name__", "?"))
+    used = {"graphs": forward.graphs, "norms": forward.norms}
+    record("residual and norm", forward.norms.name)
     changes: dict[str, dict[str, Any]] = {
         "as served": {},
         "no graph": {"graphs": None},
-        "no graph, norm by PyTorch": {"graphs": None, "add_norm": torch_add_norm},
+        "no graph, norm by PyTorch": {"graphs": None, "norms": TORCH_NORMS},
     }
     for tokens in (16, 64) if given.tiny else (16, 256, 1024, 4096, 8192, 16384):
         arrays = checked(cut(token_ids, tokens), checkpoint.body)

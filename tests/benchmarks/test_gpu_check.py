@@ -50,7 +50,7 @@ def test_a_rehearsal_measures(rehearsed: dict[str, dict[str, dict[str, object]]]
     assert measured["tokens"] == 64  # type: ignore[index]
     assert measured["tok_s"] > 0  # type: ignore[index]
     variants = one["variants"]
-    assert variants["residual and norm"] == "torch_add_norm"
+    assert variants["residual and norm"] == "PyTorch's kernels"
     assert set(variants["64 tokens"]) == {"as served", "no graph", "no graph, norm by PyTorch"}  # type: ignore[call-overload]
     without = variants["64 tokens"]["no graph, norm by PyTorch"]  # type: ignore[index]
     assert without["device_ms"] > 0

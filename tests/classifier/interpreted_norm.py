@@ -1,4 +1,4 @@
-"""Computes the Triton kernel of residual and norm with Triton's interpreter, and prints what it gave as JSON.
+"""Computes the Triton kernels of residual and norm with Triton's interpreter, and prints what it gave as JSON.
 
 A program of its own, because Triton reads TRITON_INTERPRET when it is imported.
 """
@@ -11,31 +11,35 @@ from pathlib import Path
 
 import torch
 
-from polyhead.engine.cuda.norm import check_add_norm
+from polyhead.engine.cuda.norm import check_norms
 from tests.classifier.test_engine_cuda import CUDAForward, Pair, flash_stand_in, random_texts
 
 CPU = torch.device("cpu")
 BY_HAND = [[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 0.0], [1000.0, 1001.0, 1002.0, 1003.0]]
+PLACES = [2, 0, 1, 2, 0]
 CHANGE = [[0.0, 0.0, 0.0, 0.0], [5.0, 5.0, 5.0, 5.0], [0.0, 0.0, 0.0, 0.0]]
 
 
 def main(folder: str) -> None:
-    from polyhead.engine.cuda.norm_kernel import fused_add_norm  # whoever imports the constants needs no Triton
+    from polyhead.engine.cuda.norm_kernel import FUSED_NORMS  # whoever imports the constants needs no Triton
 
     with torch.inference_mode():
-        added, normed = fused_add_norm(torch.tensor(BY_HAND), torch.tensor(CHANGE), 0.75)
+        added, normed = FUSED_NORMS.add(torch.tensor(BY_HAND), torch.tensor(CHANGE), 0.75)
+        places = torch.tensor(PLACES, dtype=torch.int32)
+        embedded = FUSED_NORMS.embed(places, places, torch.tensor(BY_HAND), torch.tensor(CHANGE), 0.75, torch.float32)
         for width in (8, 96, 768, 1000):
             for dtype in (torch.float32, torch.bfloat16):
-                check_add_norm(fused_add_norm, width, dtype, CPU)
+                check_norms(FUSED_NORMS, width, dtype, CPU)
         pair = Pair(Path(folder), "hidden_state_concat", None, {})
         texts = random_texts([48, 20, 7, 1], pair.checkpoint.body.vocab_size)
         forward = {
-            dtype: CUDAForward(pair.checkpoint, "cpu", dtype, attention=flash_stand_in, add_norm=fused_add_norm)
+            dtype: CUDAForward(pair.checkpoint, "cpu", dtype, attention=flash_stand_in, norms=FUSED_NORMS)
             for dtype in ("fp32", "bf16")
         }
         logits = {dtype: pair.logits(one, texts).tolist() for dtype, one in forward.items()}
     expected = pair.expected(texts).tolist()
-    print(json.dumps({"added": added.tolist(), "normed": normed.tolist(), "expected": expected} | logits))
+    by_hand = {"added": added, "normed": normed, "embedded": embedded[0], "embedded normed": embedded[1]}
+    print(json.dumps({name: found.tolist() for name, found in by_hand.items()} | {"expected": expected} | logits))
 
 
 if __name__ == "__main__":

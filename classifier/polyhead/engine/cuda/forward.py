@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from polyhead.checkpoint import Checkpoint
 from polyhead.engine.cuda.attention import CAUSAL, FULL, Attention, attention_for, padded_attention
-from polyhead.engine.cuda.norm import AddNorm, add_norm_for
+from polyhead.engine.cuda.norm import StreamNorms, norms_for
 from polyhead.engine.cuda.packed import Graphs, Packed, PackedShape, Record, cuda_recorder, graph_shapes, pack
 from polyhead.engine.micro_batch import MicroBatch, pad_rows
 from polyhead.heads import BUILT_IN
@@ -33,7 +33,7 @@ class CUDAForward:
         device: a CUDA device; on the CPU the same code runs without graphs, for tests.
         precision: ``bf16`` or ``fp32``.
         attention: the attention to use instead of ``attention_for``'s choice.
-        add_norm: residual and layer norm to use instead of ``add_norm_for``'s choice.
+        norms: residual stream and layer norms to use instead of ``norms_for``'s choice.
         record: how to record passes, instead of as CUDA graphs.
 
     Raises:
@@ -50,7 +50,7 @@ class CUDAForward:
         precision: Precision = "bf16",
         *,
         attention: Attention | None = None,
-        add_norm: AddNorm | None = None,
+        norms: StreamNorms | None = None,
         record: Record | None = None,
     ) -> None:
         self.body = body = checkpoint.body
@@ -65,7 +65,7 @@ class CUDAForward:
         self.attention = attention or attention_for(self.head_width, self.dtype, self.device)
         self.head = checkpoint.build_head().to(self.device)
         self.has_built_in_head = type(self.head) in BUILT_IN.values()
-        self.add_norm = add_norm or add_norm_for(body.n_embd, self.dtype, self.device)
+        self.norms = norms or norms_for(body.n_embd, self.dtype, self.device)
         self._load(checkpoint)
         if record is None and self.device.type == "cuda" and self.attention is not padded_attention:
             record = cuda_recorder(self.device)
@@ -125,9 +125,9 @@ class CUDAForward:
 
     def _pooled(self, packed: Packed) -> torch.Tensor:
         """The head's input, float32 (texts, pooled_layers * n_embd), topmost state first, as in that_nlp_library."""
-        hidden = F.embedding(packed.ids, self.token_table) + F.embedding(packed.positions, self.position_table)
-        hidden = hidden.to(self.dtype)  # (tokens, n_embd)
-        normed = self._norm(hidden)
+        tables = self.token_table, self.position_table
+        epsilon = self.body.layer_norm_epsilon
+        hidden, normed = self.norms.embed(packed.ids, packed.positions, *tables, epsilon, self.dtype)
         pooled: list[torch.Tensor] = []
         for layer in range(self.body.n_layer):  # pooled are states before a block; the first is the sum of embeddings
             if layer > self.body.n_layer - self.pooled_layers:
@@ -135,7 +135,7 @@ class CUDAForward:
             if layer < self.body.n_layer - 1:
                 hidden, normed = self._block(hidden, normed, layer, packed)
         top = self._final_block(hidden, normed, packed)
-        pooled.append(F.layer_norm(top, (self.body.n_embd,), *self.final_norm, self.body.layer_norm_epsilon))
+        pooled.append(F.layer_norm(top, (self.body.n_embd,), *self.final_norm, epsilon))
         return torch.cat(pooled[::-1], dim=-1)
 
     def _block(
@@ -151,8 +151,8 @@ class CUDAForward:
             scale=self.body.attention_scale(layer), window_size=CAUSAL,
         )  # fmt: skip
         change = self._linear(attended.reshape(hidden.shape), f"{name}.attn.c_proj")
-        hidden, normed = self.add_norm(hidden, change, epsilon)
-        return self.add_norm(hidden, self._linear(self._expand(normed, name), f"{name}.mlp.c_proj"), epsilon)
+        hidden, normed = self.norms.add(hidden, change, epsilon)
+        return self.norms.add(hidden, self._linear(self._expand(normed, name), f"{name}.mlp.c_proj"), epsilon)
 
     def _final_block(self, hidden: torch.Tensor, normed: torch.Tensor, packed: Packed) -> torch.Tensor:
         """Keys and values for all tokens; everything else only for last tokens, which attend to their whole texts."""
