@@ -50,6 +50,8 @@ def test_a_rehearsal_measures(rehearsed: dict[str, dict[str, dict[str, object]]]
     assert measured["tokens"] == 64  # type: ignore[index]
     assert measured["tok_s"] > 0  # type: ignore[index]
     variants = one["variants"]
+    (warning,) = variants["warnings"]  # type: ignore[misc]
+    assert warning.startswith("attention pads groups of texts")
     assert variants["residual and norm"] == "PyTorch's kernels"
     assert set(variants["64 tokens"]) == {"as served", "no graph", "no graph, norm by PyTorch"}  # type: ignore[call-overload]
     without = variants["64 tokens"]["no graph, norm by PyTorch"]  # type: ignore[index]
