@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from polyhead.engine.cuda.norm import check_norms
+from polyhead.engine.cuda.norm import check_norms, triton_norms
 from tests.classifier.test_engine_cuda import CUDAForward, Pair, flash_stand_in, random_texts
 
 CPU = torch.device("cpu")
@@ -21,19 +21,18 @@ CHANGE = [[0.0, 0.0, 0.0, 0.0], [5.0, 5.0, 5.0, 5.0], [0.0, 0.0, 0.0, 0.0]]
 
 
 def main(folder: str) -> None:
-    from polyhead.engine.cuda.norm_kernel import FUSED_NORMS  # whoever imports the constants needs no Triton
-
+    fused = triton_norms()
     with torch.inference_mode():
-        added, normed = FUSED_NORMS.add(torch.tensor(BY_HAND), torch.tensor(CHANGE), 0.75)
+        added, normed = fused.add(torch.tensor(BY_HAND), torch.tensor(CHANGE), 0.75)
         places = torch.tensor(PLACES, dtype=torch.int32)
-        embedded = FUSED_NORMS.embed(places, places, torch.tensor(BY_HAND), torch.tensor(CHANGE), 0.75, torch.float32)
+        embedded = fused.embed(places, places, torch.tensor(BY_HAND), torch.tensor(CHANGE), 0.75, torch.float32)
         for width in (8, 96, 768, 1000):
             for dtype in (torch.float32, torch.bfloat16):
-                check_norms(FUSED_NORMS, width, dtype, CPU)
+                check_norms(fused, width, dtype, CPU)
         pair = Pair(Path(folder), "hidden_state_concat", None, {})
         texts = random_texts([48, 20, 7, 1], pair.checkpoint.body.vocab_size)
         forward = {
-            dtype: CUDAForward(pair.checkpoint, "cpu", dtype, attention=flash_stand_in, norms=FUSED_NORMS)
+            dtype: CUDAForward(pair.checkpoint, "cpu", dtype, attention=flash_stand_in, norms=fused)
             for dtype in ("fp32", "bf16")
         }
         logits = {dtype: pair.logits(one, texts).tolist() for dtype, one in forward.items()}

@@ -25,6 +25,7 @@ from polyhead.engine.cuda.norm import (
     norms_for,
     torch_add,
     torch_embed,
+    triton_norms,
 )
 from tests.classifier.interpreted_norm import BY_HAND, CHANGE, PLACES
 from tests.classifier.test_engine_cuda import assert_near, needs_cuda
@@ -138,10 +139,9 @@ def test_the_kernels_with_tritons_interpreter(tmp_path: Path) -> None:
 def test_the_kernels_on_a_gpu(width: int, dtype: torch.dtype) -> None:
     """On a GPU the kernels give PyTorch's values and are used, if Triton can compile them there."""
     pytest.importorskip("triton")
-    from polyhead.engine.cuda.norm_kernel import FUSED_NORMS
-
+    fused = triton_norms()
     try:
-        check_norms(FUSED_NORMS, width, dtype, torch.device("cuda"))
+        check_norms(fused, width, dtype, torch.device("cuda"))
     except (RuntimeError, OSError, subprocess.SubprocessError) as error:  # a wrong value is an AssertionError
         pytest.skip(f"Triton cannot compile here, so PyTorch computes: {error}")
-    assert norms_for(width, dtype, torch.device("cuda")) is FUSED_NORMS
+    assert norms_for(width, dtype, torch.device("cuda")) == fused

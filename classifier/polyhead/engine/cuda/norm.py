@@ -43,13 +43,19 @@ def norms_for(width: int, dtype: torch.dtype, device: torch.device) -> StreamNor
     try:
         if width > LARGEST_WIDTH:
             raise ValueError(f"rows of {width} are wider than {LARGEST_WIDTH}")
-        from polyhead.engine.cuda.norm_kernel import FUSED_NORMS  # Triton's language comes with torch for CUDA
-
-        check_norms(FUSED_NORMS, width, dtype, device)
+        fused = triton_norms()
+        check_norms(fused, width, dtype, device)
     except Exception as error:  # its compiler may raise anything: it needs a C compiler and a folder for its cache
         logger.warning("residual and layer norm are not fused: %r", error)
         return TORCH_NORMS
-    return FUSED_NORMS
+    return fused
+
+
+def triton_norms() -> StreamNorms:
+    """The kernels in Triton's language, which torch for CUDA brings; raises ImportError if it is missing."""
+    from polyhead.engine.cuda.norm_kernel import fused_add, fused_embed
+
+    return StreamNorms("Triton's kernels", fused_embed, fused_add)
 
 
 def torch_embed(

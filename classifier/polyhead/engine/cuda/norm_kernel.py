@@ -8,8 +8,6 @@ import torch
 import triton
 import triton.language as tl
 
-from polyhead.engine.cuda.norm import Pair, StreamNorms
-
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def _write_row(total, hidden, normed, here, real, epsilon, width: tl.constexpr):  # type: ignore[no-untyped-def]
@@ -47,7 +45,7 @@ def _embed_row(  # type: ignore[no-untyped-def]
     _write_row(total, hidden, normed, row * width + columns, real, epsilon, width)
 
 
-def fused_add(hidden: torch.Tensor, change: torch.Tensor, epsilon: float) -> Pair:
+def fused_add(hidden: torch.Tensor, change: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
     """As `torch_add`, for contiguous matrices."""
     if not (hidden.is_contiguous() and change.is_contiguous() and hidden.shape == change.shape):
         raise ValueError(f"not two contiguous matrices of one shape: {hidden.shape}, {change.shape}")
@@ -66,7 +64,7 @@ def fused_embed(
     position_table: torch.Tensor,
     epsilon: float,
     dtype: torch.dtype,
-) -> Pair:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """As `torch_embed`, for contiguous tables."""
     if not (token_table.is_contiguous() and position_table.is_contiguous()):
         raise ValueError("a table is not contiguous")
@@ -85,6 +83,3 @@ def _block_of(width: int) -> tuple[int, int]:
     """Columns of a program, a power of two, and its warps."""
     block: int = triton.next_power_of_2(width)
     return block, min(max(block // 256, 1), 16)
-
-
-FUSED_NORMS = StreamNorms("Triton's kernels", fused_embed, fused_add)
