@@ -13,6 +13,7 @@ import argparse
 import importlib
 import importlib.util
 import json
+import logging
 import multiprocessing
 import os
 import platform
@@ -41,6 +42,7 @@ STEPS: dict[int, list[tuple[str, str, float]]] = {
         ("speed", "benchmarks.gpu_steps", 80),
         ("profile", "benchmarks.gpu_steps", 40),
         ("training", "benchmarks.gpu_steps", 80),
+        ("variants", "benchmarks.gpu_steps", 40),
     ],
     2: [("server", "benchmarks.gpu_server", 150), ("peers", "benchmarks.gpu_server", 120)],
 }
@@ -163,6 +165,14 @@ def run_step(context: Any, name: str, module: str, limit_s: float, given: StepCo
 def step_process(module: str, name: str, given: StepContext, sender: Connection) -> None:
     """The step's process: calls the function of that name, and sends what it records."""
     os.setsid()
+    logged: list[str] = []  # what the product warns of, for example that it cannot use a fast path
+
+    class Recorder(logging.Handler):
+        def emit(self, entry: logging.LogRecord) -> None:
+            logged.append(entry.getMessage()[:MESSAGE])
+            sender.send(("warnings", list(logged)))
+
+    logging.getLogger("polyhead").addHandler(Recorder(logging.WARNING))
     try:
         step = getattr(importlib.import_module(module), name)
         step(given, lambda key, value: sender.send((key, value)))

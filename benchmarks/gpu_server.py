@@ -33,7 +33,6 @@ NO_PATH = {"PYTHONPATH": ""}  # the server's environment has packages of its own
 PROCESSES = 6  # that send; one Python process sends about a thousand requests per second
 # Loads: name, clients per process, texts per request.
 LOADS = (("one client, one text", 0, 1), ("64 texts per request", 8, 64), ("one text per request", 16, 1))
-PROFILE = {"max_batch_size: 64": "max_batch_size: 256", "count: 1": "count: 2"}  # of config.pbtxt, for a GPU
 PEERS = ("transformers_bf16_sorted", "transformers_bf16_batch64", "compile_bf16")
 
 
@@ -52,13 +51,10 @@ def server(given: StepContext, record: Record) -> None:
     texts = corpus(given)[0]
     tokens = float(np.mean([len(ids) for ids in token_ids]))
     seconds = 1.0 if given.tiny else 8.0
-    for name, changes in {"as exported": {}, "batch 256, two instances": PROFILE}.items():
-        repository = given.scratch / f"repository-{len(changes)}"
+    for name, gpu in {"as exported": False, "as exported with --gpu": True}.items():
+        repository = given.scratch / f"repository-{'gpu' if gpu else 'usual'}"
         if not repository.exists():
-            export_checkpoint(checkpoint.path, repository)
-        config = repository / MODEL / "config.pbtxt"
-        for before, after in changes.items():
-            config.write_text(config.read_text(encoding="utf-8").replace(before, after), encoding="utf-8")
+            export_checkpoint(checkpoint.path, repository, gpu=gpu)
         began = time.perf_counter()
         with LocalServer(repository, "--device", given.device, environment=NO_PATH, command=command) as running:
             port = running.ports["http"]

@@ -38,6 +38,7 @@ from polyhead.checkpoint import Checkpoint, read_checkpoint
 from polyhead.encode import encode
 from polyhead.engine import Engine
 from polyhead.engine.cuda.forward import CUDAForward, fuses_tanh_gelu
+from polyhead.engine.cuda.norm import TORCH_NORMS
 from polyhead.engine.cuda.packed import PackedShape, cuda_recorder, pack
 from polyhead.engine.micro_batch import micro_batches
 from polyhead.engine.token_ids import checked
@@ -53,6 +54,7 @@ VERSIONS = ("torch", "triton", "transformers", "tokenizers", "numpy", "safetenso
 TESTS = (
     "tests/cuda",
     "tests/classifier/test_engine_cuda.py",
+    "tests/classifier/test_fused_norm.py",
     "tests/training/test_packed_attention.py",
     "tests/classifier/test_engine.py",
     "tests/classifier/test_memory.py",
@@ -136,7 +138,9 @@ def served(given: StepContext, record: Record) -> None:
     if isinstance(forward, CUDAForward):
         record("attention", getattr(forward.attention, "__name__", "?"))
         record("fused gelu", forward.fuses_gelu)
+        record("residual and norm", forward.norms.name)
         record("graphs", len(forward.graphs.shapes) if forward.graphs else 0)
+        record("head in the graphs", forward.has_built_in_head)
     record("largest distance of a golden score", predictor.check_golden())
     began = time.perf_counter()
     record("warm-up tokens", predictor.warm_up())
@@ -183,7 +187,7 @@ def speed(given: StepContext, record: Record) -> None:
             arrays = checked(batch, checkpoint.body)
             (micro_batch, *more) = micro_batches(arrays, engine.token_budget, forward.enough_tokens)
             if not more:
-                ms = device_ms(given.device, partial(forward.pooled, micro_batch), repeats)
+                ms = device_ms(given.device, partial(forward.logits, micro_batch), repeats)
                 measured["device_ms"] = round(ms, 3)
                 measured["fraction of the peak on the device"] = round(tokens * flops / ms / 1e9 / peak, 3)
                 shape = PackedShape.of(micro_batch)
@@ -192,6 +196,37 @@ def speed(given: StepContext, record: Record) -> None:
                 measured["graph"] = None if recorded is None else list(recorded)
         measured["check_ms"] = round(median_ms(partial(checked, batch, checkpoint.body), 5), 3)
         record(name, measured)
+
+
+def variants(given: StepContext, record: Record) -> None:
+    """What graphs and the fused norm save: times with and without them, in turns, and how far logits differ."""
+    checkpoint, token_ids = usual_checkpoint(given)
+    forward = CUDAForward(checkpoint, given.device, fastest_precision(torch.device(given.device)))
+    used = {"graphs": forward.graphs, "norms": forward.norms}
+    record("residual and norm", forward.norms.name)
+    changes: dict[str, dict[str, Any]] = {
+        "as served": {},
+        "no graph": {"graphs": None},
+        "no graph, norm by PyTorch": {"graphs": None, "norms": TORCH_NORMS},
+    }
+    for tokens in (16, 64) if given.tiny else (16, 256, 1024, 4096, 8192, 16384):
+        arrays = checked(cut(token_ids, tokens), checkpoint.body)
+        batch, *_ = micro_batches(arrays, forward.token_budget, forward.enough_tokens)
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in changes}
+        logits = {}
+        for name in (*changes, *reversed(changes), *changes):
+            for attribute, value in (used | changes[name]).items():
+                setattr(forward, attribute, value)
+            compute, repeats = partial(forward.logits, batch), 2 if given.tiny else 20
+            wall_ms = median_ms(lambda compute=compute: compute().cpu(), repeats)  # type: ignore[misc]
+            times[name].append((device_ms(given.device, compute, repeats), wall_ms))
+            logits[name] = compute().cpu()
+        measured: dict[str, Any] = {}
+        for name, pairs in times.items():
+            device, wall = (round(statistics.median(values), 3) for values in zip(*pairs, strict=True))
+            difference = float((logits[name] - logits["as served"]).abs().max())
+            measured[name] = {"device_ms": device, "wall_ms": wall, "largest difference of a logit": difference}
+        record(f"{tokens} tokens", measured)
 
 
 def profile(given: StepContext, record: Record) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -60,8 +61,9 @@ class EncodedText:
     @property
     def key(self) -> tuple[object, ...]:
         """Equal for texts that get equal scores."""
+        # Bytes, because Python keeps their hash: a key is looked up several times.
         ngrams = None if self.ngram_logits is None else self.ngram_logits.tobytes()
-        return (*self.token_ids, ngrams)
+        return array("q", self.token_ids).tobytes(), ngrams
 
 
 UNKNOWN = EncodedText((), error="the tokenizer does not know a part of the text")
@@ -227,4 +229,6 @@ def read_text(text: str | bytes) -> str:
 def _keep(ids: list[int], max_length: int, script: str) -> EncodedText:
     if not ids:
         return EncodedText((), error="the text has no tokens")
-    return EncodedText(ids[:max_length], truncated=len(ids) > max_length, script=script)
+    if len(ids) <= max_length:
+        return EncodedText(ids, script=script)
+    return EncodedText(ids[:max_length], truncated=True, script=script)

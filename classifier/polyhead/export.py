@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from polyhead.checkpoint_files import copy_checkpoint, other_names
-from polyhead.config_pbtxt import ConfigPbtxt
+from polyhead.config_pbtxt import GPU_VALUES, ConfigPbtxt, for_gpu
 from polyhead.errors import CheckpointError, PolyheadError, RepositoryError
 from polyhead.files import sync, sync_tree
 from polyhead.interface import Interface, check_changes, listed
@@ -68,6 +68,14 @@ def export(
             allow_from_autoenv=False,
         ),
     ] = False,
+    gpu: Annotated[
+        bool,
+        typer.Option(
+            "--gpu",
+            help="Make a new model's config.pbtxt for a GPU: 256 texts per batch, two instances, and no waiting for "
+            "answers, so that the next texts are tokenized while the GPU computes.",
+        ),
+    ] = False,
     precision: Annotated[
         str | None,
         typer.Option(
@@ -79,7 +87,9 @@ def export(
     """Put a checkpoint into a Triton model repository, after checking its answers with golden.jsonl."""
     try:
         with interruptible():  # else SIGTERM would leave the copy behind
-            target = export_checkpoint(checkpoint, repository, name, version, replace, precision, allow_schema_change)
+            target = export_checkpoint(
+                checkpoint, repository, name, version, replace, precision, allow_schema_change, gpu
+            )
             served = served_versions(target.parent)
     except KeyboardInterrupt:
         say("polyhead-export: interrupted; run it again", "stderr")
@@ -100,6 +110,7 @@ def export_checkpoint(
     replace: bool = False,
     precision: str | None = None,
     allow_schema_change: bool = False,
+    gpu: bool = False,
 ) -> Path:
     """Copies a checkpoint to ``repository/name/version/checkpoint``, and makes the version the served one.
 
@@ -109,6 +120,7 @@ def export_checkpoint(
     Args:
         precision: checked in addition to fp32; see `Predictor.load`.
         allow_schema_change: whether the version may break callers of the served one; see `polyhead.interface`.
+        gpu: whether a new config.pbtxt is made for a GPU; an existing one stays as its author wrote it.
 
     Returns:
         The folder of the version.
@@ -116,8 +128,8 @@ def export_checkpoint(
     Raises:
         CheckpointError: the checkpoint is damaged.
         ToleranceError: the engine's scores leave the tolerance.
-        RepositoryError: that version holds a checkpoint and `replace` is off, callers could break, or the repository
-            cannot be written.
+        RepositoryError: that version holds a checkpoint and `replace` is off, callers could break, the repository
+            cannot be written, or `gpu` is on and the model has a config.pbtxt.
     """
     checkpoint, repository = Path(checkpoint), Path(repository)
     check_name(name)
@@ -127,6 +139,12 @@ def export_checkpoint(
     model = repository / name
     target = model / str(version)
     with locked(repository, name) as staging:
+        if gpu and (model / CONFIG).exists():
+            values = ", ".join(value.strip() for value in GPU_VALUES.values())
+            raise RepositoryError(
+                f"{model / CONFIG}: exists and stays as it is, so --gpu would do nothing; leave it out, or export to "
+                f"another --repository or --name, or write these values there: {values}"
+            )
         is_replaced = (target / "checkpoint").exists()
         if is_replaced and not replace:
             raise RepositoryError(f"{target}: already holds a checkpoint; take another --version, or --replace it")
@@ -138,7 +156,7 @@ def export_checkpoint(
             if old := served if is_served else [version] if is_replaced else []:
                 _tell_changes(model / str(old[-1]), staged, allow_schema_change)
             prove_copy(checkpoint, staged, precision)
-            _put(staged, model, version, staging, is_served)
+            _put(staged, model, version, staging, is_served, gpu)
         except OSError as error:
             raise RepositoryError(f"{model}: cannot be written ({error}); nothing was exported") from error
     return target
@@ -222,9 +240,10 @@ def is_template(model: Path, version: int) -> bool:
     return (model / str(version)).resolve() == (_template() / "1").resolve()
 
 
-def _put(staged: Path, model: Path, version: int, staging: Path, is_served: bool) -> None:
+def _put(staged: Path, model: Path, version: int, staging: Path, is_served: bool, gpu: bool) -> None:
     if not (model / CONFIG).exists():
-        write_staged(staging / CONFIG, ConfigPbtxt((_template() / CONFIG).read_text("utf-8")).pinned_to(version))
+        text = (_template() / CONFIG).read_text("utf-8")
+        write_staged(staging / CONFIG, ConfigPbtxt(for_gpu(text) if gpu else text).pinned_to(version))
     if not model.exists():
         # The staging folder itself becomes the model's. If it stayed there, Triton could take it for a model.
         os.rename(staged, staging / str(version))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from polyhead.checkpoint import Checkpoint, read_checkpoint
-from polyhead.decode import DecodeOptions, Scores, are_answers, decode, to_scores
+from polyhead.decode import DecodeOptions, Scores, are_answers, decode_all, to_scores
 from polyhead.encode import EncodedText, encode, encode_elements, with_ngrams
 from polyhead.engine import Engine
 from polyhead.engine.cpu.forward import BetweenLayers, activation_bytes
@@ -49,6 +50,7 @@ class Predictor:
         self.device = self._engine.device
         self.token_budget = self._engine.token_budget  # the most tokens that are computed at once
         self.enough_tokens = self._engine.forward.enough_tokens  # so many keep the device busy
+        self.tokenizes_ahead = self.device.type != "cpu"
         self.refused_precision: Precision | None = None  # the faster one that `load` found too inexact for this model
 
     @classmethod
@@ -90,6 +92,29 @@ class Predictor:
         encoded = self.encode(texts)
         return self.decode(encoded, self.score(encoded), options or DecodeOptions())
 
+    def predict_chunks(
+        self, chunks: Iterable[Sequence[str | bytes]], options: DecodeOptions | None = None
+    ) -> Iterator[list[dict[str, Any]]]:
+        """The answers of `predict` for each chunk of texts; a GPU computes one chunk while the next is tokenized.
+
+        On a CPU both would use the same cores, and the engine would wait for the interpreter's lock.
+        """
+        chosen = options or DecodeOptions()
+        for encoded in self._encode_ahead(chunks) if self.tokenizes_ahead else map(self.encode, chunks):
+            yield self.decode(encoded, self.score(encoded), chosen)
+
+    def _encode_ahead(self, chunks: Iterable[Sequence[str | bytes]]) -> Iterator[list[EncodedText]]:
+        """The encoded texts of each chunk; another thread encodes the next chunk while the caller uses this one."""
+        with ThreadPoolExecutor(1, "polyhead-tokenizer") as tokenizer:
+            ahead: Future[list[EncodedText]] | None = None
+            for chunk in chunks:
+                following = tokenizer.submit(self.encode, chunk)
+                if ahead is not None:
+                    yield ahead.result()
+                ahead = following
+            if ahead is not None:
+                yield ahead.result()
+
     def encode(self, texts: Sequence[str | bytes], *, are_rendered: bool = False) -> list[EncodedText]:
         """Tokenizes the texts and keeps the first ``max_length`` tokens of each.
 
@@ -121,22 +146,21 @@ class Predictor:
 
     def _logits(self, token_ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """The network's logits of each text ``(n, schema.width)``: the mean over its windows, if it has several."""
+        if self.windows.most == 1:
+            return self._engine.logits(token_ids)
         windows = [window for ids in token_ids for window in self.windows.cut(ids)]
         return self.windows.pool(self._engine.logits(windows), [len(ids) for ids in token_ids])
 
     def decode(self, encoded: Sequence[EncodedText], scores: Scores, options: DecodeOptions) -> list[dict[str, Any]]:
         """Answers for scored texts: ``heads``, ``token_count`` and ``truncated``, or only ``error``."""
-        rows = zip(encoded, scores, are_answers(scores), strict=True)
-        return [self._answer(text, row, bool(has_answer), options) for text, row, has_answer in rows]
-
-    def _answer(self, text: EncodedText, scores: Scores, has_answer: bool, options: DecodeOptions) -> dict[str, Any]:
-        if text.error is not None or not has_answer:
-            return {"error": text.error or NOT_FINITE}
-        return {
-            "heads": decode(scores, self.schema, options),
-            "token_count": text.token_count,
-            "truncated": text.truncated,
-        }
+        have = are_answers(scores) & np.array([text.error is None for text in encoded], dtype=np.bool_)
+        heads = iter(decode_all(scores[have], self.schema, options))
+        return [
+            {"heads": next(heads), "token_count": text.token_count, "truncated": text.truncated}
+            if has_answer
+            else {"error": text.error or NOT_FINITE}
+            for text, has_answer in zip(encoded, have.tolist(), strict=True)
+        ]
 
     def set_between_layers(self, between_layers: BetweenLayers) -> None:
         """On a CPU, calls this between the layers of a micro-batch; computes first what it returns."""

@@ -84,24 +84,21 @@ class WaitingText:
 
     Attributes:
         key: of `EncodedText`.
+        tokens: that the engine computes for it, in all of its windows.
         places: who asks for it: the request and the text's row there.
         has_left: whether it was taken or removed.
         due_at: see the module's docstring; compared with `TextQueue.left_tokens`.
     """
 
-    __slots__ = ("due_at", "encoded", "has_left", "key", "places")
+    __slots__ = ("due_at", "encoded", "has_left", "key", "places", "tokens")
 
-    def __init__(self, encoded: EncodedText, key: tuple[object, ...], due_at: int) -> None:
+    def __init__(self, encoded: EncodedText, key: tuple[object, ...], tokens: int, due_at: int) -> None:
         self.encoded = encoded
         self.key = key
+        self.tokens = tokens
         self.due_at = due_at
         self.places: list[tuple[ScoreRequest, int]] = []
         self.has_left = False
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that the engine computes for it, in all of its windows."""
-        return self.encoded.computed_tokens
 
 
 class TextQueue:
@@ -198,8 +195,9 @@ class TextQueue:
         return found
 
     def _new_text(self, encoded: EncodedText, key: tuple[object, ...]) -> WaitingText:
-        self.tokens += encoded.computed_tokens
-        text = WaitingText(encoded, key, self.left_tokens + self.tokens)
+        tokens = encoded.computed_tokens
+        self.tokens += tokens
+        text = WaitingText(encoded, key, tokens, self.left_tokens + self.tokens)
         self._arrivals += 1
         self._by_arrival.append(text)
         heapq.heappush(self._by_length, (text.tokens, self._arrivals, text))

@@ -33,6 +33,7 @@ from polyhead_scoring.run_folder import Done, RunFolder
 from polyhead_scoring.scorer import EngineAnswers, Heads, Scorer
 
 CONNECT_S = 10.0
+CPUS_PER_GPU = 8
 TRIES = 5  # of one partition, if processes or nodes die while they score it
 
 Argument = TypeVar("Argument")
@@ -153,7 +154,10 @@ def score_all(
     if not todo:
         return
     assert request.checkpoint is not None
-    cpus, gpus = request.cpus_per_actor, request.gpus_per_actor
+    gpus = request.gpus_per_actor
+    cpus = request.cpus_per_actor
+    if cpus is None:
+        cpus = default_cpus(ray.nodes(), gpus) if gpus else 1.0  # type: ignore[no-untyped-call] # a list of dicts
     threads = max(1, math.floor(cpus))
     has = ray.cluster_resources()  # type: ignore[no-untyped-call] # it gives a dict of numbers
     actors = min(request.actors or fitting_actors(has, cpus, gpus), len(todo))
@@ -182,6 +186,24 @@ def score_all(
     with naming_errors():
         for row in done.iter_rows():
             yield Done.model_validate_json(row["done"])
+
+
+def default_cpus(nodes: Sequence[Mapping[str, Any]], gpus: float) -> float:
+    """CPUs of an actor: one without a GPU; with GPUs as many as fit beside them on each node, at most 8 per GPU.
+
+    A GPU computes faster than one core tokenizes.
+
+    Args:
+        nodes: of the cluster, as Ray describes them.
+        gpus: of the actor.
+    """
+    resources: list[dict[str, float]] = [
+        node["Resources"] for node in nodes if node["Alive"] and node["Resources"].get("GPU", 0) >= gpus
+    ]
+    if not gpus or not resources:
+        return 1.0
+    beside = min(has.get("CPU", 0) // (has["GPU"] // gpus) for has in resources)
+    return max(1.0, min(beside, CPUS_PER_GPU * max(1.0, gpus)))
 
 
 def fitting_actors(has: Mapping[str, float], cpus: float, gpus: float) -> int:

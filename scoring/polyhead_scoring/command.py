@@ -114,7 +114,11 @@ def score(
                "ray://host:port from outside."),
     ] = None,
     actors: Annotated[int | None, option(RAY, "Number of actors; by default as many as have room.", min=1)] = None,
-    cpus_per_actor: Annotated[float, option(RAY, "CPUs per actor, and its threads.", min=0.1)] = 1,
+    cpus_per_actor: Annotated[
+        float | None,
+        option(RAY, "CPUs per actor, and its threads. 1 by default; for an actor with a GPU its share of the node's "
+               "CPUs, at most 8 per GPU, because they tokenize for it.", min=0.1),
+    ] = None,
     gpus_per_actor: Annotated[float, option(RAY, "GPUs per actor; if not 0, actors compute on CUDA.", min=0)] = 0,
     model: Annotated[str, option(SERVER, "The model's name.")] = "gpt2_classifier",
     model_version: Annotated[str, option(SERVER, "The model's version; the newest by default.")] = "",

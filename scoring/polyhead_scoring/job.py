@@ -56,6 +56,7 @@ class Request(ScoringOptions):
         server: None if the engine answers.
         address: of Ray; None for the engine in this process.
         actors: None uses as many as the cluster has room for.
+        cpus_per_actor: None takes one, or with a GPU the cores beside it; see `cluster.default_cpus`.
         restart: throws away what earlier runs scored, and replaces the output.
         progress: whether to show it.
     """
@@ -69,7 +70,7 @@ class Request(ScoringOptions):
     server: ServerOptions | None = None
     address: str | None = None
     actors: int | None = None
-    cpus_per_actor: float = 1
+    cpus_per_actor: float | None = None
     gpus_per_actor: float = 0
     restart: bool = False
     progress: bool = True

@@ -69,8 +69,20 @@ class EngineAnswers:
 
     def answer(self, parts: Iterable[Sequence[str]]) -> Iterator[list[Answer]]:
         """The answers to the texts of each part, in their order."""
-        for texts in parts:
-            yield [answer for chunk in _chunks(texts) for answer in self.predictor.predict(chunk, self.options)]
+        are_last: deque[bool] = deque()  # of each chunk that was given out: whether its part ends with it
+
+        def chunks() -> Iterator[list[str]]:
+            for texts in parts:
+                cut = list(_chunks(texts)) or [[]]
+                are_last.extend([*[False] * (len(cut) - 1), True])
+                yield from cut
+
+        answers: list[Answer] = []
+        for found in self.predictor.predict_chunks(chunks(), self.options):
+            answers += found
+            if are_last.popleft():
+                yield answers
+                answers = []
 
 
 def _chunks(texts: Sequence[str]) -> Iterator[list[str]]:

@@ -36,7 +36,7 @@ def test_all_steps_of_a_rehearsal_are_ok(rehearsed: dict[str, dict[str, dict[str
     """Every step of both parts runs to its end, and says where its texts are from."""
     statuses = {name: step["status"] for steps in rehearsed.values() for name, step in steps.items()}
     assert statuses == dict.fromkeys(
-        ("facts", "tests", "served", "speed", "profile", "training", "server", "peers"), "ok"
+        ("facts", "tests", "served", "speed", "profile", "training", "variants", "server", "peers"), "ok"
     )
     facts = rehearsed["gpu-check-1"]["facts"]
     assert str(facts["texts"]).startswith("made-up texts")
@@ -49,6 +49,14 @@ def test_a_rehearsal_measures(rehearsed: dict[str, dict[str, dict[str, object]]]
     measured = one["speed"]["64 tokens"]
     assert measured["tokens"] == 64  # type: ignore[index]
     assert measured["tok_s"] > 0  # type: ignore[index]
+    variants = one["variants"]
+    (warning,) = variants["warnings"]  # type: ignore[misc]
+    assert warning.startswith("attention pads groups of texts")
+    assert variants["residual and norm"] == "PyTorch's kernels"
+    assert set(variants["64 tokens"]) == {"as served", "no graph", "no graph, norm by PyTorch"}  # type: ignore[call-overload]
+    without = variants["64 tokens"]["no graph, norm by PyTorch"]  # type: ignore[index]
+    assert without["device_ms"] > 0
+    assert without["largest difference of a logit"] == 0  # because a CPU has neither
     (name,) = (name for name in one["training"] if name.startswith("max_length"))
     losses = one["training"][name]["losses"]  # type: ignore[index]
     assert losses[-1] < losses[0]

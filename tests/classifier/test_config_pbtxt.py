@@ -8,7 +8,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from polyhead.config_pbtxt import ConfigPbtxt
+from polyhead.config_pbtxt import ConfigPbtxt, for_gpu
 from polyhead.errors import RepositoryError
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "model_repository" / "gpt2_classifier" / "config.pbtxt"
@@ -49,6 +49,19 @@ max_batch_size: 64 # { [ "
     before.output[0].label_filename = "12/labels.txt"
     assert after == before
     assert ConfigPbtxt(pinned).pinned_to(12) == pinned
+
+
+def test_the_template_for_a_gpu() -> None:
+    """It differs in three values, as protobuf reads it: texts per batch, instances, and how long `execute` waits."""
+    text = TEMPLATE.read_text(encoding="utf-8")
+    usual, gpu = (text_format.Parse(one, model_config_pb2.ModelConfig()) for one in (text, for_gpu(text)))
+    assert (gpu.max_batch_size, gpu.instance_group[0].count) == (256, 2)
+    assert gpu.parameters["at_once_s"].string_value == "0.002"
+    gpu.max_batch_size, gpu.instance_group[0].count = 64, 1
+    gpu.parameters["at_once_s"].string_value = "0.1"
+    assert gpu == usual
+    with pytest.raises(RepositoryError, match="'max_batch_size: 64' is not once in the template"):
+        for_gpu(for_gpu(text))
 
 
 def test_the_template_serves_version_1() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 
 import numpy as np
@@ -17,6 +18,7 @@ from polyhead.decode import (
     best_paths,
     certainty,
     decode,
+    decode_all,
     over_threshold,
     rejected,
     to_scores,
@@ -114,6 +116,38 @@ def test_answers_follow_the_options(logits: np.ndarray, top_k: int | None, thres
     over = {label for label, score in by_label.items() if float(score) >= (0.5 if threshold is None else threshold)}
     assert set(mood["labels"]) <= over
     assert len(mood["labels"]) == min(len(over), top_k or len(over))
+
+
+def test_many_texts_are_answered_at_once() -> None:
+    """Each text has its own answer; of equal scores the label with the lower index comes first, and top_k cuts."""
+    scores = np.array(
+        [[0.25, 0.5, 0.25, 0.6, 0.9, 0.6, 0.1, 2.5], [0.4, 0.4, 0.2, 0.1, 0.2, 0.3, 0.4, -1], [0, 0, 1, 1, 1, 1, 1, 0]],
+        dtype=np.float32,
+    )
+    found = decode_all(scores, SCHEMA, DecodeOptions(top_k=2))
+    assert [answer["topic"]["labels"] for answer in found] == [
+        ["sport", "news"],
+        ["news", "sport"],
+        ["science", "news"],
+    ]
+    assert [answer["topic"]["scores"] for answer in found] == [[0.5, 0.25], [np.float32(0.4)] * 2, [1, 0]]
+    assert [answer["mood"]["labels"] for answer in found] == [["sad", "happy"], [], ["happy", "sad"]]
+    assert found[0]["mood"]["thresholds"] == [0.5, 0.5]
+    assert [answer["stars"] for answer in found] == [{"kind": "regression", "value": v} for v in (2.5, -1.0, 0.0)]
+    assert decode_all(scores[:0], SCHEMA, DecodeOptions()) == []
+
+
+@given(data=st.data(), top_k=st.one_of(st.none(), st.integers(1, 9)), bound=st.one_of(st.none(), st.floats(0, 1)))
+def test_a_text_among_many_is_answered_as_alone(data: st.DataObject, top_k: int | None, bound: float | None) -> None:
+    """In order and in every value, with a taxonomy and with heads that reject, also by certainty."""
+    by = {"area": "score", "field": "certainty", "topic": "score"}
+    heads = [head.model_copy(update={"reject_by": by[head.name], "reject_below": 0.4}) for head in TAXONOMY]
+    for schema in (SCHEMA, TAXONOMY, Schema(heads)):
+        rows = data.draw(st.lists(logits_of(schema), min_size=1, max_size=5))
+        scores = to_scores(np.concatenate(rows), schema)
+        options = DecodeOptions(top_k=top_k, reject_below=bound)
+        alone = [decode(row, schema, options) for row in scores]
+        assert json.dumps(decode_all(scores, schema, options)) == json.dumps(alone)
 
 
 @given(logits=logits_of(TAXONOMY))

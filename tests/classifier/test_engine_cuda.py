@@ -28,7 +28,7 @@ from polyhead.engine.cuda.attention import (
 from polyhead.engine.cuda.forward import CUDAForward
 from polyhead.engine.cuda.packed import Graphs, Packed, PackedShape, Recording, graph_shapes, pack
 from polyhead.engine.micro_batch import MicroBatch
-from polyhead.engine.token_ids import checked, rows_of_equal
+from polyhead.engine.token_ids import checked, distinct_texts
 from tests.flash import flash_stand_in
 from tests.tiny import MAX_LENGTH, write_tiny_checkpoint
 
@@ -44,6 +44,8 @@ HEADS: list[tuple[str, str | None, dict[str, Any]]] = [
     ("hidden_state_concat", "ConcatHeadSimple", {}),
     ("hidden_state_concat", "ConcatHeadSimple", {"n_layer": 2}),
     ("hidden_state_concat", "ConcatHeadSimple", {"n_layer": 1}),  # the embeddings too
+    ("hidden_state_concat", "ConcatHeadExtended", {}),
+    ("base", "tests.custom_head:TwoLayerHead", {"head_args": {"width": 16}}),
 ]
 
 
@@ -78,7 +80,6 @@ class Pair:
     def __init__(self, path: Path, architecture: Any, head_class: str | None, fields: dict[str, Any]) -> None:
         self.model = write_tiny_checkpoint(path, architecture, head_class=head_class, **fields)
         self.checkpoint = read_checkpoint(path)
-        self.head = self.checkpoint.build_head()
 
     def expected(self, texts: list[list[int]]) -> np.ndarray:
         """Logits by transformers in fp32 on the CPU, one text at a time."""
@@ -91,7 +92,7 @@ class Pair:
         """Logits by this forward pass, in the order of the texts."""
         batch = micro_batch(texts)
         with torch.inference_mode():
-            computed = self.head(forward.pooled(batch).cpu()).numpy()
+            computed = forward.logits(batch).cpu().numpy()
         result = np.empty_like(computed)
         result[batch.rows] = computed
         return result
@@ -134,16 +135,30 @@ def test_more_texts_than_any_shape_holds(pair: Pair, forwards: list[CUDAForward]
     np.testing.assert_allclose(pair.logits(recorded, texts), pair.expected(texts), atol=1e-5)
 
 
+def test_a_built_in_head_is_part_of_a_recording(pair: Pair, forwards: list[CUDAForward]) -> None:
+    """A recorded pass gives the 8 logits of each text, or the head's input if the head is a user's own class."""
+    forward = forwards[2]
+    assert forward.graphs
+    widths = {output.shape[1] for _, output in forward.graphs.recordings.values()}
+    own = pair.checkpoint.spec.head_class.startswith("tests.")
+    assert widths == {32 if own else 8}
+    calls: list[int] = []
+    forward.head.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
+    assert forward.logits(micro_batch([[1, 2], [3], [4]])).shape == (3, 8)
+    # A recording here computes again what it recorded, with room for 64 texts. A user's own head gets padded rows.
+    assert calls == [16 if own else 64]
+
+
 def test_a_result_outlives_the_next_call(pair: Pair, forwards: list[CUDAForward]) -> None:
     """A later run of the same recorded pass does not overwrite an earlier result."""
     vocab = pair.checkpoint.body.vocab_size
     first = micro_batch(random_texts([9, 4], vocab, seed=1))
-    kept = forwards[2].pooled(first)
+    kept = forwards[2].logits(first)
     before = kept.clone()
     for seed in range(2, 5):
-        forwards[2].pooled(micro_batch(random_texts([30, 8, 8], vocab, seed=seed)))
+        forwards[2].logits(micro_batch(random_texts([30, 8, 8], vocab, seed=seed)))
     torch.testing.assert_close(kept, before, rtol=0, atol=0)
-    torch.testing.assert_close(forwards[2].pooled(first), before, rtol=0, atol=0)
+    torch.testing.assert_close(forwards[2].logits(first), before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("record", [None, rerun])
@@ -216,8 +231,8 @@ def test_token_ids_become_parts_of_one_array() -> None:
     assert first.base is third.base
     assert first.dtype == np.int32
     assert checked([], body) == []
-    one, two = np.array([1], np.int32).tobytes(), np.array([1, 2], np.int32).tobytes()
-    assert rows_of_equal(checked([[1, 2], [1], [1, 2]], body)) == {two: [0, 2], one: [1]}
+    distinct, places = distinct_texts(checked([[1, 2], [1], [1, 2], [2]], body))
+    assert ([ids.tolist() for ids in distinct], places) == ([[1, 2], [1], [2]], [0, 1, 0, 2])
 
 
 def test_packing() -> None:
@@ -238,13 +253,15 @@ def test_packing() -> None:
         ([20], PackedShape(64, 64, 64)),
         ([64], PackedShape(64, 64, 64)),
         ([65], PackedShape(128, 128, 128)),
-        ([3] * 64, PackedShape(256, 128, 256)),  # in 4,096 tokens' room they would compute twenty times as much
+        ([3] * 64, PackedShape(192, 128, 192)),  # no token more than there are
         ([256, 200, 10], PackedShape(512, 128, 256)),
         ([257, 200, 10], PackedShape(512, 128, 512)),
         ([900, 100], PackedShape(1024, 128, 1000)),
-        ([10] * 17, PackedShape(256, 128, 256)),
+        ([10] * 17, PackedShape(192, 128, 192)),
         ([256] * 16, PackedShape(4096, 128, 256)),
-        ([256] * 16 + [1], PackedShape(6144, 192, 256)),
+        ([256] * 16 + [1], PackedShape(5120, 160, 256)),
+        ([64] * 20, PackedShape(1280, 128, 256)),
+        ([64] * 20 + [1], PackedShape(1536, 128, 256)),
         ([256] * 32, PackedShape(8192, 256, 256)),
         ([256] * 32 + [1], None),
         ([1] * 128, PackedShape(128, 128, 128)),
@@ -272,7 +289,7 @@ def test_a_failed_recording_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptu
     checkpoint = Pair(tmp_path / "c", "base", None, {})
     with caplog.at_level(logging.WARNING):
         forward = CUDAForward(checkpoint.checkpoint, "cpu", "fp32", attention=flash_stand_in, record=record)
-    assert "no CUDA graphs: batches launch kernel by kernel, because PackedShape(tokens=3072" in caplog.text
+    assert "no CUDA graphs: batches launch kernel by kernel, because PackedShape(tokens=5120" in caplog.text
     assert forward.graphs
     assert forward.graphs.shapes == []
     assert forward.graphs.recordings == {}
@@ -285,9 +302,9 @@ def test_torch_takes_what_it_is_given(pair: Pair) -> None:
     forward = CUDAForward(pair.checkpoint, "meta", "bf16", attention=varlen_attn, record=rerun)
     forward.fuses_gelu = True
     for lengths in ([9, 4, 1], [1] * 200):  # recorded and not
-        pooled = forward.pooled(micro_batch(random_texts(lengths, 100)))
-        assert pooled.shape == (len(lengths), forward.pooled_layers * 32)
-        assert pooled.dtype == torch.float32
+        logits = forward.logits(micro_batch(random_texts(lengths, 100)))
+        assert logits.shape == (len(lengths), 8)
+        assert logits.dtype == torch.float32
 
 
 @pytest.fixture(scope="module", params=["base", "hidden_state_concat"])
@@ -362,7 +379,7 @@ def test_graphs_change_nothing(on_gpu: tuple[Pair, CUDAForward]) -> None:
         with torch.inference_mode():
             replayed = forward.graphs.run(batch, shape)
             packed = Packed.view(pack(batch, shape, pinned=True).to("cuda"), shape)
-            torch.testing.assert_close(replayed, forward._forward(packed)[: len(lengths)], rtol=0, atol=0)
+            torch.testing.assert_close(replayed, forward._pass(packed)[: len(lengths)], rtol=0, atol=0)
 
 
 @pytest.mark.cuda
@@ -379,10 +396,10 @@ def test_queued_batches_do_not_mix(on_gpu: tuple[Pair, CUDAForward]) -> None:
         )
         for n in range(60)
     ]
-    queued = [forward.pooled(batch) for batch in batches]
-    for batch, pooled in zip(batches, queued, strict=True):
+    queued = [forward.logits(batch) for batch in batches]
+    for batch, logits in zip(batches, queued, strict=True):
         torch.cuda.synchronize()
-        torch.testing.assert_close(pooled, forward.pooled(batch), rtol=0, atol=0)
+        torch.testing.assert_close(logits, forward.logits(batch), rtol=0, atol=0)
 
 
 @pytest.mark.cuda

@@ -72,6 +72,21 @@ def test_an_edited_config_is_kept(base_checkpoint: Path, tmp_path: Path) -> None
     assert versions_of(config.parent) == [1]
 
 
+def test_a_config_for_a_gpu_is_only_for_a_new_model(base_checkpoint: Path, tmp_path: Path) -> None:
+    """--gpu makes the config of a new model; an existing one stays, and the error says which values to write there."""
+    config = tmp_path / "repo" / "gpt2_classifier" / "config.pbtxt"
+    export_checkpoint(base_checkpoint, tmp_path / "repo", gpu=True)
+    before = config.read_text(encoding="utf-8")
+    assert "max_batch_size: 256\n" in before
+    with pytest.raises(RepositoryError, match=r"--gpu would do nothing.*max_batch_size: 256, count: 2, .*0\.002"):
+        export_checkpoint(base_checkpoint, tmp_path / "repo", version=2, gpu=True)
+    assert versions_of(config.parent) == [1]
+    export_checkpoint(base_checkpoint, tmp_path / "repo", version=2)
+    assert config.read_text(encoding="utf-8") == before.replace("versions: [ 1 ]", "versions: [ 2 ]").replace(
+        '"1/labels.txt"', '"2/labels.txt"'
+    )
+
+
 def test_a_damaged_checkpoint_is_not_exported(damaged: Callable[[], Path], tmp_path: Path) -> None:
     """A checkpoint that does not load leaves no file in the repository."""
     path = damaged()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,6 +54,59 @@ def test_exactly_max_length_is_not_truncated(predictor: Predictor) -> None:
     text = predictor._tokenizer.decode(predictor.encode([TEXTS[-1]])[0].token_ids)
     encoded = predictor.encode([text])[0]
     assert (encoded.token_count, encoded.truncated) == (MAX_LENGTH, False)
+
+
+class Watched(Predictor):
+    """A predictor that tokenizes ahead, as on a GPU; scoring a chunk waits until the next chunk has been tokenized."""
+
+    def __init__(self, checkpoint: Any, chunks: int) -> None:
+        super().__init__(checkpoint)
+        self.tokenizes_ahead = True
+        self.log: list[str] = []
+        self._chunks = chunks
+        self._changed = threading.Condition()
+
+    def encode(self, texts: Any, **given: Any) -> Any:
+        if "break" in texts:
+            raise RuntimeError("the tokenizer broke")
+        encoded = super().encode(texts, **given)
+        with self._changed:
+            self.log.append(f"tokenized {len(texts)}")
+            self._changed.notify()
+        return encoded
+
+    def score(self, encoded: Any) -> Any:
+        with self._changed:
+            wanted = min(self.log.count("scored") + 2, self._chunks)
+            assert self._changed.wait_for(lambda: len(self.log) - self.log.count("scored") >= wanted, timeout=20)
+            self.log.append("scored")
+        return super().score(encoded)
+
+
+def test_a_chunk_is_tokenized_while_the_one_before_is_computed(predictor: Predictor) -> None:
+    """On a GPU; the answers and their order are the same as one chunk after the other."""
+    chunks = [TEXTS[:3], TEXTS[3:5], [], TEXTS[5:]]
+    watched = Watched(predictor.checkpoint, len(chunks))
+    expected = [predictor.predict(chunk) for chunk in chunks]
+    assert list(watched.predict_chunks(iter(chunks))) == expected
+    assert not predictor.tokenizes_ahead
+    assert list(predictor.predict_chunks(chunks)) == expected
+    assert watched.log[:2] == ["tokenized 3", "tokenized 2"]
+    assert watched.log.index("scored") == 2
+    assert list(watched.predict_chunks([])) == []
+
+
+def test_tokenizing_ahead_ends_with_its_caller(predictor: Predictor) -> None:
+    """An error in the other thread reaches the caller, and no thread is left, whether all chunks are read or not."""
+    watched = Watched(predictor.checkpoint, 0)
+    found = watched.predict_chunks([TEXTS[:2], TEXTS[2:4], TEXTS[4:]])
+    assert next(found) == predictor.predict(TEXTS[:2])
+    found.close()
+    found = watched.predict_chunks([TEXTS[:2], ["break"]])
+    next(found)
+    with pytest.raises(RuntimeError, match="the tokenizer broke"):
+        next(found)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("polyhead-tokenizer")]
 
 
 def test_bytes_and_text_are_the_same(predictor: Predictor) -> None:

@@ -23,7 +23,7 @@ from ray.exceptions import RayTaskError
 from polyhead.predictor import Predictor
 from polyhead_rows.errors import TableError
 from polyhead_scoring import ScoringError
-from polyhead_scoring.cluster import TRIES, RayScorer, fitting_actors, naming_errors
+from polyhead_scoring.cluster import TRIES, RayScorer, default_cpus, fitting_actors, naming_errors
 from polyhead_scoring.partition import Partition
 from tests.scoring.conftest import NODE
 from tests.scoring.test_scorer import scorer_of
@@ -160,6 +160,25 @@ def ray_scorer(
     kept = pyarrow.Table.from_pylist(ROWS[:3]).schema
     made = RayScorer(scorer.job, on_node or checkpoint, scorer.heads, kept, str(output), one_file=False, threads=1)
     return made, partitions
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpus", "cpus"),
+    [
+        ([{"CPU": 64.0}], 0, 1),
+        ([{"CPU": 64.0, "GPU": 4.0}], 1, 8),  # 16 are there, and 8 are enough
+        ([{"CPU": 26.0, "GPU": 4.0}], 1, 6),
+        ([{"CPU": 26.0, "GPU": 4.0}], 0.5, 3),  # 8 actors
+        ([{"CPU": 26.0, "GPU": 4.0}], 2, 13),
+        ([{"CPU": 64.0, "GPU": 2.0}, {"CPU": 4.0, "GPU": 1.0}, {"CPU": 96.0}], 1, 4),  # must fit on each GPU node
+        ([{"CPU": 2.0, "GPU": 4.0}], 1, 1),
+        ([{"CPU": 64.0}], 1, 1),  # `fitting_actors` then says that no actor fits
+    ],
+)
+def test_an_actor_with_a_gpu_gets_the_cores_beside_it(nodes: list[dict[str, float]], gpus: float, cpus: float) -> None:
+    """Its share of the CPUs of each node that has such a GPU; a dead node does not count."""
+    described = [{"Alive": True, "Resources": has} for has in nodes]
+    assert default_cpus([*described, {"Alive": False, "Resources": {"CPU": 1.0, "GPU": 8.0}}], gpus) == cpus
 
 
 def test_how_many_actors_fit() -> None:

@@ -98,12 +98,14 @@ def test_texts_are_scored_in_chunks(base_checkpoint: Path, monkeypatch: pytest.M
             return super().encode(texts)
 
     answers.predictor = Watched(answers.predictor.checkpoint)
-    cut, none = answers.answer([texts, []])
-    assert len(chunks) > 5
-    assert all(sum(map(len, chunk)) <= 200 or len(chunk) == 1 for chunk in chunks)
-    assert [a["heads"]["topic"]["labels"] for a in cut] == [a["heads"]["topic"]["labels"] for a in whole]
-    assert [a["token_count"] for a in cut] == [a["token_count"] for a in whole]
-    assert none == []
+    for answers.predictor.tokenizes_ahead in (False, True):  # as on a CPU and as on a GPU
+        none_before, cut, none, some = answers.answer([[], texts, [], texts[:1]])
+        assert len(chunks) > 5
+        assert all(sum(map(len, chunk)) <= 200 or len(chunk) == 1 for chunk in chunks)
+        assert [a["heads"]["topic"]["labels"] for a in cut] == [a["heads"]["topic"]["labels"] for a in whole]
+        assert [a["token_count"] for a in cut] == [a["token_count"] for a in whole]
+        assert (none_before, none) == ([], [])
+        assert [a["token_count"] for a in some] == [a["token_count"] for a in whole[:1]]
 
 
 def test_columns_that_parquet_lacks(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import pytest
 from tests.serving import fake_triton_python_backend_utils as pb_utils
 from tests.serving.fake_triton_python_backend_utils import Request, texts
 from tests.serving.served_model import SECONDS, HeldEngine, only, start
+from tests.tiny import tiny_tokenizer
 
 Hasty = Callable[..., Any]
 
@@ -90,6 +91,22 @@ def test_what_is_not_there_soon_is_sent_later(
             elif tensor.name != "PREDICTION":
                 np.testing.assert_array_equal(answer[tensor.name], tensor.array)
     patient.finalize()
+
+
+def test_the_next_call_is_tokenized_while_the_engine_computes(hasty: Hasty) -> None:
+    """`execute` tokenizes in Triton's thread, so what arrives during a micro-batch waits with its tokens counted."""
+    model = hasty()
+    engine = HeldEngine(model)
+    first, second = Request(texts(b"Rain")), Request(texts(b"word word word", b"Sport"))
+    assert model.execute([first]) == [None]
+    assert engine.has_begun.wait(SECONDS)
+    assert model.execute([second]) == [None]
+    tokens = sum(len(tiny_tokenizer().encode(text).ids) for text in ("word word word", "Sport"))
+    assert model.scheduler.waiting() == (2, tokens)
+    assert engine.calls == [1]
+    engine.release()
+    model.finalize()
+    assert all(answer.error is None for answer in answers([first, second], [None, None]))
 
 
 def test_finalize_answers_what_was_accepted(hasty: Hasty) -> None:

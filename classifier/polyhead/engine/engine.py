@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from polyhead.checkpoint import Checkpoint
 from polyhead.engine.cpu.attention import has_attention_kernel
 from polyhead.engine.cpu.forward import BetweenLayers, CPUForward
-from polyhead.engine.micro_batch import micro_batches, pad_rows
-from polyhead.engine.token_ids import checked, rows_of_equal
+from polyhead.engine.micro_batch import MicroBatch, micro_batches, pad_rows
+from polyhead.engine.token_ids import checked, distinct_texts
 from polyhead.precision import Precision, check_precision, has_stable_products
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Engine:
         self.forward = _forward(checkpoint, self.device, self.precision)
         self.token_budget = token_budget or self.forward.token_budget
         self.width = checkpoint.schema.width
-        self._head = checkpoint.build_head().to(self.device)
+        self._head = checkpoint.build_head() if isinstance(self.forward, CPUForward) else self.forward.head
         self._turn = threading.RLock()  # again in one thread: by a text that passes between the layers of others
 
     @property
@@ -68,19 +68,23 @@ class Engine:
             TokenIdsError: names the sequence that cannot be computed, and what is allowed.
         """
         texts = checked(token_ids, self.body)
-        rows_of = list(rows_of_equal(texts).values())
-        distinct = [texts[rows[0]] for rows in rows_of]
-        logits = np.empty((len(token_ids), self.width), dtype=np.float32)
+        distinct, places = distinct_texts(texts)
+        logits = np.empty((len(distinct), self.width), dtype=np.float32)
         with self._turn, torch.inference_mode():
             # A GPU works through its queue while the next micro-batch is packed; only reading waits for it.
             parts = [
-                (batch, self._head(pad_rows(self.forward.pooled(batch)))[: len(batch.rows)])
+                (batch, self._logits(batch))
                 for batch in micro_batches(distinct, self.token_budget, self.forward.enough_tokens)
             ]
             for batch, part in parts:
-                for text, row in zip(batch.rows, part.cpu().numpy(), strict=True):
-                    logits[rows_of[text]] = row
-        return logits
+                logits[batch.rows] = part.cpu().numpy()
+        return logits[places] if len(distinct) < len(texts) else logits
+
+    def _logits(self, batch: MicroBatch) -> torch.Tensor:
+        if not isinstance(self.forward, CPUForward):
+            return self.forward.logits(batch)
+        logits: torch.Tensor = self._head(pad_rows(self.forward.pooled(batch)))
+        return logits[: len(batch.rows)]
 
     def set_between_layers(self, between_layers: BetweenLayers) -> None:
         """On a CPU, calls this between the layers of a micro-batch; a GPU computes without a stop."""

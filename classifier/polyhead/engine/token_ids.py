@@ -37,12 +37,17 @@ def checked(token_ids: Sequence[Sequence[int]], body: Body) -> list[TokenArray]:
     return [ids[end - length : end] for end, length in zip(ends, lengths.tolist(), strict=True)]
 
 
-def rows_of_equal(texts: Sequence[TokenArray]) -> dict[bytes, list[int]]:
-    """The positions of each distinct sequence, because equal sequences are computed once."""
-    rows: dict[bytes, list[int]] = {}
-    for row, ids in enumerate(texts):
-        rows.setdefault(ids.tobytes(), []).append(row)
-    return rows
+def distinct_texts(texts: Sequence[TokenArray]) -> tuple[list[TokenArray], list[int]]:
+    """Each different sequence once, and the place of each text's sequence among them: equal ones are computed once."""
+    distinct: list[TokenArray] = []
+    seen: dict[bytes, int] = {}
+    places = []
+    for ids in texts:
+        place = seen.setdefault(ids.tobytes(), len(distinct))
+        if place == len(distinct):
+            distinct.append(ids)
+        places.append(place)
+    return distinct, places
 
 
 def _refuse(token_ids: Sequence[Sequence[int]], body: Body) -> None:

@@ -1,9 +1,7 @@
 """The forward pass on a GPU: packed texts, flash attention, and CUDA graphs for small batches.
 
-Weights, activations and residual stream are bf16; GEMMs, softmax and layer norms sum in fp32. An fp32 residual stream
-would move 24 bytes per value and sublayer instead of 10, because nothing fuses its cast into the layer norm without a
-compiler. fp32 is used where it is cheap: for the sum of embeddings, and for sums and norms after the final block's
-attention, on one row per text.
+Weights, activations and residual stream are bf16; GEMMs, softmax and layer norms sum in fp32. fp32 is also used where
+it is cheap: for the sum of embeddings, and for sums and norms after the final block's attention, on one row per text.
 Model: Radford et al. 2019; names as in transformers' ``GPT2Model``.
 """
 
@@ -16,8 +14,10 @@ import torch.nn.functional as F
 
 from polyhead.checkpoint import Checkpoint
 from polyhead.engine.cuda.attention import CAUSAL, FULL, Attention, attention_for, padded_attention
+from polyhead.engine.cuda.norm import StreamNorms, norms_for
 from polyhead.engine.cuda.packed import Graphs, Packed, PackedShape, Record, cuda_recorder, graph_shapes, pack
-from polyhead.engine.micro_batch import MicroBatch
+from polyhead.engine.micro_batch import MicroBatch, pad_rows
+from polyhead.heads import BUILT_IN
 from polyhead.precision import Precision
 
 logger = logging.getLogger(__name__)
@@ -26,13 +26,14 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 
 
 class CUDAForward:
-    """Computes the head's input.
+    """Computes logits. A built-in head is part of a recorded pass; another class may do what cannot be recorded.
 
     Args:
         checkpoint: the model.
         device: a CUDA device; on the CPU the same code runs without graphs, for tests.
         precision: ``bf16`` or ``fp32``.
         attention: the attention to use instead of ``attention_for``'s choice.
+        norms: residual stream and layer norms to use instead of ``norms_for``'s choice.
         record: how to record passes, instead of as CUDA graphs.
 
     Raises:
@@ -49,6 +50,7 @@ class CUDAForward:
         precision: Precision = "bf16",
         *,
         attention: Attention | None = None,
+        norms: StreamNorms | None = None,
         record: Record | None = None,
     ) -> None:
         self.body = body = checkpoint.body
@@ -61,29 +63,34 @@ class CUDAForward:
             sum_products_in_fp32()
         self.fuses_gelu = body.has_tanh_gelu and fuses_tanh_gelu(self.device, self.dtype)
         self.attention = attention or attention_for(self.head_width, self.dtype, self.device)
+        self.head = checkpoint.build_head().to(self.device)
+        self.has_built_in_head = type(self.head) in BUILT_IN.values()
+        self.norms = norms or norms_for(body.n_embd, self.dtype, self.device)
         self._load(checkpoint)
         if record is None and self.device.type == "cuda" and self.attention is not padded_attention:
             record = cuda_recorder(self.device)
         self.graphs: Graphs | None = None
         if record is not None:
             with torch.inference_mode():
-                self.graphs = Graphs(graph_shapes(checkpoint.spec.max_length), self._forward, record, self.device)
+                self.graphs = Graphs(graph_shapes(checkpoint.spec.max_length), self._pass, record, self.device)
 
     @torch.inference_mode()
-    def pooled(self, batch: MicroBatch) -> torch.Tensor:
-        """Queues the forward pass and returns at once, so that the host packs the next batch while the device works.
+    def logits(self, batch: MicroBatch) -> torch.Tensor:
+        """Queues the computation and returns at once, so that the host packs the next batch while the device works.
 
         Args:
             batch: at least one text; ids below ``vocab_size``, lengths from 1 to ``n_positions``.
 
         Returns:
-            float32 ``(texts, pooled_layers * n_embd)`` on the device; topmost state first, as in that_nlp_library.
+            float32 ``(texts, num_labels)`` on the device.
         """
         if self.graphs and (shape := self.graphs.shape_for(batch)):
-            return self.graphs.run(batch, shape)
-        shape = PackedShape.of(batch)
-        host = pack(batch, shape, pinned=self.device.type == "cuda")
-        return self._forward(Packed.view(host.to(self.device, non_blocking=True), shape))
+            computed = self.graphs.run(batch, shape)
+        else:
+            shape = PackedShape.of(batch)
+            host = pack(batch, shape, pinned=self.device.type == "cuda")
+            computed = self._pass(Packed.view(host.to(self.device, non_blocking=True), shape))
+        return (computed if self.has_built_in_head else self._head_logits(computed))[: len(batch.rows)]
 
     def _load(self, checkpoint: Checkpoint) -> None:
         """Folds each layer norm's gain and bias into the linear layer that follows, in fp32; then rounds.
@@ -107,38 +114,51 @@ class CUDAForward:
                     weight = tensors[f"h.{layer}.{norm}.weight"][:, None] * weight
                 self.linears[f"h.{layer}.{name}"] = (weight.t().contiguous().to(self.dtype), bias.to(self.dtype))
 
-    def _forward(self, packed: Packed) -> torch.Tensor:
-        hidden = F.embedding(packed.ids, self.token_table) + F.embedding(packed.positions, self.position_table)
-        hidden = hidden.to(self.dtype)  # (tokens, n_embd)
+    def _pass(self, packed: Packed) -> torch.Tensor:
+        """What a graph records: logits, or the head's input if the head is not built in."""
+        pooled = self._pooled(packed)
+        return self._head_logits(pooled) if self.has_built_in_head else pooled
+
+    def _head_logits(self, pooled: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(pad_rows(pooled))  # (at least the texts, num_labels)
+        return logits
+
+    def _pooled(self, packed: Packed) -> torch.Tensor:
+        """The head's input, float32 (texts, pooled_layers * n_embd), topmost state first, as in that_nlp_library."""
+        tables = self.token_table, self.position_table
+        epsilon = self.body.layer_norm_epsilon
+        hidden, normed = self.norms.embed(packed.ids, packed.positions, *tables, epsilon, self.dtype)
         pooled: list[torch.Tensor] = []
-        if self.pooled_layers > self.body.n_layer:
-            pooled.append(hidden.index_select(0, packed.last).float())  # (texts, n_embd), the sum of embeddings
-        for layer in range(self.body.n_layer - 1):
-            hidden = self._block(hidden, layer, packed)
-            if layer >= self.body.n_layer - self.pooled_layers:
+        for layer in range(self.body.n_layer):  # pooled are states before a block; the first is the sum of embeddings
+            if layer > self.body.n_layer - self.pooled_layers:
                 pooled.append(hidden.index_select(0, packed.last).float())  # (texts, n_embd)
-        top = self._final_block(hidden, packed)
-        pooled.append(F.layer_norm(top, (self.body.n_embd,), *self.final_norm, self.body.layer_norm_epsilon))
+            if layer < self.body.n_layer - 1:
+                hidden, normed = self._block(hidden, normed, layer, packed)
+        top = self._final_block(hidden, normed, packed)
+        pooled.append(F.layer_norm(top, (self.body.n_embd,), *self.final_norm, epsilon))
         return torch.cat(pooled[::-1], dim=-1)
 
-    def _block(self, hidden: torch.Tensor, layer: int, packed: Packed) -> torch.Tensor:
-        name = f"h.{layer}"
-        qkv = self._linear(self._norm(hidden), f"{name}.attn.c_attn")  # (tokens, 3 * n_embd)
+    def _block(
+        self, hidden: torch.Tensor, normed: torch.Tensor, layer: int, packed: Packed
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The residual stream after a block, and its norm; both are also what the block reads."""
+        name, epsilon = f"h.{layer}", self.body.layer_norm_epsilon
+        qkv = self._linear(normed, f"{name}.attn.c_attn")  # (tokens, 3 * n_embd)
         query, key, value = qkv.view(-1, 3, self.body.n_head, self.head_width).unbind(1)
         longest = packed.shape.longest
         attended = self.attention(
             query, key, value, packed.starts, packed.starts, longest, longest,
             scale=self.body.attention_scale(layer), window_size=CAUSAL,
         )  # fmt: skip
-        hidden = hidden + self._linear(attended.reshape(hidden.shape), f"{name}.attn.c_proj")
-        return hidden + self._linear(self._expand(self._norm(hidden), name), f"{name}.mlp.c_proj")
+        change = self._linear(attended.reshape(hidden.shape), f"{name}.attn.c_proj")
+        hidden, normed = self.norms.add(hidden, change, epsilon)
+        return self.norms.add(hidden, self._linear(self._expand(normed, name), f"{name}.mlp.c_proj"), epsilon)
 
-    def _final_block(self, hidden: torch.Tensor, packed: Packed) -> torch.Tensor:
+    def _final_block(self, hidden: torch.Tensor, normed: torch.Tensor, packed: Packed) -> torch.Tensor:
         """Keys and values for all tokens; everything else only for last tokens, which attend to their whole texts."""
         layer, width = self.body.n_layer - 1, self.body.n_embd
         name = f"h.{layer}"
         weight, bias = self.linears[f"{name}.attn.c_attn"]
-        normed = self._norm(hidden)
         key, value = (
             F.linear(normed, weight[width:], bias[width:]).view(-1, 2, self.body.n_head, self.head_width).unbind(1)
         )

@@ -24,8 +24,10 @@ from polyhead.engine.micro_batch import MicroBatch
 
 logger = logging.getLogger(__name__)
 
-# Token counts of the graphs. Larger batches take longer to compute than to launch, so a graph saves nothing.
-TOKENS = (64, 128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+# Token counts of the graphs: four per doubling, so that at most a quarter is computed for nothing, from 256 tokens on.
+# Fewer take as long as 256, because reading the weights decides. Larger batches take longer to compute than to launch,
+# so a graph saves nothing.
+TOKENS = (64, 128, 192, 256, *(step * 2**power for power in range(6, 11) for step in (5, 6, 7, 8)))
 LEAST_TEXTS = 128  # that a shape has room for, if it has as many tokens: else many tiny texts would take a large shape
 SPARE_TOKENS = 2048  # by estimate, computing more of them takes longer than launching kernel by kernel
 SHORT = 256  # attention launches blocks for the longest text that a graph allows; most batches have none longer
