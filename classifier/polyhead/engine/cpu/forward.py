@@ -20,7 +20,7 @@ from polyhead.checkpoint import Checkpoint
 from polyhead.engine.cpu.attention import PackedTexts
 from polyhead.engine.cpu.float32 import Linear
 from polyhead.engine.cpu.int8 import even_channels
-from polyhead.engine.cpu.layers import block_precision, make_linear, make_mlp
+from polyhead.engine.cpu.layers import attention_dtype, block_precision, make_linear, make_mlp
 from polyhead.engine.micro_batch import ROW_MULTIPLE, MicroBatch, even_shares, pad_rows
 from polyhead.precision import Precision
 
@@ -127,6 +127,7 @@ class _Block:
         self.scale = body.attention_scale(layer)
         prefix = f"h.{layer}"
         dtype = _dtype(precision)
+        self.qkv_dtype = attention_dtype(precision, body)
         precision = block_precision(precision, layer, body.n_layer)
         if precision == "int8":
             tensors = even_channels(tensors, prefix)
@@ -150,7 +151,7 @@ class _Block:
 
     def forward(self, hidden: torch.Tensor, packed: PackedTexts) -> None:
         """Replaces ``(tokens, n_embd)`` by the block's output."""
-        qkv = hidden.new_empty(len(hidden), 3 * hidden.shape[1])
+        qkv = hidden.new_empty(len(hidden), 3 * hidden.shape[1], dtype=self.qkv_dtype)
         for rows in _chunks(hidden):
             self.c_attn(self.ln_1(hidden[rows]), out=qkv[rows])
         attended = packed.attend(qkv, self.heads, self.scale, out=torch.zeros_like(hidden))
@@ -159,13 +160,14 @@ class _Block:
 
     def forward_last(self, hidden: torch.Tensor, packed: PackedTexts) -> torch.Tensor:
         """The output ``(texts, n_embd)`` for each text's last token only."""
-        kv = hidden.new_empty(len(hidden), 2 * hidden.shape[1])
+        kv = hidden.new_empty(len(hidden), 2 * hidden.shape[1], dtype=self.qkv_dtype)
         for rows in _chunks(hidden):
             self.c_key_value(self.ln_1(hidden[rows]), out=kv[rows])
         last = pad_rows(hidden[packed.last])
         texts = len(packed.last)
-        query = self.c_query(self.ln_1(last))[:texts]
-        self._finish(last, pad_rows(packed.attend_last(query, kv, self.heads, self.scale)))
+        query = self.c_query(self.ln_1(last), out=torch.empty_like(last, dtype=self.qkv_dtype))[:texts]
+        attended = packed.attend_last(query, kv, self.heads, self.scale)
+        self._finish(last, pad_rows(attended).to(last.dtype))
         return last[:texts]
 
     def _finish(self, hidden: torch.Tensor, attended: torch.Tensor) -> None:

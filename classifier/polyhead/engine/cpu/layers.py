@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 
 from polyhead.body import Body
+from polyhead.engine.cpu.attention import has_amx_attention
 from polyhead.engine.cpu.bfloat16 import AMXBfloat16Linear, AMXBfloat16MLP, Bfloat16Linear
 from polyhead.engine.cpu.float32 import MLP, Float32Linear, Linear, PlainMLP, gelu_tanh
 from polyhead.engine.cpu.int8 import AMXInt8Linear, AMXInt8MLP, Int8GeluMLP, Int8Linear
@@ -30,6 +31,12 @@ BLOCKS_PER_KEPT = 4  # of an int8 model's blocks one in four, the first ones, st
 def amx_for(body: Body) -> AMXProducts | None:
     """The products on AMX, if this processor has them and all of a model's weights fit their tiles."""
     return AMX if body.n_embd % MULTIPLE == 0 and body.inner_width % MULTIPLE == 0 else None
+
+
+def attention_dtype(precision: Precision, body: Body) -> torch.dtype:
+    """The type of queries, keys and values: bfloat16 in `bf16`, and in `int8` if all of a block runs on AMX."""
+    is_on_amx = amx_for(body) is not None and has_amx_attention(body)
+    return torch.bfloat16 if precision == "bf16" or (precision == "int8" and is_on_amx) else torch.float32
 
 
 def block_precision(precision: Precision, layer: int, layers: int) -> Precision:

@@ -137,7 +137,7 @@ class Kernels:
         """
         for tensor, times in ((qkv, 3), (out, 1)):
             check_tensor(tensor, _float_or_bf16(out), len(qkv), times * heads * HEAD_WIDTH)
-        _check_starts(starts, len(qkv))
+        check_starts(starts, len(qkv))
         call, is_bf16 = self._calls["attention"], qkv.dtype == torch.bfloat16
         lengths = starts.diff()
 
@@ -163,7 +163,7 @@ class Kernels:
         """
         check_tensor(query, _float_or_bf16(query), len(starts) - 1, heads * HEAD_WIDTH)
         check_tensor(kv, query.dtype, len(kv), 2 * heads * HEAD_WIDTH)
-        _check_starts(starts, len(kv))
+        check_starts(starts, len(kv))
         out, is_bf16 = torch.empty_like(query), query.dtype == torch.bfloat16
         call = self._calls["attention_last"]
         if call(_at(query, 0), _at(kv, 0), _at(out, 0), _at(starts, 0), len(starts) - 1, heads, scale, is_bf16):
@@ -183,7 +183,7 @@ def check_tensor(tensor: torch.Tensor, dtype: torch.dtype, *shape: int) -> None:
         )
 
 
-def _check_starts(starts: torch.Tensor, rows: int) -> None:
+def check_starts(starts: torch.Tensor, rows: int) -> None:
     """Each text must have a token; the matrix may have more rows after the last text."""
     check_tensor(starts, torch.int64, len(starts))
     places = starts.tolist()
