@@ -227,7 +227,6 @@ def engine(
         patch.setattr(layers, "AMX", amx)
         patch.setattr(attention, "AMX_ATTENTION", amx_attention)
         patch.setattr(layers, "BLOCKS_PER_KEPT", 2)
-        patch.setattr(layers, "fastest_precision", lambda device: "bf16")
         engine = Engine(checkpoint, precision=request.param)
         kinds = [type(block.mlp) for block in engine.forward.blocks]
         assert kinds == [AMXBfloat16MLP, {"bf16": AMXBfloat16MLP, "int8": AMXInt8MLP}[request.param]]

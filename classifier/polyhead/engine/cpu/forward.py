@@ -128,7 +128,7 @@ class _Block:
         prefix = f"h.{layer}"
         dtype = _dtype(precision)
         self.qkv_dtype = attention_dtype(precision, body)
-        precision = block_precision(precision, layer, body.n_layer)
+        precision = block_precision(precision, layer, body)
         if precision == "int8":
             tensors = even_channels(tensors, prefix)
 
