@@ -88,8 +88,8 @@ def test_large_channels_cost_int8_little(uneven: Checkpoint, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("precision", "blocks", "has_amx", "n_inner", "kept"),
     [
-        ("int8", 12, True, None, 3), ("int8", 4, True, None, 1), ("int8", 3, True, None, 0), ("fp32", 12, True, None, 0),
-        ("int8", 12, False, None, 0), ("int8", 12, True, 500, 0),
+        ("int8", 12, True, None, 3), ("int8", 4, True, None, 1), ("int8", 3, True, None, 0),
+        ("fp32", 12, True, None, 0), ("int8", 12, False, None, 0), ("int8", 12, True, 500, 0),
     ],
 )  # fmt: skip
 def test_the_first_quarter_of_the_blocks_stays_in_bf16(
