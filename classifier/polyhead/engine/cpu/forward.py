@@ -13,12 +13,11 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from torch import nn
 
 from polyhead.body import Body
 from polyhead.checkpoint import Checkpoint
 from polyhead.engine.cpu.attention import PackedTexts
-from polyhead.engine.cpu.float32 import Linear
+from polyhead.engine.cpu.float32 import LayerNorm, Linear
 from polyhead.engine.cpu.int8 import even_channels
 from polyhead.engine.cpu.layers import attention_dtype, block_precision, make_linear, make_mlp
 from polyhead.engine.micro_batch import ROW_MULTIPLE, MicroBatch, even_shares, pad_rows
@@ -66,7 +65,7 @@ class CPUForward:
         self.tokens, self.positions = tensors["wte.weight"], tensors["wpe.weight"]
         self.pooled_layers = checkpoint.spec.layer2concat or 1
         self.blocks = [_Block(body, tensors, layer, precision) for layer in range(body.n_layer)]
-        self.ln_f = _layer_norm(body, tensors, "ln_f", self.dtype)
+        self.ln_f = _layer_norm(body, tensors, "ln_f")
 
     def pooled(self, batch: MicroBatch) -> torch.Tensor:
         """The head's input, float32 ``(texts, pooled_layers * n_embd)``: the topmost state first, after ``ln_f``."""
@@ -126,7 +125,6 @@ class _Block:
         self.heads = body.n_head
         self.scale = body.attention_scale(layer)
         prefix = f"h.{layer}"
-        dtype = _dtype(precision)
         self.qkv_dtype = attention_dtype(precision, body)
         precision = block_precision(precision, layer, body)
         if precision == "int8":
@@ -139,8 +137,8 @@ class _Block:
             weight, bias = weights(name)
             return make_linear(precision, body, weight[:, columns], bias[columns])
 
-        self.ln_1 = _layer_norm(body, tensors, f"{prefix}.ln_1", dtype)
-        self.ln_2 = _layer_norm(body, tensors, f"{prefix}.ln_2", dtype)
+        self.ln_1 = _layer_norm(body, tensors, f"{prefix}.ln_1")
+        self.ln_2 = _layer_norm(body, tensors, f"{prefix}.ln_2")
         if layer == body.n_layer - 1:
             self.c_query = linear("attn.c_attn", slice(0, body.n_embd))
             self.c_key_value = linear("attn.c_attn", slice(body.n_embd, None))
@@ -191,7 +189,5 @@ def _dtype(precision: Precision) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
-def _layer_norm(body: Body, tensors: Mapping[str, torch.Tensor], name: str, dtype: torch.dtype) -> nn.Module:
-    norm = nn.LayerNorm(body.n_embd, body.layer_norm_epsilon)
-    norm.load_state_dict({"weight": tensors[f"{name}.weight"], "bias": tensors[f"{name}.bias"]})
-    return norm.to(dtype)
+def _layer_norm(body: Body, tensors: Mapping[str, torch.Tensor], name: str) -> LayerNorm:
+    return LayerNorm(tensors[f"{name}.weight"], tensors[f"{name}.bias"], body.layer_norm_epsilon)
