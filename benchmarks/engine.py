@@ -3,6 +3,7 @@
 A GPT-2 with random weights and 64 labels reads Debian texts in their own mix of lengths, and texts of one length. All
 peers are measured in turns, and the figures are medians. The scores of each peer must be transformers' fp32 scores,
 within what rounding in its precision explains; otherwise the run fails. Run it in .venv-peers, which has the peers.
+Results are kept per processor.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def _arguments(options: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data/debian"), help="folder of polyhead-dataset debian")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--out", type=Path, help="default: engine-DEVICE.json in the results folder")
+    parser.add_argument("--out", type=Path, help="default: engine-PROCESSOR.json in the results folder")
     parser.add_argument("--texts", type=int, help="Debian texts per repeat; default: as many as take a few seconds")
     parser.add_argument("--tokens", type=int, help="tokens per repeat at each fixed length; default: likewise")
     parser.add_argument("--lengths", type=int, nargs="*", default=[16, 128, 512, 1024])
@@ -89,7 +90,7 @@ def _arguments(options: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(options)
     if "base" not in arguments.architectures:
         parser.error("--architectures: must include base, because the ratios are computed for it")
-    arguments.out = arguments.out or RESULTS / f"engine-{arguments.device}.json"
+    arguments.out = arguments.out or RESULTS / f"engine-{processor(arguments.device)}.json"
     size = "cuda" if arguments.device == "cuda" else fastest_precision(torch.device("cpu"))
     arguments.texts = arguments.texts or {"cuda": 2048, "bf16": 256, "fp32": 48}[size]
     arguments.tokens = arguments.tokens or {"cuda": 65_536, "bf16": 8192, "fp32": 4096}[size]
@@ -97,6 +98,17 @@ def _arguments(options: Sequence[str] | None) -> argparse.Namespace:
     arguments.peers = [PRODUCT, *(name for name in arguments.peers or builders(arguments.device) if name != PRODUCT)]
     arguments.concat_peers = arguments.concat_peers or list(CONCAT_PEERS[arguments.device])
     return arguments
+
+
+def processor(device: str) -> str:
+    """What this machine computes with, as a part of a file's name: ``avx2``, ``avx512``, ``amx``; on CUDA ``h100``.
+
+    Each has a file of its own, so a run keeps what was measured on another.
+    """
+    if device == "cuda":
+        words = torch.cuda.get_device_name().lower().replace("-", " ").split()
+        return next((word for word in words if any(map(str.isdigit, word))), words[-1])
+    return "amx" if torch.cpu._is_amx_tile_supported() else torch.backends.cpu.get_cpu_capability().lower()
 
 
 def _measure(

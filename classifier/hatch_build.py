@@ -20,12 +20,12 @@ FLAGS = ["-std=gnu11", "-O3", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapp
          "-Wno-psabi"]  # fmt: skip
 SUMS = ["-fno-signed-zeros", "-fassociative-math"]
 AVX512 = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
-# Per library its sources, the first of which is compiled, and its options. AVX512 and AVX2 are torch's names for the
-# capability of a CPU. AMX stands beside AVX512, and its sums have one order.
+# Per library its sources and options. AVX512 and AVX2 are torch's names for the capability of a CPU. AMX stands beside
+# AVX512, and its sums have one order.
 TARGETS = {
     "AVX512": (["kernels.c"], [*AVX512, *SUMS]),
     "AVX2": (["kernels.c"], ["-march=x86-64-v3", *SUMS]),
-    "AMX": (["amx.c", "tiles.h"], [*AVX512, "-mavx512bf16"]),
+    "AMX": (["amx.c", "amx_attention.c", "tiles.h"], [*AVX512, "-mavx512bf16"]),
 }
 
 
@@ -56,7 +56,8 @@ def compile_kernels(compiler: str | None, folder: Path, target: str, library: Pa
     """Compiles the sources in a folder to a library; returns the reason for a failure, or an empty string."""
     sources, flags = TARGETS[target]
     digest = hashlib.sha256(b"".join((folder / source).read_bytes() for source in sources)).hexdigest()
-    command = [*FLAGS, *flags, *options, f'-DSOURCE="{digest}"', "-o", str(library), str(folder / sources[0]), "-lm"]
+    files = [str(folder / source) for source in sources if source.endswith(".c")]
+    command = [*FLAGS, *flags, *options, f'-DSOURCE="{digest}"', "-o", str(library), *files, "-lm"]
     return _failure(compiler, command)
 
 

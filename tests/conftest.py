@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.build_hook import compile_stand_in
 from tests.tiny import write_tiny_checkpoint
 
 TESTS = Path(__file__).parent
@@ -62,3 +63,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_setup() -> None:
     """A test draws the same random tensors in every run and in any order."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def amx_stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library for AMX, compiled with plain C in place of the tile instructions."""
+    return compile_stand_in(tmp_path_factory.mktemp("amx"))

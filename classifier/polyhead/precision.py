@@ -66,4 +66,4 @@ def has_stable_products(precision: Precision, device: torch.device) -> bool:
 
     if device.type != "cpu" or cpu_vendor() != "AuthenticAMD":
         return False
-    return precision == "fp32" or not torch.cpu._is_amx_tile_supported()  # int8 keeps some blocks in bf16
+    return precision == "fp32" or not torch.cpu._is_amx_tile_supported()  # where int8 has blocks in bf16

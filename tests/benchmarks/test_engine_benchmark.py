@@ -12,6 +12,7 @@ import pytest
 from benchmarks import engine, scaling
 from benchmarks.peers.engines import PRODUCT, builders, line_up
 from benchmarks.peers.peer import PaddedPeer, compare, reference_logits
+from benchmarks.result import RESULTS
 from benchmarks.speed import GemmPeak, linear_flops
 from benchmarks.workload import SCHEMA, debian_corpus, of_length, random_checkpoint
 from polyhead.body import Body
@@ -55,6 +56,29 @@ def test_engine_measures_all_in_one_run(debian: Path, tmp_path: Path, capsys: py
     assert written["table"]["base"]["debian"]["transformers_fp32_batch8"]["flips"] == 0
     assert written["left_out"]["base"]["openvino"] == "not asked for"
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("has_amx", "capability", "name"), [(True, "AVX512", "amx"), (False, "AVX512", "avx512"), (False, "AVX2", "avx2")]
+)
+def test_each_cpu_has_a_result_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, has_amx: bool, capability: str, name: str
+) -> None:
+    """A run writes to its processor's file, so that it keeps what another processor wrote."""
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: has_amx)
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    assert engine._arguments([]).out == RESULTS / f"engine-{name}.json"
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA A100-SXM4-80GB", "a100"), ("Tesla T4", "t4"), ("NVIDIA L4", "l4"),
+     ("NVIDIA GeForce RTX 4090", "4090")],
+)  # fmt: skip
+def test_each_gpu_has_a_result_of_its_own(monkeypatch: pytest.MonkeyPatch, device: str, name: str) -> None:
+    """The GPU's model names the file."""
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: device)
+    assert engine.processor("cuda") == name
 
 
 def test_the_summary_compares_with_the_fastest_peers() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 from polyhead.checkpoint import Checkpoint, read_checkpoint
 from polyhead.engine import Engine
-from polyhead.engine.cpu import layers
+from polyhead.engine.cpu import attention, layers
 from polyhead.engine.cpu.bfloat16 import AMXBfloat16MLP, Bfloat16Linear
 from polyhead.engine.cpu.int8 import AMXInt8MLP, quantise, quantise_weight
 from polyhead.engine.cpu.kernels import amx as amx_module
-from polyhead.engine.cpu.kernels.amx import AMXProducts, PackedWeight, load_amx
+from polyhead.engine.cpu.kernels.amx import AMXProducts, PackedWeight, load_checked
+from polyhead.engine.cpu.kernels.amx_attention import AMXAttention
 from polyhead.precision import has_stable_products
-from tests.build_hook import compile_stand_in
 from tests.tiny import MAX_LENGTH, write_tiny_checkpoint
 
 SHAPES = ((64, 64), (192, 832), (832, 128), (1600, 64))  # one part of the inner dimension, and several
@@ -31,15 +31,15 @@ ROWS = 80
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The compiled stand-in."""
-    return compile_stand_in(tmp_path_factory.mktemp("amx"))
+def amx(amx_stand_in: Path) -> AMXProducts:
+    """The products."""
+    return AMXProducts(amx_stand_in)
 
 
 @pytest.fixture(scope="module")
-def amx(library: Path) -> AMXProducts:
-    """The products."""
-    return AMXProducts(library)
+def amx_attention(amx_stand_in: Path) -> AMXAttention:
+    """Attention."""
+    return AMXAttention(amx_stand_in)
 
 
 @contextmanager
@@ -216,16 +216,22 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 @pytest.fixture(scope="module", params=["bf16", "int8"])
-def engine(request: pytest.FixtureRequest, amx: AMXProducts, checkpoint: Checkpoint) -> Engine:
-    """An engine with two threads, whose products are the stand-in's; of its two int8 blocks the first stays in bf16."""
+def engine(
+    request: pytest.FixtureRequest, amx: AMXProducts, amx_attention: AMXAttention, checkpoint: Checkpoint
+) -> Iterator[Engine]:
+    """An engine with two threads, whose products and attention are the stand-in's.
+
+    Of its two int8 blocks the first stays in bf16.
+    """
     with pytest.MonkeyPatch.context() as patch, threads(2):
         patch.setattr(layers, "AMX", amx)
+        patch.setattr(attention, "AMX_ATTENTION", amx_attention)
         patch.setattr(layers, "BLOCKS_PER_KEPT", 2)
-        patch.setattr(layers, "fastest_precision", lambda device: "bf16")
         engine = Engine(checkpoint, precision=request.param)
-    kinds = [type(block.mlp) for block in engine.forward.blocks]
-    assert kinds == [AMXBfloat16MLP, {"bf16": AMXBfloat16MLP, "int8": AMXInt8MLP}[request.param]]
-    return engine
+        kinds = [type(block.mlp) for block in engine.forward.blocks]
+        assert kinds == [AMXBfloat16MLP, {"bf16": AMXBfloat16MLP, "int8": AMXInt8MLP}[request.param]]
+        assert {block.qkv_dtype for block in engine.forward.blocks} == {torch.bfloat16}
+        yield engine
 
 
 @settings(max_examples=8, deadline=None)
@@ -267,36 +273,42 @@ def test_a_model_that_does_not_fit_takes_onednn(
 # -- Loading ------------------------------------------------------------------------------------------------------
 
 
-def load_here(monkeypatch: pytest.MonkeyPatch, library: Path, has_amx: bool = True) -> AMXProducts | None:
-    """What `load_amx` returns on a processor with or without AMX, if this is its compiled library."""
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
-    monkeypatch.setattr(amx_module, "__file__", str(library.with_name("amx.py")))
-    library.with_name("kernels_AMX.so").unlink(missing_ok=True)
-    library.with_name("kernels_AMX.so").symlink_to(library)
-    return load_amx()
+@pytest.fixture
+def load_here(monkeypatch: pytest.MonkeyPatch, amx_stand_in: Path, tmp_path: Path) -> Callable[..., AMXProducts | None]:
+    """Loads the products as on a processor with or without AMX whose compiled library is the stand-in."""
+    for path in amx_stand_in.parent.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "kernels_AMX.so").symlink_to(amx_stand_in)
+    monkeypatch.setattr(amx_module, "__file__", str(tmp_path / "amx.py"))
+
+    def load(has_amx: bool = True) -> AMXProducts | None:
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+        return load_checked(AMXProducts, "products", "oneDNN computes them")
+
+    return load
 
 
 def test_kernels_that_pass_the_check_are_used(
-    library: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    load_here: Callable[..., AMXProducts | None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """On a processor with AMX the log says that products run there; POLYHEAD_AMX=off turns them off."""
     caplog.set_level(logging.INFO)
-    assert load_here(monkeypatch, library, has_amx=False) is None
+    assert load_here(has_amx=False) is None
     assert not caplog.messages
-    assert load_here(monkeypatch, library) is not None
-    assert caplog.messages == ["the CPU engine's bf16 and int8 products run on AMX"]
+    assert load_here() is not None
+    assert caplog.messages == ["the CPU engine computes its products on AMX"]
     monkeypatch.setenv("POLYHEAD_AMX", "off")
-    assert load_here(monkeypatch, library) is None
+    assert load_here() is None
 
 
 def test_wrong_products_are_not_used(
-    library: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    load_here: Callable[..., AMXProducts | None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """If a small product is wrong at load, oneDNN computes the products, and the log says why."""
     pack = AMXProducts.pack_bf16
     monkeypatch.setattr(AMXProducts, "pack_bf16", lambda self, weight, bias: pack(self, 1.2 * weight, bias))
-    assert load_here(monkeypatch, library) is None
-    assert "oneDNN computes its products: a small bf16 product on AMX is off by 0.1" in caplog.text
+    assert load_here() is None
+    assert "oneDNN computes them: a small bf16 product on AMX is off by 0.1" in caplog.text
 
 
 def test_a_processor_without_amx_is_named(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -304,14 +316,14 @@ def test_a_processor_without_amx_is_named(monkeypatch: pytest.MonkeyPatch, caplo
     if torch.cpu._is_amx_tile_supported():
         pytest.skip("this processor has AMX")
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert load_amx() is None
-    assert "oneDNN computes its products: the processor lacks AMX" in caplog.text
+    assert load_checked(AMXProducts, "products", "oneDNN computes them") is None
+    assert "oneDNN computes them: the processor lacks AMX" in caplog.text
 
 
-def test_a_stale_library_is_not_loaded(library: Path, tmp_path: Path) -> None:
+def test_a_stale_library_is_not_loaded(amx_stand_in: Path, tmp_path: Path) -> None:
     """A library that was compiled from other sources might misread its arguments."""
     for source in amx_module.SOURCES:
         (tmp_path / source).write_text("/* changed */", encoding="utf-8")
-    (tmp_path / library.name).symlink_to(library)
+    (tmp_path / amx_stand_in.name).symlink_to(amx_stand_in)
     with pytest.raises(OSError, match="compiled from other sources"):
-        AMXProducts(tmp_path / library.name)
+        AMXProducts(tmp_path / amx_stand_in.name)

@@ -1,4 +1,4 @@
-"""8 bits lose less: channels are evened out, which changes nothing else, and the first blocks stay in bf16."""
+"""8 bits lose less: channels are evened out, which changes nothing else, and on AMX the first blocks stay in bf16."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from polyhead.body import Body
 from polyhead.checkpoint import Checkpoint, read_checkpoint
 from polyhead.engine import Engine
 from polyhead.engine.cpu import forward, layers
 from polyhead.engine.cpu.int8 import even_channels
+from polyhead.engine.cpu.kernels.amx import AMXProducts
 from polyhead.engine.cpu.layers import block_precision
 from polyhead.precision import Precision
 from tests.tiny import write_tiny_checkpoint
@@ -84,26 +86,31 @@ def test_large_channels_cost_int8_little(uneven: Checkpoint, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    ("precision", "layers_in_all", "is_fast", "kept"),
-    [("int8", 12, True, 3), ("int8", 4, True, 1), ("int8", 3, True, 0), ("int8", 12, False, 0), ("fp32", 12, True, 0)],
-)
+    ("precision", "blocks", "has_amx", "n_inner", "kept"),
+    [
+        ("int8", 12, True, None, 3), ("int8", 4, True, None, 1), ("int8", 3, True, None, 0),
+        ("fp32", 12, True, None, 0), ("int8", 12, False, None, 0), ("int8", 12, True, 500, 0),
+    ],
+)  # fmt: skip
 def test_the_first_quarter_of_the_blocks_stays_in_bf16(
-    monkeypatch: pytest.MonkeyPatch, precision: Precision, layers_in_all: int, is_fast: bool, kept: int
+    monkeypatch: pytest.MonkeyPatch, precision: Precision, blocks: int, has_amx: bool, n_inner: int | None, kept: int
 ) -> None:
-    """Only in an int8 model, and only if the processor is fast at bf16."""
-    monkeypatch.setattr(layers, "fastest_precision", lambda device: "bf16" if is_fast else "fp32")
-    blocks = [block_precision(precision, layer, layers_in_all) for layer in range(layers_in_all)]
-    assert blocks == ["bf16"] * kept + [precision] * (layers_in_all - kept)
+    """Only in an int8 model, and only on AMX if the model's widths fit its tiles: elsewhere it would cost a sixth."""
+    monkeypatch.setattr(layers, "AMX", object() if has_amx else None)
+    body = Body(vocab_size=9, n_positions=9, n_embd=128, n_layer=blocks, n_head=2, n_inner=n_inner)
+    found = [block_precision(precision, layer, body) for layer in range(blocks)]
+    assert found == ["bf16"] * kept + [precision] * (blocks - kept)
 
 
-def test_kept_blocks_bring_int8_nearer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kept_blocks_bring_int8_nearer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, amx_stand_in: Path) -> None:
     """A float32 residual passes through bf16 blocks and int8 blocks."""
+    monkeypatch.setattr(layers, "AMX", AMXProducts(amx_stand_in))
     write_tiny_checkpoint(tmp_path / "c", n_embd=128, n_head=2, n_layer=4)
     checkpoint = read_checkpoint(tmp_path / "c")
     exact = Engine(checkpoint).logits(IDS)
-    errors = {}
-    for fastest in ("bf16", "fp32"):
-        monkeypatch.setattr(layers, "fastest_precision", lambda device, fastest=fastest: fastest)
-        engine = Engine(checkpoint, precision="int8")
-        errors[fastest] = float(np.sqrt(((engine.logits(IDS) - exact) ** 2).mean()))
-    assert errors["bf16"] < errors["fp32"]
+    errors = []
+    for blocks_per_kept in (4, 5):  # one block, none
+        monkeypatch.setattr(layers, "BLOCKS_PER_KEPT", blocks_per_kept)
+        found = Engine(checkpoint, precision="int8").logits(IDS)
+        errors.append(float(np.sqrt(((found - exact) ** 2).mean())))
+    assert errors[0] < errors[1]

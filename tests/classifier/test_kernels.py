@@ -97,6 +97,36 @@ def test_long_texts_and_several_threads(compiled: Kernels) -> None:
 
 
 @pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("columns", [1, 31, 64, 100, 768])
+def test_layer_norm_is_pytorchs(compiled: Kernels, dtype: torch.dtype, columns: int) -> None:
+    """Rows far from zero, of zeros, and of any size; a NaN stays in its row."""
+    x = (torch.randn(9, columns) * torch.logspace(-1, 3, 9)[:, None] + 5).to(dtype)
+    x[3] = 0
+    weight, bias = torch.randn(columns), torch.randn(columns)
+    found = compiled.layer_norm(x, weight, bias, 1e-5)
+    wanted = F.layer_norm(x.double(), (columns,), weight.double(), bias.double(), 1e-5)
+    torch.testing.assert_close(found.double(), wanted, atol=1e-4, rtol=1e-5 if dtype == torch.float32 else 0.004)
+    x[4, columns // 2] = torch.nan
+    assert compiled.layer_norm(x, weight, bias, 1e-5).isnan().any(1).tolist() == [row == 4 for row in range(9)]
+
+
+def test_layer_norm_by_hand(compiled: Kernels) -> None:
+    """Of 1 and 3 the mean is 2 and the deviation 1: normalized to -1 and 1, then times the weight plus the bias."""
+    found = compiled.layer_norm(torch.tensor([[1.0, 3.0]]), torch.tensor([2.0, 10.0]), torch.tensor([0.5, 0.0]), 0.0)
+    assert found.tolist() == [[-1.5, 10.0]]
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_norm_has_the_same_bits_with_any_other_rows(compiled: Kernels, dtype: torch.dtype) -> None:
+    """600 rows are divided among threads, and each has the bits that it has alone."""
+    x, weight, bias = torch.randn(600, 200).to(dtype), torch.randn(200), torch.randn(200)
+    together = compiled.layer_norm(x, weight, bias, 1e-5)
+    for row in (0, 299, 300, 599):
+        assert compiled.layer_norm(x[row : row + 1], weight, bias, 1e-5).equal(together[row : row + 1])
+
+
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("threads", ["one", "two"])
 def test_gelu_is_pytorchs(compiled: Kernels, dtype: torch.dtype, threads: str, request: pytest.FixtureRequest) -> None:
     """Values of every size, including infinities, in place; NaN stays NaN."""

@@ -1,4 +1,4 @@
-"""Causal attention over packed texts on the CPU: by the engine's own kernel, or by PyTorch.
+"""Causal attention over packed texts on the CPU: by one of the engine's own kernels, or by PyTorch.
 
 For PyTorch, texts of similar length form a group, padded on the right. Under a causal mask a real token never sees a
 pad to its right, so no padding mask is needed and no score depends on padding.
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from polyhead.body import Body
 from polyhead.engine.cpu.kernels import HEAD_WIDTH, KERNELS
+from polyhead.engine.cpu.kernels.amx_attention import AMX_ATTENTION
 from polyhead.engine.micro_batch import similar_lengths
 
 GROUP_SLACK = 1.1  # a group's longest text is at most this many times its shortest
@@ -22,6 +23,11 @@ GROUP_SLACK = 1.1  # a group's longest text is at most this many times its short
 def has_attention_kernel(body: Body) -> bool:
     """Whether the engine's own kernel computes attention: kernels were compiled, and heads have the width they take."""
     return KERNELS is not None and body.n_embd == body.n_head * HEAD_WIDTH
+
+
+def has_amx_attention(body: Body) -> bool:
+    """Whether AMX computes attention of bfloat16 queries, keys and values."""
+    return AMX_ATTENTION is not None and has_attention_kernel(body)
 
 
 class PackedTexts:
@@ -48,8 +54,11 @@ class PackedTexts:
 
         Args:
             qkv: ``(tokens, 3 * n_embd)``.
-            out: ``(tokens, n_embd)``; receives the result, and is returned.
+            out: ``(tokens, n_embd)`` of the same type, or float32 if `has_amx_attention`; receives the result, and is
+                returned.
         """
+        if AMX_ATTENTION and qkv.dtype == torch.bfloat16 and out.shape[1] == heads * HEAD_WIDTH:
+            return AMX_ATTENTION.attend(qkv, self.starts, heads, scale, out)
         if KERNELS and out.shape[1] == heads * HEAD_WIDTH:
             return KERNELS.attend(qkv, self.starts, heads, scale, out)
         for group in self.groups:

@@ -1,4 +1,4 @@
-"""float32 on the CPU: BLAS products, GELU, and an MLP of any two linear layers.
+"""float32 on the CPU: BLAS products, layer norm, GELU, and an MLP of any two linear layers.
 
 A layer computes ``x @ weight + bias`` for ``x`` ``(rows, in)``; it fills `out` if that is given, and `add_to` adds it
 to a residual ``(rows, out)`` in place. Weights are laid out once, at load. If no kernels were compiled (`KERNELS` is
@@ -48,6 +48,23 @@ class Float32Linear:
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> None:
         """One pass: BLAS adds to the values that `residual` holds."""
         residual.add_(self.bias).addmm_(x, self.weight)
+
+
+class LayerNorm:
+    """Layer norm of float32 or bfloat16 rows; the statistics are float32.
+
+    Args:
+        weight, bias: float32 ``(n_embd,)``.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, epsilon: float) -> None:
+        self.weight, self.bias, self.epsilon = weight.contiguous(), bias.contiguous(), epsilon
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Of the shape ``(rows, n_embd)`` and type of `x`."""
+        if KERNELS:
+            return KERNELS.layer_norm(x, self.weight, self.bias, self.epsilon)
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
 
 
 class PlainMLP:

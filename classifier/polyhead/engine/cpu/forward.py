@@ -13,14 +13,13 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from torch import nn
 
 from polyhead.body import Body
 from polyhead.checkpoint import Checkpoint
 from polyhead.engine.cpu.attention import PackedTexts
-from polyhead.engine.cpu.float32 import Linear
+from polyhead.engine.cpu.float32 import LayerNorm, Linear
 from polyhead.engine.cpu.int8 import even_channels
-from polyhead.engine.cpu.layers import block_precision, make_linear, make_mlp
+from polyhead.engine.cpu.layers import attention_dtype, block_precision, make_linear, make_mlp
 from polyhead.engine.micro_batch import ROW_MULTIPLE, MicroBatch, even_shares, pad_rows
 from polyhead.precision import Precision
 
@@ -66,7 +65,7 @@ class CPUForward:
         self.tokens, self.positions = tensors["wte.weight"], tensors["wpe.weight"]
         self.pooled_layers = checkpoint.spec.layer2concat or 1
         self.blocks = [_Block(body, tensors, layer, precision) for layer in range(body.n_layer)]
-        self.ln_f = _layer_norm(body, tensors, "ln_f", self.dtype)
+        self.ln_f = _layer_norm(body, tensors, "ln_f")
 
     def pooled(self, batch: MicroBatch) -> torch.Tensor:
         """The head's input, float32 ``(texts, pooled_layers * n_embd)``: the topmost state first, after ``ln_f``."""
@@ -126,8 +125,8 @@ class _Block:
         self.heads = body.n_head
         self.scale = body.attention_scale(layer)
         prefix = f"h.{layer}"
-        dtype = _dtype(precision)
-        precision = block_precision(precision, layer, body.n_layer)
+        self.qkv_dtype = attention_dtype(precision, body)
+        precision = block_precision(precision, layer, body)
         if precision == "int8":
             tensors = even_channels(tensors, prefix)
 
@@ -138,8 +137,8 @@ class _Block:
             weight, bias = weights(name)
             return make_linear(precision, body, weight[:, columns], bias[columns])
 
-        self.ln_1 = _layer_norm(body, tensors, f"{prefix}.ln_1", dtype)
-        self.ln_2 = _layer_norm(body, tensors, f"{prefix}.ln_2", dtype)
+        self.ln_1 = _layer_norm(body, tensors, f"{prefix}.ln_1")
+        self.ln_2 = _layer_norm(body, tensors, f"{prefix}.ln_2")
         if layer == body.n_layer - 1:
             self.c_query = linear("attn.c_attn", slice(0, body.n_embd))
             self.c_key_value = linear("attn.c_attn", slice(body.n_embd, None))
@@ -150,7 +149,7 @@ class _Block:
 
     def forward(self, hidden: torch.Tensor, packed: PackedTexts) -> None:
         """Replaces ``(tokens, n_embd)`` by the block's output."""
-        qkv = hidden.new_empty(len(hidden), 3 * hidden.shape[1])
+        qkv = hidden.new_empty(len(hidden), 3 * hidden.shape[1], dtype=self.qkv_dtype)
         for rows in _chunks(hidden):
             self.c_attn(self.ln_1(hidden[rows]), out=qkv[rows])
         attended = packed.attend(qkv, self.heads, self.scale, out=torch.zeros_like(hidden))
@@ -159,13 +158,14 @@ class _Block:
 
     def forward_last(self, hidden: torch.Tensor, packed: PackedTexts) -> torch.Tensor:
         """The output ``(texts, n_embd)`` for each text's last token only."""
-        kv = hidden.new_empty(len(hidden), 2 * hidden.shape[1])
+        kv = hidden.new_empty(len(hidden), 2 * hidden.shape[1], dtype=self.qkv_dtype)
         for rows in _chunks(hidden):
             self.c_key_value(self.ln_1(hidden[rows]), out=kv[rows])
         last = pad_rows(hidden[packed.last])
         texts = len(packed.last)
-        query = self.c_query(self.ln_1(last))[:texts]
-        self._finish(last, pad_rows(packed.attend_last(query, kv, self.heads, self.scale)))
+        query = self.c_query(self.ln_1(last), out=torch.empty_like(last, dtype=self.qkv_dtype))[:texts]
+        attended = packed.attend_last(query, kv, self.heads, self.scale)
+        self._finish(last, pad_rows(attended).to(last.dtype))
         return last[:texts]
 
     def _finish(self, hidden: torch.Tensor, attended: torch.Tensor) -> None:
@@ -189,7 +189,5 @@ def _dtype(precision: Precision) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
-def _layer_norm(body: Body, tensors: Mapping[str, torch.Tensor], name: str, dtype: torch.dtype) -> nn.Module:
-    norm = nn.LayerNorm(body.n_embd, body.layer_norm_epsilon)
-    norm.load_state_dict({"weight": tensors[f"{name}.weight"], "bias": tensors[f"{name}.bias"]})
-    return norm.to(dtype)
+def _layer_norm(body: Body, tensors: Mapping[str, torch.Tensor], name: str) -> LayerNorm:
+    return LayerNorm(tensors[f"{name}.weight"], tensors[f"{name}.bias"], body.layer_norm_epsilon)

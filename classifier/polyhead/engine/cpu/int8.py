@@ -12,7 +12,7 @@ import torch
 
 from polyhead.engine.cpu.float32 import gelu_tanh
 from polyhead.engine.cpu.kernels import GELU_FLOOR, KERNELS
-from polyhead.engine.cpu.kernels.amx import AMXProducts
+from polyhead.engine.cpu.kernels.amx import AMXProducts, Finish
 
 DEVIATIONS = 3  # how many standard deviations a channel's largest value is taken to be from its mean
 MOST_DOUBLINGS = 10  # of a channel
@@ -81,10 +81,11 @@ class AMXInt8Linear:
         self.packed = amx.pack_int8(*quantise_weight(weight), bias, after_gelu)
 
     def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """``(rows, out)`` float32."""
+        """``(rows, out)`` float32, or of the type of `out`, which may be bfloat16."""
         quantised, scales = quantise(x, STEPS)
         out = x.new_empty(len(x), self.packed.columns) if out is None else out
-        return self.amx.product(quantised, self.packed, "to_float", out, scales)
+        finish: Finish = "to_bf16" if out.dtype == torch.bfloat16 else "to_float"
+        return self.amx.product(quantised, self.packed, finish, out, scales)
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> None:
         """The residual itself stays float32."""

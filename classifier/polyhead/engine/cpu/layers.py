@@ -11,11 +11,12 @@ from collections.abc import Callable
 import torch
 
 from polyhead.body import Body
+from polyhead.engine.cpu.attention import has_amx_attention
 from polyhead.engine.cpu.bfloat16 import AMXBfloat16Linear, AMXBfloat16MLP, Bfloat16Linear
 from polyhead.engine.cpu.float32 import MLP, Float32Linear, Linear, PlainMLP, gelu_tanh
 from polyhead.engine.cpu.int8 import AMXInt8Linear, AMXInt8MLP, Int8GeluMLP, Int8Linear
 from polyhead.engine.cpu.kernels.amx import AMX, MULTIPLE, AMXProducts
-from polyhead.precision import Precision, fastest_precision
+from polyhead.precision import Precision
 
 LINEARS: dict[Precision, Callable[[torch.Tensor, torch.Tensor], Linear]] = {
     "fp32": Float32Linear,
@@ -23,8 +24,7 @@ LINEARS: dict[Precision, Callable[[torch.Tensor, torch.Tensor], Linear]] = {
     "int8": Int8Linear,
 }
 
-
-BLOCKS_PER_KEPT = 4  # of an int8 model's blocks one in four, the first ones, stay in bf16
+BLOCKS_PER_KEPT = 4  # on AMX one in four of an int8 model's blocks, the first ones, stays in bf16
 
 
 def amx_for(body: Body) -> AMXProducts | None:
@@ -32,13 +32,20 @@ def amx_for(body: Body) -> AMXProducts | None:
     return AMX if body.n_embd % MULTIPLE == 0 and body.inner_width % MULTIPLE == 0 else None
 
 
-def block_precision(precision: Precision, layer: int, layers: int) -> Precision:
-    """bf16 for the first quarter of the blocks of an int8 model, if the processor multiplies bfloat16.
+def attention_dtype(precision: Precision, body: Body) -> torch.dtype:
+    """The type of queries, keys and values: bfloat16 in `bf16`, and in `int8` if all of a block runs on AMX."""
+    is_on_amx = amx_for(body) is not None and has_amx_attention(body)
+    return torch.bfloat16 if precision == "bf16" or (precision == "int8" and is_on_amx) else torch.float32
 
-    The residual is smallest there, so an error is largest beside it, and all later blocks read it.
+
+def block_precision(precision: Precision, layer: int, body: Body) -> Precision:
+    """bf16 for the first quarter of the blocks of an int8 model on AMX.
+
+    The residual is smallest there, so an error is largest beside it, and all later blocks read it. Without AMX these
+    blocks would cost a sixth of the speed (docs/decisions/0007-engine.md).
     """
-    is_sensitive = precision == "int8" and layer < layers // BLOCKS_PER_KEPT
-    return "bf16" if is_sensitive and fastest_precision(torch.device("cpu")) == "bf16" else precision
+    is_kept = precision == "int8" and amx_for(body) is not None and layer < body.n_layer // BLOCKS_PER_KEPT
+    return "bf16" if is_kept else precision
 
 
 def make_linear(precision: Precision, body: Body, weight: torch.Tensor, bias: torch.Tensor) -> Linear:

@@ -1,7 +1,8 @@
-"""The CPU engine's own kernels (kernels.c): attention, GELU and the passes around 8-bit products, called by ctypes.
+"""The CPU engine's own kernels (kernels.c): attention, layer norm, GELU and the passes around 8-bit products.
 
-``hatch_build.py`` compiles them at installation, once for AVX-512 and once for AVX2. ctypes lets other threads run
-during a call. If no library fits, `KERNELS` is None and the engine uses PyTorch's operations, which are slower.
+``hatch_build.py`` compiles them at installation, once for AVX-512 and once for AVX2. They are called by ctypes, which
+lets other threads run during a call. If no library fits, `KERNELS` is None and the engine uses PyTorch's operations,
+which are slower.
 See docs/decisions/0016-kernels.md.
 """
 
@@ -29,6 +30,7 @@ _POINTER, _COUNT, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
 _SIGNATURES = {
     "gelu_float32": (_POINTER, _COUNT, _COUNT),
     "gelu_bfloat16": (_POINTER, _COUNT, _COUNT),
+    "layer_norm": (_POINTER, _POINTER, _POINTER, _POINTER, _COUNT, _COUNT, _FLOAT, _INT),
     "quantise": (_POINTER, _POINTER, _POINTER, _COUNT, _COUNT, _INT),
     "gelu_quantise": (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _COUNT, _COUNT, _INT),
     "rescale": (_POINTER, _POINTER, _POINTER, _POINTER, _COUNT, _COUNT, _INT),
@@ -53,7 +55,7 @@ class Kernels:
         self._calls = {name: getattr(library, f"polyhead_{name}") for name in _SIGNATURES}
         for name, call in self._calls.items():
             call.argtypes = _SIGNATURES[name]
-            call.restype = _INT if name.startswith("attention") else None
+            call.restype = _INT if name.startswith(("attention", "layer_norm")) else None
 
     def gelu(self, x: torch.Tensor) -> torch.Tensor:
         """The tanh form of GELU in place, for float32 or bfloat16 ``(rows, columns)``."""
@@ -62,6 +64,23 @@ class Kernels:
         call = self._calls["gelu_bfloat16" if x.dtype == torch.bfloat16 else "gelu_float32"]
         in_parts(rows, columns, lambda first, end: call(_at(x, first), end - first, columns))
         return x
+
+    def layer_norm(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, epsilon: float) -> torch.Tensor:
+        """Layer norm of float32 or bfloat16 ``(rows, columns)`` to the same type; weight and bias are float32."""
+        rows, columns = x.shape
+        check_tensor(x, _float_or_bf16(x), rows, columns)
+        for tensor in (weight, bias):
+            check_tensor(tensor, torch.float32, columns)
+        out, is_bf16 = torch.empty_like(x), x.dtype == torch.bfloat16
+        call = self._calls["layer_norm"]
+
+        def run(first: int, end: int) -> None:
+            places = _at(x, first), _at(weight, 0), _at(bias, 0), _at(out, first)
+            if call(*places, end - first, columns, epsilon, is_bf16):
+                raise MemoryError("no memory for a layer norm's row")
+
+        in_parts(rows, columns, run)
+        return out
 
     def quantise(self, x: torch.Tensor, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Quantises float32 rows ``(rows, columns)`` to uint8 of the same shape; also returns the scales ``(rows,)``.
@@ -137,7 +156,7 @@ class Kernels:
         """
         for tensor, times in ((qkv, 3), (out, 1)):
             check_tensor(tensor, _float_or_bf16(out), len(qkv), times * heads * HEAD_WIDTH)
-        _check_starts(starts, len(qkv))
+        check_starts(starts, len(qkv))
         call, is_bf16 = self._calls["attention"], qkv.dtype == torch.bfloat16
         lengths = starts.diff()
 
@@ -163,7 +182,7 @@ class Kernels:
         """
         check_tensor(query, _float_or_bf16(query), len(starts) - 1, heads * HEAD_WIDTH)
         check_tensor(kv, query.dtype, len(kv), 2 * heads * HEAD_WIDTH)
-        _check_starts(starts, len(kv))
+        check_starts(starts, len(kv))
         out, is_bf16 = torch.empty_like(query), query.dtype == torch.bfloat16
         call = self._calls["attention_last"]
         if call(_at(query, 0), _at(kv, 0), _at(out, 0), _at(starts, 0), len(starts) - 1, heads, scale, is_bf16):
@@ -183,7 +202,7 @@ def check_tensor(tensor: torch.Tensor, dtype: torch.dtype, *shape: int) -> None:
         )
 
 
-def _check_starts(starts: torch.Tensor, rows: int) -> None:
+def check_starts(starts: torch.Tensor, rows: int) -> None:
     """Each text must have a token; the matrix may have more rows after the last text."""
     check_tensor(starts, torch.int64, len(starts))
     places = starts.tolist()

@@ -13,9 +13,10 @@ import hashlib
 import logging
 import mmap
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ from polyhead.engine.cpu.kernels import GELU_FLOOR, check_tensor, in_parts
 
 logger = logging.getLogger(__name__)
 
-SOURCES = ("amx.c", "tiles.h")
+SOURCES = ("amx.c", "amx_attention.c", "tiles.h")  # of the library, as in hatch_build.py
 MULTIPLE = 64  # rows and columns of a weight must be multiples of it
 PANEL = 32  # columns that one thread computes at least
 TILE_ROWS = 16
@@ -50,7 +51,7 @@ class _Product(ctypes.Structure):
 
 _PRODUCTS = (
     "bf16_to_bf16", "bf16_to_float", "bf16_add_bf16", "bf16_add_float", "bf16_gelu",
-    "int8_to_float", "int8_add_float", "int8_gelu",
+    "int8_to_bf16", "int8_to_float", "int8_add_float", "int8_gelu",
 )  # fmt: skip
 _MLPS = ("mlp_bf16_add_bf16", "mlp_bf16_add_float", "mlp_int8_add_float")
 NO_MATRIX = _Matrix(None, 0, 0, 0)
@@ -80,19 +81,29 @@ class PackedWeight:
         return self.scales is not None
 
 
+def open_amx_library(path: Path) -> ctypes.CDLL:
+    """Loads a library, and asks for the use of tiles.
+
+    Raises:
+        OSError: it cannot be loaded, was compiled from other sources, or this processor or Linux lacks AMX.
+    """
+    library = ctypes.CDLL(str(path))
+    source = library.polyhead_amx_source
+    source.restype = ctypes.c_char_p
+    digest = hashlib.sha256(b"".join(path.with_name(name).read_bytes() for name in SOURCES)).hexdigest()
+    if source() != digest.encode():
+        raise OSError(f"{path}: compiled from other sources; install polyhead again")
+    if reason := library.polyhead_amx_request():
+        raise OSError(("the processor lacks AMX", "Linux does not let this process use AMX")[reason - 1])
+    return library
+
+
 class AMXProducts:
     """Typed and checked calls; columns are divided among as many threads as torch has."""
 
     def __init__(self, path: Path) -> None:
         """Loads a library; raises OSError if it cannot be loaded or used here, or was compiled from other sources."""
-        library = ctypes.CDLL(str(path))
-        source = library.polyhead_amx_source
-        source.restype = ctypes.c_char_p
-        digest = hashlib.sha256(b"".join(path.with_name(name).read_bytes() for name in SOURCES)).hexdigest()
-        if source() != digest.encode():
-            raise OSError(f"{path}: compiled from other sources; install polyhead again")
-        if reason := library.polyhead_amx_request():
-            raise OSError(("the processor lacks AMX", "Linux does not let this process use AMX")[reason - 1])
+        library = open_amx_library(path)
         self._products = {name: getattr(library, f"polyhead_amx_{name}") for name in _PRODUCTS}
         for call in self._products.values():
             call.argtypes = (ctypes.POINTER(_Product), _COUNT, _COUNT)
@@ -233,19 +244,19 @@ class AMXProducts:
             packed.append(self.pack_int8((weight / steps).round().to(torch.int8), steps, bias, after_gelu))
         wanted = torch.addmm(bias, x, up)
         found = self.product(x.bfloat16(), up_bf16, "to_float", torch.empty(rows, width))
-        _assert_near("bf16", found, wanted)
+        assert_near("bf16 product", found, wanted)
         found = self.product(x.bfloat16(), up_bf16, "to_bf16", torch.empty(rows, width, dtype=torch.bfloat16))
-        _assert_near("bf16", found, wanted)
-        _assert_near("int8", self.product(q, packed[0], "to_float", torch.empty(rows, width), scales), wanted)
+        assert_near("bf16 product", found, wanted)
+        assert_near("int8 product", self.product(q, packed[0], "to_float", torch.empty(rows, width), scales), wanted)
         wanted = residual + torch.addmm(bias, F.gelu(wanted, approximate="tanh"), down)
         for add in (self._add_fused_mlp, self._add_divided_mlp):
             for dtype in (torch.float32, torch.bfloat16):
                 found = residual.to(dtype, copy=True)
                 add(found, x.bfloat16(), up_bf16, down_bf16, None)
-                _assert_near("bf16 MLP", found, wanted)
+                assert_near("bf16 MLP", found, wanted)
             found = residual.clone()
             add(found, q, packed[0], packed[1], scales)
-            _assert_near("int8 MLP", found, wanted)
+            assert_near("int8 MLP", found, wanted)
 
     def _tiles(self, weight: torch.Tensor, kind: str, dtype: torch.dtype, size: int) -> torch.Tensor:
         inner, columns = weight.shape
@@ -320,24 +331,35 @@ def _succeed(error: int) -> None:
         raise MemoryError("no memory for a product's sums")
 
 
-def _assert_near(name: str, found: torch.Tensor, wanted: torch.Tensor) -> None:
+def assert_near(name: str, found: torch.Tensor, wanted: torch.Tensor) -> None:
+    """Raises OSError if results are further apart than rounding explains."""
     error = float((found - wanted).abs().max() / wanted.abs().max())
     if not error < 0.03:
-        raise OSError(f"a small {name} product on AMX is off by {error:.2g} of its largest value")
+        raise OSError(f"a small {name} on AMX is off by {error:.2g} of its largest value")
 
 
-def load_amx() -> AMXProducts | None:
-    """The products, if this processor has AMX; None if not, with a line in the log if it should work but does not."""
+class _Checked(Protocol):
+    def check(self) -> None: ...
+
+
+_Kind = TypeVar("_Kind", bound=_Checked)
+
+
+def load_checked(kind: Callable[[Path], _Kind], name: str, fallback: str) -> _Kind | None:
+    """Kernels of the library, if this processor has AMX and they pass their check; the log says what happened.
+
+    Returns None if not, with a line in the log if it should work but does not: `fallback` says what happens instead.
+    """
     if os.environ.get("POLYHEAD_AMX") == "off" or not torch.cpu._is_amx_tile_supported():
         return None
     try:
-        amx = AMXProducts(Path(__file__).with_name("kernels_AMX.so"))
-        amx.check()
+        kernels = kind(Path(__file__).with_name("kernels_AMX.so"))
+        kernels.check()
     except (OSError, MemoryError) as error:
-        logger.warning("the CPU engine runs without its AMX kernels; oneDNN computes its products: %s", error)
+        logger.warning("the CPU engine runs without AMX for its %s; %s: %s", name, fallback, error)
         return None
-    logger.info("the CPU engine's bf16 and int8 products run on AMX")
-    return amx
+    logger.info("the CPU engine computes its %s on AMX", name)
+    return kernels
 
 
-AMX = load_amx()
+AMX = load_checked(AMXProducts, "bf16 and int8 products", "oneDNN computes them")

@@ -96,6 +96,45 @@ void polyhead_gelu_bfloat16(uint16_t *x, int64_t rows, int64_t columns) {
         for (int64_t i = 0; i < columns; i++) x[i] = to_bf16(gelu(from_bf16(x[i])));
 }
 
+/* The sum of a row, or of its squared distances from `mean`. Several sums stand side by side, because each addition waits
+ * for the one before. */
+static inline float row_sum(const float *row, int64_t columns, float mean, const int squares) {
+    vector sums[4] = {};
+    int64_t i = 0;
+    for (; i + 4 * LANES <= columns; i += 4 * LANES)
+#pragma GCC unroll 4
+        for (int s = 0; s < 4; s++) {
+            vector x = load(row + i + s * LANES) - mean;
+            sums[s] += squares ? x * x : x;
+        }
+    float sum = 0.0f;
+    for (; i < columns; i++) sum += squares ? (row[i] - mean) * (row[i] - mean) : row[i] - mean;
+    vector all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    for (int l = 0; l < LANES; l++) sum += all[l];
+    return sum;
+}
+
+/* Layer norm of rows of float32 or bf16 to the same type; statistics are float32. Returns 0, or 1 if memory is short. */
+int32_t polyhead_layer_norm(const void *x, const float *restrict weight, const float *restrict bias, void *out, int64_t rows,
+                            int64_t columns, float epsilon, int32_t is_bf16) {
+    float *wide = malloc(4 * (size_t)columns);
+    if (wide == NULL) return 1;
+    for (int64_t at = 0; at < rows * columns; at += columns) {
+        const float *row = is_bf16 ? wide : (const float *)x + at;
+        float *to = is_bf16 ? wide : (float *)out + at;
+        if (is_bf16)
+            for (int64_t i = 0; i < columns; i++) wide[i] = from_bf16(((const uint16_t *)x)[at + i]);
+        const float mean = row_sum(row, columns, 0.0f, 0) / (float)columns;
+        const float factor = 1.0f / sqrtf(row_sum(row, columns, mean, 1) / (float)columns + epsilon);
+#pragma GCC ivdep
+        for (int64_t i = 0; i < columns; i++) to[i] = (row[i] - mean) * factor * weight[i] + bias[i];
+        if (is_bf16)
+            for (int64_t i = 0; i < columns; i++) ((uint16_t *)out)[at + i] = to_bf16(wide[i]);
+    }
+    free(wide);
+    return 0;
+}
+
 static inline void to_levels(const float *restrict x, uint8_t *restrict q, int64_t values, float factor, float shift) {
     for (int64_t i = 0; i < values; i++) q[i] = (uint8_t)(int32_t)(x[i] * factor + shift);
 }

@@ -142,6 +142,7 @@ static int32_t tiles_request(void) { return 0; }
 INLINE vec load(const void *from) { return *(const unaligned_vec *)from; }
 INLINE ivec load_whole(const void *from) { return *(const unaligned_ivec *)from; }
 INLINE void store(void *to, vec x) { *(unaligned_vec *)to = x; }
+INLINE void store_whole(void *to, ivec x) { *(unaligned_ivec *)to = x; }
 INLINE vec all(float x) { return (vec){} + x; }
 
 static inline uint16_t to_bf16(float value) { /* to the nearest, ties to even; denormals to zero; NaN stays NaN */
@@ -152,16 +153,26 @@ static inline uint16_t to_bf16(float value) { /* to the nearest, ties to even; d
     return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-/* 32 bf16 at `to`: `left`, then `right`. */
+/* 32 bf16: `left`, then `right`. */
 #ifdef __AVX512BF16__
-INLINE void store_bf16(void *to, vec left, vec right) {
-    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh((__m512)right, (__m512)left));
-}
+INLINE ivec bf16_of(vec left, vec right) { return (ivec)_mm512_cvtne2ps_pbh((__m512)right, (__m512)left); }
 #else
-static __attribute__((noinline)) void store_bf16(void *to, vec left, vec right) {
-    for (int i = 0; i < 16; i++) ((uint16_t *)to)[i] = to_bf16(left[i]), ((uint16_t *)to)[16 + i] = to_bf16(right[i]);
+static __attribute__((noinline)) ivec bf16_of(vec left, vec right) {
+    uint16_t row[32];
+    for (int i = 0; i < 16; i++) row[i] = to_bf16(left[i]), row[16 + i] = to_bf16(right[i]);
+    return load_whole(row);
 }
 #endif
+INLINE void store_bf16(void *to, vec left, vec right) { store_whole(to, bf16_of(left, right)); }
+
+/* sums + even values + odd values of 32 bf16 */
+INLINE vec add_bf16_pairs(vec sums, ivec values) {
+#ifdef __AVX512BF16__
+    return (vec)_mm512_dpbf16_ps((__m512)sums, (__m512bh)values, (__m512bh)_mm512_set1_epi16(0x3f80)); /* times 1 */
+#else
+    return sums + (vec)(values & ~0xffff) + (vec)(values << 16);
+#endif
+}
 
 /* 16 bf16 as float32. */
 INLINE vec load_bf16(const void *from) {
