@@ -26,6 +26,8 @@ TARGETS = {
     "AVX512": (["kernels.c"], [*AVX512, *SUMS]),
     "AVX2": (["kernels.c"], ["-march=x86-64-v3", *SUMS]),
     "AMX": (["amx.c", "tiles.h"], [*AVX512, "-mavx512bf16"]),
+    "TRAINING_AVX512": (["training.c", "kernels.c"], [*AVX512, *SUMS]),
+    "TRAINING_AVX2": (["training.c", "kernels.c"], ["-march=x86-64-v3", *SUMS]),
 }
 
 
