@@ -10,6 +10,7 @@ import ctypes
 import hashlib
 import logging
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -43,6 +44,24 @@ _SIGNATURES = {
 }
 
 
+class AttentionOptions(NamedTuple):
+    """How packed texts attend.
+
+    Attributes:
+        heads: how many; they may have any width.
+        scale: factor of the scores before the softmax.
+        dropout: the share of attention weights that are dropped.
+        seed: decides which ones, from 0 to 2**32 - 1.
+        only_last: the results of last tokens only.
+    """
+
+    heads: int
+    scale: float
+    dropout: float
+    seed: int
+    only_last: bool
+
+
 class TrainingKernels:
     """Typed and checked calls; large work is divided among as many threads as torch has, with the same bits.
 
@@ -62,52 +81,33 @@ class TrainingKernels:
             call.argtypes = _SIGNATURES[name]
             call.restype = _INT if name == "training_attention" else None
 
-    def attend(
-        self, qkv: torch.Tensor, starts: torch.Tensor, heads: int, scale: float, dropout: float, seed: int, only_last: bool
-    ) -> torch.Tensor:
+    def attend(self, qkv: torch.Tensor, starts: torch.Tensor, options: AttentionOptions) -> torch.Tensor:
         """Causal attention of packed texts.
 
         Args:
             qkv: ``(tokens, 3 * heads * width)``.
             starts: int32 ``(texts + 1,)``, the row where each text starts, and the row where the last one ends.
-            scale: factor of the scores before the softmax.
-            dropout: the share of attention weights that are dropped; which ones depends on `seed` alone.
-            only_last: computes the results of last tokens only.
 
         Returns:
             ``(tokens, heads * width)``; with `only_last` ``(texts, heads * width)``.
         """
-        out = qkv.new_empty(len(starts) - 1 if only_last else len(qkv), qkv.shape[1] // 3)
-        call = self._attention(qkv, starts, heads, scale, dropout, seed, only_last)
+        out = qkv.new_empty(len(starts) - 1 if options.only_last else len(qkv), qkv.shape[1] // 3)
+        call = _attention(qkv, starts, options)
         call.out = out.data_ptr()
         self._run(call, starts, is_backward=False)
         return out
 
     def attend_backward(
-        self, out_grad: torch.Tensor, qkv: torch.Tensor, starts: torch.Tensor, heads: int, scale: float, dropout: float,
-        seed: int, only_last: bool,
-    ) -> torch.Tensor:  # fmt: skip
+        self, out_grad: torch.Tensor, qkv: torch.Tensor, starts: torch.Tensor, options: AttentionOptions
+    ) -> torch.Tensor:
         """The gradient of `qkv`, given that of `attend`'s result and the arguments of `attend`."""
-        rows = len(starts) - 1 if only_last else len(qkv)
+        rows = len(starts) - 1 if options.only_last else len(qkv)
         check_tensor(out_grad, qkv.dtype, rows, qkv.shape[1] // 3)
-        qkv_grad = torch.zeros_like(qkv) if only_last else torch.empty_like(qkv)
-        call = self._attention(qkv, starts, heads, scale, dropout, seed, only_last)
+        qkv_grad = torch.zeros_like(qkv) if options.only_last else torch.empty_like(qkv)
+        call = _attention(qkv, starts, options)
         call.out_grad, call.qkv_grad = out_grad.data_ptr(), qkv_grad.data_ptr()
         self._run(call, starts, is_backward=True)
         return qkv_grad
-
-    def _attention(
-        self, qkv: torch.Tensor, starts: torch.Tensor, heads: int, scale: float, dropout: float, seed: int, only_last: bool
-    ) -> _Attention:
-        width = qkv.shape[1] // (3 * heads)
-        check_tensor(qkv, _type(qkv), len(qkv), 3 * heads * width)
-        check_tensor(starts, torch.int32, len(starts))
-        if starts[0] != 0 or starts[-1] != len(qkv) or bool((starts.diff() < 1).any()):
-            raise TypeError(f"texts must fill the rows from 0 to {len(qkv)}, got {starts.tolist()}")
-        return _Attention(
-            qkv=qkv.data_ptr(), starts=starts.data_ptr(), texts=len(starts) - 1, heads=heads, width=width,
-            only_last=only_last, is_bf16=qkv.dtype == torch.bfloat16, scale=scale, dropout=dropout, seed=seed,
-        )  # fmt: skip
 
     def _run(self, call: _Attention, starts: torch.Tensor, *, is_backward: bool) -> None:
         threads = torch.get_num_threads()
@@ -158,6 +158,20 @@ class TrainingKernels:
             call(*(tensor.data_ptr() + first * size for tensor in tensors), end - first, dtype == torch.bfloat16)
 
         in_parts(values, 1, run)
+
+
+def _attention(qkv: torch.Tensor, starts: torch.Tensor, options: AttentionOptions) -> _Attention:
+    width = qkv.shape[1] // (3 * options.heads)
+    check_tensor(qkv, _type(qkv), len(qkv), 3 * options.heads * width)
+    check_tensor(starts, torch.int32, len(starts))
+    if starts[0] != 0 or starts[-1] != len(qkv) or bool((starts.diff() < 1).any()):
+        raise TypeError(f"texts must fill the rows from 0 to {len(qkv)}, got {starts.tolist()}")
+    if not 0 <= options.dropout < 1:
+        raise ValueError(f"dropout must lie in 0 to 1, without 1, got {options.dropout}")
+    return _Attention(
+        qkv=qkv.data_ptr(), starts=starts.data_ptr(), texts=len(starts) - 1, width=width,
+        is_bf16=qkv.dtype == torch.bfloat16, **options._asdict(),
+    )  # fmt: skip
 
 
 def _type(tensor: torch.Tensor) -> torch.dtype:
