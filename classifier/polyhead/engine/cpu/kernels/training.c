@@ -168,7 +168,7 @@ static void begin(const struct attention *a, struct head *h, int64_t unit, int i
     h->stride = stride_of(h->length);
     h->query_count = a->only_last ? 1 : h->length;
     h->out_row = a->only_last ? text : h->first_row;
-    h->seed = mixed(a->seed + (uint32_t)unit);
+    h->seed = mixed(mixed(a->seed) + (uint32_t)unit); /* so that the next seed is not the next head's */
     read_rows(a, h, head, 1, h->keys, h->keys_by_channel);
     read_rows(a, h, head, 2, h->values, is_backward ? h->values_by_channel : NULL);
 }
