@@ -20,7 +20,7 @@ from tests.training.test_packing import CLASSES, build, rows
 @pytest.mark.parametrize("device", ["cpu", GPU])
 def test_the_trainer_lowers_the_loss(device: str, tmp_path: Path) -> None:
     """In the precision that ``auto`` means, with Muon and dropout, thirty steps more than halve the loss."""
-    precision = precision_of(FitConfig())
+    precision = precision_of(FitConfig(), 64)
     assert precision == "bf16" or device == "cpu"
     model = build(CLASSES[0], n_embd=64, n_head=2)
     for block in model.body_model.h:

@@ -11,9 +11,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers.optimization import SchedulerType
 
 from polyhead.predictor import Predictor
-from polyhead_training.config import FitConfig
+from polyhead_training.config import FitConfig, ModelConfig
 from polyhead_training.errors import ConfigError
-from polyhead_training.fitting.arguments import check_best_metric, check_scheduler, greater_is_better, precision_of
+from polyhead_training.fitting.arguments import (
+    check_best_metric,
+    check_scheduler,
+    describe_precision,
+    greater_is_better,
+    precision_of,
+    width_of,
+)
 from tests.training.tiny_run import history, metrics, run, trained, weights, write_run
 
 NEEDED = {"warmup_stable_decay": {"num_decay_steps": 3}, "cosine_with_min_lr": {"min_lr": 1e-5},
@@ -69,15 +76,29 @@ def test_cosine_restarts_start_again(tmp_path: Path) -> None:
     assert rates[7] < rates[6] < rates[5] < rates[4]
 
 
-def test_precision_follows_the_hardware() -> None:
-    """auto is fp32 without a GPU; fp16 there is an error, bf16 is not."""
-    if torch.cuda.is_available():
-        assert precision_of(FitConfig()) in ("bf16", "fp16")
-        return
-    assert precision_of(FitConfig()) == "fp32"
-    assert precision_of(FitConfig(precision="bf16")) == "bf16"
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU decides otherwise")
+def test_precision_follows_processor_and_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """auto on a CPU is bf16 from 256 channels if the processor multiplies bf16, else fp32; fp16 is an error there."""
+    for amx, avx512, found in ((True, False, "bf16"), (False, True, "bf16"), (False, False, "fp32")):
+        monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda amx=amx: amx)
+        monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda avx512=avx512: avx512)
+        assert precision_of(FitConfig(), 256) == precision_of(FitConfig(), 768) == found
+        assert precision_of(FitConfig(), 192) == "fp32"
+        assert ("faster than fp32" in describe_precision(FitConfig(), 256)) == (found == "bf16")
+    assert (
+        precision_of(FitConfig(precision="bf16"), 64) == describe_precision(FitConfig(precision="bf16"), 64) == "bf16"
+    )
+    assert precision_of(FitConfig(precision="fp32"), 768) == "fp32"
     with pytest.raises(ConfigError, match="fp16 needs a GPU"):
-        precision_of(FitConfig(precision="fp16"))
+        precision_of(FitConfig(precision="fp16"), 768)
+
+
+def test_the_width_is_known_before_the_body_is_loaded(tmp_path: Path) -> None:
+    """From the config, from the folder of pretrained weights, or GPT-2's own 768."""
+    assert width_of(ModelConfig()) == width_of(ModelConfig(pretrained="gpt2")) == 768
+    assert width_of(ModelConfig(gpt2={"n_embd": 192})) == 192
+    (tmp_path / "config.json").write_text('{"n_embd": 128}', encoding="utf-8")
+    assert width_of(ModelConfig(pretrained=str(tmp_path))) == 128
 
 
 def test_half_precision_ends_in_golden_scores_of_float32(tmp_path: Path) -> None:

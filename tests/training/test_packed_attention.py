@@ -1,4 +1,7 @@
-"""Training's attention over packed texts: a GPU's kernels, by a stand-in on the CPU and, marked cuda, themselves."""
+"""Training's attention over packed texts: the CPU's kernel, a call per length, and a GPU's kernels.
+
+The GPU's are run by a stand-in on the CPU and, marked cuda, themselves.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +33,12 @@ LABELS = [[2.0, 1.0, 0.0, 7.0], [NAN, NAN, 1.0, NAN], [-100.0, 0.0, 0.0, 1.0], [
 
 def use(monkeypatch: pytest.MonkeyPatch, kernel: Callable[..., torch.Tensor] | None) -> None:
     """Makes training take this kernel on any device; None: a call per length."""
+    monkeypatch.setattr("polyhead_training.model.attention.kernels_for", lambda _: None)
     monkeypatch.setattr("polyhead_training.model.attention.attention_for_training", lambda *_: kernel)
 
 
-def test_a_cpu_computes_a_length_at_a_time() -> None:
-    """PyTorch has no packed kernel for the CPU."""
+def test_pytorch_has_no_packed_kernel_for_the_cpu() -> None:
+    """Without the CPU's own kernels, attention is one call per length."""
     assert attention_for_training(64, torch.bfloat16, torch.device("cpu")) is None
 
 
@@ -140,9 +144,7 @@ def test_kernels_equal_the_call_per_length(
         for one in (kernel, None):
             use(monkeypatch, one)
             leaf = qkv.to("cuda", dtype).requires_grad_()
-            query, key, value = leaf.unbind(1)
-            query = query[texts.last] if only_last else query
-            attended = attend(query, key, value, texts, scale=0.125, dropout=0.0, only_last=only_last)
+            attended = attend(leaf.flatten(1), texts, heads=4, scale=0.125, dropout=0.0, only_last=only_last)
             attended.float().square().sum().backward()
             assert leaf.grad is not None
             found += [attended.detach(), leaf.grad]
@@ -157,16 +159,17 @@ def test_kernels_equal_the_call_per_length(
 def test_dropout_of_the_kernels(dtype: torch.dtype) -> None:
     """The expected share is dropped, the mean stays, the same seed drops the same, and gradients see the same mask."""
     texts = PackedBatch(torch.tensor([512] * 8, device="cuda"), 4096, 1024)
-    key = torch.zeros(4096, 4, 64, device="cuda", dtype=dtype, requires_grad=True)  # all weights are equal
-    value = torch.ones(4096, 4, 64, device="cuda", dtype=dtype, requires_grad=True)
+    qkv = torch.zeros(4096, 3, 256, device="cuda", dtype=dtype)  # queries and keys: all weights are equal
+    qkv[:, 2] = 1.0
+    qkv.requires_grad_()
     outputs = []
     for _ in range(2):
         torch.cuda.manual_seed(3)
-        value.grad = None
-        attended = attend(key, key, value, texts, scale=0.125, dropout=0.25, only_last=False)
+        qkv.grad = None
+        attended = attend(qkv.flatten(1), texts, heads=4, scale=0.125, dropout=0.25, only_last=False)
         attended.float().sum().backward()
-        assert value.grad is not None
-        outputs.append((attended.detach().float(), value.grad.float()))
+        assert qkv.grad is not None
+        outputs.append((attended.detach().float(), qkv.grad[:, 2].float()))
     torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=2e-2)
     assert outputs[0][0].std() > 0.01
     assert float(outputs[0][0].mean()) == pytest.approx(1.0, abs=0.02)

@@ -17,7 +17,7 @@ from polyhead_training.model.modeling import (
     GPT2BaseForSequenceClassification,
     GPT2HiddenStateConcatForSequenceClassification,
 )
-from polyhead_training.model.packing import collate, fuse_gelu
+from polyhead_training.model.packing import collate, fuse_steps
 
 CLASSES = [GPT2BaseForSequenceClassification, GPT2HiddenStateConcatForSequenceClassification]
 
@@ -127,7 +127,7 @@ def test_the_fused_gelu_is_transformers_gelu() -> None:
     body = GPT2Model(GPT2Config(vocab_size=60, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3)).eval()
     ids = torch.randint(0, 60, (2, 7))
     expected = body(ids).last_hidden_state
-    fuse_gelu(body)
+    fuse_steps(body)
     assert isinstance(body.h[0].mlp.act, nn.GELU)
     torch.testing.assert_close(body(ids).last_hidden_state, expected, atol=1e-5, rtol=1e-5)
 

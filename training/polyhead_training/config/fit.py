@@ -37,7 +37,8 @@ class FitConfig(Section):
         max_grad_norm: longer gradients are shortened to this.
         optim: ``muon``, or any of transformers' optimizers. ``muon`` trains the matrices of the blocks, and AdamW the
             other weights. ``auto`` is ``muon`` from scratch and ``adamw_torch_fused`` for pretrained weights.
-        precision: ``auto`` is bf16 on a GPU that has it, fp16 on other GPUs, and fp32 on a CPU.
+        precision: ``auto`` is bf16 on a GPU that has it and fp16 on other GPUs. On a CPU it is bf16 if the processor
+            multiplies bf16 (AMX or AVX-512 bf16) and the model has 256 channels or more, else fp32.
         train_sampling_strategy: ``group_by_length`` puts texts of similar length into one batch.
         best_metric: chooses the best checkpoint and ends early stopping: ``loss`` or ``head/metric``.
         eval_steps: steps between evaluations; by default one epoch.

@@ -283,7 +283,7 @@ def estimate_memory(
     fp32. With gradient checkpointing they are one value per block, and 17 for one block at a time.
     """
     values = 17 * body.n_layer if not fit.gradient_checkpointing else body.n_layer + 17
-    value_size = 4 if precision_of(fit) == "fp32" else 2
+    value_size = 4 if precision_of(fit, body.n_embd) == "fp32" else 2
     return {
         "parameters": 4.0 * parameters,
         "gradients": 4.0 * trained,

@@ -28,7 +28,7 @@ from polyhead_training.fitting.checkpoint_writing import Fitted
 from polyhead_training.fitting.optimizers import MUON, chosen_optimizer, describe_optimizer
 from polyhead_training.fitting.trainer import LossAtCheckpoints, ShowProgress, StopOnSignal, TotalsTrainer
 from polyhead_training.fitting.working_folder import WorkingFolder
-from polyhead_training.model.packing import fuse_gelu
+from polyhead_training.model.packing import fuse_steps
 from polyhead_training.model.tokenizer import END_OF_TEXT
 
 
@@ -106,7 +106,7 @@ def _language_model(body: Any) -> GPT2LMHeadModel:
     config._attn_implementation = "sdpa"
     lm = GPT2LMHeadModel(config)
     lm.transformer.load_state_dict(body.state_dict())
-    fuse_gelu(lm.transformer)
+    fuse_steps(lm.transformer)
     lm.tie_weights()
     return lm
 

@@ -29,7 +29,7 @@ from polyhead_training.config import TrainingConfig
 from polyhead_training.data.corpus import Corpus
 from polyhead_training.data.sources import file_names
 from polyhead_training.errors import ConfigError, StorageError
-from polyhead_training.fitting.arguments import precision_of
+from polyhead_training.fitting.arguments import precision_of, width_of
 
 
 class WorkingFolder:
@@ -202,7 +202,10 @@ def fingerprint(config: TrainingConfig, corpus: Corpus, processes: int) -> dict[
         contents["the weights of model.pretrained"] = _digest_files(weights)
     return {
         "config": config.model_dump(mode="json", exclude={"output", "report"}),
-        "machine": {"number of processes": processes, "precision": precision_of(config.training)},
+        "machine": {
+            "number of processes": processes,
+            "precision": precision_of(config.training, width_of(config.model)),
+        },
         "contents": contents,
     }
 

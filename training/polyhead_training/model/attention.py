@@ -1,4 +1,4 @@
-"""Attention over a packed batch in training, with dropout: on a GPU one call per layer, on a CPU one per length.
+"""Attention over a packed batch in training, with dropout: one call per layer, by a kernel that reads packed texts.
 
 A GPU's kernels read all texts from one tensor. A call per length would launch hundreds of small kernels, and wait for
 the lengths. PyTorch differentiates the kernels of flash and of memory-efficient attention. They draw their dropout from
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from polyhead.engine.cuda.attention import CAUSAL, FULL, efficient_attention, is_attention, takes_flash
+from polyhead_training.model.cpu import attend_packed, kernels_for
 
 logger = logging.getLogger(__name__)
 
@@ -55,28 +56,24 @@ class PackedBatch:
 
 
 def attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    texts: PackedBatch,
-    *,
-    scale: float,
-    dropout: float,
-    only_last: bool,
+    qkv: torch.Tensor, texts: PackedBatch, *, heads: int, scale: float, dropout: float, only_last: bool
 ) -> torch.Tensor:
     """Attention of each token to the tokens of its text up to itself.
 
     Args:
-        query: ``(tokens, heads, width)``, or ``(n, heads, width)`` if `only_last`.
-        key: ``(tokens, heads, width)``.
-        value: ``(tokens, heads, width)``.
+        qkv: ``(tokens, 3 * heads * width)``.
         scale: factor of the scores before the softmax.
         dropout: the share of attention weights that are dropped.
-        only_last: the queries are those of the last tokens.
+        only_last: the results of last tokens only.
 
     Returns:
-        ``(queries, heads * width)``.
+        ``(tokens, heads * width)``; with `only_last` ``(n, heads * width)``.
     """
+    if (kernels := kernels_for(qkv)) is not None and dropout < 1:
+        return attend_packed(kernels, qkv, texts.starts, heads=heads, scale=scale, dropout=dropout, only_last=only_last)
+    query, key, value = qkv.view(len(qkv), 3, heads, -1).unbind(1)  # each (tokens, heads, width)
+    if only_last:
+        query = query[texts.last]  # (n, heads, width)
     kernel = attention_for_training(query.shape[-1], query.dtype, query.device)
     if kernel is None:
         return _by_length(query, key, value, texts, scale, dropout, only_last)

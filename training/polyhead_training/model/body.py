@@ -22,7 +22,7 @@ from polyhead_training.config_keys import nearest
 from polyhead_training.errors import ConfigError
 from polyhead_training.model.hub import check_pretrained
 from polyhead_training.model.modeling import build_model
-from polyhead_training.model.packing import fuse_gelu
+from polyhead_training.model.packing import fuse_steps
 from polyhead_training.model.tokenizer import END_OF_TEXT, pretrained_tokenizer, train_tokenizer, with_transforms
 
 MIN_VOCAB_SIZE = 257  # all bytes and the end of text
@@ -66,7 +66,7 @@ def untrained_model(config: ModelConfig, spec: Spec, schema: Schema, tokenizer: 
             return build_model(_fresh_config(config, tokenizer), spec, schema)
         body = _pretrained_body(config.pretrained, config.gpt2)
         model = build_model(body.config, spec, schema)
-        fuse_gelu(body)
+        fuse_steps(body)
         model.body_model = body
         return model
     except PolyheadError:

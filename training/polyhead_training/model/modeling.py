@@ -22,7 +22,7 @@ from polyhead.checkpoint import Spec
 from polyhead.heads import head_class_named
 from polyhead.schema import Schema
 from polyhead_training.model.losses import LossTerm, classification_loss, constructor_loss_terms, loss_terms
-from polyhead_training.model.packing import fuse_gelu, last_hidden_states
+from polyhead_training.model.packing import fuse_steps, last_hidden_states
 
 # transformers 5 renamed this argument and field.
 CACHE = "cache" if "cache" in inspect.signature(GPT2Model.forward).parameters else "past_key_values"
@@ -70,7 +70,7 @@ class MultiHeadClassifier(GPT2PreTrainedModel):
         end = self.config.eos_token_id
         self.config.pad_token_id = end[0] if isinstance(end, list) else end
         self.body_model = GPT2Model(self.config)
-        fuse_gelu(self.body_model)
+        fuse_steps(self.body_model)
 
     def forward(
         self,

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
-from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import GPT2Model
 from transformers.activations import NewGELUActivation
@@ -20,6 +19,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from polyhead.windows import Windows
 from polyhead_training.model.attention import PackedBatch, attend
+from polyhead_training.model.cpu import GELU, Dropout
 
 
 def collate(
@@ -92,23 +92,24 @@ def last_hidden_states(body: GPT2Model, input_ids: torch.Tensor, lengths: torch.
     return torch.stack(states[::-1])
 
 
-def fuse_gelu(body: GPT2Model) -> None:
-    """Replaces transformers' ``gelu_new`` by torch's tanh-GELU, the same function in one kernel with less memory."""
-    for block in body.h:
-        mlp: Any = block.mlp
-        if isinstance(mlp.act, NewGELUActivation):
-            mlp.act = nn.GELU(approximate="tanh")
+def fuse_steps(body: GPT2Model) -> None:
+    """Replaces transformers' ``gelu_new``, and dropouts, by the same functions in one kernel with less memory."""
+    body.drop = Dropout(body.drop.p).train(body.training)
+    for block in cast(Iterable[Any], body.h):
+        if isinstance(block.mlp.act, NewGELUActivation):
+            block.mlp.act = GELU()
+        block.attn.resid_dropout = Dropout(block.attn.resid_dropout.p).train(body.training)
+        block.mlp.dropout = Dropout(block.mlp.dropout.p).train(body.training)
 
 
 def _block(block: GPT2Block, hidden: torch.Tensor, texts: PackedBatch, only_last: bool) -> torch.Tensor:
     """A block's output ``(tokens, n_embd)`` or, if `only_last`, only at last tokens: ``(n, n_embd)``."""
     attention = block.attn
     qkv = attention.c_attn(block.ln_1(hidden))  # (tokens, 3 * n_embd)
-    query, key, value = qkv.view(len(qkv), 3, attention.num_heads, -1).unbind(1)  # each (tokens, heads, width)
     if only_last:
-        query, hidden = query[texts.last], hidden[texts.last]
+        hidden = hidden[texts.last]
     attended = attend(
-        query, key, value, texts, scale=attention.scaling, only_last=only_last,
+        qkv, texts, heads=attention.num_heads, scale=attention.scaling, only_last=only_last,
         dropout=attention.attn_dropout.p if attention.training else 0.0,
     )  # fmt: skip
     hidden = hidden + attention.resid_dropout(attention.c_proj(attended))

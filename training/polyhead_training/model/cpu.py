@@ -1,0 +1,103 @@
+"""The steps of training that have kernels of their own on a CPU, for autograd: attention, GELU and dropout.
+
+Each draws the seed of its dropout from PyTorch's generator. So a resumed run and a recomputed block drop the same.
+Without the kernels, on other devices, and for other types than float32 and bfloat16, PyTorch computes them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+from polyhead.engine.cpu.kernels.training import TRAINING_KERNELS, TYPES, AttentionOptions, TrainingKernels
+
+
+def kernels_for(x: torch.Tensor) -> TrainingKernels | None:
+    """The kernels, if they take this tensor."""
+    return TRAINING_KERNELS if x.device.type == "cpu" and x.dtype in TYPES else None
+
+
+def attend_packed(
+    kernels: TrainingKernels, qkv: torch.Tensor, starts: torch.Tensor, *, heads: int, scale: float, dropout: float,
+    only_last: bool,
+) -> torch.Tensor:  # fmt: skip
+    """As `polyhead_training.model.attention.attend`, by the kernels."""
+    options = AttentionOptions(heads, scale, dropout, _draw_seed() if dropout else 0, only_last)
+    return _apply(_Attention, kernels, qkv, starts, options)
+
+
+class GELU(nn.GELU):
+    """The tanh form of GELU, which is transformers' ``gelu_new`` in one kernel."""
+
+    def __init__(self) -> None:
+        super().__init__(approximate="tanh")
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """A tensor of the same shape."""
+        kernels = kernels_for(input)
+        return super().forward(input) if kernels is None else _apply(_GELU, kernels, input)
+
+
+class Dropout(nn.Dropout):
+    """PyTorch's dropout, computed faster on a CPU."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """A tensor of the same shape."""
+        kernels = kernels_for(input)
+        if kernels is None or not self.training or not 0 < self.p < 1:
+            return super().forward(input)
+        return _apply(_Dropout, kernels, input, self.p)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, kernels: TrainingKernels, qkv: torch.Tensor, starts: torch.Tensor, options: AttentionOptions
+    ) -> torch.Tensor:
+        ctx.save_for_backward(qkv, starts)
+        ctx.kernels, ctx.options = kernels, options
+        return kernels.attend(qkv, starts, options)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        qkv, starts = ctx.saved_tensors
+        return None, ctx.kernels.attend_backward(grad.contiguous(), qkv, starts, ctx.options), None, None
+
+
+class _GELU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, kernels: TrainingKernels, x: torch.Tensor) -> torch.Tensor:
+        x = x.contiguous()
+        ctx.save_for_backward(x)
+        ctx.kernels = kernels
+        return kernels.gelu(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, torch.Tensor]:
+        (x,) = ctx.saved_tensors
+        return None, ctx.kernels.gelu_backward(grad.contiguous(), x)
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, kernels: TrainingKernels, x: torch.Tensor, share: float) -> torch.Tensor:
+        ctx.kernels, ctx.options = kernels, (share, _draw_seed())
+        return kernels.dropout(x.contiguous(), *ctx.options)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, torch.Tensor, None]:
+        return None, ctx.kernels.dropout(grad.contiguous(), *ctx.options), None
+
+
+def _apply(function: Any, *arguments: Any) -> torch.Tensor:
+    return cast(torch.Tensor, function.apply(*arguments))
+
+
+def _draw_seed() -> int:
+    return int(torch.randint(2**32, ()))
