@@ -20,7 +20,7 @@ FLAGS = ["-std=gnu11", "-O3", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapp
          "-Wno-psabi"]  # fmt: skip
 SUMS = ["-fno-signed-zeros", "-fassociative-math"]
 AVX512 = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
-# Per library the sources that are compiled, those that these include, and options. AVX512 and AVX2 are torch's names for
+# Per library the sources that are compiled, those that they include, and options. AVX512 and AVX2 are torch's names for
 # the capability of a CPU. AMX stands beside AVX512, and its sums have one order.
 TARGETS = {
     "AVX512": (["kernels.c"], [], [*AVX512, *SUMS]),

@@ -31,8 +31,8 @@ def compile_stand_in(folder: Path) -> Path:
     With AVX-512 bf16 all but these instructions is what runs on AMX; a processor that has only AVX2 takes that.
     """
     build = hatch_build()
-    sources, _ = build.TARGETS["AMX"]
-    for source in sources:
+    compiled, included, _ = build.TARGETS["AMX"]
+    for source in [*compiled, *included]:
         shutil.copy(ROOT / build.FOLDER / source, folder)
     library = folder / "stand_in.so"
     options = [] if _has_avx512_bf16() else ["-march=x86-64-v3", "-mno-avx512bf16"]

@@ -219,7 +219,7 @@ def test_an_installation_works_without_a_compiler(
     build = hatch_build()
     folder = tmp_path / build.FOLDER
     folder.mkdir(parents=True)
-    sources = {source for sources, _ in build.TARGETS.values() for source in sources}
+    sources = {source for files, included, _ in build.TARGETS.values() for source in [*files, *included]}
     for source in sources:
         shutil.copy(ROOT / build.FOLDER / source, folder)
     (folder / "kernels_AVX2.so").write_text("stale", encoding="utf-8")
