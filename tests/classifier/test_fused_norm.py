@@ -132,6 +132,28 @@ def test_the_kernels_with_tritons_interpreter(tmp_path: Path) -> None:
     assert_near(found["bf16"], found["expected"], found["expected"].std())
 
 
+@needs_triton
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+def test_the_kernels_compile_for_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton makes machine code of both kernels for sm_80 and sm_90, which needs no GPU."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    from polyhead.engine.cuda import norm_kernel
+
+    add = ["hidden", "change", "added", "normed"]
+    embed = ["ids", "positions", "token_table", "position_table", "hidden", "normed"]
+    for kernel, pointers in ((norm_kernel._add_row, add), (norm_kernel._embed_row, embed)):
+        types = {name: "*i32" if name in ("ids", "positions") else "*bf16" for name in pointers}
+        types |= {name: "*fp32" for name in pointers if name.endswith("_table")}
+        types |= {"epsilon": "fp32", "width": "constexpr", "block": "constexpr"}
+        source = ASTSource(fn=kernel, signature=types, constexprs={"width": 768, "block": 1024})
+        for capability in (80, 90):
+            compiled = compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4})
+            assert len(compiled.asm["cubin"]) > 1000
+
+
 @pytest.mark.cuda
 @needs_cuda
 @pytest.mark.parametrize("width", [64, 768, 1600])
