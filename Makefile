@@ -115,7 +115,7 @@ soak: setup .nginx/.ready ## Send a verified load for 20 minutes, and fail if th
 	$(PY) -m tests.chaos.soak
 
 .PHONY: bench-training
-bench-training: data/debian/train.jsonl ## Compare training speed with transformers' Trainer: 10 minutes on 2 cores
+bench-training: data/debian/train.jsonl ## Compare training speed with transformers' Trainer: 15 minutes on 2 cores
 	$(PY) -m benchmarks.training
 
 .PHONY: bench-quality
@@ -153,7 +153,7 @@ clean: ## Remove environments, data, checkpoints and caches
 	rm -rf .nginx .browser .venv .venv-triton .venv-peers .venv-infinity .operations data runs $(REPOSITORY)/*/*/checkpoint $(REPOSITORY)/*/*/labels.txt
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-KERNELS := classifier/hatch_build.py classifier/polyhead/engine/cpu/kernels/kernels.c
+KERNELS := classifier/hatch_build.py $(wildcard classifier/polyhead/engine/cpu/kernels/*.[ch])
 
 .venv/.ready: constraints.txt setup/requirements.txt setup/venv.sh */pyproject.toml $(KERNELS)
 	setup/venv.sh .venv setup/requirements.txt

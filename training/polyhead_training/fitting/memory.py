@@ -1,8 +1,7 @@
 """What the C library does with freed memory during training on a CPU.
 
-By default glibc returns large blocks to the operating system at once. Each step then gets all its activations and
-gradients as fresh pages, which the system must clear first: 30,000 pages and a tenth of a step for 4 layers of 256
-channels.
+By default glibc returns large blocks to the operating system at once. Then the system clears fresh pages for the
+activations and gradients of each step: 86,000 pages for 12 layers of 768 channels and 2,700 tokens.
 """
 
 from __future__ import annotations

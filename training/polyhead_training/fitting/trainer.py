@@ -26,6 +26,7 @@ from polyhead.schema import Head
 from polyhead_rows.progress import ProgressMeter, progress
 from polyhead_training.errors import Interrupted
 from polyhead_training.evaluation.metrics import HEADLINE
+from polyhead_training.fitting.memory import keep_freed_memory
 from polyhead_training.fitting.optimizers import muon_with_adamw
 from polyhead_training.model.layers import regroup
 from polyhead_training.model.losses import label_counts
@@ -68,6 +69,8 @@ class TotalsTrainer(Trainer):
 
     def train(self, *arguments: Any, **options: Any) -> Any:
         """Starts the clock, and trains."""
+        if self.args.device.type == "cpu":
+            keep_freed_memory()
         self._began, self._earlier_s = time.monotonic(), None
         self._losses = deque(maxlen=LOSS_STEPS * self.args.gradient_accumulation_steps)
         return super().train(*arguments, **options)
