@@ -103,7 +103,7 @@ class CPUForward:
     def _pooled(self, batch: MicroBatch, between_layers: Callable[[], None]) -> torch.Tensor:
         packed = PackedTexts(batch.lengths)
         ids = torch.from_numpy(np.concatenate(batch.token_ids))  # (tokens,)
-        embedded = self.tokens[ids] + self.positions[packed.positions]  # (tokens, n_embd)
+        embedded = self.tokens[ids].add_(self.positions[packed.positions])  # (tokens, n_embd)
         hidden = pad_rows(embedded.to(self.dtype))
         is_embedding_pooled = self.pooled_layers > len(self.blocks)
         states = [hidden[packed.last]] if is_embedding_pooled else []  # each (texts, n_embd)
