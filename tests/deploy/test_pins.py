@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.utils import canonicalize_name
 
 from setup.audit import pins
 from tests.deploy.manifests import DEPLOY
@@ -45,7 +46,7 @@ def test_requirements_are_pinned(path: Path) -> None:
         if line.startswith("-"):
             assert re.fullmatch(r"-e \./\w+(\[[\w,]+\])?|-r requirements\.txt", line), line
         else:
-            assert EXACT.fullmatch(line) or line.partition("[")[0].lower() in pinned, line
+            assert EXACT.fullmatch(line) or canonicalize_name(line.partition("[")[0]) in pinned, line
 
 
 def pip_installs() -> Iterator[tuple[str, str]]:
