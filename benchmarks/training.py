@@ -258,8 +258,8 @@ def _train(
         model=model,
         args=TrainingArguments(
             output_dir=scratch, seed=0, num_train_epochs=1, per_device_train_batch_size=arguments.batch_size,
-            learning_rate=1e-3, train_sampling_strategy="sequential" if by_length else "random", use_cpu=arguments.device == "cpu",
-            bf16=precision == "bf16", optim="adamw_torch_fused",
+            learning_rate=1e-3, train_sampling_strategy="sequential" if by_length else "random",
+            use_cpu=arguments.device == "cpu", bf16=precision == "bf16", optim="adamw_torch_fused",
             save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=True, remove_unused_columns=False,
             dataloader_pin_memory=False,
         ),
