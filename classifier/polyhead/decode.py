@@ -248,7 +248,7 @@ def _decode_head(
         best = (scores.argmax(axis=1) if path is None else path)[:, None]
         if options.top_k is not None:
             order = (-scores).argsort(axis=1, kind="stable")
-            others = order[order != best].reshape(len(order), -1)
+            others = order[order != best].reshape(len(order), order.shape[1] - 1)
             best = np.concatenate((best, others), axis=1)[:, : options.top_k]
         return [
             {"kind": head.kind, "labels": [head.labels[i] for i in labels], "scores": [float(row[i]) for i in labels]}

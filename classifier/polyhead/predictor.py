@@ -104,7 +104,10 @@ class Predictor:
             yield self.decode(encoded, self.score(encoded), chosen)
 
     def _encode_ahead(self, chunks: Iterable[Sequence[str | bytes]]) -> Iterator[list[EncodedText]]:
-        """The encoded texts of each chunk; another thread encodes the next chunk while the caller uses this one."""
+        """The encoded texts of each chunk; another thread encodes the next chunk while the caller uses this one.
+
+        So an error of `chunks` comes before the chunk that was read last is given out.
+        """
         with ThreadPoolExecutor(1, "polyhead-tokenizer") as tokenizer:
             ahead: Future[list[EncodedText]] | None = None
             for chunk in chunks:

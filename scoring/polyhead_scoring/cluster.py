@@ -203,7 +203,7 @@ def default_cpus(nodes: Sequence[Mapping[str, Any]], gpus: float) -> float:
     if not gpus or not resources:
         return 1.0
     beside = min(has.get("CPU", 0) // (has["GPU"] // gpus) for has in resources)
-    return max(1.0, min(beside, CPUS_PER_GPU * max(1.0, gpus)))
+    return max(1.0, min(beside, CPUS_PER_GPU * gpus))
 
 
 def fitting_actors(has: Mapping[str, float], cpus: float, gpus: float) -> int:

@@ -134,7 +134,8 @@ def test_many_texts_are_answered_at_once() -> None:
     assert [answer["mood"]["labels"] for answer in found] == [["sad", "happy"], [], ["happy", "sad"]]
     assert found[0]["mood"]["thresholds"] == [0.5, 0.5]
     assert [answer["stars"] for answer in found] == [{"kind": "regression", "value": v} for v in (2.5, -1.0, 0.0)]
-    assert decode_all(scores[:0], SCHEMA, DecodeOptions()) == []
+    for options in (DecodeOptions(), DecodeOptions(top_k=2), DecodeOptions(threshold=0.5, reject_below=0.5)):
+        assert decode_all(scores[:0], SCHEMA, options) == []
 
 
 @given(data=st.data(), top_k=st.one_of(st.none(), st.integers(1, 9)), bound=st.one_of(st.none(), st.floats(0, 1)))

@@ -169,6 +169,7 @@ def ray_scorer(
         ([{"CPU": 64.0, "GPU": 4.0}], 1, 8),  # 16 are there, and 8 are enough
         ([{"CPU": 26.0, "GPU": 4.0}], 1, 6),
         ([{"CPU": 26.0, "GPU": 4.0}], 0.5, 3),  # 8 actors
+        ([{"CPU": 32.0, "GPU": 1.0}], 0.5, 4),  # 8 per GPU
         ([{"CPU": 26.0, "GPU": 4.0}], 2, 13),
         ([{"CPU": 64.0, "GPU": 2.0}, {"CPU": 4.0, "GPU": 1.0}, {"CPU": 96.0}], 1, 4),  # must fit on each GPU node
         ([{"CPU": 2.0, "GPU": 4.0}], 1, 1),

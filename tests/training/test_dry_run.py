@@ -103,14 +103,14 @@ def test_memory_is_estimated_from_what_is_trained() -> None:
     for activations if they are computed again.
     """
     body = GPT2Config()
-    fit = FitConfig(precision="fp32")
-    memory = estimate_memory(fit, body, parameters=124_000_000, trained=1_000_000, tokens_per_batch=1024)
+    fit = FitConfig()
+    memory = estimate_memory(fit, "fp32", body, parameters=124_000_000, trained=1_000_000, tokens_per_batch=1024)
     assert memory["parameters"] == 496e6
     assert memory["gradients"] + memory["optimizer"] == 12e6
     assert memory["activations"] == 1024 * 12 * 17 * 768 * 4
-    muon = estimate_memory(fit, body, 124_000_000, 1_000_000, tokens_per_batch=1024, by_muon=600_000)
+    muon = estimate_memory(fit, "fp32", body, 124_000_000, 1_000_000, tokens_per_batch=1024, by_muon=600_000)
     assert muon["gradients"] + muon["optimizer"] == 12 * 400_000 + 8 * 600_000
     recomputed = estimate_memory(
-        fit.model_copy(update={"gradient_checkpointing": True}), body, 1, 1, tokens_per_batch=1024
+        fit.model_copy(update={"gradient_checkpointing": True}), "fp32", body, 1, 1, tokens_per_batch=1024
     )
     assert recomputed["activations"] < memory["activations"] / 7

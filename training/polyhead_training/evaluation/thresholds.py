@@ -34,7 +34,8 @@ def fit_thresholds(scores: Scores, true: Mask, per_label: bool) -> tuple[float, 
         if count and not over_threshold(column, (threshold,)).any():
             own = best_threshold(column, true[:, label])
             # More answers raise an F1 if more than half of it are right (Lipton et al. 2014).
-            if true[over_threshold(column, (own,)), label].mean() > worthwhile:
+            answered = over_threshold(column, (own,))
+            if answered.any() and true[answered, label].mean() > worthwhile:
                 threshold = own
         most = MOST_ANSWERS * max(count, 1)
         is_often = over_threshold(column, (threshold,)).sum() > most

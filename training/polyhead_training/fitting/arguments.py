@@ -158,7 +158,7 @@ def describe_precision(config: FitConfig, width: int) -> str:
 def width_of(config: ModelConfig) -> int:
     """The channels of the body that will be trained, before it is loaded.
 
-    A name of the hub counts as GPT-2 small, because no published GPT-2 is narrower.
+    A name of the hub counts as GPT-2 small, which has 768.
     """
     width: Any = config.gpt2.get("n_embd")
     if config.pretrained is not None:

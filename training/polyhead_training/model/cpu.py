@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from polyhead.engine.cpu.kernels.training import TRAINING_KERNELS, TYPES, AttentionOptions, TrainingKernels
+from polyhead.engine.cpu.kernels.training import TYPES, AttentionOptions, TrainingKernels, training_kernels
 
 
 def kernels_for(x: torch.Tensor) -> TrainingKernels | None:
     """The kernels, if they take this tensor."""
-    return TRAINING_KERNELS if x.device.type == "cpu" and x.dtype in TYPES else None
+    return training_kernels() if x.device.type == "cpu" and x.dtype in TYPES else None
 
 
 def attend_packed(

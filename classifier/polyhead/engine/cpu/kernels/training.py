@@ -1,6 +1,6 @@
 """Training's kernels on a CPU (training.c): attention of packed texts, GELU and dropout, forwards and backwards.
 
-If no library fits, `TRAINING_KERNELS` is None and training uses PyTorch's operations, which are slower.
+If no library fits, `training_kernels` gives None and training uses PyTorch's operations, which are slower.
 See docs/decisions/0005-packed-training.md.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import logging
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 SOURCES = ("training.c", "kernels.c")
 TYPES = (torch.float32, torch.bfloat16)
+BLOCK = 64  # values: a multiple of each target's vectors
 
 _POINTER, _COUNT, _INT, _FLOAT, _SEED = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float, ctypes.c_uint32
 
@@ -155,9 +157,11 @@ class TrainingKernels:
         call, size = self._calls[name], tensors[0].element_size()
 
         def run(first: int, end: int) -> None:
+            first, end = first * BLOCK, min(end * BLOCK, values)
             call(*(tensor.data_ptr() + first * size for tensor in tensors), end - first, dtype == torch.bfloat16)
 
-        in_parts(values, 1, run)
+        # Whole vectors, because the values after the last whole one are rounded differently.
+        in_parts(-(-values // BLOCK), BLOCK, run)
 
 
 def _attention(qkv: torch.Tensor, starts: torch.Tensor, options: AttentionOptions) -> _Attention:
@@ -179,14 +183,12 @@ def _type(tensor: torch.Tensor) -> torch.dtype:
     return tensor.dtype if tensor.dtype in TYPES else torch.float32
 
 
-def load_training_kernels() -> TrainingKernels | None:
-    """The library for this CPU; None, with a line in the log, if it cannot be loaded."""
+@cache
+def training_kernels() -> TrainingKernels | None:
+    """The kernels for this CPU; None, with a line in the log, if they cannot be loaded."""
     path = Path(__file__).with_name(f"kernels_TRAINING_{torch.backends.cpu.get_cpu_capability()}.so")
     try:
         return TrainingKernels(path)
     except OSError as error:
         logger.warning("training on a CPU runs without its kernels, which is slower: %s", error)
         return None
-
-
-TRAINING_KERNELS = load_training_kernels()
