@@ -84,15 +84,26 @@ class PageBrowser(Browser):
         self.type(text)
 
     def click(self, selector: str) -> None:
-        """Clicks there with the mouse."""
+        """Clicks there with the mouse, as soon as the element stands still and nothing covers it."""
         self.wait_for(f"document.querySelector({json.dumps(selector)})?.checkVisibility()")
-        self.evaluate(f"document.querySelector({json.dumps(selector)}).scrollIntoView({{block: 'center'}})")
-        box = self.evaluate(
-            f"(() => {{ const box = document.querySelector({json.dumps(selector)}).getBoundingClientRect();"
-            "return [box.x + box.width / 2, box.y + box.height / 2] })()"
-        )
+        until, before = time.monotonic() + WAIT_S, None
+        while (place := self._place(selector)) is None or place != before:
+            assert time.monotonic() < until, (selector, place, self.text("body"))
+            before = place
+            time.sleep(0.1)
         for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
+            self.call("Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", clickCount=1)
+
+    def _place(self, selector: str) -> list[float] | None:
+        """The middle of an element in the window; None if another one is on top there."""
+        place: list[float] | None = self.evaluate(
+            f"(() => {{ const one = document.querySelector({json.dumps(selector)});"
+            "one?.scrollIntoView({block: 'center', behavior: 'instant'});"
+            "const box = one?.getBoundingClientRect();"
+            "const at = one && [box.x + box.width / 2, box.y + box.height / 2];"
+            "return one && one.contains(document.elementFromPoint(...at)) ? at : null })()"
+        )
+        return place
 
     def upload(self, selector: str, path: Path) -> None:
         """Chooses a file in an input."""
