@@ -36,10 +36,11 @@ def test_own_memory_is_sampled() -> None:
     """Growth of a process's memory is seen; a process that has ended is an error."""
     with MemoryLog({"self": os.getpid()}, interval_s=0.01) as log:
         log.wait(0.05, lambda: None, tick_s=0.01)
-        with mmap.mmap(-1, 2**26) as ballast:  # fresh pages, whatever memory an earlier test left to this process
-            ballast.write(b"x" * 2**26)
-            log.wait(0.1, lambda: None, tick_s=0.01)
+        ballast = mmap.mmap(-1, 2**26)  # fresh pages, whatever memory an earlier test left to this process
+        ballast.write(b"x" * 2**26)
+        log.wait(0.1, lambda: None, tick_s=0.01)
     assert log.mib["self"][-1] - log.mib["self"][0] > 50
+    ballast.close()
     assert resident_mib(os.getpid()) > 10
     with pytest.raises(OSError, match="No such"), MemoryLog({"gone": 2**22 + 1}, interval_s=0.01):
         pass
