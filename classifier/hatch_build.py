@@ -20,14 +20,12 @@ FLAGS = ["-std=gnu11", "-O3", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapp
          "-Wno-psabi"]  # fmt: skip
 SUMS = ["-fno-signed-zeros", "-fassociative-math"]
 AVX512 = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
-# Per library the sources that are compiled, those that they include, and options. AVX512 and AVX2 are torch's names for
-# the capability of a CPU. AMX stands beside AVX512, and its sums have one order.
+# Per library the sources that are compiled, and options. AVX512 and AVX2 are torch's names for the capability of a CPU.
+# AMX stands beside AVX512, and its sums have one order.
 TARGETS = {
-    "AVX512": (["kernels.c"], [], [*AVX512, *SUMS]),
-    "AVX2": (["kernels.c"], [], ["-march=x86-64-v3", *SUMS]),
-    "AMX": (["amx.c", "amx_attention.c"], ["tiles.h"], [*AVX512, "-mavx512bf16"]),
-    "TRAINING_AVX512": (["training.c"], ["kernels.c"], [*AVX512, *SUMS]),
-    "TRAINING_AVX2": (["training.c"], ["kernels.c"], ["-march=x86-64-v3", *SUMS]),
+    "AVX512": (["kernels.c", "training.c"], [*AVX512, *SUMS]),
+    "AVX2": (["kernels.c", "training.c"], ["-march=x86-64-v3", *SUMS]),
+    "AMX": (["amx.c", "amx_attention.c"], [*AVX512, "-mavx512bf16"]),
 }
 
 
@@ -56,9 +54,10 @@ class KernelsHook(BuildHookInterface):
 
 def compile_kernels(compiler: str | None, folder: Path, target: str, library: Path, *options: str) -> str:
     """Compiles the sources in a folder to a library; returns the reason for a failure, or an empty string."""
-    compiled, included, flags = TARGETS[target]
-    digest = hashlib.sha256(b"".join((folder / source).read_bytes() for source in [*compiled, *included])).hexdigest()
-    files = [str(folder / source) for source in compiled]
+    sources, flags = TARGETS[target]
+    every = b"".join(source.read_bytes() for source in sorted(folder.glob("*.[ch]")))
+    digest = hashlib.sha256(every).hexdigest()  # of all sources: who changes one compiles all libraries again
+    files = [str(folder / source) for source in sources]
     command = [*FLAGS, *flags, *options, f'-DSOURCE="{digest}"', "-o", str(library), *files, "-lm"]
     return _failure(compiler, command)
 

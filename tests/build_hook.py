@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+import torch
+
 from polyhead.engine.cpu import kernels
 
 ROOT = Path(kernels.__file__).parents[4]
@@ -25,15 +27,26 @@ def hatch_build() -> ModuleType:
     return module
 
 
+def copy_sources(folder: Path) -> None:
+    """Copies the kernels' sources there."""
+    for source in (ROOT / hatch_build().FOLDER).glob("*.[ch]"):
+        shutil.copy(source, folder)
+
+
+def compiled_targets() -> list[str]:
+    """The libraries' targets that this CPU can run, without AMX."""
+    capabilities = ("DEFAULT", "AVX2", "AVX512")  # a machine can run its own and those before it
+    own = torch.backends.cpu.get_cpu_capability()
+    return list(capabilities[1 : capabilities.index(own) + 1]) if own in capabilities else []
+
+
 def compile_stand_in(folder: Path) -> Path:
     """Compiles the AMX kernels with plain C in place of the tile instructions; returns the library.
 
     With AVX-512 bf16 all but these instructions is what runs on AMX; a processor that has only AVX2 takes that.
     """
     build = hatch_build()
-    compiled, included, _ = build.TARGETS["AMX"]
-    for source in [*compiled, *included]:
-        shutil.copy(ROOT / build.FOLDER / source, folder)
+    copy_sources(folder)
     library = folder / "stand_in.so"
     options = [] if _has_avx512_bf16() else ["-march=x86-64-v3", "-mno-avx512bf16"]
     failure = build.compile_kernels(

@@ -157,7 +157,7 @@ def score_all(
     gpus = request.gpus_per_actor
     cpus = request.cpus_per_actor
     if cpus is None:
-        cpus = default_cpus(ray.nodes(), gpus) if gpus else 1.0  # type: ignore[no-untyped-call] # a list of dicts
+        cpus = default_cpus(ray.nodes(), gpus)  # type: ignore[no-untyped-call] # a list of dicts
     threads = max(1, math.floor(cpus))
     has = ray.cluster_resources()  # type: ignore[no-untyped-call] # it gives a dict of numbers
     actors = min(request.actors or fitting_actors(has, cpus, gpus), len(todo))

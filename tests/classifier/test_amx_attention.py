@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from hypothesis import strategies as st
 from polyhead.engine.cpu.kernels import HEAD_WIDTH, KERNELS
 from polyhead.engine.cpu.kernels.amx_attention import AMXAttention
 from tests.classifier.test_kernels import HEADS, attended
+from tests.threads import threads
 
 CHANNELS = HEADS * HEAD_WIDTH
 EDGES = (1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 64, 65, 100)  # around tiles of 16 and chunks of 32
@@ -23,14 +22,6 @@ EDGES = (1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 64, 65, 100)  # around tiles 
 def amx(amx_stand_in: Path) -> AMXAttention:
     """Attention on tiles."""
     return AMXAttention(amx_stand_in)
-
-
-@contextmanager
-def threads(number: int) -> Iterator[None]:
-    """Other tests use one thread."""
-    torch.set_num_threads(number)
-    yield
-    torch.set_num_threads(1)
 
 
 def drawn(tokens: int, seed: int = 0) -> torch.Tensor:

@@ -17,22 +17,17 @@ from polyhead.checkpoint import read_checkpoint
 from polyhead.engine import Engine
 from polyhead.engine.cpu import attention, float32, int8, kernels
 from polyhead.engine.cpu.kernels import GELU_FLOOR, Kernels
-from tests.build_hook import ROOT, hatch_build
+from polyhead.engine.cpu.kernels.training import TrainingKernels
+from tests.build_hook import compiled_targets, copy_sources, hatch_build
+from tests.threads import threads
 from tests.tiny import write_tiny_checkpoint
 
-CAPABILITIES = ("DEFAULT", "AVX2", "AVX512")  # a machine can run its own and those before it
 TYPES = (torch.float32, torch.bfloat16)
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 0.02}  # bfloat16 values of up to 4 lie 0.016 apart
 HEADS = 2
 
 
-def here() -> list[str]:
-    """The compiled targets that this CPU can run."""
-    own = torch.backends.cpu.get_cpu_capability()
-    return list(CAPABILITIES[1 : CAPABILITIES.index(own) + 1]) if own in CAPABILITIES else []
-
-
-@pytest.fixture(scope="module", params=here())
+@pytest.fixture(scope="module", params=compiled_targets())
 def compiled(request: pytest.FixtureRequest) -> Kernels:
     """The kernels of one target."""
     return Kernels(Path(kernels.__file__).with_name(f"kernels_{request.param}.so"))
@@ -40,10 +35,9 @@ def compiled(request: pytest.FixtureRequest) -> Kernels:
 
 @pytest.fixture
 def two_threads() -> Iterator[None]:
-    """Other tests use one thread."""
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(1)
+    """Other tests use one."""
+    with threads(2):
+        yield
 
 
 def attended(qkv: torch.Tensor, lengths: list[int]) -> torch.Tensor:
@@ -200,15 +194,16 @@ def test_tensors_that_c_would_misread_are_refused(compiled: Kernels) -> None:
 
 
 def test_a_stale_library_is_not_loaded(tmp_path: Path) -> None:
-    """A library that was compiled from another kernels.c might misread its arguments."""
-    folder = Path(kernels.__file__).parent
-    for name in ("kernels.c", f"kernels_{here()[-1]}.so"):
-        shutil.copy(folder / name, tmp_path)
-    Kernels(tmp_path / f"kernels_{here()[-1]}.so")
-    with (tmp_path / "kernels.c").open("a") as source:
+    """A library that was compiled from other sources might misread its arguments, those of training too."""
+    copy_sources(tmp_path)
+    library = Path(shutil.copy(kernels.LIBRARY, tmp_path))
+    for kind in (Kernels, TrainingKernels):
+        kind(library)
+    with (tmp_path / "training.c").open("a") as source:
         source.write("/* changed */")
-    with pytest.raises(OSError, match=r"compiled from another kernels.c"):
-        Kernels(tmp_path / f"kernels_{here()[-1]}.so")
+    for kind in (Kernels, TrainingKernels):
+        with pytest.raises(OSError, match="compiled from other sources; install polyhead again"):
+            kind(library)
 
 
 @pytest.mark.parametrize("compiler", ["false", "/no/such/cc -m64", "'"])
@@ -219,9 +214,8 @@ def test_an_installation_works_without_a_compiler(
     build = hatch_build()
     folder = tmp_path / build.FOLDER
     folder.mkdir(parents=True)
-    sources = {source for files, included, _ in build.TARGETS.values() for source in [*files, *included]}
-    for source in sources:
-        shutil.copy(ROOT / build.FOLDER / source, folder)
+    copy_sources(folder)
+    sources = {path.name for path in folder.iterdir()}
     (folder / "kernels_AVX2.so").write_text("stale", encoding="utf-8")
     monkeypatch.setenv("CC", compiler)
     data = {"artifacts": []}

@@ -9,18 +9,19 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from polyhead_training.config import FitConfig
+from polyhead_training.config import ModelConfig
 from polyhead_training.fitting.arguments import precision_of
 from polyhead_training.fitting.trainer import ClassifierTrainer
 from polyhead_training.model.packing import collate
 from tests.cuda.devices import GPU
+from tests.training.configs import config_of
 from tests.training.test_packing import CLASSES, build, rows
 
 
 @pytest.mark.parametrize("device", ["cpu", GPU])
 def test_the_trainer_lowers_the_loss(device: str, tmp_path: Path) -> None:
     """In the precision that ``auto`` means, with Muon and dropout, thirty steps more than halve the loss."""
-    precision = precision_of(FitConfig(), 64)
+    precision = precision_of(config_of(tmp_path, ModelConfig(gpt2={"n_embd": 64})))
     assert precision == "bf16" or device == "cpu"
     model = build(CLASSES[0], n_embd=64, n_head=2)
     for block in model.body_model.h:

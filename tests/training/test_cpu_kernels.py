@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,36 +11,30 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from polyhead.engine.cpu.kernels import training
+from polyhead.engine.cpu.kernels import LIBRARY
 from polyhead.engine.cpu.kernels.training import AttentionOptions, TrainingKernels
 from polyhead_training.model.attention import PackedBatch, attend
 from polyhead_training.model.cpu import GELU, Dropout
 from polyhead_training.model.packing import collate
+from tests.build_hook import compiled_targets
+from tests.threads import threads
 from tests.training.test_packing import CLASSES, build, gradients, rows
 
-CAPABILITIES = ("DEFAULT", "AVX2", "AVX512")  # a machine can run its own and those before it
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.03}
 SCALE = 0.2
 
 
-def here() -> list[str]:
-    """The compiled targets that this CPU can run."""
-    own = torch.backends.cpu.get_cpu_capability()
-    return list(CAPABILITIES[1 : CAPABILITIES.index(own) + 1]) if own in CAPABILITIES else []
-
-
-@pytest.fixture(scope="module", params=here())
+@pytest.fixture(scope="module", params=compiled_targets())
 def compiled(request: pytest.FixtureRequest) -> TrainingKernels:
     """The kernels of one target."""
-    return TrainingKernels(Path(training.__file__).with_name(f"kernels_TRAINING_{request.param}.so"))
+    return TrainingKernels(LIBRARY.with_name(f"kernels_{request.param}.so"))
 
 
 @pytest.fixture
 def three_threads() -> Iterator[None]:
-    """Other tests use one thread."""
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(1)
+    """Other tests use one."""
+    with threads(3):
+        yield
 
 
 def starts_of(lengths: list[int]) -> torch.Tensor:
@@ -262,15 +254,3 @@ def test_wrong_tensors_are_refused(compiled: TrainingKernels) -> None:
         compiled.attend(qkv, starts, options._replace(dropout=1.0))
     with pytest.raises(TypeError, match="kernels take dense"):
         compiled.gelu_backward(torch.ones(3), torch.ones(4))
-
-
-def test_a_library_of_other_sources_is_not_loaded(tmp_path: Path) -> None:
-    """It might misread its arguments."""
-    folder, library = Path(training.__file__).parent, f"kernels_TRAINING_{here()[-1]}.so"
-    for name in (*training.SOURCES, library):
-        shutil.copy(folder / name, tmp_path)
-    TrainingKernels(tmp_path / library)
-    with (tmp_path / "kernels.c").open("a", encoding="utf-8") as file:
-        file.write("\n")
-    with pytest.raises(OSError, match="install polyhead again"):
-        TrainingKernels(tmp_path / library)

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers.optimization import SchedulerType
 
 from polyhead.predictor import Predictor
-from polyhead_training.config import FitConfig, ModelConfig
+from polyhead_training.config import FitConfig, ModelConfig, TrainingConfig
 from polyhead_training.errors import ConfigError
 from polyhead_training.fitting.arguments import (
     check_best_metric,
@@ -23,6 +23,7 @@ from polyhead_training.fitting.arguments import (
     precision_of,
     width_of,
 )
+from tests.training.configs import config_of
 from tests.training.tiny_run import history, metrics, run, trained, weights, write_run
 
 NEEDED = {"warmup_stable_decay": {"num_decay_steps": 3}, "cosine_with_min_lr": {"min_lr": 1e-5},
@@ -79,20 +80,22 @@ def test_cosine_restarts_start_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU decides otherwise")
-def test_precision_follows_processor_and_width(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precision_follows_processor_and_width(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """auto on a CPU is bf16 from 256 channels if the processor multiplies bf16, else fp32; fp16 is an error there."""
+
+    def config(width: int, precision: str = "auto") -> TrainingConfig:
+        return config_of(tmp_path, ModelConfig(gpt2={"n_embd": width}), precision=precision)
+
     for amx, avx512, found in ((True, False, "bf16"), (False, True, "bf16"), (False, False, "fp32")):
         monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda amx=amx: amx)
         monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda avx512=avx512: avx512)
-        assert precision_of(FitConfig(), 256) == precision_of(FitConfig(), 768) == found
-        assert precision_of(FitConfig(), 192) == "fp32"
-        assert ("faster than fp32" in describe_precision(FitConfig(), 256)) == (found == "bf16")
-    assert (
-        precision_of(FitConfig(precision="bf16"), 64) == describe_precision(FitConfig(precision="bf16"), 64) == "bf16"
-    )
-    assert precision_of(FitConfig(precision="fp32"), 768) == "fp32"
+        assert precision_of(config(256)) == precision_of(config(768)) == found
+        assert precision_of(config(192)) == "fp32"
+        assert ("faster than fp32" in describe_precision(config(256))) == (found == "bf16")
+    assert precision_of(config(64, "bf16")) == describe_precision(config(64, "bf16")) == "bf16"
+    assert precision_of(config(768, "fp32")) == "fp32"
     with pytest.raises(ConfigError, match="fp16 needs a GPU"):
-        precision_of(FitConfig(precision="fp16"), 768)
+        precision_of(config(768, "fp16"))
 
 
 def test_the_width_is_known_before_the_body_is_loaded(tmp_path: Path) -> None:

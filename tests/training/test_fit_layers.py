@@ -8,22 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from polyhead_training.config import DataConfig, FitConfig, HeadConfig, TrainingConfig
 from polyhead_training.fitting.arguments import training_arguments
 from polyhead_training.fitting.trainer import ClassifierTrainer
 from polyhead_training.model.layers import freeze, lr_multiplier
 from tests.tiny import tiny_model, tiny_spec
+from tests.training.configs import config_of
 from tests.training.tiny_run import metrics, trained, weights, write_run
 
 
 def trainer_of(model: Any, folder: Path, **fields: Any) -> ClassifierTrainer:
     """A trainer without rows, for its optimizer."""
-    config = TrainingConfig(
-        output=folder,
-        data=DataConfig(train="rows.csv"),
-        heads=[HeadConfig(name="a", kind="regression")],
-        training=FitConfig(learning_rate=1e-2, weight_decay=0.1, **fields),
-    )
+    config = config_of(folder, learning_rate=1e-2, weight_decay=0.1, **fields)
     arguments = training_arguments(config, folder)
     return ClassifierTrainer(
         model=model, args=arguments, eval_dataset=[], layer_lr_decay=config.training.layer_lr_decay

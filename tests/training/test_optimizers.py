@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from polyhead_training.config import DataConfig, FitConfig, HeadConfig, LoraConfig, ModelConfig, TrainingConfig
+from polyhead_training.config import LoraConfig, ModelConfig
 from polyhead_training.errors import ConfigError
 from polyhead_training.fitting.arguments import training_arguments
 from polyhead_training.fitting.muon import Muon, orthogonalized, precision_of
@@ -24,20 +24,10 @@ from polyhead_training.fitting.optimizers import (
 from polyhead_training.fitting.trainer import ClassifierTrainer
 from polyhead_training.model.layers import add_adapters, freeze
 from tests.tiny import tiny_model, tiny_spec
+from tests.training.configs import config_of
 from tests.training.tiny_run import history, run, trained, write_run
 
 MATRICES = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-
-
-def config_of(folder: Path, model: ModelConfig | None = None, **training: Any) -> TrainingConfig:
-    """A config whose data is never read."""
-    return TrainingConfig(
-        output=folder,
-        data=DataConfig(train="rows.csv"),
-        model=model or ModelConfig(),
-        heads=[HeadConfig(name="a", kind="regression")],
-        training=FitConfig(**training),
-    )
 
 
 def optimizer_of(model: Any, folder: Path, **training: Any) -> torch.optim.Optimizer:

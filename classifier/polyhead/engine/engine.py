@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from polyhead.checkpoint import Checkpoint
 from polyhead.engine.cpu.attention import has_attention_kernel
 from polyhead.engine.cpu.forward import BetweenLayers, CPUForward
-from polyhead.engine.micro_batch import MicroBatch, micro_batches, pad_rows
+from polyhead.engine.micro_batch import micro_batches
 from polyhead.engine.token_ids import checked, distinct_texts
 from polyhead.precision import Precision, check_precision, has_stable_products
 
@@ -44,7 +44,6 @@ class Engine:
         self.forward = _forward(checkpoint, self.device, self.precision)
         self.token_budget = token_budget or self.forward.token_budget
         self.width = checkpoint.schema.width
-        self._head = checkpoint.build_head() if isinstance(self.forward, CPUForward) else self.forward.head
         self._turn = threading.RLock()  # again in one thread: by a text that passes between the layers of others
 
     @property
@@ -73,18 +72,12 @@ class Engine:
         with self._turn, torch.inference_mode():
             # A GPU works through its queue while the next micro-batch is packed; only reading waits for it.
             parts = [
-                (batch, self._logits(batch))
+                (batch, self.forward.logits(batch))
                 for batch in micro_batches(distinct, self.token_budget, self.forward.enough_tokens)
             ]
             for batch, part in parts:
                 logits[batch.rows] = part.cpu().numpy()
         return logits[places] if len(distinct) < len(texts) else logits
-
-    def _logits(self, batch: MicroBatch) -> torch.Tensor:
-        if not isinstance(self.forward, CPUForward):
-            return self.forward.logits(batch)
-        logits: torch.Tensor = self._head(pad_rows(self.forward.pooled(batch)))
-        return logits[: len(batch.rows)]
 
     def set_between_layers(self, between_layers: BetweenLayers) -> None:
         """On a CPU, calls this between the layers of a micro-batch; a GPU computes without a stop."""

@@ -22,23 +22,24 @@ def fit_thresholds(scores: Scores, true: Mask, per_label: bool) -> tuple[float, 
     say nothing about would be answered always, because that has its best F1 (Lipton et al. 2014, arXiv:1402.1892).
     """
     shared = best_threshold(scores.ravel(), true.ravel())
-    worthwhile = _f1(over_threshold(scores, (shared,) * scores.shape[1]), true) / 2
+    worthwhile = _f1(over_threshold(scores, shared), true) / 2
     positives = true.sum(axis=0)
     thresholds = []
     for label, count in enumerate(positives.tolist()):
         column, threshold = scores[:, label], shared
+        own = shared
+        if count and (per_label or not over_threshold(column, shared).any()):
+            own = best_threshold(column, true[:, label])
         if per_label and count:
             trust = count / (count + PULL)
-            own = best_threshold(column, true[:, label])
             threshold = float(expit(trust * _logit(own) + (1 - trust) * _logit(shared)))
-        if count and not over_threshold(column, (threshold,)).any():
-            own = best_threshold(column, true[:, label])
+        if not over_threshold(column, threshold).any():
+            answered = over_threshold(column, own)
             # More answers raise an F1 if more than half of it are right (Lipton et al. 2014).
-            answered = over_threshold(column, (own,))
             if answered.any() and true[answered, label].mean() > worthwhile:
                 threshold = own
         most = MOST_ANSWERS * max(count, 1)
-        is_often = over_threshold(column, (threshold,)).sum() > most
+        is_often = over_threshold(column, threshold).sum() > most
         thresholds.append(_least_threshold(column, most) if is_often else threshold)
     return tuple(thresholds)
 

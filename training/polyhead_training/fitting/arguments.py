@@ -45,7 +45,7 @@ def training_arguments(config: TrainingConfig, folder: Path) -> TrainingArgument
     check_scheduler(fit)
     optimizer = chosen_optimizer(fit.optim, config, "training.optim")
     strategy = "epoch" if fit.eval_steps is None else "steps"
-    precision = precision_of(fit, width_of(config.model))
+    precision = precision_of(config)
     arguments = _arguments(
         folder,
         seed=config.seed,
@@ -95,7 +95,7 @@ def language_model_arguments(config: TrainingConfig, folder: Path) -> TrainingAr
     return _arguments(
         folder,
         seed=config.seed,
-        precision=precision_of(config.training, width_of(config.model)),
+        precision=precision_of(config),
         num_train_epochs=warm.epochs,
         per_device_train_batch_size=warm.batch_size,
         per_device_eval_batch_size=warm.batch_size,
@@ -131,26 +131,23 @@ def _arguments(folder: Path, *, seed: int, precision: str, **fields: Any) -> Tra
     return arguments
 
 
-def precision_of(config: FitConfig, width: int) -> str:
-    """``bf16``, ``fp16`` or ``fp32``: as the config says, or chosen by the hardware.
-
-    Args:
-        width: channels of the body. On a CPU, fewer than BF16_WIDTH are trained in float32.
-    """
+def precision_of(config: TrainingConfig) -> str:
+    """``bf16``, ``fp16`` or ``fp32``: as the config says, or chosen by hardware and, on a CPU, channels of the body."""
+    precision = config.training.precision
     gpu = torch.cuda.is_available()
-    if config.precision == "fp16" and not gpu:
+    if precision == "fp16" and not gpu:
         raise ConfigError("training.precision: fp16 needs a GPU, and there is none; allowed are auto, fp32, bf16")
-    if config.precision != "auto":
-        return config.precision
+    if precision != "auto":
+        return precision
     if not gpu:
-        return fastest_precision(torch.device("cpu")) if width >= BF16_WIDTH else "fp32"
+        return fastest_precision(torch.device("cpu")) if width_of(config.model) >= BF16_WIDTH else "fp32"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
-def describe_precision(config: FitConfig, width: int) -> str:
+def describe_precision(config: TrainingConfig) -> str:
     """The precision, and why a CPU trains in it."""
-    precision = precision_of(config, width)
-    if config.precision == "auto" and precision == "bf16" and not torch.cuda.is_available():
+    precision = precision_of(config)
+    if config.training.precision == "auto" and precision == "bf16" and not torch.cuda.is_available():
         return f"{precision}, which this processor multiplies faster than fp32"
     return precision
 

@@ -31,7 +31,7 @@ from polyhead_training.evaluation.calibration import calibrate, describe_calibra
 from polyhead_training.evaluation.evaluation import Evaluation
 from polyhead_training.evaluation.metrics import flat_scores
 from polyhead_training.evaluation.mixing import describe_mix, mix
-from polyhead_training.fitting.arguments import describe_precision, precision_of, trackers, training_arguments, width_of
+from polyhead_training.fitting.arguments import describe_precision, precision_of, trackers, training_arguments
 from polyhead_training.fitting.checkpoint_writing import Fitted, write_evaluated
 from polyhead_training.fitting.optimizers import MUON, chosen_optimizer, describe_optimizer
 from polyhead_training.fitting.preparation import Prepared, describe_reading, parameter_counts, prepare
@@ -137,8 +137,7 @@ def _train(
     adapted = add_adapters(model, config.lora, config.training.freeze_layers) if config.lora is not None else None
     total, trained = parameter_counts(model)
     share = "" if trained == total else f" ({trained / 1e6:.2f} M of them trained)"
-    width = width_of(config.model)
-    say(f"training {total / 1e6:.1f} M parameters{share} in {describe_precision(config.training, width)}")
+    say(f"training {total / 1e6:.1f} M parameters{share} in {describe_precision(config)}")
     optimizer = chosen_optimizer(config.training.optim, config, "training.optim")
     say(describe_optimizer(optimizer, model))
     say(describe_reading(train))
@@ -203,7 +202,7 @@ def _train(
             "steps": trainer.state.global_step,
             "parameters": total,
             "trained_parameters": trained,
-            "precision": precision_of(config.training, width),
+            "precision": precision_of(config),
             "best_step": trainer.state.best_global_step,
             f"best_{config.training.best_metric}": trainer.state.best_metric,
         }

@@ -28,7 +28,7 @@ from polyhead_training.data.recipe import OUT_OF_SCOPE as SCOPE_COLUMN
 from polyhead_training.data.sources import file_names
 from polyhead_training.errors import DataError
 from polyhead_training.evaluation.metrics import flat_scores
-from polyhead_training.fitting.arguments import check_best_metric, precision_of, trackers, training_arguments, width_of
+from polyhead_training.fitting.arguments import check_best_metric, precision_of, trackers, training_arguments
 from polyhead_training.fitting.checkpoint_writing import Fitted, rehearse
 from polyhead_training.fitting.optimizers import MUON, chosen_optimizer, describe_optimizer, muon_matrices
 from polyhead_training.model.body import checkpoint_spec, model_tokenizer, untrained_model
@@ -244,8 +244,7 @@ def dry_run(config: TrainingConfig, say: Callable[[str], None]) -> None:
         optimizer = chosen_optimizer(config.training.optim, config, "training.optim")
         say(describe_optimizer(optimizer, model))
         by_muon = sum(matrix.numel() for matrix in muon_matrices(model)) if optimizer == MUON else 0
-        precision = precision_of(config.training, width_of(config.model))
-        memory = estimate_memory(config.training, precision, model.config, total, trained, tokens, by_muon)
+        memory = estimate_memory(config.training, precision_of(config), model.config, total, trained, tokens, by_muon)
         parts = ", ".join(f"{name} {size / 2**20:,.1f}" for name, size in memory.items())
         say(f"memory per process, estimated: {sum(memory.values()) / 2**20:,.1f} MiB ({parts})")
         per_epoch, steps, evaluations = count_steps(config.training, len(prepared.train.rows), arguments.world_size)

@@ -29,7 +29,7 @@ from polyhead_training.config import TrainingConfig
 from polyhead_training.data.corpus import Corpus
 from polyhead_training.data.sources import file_names
 from polyhead_training.errors import ConfigError, StorageError
-from polyhead_training.fitting.arguments import precision_of, width_of
+from polyhead_training.fitting.arguments import precision_of
 
 
 class WorkingFolder:
@@ -204,7 +204,7 @@ def fingerprint(config: TrainingConfig, corpus: Corpus, processes: int) -> dict[
         "config": config.model_dump(mode="json", exclude={"output", "report"}),
         "machine": {
             "number of processes": processes,
-            "precision": precision_of(config.training, width_of(config.model)),
+            "precision": precision_of(config),
         },
         "contents": contents,
     }

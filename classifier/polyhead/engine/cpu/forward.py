@@ -42,7 +42,7 @@ def activation_bytes(body: Body, tokens: int) -> int:
 
 
 class CPUForward:
-    """Hidden states of each text's last token.
+    """Computes logits; the head is always float32.
 
     Raises:
         CheckpointError: the engine does not know the activation function.
@@ -66,6 +66,12 @@ class CPUForward:
         self.pooled_layers = checkpoint.spec.layer2concat or 1
         self.blocks = [_Block(body, tensors, layer, precision) for layer in range(body.n_layer)]
         self.ln_f = _layer_norm(body, tensors, "ln_f")
+        self.head = checkpoint.build_head()
+
+    def logits(self, batch: MicroBatch) -> torch.Tensor:
+        """float32 ``(texts, num_labels)``."""
+        logits: torch.Tensor = self.head(pad_rows(self.pooled(batch)))
+        return logits[: len(batch.rows)]
 
     def pooled(self, batch: MicroBatch) -> torch.Tensor:
         """The head's input, float32 ``(texts, pooled_layers * n_embd)``: the topmost state first, after ``ln_f``."""

@@ -1,8 +1,8 @@
 """The CPU engine's own kernels (kernels.c): attention, layer norm, GELU and the passes around 8-bit products.
 
-``hatch_build.py`` compiles them at installation, once for AVX-512 and once for AVX2. They are called by ctypes, which
-lets other threads run during a call. If no library fits, `KERNELS` is None and the engine uses PyTorch's operations,
-which are slower.
+``hatch_build.py`` compiles them at installation, once for AVX-512 and once for AVX2, with those of `training` in the
+same library. They are called by ctypes, which lets other threads run during a call. If no library fits, `KERNELS` is
+None, and engine and training use PyTorch's operations, which are slower.
 See docs/decisions/0016-kernels.md.
 """
 
@@ -46,12 +46,8 @@ class Kernels:
     """
 
     def __init__(self, path: Path) -> None:
-        """Loads a library; raises OSError if it cannot be loaded or was compiled from another kernels.c."""
-        library = ctypes.CDLL(str(path))
-        source = library.polyhead_source
-        source.restype = ctypes.c_char_p
-        if source() != hashlib.sha256(path.with_name("kernels.c").read_bytes()).hexdigest().encode():
-            raise OSError(f"{path}: compiled from another kernels.c; install polyhead again")
+        """Loads a library; see `open_library`."""
+        library = open_library(path)
         self._calls = {name: getattr(library, f"polyhead_{name}") for name in _SIGNATURES}
         for name, call in self._calls.items():
             call.argtypes = _SIGNATURES[name]
@@ -233,14 +229,24 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), "polyhead-kernels")
 
 
+def open_library(path: Path) -> ctypes.CDLL:
+    """Loads a library; raises OSError if it cannot be loaded, or was compiled from other sources than those beside it."""
+    library = ctypes.CDLL(str(path))
+    library.polyhead_source.restype = ctypes.c_char_p
+    sources = b"".join(source.read_bytes() for source in sorted(path.parent.glob("*.[ch]")))  # as in hatch_build.py
+    if library.polyhead_source() != hashlib.sha256(sources).hexdigest().encode():
+        raise OSError(f"{path}: compiled from other sources; install polyhead again")
+    return library
+
+
 def load_kernels() -> Kernels | None:
-    """The library for this CPU; None, with a line in the log, if it cannot be loaded."""
-    path = Path(__file__).with_name(f"kernels_{torch.backends.cpu.get_cpu_capability()}.so")
+    """The kernels for this CPU; None, with a line in the log, if their library cannot be loaded."""
     try:
-        return Kernels(path)
+        return Kernels(LIBRARY)
     except OSError as error:
         logger.warning("the CPU engine runs without its kernels, which is slower: %s", error)
         return None
 
 
+LIBRARY = Path(__file__).with_name(f"kernels_{torch.backends.cpu.get_cpu_capability()}.so")  # for this CPU
 KERNELS = load_kernels()

@@ -34,7 +34,7 @@
 enum kind { BF16, INT8 };
 enum finish { TO_BF16, TO_FLOAT, ADD_BF16, ADD_FLOAT, GELU_BF16, GELU_HALF }; /* the last for int8: half precision */
 
-const char *polyhead_amx_source(void) { return SOURCE; } /* the library's files' hash; shows whether a library is stale */
+const char *polyhead_source(void) { return SOURCE; } /* the sources' hash; shows whether a library is stale */
 int32_t polyhead_amx_request(void) { return tiles_request(); }
 
 /* The address of row r and step s: base + (r / 16) * tile + (r % 16) * row + s * step. A step of y is 32 columns. */

@@ -9,7 +9,6 @@ See docs/decisions/0007-engine.md.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import logging
 import mmap
 import os
@@ -21,11 +20,10 @@ from typing import Literal, Protocol, TypeVar
 import torch
 import torch.nn.functional as F
 
-from polyhead.engine.cpu.kernels import GELU_FLOOR, check_tensor, in_parts
+from polyhead.engine.cpu.kernels import GELU_FLOOR, check_tensor, in_parts, open_library
 
 logger = logging.getLogger(__name__)
 
-SOURCES = ("amx.c", "amx_attention.c", "tiles.h")  # of the library, as in hatch_build.py
 MULTIPLE = 64  # rows and columns of a weight must be multiples of it
 PANEL = 32  # columns that one thread computes at least
 TILE_ROWS = 16
@@ -87,12 +85,7 @@ def open_amx_library(path: Path) -> ctypes.CDLL:
     Raises:
         OSError: it cannot be loaded, was compiled from other sources, or this processor or Linux lacks AMX.
     """
-    library = ctypes.CDLL(str(path))
-    source = library.polyhead_amx_source
-    source.restype = ctypes.c_char_p
-    digest = hashlib.sha256(b"".join(path.with_name(name).read_bytes() for name in SOURCES)).hexdigest()
-    if source() != digest.encode():
-        raise OSError(f"{path}: compiled from other sources; install polyhead again")
+    library = open_library(path)
     if reason := library.polyhead_amx_request():
         raise OSError(("the processor lacks AMX", "Linux does not let this process use AMX")[reason - 1])
     return library

@@ -3,87 +3,22 @@
  * Plain C without dependencies. hatch_build.py compiles it once for AVX-512 and once for AVX2; __init__.py calls it
  * through ctypes and checks shapes and types, because nothing here does. Every function runs on the calling thread
  * only, and computes a row the same way whatever the other rows are.
- * bf16 values are uint16_t; all sums are float32.
  */
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "vectors.h"
 
 #ifdef __AVX512F__
-#define LANES 16
 #define WIDE 4 /* vectors of the output row that one pass of a product computes; ROWS * WIDE fit into the registers */
 #else
-#define LANES 8
 #define WIDE 2
 #endif
-#define ROWS 6       /* queries that pass over the keys together */
-#define WIDTH 64     /* channels per head, as in every size of GPT-2 */
-#define ALIGNMENT 64
+#define ROWS 6   /* queries that pass over the keys together */
+#define WIDTH 64 /* channels per head, as in every size of GPT-2 */
 #ifndef SOURCE
 #define SOURCE ""
 #endif
 #define GELU_FLOOR 0.1701f /* gelu(y) > -0.1701 */
 
-const char *polyhead_source(void) { return SOURCE; } /* this file's hash; shows whether a library is stale */
-
-typedef float vector __attribute__((vector_size(4 * LANES)));
-typedef float unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-
-static inline vector load(const float *from) { return *(const unaligned *)from; }
-static inline void store(float *to, vector value) { *(unaligned *)to = value; }
-
-static inline float from_bits(uint32_t bits) {
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
-}
-
-static inline int32_t to_bits(float value) {
-    int32_t bits;
-    memcpy(&bits, &value, 4);
-    return bits;
-}
-
-/* Maxima compare bits as integers: that order is total, so compilers use vector instructions for it. */
-static inline float largest_magnitude(const float *restrict x, int64_t values) { /* NaN if any value is NaN */
-    int32_t largest = 0;
-    for (int64_t i = 0; i < values; i++) {
-        int32_t bits = to_bits(x[i]) & 0x7fffffff;
-        largest = bits > largest ? bits : largest;
-    }
-    return from_bits((uint32_t)largest);
-}
-
-static inline float from_bf16(uint16_t bits) { return from_bits((uint32_t)bits << 16); }
-
-static inline uint16_t to_bf16(float value) { /* to the nearest, ties to even; NaN stays NaN */
-    uint32_t bits = (uint32_t)to_bits(value);
-    uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
-}
-
-/* exp for -87 <= x <= 88 and clamped beyond; Cody and Waite's reduction, Taylor's polynomial: relative error below 5e-7. */
-static inline float exponential(float x) {
-    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
-    float n = rintf(x * 1.44269504f);
-    float f = x - n * 0.693359375f + n * 2.12194440e-4f;
-    float p = 1.0f / 720;
-    p = p * f + 1.0f / 120;
-    p = p * f + 1.0f / 24;
-    p = p * f + 1.0f / 6;
-    p = p * f + 0.5f;
-    p = p * f + 1.0f;
-    p = p * f + 1.0f;
-    return p * from_bits((uint32_t)((int32_t)n + 127) << 23);
-}
-
-/* gelu_new: y * (1 + tanh(z)) / 2 == y / (1 + exp(-2 z)) with z = sqrt(2 / pi) * (y + 0.044715 y^3). */
-static inline float gelu(float y) {
-    y = y < -100.0f ? -100.0f : y; /* gelu is zero there; below, the clamped exponential would not outgrow y */
-    float doubled = y * (1.59576912f + 0.0713548163f * y * y);
-    return y / (1.0f + exponential(-doubled));
-}
+const char *polyhead_source(void) { return SOURCE; } /* the sources' hash; shows whether a library is stale */
 
 /* Row by row: vectors and the remainder after them round differently, so every row must be cut the same way. */
 void polyhead_gelu_float32(float *x, int64_t rows, int64_t columns) {
@@ -180,98 +115,26 @@ void polyhead_rescale(const float *product, const float *row_scales, const float
  * tokens, so the scores of ROWS queries stay in the first-level cache.
  */
 
-static void read_row(const void *packed, int64_t at, int is_bf16, float factor, float *row) {
-    if (is_bf16)
-        for (int c = 0; c < WIDTH; c++) row[c] = factor * from_bf16(((const uint16_t *)packed)[at + c]);
-    else
-        for (int c = 0; c < WIDTH; c++) row[c] = factor * ((const float *)packed)[at + c];
-}
-
-static void write_row(void *packed, int64_t at, int is_bf16, float factor, const float *row) {
-    if (is_bf16)
-        for (int c = 0; c < WIDTH; c++) ((uint16_t *)packed)[at + c] = to_bf16(factor * row[c]);
-    else
-        for (int c = 0; c < WIDTH; c++) ((float *)packed)[at + c] = factor * row[c];
-}
-
-/* scores[r][j] = query[r] . key[j] for the columns up to `columns`, a multiple of 2 * LANES. */
-static void multiply_keys(const float *queries, const float *keys, int64_t stride, int64_t columns, float *scores) {
-    for (int64_t j = 0; j < columns; j += 2 * LANES) {
-        vector sum[ROWS][2] = {};
-        const float *key = keys + j;
-        for (int c = 0; c < WIDTH; c++, key += stride) {
-            vector left = load(key), right = load(key + LANES);
-#pragma GCC unroll 8
-            for (int r = 0; r < ROWS; r++) {
-                sum[r][0] += queries[r * WIDTH + c] * left;
-                sum[r][1] += queries[r * WIDTH + c] * right;
-            }
-        }
-#pragma GCC unroll 8
-        for (int r = 0; r < ROWS; r++) {
-            store(scores + r * stride + j, sum[r][0]);
-            store(scores + r * stride + j + LANES, sum[r][1]);
-        }
-    }
-}
-
-/* contexts[r] = sum of scores[r][j] * value[j] over the first `rows` values. */
-static void multiply_values(const float *scores, int64_t stride, const float *values, int64_t rows, float *contexts) {
-    for (int at = 0; at < WIDTH; at += WIDE * LANES) {
-        vector sum[ROWS][WIDE] = {};
-        for (int64_t j = 0; j < rows; j++) {
-            vector value[WIDE];
-#pragma GCC unroll 4
-            for (int v = 0; v < WIDE; v++) value[v] = load(values + j * WIDTH + at + v * LANES);
-#pragma GCC unroll 8
-            for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 4
-                for (int v = 0; v < WIDE; v++) sum[r][v] += scores[r * stride + j] * value[v];
-        }
-#pragma GCC unroll 8
-        for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 4
-            for (int v = 0; v < WIDE; v++) store(contexts + r * WIDTH + at + v * LANES, sum[r][v]);
-    }
-}
-
-/* Scores to exp(score - largest) over the first `seen` columns, zero up to `columns`; returns their sum. */
-static float soften(float *restrict scores, int64_t seen, int64_t columns) {
-    int32_t highest = INT32_MIN;
-    for (int64_t j = 0; j < seen; j++) {
-        int32_t bits = to_bits(scores[j]), order = bits ^ ((bits >> 31) & 0x7fffffff);
-        highest = order > highest ? order : highest;
-    }
-    float largest = from_bits((uint32_t)(highest ^ ((highest >> 31) & 0x7fffffff))), sum = 0.0f;
-    for (int64_t j = 0; j < seen; j++) {
-        scores[j] = exponential(scores[j] - largest);
-        sum += scores[j];
-    }
-    for (int64_t j = seen; j < columns; j++) scores[j] = 0.0f;
-    return sum;
-}
-
 /* qkv: rows of 3 * heads * WIDTH values; out: rows of heads * WIDTH; starts: texts + 1 rows. Returns 0, or 1 if memory is short. */
 int32_t polyhead_attention(const void *qkv, void *out, const int64_t *starts, int64_t texts, int64_t heads,
                            int64_t first_head, int64_t end_head, float scale, int32_t is_bf16) {
     int64_t longest = 0, channels = heads * WIDTH;
     for (int64_t t = 0; t < texts; t++) longest = starts[t + 1] - starts[t] > longest ? starts[t + 1] - starts[t] : longest;
-    /* An odd number of cache lines: rows whose stride is a power of two would evict each other from the cache. */
-    int64_t block = 2 * LANES, most = (longest + block - 1) / block * block + ALIGNMENT / 4;
+    int64_t most = stride_of(longest);
     float *keys = aligned_alloc(ALIGNMENT, 4 * (WIDTH * most + WIDTH * (longest + 1) + ROWS * (most + 2 * WIDTH)) / ALIGNMENT * ALIGNMENT + ALIGNMENT);
     if (keys == NULL) return 1;
     float *values = keys + WIDTH * most, *scores = values + WIDTH * (longest + 1), *queries = scores + ROWS * most;
     float *contexts = queries + ROWS * WIDTH, row[WIDTH];
     for (int64_t t = 0; t < texts; t++) {
         int64_t start = starts[t], length = starts[t + 1] - start;
-        int64_t stride = (length + block - 1) / block * block + ALIGNMENT / 4;
+        int64_t stride = stride_of(length);
         for (int64_t head = first_head; head < end_head; head++) {
             int64_t at = head * WIDTH;
             for (int64_t j = 0; j < length; j++) {
                 int64_t token = (start + j) * 3 * channels + at;
-                read_row(qkv, token + channels, is_bf16, 1.0f, row);
+                read_values(qkv, token + channels, is_bf16, 1.0f, row, WIDTH);
                 for (int c = 0; c < WIDTH; c++) keys[c * stride + j] = row[c];
-                read_row(qkv, token + 2 * channels, is_bf16, 1.0f, values + j * WIDTH);
+                read_values(qkv, token + 2 * channels, is_bf16, 1.0f, values + j * WIDTH, WIDTH);
             }
             for (int c = 0; c < WIDTH; c++) /* columns after the last key are multiplied too, but their scores are never read */
                 for (int64_t j = length; j < stride - ALIGNMENT / 4; j++) keys[c * stride + j] = 0.0f;
@@ -279,15 +142,15 @@ int32_t polyhead_attention(const void *qkv, void *out, const int64_t *starts, in
                 int64_t last = i + ROWS <= length ? i + ROWS : length; /* a short block repeats its last query */
                 for (int r = 0; r < ROWS; r++) {
                     int64_t place = i + r < last ? i + r : last - 1;
-                    read_row(qkv, (start + place) * 3 * channels + at, is_bf16, scale, queries + r * WIDTH);
+                    read_values(qkv, (start + place) * 3 * channels + at, is_bf16, scale, queries + r * WIDTH, WIDTH);
                 }
-                multiply_keys(queries, keys, stride, (last + block - 1) / block * block, scores);
+                multiply_columns(queries, WIDTH, ROWS, WIDTH, keys, stride, rounded_up(last, STEP), scores);
                 float sums[ROWS];
                 for (int r = 0; r < ROWS; r++)
                     sums[r] = soften(scores + r * stride, (i + r < last ? i + r : last - 1) + 1, last);
-                multiply_values(scores, stride, values, last, contexts);
+                multiply_rows(scores, stride, ROWS, values, WIDTH, last, WIDE, contexts);
                 for (int r = 0; i + r < last; r++)
-                    write_row(out, (start + i + r) * channels + at, is_bf16, 1.0f / sums[r], contexts + r * WIDTH);
+                    write_values(out, (start + i + r) * channels + at, is_bf16, 1.0f / sums[r], contexts + r * WIDTH, WIDTH);
             }
         }
     }
@@ -305,19 +168,19 @@ int32_t polyhead_attention_last(const void *query, const void *kv, void *out, co
     for (int64_t t = 0; t < texts; t++) {
         int64_t start = starts[t], length = starts[t + 1] - start;
         for (int64_t at = 0; at < channels; at += WIDTH) {
-            read_row(query, t * channels + at, is_bf16, scale, row);
+            read_values(query, t * channels + at, is_bf16, scale, row, WIDTH);
             for (int64_t j = 0; j < length; j++) {
-                read_row(kv, (start + j) * 2 * channels + at, is_bf16, 1.0f, other);
+                read_values(kv, (start + j) * 2 * channels + at, is_bf16, 1.0f, other, WIDTH);
                 scores[j] = 0.0f;
                 for (int c = 0; c < WIDTH; c++) scores[j] += row[c] * other[c];
             }
             float sum = soften(scores, length, length);
             for (int c = 0; c < WIDTH; c++) row[c] = 0.0f;
             for (int64_t j = 0; j < length; j++) {
-                read_row(kv, (start + j) * 2 * channels + channels + at, is_bf16, scores[j], other);
+                read_values(kv, (start + j) * 2 * channels + channels + at, is_bf16, scores[j], other, WIDTH);
                 for (int c = 0; c < WIDTH; c++) row[c] += other[c];
             }
-            write_row(out, t * channels + at, is_bf16, 1.0f / sum, row);
+            write_values(out, t * channels + at, is_bf16, 1.0f / sum, row, WIDTH);
         }
     }
     free(scores);

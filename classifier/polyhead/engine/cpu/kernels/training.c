@@ -1,50 +1,32 @@
 /* Training's steps between the matrix products, forwards and backwards: attention of packed texts, GELU and dropout.
  *
- * Plain C, compiled as kernels.c is, from which it takes vectors, bf16, exp and the softmax. training.py calls it and
- * checks shapes and types, because nothing here does. Every function runs on the calling thread only.
+ * Plain C, compiled as kernels.c is, into the same library. training.py calls it and checks shapes and types, because
+ * nothing here does. Every function runs on the calling thread only.
  * Nothing is kept for the way back: scores and dropped places are computed again, with the same bits.
  */
-#include "kernels.c"
+#include "vectors.h"
 
 #ifdef __AVX512F__
 #define QUERIES 8 /* pass over the keys together; QUERIES * STEP sums fit into the registers */
 #else
 #define QUERIES 6
 #endif
-#define STEP (2 * LANES)
-
-const char *polyhead_training_source(void) { return SOURCE; }
-
-
-static void read_values(const void *from, int64_t at, int is_bf16, float factor, float *restrict row, int64_t count) {
-    if (is_bf16)
-        for (int64_t c = 0; c < count; c++) row[c] = factor * from_bf16(((const uint16_t *)from)[at + c]);
-    else
-        for (int64_t c = 0; c < count; c++) row[c] = factor * ((const float *)from)[at + c];
-}
-
-static void write_values(void *to, int64_t at, int is_bf16, float factor, const float *restrict row, int64_t count) {
-    if (is_bf16)
-        for (int64_t c = 0; c < count; c++) ((uint16_t *)to)[at + c] = to_bf16(factor * row[c]);
-    else
-        for (int64_t c = 0; c < count; c++) ((float *)to)[at + c] = factor * row[c];
-}
 
 /* -- Dropout --------------------------------------------------------------------------------------------------------
  * Whether a place is kept depends on the seed and the place alone (lowbias32 by C. Wellons), so nothing is stored.
  */
 
-static inline uint32_t mixed(uint32_t x) {
+INLINE uint32_t mixed(uint32_t x) {
     x = (x ^ (x >> 16)) * 0x7feb352du;
     x = (x ^ (x >> 15)) * 0x846ca68bu;
     return x ^ (x >> 16);
 }
 
-static inline int is_kept(uint32_t seed, uint32_t place, uint32_t threshold) {
+INLINE int is_kept(uint32_t seed, uint32_t place, uint32_t threshold) {
     return mixed(seed + place * 0x9e3779b9u) >= threshold;
 }
 
-static inline uint32_t threshold_of(float share) { return (uint32_t)((double)share * 4294967295.0); }
+INLINE uint32_t threshold_of(float share) { return (uint32_t)((double)share * 4294967295.0); }
 
 /* to = from / (1 - share) at kept places, zero at others; `first` is the place of the first value. */
 void polyhead_dropout(const void *from, void *to, int64_t first, int64_t count, float share, uint32_t seed, int32_t is_bf16) {
@@ -64,7 +46,7 @@ void polyhead_dropout(const void *from, void *to, int64_t first, int64_t count, 
 
 /* -- GELU's tanh form -----------------------------------------------------------------------------------------------*/
 
-static inline float gelu_slope(float y) {
+INLINE float gelu_slope(float y) {
     y = y < -100.0f ? -100.0f : y;
     float share = 1.0f / (1.0f + exponential(-y * (1.59576912f + 0.0713548163f * y * y)));
     return share + y * share * (1.0f - share) * (1.59576912f + 0.2140644489f * y * y);
@@ -114,10 +96,6 @@ struct head {
     int64_t query_count, first_row, out_row; /* of the queries; the row of the first token, and of the first result */
     uint32_t seed;
 };
-
-static int64_t rounded_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
-/* An odd number of cache lines: rows whose stride is a power of two would evict each other from the cache. */
-static int64_t stride_of(int64_t length) { return rounded_up(length, STEP) + ALIGNMENT / 4; }
 
 static float *make_room(const struct attention *a, struct head *h) {
     int64_t longest = 1;
@@ -180,48 +158,6 @@ static void read_block(const void *from, int64_t at, int64_t step, int64_t count
     for (int64_t r = 0; r < count; r++) read_values(from, at + r * step, a->is_bf16, factor, rows + r * h->padded, a->width);
 }
 
-/* scores[r][j] = rows[r] . column j, for `columns` columns, a multiple of STEP. */
-static void by_columns(const float *rows, int64_t padded, int64_t width, const float *by_channel, int64_t stride,
-                       int64_t columns, float *scores) {
-    for (int64_t j = 0; j < columns; j += STEP) {
-        vector sum[QUERIES][2] = {};
-        const float *column = by_channel + j;
-        for (int64_t c = 0; c < width; c++, column += stride) {
-            vector left = load(column), right = load(column + LANES);
-#pragma GCC unroll 8
-            for (int r = 0; r < QUERIES; r++) {
-                sum[r][0] += rows[r * padded + c] * left;
-                sum[r][1] += rows[r * padded + c] * right;
-            }
-        }
-#pragma GCC unroll 8
-        for (int r = 0; r < QUERIES; r++) {
-            store(scores + r * stride + j, sum[r][0]);
-            store(scores + r * stride + j + LANES, sum[r][1]);
-        }
-    }
-}
-
-/* sums[r] = sum of scores[r][j] * rows[j] over the first `count` rows. */
-static void by_rows(const float *scores, int64_t stride, const float *rows, int64_t padded, int64_t count, float *sums) {
-    for (int64_t at = 0; at < padded; at += STEP) {
-        vector sum[QUERIES][2] = {};
-        for (int64_t j = 0; j < count; j++) {
-            vector left = load(rows + j * padded + at), right = load(rows + j * padded + at + LANES);
-#pragma GCC unroll 8
-            for (int r = 0; r < QUERIES; r++) {
-                sum[r][0] += scores[r * stride + j] * left;
-                sum[r][1] += scores[r * stride + j] * right;
-            }
-        }
-#pragma GCC unroll 8
-        for (int r = 0; r < QUERIES; r++) {
-            store(sums + r * padded + at, sum[r][0]);
-            store(sums + r * padded + at + LANES, sum[r][1]);
-        }
-    }
-}
-
 /* sums[j] += sum of scores[r][j] * rows[r], for the first `count` sums. */
 static void add_outer(const float *scores, int64_t stride, const float *rows, int64_t padded, int64_t count, float *sums) {
     for (int64_t at = 0; at < padded; at += STEP) {
@@ -248,7 +184,7 @@ static void forward(const struct attention *a, struct head *h, int64_t head) {
     for (int64_t i = 0; i < h->query_count; i += QUERIES) {
         int64_t count = h->query_count - i < QUERIES ? h->query_count - i : QUERIES, last = before + i + count;
         read_block(a->qkv, place_of(a, h->first_row + before + i, head, 0), 3 * channels, count, a, h, a->scale, h->queries);
-        by_columns(h->queries, h->padded, a->width, h->keys_by_channel, h->stride, rounded_up(last, STEP), h->scores);
+        multiply_columns(h->queries, h->padded, QUERIES, a->width, h->keys_by_channel, h->stride, rounded_up(last, STEP), h->scores);
         float sums[QUERIES];
         for (int64_t r = 0; r < count; r++) {
             float *restrict scores = h->scores + r * h->stride;
@@ -258,7 +194,7 @@ static void forward(const struct attention *a, struct head *h, int64_t head) {
             if (threshold)
                 for (int64_t j = 0; j < seen; j++) scores[j] = is_kept(seed, (uint32_t)j, threshold) ? scores[j] : 0.0f;
         }
-        by_rows(h->scores, h->stride, h->values, h->padded, last, h->contexts);
+        multiply_rows(h->scores, h->stride, QUERIES, h->values, h->padded, last, 2, h->contexts);
         for (int64_t r = 0; r < count; r++)
             write_values(a->out, (h->out_row + i + r) * channels + head * a->width, a->is_bf16, 1.0f / sums[r], h->contexts + r * h->padded, a->width);
     }
@@ -293,12 +229,12 @@ static void backward(const struct attention *a, struct head *h, int64_t head) {
         int64_t columns = rounded_up(last, STEP);
         read_block(a->qkv, place_of(a, h->first_row + before + i, head, 0), 3 * channels, count, a, h, a->scale, h->queries);
         read_block(a->out_grad, (h->out_row + i) * channels + head * a->width, channels, count, a, h, 1.0f, h->contexts);
-        by_columns(h->queries, h->padded, a->width, h->keys_by_channel, h->stride, columns, h->scores);
-        by_columns(h->contexts, h->padded, a->width, h->values_by_channel, h->stride, columns, h->score_grads);
+        multiply_columns(h->queries, h->padded, QUERIES, a->width, h->keys_by_channel, h->stride, columns, h->scores);
+        multiply_columns(h->contexts, h->padded, QUERIES, a->width, h->values_by_channel, h->stride, columns, h->score_grads);
         for (int64_t r = 0; r < count; r++)
             row_backward(h->scores + r * h->stride, h->score_grads + r * h->stride, h->factors, before + i + r + 1, last,
                          a->dropout, mixed(h->seed + (uint32_t)(before + i + r)));
-        by_rows(h->score_grads, h->stride, h->keys, h->padded, last, h->query_grads);
+        multiply_rows(h->score_grads, h->stride, QUERIES, h->keys, h->padded, last, 2, h->query_grads);
         add_outer(h->score_grads, h->stride, h->queries, h->padded, last, h->key_grads); /* queries have the scale */
         add_outer(h->scores, h->stride, h->contexts, h->padded, last, h->value_grads);
         for (int64_t r = 0; r < count; r++)

@@ -1,25 +1,20 @@
 """Training's kernels on a CPU (training.c): attention of packed texts, GELU and dropout, forwards and backwards.
 
-If no library fits, `training_kernels` gives None and training uses PyTorch's operations, which are slower.
+They are in the engine's library. If none fits, `training_kernels` gives None and training uses PyTorch's operations.
 See docs/decisions/0005-packed-training.md.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import logging
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from polyhead.engine.cpu.kernels import check_tensor, in_parts
+from polyhead.engine.cpu.kernels import KERNELS, LIBRARY, check_tensor, in_parts, open_library
 
-logger = logging.getLogger(__name__)
-
-SOURCES = ("training.c", "kernels.c")
 TYPES = (torch.float32, torch.bfloat16)
 BLOCK = 64  # values: a multiple of each target's vectors
 
@@ -71,13 +66,8 @@ class TrainingKernels:
     """
 
     def __init__(self, path: Path) -> None:
-        """Loads a library; raises OSError if it cannot be loaded or was compiled from other sources."""
-        library = ctypes.CDLL(str(path))
-        source = library.polyhead_training_source
-        source.restype = ctypes.c_char_p
-        digest = hashlib.sha256(b"".join(path.with_name(name).read_bytes() for name in SOURCES)).hexdigest()
-        if source() != digest.encode():
-            raise OSError(f"{path}: compiled from other sources; install polyhead again")
+        """Loads a library; see `open_library`."""
+        library = open_library(path)
         self._calls = {name: getattr(library, f"polyhead_{name}") for name in _SIGNATURES}
         for name, call in self._calls.items():
             call.argtypes = _SIGNATURES[name]
@@ -185,10 +175,5 @@ def _type(tensor: torch.Tensor) -> torch.dtype:
 
 @cache
 def training_kernels() -> TrainingKernels | None:
-    """The kernels for this CPU; None, with a line in the log, if they cannot be loaded."""
-    path = Path(__file__).with_name(f"kernels_TRAINING_{torch.backends.cpu.get_cpu_capability()}.so")
-    try:
-        return TrainingKernels(path)
-    except OSError as error:
-        logger.warning("training on a CPU runs without its kernels, which is slower: %s", error)
-        return None
+    """The kernels for this CPU; None if their library cannot be loaded."""
+    return None if KERNELS is None else TrainingKernels(LIBRARY)
