@@ -1,4 +1,4 @@
-"""The precisions of the engine's linear layers: their tolerances, the fastest one here, and where bits are stable.
+"""The precisions of the engine's linear layers: their tolerances, and the fastest one here.
 
 Imports torch only inside functions, so that command lines can name the precisions without loading it.
 """
@@ -9,7 +9,6 @@ import os
 from typing import TYPE_CHECKING, Literal, get_args
 
 from polyhead.errors import OptionError
-from polyhead.machine import cpu_vendor
 
 if TYPE_CHECKING:
     import torch
@@ -52,18 +51,3 @@ def check_precision(name: str, device: torch.device) -> Precision:
     if name == "int8" and device.type != "cpu":
         raise OptionError("precision 'int8' is for the CPU; on a GPU take 'auto' or 'bf16'")
     return name
-
-
-def has_stable_products(precision: Precision, device: torch.device) -> bool:
-    """Whether this processor's matrix products give a row the same bits with any number of other rows.
-
-    This is what tests have shown, not what a library promises. It holds for products of a multiple of 8 rows on AMD
-    processors (run on Zen 4). It fails for oneDNN's bf16 product on AMX, and for MKL's fp32 product on Intel
-    processors. The head is an fp32 product at every precision, so nothing is claimed for Intel or for GPUs.
-    See docs/decisions/0017-batch-invariance.md.
-    """
-    import torch
-
-    if device.type != "cpu" or cpu_vendor() != "AuthenticAMD":
-        return False
-    return precision == "fp32" or not torch.cpu._is_amx_tile_supported()  # where int8 has blocks in bf16

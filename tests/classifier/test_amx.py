@@ -21,7 +21,6 @@ from polyhead.engine.cpu.int8 import AMXInt8MLP, quantise, quantise_weight
 from polyhead.engine.cpu.kernels import amx as amx_module
 from polyhead.engine.cpu.kernels.amx import AMXProducts, PackedWeight, load_checked
 from polyhead.engine.cpu.kernels.amx_attention import AMXAttention
-from polyhead.precision import has_stable_products
 from tests.threads import threads
 from tests.tiny import MAX_LENGTH, write_tiny_checkpoint
 
@@ -229,17 +228,13 @@ def engine(
 @settings(max_examples=8, deadline=None)
 @given(lengths=st.lists(st.integers(1, MAX_LENGTH), min_size=2, max_size=12))
 def test_a_text_alone_has_the_same_bits_in_any_batch(engine: Engine, lengths: list[int]) -> None:
-    """The engine divides a batch among workers, and a single text's products among threads: not one bit changes.
-
-    The head's float32 product is not AMX's, so bits are compared where it is known to be stable.
-    """
+    """The engine divides a batch among workers, and a single text's products among threads: not one bit changes."""
     batch = [[(7 * row + place) % 60 for place in range(length)] for row, length in enumerate(lengths)]
     with threads(2):
         together = engine.logits(batch)
         alone = np.concatenate([engine.logits([ids]) for ids in batch])
-    if has_stable_products("fp32", engine.device):
-        np.testing.assert_array_equal(alone, together)
-    np.testing.assert_allclose(alone, together, atol=1e-5)
+    assert engine.is_batch_invariant
+    np.testing.assert_array_equal(alone, together)
 
 
 def test_answers_are_near_float32s(engine: Engine, checkpoint: Checkpoint) -> None:

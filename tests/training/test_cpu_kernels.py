@@ -1,4 +1,4 @@
-"""Training's kernels on a CPU: attention, GELU and dropout, with their gradients, as PyTorch computes them."""
+"""Training's kernels on a CPU: products, attention, GELU and dropout, and their gradients, as PyTorch computes them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import GPT2Config, GPT2Model, pytorch_utils
 
 from polyhead.engine.cpu.kernels import LIBRARY
 from polyhead.engine.cpu.kernels.training import AttentionOptions, TrainingKernels
+from polyhead_training.model import cpu
 from polyhead_training.model.attention import PackedBatch, attend
-from polyhead_training.model.cpu import GELU, Dropout
-from polyhead_training.model.packing import collate
+from polyhead_training.model.cpu import GELU, Conv1D, Dropout
+from polyhead_training.model.packing import collate, fuse_steps
 from tests.build_hook import compiled_targets
 from tests.threads import threads
 from tests.training.test_packing import CLASSES, build, gradients, rows
@@ -254,3 +256,53 @@ def test_wrong_tensors_are_refused(compiled: TrainingKernels) -> None:
         compiled.attend(qkv, starts, options._replace(dropout=1.0))
     with pytest.raises(TypeError, match="kernels take dense"):
         compiled.gelu_backward(torch.ones(3), torch.ones(4))
+
+
+@pytest.mark.parametrize("frozen", ["", "weight", "bias", "x"])
+def test_a_linear_layer_and_its_gradients_are_pytorchs(frozen: str) -> None:
+    """Packed rows in float32 within rounding of float64; what is frozen gets no gradient."""
+    layer = Conv1D.like(pytorch_utils.Conv1D(70, 300))
+    with torch.no_grad():
+        layer.bias.normal_()
+    x = torch.randn(45, 300, requires_grad=frozen != "x")
+    parts = {"x": x, "weight": layer.weight, "bias": layer.bias}
+    if frozen:
+        parts[frozen].requires_grad_(False)
+    exact = {name: part.detach().double().requires_grad_() for name, part in parts.items()}
+    found, expected = layer(x), exact["x"] @ exact["weight"] + exact["bias"]
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+    grad = torch.randn(70, 45).t()  # not dense in rows
+    found.backward(grad)
+    expected.backward(grad.double())
+    for name, part in parts.items():
+        if name == frozen:
+            assert part.grad is None
+        else:
+            torch.testing.assert_close(part.grad.double(), exact[name].grad, atol=1e-4, rtol=1e-5)
+
+
+def test_padded_rows_and_bf16_have_transformers_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Golden rows come from padded batches, so they do not depend on our products; autocast computes in bf16."""
+    monkeypatch.setattr(cpu, "_apply", lambda *arguments: pytest.fail("our product"))
+    plain = pytorch_utils.Conv1D(6, 8)
+    layer = Conv1D.like(plain)
+    assert layer.weight is plain.weight
+    x = torch.randn(2, 3, 8)
+    assert layer(x).equal(plain(x))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(x[0]).dtype == torch.bfloat16
+
+
+def test_a_model_takes_our_layers_and_draws_no_numbers_for_them() -> None:
+    """Weights and keys are those of transformers' model of the same seed."""
+    config = GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=50, n_positions=8)
+    torch.manual_seed(3)
+    plain = GPT2Model(config)
+    after = torch.rand(1)
+    torch.manual_seed(3)
+    fused = GPT2Model(config)
+    fuse_steps(fused)
+    assert torch.rand(1).equal(after)
+    assert all(isinstance(block.mlp.c_fc, Conv1D) for block in fused.h)
+    assert fused.state_dict().keys() == plain.state_dict().keys()
+    assert all(tensor.equal(plain.state_dict()[key]) for key, tensor in fused.state_dict().items())

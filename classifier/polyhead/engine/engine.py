@@ -11,11 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from polyhead.checkpoint import Checkpoint
-from polyhead.engine.cpu.attention import has_attention_kernel
 from polyhead.engine.cpu.forward import BetweenLayers, CPUForward
 from polyhead.engine.micro_batch import micro_batches
 from polyhead.engine.token_ids import checked, distinct_texts
-from polyhead.precision import Precision, check_precision, has_stable_products
+from polyhead.precision import Precision, check_precision
 
 if TYPE_CHECKING:
     from polyhead.engine.cuda.forward import CUDAForward
@@ -48,11 +47,11 @@ class Engine:
 
     @property
     def is_batch_invariant(self) -> bool:
-        """Whether a text's logits are the same bits alone and in any batch, with a built-in head.
+        """Whether a text's logits are the same bits alone and in any batch.
 
         If not, they are the same up to the precision's rounding. See docs/decisions/0017-batch-invariance.md.
         """
-        return has_attention_kernel(self.body) and has_stable_products(self.precision, self.device)
+        return isinstance(self.forward, CPUForward) and self.forward.is_batch_invariant
 
     def logits(self, token_ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Logits of each token sequence.

@@ -1,4 +1,4 @@
-"""The steps of training that have kernels of their own on a CPU, for autograd: attention, GELU and dropout.
+"""The steps of training that have kernels of their own on a CPU, for autograd: products, attention, GELU and dropout.
 
 Each draws the seed of its dropout from PyTorch's generator. So a resumed run and a recomputed block drop the same.
 Without the kernels, on other devices, and for other types than float32 and bfloat16, PyTorch computes them.
@@ -11,7 +11,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
+from transformers import pytorch_utils
 
+from polyhead.engine.cpu.kernels.products import PRODUCTS, Products
 from polyhead.engine.cpu.kernels.training import TYPES, AttentionOptions, TrainingKernels, training_kernels
 
 
@@ -27,6 +29,25 @@ def attend_packed(
     """As `polyhead_training.model.attention.attend`, by the kernels."""
     options = AttentionOptions(heads, scale, dropout, _draw_seed() if dropout else 0, only_last)
     return _apply(_Attention, kernels, qkv, starts, options)
+
+
+class Conv1D(pytorch_utils.Conv1D):
+    """GPT-2's linear layer. The engine's own products compute packed rows in float32, and their gradients."""
+
+    @classmethod
+    def like(cls, layer: pytorch_utils.Conv1D) -> Conv1D:
+        """One with the same parameters."""
+        with torch.device("meta"):  # draws no random numbers for weights that are replaced
+            new = cls(layer.nf, layer.nx)
+        new.weight, new.bias = layer.weight, layer.bias
+        return new.train(layer.training)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(…, in)`` to ``(…, out)``."""
+        is_packed = x.ndim == 2 and x.dtype == self.weight.dtype == torch.float32 and x.device.type == "cpu"
+        if PRODUCTS is None or not is_packed or torch.is_autocast_enabled("cpu"):
+            return cast(torch.Tensor, super().forward(x))  # type: ignore[no-untyped-call]
+        return _apply(_Product, PRODUCTS, x, self.weight, self.bias)
 
 
 class GELU(nn.GELU):
@@ -50,6 +71,28 @@ class Dropout(nn.Dropout):
         if kernels is None or not self.training or not 0 < self.p < 1:
             return super().forward(input)
         return _apply(_Dropout, kernels, input, self.p)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, products: Products, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.products = products
+        return products.product(x, products.pack(weight, bias))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        products, (_, needs_x, needs_weight, needs_bias) = ctx.products, ctx.needs_input_grad
+        return (
+            None,
+            products.product(grad, products.pack(weight.t())) if needs_x else None,
+            products.product(x.t(), products.pack(grad)) if needs_weight else None,
+            grad.sum(0) if needs_bias else None,
+        )
 
 
 class _Attention(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""float32 on the CPU: BLAS products, layer norm, GELU, and an MLP of any two linear layers.
+"""float32 on the CPU: the engine's own products or BLAS's, layer norm, GELU, and an MLP of any two linear layers.
 
 A layer computes ``x @ weight + bias`` for ``x`` ``(rows, in)``; it fills `out` if that is given, and `add_to` adds it
 to a residual ``(rows, out)`` in place. Weights are laid out once, at load. If no kernels were compiled (`KERNELS` is
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from polyhead.body import Activation
 from polyhead.engine.cpu.kernels import KERNELS
+from polyhead.engine.cpu.kernels.products import Products
 
 
 class Linear(Protocol):
@@ -35,6 +36,25 @@ class MLP(Protocol):
 
 
 class Float32Linear:
+    """The engine's own product, on a weight that is packed once."""
+
+    def __init__(self, products: Products, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self.products, self.panels = products, products.pack(weight, bias)
+
+    def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """``(rows, out)`` float32."""
+        return self.products.product(x, self.panels, "store", out)
+
+    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> None:
+        """The sum is rounded once."""
+        self.products.product(x, self.panels, "add", residual)
+
+    def gelu(self, x: torch.Tensor) -> torch.Tensor:
+        """The tanh form of GELU of the result, in the same pass."""
+        return self.products.product(x, self.panels, "gelu")
+
+
+class BLASLinear:
     """BLAS on the weight as GPT-2 stores it, ``(in, out)``."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
@@ -76,6 +96,17 @@ class PlainMLP:
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> None:
         """Adds the result for `x` ``(rows, n_embd)`` to `residual` of the same shape."""
         self.down.add_to(residual, self.activation(self.up(x.to(self.dtype))))
+
+
+class Float32GeluMLP:
+    """Two of the engine's own products; the first one's pass applies GELU's tanh form."""
+
+    def __init__(self, up: Float32Linear, down: Float32Linear) -> None:
+        self.up, self.down = up, down
+
+    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> None:
+        """The same as `PlainMLP`, up to rounding."""
+        self.down.add_to(residual, self.up.gelu(x))
 
 
 _GATE_SLOPE = torch.tensor(math.sqrt(8 / math.pi))

@@ -16,11 +16,19 @@ import torch
 
 from polyhead.body import Body
 from polyhead.checkpoint import Checkpoint
-from polyhead.engine.cpu.attention import PackedTexts
+from polyhead.engine.cpu.attention import PackedTexts, has_attention_kernel
 from polyhead.engine.cpu.float32 import LayerNorm, Linear
 from polyhead.engine.cpu.int8 import even_channels
-from polyhead.engine.cpu.layers import attention_dtype, block_precision, make_linear, make_mlp
+from polyhead.engine.cpu.layers import (
+    attention_dtype,
+    block_precision,
+    fast_head,
+    has_stable_products,
+    make_linear,
+    make_mlp,
+)
 from polyhead.engine.micro_batch import ROW_MULTIPLE, MicroBatch, even_shares, pad_rows
+from polyhead.heads import BUILT_IN
 from polyhead.precision import Precision
 
 CHUNK_ROWS = 512  # the most rows that pass through a block's MLP at once
@@ -66,7 +74,11 @@ class CPUForward:
         self.pooled_layers = checkpoint.spec.layer2concat or 1
         self.blocks = [_Block(body, tensors, layer, precision) for layer in range(body.n_layer)]
         self.ln_f = _layer_norm(body, tensors, "ln_f")
-        self.head = checkpoint.build_head()
+        head = checkpoint.build_head()
+        self.head = fast_head(head)
+        self.is_batch_invariant = (
+            type(head) in BUILT_IN.values() and has_attention_kernel(body) and has_stable_products(precision, body)
+        )
 
     def logits(self, batch: MicroBatch) -> torch.Tensor:
         """float32 ``(texts, num_labels)``."""

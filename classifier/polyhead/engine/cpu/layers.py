@@ -9,17 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from polyhead.body import Body
 from polyhead.engine.cpu.attention import has_amx_attention
 from polyhead.engine.cpu.bfloat16 import AMXBfloat16Linear, AMXBfloat16MLP, Bfloat16Linear
-from polyhead.engine.cpu.float32 import MLP, Float32Linear, Linear, PlainMLP, gelu_tanh
+from polyhead.engine.cpu.float32 import MLP, BLASLinear, Float32GeluMLP, Float32Linear, Linear, PlainMLP, gelu_tanh
 from polyhead.engine.cpu.int8 import AMXInt8Linear, AMXInt8MLP, Int8GeluMLP, Int8Linear
 from polyhead.engine.cpu.kernels.amx import AMX, MULTIPLE, AMXProducts
+from polyhead.engine.cpu.kernels.products import PRODUCTS, Products
+from polyhead.heads import BUILT_IN
+from polyhead.machine import cpu_vendor
 from polyhead.precision import Precision
 
+# Without the engine's own products.
 LINEARS: dict[Precision, Callable[[torch.Tensor, torch.Tensor], Linear]] = {
-    "fp32": Float32Linear,
+    "fp32": BLASLinear,
     "bf16": Bfloat16Linear,
     "int8": Int8Linear,
 }
@@ -55,6 +60,8 @@ def make_linear(precision: Precision, body: Body, weight: torch.Tensor, bias: to
         return AMXBfloat16Linear(amx, weight, bias)
     if amx and precision == "int8":
         return AMXInt8Linear(amx, weight, bias)
+    if PRODUCTS and precision == "fp32":
+        return Float32Linear(PRODUCTS, weight, bias)
     return LINEARS[precision](weight, bias)
 
 
@@ -68,8 +75,48 @@ def make_mlp(precision: Precision, body: Body, up: Weights, down: Weights) -> ML
         return AMXBfloat16MLP(AMXBfloat16Linear(amx, *up), AMXBfloat16Linear(amx, *down))
     if amx and precision == "int8":
         return AMXInt8MLP(AMXInt8Linear(amx, *up), AMXInt8Linear(amx, *down, after_gelu=True))
+    if PRODUCTS and body.has_tanh_gelu and precision == "fp32":
+        return Float32GeluMLP(Float32Linear(PRODUCTS, *up), Float32Linear(PRODUCTS, *down))
     if body.has_tanh_gelu and precision == "int8":
         return Int8GeluMLP(Int8Linear(*up), Int8Linear(*down))
     activation = gelu_tanh if body.has_tanh_gelu else body.activation()
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     return PlainMLP(make_linear(precision, body, *up), make_linear(precision, body, *down), activation, dtype)
+
+
+class _HeadLinear(nn.Module):
+    """A head's linear layer, computed by the engine's own product."""
+
+    def __init__(self, layer: nn.Linear, products: Products) -> None:
+        super().__init__()
+        bias = None if layer.bias is None else layer.bias.detach()
+        self.linear = Float32Linear(products, layer.weight.detach().t(), bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """float32 ``(rows, out)``."""
+        return self.linear(x)
+
+
+def fast_head(head: nn.Module) -> nn.Module:
+    """A built-in head with the engine's own float32 products; another class as it is."""
+    if PRODUCTS is None or type(head) not in BUILT_IN.values():
+        return head
+    if isinstance(head, nn.Linear):
+        return _HeadLinear(head, PRODUCTS)
+    for name, layer in list(head.named_children()):
+        if isinstance(layer, nn.Linear):
+            setattr(head, name, _HeadLinear(layer, PRODUCTS))
+    return head
+
+
+def has_stable_products(precision: Precision, body: Body) -> bool:
+    """Whether all products, a built-in head's too, give a row the same bits with any number of other rows.
+
+    The engine's own do: they add up in one order. oneDNN's sums in int8 are whole numbers, so their order does not
+    matter. Its bf16 product fails on AMX; on AMD processors without AMX tests have shown that it holds for a multiple
+    of 8 rows. BLAS's fails on Intel processors. See docs/decisions/0017-batch-invariance.md.
+    """
+    if PRODUCTS is None:
+        return False
+    is_onednn = precision == "bf16" and amx_for(body) is None
+    return not is_onednn or (cpu_vendor() == "AuthenticAMD" and not torch.cpu._is_amx_tile_supported())
