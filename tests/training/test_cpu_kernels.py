@@ -17,7 +17,8 @@ from polyhead.engine.cpu.kernels.training import AttentionOptions, TrainingKerne
 from polyhead_training.model import cpu
 from polyhead_training.model.attention import PackedBatch, attend
 from polyhead_training.model.cpu import GELU, Conv1D, Dropout
-from polyhead_training.model.packing import collate, fuse_steps
+from polyhead_training.model.modeling import GPT2BaseForSequenceClassification
+from polyhead_training.model.packing import collate
 from tests.build_hook import compiled_targets
 from tests.threads import threads
 from tests.training.test_packing import CLASSES, build, gradients, rows
@@ -261,7 +262,7 @@ def test_wrong_tensors_are_refused(compiled: TrainingKernels) -> None:
 @pytest.mark.parametrize("frozen", ["", "weight", "bias", "x"])
 def test_a_linear_layer_and_its_gradients_are_pytorchs(frozen: str) -> None:
     """Packed rows in float32 within rounding of float64; what is frozen gets no gradient."""
-    layer = Conv1D.like(pytorch_utils.Conv1D(70, 300))
+    layer = Conv1D(70, 300)
     with torch.no_grad():
         layer.bias.normal_()
     x = torch.randn(45, 300, requires_grad=frozen != "x")
@@ -284,25 +285,20 @@ def test_a_linear_layer_and_its_gradients_are_pytorchs(frozen: str) -> None:
 def test_padded_rows_and_bf16_have_transformers_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Golden rows come from padded batches, so they do not depend on our products; autocast computes in bf16."""
     monkeypatch.setattr(cpu, "_apply", lambda *arguments: pytest.fail("our product"))
-    plain = pytorch_utils.Conv1D(6, 8)
-    layer = Conv1D.like(plain)
-    assert layer.weight is plain.weight
+    layer = Conv1D(6, 8)
     x = torch.randn(2, 3, 8)
-    assert layer(x).equal(plain(x))
+    assert layer(x).equal(pytorch_utils.Conv1D.forward(layer, x))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer(x[0]).dtype == torch.bfloat16
 
 
-def test_a_model_takes_our_layers_and_draws_no_numbers_for_them() -> None:
-    """Weights and keys are those of transformers' model of the same seed."""
-    config = GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=50, n_positions=8)
+def test_a_model_takes_our_layers_and_transformers_initial_weights() -> None:
+    """The weights are those that transformers draws for this seed, with its smaller spread for projections."""
+    config = GPT2Config(n_embd=64, n_layer=8, n_head=1, vocab_size=50, bos_token_id=0, eos_token_id=0)
     torch.manual_seed(3)
-    plain = GPT2Model(config)
-    after = torch.rand(1)
+    plain = GPT2Model(config).state_dict()
     torch.manual_seed(3)
-    fused = GPT2Model(config)
-    fuse_steps(fused)
-    assert torch.rand(1).equal(after)
-    assert all(isinstance(block.mlp.c_fc, Conv1D) for block in fused.h)
-    assert fused.state_dict().keys() == plain.state_dict().keys()
-    assert all(tensor.equal(plain.state_dict()[key]) for key, tensor in fused.state_dict().items())
+    body = GPT2BaseForSequenceClassification(config, head_class_sizes=3).body_model
+    assert all(isinstance(block.mlp.c_fc, Conv1D) for block in body.h)
+    assert body.state_dict().keys() == plain.keys()
+    assert all(tensor.equal(plain[key]) for key, tensor in body.state_dict().items())

@@ -34,14 +34,6 @@ def attend_packed(
 class Conv1D(pytorch_utils.Conv1D):
     """GPT-2's linear layer. The engine's own products compute packed rows in float32, and their gradients."""
 
-    @classmethod
-    def like(cls, layer: pytorch_utils.Conv1D) -> Conv1D:
-        """One with the same parameters."""
-        with torch.device("meta"):  # draws no random numbers for weights that are replaced
-            new = cls(layer.nf, layer.nx)
-        new.weight, new.bias = layer.weight, layer.bias
-        return new.train(layer.training)
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(…, in)`` to ``(…, out)``."""
         is_packed = x.ndim == 2 and x.dtype == self.weight.dtype == torch.float32 and x.device.type == "cpu"

@@ -98,9 +98,8 @@ def fuse_steps(body: GPT2Model) -> None:
     for block in cast(Iterable[Any], body.h):
         if isinstance(block.mlp.act, NewGELUActivation):
             block.mlp.act = GELU()
-        for part, names in ((block.attn, ("c_attn", "c_proj")), (block.mlp, ("c_fc", "c_proj"))):
-            for name in names:
-                setattr(part, name, Conv1D.like(getattr(part, name)))
+        for layer in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
+            layer.__class__ = Conv1D  # the same object, because transformers has marked it as initialized
         block.attn.resid_dropout = Dropout(block.attn.resid_dropout.p).train(body.training)
         block.mlp.dropout = Dropout(block.mlp.dropout.p).train(body.training)
 
