@@ -43,6 +43,7 @@ STEPS: dict[int, list[tuple[str, str, float]]] = {
         ("profile", "benchmarks.gpu_steps", 40),
         ("training", "benchmarks.gpu_steps", 80),
         ("variants", "benchmarks.gpu_steps", 40),
+        ("attention", "benchmarks.gpu_attention", 30),
     ],
     2: [("server", "benchmarks.gpu_server", 150), ("peers", "benchmarks.gpu_server", 120)],
 }

@@ -55,6 +55,7 @@ TESTS = (
     "tests/cuda",
     "tests/classifier/test_engine_cuda.py",
     "tests/classifier/test_fused_norm.py",
+    "tests/classifier/test_tile_attention.py",
     "tests/training/test_packed_attention.py",
     "tests/classifier/test_engine.py",
     "tests/classifier/test_memory.py",
@@ -199,15 +200,17 @@ def speed(given: StepContext, record: Record) -> None:
 
 
 def variants(given: StepContext, record: Record) -> None:
-    """What graphs and the fused norm save: times with and without them, in turns, and how far logits differ."""
+    """What graphs, the fused norm and tiles save: times with and without them, in turns, and how far logits differ."""
     checkpoint, token_ids = usual_checkpoint(given)
     forward = CUDAForward(checkpoint, given.device, fastest_precision(torch.device(given.device)))
-    used = {"graphs": forward.graphs, "norms": forward.norms}
+    used = {"graphs": forward.graphs, "norms": forward.norms, "attention": forward.attention}
     record("residual and norm", forward.norms.name)
+    record("attention", getattr(forward.attention, "__name__", "?"))
     changes: dict[str, dict[str, Any]] = {
         "as served": {},
         "no graph": {"graphs": None},
         "no graph, norm by PyTorch": {"graphs": None, "norms": TORCH_NORMS},
+        "no graph, no tiles": {"graphs": None, "attention": getattr(forward.attention, "long", forward.attention)},
     }
     for tokens in (16, 64) if given.tiny else (16, 256, 1024, 4096, 8192, 16384):
         arrays = checked(cut(token_ids, tokens), checkpoint.body)

@@ -36,7 +36,7 @@ def test_all_steps_of_a_rehearsal_are_ok(rehearsed: dict[str, dict[str, dict[str
     """Every step of both parts runs to its end, and says where its texts are from."""
     statuses = {name: step["status"] for steps in rehearsed.values() for name, step in steps.items()}
     assert statuses == dict.fromkeys(
-        ("facts", "tests", "served", "speed", "profile", "training", "variants", "server", "peers"), "ok"
+        ("facts", "tests", "served", "speed", "profile", "training", "variants", "attention", "server", "peers"), "ok"
     )
     facts = rehearsed["gpu-check-1"]["facts"]
     assert str(facts["texts"]).startswith("made-up texts")
@@ -53,10 +53,20 @@ def test_a_rehearsal_measures(rehearsed: dict[str, dict[str, dict[str, object]]]
     (warning,) = variants["warnings"]  # type: ignore[misc]
     assert warning.startswith("attention pads groups of texts")
     assert variants["residual and norm"] == "PyTorch's kernels"
-    assert set(variants["64 tokens"]) == {"as served", "no graph", "no graph, norm by PyTorch"}  # type: ignore[call-overload]
-    without = variants["64 tokens"]["no graph, norm by PyTorch"]  # type: ignore[index]
-    assert without["device_ms"] > 0
-    assert without["largest difference of a logit"] == 0  # because a CPU has neither
+    without = ("no graph", "no graph, norm by PyTorch", "no graph, no tiles")
+    assert set(variants["64 tokens"]) == {"as served", *without}  # type: ignore[call-overload]
+    for name in without:
+        assert variants["64 tokens"][name]["device_ms"] > 0  # type: ignore[index]
+        # Zero because a CPU has none of these.
+        assert variants["64 tokens"][name]["largest difference of a logit"] == 0  # type: ignore[index]
+    assert variants["attention"] == "padded_attention"
+    for texts, count in (("texts of 16", 4), ("texts of 64", 1)):
+        attention = one["attention"][texts]
+        assert attention["texts"] == count  # type: ignore[index]
+        assert attention["padded_attention, us"] > 0  # type: ignore[index]
+        assert attention["padded_attention, last tokens, us"] > 0  # type: ignore[index]
+    for texts in ("mixed texts", "mixed short texts"):
+        assert one["attention"][texts]["longest"] <= 64  # type: ignore[index]
     (name,) = (name for name in one["training"] if name.startswith("max_length"))
     losses = one["training"][name]["losses"]  # type: ignore[index]
     assert losses[-1] < losses[0]
@@ -122,7 +132,7 @@ def test_texts_of_the_script() -> None:
 
 
 IMPORTED = """
-import benchmarks.gpu_steps, benchmarks.gpu_server, benchmarks.peers.engines, sys
+import benchmarks.gpu_steps, benchmarks.gpu_attention, benchmarks.gpu_server, benchmarks.peers.engines, sys
 import tests.cuda.test_served, tests.cuda.test_scored, tests.cuda.test_trained
 print(*{name.partition(".")[0] for name in sys.modules})
 """

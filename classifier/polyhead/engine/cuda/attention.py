@@ -1,19 +1,23 @@
 """Attention over packed texts on a GPU, with the signature of PyTorch's ``varlen_attn`` (flash attention).
 
-Flash attention takes 16-bit floats and heads whose width is a multiple of 8, up to 256, on sm_80 and newer.
-PyTorch's memory-efficient attention takes the rest, float32 too. It also reads packed texts and never waits for the
-device. ``padded_attention`` computes what neither takes, and what is not on a GPU.
+Flash attention takes 16-bit floats and heads whose width is a multiple of 8, up to 256, on sm_80 and newer. If all
+texts are short, `tile_attention` computes most of these heads instead. PyTorch's memory-efficient attention takes the
+rest, float32 too. It also reads packed texts and never waits for the device. ``padded_attention`` computes what none of
+them takes, and what is not on a GPU.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
-from typing import cast
+from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 
+from polyhead.engine.cuda.packed import SHORT
 from polyhead.engine.micro_batch import similar_lengths
 
 logger = logging.getLogger(__name__)
@@ -22,17 +26,19 @@ CAUSAL = (-1, 0)  # window: a token sees all tokens before it and none after it
 FULL = (-1, -1)  # window: a token sees all tokens
 
 GROUP_SLACK = 1.25  # a group's longest text is at most this many times its shortest
-
+TILE_WIDTHS = (16, 32, 64, 128)  # heads that `tile_attention` takes
 
 Attention = Callable[..., torch.Tensor]  # with `padded_attention`'s arguments
 
 
 def attention_for(head_width: int, dtype: torch.dtype, device: torch.device) -> Attention:
-    """The fastest attention for these arguments; logs a line if packed texts must be padded."""
+    """The fastest attention for these arguments; logs a line if a faster one does not work or texts must be padded."""
     if takes_flash(head_width, dtype, device):
         from torch.nn.attention.varlen import varlen_attn  # here, because the import is slow
 
-        return cast(Attention, varlen_attn)
+        flash = cast(Attention, varlen_attn)
+        short = short_attention(head_width, dtype, device)
+        return AttentionByLength(short, flash) if short else flash
     if device.type == "cuda" and is_attention(efficient_attention, head_width, dtype, device):
         return efficient_attention
     logger.warning(
@@ -48,23 +54,74 @@ def takes_flash(head_width: int, dtype: torch.dtype, device: torch.device) -> bo
     return is_new and dtype in (torch.bfloat16, torch.float16) and head_width % 8 == 0 and head_width <= 256
 
 
-def is_attention(attention: Attention, head_width: int, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether a function computes attention here, found by trying it on three short texts."""
-    generator = torch.Generator().manual_seed(0)
-    query, key, value = torch.randn(3, 40, 2, head_width, generator=generator).to(device, dtype)
-    starts = torch.tensor([0, 1, 8, 40], dtype=torch.int32, device=device)
-    lasts = torch.tensor([0, 1, 2, 3], dtype=torch.int32, device=device)
+def short_attention(head_width: int, dtype: torch.dtype, device: torch.device) -> Attention | None:
+    """`tile_attention`, tried on this device; None if it is wrong or cannot be compiled (logged), or is turned off.
+
+    ``POLYHEAD_TILE_ATTENTION=off`` turns it off.
+    """
+    if head_width not in TILE_WIDTHS or os.environ.get("POLYHEAD_TILE_ATTENTION") == "off":
+        return None
     try:
-        for rows, places, longest, window in ((40, starts, 32, CAUSAL), (3, lasts, 1, FULL)):
-            arguments = (query[:rows], key, value, places, starts, longest, 32)
-            computed = attention(*arguments, scale=0.2, window_size=window)
-            expected = padded_attention(*arguments, scale=0.2, window_size=window)
-            tolerance = 1e-4 if dtype == torch.float32 else 2e-2
-            torch.testing.assert_close(computed, expected, rtol=tolerance, atol=tolerance)
-    except (AssertionError, RuntimeError, TypeError) as error:
-        logger.warning("%s is not used: %s", getattr(attention, "__name__", attention), error)
+        from polyhead.engine.cuda.attention_kernel import tile_attention  # here, because torch for CPUs has no Triton
+    except Exception as error:
+        logger.warning("tile_attention is not used: %r", error)
+        return None
+    return tile_attention if is_attention(tile_attention, head_width, dtype, device) else None
+
+
+class AttentionByLength:
+    """Two attentions: `short` computes if no text may have more than `SHORT` tokens, else `long`.
+
+    A graph has room for texts of a certain length, so it records one of them.
+    """
+
+    def __init__(self, short: Attention, long: Attention) -> None:
+        self.short, self.long = short, long
+        self.__name__ = f"{short.__name__} up to {SHORT} tokens, {long.__name__} above"
+
+    def __call__(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cu_seq_q: torch.Tensor,
+        cu_seq_k: torch.Tensor,
+        max_q: int,
+        max_k: int,
+        **options: Any,
+    ) -> torch.Tensor:
+        """As `padded_attention`."""
+        attention = self.short if max_k <= SHORT else self.long
+        return attention(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, **options)
+
+
+def is_attention(attention: Attention, head_width: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a function computes attention here; if not, the log says why."""
+    try:
+        check_attention(attention, head_width, dtype, device)
+    except Exception as error:  # Triton's compiler may raise anything: it needs a C compiler and a folder for its cache
+        logger.warning("%s is not used: %r", getattr(attention, "__name__", attention), error)
         return False
     return True
+
+
+def check_attention(attention: Attention, head_width: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Compares a function with attention in float32, on three texts and a spare one.
+
+    Raises:
+        AssertionError: it is further off than rounding to `dtype` explains.
+    """
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = torch.randn(196, 3, 2, head_width, generator=generator).to(device, dtype).unbind(1)
+    exact = partial(padded_attention, query.float(), key.float(), value.float())
+    starts = torch.tensor([0, 1, 64, 194, 194], dtype=torch.int32, device=device)
+    lasts = torch.tensor([0, 1, 2, 3, 3], dtype=torch.int32, device=device)
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    for rows, places, longest, window in ((194, starts, 130, CAUSAL), (3, lasts, 1, FULL)):
+        texts = (places, starts, longest, 130)
+        computed = attention(query, key, value, *texts, scale=0.2, window_size=window)[:rows]
+        expected = exact(*texts, scale=0.2, window_size=window)[:rows]
+        torch.testing.assert_close(computed.float(), expected, rtol=tolerance, atol=tolerance)
 
 
 def efficient_attention(
