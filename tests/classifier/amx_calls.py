@@ -20,10 +20,10 @@ from polyhead.engine import Engine
 from polyhead.engine.cpu import attention, layers
 from polyhead.engine.cpu.int8 import quantise, quantise_weight
 from polyhead.engine.cpu.kernels import HEAD_WIDTH
-from polyhead.engine.cpu.kernels.amx import AMXProducts, Finish, PackedWeight
+from polyhead.engine.cpu.kernels.amx import AMXProducts, Finish, PackedWeight, load_checked
 from polyhead.engine.cpu.kernels.amx_attention import AMXAttention
 from polyhead.precision import Precision
-from tests.classifier.amx_emulator import LIBRARY, counted, load_as_on_amx
+from tests.classifier.amx_emulator import LIBRARY, counted
 from tests.threads import threads
 
 HEADS = 2
@@ -157,10 +157,8 @@ def at_the_end_of_memory(values: torch.Tensor) -> torch.Tensor:
 def at_the_edge(rows: int) -> bool:
     """Products, an MLP and attention, all of whose tensors end where memory ends."""
     amx, attend = AMXProducts(LIBRARY), AMXAttention(LIBRARY).attend
-    x, residual = (
-        at_the_end_of_memory(drawn(rows, 64, seed=1).bfloat16()),
-        at_the_end_of_memory(drawn(rows, 64, seed=2)),
-    )
+    x = at_the_end_of_memory(drawn(rows, 64, seed=1).bfloat16())
+    residual = at_the_end_of_memory(drawn(rows, 64, seed=2))
     q, scales = map(at_the_end_of_memory, quantise(drawn(rows, 64, seed=1), 127))
     amx.product(x, amx.pack_bf16(drawn(64, 64, seed=3), at_the_end_of_memory(drawn(64, seed=4))), "add_float", residual)
     for precision in ("bf16", "int8"):
@@ -226,13 +224,16 @@ def requests(features: int, is_granted: bool) -> int:
 
 
 def loaded() -> list[str]:
-    """What the log says when the library is loaded."""
+    """What the log says when the library is loaded and checked, as an import does it on AMX."""
     messages: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     logger = logging.getLogger("polyhead.engine.cpu.kernels.amx")
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
-    load_as_on_amx()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+        load_checked(AMXProducts, "products", "")
+        load_checked(AMXAttention, "attention", "")
     logger.removeHandler(handler)
     return messages

@@ -31,9 +31,10 @@ enum { TILES = 8, ROWS = 16, BYTES = 64 };
 enum kind { LDTILECFG, STTILECFG, TILERELEASE, TILEZERO, TILELOADD, TILELOADDT1, TILESTORED, TDPBF16PS, TDPBUSD, KINDS };
 static const char *const names[KINDS] = {"ldtilecfg", "sttilecfg", "tilerelease", "tilezero", "tileloadd",
                                          "tileloaddt1", "tilestored", "tdpbf16ps", "tdpbusd"};
-uint64_t amx_emulator_counts[KINDS];                           /* instructions of all threads */
-uint32_t amx_emulator_features = 1u << 22 | 1u << 24 | 1u << 25; /* CPUID 7.0 EDX: amx_bf16, amx_tile, amx_int8 */
-int32_t amx_emulator_is_granted = 1;                           /* whether Linux grants tiles to who asks */
+uint64_t amx_emulator_counts[KINDS]; /* instructions of all threads */
+#define FEATURES (1u << 22 | 1u << 24 | 1u << 25) /* CPUID 7.0 EDX: amx_bf16, amx_tile, amx_int8 */
+uint32_t amx_emulator_features = FEATURES;        /* those that the processor seems to have */
+int32_t amx_emulator_is_granted = 1;              /* whether Linux grants tiles to who asks */
 
 /* Instructions for tests of what a call leaves: these trap, too. `config` has 64 bytes. */
 void amx_emulator_ldtilecfg(const uint8_t *config) { __asm__ volatile("ldtilecfg %0" ::"m"(*(const uint8_t(*)[64])config)); }
@@ -265,7 +266,7 @@ static int answer_cpuid(const uint8_t *at, greg_t *values) {
     const uint32_t leaf = (uint32_t)values[REG_RAX], subleaf = (uint32_t)values[REG_RCX];
     uint32_t a = leaf, b, c = subleaf, d;
     __asm__ volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
-    if (leaf == 7 && subleaf == 0) d |= amx_emulator_features;
+    if (leaf == 7 && subleaf == 0) d = (d & ~FEATURES) | amx_emulator_features;
     values[REG_RAX] = a, values[REG_RBX] = b, values[REG_RCX] = c, values[REG_RDX] = d;
     values[REG_RIP] += 2;
     return 1;

@@ -19,8 +19,6 @@ import pytest
 import torch
 
 from polyhead.engine.cpu import kernels
-from polyhead.engine.cpu.kernels.amx import AMXProducts, load_checked
-from polyhead.engine.cpu.kernels.amx_attention import AMXAttention
 
 LIBRARY = Path(kernels.__file__).with_name("kernels_AMX.so")  # as it is installed
 INSTRUCTIONS = (
@@ -49,11 +47,12 @@ def compile_emulator(folder: Path) -> Path:
 
 @contextmanager
 def process_on_amx(emulator: Path | None) -> Iterator[OnAMX]:
-    """Starts the process, on whose engines products and attention are the compiled library's."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool, pytest.MonkeyPatch.context() as patch:
-        if emulator:
-            patch.setenv("LD_PRELOAD", str(emulator))
-        pool.submit(_prepare, emulator is not None).result()
+    """Starts the process; without an emulator it uses the processor's own AMX."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        with pytest.MonkeyPatch.context() as patch:
+            if emulator:
+                patch.setenv("LD_PRELOAD", str(emulator))
+            pool.submit(_prepare, emulator is not None).result()
         yield lambda call, *args, **kwargs: pool.submit(call, *args, **kwargs).result()
 
 
@@ -62,13 +61,6 @@ def _prepare(is_emulated: bool) -> None:
     if is_emulated:
         # From here on the library's own check of the processor finds what the emulator says.
         assert ctypes.CDLL(None).amx_emulator_patch_cpuid(ctypes.CDLL(str(LIBRARY)).polyhead_amx_request) == 2
-
-
-def load_as_on_amx() -> tuple[AMXProducts | None, AMXAttention | None]:
-    """What an import of polyhead loads on a processor with AMX, checks included."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-        return load_checked(AMXProducts, "products", ""), load_checked(AMXAttention, "attention", "")
 
 
 @contextmanager

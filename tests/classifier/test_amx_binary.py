@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from polyhead.precision import Precision
+from polyhead.engine.cpu.kernels import KERNELS
+from polyhead.precision import Precision, has_stable_products
 from tests.classifier import amx_calls
 from tests.classifier.amx_calls import Bits
 from tests.classifier.amx_emulator import LIBRARY, OnAMX, compile_emulator, process_on_amx
@@ -26,7 +27,7 @@ HAS_AMX = torch.cpu._is_amx_tile_supported()
 
 pytestmark = [
     pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="the library needs AVX-512 bf16"),
-    pytest.mark.skipif(not LIBRARY.exists(), reason="the library for AMX was not compiled"),
+    pytest.mark.skipif(KERNELS is None or not LIBRARY.exists(), reason="the kernels were not compiled"),
 ]
 emulated_only = pytest.mark.skipif(HAS_AMX, reason="this processor has AMX, so its own instructions run")
 
@@ -110,10 +111,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_engines_have_the_bits_of_plain_c(
     on_amx: OnAMX, amx_stand_in: Path, checkpoint: Path, precision: Precision
 ) -> None:
-    """A whole engine, in a batch and alone."""
-    assert_same_bits(
-        on_amx(amx_calls.logits, LIBRARY, checkpoint, precision), amx_calls.logits(amx_stand_in, checkpoint, precision)
-    )
+    """A whole engine; in a batch and alone they are the same, if the head's float32 product is stable here."""
+    found = on_amx(amx_calls.logits, LIBRARY, checkpoint, precision)
+    assert_same_bits(found, amx_calls.logits(amx_stand_in, checkpoint, precision))
+    if has_stable_products("fp32", torch.device("cpu")):
+        assert_same_bits(found[:1], found[1:])
 
 
 # -- Memory and state ---------------------------------------------------------------------------------------------

@@ -230,7 +230,7 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def open_library(path: Path) -> ctypes.CDLL:
-    """Loads a library; raises OSError if it cannot be loaded, or was compiled from other sources than those beside it."""
+    """Loads a library; raises OSError if it cannot be loaded, or the sources beside it are not its own."""
     library = ctypes.CDLL(str(path))
     library.polyhead_source.restype = ctypes.c_char_p
     sources = b"".join(source.read_bytes() for source in sorted(path.parent.glob("*.[ch]")))  # as in hatch_build.py
