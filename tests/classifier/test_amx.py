@@ -19,8 +19,9 @@ from polyhead.engine.cpu import attention, layers
 from polyhead.engine.cpu.bfloat16 import AMXBfloat16MLP, Bfloat16Linear
 from polyhead.engine.cpu.int8 import AMXInt8MLP, quantise, quantise_weight
 from polyhead.engine.cpu.kernels import amx as amx_module
-from polyhead.engine.cpu.kernels.amx import AMXProducts, PackedWeight, load_checked
+from polyhead.engine.cpu.kernels.amx import AMXProducts, load_checked
 from polyhead.engine.cpu.kernels.amx_attention import AMXAttention
+from tests.classifier.amx_calls import MLPS, add_mlp, drawn, packed_mlp
 from tests.threads import threads
 from tests.tiny import MAX_LENGTH, write_tiny_checkpoint
 
@@ -39,11 +40,6 @@ def amx(amx_stand_in: Path) -> AMXProducts:
 def amx_attention(amx_stand_in: Path) -> AMXAttention:
     """Attention."""
     return AMXAttention(amx_stand_in)
-
-
-def drawn(*shape: int) -> torch.Tensor:
-    """Normal values, the same for a shape."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(shape[0]))
 
 
 def out_for(finish: str, columns: int) -> torch.Tensor:
@@ -93,32 +89,6 @@ def test_8_bit_products_are_float64s(amx: AMXProducts, inner: int, columns: int,
     torch.testing.assert_close(out.double(), wanted, atol=1e-4, rtol=2e-6)
 
 
-def packed_mlp(amx: AMXProducts, precision: str, width: int, hidden: int) -> tuple[PackedWeight, PackedWeight]:
-    """The packed weights of an MLP."""
-    up, down = drawn(width, hidden) / width**0.5, drawn(hidden, width) / hidden**0.5
-    biases = drawn(hidden), drawn(width)
-    if precision == "bf16":
-        return amx.pack_bf16(up, biases[0]), amx.pack_bf16(down, biases[1])
-    return (
-        amx.pack_int8(*quantise_weight(up), biases[0]),
-        amx.pack_int8(*quantise_weight(down), biases[1], after_gelu=True),
-    )
-
-
-def add_mlp(
-    amx: AMXProducts, packed: tuple[PackedWeight, PackedWeight], x: torch.Tensor, residual: torch.Tensor
-) -> torch.Tensor:
-    """A residual to which an MLP's result for float32 `x` is added."""
-    residual = residual.clone()
-    if packed[0].is_int8:
-        q, scales = quantise(x, 127)
-        amx.add_mlp(residual, q, *packed, scales)
-    else:
-        amx.add_mlp(residual, x.bfloat16(), *packed)
-    return residual
-
-
-MLPS = [("bf16", torch.bfloat16), ("bf16", torch.float32), ("int8", torch.float32)]
 WIDTHS = [(64, 128), (64, 1664), (832, 192)]  # parts of the first or of the second inner dimension
 
 

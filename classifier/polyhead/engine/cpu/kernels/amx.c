@@ -272,8 +272,9 @@ static float *room(int64_t bytes) {
     return aligned_alloc(ALIGNMENT, (size_t)(bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
 }
 
-/* Tiles are read whole: if the last rows of x do not fill one, they are copied to where they do. */
-INLINE int64_t tail_bytes(const struct product *p) { return p->rows % 16 && p->x.row != 64 ? 16 * p->x.row : 0; }
+/* Tiles are read whole: if x is rows (a step of 64 bytes) and the last ones do not fill one, they are copied to where
+ * they do. In tiles, x has all 16 rows. */
+INLINE int64_t tail_bytes(const struct product *p) { return p->rows % 16 && p->x.step == 64 ? 16 * p->x.row : 0; }
 static char *copy_tail(const struct product *p, char *to) {
     if (!tail_bytes(p)) return NULL;
     memset(to, 0, (size_t)tail_bytes(p));
