@@ -414,7 +414,7 @@ def _fp8_rates(given: StepContext, shapes: Sequence[tuple[int, int, int]]) -> di
             )  # fmt: skip
             ms = device_ms(given.device, multiply, 3 if given.tiny else 20)
             rates[f"{rows}x{inner}x{columns}"] = round(2 * rows * inner * columns / ms / 1e9, 3)
-    except (AttributeError, RuntimeError, TypeError) as error:  # it is private: other versions may not have it
+    except Exception as error:  # the function is private: other versions and GPUs may not have it in this form
         return str(error)
     return rates
 
