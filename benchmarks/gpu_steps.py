@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import cycle, islice
@@ -96,6 +96,8 @@ def facts(given: StepContext, record: Record) -> None:
         inputs.fill_(21)
         replay()
         record("graph", output.unique().tolist() == [42.0])
+    if not on_gpu or torch.cuda.get_device_capability() >= (8, 9):
+        record("gemm TFLOP/s float8_e4m3fn", _fp8_rates(given, shapes[:1] if given.tiny else shapes))
 
 
 def tests(given: StepContext, record: Record) -> None:
@@ -400,6 +402,24 @@ def _same_bits(engine: Engine, token_ids: TokenIds) -> dict[str, Any]:
 
 def _random(rows: int, columns: int, device: str, dtype: torch.dtype) -> torch.Tensor:
     return torch.randn(rows, columns, device=device).to(dtype)
+
+
+def _fp8_rates(given: StepContext, shapes: Sequence[tuple[int, int, int]]) -> dict[str, float] | str:
+    """Products with a scale per row and per column, as fp8 would need them (docs/decisions/0007-engine.md)."""
+    rates = {}
+    try:
+        for rows, inner, columns in shapes:
+            left, right = (_random(side, inner, given.device, torch.float8_e4m3fn) for side in (rows, columns))
+            multiply = partial(
+                torch._scaled_mm, left, right.t(),
+                torch.ones(rows, 1, device=given.device), torch.ones(1, columns, device=given.device),
+                bias=_random(1, columns, given.device, torch.bfloat16)[0], out_dtype=torch.bfloat16,
+            )  # fmt: skip
+            ms = device_ms(given.device, multiply, 3 if given.tiny else 20)
+            rates[f"{rows}x{inner}x{columns}"] = round(2 * rows * inner * columns / ms / 1e9, 3)
+    except Exception as error:  # the function is private: other versions and GPUs may not have it in this form
+        return str(error)
+    return rates
 
 
 def _wait(device: str) -> None:

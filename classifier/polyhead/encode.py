@@ -31,7 +31,8 @@ class EncodedText:
     """A text as the engine reads it, or the reason why it cannot be read.
 
     Attributes:
-        token_ids: what is read of it, at most ``max_length`` ids; empty if there is an error.
+        token_ids: what is read of it, at most ``max_length`` ids; empty if there is an error. `encode` gives an array
+            of int32: it takes a ninth of the memory of Python's integers, and the engine copies it in one step.
         truncated: whether the text had more tokens than were read.
         error: the reason why this text gets no answer; None if it gets one.
         is_plain: whether it came as plain text although the model declares fields.
@@ -63,7 +64,7 @@ class EncodedText:
         """Equal for texts that get equal scores."""
         # Bytes, because Python keeps their hash: a key is looked up several times.
         ngrams = None if self.ngram_logits is None else self.ngram_logits.tobytes()
-        return array("q", self.token_ids).tobytes(), ngrams
+        return array("i", self.token_ids).tobytes(), ngrams
 
 
 UNKNOWN = EncodedText((), error="the tokenizer does not know a part of the text")
@@ -229,6 +230,4 @@ def read_text(text: str | bytes) -> str:
 def _keep(ids: list[int], max_length: int, script: str) -> EncodedText:
     if not ids:
         return EncodedText((), error="the text has no tokens")
-    if len(ids) <= max_length:
-        return EncodedText(ids, script=script)
-    return EncodedText(ids[:max_length], truncated=True, script=script)
+    return EncodedText(array("i", ids[:max_length]), truncated=len(ids) > max_length, script=script)

@@ -41,6 +41,7 @@ def test_all_steps_of_a_rehearsal_are_ok(rehearsed: dict[str, dict[str, dict[str
     facts = rehearsed["gpu-check-1"]["facts"]
     assert str(facts["texts"]).startswith("made-up texts")
     assert facts["versions"]["torch"]  # type: ignore[index]
+    assert facts["gemm TFLOP/s float8_e4m3fn"]["256x256x256"] > 0  # type: ignore[index]
 
 
 def test_a_rehearsal_measures(rehearsed: dict[str, dict[str, dict[str, object]]]) -> None:

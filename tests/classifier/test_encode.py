@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from array import array
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from polyhead import cut_word
 from polyhead import encode as module
-from polyhead.encode import encode, most_bytes
+from polyhead.encode import EncodedText, encode, most_bytes
 from tests.tiny import TEXTS, tiny_tokenizer
 
 
@@ -193,3 +194,14 @@ def test_a_word_that_the_tokenizer_refuses_affects_only_its_text() -> None:
     assert (list(first.token_ids), list(last.token_ids), long.truncated) == ([0, 1], [1], True)
     assert bad.error == "the tokenizer does not know a part of the text"
     assert bad_long.error == bad.error
+
+
+def test_ids_are_arrays_of_int32() -> None:
+    """Whole and cut texts have arrays that the engine can copy; their keys equal those of the same ids in a list."""
+    whole, cut, blank = encode([TEXTS[0], TEXTS[0] * 40, " "], tiny_tokenizer(), max_length=48)
+    assert isinstance(whole.token_ids, array)
+    assert isinstance(cut.token_ids, array)
+    assert whole.token_ids.typecode == cut.token_ids.typecode == "i"
+    assert (whole.truncated, cut.truncated, len(cut.token_ids)) == (False, True, 48)
+    assert whole.key == EncodedText(list(whole.token_ids)).key != cut.key
+    assert blank.key == EncodedText(()).key

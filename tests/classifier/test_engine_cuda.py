@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from polyhead.engine.cuda.forward import CUDAForward
 from polyhead.engine.cuda.packed import Graphs, Packed, PackedShape, Recording, graph_shapes, pack
 from polyhead.engine.micro_batch import MicroBatch
 from polyhead.engine.token_ids import checked, distinct_texts
+from polyhead.errors import TokenIdsError
 from tests.flash import flash_stand_in
 from tests.tiny import MAX_LENGTH, write_tiny_checkpoint
 
@@ -224,12 +226,16 @@ def test_an_attention_is_tried_before_it_is_used(caplog: pytest.LogCaptureFixtur
 
 
 def test_token_ids_become_parts_of_one_array() -> None:
-    """Lists, tuples and arrays are read alike; equal texts are found; no text at all is fine."""
+    """Lists, tuples and arrays of any integer type are read alike; equal texts are found; no text at all is fine."""
     body = Body(vocab_size=100, n_positions=8, n_embd=8, n_layer=1, n_head=1)
     first, second, third = checked([[5, 6], (7,), np.array([8, 9, 99])], body)
     assert (first.tolist(), second.tolist(), third.tolist()) == ([5, 6], [7], [8, 9, 99])
     assert first.base is third.base
     assert first.dtype == np.int32
+    arrays = checked([array("i", [5, 6]), array("q", [7]), np.array([8], np.int64)], body)
+    assert [ids.tolist() for ids in arrays] == [[5, 6], [7], [8]]
+    with pytest.raises(TokenIdsError, match=r"text 1 has token id -1"):
+        checked([[1], array("i", [2, -1])], body)
     assert checked([], body) == []
     distinct, places = distinct_texts(checked([[1, 2], [1], [1, 2], [2]], body))
     assert ([ids.tolist() for ids in distinct], places) == ([[1, 2], [1], [2]], [0, 1, 0, 2])

@@ -23,7 +23,10 @@ def checked(token_ids: Sequence[Sequence[int]], body: Body) -> list[TokenArray]:
     flat = array("i")
     try:
         for text in token_ids:
-            flat.fromlist(text if isinstance(text, list) else list(text))
+            if isinstance(text, array) and text.typecode == "i":
+                flat.extend(text)
+            else:
+                flat.fromlist(text if isinstance(text, list) else list(text))
     except (TypeError, OverflowError):
         _refuse(token_ids, body)
         raise

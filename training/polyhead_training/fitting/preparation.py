@@ -184,7 +184,7 @@ def tokenize(
         # Whole texts are encoded: the length of texts is worth knowing, and truncating them costs nothing.
         whole = [text.token_ids for text in encode(texts, tokenizer, max_length=2**31)]
         lengths.extend(len(ids) for ids in whole)
-        ids = [ids[: windows.reach] for ids in whole]
+        ids = [list(ids[: windows.reach]) for ids in whole]
         bar.advance(len(texts))
         found: dict[str, Any] = {"input_ids": ids, "length": [windows.computed(len(row)) for row in ids]}
         if marks:
