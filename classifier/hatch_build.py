@@ -24,6 +24,7 @@ AVX512 = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
 # AMX stands beside AVX512, and its sums have one order.
 TARGETS = {
     "AVX512": (["kernels.c", "products.c", "training.c"], [*AVX512, *SUMS]),
+    "AVX512BF16": (["kernels.c", "products.c", "training.c"], [*AVX512, "-mavx512bf16", *SUMS]),
     "AVX2": (["kernels.c", "products.c", "training.c"], ["-march=x86-64-v3", *SUMS]),
     "AMX": (["amx.c", "amx_attention.c"], [*AVX512, "-mavx512bf16"]),
 }

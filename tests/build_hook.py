@@ -37,7 +37,8 @@ def compiled_targets() -> list[str]:
     """The libraries' targets that this CPU can run, without AMX."""
     capabilities = ("DEFAULT", "AVX2", "AVX512")  # a machine can run its own and those before it
     own = torch.backends.cpu.get_cpu_capability()
-    return list(capabilities[1 : capabilities.index(own) + 1]) if own in capabilities else []
+    targets = list(capabilities[1 : capabilities.index(own) + 1]) if own in capabilities else []
+    return [*targets, "AVX512BF16"] if "AVX512" in targets and torch.cpu._is_avx512_bf16_supported() else targets
 
 
 def compile_stand_in(folder: Path) -> Path:

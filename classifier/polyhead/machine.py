@@ -1,4 +1,4 @@
-"""What this process may use of its machine: cores and memory within a container's limits, and the kind of CPU.
+"""What this process may use of its machine: cores and memory within a container's limits.
 
 Reads both versions of cgroups, in the process's own group and in all groups above it. `root` is the root of the file
 system; tests pass another one.
@@ -45,16 +45,6 @@ def available_memory_bytes(root: Path = ROOT) -> int:
                 files = sum(statistics.get(f"{prefix}{state}_file", 0) for state in ("active", "inactive"))
                 available.append(_number(group / limit) - _number(group / usage) + files)
     return max(0, min(available))
-
-
-def cpu_vendor(root: Path = ROOT) -> str:
-    """The vendor as the CPU reports it, for example ``AuthenticAMD`` or ``GenuineIntel``; empty if it reports none."""
-    file = root / "proc/cpuinfo"
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
-        name, _, value = line.partition(":")
-        if name.strip() == "vendor_id":
-            return value.strip()
-    return ""
 
 
 def _number(file: Path) -> int:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from polyhead.checkpoint import Checkpoint, read_checkpoint
 from polyhead.engine import Engine
 from polyhead.engine.cpu import attention, layers
-from polyhead.engine.cpu.bfloat16 import AMXBfloat16MLP, Bfloat16Linear
+from polyhead.engine.cpu.bfloat16 import AMXBfloat16Linear, AMXBfloat16MLP
 from polyhead.engine.cpu.int8 import AMXInt8MLP, quantise, quantise_weight
 from polyhead.engine.cpu.kernels import amx as amx_module
 from polyhead.engine.cpu.kernels.amx import AMXProducts, load_checked
@@ -224,7 +224,7 @@ def test_a_model_that_does_not_fit_takes_onednn(
     monkeypatch.setattr(layers, "AMX", amx)
     write_tiny_checkpoint(tmp_path / "c", n_embd=128, n_head=2, n_inner=500)
     engine = Engine(read_checkpoint(tmp_path / "c"), precision="bf16")
-    assert isinstance(engine.forward.blocks[0].attn_proj, Bfloat16Linear)
+    assert not isinstance(engine.forward.blocks[0].attn_proj, AMXBfloat16Linear)
 
 
 # -- Loading ------------------------------------------------------------------------------------------------------

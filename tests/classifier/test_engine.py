@@ -17,7 +17,7 @@ from polyhead.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from polyhead.decode import to_scores
 from polyhead.engine import Engine
 from polyhead.engine.cpu.kernels import KERNELS
-from polyhead.engine.cpu.layers import LINEARS, Bfloat16Linear, has_stable_products
+from polyhead.engine.cpu.layers import LINEARS, OneDNNBfloat16Linear, has_stable_products
 from polyhead.errors import CheckpointError, TokenIdsError
 from polyhead.gate import changed_answers
 from polyhead.golden import GoldenRow
@@ -134,7 +134,7 @@ def test_a_text_alone_has_the_same_bits_in_any_batch(
     assert_same_answers(alone, together, wide_checkpoint.schema, rounding(wide_engine))
 
 
-class UnstableLinear(Bfloat16Linear):
+class UnstableLinear(OneDNNBfloat16Linear):
     """Sums in another order for few rows, as oneDNN's product does on AMX; runs on any CPU."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
@@ -154,7 +154,7 @@ def test_answers_are_the_same_although_bits_differ(
 ) -> None:
     """If products depend on the number of rows, as on AMX, logits differ by rounding and clear answers stay."""
     monkeypatch.setitem(LINEARS, "bf16", UnstableLinear)
-    monkeypatch.setattr("polyhead.engine.cpu.layers.cpu_vendor", lambda: "GenuineIntel")
+    monkeypatch.setattr("polyhead.engine.cpu.layers.has_own_bf16", lambda inner: False)
     engine = two_threaded(wide_checkpoint, "bf16")
     assert not engine.is_batch_invariant
     alone, together = alone_and_together(engine, [*range(1, MAX_LENGTH), 3, 7])
@@ -163,16 +163,19 @@ def test_answers_are_the_same_although_bits_differ(
 
 
 @pytest.mark.skipif(KERNELS is None, reason="without the kernels nothing is claimed")
-@pytest.mark.parametrize(("vendor", "amx"), [("AuthenticAMD", False), ("GenuineIntel", False), ("GenuineIntel", True)])
+@pytest.mark.parametrize("has_own_bf16", [False, True])
 def test_where_bits_are_claimed_to_be_the_same(
-    wide_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, vendor: str, amx: bool
+    wide_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, has_own_bf16: bool
 ) -> None:
-    """fp32 and int8 everywhere; oneDNN's bf16 product only where tests have shown it; nothing without the kernels."""
-    monkeypatch.setattr("polyhead.engine.cpu.layers.cpu_vendor", lambda: vendor)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    claimed = {precision for precision in PRECISIONS if Engine(wide_checkpoint, precision=precision).is_batch_invariant}
-    assert claimed == ({"fp32", "int8", "bf16"} if vendor == "AuthenticAMD" else {"fp32", "int8"})
+    """fp32 and int8 with the kernels, bf16 if its products are the engine's own; nothing without the kernels."""
+    monkeypatch.setattr("polyhead.engine.cpu.layers.amx_for", lambda body: None)
+    monkeypatch.setattr("polyhead.engine.cpu.layers.has_own_bf16", lambda inner: has_own_bf16)
+    body = wide_checkpoint.body
+    assert {precision for precision in PRECISIONS if has_stable_products(precision, body)} == (
+        {"fp32", "int8", "bf16"} if has_own_bf16 else {"fp32", "int8"}
+    )
     monkeypatch.setattr("polyhead.engine.cpu.layers.PRODUCTS", None)
+    assert not any(has_stable_products(precision, body) for precision in PRECISIONS)
     assert not Engine(wide_checkpoint).is_batch_invariant
 
 

@@ -147,8 +147,8 @@ def test_a_built_in_head_is_part_of_a_recording(pair: Pair, forwards: list[CUDAF
     calls: list[int] = []
     forward.head.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
     assert forward.logits(micro_batch([[1, 2], [3], [4]])).shape == (3, 8)
-    # A recording here computes again what it recorded, with room for 64 texts. A user's own head gets padded rows.
-    assert calls == [16 if own else 64]
+    # A recording here computes again what it recorded, with room for 64 texts.
+    assert calls == [3 if own else 64]
 
 
 def test_a_result_outlives_the_next_call(pair: Pair, forwards: list[CUDAForward]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from polyhead.machine import available_memory_bytes, cpu_vendor, usable_cores
+from polyhead.machine import available_memory_bytes, usable_cores
 
 GIB = 2**30
 
@@ -69,12 +69,3 @@ def test_memory_limits(machine: Path) -> None:
     write(machine, "sys/fs/cgroup/memory/memory.usage_in_bytes", f"{2 * GIB}\n")
     write(machine, "sys/fs/cgroup/memory/memory.stat", "total_active_file 0\ntotal_inactive_file 0\n")
     assert available_memory_bytes(machine) == 0
-
-
-def test_the_vendor_of_the_cpu(machine: Path) -> None:
-    """Read from /proc/cpuinfo; empty if the file or the field is missing, as on ARM."""
-    assert cpu_vendor(machine) == ""
-    write(machine, "proc/cpuinfo", "processor\t: 0\nBogoMIPS\t: 50\n")
-    assert cpu_vendor(machine) == ""
-    write(machine, "proc/cpuinfo", "processor\t: 0\nvendor_id\t: GenuineIntel\n\nprocessor\t: 1\n")
-    assert cpu_vendor(machine) == "GenuineIntel"

@@ -1,4 +1,4 @@
-"""The engine's float32 products compute what float64 does up to rounding, for every target, and each row by itself."""
+"""The engine's products compute what float64 does up to rounding, for every target, and each row by itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from polyhead.engine.cpu.kernels import LIBRARY
@@ -93,6 +93,55 @@ def test_a_row_has_the_same_bits_with_any_other_rows(
     assert copied.equal(together)
 
 
+@pytest.fixture
+def bf16(products: Products) -> Products:
+    """Products of a target that has the instruction."""
+    if not products.has_bf16:
+        pytest.skip("not compiled for bfloat16")
+    return products
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.integers(0, 40) | st.sampled_from([192, 193, 400]),
+    pairs=st.integers(1, 40) | st.sampled_from([255, 256, 257, 1600]),
+    columns=st.integers(1, 70),
+    transposed=st.booleans(),
+    has_bias=st.booleans(),
+)
+def test_bf16_products_are_rounded_once(
+    bf16: Products, rows: int, pairs: int, columns: int, transposed: bool, has_bias: bool
+) -> None:
+    """Inputs are bfloat16; sums, bias, residual and GELU are float32, so only the result is rounded."""
+    inner = 2 * pairs
+    x, weight = drawn(rows, inner).bfloat16(), drawn(inner, columns, transposed=transposed)
+    bias = drawn(columns) if has_bias else None
+    panels = bf16.pack(weight, bias, torch.bfloat16)
+    exact = x.double() @ weight.bfloat16().double() + (bias.double() if bias is not None else 0)
+    residual = drawn(rows, columns).bfloat16()
+    for finish, expected in (
+        ("store", exact),
+        ("add", residual.double() + exact),
+        ("gelu", F.gelu(exact, approximate="tanh")),
+    ):
+        found = bf16.product(x, panels, finish, residual.clone())
+        assert found.dtype == torch.bfloat16
+        # Half a step of bfloat16, and what float32 rounds in the sums.
+        torch.testing.assert_close(found.double(), expected, atol=3e-6 * (4 + inner**0.5), rtol=2**-8)
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize("finish", ["store", "add", "gelu"])
+def test_a_row_in_bf16_has_the_same_bits_with_any_other_rows(bf16: Products, finish: Finish) -> None:
+    """401 rows divided among threads: each run of rows has the bits that it has alone."""
+    x, residual = drawn(401, 1500).bfloat16(), drawn(401, 200).bfloat16()
+    panels = bf16.pack(drawn(1500, 200), drawn(200), torch.bfloat16)
+    together = bf16.product(x, panels, finish, residual.clone())
+    for first, end in ((0, 1), (191, 193), (400, 401), *((50, 50 + rows) for rows in range(1, 14))):
+        found = bf16.product(x[first:end], panels, finish, residual[first:end].clone())
+        assert found.equal(together[first:end])
+
+
 @pytest.mark.usefixtures("three_threads")
 def test_a_weight_is_packed_by_threads_too(products: Products) -> None:
     """A large weight is divided among threads, dense in rows or in columns."""
@@ -114,11 +163,31 @@ def test_what_products_do_not_take(products: Products) -> None:
     """Another type, another width, and results that are not dense in rows."""
     panels = products.pack(drawn(4, 3))
     for weight in (drawn(4, 3).double(), drawn(4), drawn(4, 3).to("meta")):
-        with pytest.raises(TypeError, match="products take float32 matrices"):
+        with pytest.raises(TypeError, match=r"products take torch\.float32 matrices"):
             products.pack(weight)
     for x, out in ((drawn(2, 5), None), (drawn(2, 4).bfloat16(), None), (drawn(2, 4), drawn(2, 4))):
-        with pytest.raises(TypeError, match="products take float32 matrices"):
+        with pytest.raises(TypeError, match=r"products take torch\.float32 matrices"):
             products.product(x, panels, "store", out)
     for out in (drawn(1, 3), drawn(2, 3, transposed=True)):
         with pytest.raises(TypeError, match="2 dense rows"):
             products.product(drawn(2, 4), panels, "store", out)
+
+
+def test_what_bf16_products_do_not_take(bf16: Products) -> None:
+    """An odd number of rows of a weight, inputs that are not dense, and another type."""
+    with pytest.raises(TypeError, match="with 5 rows of a weight"):
+        bf16.pack(drawn(5, 3), dtype=torch.bfloat16)
+    panels = bf16.pack(drawn(4, 3), dtype=torch.bfloat16)
+    with pytest.raises(TypeError, match="dense rows"):
+        bf16.product(drawn(2, 4, transposed=True).bfloat16(), panels)
+    with pytest.raises(TypeError, match=r"products take torch\.bfloat16 matrices"):
+        bf16.product(drawn(2, 4), panels)
+
+
+def test_a_target_without_bf16_says_so() -> None:
+    """As compiled for AVX2."""
+    library = LIBRARY.with_name("kernels_AVX2.so")
+    if not library.exists():
+        pytest.skip("not compiled")
+    with pytest.raises(TypeError, match="not possible here"):
+        Products(library).pack(drawn(4, 3), dtype=torch.bfloat16)

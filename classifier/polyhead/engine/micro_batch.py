@@ -1,4 +1,4 @@
-"""Micro-batches: which texts are computed together, on which thread, and in matrices of how many rows.
+"""Micro-batches: which texts are computed together, and on which thread.
 
 Texts are cut by tokens, so that memory is bounded and short texts do not wait for a long one.
 """
@@ -9,16 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
-import torch.nn.functional as F
-
 from polyhead.engine.token_ids import TokenArray
 
 STRETCH = 4  # in a micro-batch of enough tokens, the longest text is at most this many times the shortest
 SHARE_TOKENS = 128  # fewer tokens are too little work for another thread
 BALANCE = 1.25  # the largest share has at most this many times the tokens of an even share
-LEAST_ROWS = 16  # of a matrix product
-ROW_MULTIPLE = 8
 
 
 @dataclass(frozen=True)
@@ -87,14 +82,3 @@ def similar_lengths(lengths: Sequence[int], slack: float) -> Iterator[tuple[int,
             first = i
     if lengths:
         yield first, len(lengths)
-
-
-def pad_rows(matrix: torch.Tensor) -> torch.Tensor:
-    """Appends rows of zeros, up to a multiple of `ROW_MULTIPLE` and to at least `LEAST_ROWS` rows.
-
-    Libraries use other kernels for few rows, and for rows that remain when rows are divided among threads. These
-    kernels sum in another order, so a row's bits would depend on the number of rows
-    (docs/decisions/0017-batch-invariance.md).
-    """
-    rows = max(LEAST_ROWS, -(-len(matrix) // ROW_MULTIPLE) * ROW_MULTIPLE)
-    return F.pad(matrix, (0, 0, 0, rows - len(matrix))) if rows > len(matrix) else matrix

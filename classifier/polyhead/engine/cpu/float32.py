@@ -1,4 +1,4 @@
-"""float32 on the CPU: the engine's own products or BLAS's, layer norm, GELU, and an MLP of any two linear layers.
+"""float32 on the CPU: the engine's own products or BLAS's, layer norm, GELU, and MLPs of any two linear layers.
 
 A layer computes ``x @ weight + bias`` for ``x`` ``(rows, in)``; it fills `out` if that is given, and `add_to` adds it
 to a residual ``(rows, out)`` in place. Weights are laid out once, at load. If no kernels were compiled (`KERNELS` is
@@ -98,10 +98,17 @@ class PlainMLP:
         self.down.add_to(residual, self.activation(self.up(x.to(self.dtype))))
 
 
-class Float32GeluMLP:
-    """Two of the engine's own products; the first one's pass applies GELU's tanh form."""
+class GeluLinear(Linear, Protocol):
+    """A linear layer that can apply GELU in its own pass."""
 
-    def __init__(self, up: Float32Linear, down: Float32Linear) -> None:
+    def gelu(self, x: torch.Tensor) -> torch.Tensor:
+        """The tanh form of GELU of the result ``(rows, out)``."""
+
+
+class GeluMLP:
+    """Two of the engine's own products, float32 or bfloat16; the first one's pass applies GELU's tanh form."""
+
+    def __init__(self, up: GeluLinear, down: Linear) -> None:
         self.up, self.down = up, down
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> None:

@@ -27,7 +27,7 @@ from polyhead.engine.cpu.layers import (
     make_linear,
     make_mlp,
 )
-from polyhead.engine.micro_batch import ROW_MULTIPLE, MicroBatch, even_shares, pad_rows
+from polyhead.engine.micro_batch import MicroBatch, even_shares
 from polyhead.heads import BUILT_IN
 from polyhead.precision import Precision
 
@@ -82,8 +82,8 @@ class CPUForward:
 
     def logits(self, batch: MicroBatch) -> torch.Tensor:
         """float32 ``(texts, num_labels)``."""
-        logits: torch.Tensor = self.head(pad_rows(self.pooled(batch)))
-        return logits[: len(batch.rows)]
+        logits: torch.Tensor = self.head(self.pooled(batch))
+        return logits
 
     def pooled(self, batch: MicroBatch) -> torch.Tensor:
         """The head's input, float32 ``(texts, pooled_layers * n_embd)``: the topmost state first, after ``ln_f``."""
@@ -122,7 +122,7 @@ class CPUForward:
         packed = PackedTexts(batch.lengths)
         ids = torch.from_numpy(np.concatenate(batch.token_ids))  # (tokens,)
         embedded = self.tokens[ids].add_(self.positions[packed.positions])  # (tokens, n_embd)
-        hidden = pad_rows(embedded.to(self.dtype))
+        hidden = embedded.to(self.dtype)
         is_embedding_pooled = self.pooled_layers > len(self.blocks)
         states = [hidden[packed.last]] if is_embedding_pooled else []  # each (texts, n_embd)
         for layer, block in enumerate(self.blocks[:-1]):
@@ -170,7 +170,7 @@ class _Block:
         qkv = hidden.new_empty(len(hidden), 3 * hidden.shape[1], dtype=self.qkv_dtype)
         for rows in _chunks(hidden):
             self.c_attn(self.ln_1(hidden[rows]), out=qkv[rows])
-        attended = packed.attend(qkv, self.heads, self.scale, out=torch.zeros_like(hidden))
+        attended = packed.attend(qkv, self.heads, self.scale, out=torch.empty_like(hidden))
         for rows in _chunks(hidden):
             self._finish(hidden[rows], attended[rows])
 
@@ -179,12 +179,11 @@ class _Block:
         kv = hidden.new_empty(len(hidden), 2 * hidden.shape[1], dtype=self.qkv_dtype)
         for rows in _chunks(hidden):
             self.c_key_value(self.ln_1(hidden[rows]), out=kv[rows])
-        last = pad_rows(hidden[packed.last])
-        texts = len(packed.last)
-        query = self.c_query(self.ln_1(last), out=torch.empty_like(last, dtype=self.qkv_dtype))[:texts]
+        last = hidden[packed.last]
+        query = self.c_query(self.ln_1(last), out=torch.empty_like(last, dtype=self.qkv_dtype))
         attended = packed.attend_last(query, kv, self.heads, self.scale)
-        self._finish(last, pad_rows(attended).to(last.dtype))
-        return last[:texts]
+        self._finish(last, attended.to(last.dtype))
+        return last
 
     def _finish(self, hidden: torch.Tensor, attended: torch.Tensor) -> None:
         self.attn_proj.add_to(hidden, attended)
@@ -198,7 +197,7 @@ def _nothing() -> None:
 def _chunks(hidden: torch.Tensor) -> Iterator[slice]:
     """Chunks of even size, so that no chunk is small if there are several."""
     chunks = -(-len(hidden) // CHUNK_ROWS)
-    ends = [len(hidden) // ROW_MULTIPLE * chunk // chunks * ROW_MULTIPLE for chunk in range(chunks + 1)]
+    ends = [len(hidden) * chunk // chunks for chunk in range(chunks + 1)]
     return (slice(first, end) for first, end in pairwise(ends))
 
 

@@ -13,19 +13,27 @@ from torch import nn
 
 from polyhead.body import Body
 from polyhead.engine.cpu.attention import has_amx_attention
-from polyhead.engine.cpu.bfloat16 import AMXBfloat16Linear, AMXBfloat16MLP, Bfloat16Linear
-from polyhead.engine.cpu.float32 import MLP, BLASLinear, Float32GeluMLP, Float32Linear, Linear, PlainMLP, gelu_tanh
+from polyhead.engine.cpu.bfloat16 import AMXBfloat16Linear, AMXBfloat16MLP, Bfloat16Linear, OneDNNBfloat16Linear
+from polyhead.engine.cpu.float32 import (
+    MLP,
+    BLASLinear,
+    Float32Linear,
+    GeluLinear,
+    GeluMLP,
+    Linear,
+    PlainMLP,
+    gelu_tanh,
+)
 from polyhead.engine.cpu.int8 import AMXInt8Linear, AMXInt8MLP, Int8GeluMLP, Int8Linear
 from polyhead.engine.cpu.kernels.amx import AMX, MULTIPLE, AMXProducts
 from polyhead.engine.cpu.kernels.products import PRODUCTS, Products
 from polyhead.heads import BUILT_IN
-from polyhead.machine import cpu_vendor
 from polyhead.precision import Precision
 
 # Without the engine's own products.
 LINEARS: dict[Precision, Callable[[torch.Tensor, torch.Tensor], Linear]] = {
     "fp32": BLASLinear,
-    "bf16": Bfloat16Linear,
+    "bf16": OneDNNBfloat16Linear,
     "int8": Int8Linear,
 }
 
@@ -60,9 +68,21 @@ def make_linear(precision: Precision, body: Body, weight: torch.Tensor, bias: to
         return AMXBfloat16Linear(amx, weight, bias)
     if amx and precision == "int8":
         return AMXInt8Linear(amx, weight, bias)
+    return _own_linear(precision, weight, bias) or LINEARS[precision](weight, bias)
+
+
+def _own_linear(precision: Precision, weight: torch.Tensor, bias: torch.Tensor) -> GeluLinear | None:
+    """The engine's own product on vectors, if this processor has the instructions."""
     if PRODUCTS and precision == "fp32":
         return Float32Linear(PRODUCTS, weight, bias)
-    return LINEARS[precision](weight, bias)
+    if PRODUCTS and precision == "bf16" and has_own_bf16(len(weight)):
+        return Bfloat16Linear(PRODUCTS, weight, bias)
+    return None
+
+
+def has_own_bf16(inner: int) -> bool:
+    """Whether vectors compute bfloat16 here, for weights of so many rows; oneDNN's product on AMX is faster."""
+    return PRODUCTS is not None and PRODUCTS.has_bf16 and inner % 2 == 0 and not torch.cpu._is_amx_tile_supported()
 
 
 Weights = tuple[torch.Tensor, torch.Tensor]  # weight and bias of a linear layer
@@ -75,8 +95,9 @@ def make_mlp(precision: Precision, body: Body, up: Weights, down: Weights) -> ML
         return AMXBfloat16MLP(AMXBfloat16Linear(amx, *up), AMXBfloat16Linear(amx, *down))
     if amx and precision == "int8":
         return AMXInt8MLP(AMXInt8Linear(amx, *up), AMXInt8Linear(amx, *down, after_gelu=True))
-    if PRODUCTS and body.has_tanh_gelu and precision == "fp32":
-        return Float32GeluMLP(Float32Linear(PRODUCTS, *up), Float32Linear(PRODUCTS, *down))
+    own = _own_linear(precision, *up) if body.has_tanh_gelu else None
+    if own:
+        return GeluMLP(own, make_linear(precision, body, *down))
     if body.has_tanh_gelu and precision == "int8":
         return Int8GeluMLP(Int8Linear(*up), Int8Linear(*down))
     activation = gelu_tanh if body.has_tanh_gelu else body.activation()
@@ -113,10 +134,9 @@ def has_stable_products(precision: Precision, body: Body) -> bool:
     """Whether all products, a built-in head's too, give a row the same bits with any number of other rows.
 
     The engine's own do: they add up in one order. oneDNN's sums in int8 are whole numbers, so their order does not
-    matter. Its bf16 product fails on AMX; on AMD processors without AMX tests have shown that it holds for a multiple
-    of 8 rows. BLAS's fails on Intel processors. See docs/decisions/0017-batch-invariance.md.
+    matter; its bf16 product fails on AMX, and BLAS's on Intel processors. See docs/decisions/0017-batch-invariance.md.
     """
     if PRODUCTS is None:
         return False
-    is_onednn = precision == "bf16" and amx_for(body) is None
-    return not is_onednn or (cpu_vendor() == "AuthenticAMD" and not torch.cpu._is_amx_tile_supported())
+    is_own = amx_for(body) is not None or (has_own_bf16(body.n_embd) and has_own_bf16(body.inner_width))
+    return precision != "bf16" or is_own

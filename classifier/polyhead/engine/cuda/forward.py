@@ -16,7 +16,7 @@ from polyhead.checkpoint import Checkpoint
 from polyhead.engine.cuda.attention import CAUSAL, FULL, Attention, attention_for, padded_attention
 from polyhead.engine.cuda.norm import StreamNorms, norms_for
 from polyhead.engine.cuda.packed import Graphs, Packed, PackedShape, Record, cuda_recorder, graph_shapes, pack
-from polyhead.engine.micro_batch import MicroBatch, pad_rows
+from polyhead.engine.micro_batch import MicroBatch
 from polyhead.heads import BUILT_IN
 from polyhead.precision import Precision
 
@@ -120,7 +120,7 @@ class CUDAForward:
         return self._head_logits(pooled) if self.has_built_in_head else pooled
 
     def _head_logits(self, pooled: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.head(pad_rows(pooled))  # (at least the texts, num_labels)
+        logits: torch.Tensor = self.head(pooled)  # (at least the texts, num_labels)
         return logits
 
     def _pooled(self, packed: Packed) -> torch.Tensor:

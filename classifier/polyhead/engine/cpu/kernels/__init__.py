@@ -1,8 +1,8 @@
 """The CPU engine's own kernels (kernels.c): attention, layer norm, GELU and the passes around 8-bit products.
 
-``hatch_build.py`` compiles them at installation, once for AVX-512 and once for AVX2, with those of `training` in the
-same library. They are called by ctypes, which lets other threads run during a call. If no library fits, `KERNELS` is
-None, and engine and training use PyTorch's operations, which are slower.
+``hatch_build.py`` compiles them at installation, for AVX-512 with bf16, AVX-512 and AVX2, with those of `products` and
+`training` in the same library. They are called by ctypes, which lets other threads run during a call. If no library
+fits, `KERNELS` is None, and engine and training use PyTorch's operations, which are slower.
 See docs/decisions/0016-kernels.md.
 """
 
@@ -248,5 +248,13 @@ def load_kernels() -> Kernels | None:
         return None
 
 
-LIBRARY = Path(__file__).with_name(f"kernels_{torch.backends.cpu.get_cpu_capability()}.so")  # for this CPU
+def library_for_this_cpu() -> Path:
+    """The library of the best instructions that torch uses here and the compiler knew."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    best = f"{capability}BF16" if capability == "AVX512" and torch.cpu._is_avx512_bf16_supported() else capability
+    path = Path(__file__).with_name(f"kernels_{best}.so")
+    return path if path.exists() else path.with_name(f"kernels_{capability}.so")
+
+
+LIBRARY = library_for_this_cpu()
 KERNELS = load_kernels()

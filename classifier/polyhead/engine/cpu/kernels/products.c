@@ -1,9 +1,13 @@
-/* float32 matrix products: rows times a weight that is packed into panels of STEP columns.
+/* Matrix products in float32 and bf16: rows times a weight that is packed into panels of STEP columns.
  *
  * The inner values of an element are added in one order, whatever the number of rows and the place of a row. Sums of
- * PART values are added up, which halves the rounding error of one long sum.
+ * PART values are added up, which halves the rounding error of one long sum. bf16 is multiplied where the processor has
+ * an instruction for it. It multiplies two neighbours at once, so here a value is a pair of bf16 in the bits of a float.
  */
 #include "vectors.h"
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 #ifdef __AVX512F__
 #define TILE_ROWS 12 /* rows that pass over a panel together; their sums fill the registers */
@@ -14,14 +18,17 @@
 #define BLOCK 1024 /* inner values of a panel that pass together, so that it stays in the second-level cache */
 #define GROUP 192  /* rows whose block stays there too */
 #define ROW (BLOCK + ALIGNMENT / 4) /* stride of copied rows: a power of two would evict them from the cache */
+#define AHEAD 2048 /* values of the weight that are fetched while others are multiplied */
 
-/* What `polyhead_product` computes: out[r][c] = sum of x[r][k] * weight[k][c], plus bias, plus out if `adds`, then GELU if
- * `gelu`. Strides are in values. `weight` is packed; `bias` is as long as the columns of all panels, or NULL. */
+enum kind { FLOAT, BF16 };
+
+/* out[r][c] = sum of x[r][k] * weight[k][c], plus bias, plus out if `adds`, then GELU if `gelu`. Strides are in values, those
+ * of `out` in its own. `weight` is packed; `bias` is float32, as long as the columns of all panels, or NULL. */
 struct product {
     const float *x;
-    int64_t row, step; /* strides of x */
+    int64_t row, step; /* strides of x; in bf16 step is 1 */
     const float *weight, *bias;
-    float *out;
+    void *out; /* of x's type */
     int64_t out_row, rows, inner, columns;
     int32_t adds, gelu;
 };
@@ -43,19 +50,46 @@ void polyhead_pack(const float *weight, int64_t row, int64_t column, float *pane
     }
 }
 
+#ifdef __AVX512BF16__
+/* The same for float32 weights that become pairs of bf16; `inner` counts pairs. */
+void polyhead_pack_bf16(const float *weight, int64_t row, int64_t column, uint32_t *panels, int64_t inner, int64_t columns,
+                        int64_t first_panel, int64_t end_panel) {
+    for (int64_t panel = first_panel; panel < end_panel; panel++)
+        for (int64_t k = 0; k < inner; k++) {
+            const float *from = weight + 2 * k * row + panel * STEP * column;
+            uint32_t *to = panels + (panel * inner + k) * STEP;
+            for (int64_t c = 0; c < STEP; c++)
+                to[c] = panel * STEP + c < columns
+                            ? to_bf16(from[c * column]) | (uint32_t)to_bf16(from[c * column + row]) << 16
+                            : 0;
+        }
+}
+#endif
+
+INLINE vector multiply_add(const enum kind kind, vector sum, float x, vector weight) {
+#ifdef __AVX512BF16__
+    if (kind == BF16) return (vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_ps(x), (__m512bh)weight);
+#endif
+    (void)kind;
+    return sum + x * weight;
+}
+
 /* `count` dense rows times `steps` inner values of a panel. */
-INLINE void multiply_tile(const float *x, int64_t row, const int count, const float *panel, int64_t steps,
+INLINE void multiply_tile(const enum kind kind, const float *x, int64_t row, const int count, const float *panel, int64_t steps,
                           vector total[TILE_ROWS][2]) {
+    const float *at[] = {x, x + 3 * row, x + 6 * row, x + 9 * row}; /* a pointer per row would be more than registers hold */
     for (int64_t part = 0; part < steps; part += PART) {
         const int64_t end = part + PART < steps ? part + PART : steps;
         vector sum[TILE_ROWS][2] = {};
 #pragma GCC unroll 1
         for (int64_t k = part; k < end; k++, panel += STEP) {
             vector left = load(panel), right = load(panel + LANES);
+            __builtin_prefetch(panel + AHEAD), __builtin_prefetch(panel + AHEAD + LANES);
 #pragma GCC unroll 12
             for (int r = 0; r < count; r++) {
-                sum[r][0] += x[r * row + k] * left;
-                sum[r][1] += x[r * row + k] * right;
+                const float value = at[r / 3][r % 3 * row + k];
+                sum[r][0] = multiply_add(kind, sum[r][0], value, left);
+                sum[r][1] = multiply_add(kind, sum[r][1], value, right);
             }
         }
 #pragma GCC unroll 12
@@ -63,28 +97,18 @@ INLINE void multiply_tile(const float *x, int64_t row, const int count, const fl
     }
 }
 
-/* Adds bias and the old values, applies GELU, and stores the first `real` columns of a row of a tile. */
-INLINE void finish_row(vector left, vector right, float *out, int64_t real, const float *bias, int adds, int gelus) {
-    float row[STEP];
-    if (bias) left += load(bias), right += load(bias + LANES);
-    if (real == STEP) {
-        if (adds) left += load(out), right += load(out + LANES);
-        store(gelus ? row : out, left);
-        store((gelus ? row : out) + LANES, right);
-        if (gelus)
-            for (int c = 0; c < STEP; c++) out[c] = gelu(row[c]);
-        return;
-    }
-    if (adds) {
-        memset(row, 0, sizeof row);
-        memcpy(row, out, 4 * (size_t)real);
-        left += load(row), right += load(row + LANES);
-    }
-    store(row, left);
-    store(row + LANES, right);
+/* Adds the old values, applies GELU, and stores `columns` of a row's sums. */
+INLINE void finish_row(const enum kind kind, float *restrict row, void *out, int64_t columns, int adds, int gelus) {
+    float *floats = out;
+    uint16_t *halves = out;
+    if (adds)
+        for (int64_t c = 0; c < columns; c++) row[c] += kind == BF16 ? from_bf16(halves[c]) : floats[c];
     if (gelus)
-        for (int c = 0; c < STEP; c++) row[c] = gelu(row[c]);
-    memcpy(out, row, 4 * (size_t)real);
+        for (int64_t c = 0; c < columns; c++) row[c] = gelu(row[c]);
+    if (kind == BF16)
+        for (int64_t c = 0; c < columns; c++) halves[c] = to_bf16(row[c]);
+    else
+        memcpy(floats, row, 4 * (size_t)columns);
 }
 
 /* Some inner values of a group of rows. */
@@ -94,30 +118,30 @@ struct block {
     int64_t first_row, rows, first, steps;
 };
 
-INLINE void tile(const struct product *p, const struct block *b, const int count, int64_t row, int64_t panel) {
+INLINE void tile(const struct product *p, const struct block *b, const enum kind kind, const int count, int64_t row,
+                 int64_t panel) {
     const int64_t column = panel * STEP, real = p->columns - column < STEP ? p->columns - column : STEP;
+    const int adds = p->adds || b->first > 0, gelus = p->gelu && b->first + b->steps == p->inner;
+    const int64_t size = kind == BF16 ? 2 : 4;
     vector total[TILE_ROWS][2] = {};
-    multiply_tile(b->x + row * b->row, b->row, count, p->weight + (panel * p->inner + b->first) * STEP, b->steps, total);
-    const float *bias = b->first == 0 && p->bias ? p->bias + column : NULL;
-    float *out = p->out + (b->first_row + row) * p->out_row + column;
-    for (int r = 0; r < count; r++)
-        finish_row(total[r][0], total[r][1], out + r * p->out_row, real, bias, p->adds || b->first > 0,
-                   p->gelu && b->first + b->steps == p->inner);
+    multiply_tile(kind, b->x + row * b->row, b->row, count, p->weight + (panel * p->inner + b->first) * STEP, b->steps, total);
+    char *out = (char *)p->out + ((b->first_row + row) * p->out_row + column) * size;
+    for (int r = 0; r < count; r++, out += p->out_row * size) {
+        vector left = total[r][0], right = total[r][1];
+        if (b->first == 0 && p->bias) left += load(p->bias + column), right += load(p->bias + column + LANES);
+        float sums[STEP];
+        store(sums, left), store(sums + LANES, right);
+        if (real == STEP) finish_row(kind, sums, out, STEP, adds, gelus);
+        else finish_row(kind, sums, out, real, adds, gelus);
+    }
 }
 
-static void multiply_block(const struct product *p, const struct block *b, int64_t panel) {
-#define TILE(count) tile(p, b, count, row, panel)
+INLINE void multiply_block(const struct product *p, const struct block *b, const enum kind kind, int64_t panel) {
+#define TILE(count) tile(p, b, kind, count, row, panel)
     int64_t row = 0;
     for (; row + TILE_ROWS <= b->rows; row += TILE_ROWS) TILE(TILE_ROWS);
+    if (row + 6 <= b->rows) TILE(6), row += 6; /* 7 to 11 rows together would have too many pointers for the registers */
     switch (b->rows - row) {
-#if TILE_ROWS > 6
-    case 11: TILE(11); break;
-    case 10: TILE(10); break;
-    case 9: TILE(9); break;
-    case 8: TILE(8); break;
-    case 7: TILE(7); break;
-    case 6: TILE(6); break;
-#endif
     case 5: TILE(5); break;
     case 4: TILE(4); break;
     case 3: TILE(3); break;
@@ -148,8 +172,19 @@ int32_t polyhead_product(const struct product *p, int64_t first_panel, int64_t e
                 b.x = copy, b.row = ROW;
                 copy_columns(p, &b, copy);
             }
-            for (int64_t panel = first_panel; panel < end_panel; panel++) multiply_block(p, &b, panel);
+            for (int64_t panel = first_panel; panel < end_panel; panel++) multiply_block(p, &b, FLOAT, panel);
         }
     free(copy);
     return 0;
 }
+
+#ifdef __AVX512BF16__
+/* The same in bf16. All inner values pass together, because sums between two blocks would be rounded. */
+int32_t polyhead_product_bf16(const struct product *p, int64_t first_panel, int64_t end_panel) {
+    for (int64_t row = 0; row < p->rows; row += GROUP) {
+        const struct block b = {p->x + row * p->row, p->row, row, p->rows - row < GROUP ? p->rows - row : GROUP, 0, p->inner};
+        for (int64_t panel = first_panel; panel < end_panel; panel++) multiply_block(p, &b, BF16, panel);
+    }
+    return 0;
+}
+#endif
