@@ -41,9 +41,9 @@ BetweenLayers = Callable[[], Callable[[], None] | None]
 def activation_bytes(body: Body, tokens: int) -> int:
     """An upper bound for the memory, beyond the weights, of a micro-batch of so many tokens at any precision.
 
-    Counted in float32 matrices of (tokens, n_embd): the residual stream, ``c_attn``, attention's result, the padded
-    copies of both and the pooled states are at most 12, and the C allocator keeps freed blocks. A process's peak showed
-    5.6 to 15, most for texts of two tokens; the bound is 20. The MLP's rows pass in chunks.
+    Counted in float32 matrices of (tokens, n_embd): the residual stream, ``c_attn``, attention's result and the pooled
+    states are at most 12, and the C allocator keeps freed blocks. A process's peak showed 5.6 to 15, most for texts of
+    two tokens; the bound is 20. The MLP's rows pass in chunks.
     """
     chunks = min(tokens, CHUNK_ROWS * torch.get_num_threads())
     return 4 * (20 * body.n_embd * tokens + 2 * chunks * (body.n_embd + body.inner_width))
