@@ -21,10 +21,10 @@ FLAGS = ["-std=gnu11", "-O3", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapp
 SUMS = ["-fno-signed-zeros", "-fassociative-math"]
 AVX512 = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
 # Per library the sources that are compiled, and options. AVX512 and AVX2 are torch's names for the capability of a CPU.
-# AMX stands beside AVX512, and its sums have one order.
+# AVX512BF16 stands for processors that also have VNNI. AMX stands beside it, and its sums have one order.
 TARGETS = {
     "AVX512": (["kernels.c", "products.c", "training.c"], [*AVX512, *SUMS]),
-    "AVX512BF16": (["kernels.c", "products.c", "training.c"], [*AVX512, "-mavx512bf16", *SUMS]),
+    "AVX512BF16": (["kernels.c", "products.c", "training.c"], [*AVX512, "-mavx512bf16", "-mavx512vnni", *SUMS]),
     "AVX2": (["kernels.c", "products.c", "training.c"], ["-march=x86-64-v3", *SUMS]),
     "AMX": (["amx.c", "amx_attention.c"], [*AVX512, "-mavx512bf16"]),
 }

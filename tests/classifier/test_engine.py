@@ -154,7 +154,7 @@ def test_answers_are_the_same_although_bits_differ(
 ) -> None:
     """If products depend on the number of rows, as on AMX, logits differ by rounding and clear answers stay."""
     monkeypatch.setitem(LINEARS, "bf16", UnstableLinear)
-    monkeypatch.setattr("polyhead.engine.cpu.layers.has_own_bf16", lambda inner: False)
+    monkeypatch.setattr("polyhead.engine.cpu.layers.multiplies_short_values", lambda inner: False)
     engine = two_threaded(wide_checkpoint, "bf16")
     assert not engine.is_batch_invariant
     alone, together = alone_and_together(engine, [*range(1, MAX_LENGTH), 3, 7])
@@ -163,16 +163,16 @@ def test_answers_are_the_same_although_bits_differ(
 
 
 @pytest.mark.skipif(KERNELS is None, reason="without the kernels nothing is claimed")
-@pytest.mark.parametrize("has_own_bf16", [False, True])
+@pytest.mark.parametrize("is_short", [False, True])
 def test_where_bits_are_claimed_to_be_the_same(
-    wide_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, has_own_bf16: bool
+    wide_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, is_short: bool
 ) -> None:
     """fp32 and int8 with the kernels, bf16 if its products are the engine's own; nothing without the kernels."""
     monkeypatch.setattr("polyhead.engine.cpu.layers.amx_for", lambda body: None)
-    monkeypatch.setattr("polyhead.engine.cpu.layers.has_own_bf16", lambda inner: has_own_bf16)
+    monkeypatch.setattr("polyhead.engine.cpu.layers.multiplies_short_values", lambda inner: is_short)
     body = wide_checkpoint.body
     assert {precision for precision in PRECISIONS if has_stable_products(precision, body)} == (
-        {"fp32", "int8", "bf16"} if has_own_bf16 else {"fp32", "int8"}
+        {"fp32", "int8", "bf16"} if is_short else {"fp32", "int8"}
     )
     monkeypatch.setattr("polyhead.engine.cpu.layers.PRODUCTS", None)
     assert not any(has_stable_products(precision, body) for precision in PRECISIONS)

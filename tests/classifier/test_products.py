@@ -94,10 +94,10 @@ def test_a_row_has_the_same_bits_with_any_other_rows(
 
 
 @pytest.fixture
-def bf16(products: Products) -> Products:
-    """Products of a target that has the instruction."""
-    if not products.has_bf16:
-        pytest.skip("not compiled for bfloat16")
+def short(products: Products) -> Products:
+    """Products of a target that has the instructions for bfloat16 and 8 bits."""
+    if not products.has_short_values:
+        pytest.skip("not compiled for bfloat16 and 8 bits")
     return products
 
 
@@ -110,13 +110,13 @@ def bf16(products: Products) -> Products:
     has_bias=st.booleans(),
 )
 def test_bf16_products_are_rounded_once(
-    bf16: Products, rows: int, pairs: int, columns: int, transposed: bool, has_bias: bool
+    short: Products, rows: int, pairs: int, columns: int, transposed: bool, has_bias: bool
 ) -> None:
     """Inputs are bfloat16; sums, bias, residual and GELU are float32, so only the result is rounded."""
     inner = 2 * pairs
     x, weight = drawn(rows, inner).bfloat16(), drawn(inner, columns, transposed=transposed)
     bias = drawn(columns) if has_bias else None
-    panels = bf16.pack(weight, bias, torch.bfloat16)
+    panels = short.pack(weight, bias, torch.bfloat16)
     exact = x.double() @ weight.bfloat16().double() + (bias.double() if bias is not None else 0)
     residual = drawn(rows, columns).bfloat16()
     for finish, expected in (
@@ -124,7 +124,7 @@ def test_bf16_products_are_rounded_once(
         ("add", residual.double() + exact),
         ("gelu", F.gelu(exact, approximate="tanh")),
     ):
-        found = bf16.product(x, panels, finish, residual.clone())
+        found = short.product(x, panels, finish, residual.clone())
         assert found.dtype == torch.bfloat16
         # Half a step of bfloat16, and what float32 rounds in the sums.
         torch.testing.assert_close(found.double(), expected, atol=3e-6 * (4 + inner**0.5), rtol=2**-8)
@@ -132,13 +132,58 @@ def test_bf16_products_are_rounded_once(
 
 @pytest.mark.usefixtures("three_threads")
 @pytest.mark.parametrize("finish", ["store", "add", "gelu"])
-def test_a_row_in_bf16_has_the_same_bits_with_any_other_rows(bf16: Products, finish: Finish) -> None:
+def test_a_row_in_bf16_has_the_same_bits_with_any_other_rows(short: Products, finish: Finish) -> None:
     """401 rows divided among threads: each run of rows has the bits that it has alone."""
     x, residual = drawn(401, 1500).bfloat16(), drawn(401, 200).bfloat16()
-    panels = bf16.pack(drawn(1500, 200), drawn(200), torch.bfloat16)
-    together = bf16.product(x, panels, finish, residual.clone())
+    panels = short.pack(drawn(1500, 200), drawn(200), torch.bfloat16)
+    together = short.product(x, panels, finish, residual.clone())
     for first, end in ((0, 1), (191, 193), (400, 401), *((50, 50 + rows) for rows in range(1, 14))):
-        found = bf16.product(x[first:end], panels, finish, residual[first:end].clone())
+        found = short.product(x[first:end], panels, finish, residual[first:end].clone())
+        assert found.equal(together[first:end])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.integers(0, 40) | st.sampled_from([192, 193, 400]),
+    fours=st.integers(1, 40) | st.sampled_from([255, 256, 257, 800]),
+    columns=st.integers(1, 70),
+    zero_point=st.sampled_from([0, 128]),
+    has_bias=st.booleans(),
+    has_row_scales=st.booleans(),
+)
+def test_products_of_8_bits_are_exact_sums(
+    short: Products, rows: int, fours: int, columns: int, zero_point: int, has_bias: bool, has_row_scales: bool
+) -> None:
+    """Every sum is a whole number; then zero point, scales, bias, and the residual, GELU, or neither."""
+    generator = torch.Generator().manual_seed(rows + fours + columns)
+    x = torch.randint(0, 256, (rows, 4 * fours), dtype=torch.uint8, generator=generator)
+    weight = torch.randint(-127, 128, (4 * fours, columns), dtype=torch.int8, generator=generator)
+    scales, row_scales = drawn(columns).abs() / 100, drawn(rows + 1)[:rows].abs() / 100 if has_row_scales else None
+    bias, residual = drawn(columns) if has_bias else None, drawn(rows, columns)
+    sums = (x.double() - zero_point) @ weight.double()
+    exact = sums * scales.double() * (row_scales.double()[:, None] if row_scales is not None else 1)
+    exact += bias.double() if bias is not None else 0
+    panels = short.pack_int8(weight, scales, bias, zero_point)
+    for finish, expected in (
+        ("store", exact),
+        ("add", residual.double() + exact),
+        ("gelu", F.gelu(exact, approximate="tanh")),
+    ):
+        found = short.product(x, panels, finish, residual.clone(), row_scales)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.double(), expected, atol=3e-6, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_a_row_of_8_bits_has_the_same_bits_with_any_other_rows(short: Products) -> None:
+    """401 rows divided among threads: each run of rows has the bits that it has alone."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (401, 1500), dtype=torch.uint8, generator=generator)
+    weight = torch.randint(-127, 128, (1500, 200), dtype=torch.int8, generator=generator)
+    panels, row_scales = short.pack_int8(weight, drawn(200).abs(), drawn(200), 128), drawn(401).abs()
+    together = short.product(x, panels, "store", None, row_scales)
+    for first, end in ((0, 1), (191, 193), (400, 401), *((50, 50 + rows) for rows in range(1, 14))):
+        found = short.product(x[first:end], panels, "store", None, row_scales[first:end])
         assert found.equal(together[first:end])
 
 
@@ -173,15 +218,17 @@ def test_what_products_do_not_take(products: Products) -> None:
             products.product(drawn(2, 4), panels, "store", out)
 
 
-def test_what_bf16_products_do_not_take(bf16: Products) -> None:
-    """An odd number of rows of a weight, inputs that are not dense, and another type."""
+def test_what_products_of_short_values_do_not_take(short: Products) -> None:
+    """A number of rows of a weight that leaves some over, inputs that are not dense, and another type."""
+    with pytest.raises(TypeError, match="with 6 rows of a weight"):
+        short.pack_int8(torch.zeros(6, 3, dtype=torch.int8), drawn(3), None, 0)
     with pytest.raises(TypeError, match="with 5 rows of a weight"):
-        bf16.pack(drawn(5, 3), dtype=torch.bfloat16)
-    panels = bf16.pack(drawn(4, 3), dtype=torch.bfloat16)
+        short.pack(drawn(5, 3), dtype=torch.bfloat16)
+    panels = short.pack(drawn(4, 3), dtype=torch.bfloat16)
     with pytest.raises(TypeError, match="dense rows"):
-        bf16.product(drawn(2, 4, transposed=True).bfloat16(), panels)
+        short.product(drawn(2, 4, transposed=True).bfloat16(), panels)
     with pytest.raises(TypeError, match=r"products take torch\.bfloat16 matrices"):
-        bf16.product(drawn(2, 4), panels)
+        short.product(drawn(2, 4), panels)
 
 
 def test_a_target_without_bf16_says_so() -> None:

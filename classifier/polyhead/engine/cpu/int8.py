@@ -1,4 +1,4 @@
-"""8 bits on the CPU: products on AMX's tiles by the engine's own kernels, or by oneDNN; and quantising.
+"""8 bits on the CPU: the engine's own products, on AMX's tiles or with VNNI, or oneDNN's; and quantising.
 
 Weights have a scale per column, activations a scale per row. A scale per row, instead of one for all rows, keeps a
 text's answer independent of the other texts. The residual, and what enters and leaves a layer, is float32.
@@ -7,18 +7,65 @@ text's answer independent of the other texts. The residual, and what enters and 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Protocol
 
 import torch
 
-from polyhead.engine.cpu.float32 import gelu_tanh
+from polyhead.engine.cpu.float32 import Linear, gelu_tanh
 from polyhead.engine.cpu.kernels import GELU_FLOOR, KERNELS
 from polyhead.engine.cpu.kernels.amx import AMXProducts, Finish
+from polyhead.engine.cpu.kernels.products import Products
 
 DEVIATIONS = 3  # how many standard deviations a channel's largest value is taken to be from its mean
 MOST_DOUBLINGS = 10  # of a channel
 
 
+class QuantisedLinear(Linear, Protocol):
+    """What `Int8GeluMLP` is made of."""
+
+    bias: torch.Tensor
+
+    def product(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The result ``(rows, out)`` before scales ``(rows,)`` and bias are applied."""
+
+    def add_gelu_to(self, residual: torch.Tensor, gelu: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """Adds the result for an input that `gelu_quantise` made."""
+
+
 class Int8Linear:
+    """The engine's own product with VNNI, on a weight that is packed once; scales, bias and residual in its pass."""
+
+    def __init__(self, products: Products, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        quantised, scales = quantise_weight(weight)
+        self.products, self.bias = products, bias.contiguous()
+        self.panels = products.pack_int8(quantised, scales, bias, STEPS + 1)
+        self.unfinished = replace(self.panels, bias=None)
+        floored = bias - GELU_FLOOR * scales * quantised.sum(0)  # as in `OneDNNInt8Linear`
+        self.after_gelu = replace(self.panels, bias=products.padded(floored), offsets=None)
+
+    def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """``(rows, out)`` float32."""
+        quantised, scales = quantise(x, STEPS)
+        return self.products.product(quantised, self.panels, "store", out, scales)
+
+    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> None:
+        """The residual itself stays float32."""
+        quantised, scales = quantise(x, STEPS)
+        self.products.product(quantised, self.panels, "add", residual, scales)
+
+    def add_gelu_to(self, residual: torch.Tensor, gelu: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """Adds the result for an input that `gelu_quantise` made."""
+        quantised, scales = gelu
+        self.products.product(quantised, self.after_gelu, "add", residual, scales)
+
+    def product(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The result ``(rows, out)`` before scales ``(rows,)`` and bias are applied."""
+        quantised, scales = quantise(x, STEPS)
+        return self.products.product(quantised, self.unfinished), scales
+
+
+class OneDNNInt8Linear:
     """oneDNN's product."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
@@ -60,7 +107,7 @@ class Int8Linear:
 class Int8GeluMLP:
     """Two int8 products; one pass between them applies scale, bias and GELU, and quantises for the second."""
 
-    def __init__(self, up: Int8Linear, down: Int8Linear) -> None:
+    def __init__(self, up: QuantisedLinear, down: QuantisedLinear) -> None:
         self.up, self.down = up, down
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> None:

@@ -24,7 +24,14 @@ from polyhead.engine.cpu.float32 import (
     PlainMLP,
     gelu_tanh,
 )
-from polyhead.engine.cpu.int8 import AMXInt8Linear, AMXInt8MLP, Int8GeluMLP, Int8Linear
+from polyhead.engine.cpu.int8 import (
+    AMXInt8Linear,
+    AMXInt8MLP,
+    Int8GeluMLP,
+    Int8Linear,
+    OneDNNInt8Linear,
+    QuantisedLinear,
+)
 from polyhead.engine.cpu.kernels.amx import AMX, MULTIPLE, AMXProducts
 from polyhead.engine.cpu.kernels.products import PRODUCTS, Products
 from polyhead.heads import BUILT_IN
@@ -34,7 +41,6 @@ from polyhead.precision import Precision
 LINEARS: dict[Precision, Callable[[torch.Tensor, torch.Tensor], Linear]] = {
     "fp32": BLASLinear,
     "bf16": OneDNNBfloat16Linear,
-    "int8": Int8Linear,
 }
 
 BLOCKS_PER_KEPT = 4  # on AMX one in four of an int8 model's blocks, the first ones, stays in bf16
@@ -68,21 +74,34 @@ def make_linear(precision: Precision, body: Body, weight: torch.Tensor, bias: to
         return AMXBfloat16Linear(amx, weight, bias)
     if amx and precision == "int8":
         return AMXInt8Linear(amx, weight, bias)
-    return _own_linear(precision, weight, bias) or LINEARS[precision](weight, bias)
+    if precision == "int8":
+        return _int8_linear(weight, bias)
+    return _gelu_linear(precision, weight, bias) or LINEARS[precision](weight, bias)
 
 
-def _own_linear(precision: Precision, weight: torch.Tensor, bias: torch.Tensor) -> GeluLinear | None:
-    """The engine's own product on vectors, if this processor has the instructions."""
+def _gelu_linear(precision: Precision, weight: torch.Tensor, bias: torch.Tensor) -> GeluLinear | None:
+    """The engine's own product of floats on vectors, if this processor has the instructions."""
     if PRODUCTS and precision == "fp32":
         return Float32Linear(PRODUCTS, weight, bias)
-    if PRODUCTS and precision == "bf16" and has_own_bf16(len(weight)):
+    if PRODUCTS and precision == "bf16" and multiplies_short_values(len(weight)):
         return Bfloat16Linear(PRODUCTS, weight, bias)
     return None
 
 
-def has_own_bf16(inner: int) -> bool:
-    """Whether vectors compute bfloat16 here, for weights of so many rows; oneDNN's product on AMX is faster."""
-    return PRODUCTS is not None and PRODUCTS.has_bf16 and inner % 2 == 0 and not torch.cpu._is_amx_tile_supported()
+def _int8_linear(weight: torch.Tensor, bias: torch.Tensor) -> QuantisedLinear:
+    if PRODUCTS and multiplies_short_values(len(weight)):
+        return Int8Linear(PRODUCTS, weight, bias)
+    return OneDNNInt8Linear(weight, bias)
+
+
+def multiplies_short_values(inner: int) -> bool:
+    """Whether the engine's own products on vectors take bfloat16 and 8 bits here, for weights of so many rows.
+
+    On AMX oneDNN's are faster, for widths that the engine's own do not take there.
+    """
+    return (
+        PRODUCTS is not None and PRODUCTS.has_short_values and inner % 4 == 0 and not torch.cpu._is_amx_tile_supported()
+    )
 
 
 Weights = tuple[torch.Tensor, torch.Tensor]  # weight and bias of a linear layer
@@ -95,11 +114,11 @@ def make_mlp(precision: Precision, body: Body, up: Weights, down: Weights) -> ML
         return AMXBfloat16MLP(AMXBfloat16Linear(amx, *up), AMXBfloat16Linear(amx, *down))
     if amx and precision == "int8":
         return AMXInt8MLP(AMXInt8Linear(amx, *up), AMXInt8Linear(amx, *down, after_gelu=True))
-    own = _own_linear(precision, *up) if body.has_tanh_gelu else None
+    if body.has_tanh_gelu and precision == "int8":
+        return Int8GeluMLP(_int8_linear(*up), _int8_linear(*down))
+    own = _gelu_linear(precision, *up) if body.has_tanh_gelu else None
     if own:
         return GeluMLP(own, make_linear(precision, body, *down))
-    if body.has_tanh_gelu and precision == "int8":
-        return Int8GeluMLP(Int8Linear(*up), Int8Linear(*down))
     activation = gelu_tanh if body.has_tanh_gelu else body.activation()
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     return PlainMLP(make_linear(precision, body, *up), make_linear(precision, body, *down), activation, dtype)
@@ -138,5 +157,6 @@ def has_stable_products(precision: Precision, body: Body) -> bool:
     """
     if PRODUCTS is None:
         return False
-    is_own = amx_for(body) is not None or (has_own_bf16(body.n_embd) and has_own_bf16(body.inner_width))
+    widths = body.n_embd, body.inner_width
+    is_own = amx_for(body) is not None or all(multiplies_short_values(width) for width in widths)
     return precision != "bf16" or is_own

@@ -251,7 +251,8 @@ def load_kernels() -> Kernels | None:
 def library_for_this_cpu() -> Path:
     """The library of the best instructions that torch uses here and the compiler knew."""
     capability = torch.backends.cpu.get_cpu_capability()
-    best = f"{capability}BF16" if capability == "AVX512" and torch.cpu._is_avx512_bf16_supported() else capability
+    has_short_values = torch.cpu._is_avx512_bf16_supported() and torch.cpu._is_vnni_supported()
+    best = f"{capability}BF16" if capability == "AVX512" and has_short_values else capability
     path = Path(__file__).with_name(f"kernels_{best}.so")
     return path if path.exists() else path.with_name(f"kernels_{capability}.so")
 

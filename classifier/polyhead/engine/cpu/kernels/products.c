@@ -1,11 +1,12 @@
-/* Matrix products in float32 and bf16: rows times a weight that is packed into panels of STEP columns.
+/* Matrix products in float32, bf16 and 8 bits: rows times a weight that is packed into panels of STEP columns.
  *
  * The inner values of an element are added in one order, whatever the number of rows and the place of a row. Sums of
- * PART values are added up, which halves the rounding error of one long sum. bf16 is multiplied where the processor has
- * an instruction for it. It multiplies two neighbours at once, so here a value is a pair of bf16 in the bits of a float.
+ * PART values are added up, which halves the rounding error of one long sum. bf16 and 8 bits are multiplied where the
+ * processor has instructions for it. These multiply two or four neighbours at once, so here a value is a pair of bf16, or
+ * four bytes, in the bits of a float.
  */
 #include "vectors.h"
-#ifdef __AVX512BF16__
+#ifdef __AVX512BF16__ /* such processors also have VNNI, for 8 bits */
 #include <immintrin.h>
 #endif
 
@@ -20,15 +21,19 @@
 #define ROW (BLOCK + ALIGNMENT / 4) /* stride of copied rows: a power of two would evict them from the cache */
 #define AHEAD 2048 /* values of the weight that are fetched while others are multiplied */
 
-enum kind { FLOAT, BF16 };
+enum kind { FLOAT, BF16, INT8 };
+typedef int32_t whole __attribute__((vector_size(4 * LANES)));
+typedef int32_t unaligned_whole __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-/* out[r][c] = sum of x[r][k] * weight[k][c], plus bias, plus out if `adds`, then GELU if `gelu`. Strides are in values, those
- * of `out` in its own. `weight` is packed; `bias` is float32, as long as the columns of all panels, or NULL. */
+/* out[r][c] = sum of x[r][k] * weight[k][c], plus bias, plus out if `adds`, then GELU if `gelu`. Of 8 bits the sum is less
+ * offsets[c], times scales[c], times row_scales[r]. Strides are in values, those of `out` in its own. `weight` is packed;
+ * what stands for columns is as long as those of all panels; what is NULL is left out. */
 struct product {
     const float *x;
-    int64_t row, step; /* strides of x; in bf16 step is 1 */
-    const float *weight, *bias;
-    void *out; /* of x's type */
+    int64_t row, step; /* strides of x; step is 1 but in float32 */
+    const float *weight, *bias, *scales, *row_scales;
+    const int32_t *offsets;
+    void *out; /* bf16 like x, else float32 */
     int64_t out_row, rows, inner, columns;
     int32_t adds, gelu;
 };
@@ -64,14 +69,29 @@ void polyhead_pack_bf16(const float *weight, int64_t row, int64_t column, uint32
                             : 0;
         }
 }
+
+/* The same for int8 (inner, columns), dense in rows; `inner` counts groups of four. */
+void polyhead_pack_int8(const int8_t *weight, int8_t *panels, int64_t inner, int64_t columns, int64_t first_panel,
+                        int64_t end_panel) {
+    for (int64_t panel = first_panel; panel < end_panel; panel++)
+        for (int64_t k = 0; k < inner; k++) {
+            const int8_t *from = weight + 4 * k * columns + panel * STEP;
+            int8_t *to = panels + (panel * inner + k) * STEP * 4;
+            for (int64_t c = 0; c < STEP; c++)
+                for (int n = 0; n < 4; n++) to[4 * c + n] = panel * STEP + c < columns ? from[n * columns + c] : 0;
+        }
+}
 #endif
 
+/* In assembly, because GCC 12 copies the sums around the intrinsics of 8 bits, which halves the speed. */
 INLINE vector multiply_add(const enum kind kind, vector sum, float x, vector weight) {
+    if (kind == FLOAT) return sum + x * weight;
 #ifdef __AVX512BF16__
-    if (kind == BF16) return (vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_ps(x), (__m512bh)weight);
+    const __m512 all = _mm512_set1_ps(x);
+    if (kind == BF16) __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(all), "v"(weight));
+    if (kind == INT8) __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(all), "v"(weight));
 #endif
-    (void)kind;
-    return sum + x * weight;
+    return sum;
 }
 
 /* `count` dense rows times `steps` inner values of a panel. */
@@ -93,8 +113,19 @@ INLINE void multiply_tile(const enum kind kind, const float *x, int64_t row, con
             }
         }
 #pragma GCC unroll 12
-        for (int r = 0; r < count; r++) total[r][0] += sum[r][0], total[r][1] += sum[r][1];
+        for (int r = 0; r < count; r++)
+#pragma GCC unroll 2
+            for (int half = 0; half < 2; half++)
+                total[r][half] = kind == INT8 ? (vector)((whole)total[r][half] + (whole)sum[r][half])
+                                              : total[r][half] + sum[r][half];
     }
+}
+
+/* Whole sums of 8 bits to floats. */
+INLINE vector scaled(vector sum, const int32_t *offsets, const float *scales, int64_t column, float row_scale) {
+    whole sums = (whole)sum;
+    if (offsets) sums -= *(const unaligned_whole *)(offsets + column);
+    return __builtin_convertvector(sums, vector) * load(scales + column) * row_scale;
 }
 
 /* Adds the old values, applies GELU, and stores `columns` of a row's sums. */
@@ -128,6 +159,11 @@ INLINE void tile(const struct product *p, const struct block *b, const enum kind
     char *out = (char *)p->out + ((b->first_row + row) * p->out_row + column) * size;
     for (int r = 0; r < count; r++, out += p->out_row * size) {
         vector left = total[r][0], right = total[r][1];
+        if (kind == INT8) {
+            const float row_scale = p->row_scales ? p->row_scales[b->first_row + row + r] : 1.0f;
+            left = scaled(left, p->offsets, p->scales, column, row_scale);
+            right = scaled(right, p->offsets, p->scales, column + LANES, row_scale);
+        }
         if (b->first == 0 && p->bias) left += load(p->bias + column), right += load(p->bias + column + LANES);
         float sums[STEP];
         store(sums, left), store(sums + LANES, right);
@@ -179,12 +215,20 @@ int32_t polyhead_product(const struct product *p, int64_t first_panel, int64_t e
 }
 
 #ifdef __AVX512BF16__
-/* The same in bf16. All inner values pass together, because sums between two blocks would be rounded. */
-int32_t polyhead_product_bf16(const struct product *p, int64_t first_panel, int64_t end_panel) {
+/* All inner values pass together, because sums between two blocks would be rounded, or are whole numbers. */
+INLINE void multiply_whole(const struct product *p, const enum kind kind, int64_t first_panel, int64_t end_panel) {
     for (int64_t row = 0; row < p->rows; row += GROUP) {
         const struct block b = {p->x + row * p->row, p->row, row, p->rows - row < GROUP ? p->rows - row : GROUP, 0, p->inner};
-        for (int64_t panel = first_panel; panel < end_panel; panel++) multiply_block(p, &b, BF16, panel);
+        for (int64_t panel = first_panel; panel < end_panel; panel++) multiply_block(p, &b, kind, panel);
     }
+}
+
+int32_t polyhead_product_bf16(const struct product *p, int64_t first_panel, int64_t end_panel) {
+    multiply_whole(p, BF16, first_panel, end_panel);
+    return 0;
+}
+int32_t polyhead_product_int8(const struct product *p, int64_t first_panel, int64_t end_panel) {
+    multiply_whole(p, INT8, first_panel, end_panel);
     return 0;
 }
 #endif

@@ -1,8 +1,8 @@
-"""float32 and bfloat16 matrix products (products.c), called by ctypes, with bias, GELU and sum fused in.
+"""Matrix products in float32, bfloat16 and 8 bits (products.c), called by ctypes, with bias, GELU and sum fused in.
 
 They are in the library of `kernels`. A row of a result has the same bits whatever the other rows are and however
 columns are divided among threads. If no library fits, `PRODUCTS` is None and BLAS and oneDNN compute the products.
-bfloat16 needs a processor with AVX-512 bf16. See docs/decisions/0016-kernels.md.
+bfloat16 and 8 bits need a processor with AVX-512 bf16, which has VNNI too. See docs/decisions/0016-kernels.md.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 
-from polyhead.engine.cpu.kernels import KERNELS, LIBRARY, in_parts, open_library
+from polyhead.engine.cpu.kernels import KERNELS, LIBRARY, check_tensor, in_parts, open_library
 
 Finish = Literal["store", "add", "gelu"]
 
@@ -25,16 +26,22 @@ class _Product(ctypes.Structure):
     """``struct product`` of products.c."""
 
     _fields_ = (
-        ("x", _POINTER), ("row", _COUNT), ("step", _COUNT), ("weight", _POINTER), ("bias", _POINTER), ("out", _POINTER),
-        ("out_row", _COUNT), ("rows", _COUNT), ("inner", _COUNT), ("columns", _COUNT), ("adds", _INT), ("gelu", _INT),
+        ("x", _POINTER), ("row", _COUNT), ("step", _COUNT), ("weight", _POINTER), ("bias", _POINTER),
+        ("scales", _POINTER), ("row_scales", _POINTER), ("offsets", _POINTER), ("out", _POINTER), ("out_row", _COUNT),
+        ("rows", _COUNT), ("inner", _COUNT), ("columns", _COUNT), ("adds", _INT), ("gelu", _INT),
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Panels:
-    """A weight ``(inner, columns)`` in panels of some columns, and a float32 bias or None, padded to whole panels.
+    """A weight ``(inner, columns)`` in panels of some columns; all tensors are padded to whole panels.
 
-    In bfloat16 two neighbours of a column stand in each float32 of `values`.
+    Attributes:
+        values: float32. In each stand two neighbours of a column in bfloat16, or four of 8 bits.
+        dtype: of what is multiplied by it: float32, bfloat16 or uint8.
+        bias: float32, or None.
+        scales: of an 8-bit weight's columns, float32.
+        offsets: int32, what the inputs' zero point adds to each sum; None if that is 0.
     """
 
     values: torch.Tensor
@@ -42,6 +49,8 @@ class Panels:
     inner: int
     columns: int
     bias: torch.Tensor | None
+    scales: torch.Tensor | None = None
+    offsets: torch.Tensor | None = None
 
 
 class Products:
@@ -51,12 +60,15 @@ class Products:
         """Loads a library; see `open_library`."""
         library = open_library(path)
         self._width = int(library.polyhead_panel_width())
-        self.has_bf16 = hasattr(library, "polyhead_product_bf16")
-        names = {torch.float32: ""} | ({torch.bfloat16: "_bf16"} if self.has_bf16 else {})
+        self.has_short_values = hasattr(library, "polyhead_product_bf16")  # bfloat16 and 8 bits
+        names = {torch.float32: ""}
+        if self.has_short_values:
+            names |= {torch.bfloat16: "_bf16", torch.uint8: "_int8"}
         self._pack = {dtype: getattr(library, f"polyhead_pack{name}") for dtype, name in names.items()}
         self._product = {dtype: getattr(library, f"polyhead_product{name}") for dtype, name in names.items()}
-        for call in self._pack.values():
-            call.argtypes = (_POINTER, _COUNT, _COUNT, _POINTER, _COUNT, _COUNT, _COUNT, _COUNT)
+        for dtype, call in self._pack.items():
+            strides = () if dtype == torch.uint8 else (_COUNT, _COUNT)
+            call.argtypes = (_POINTER, *strides, _POINTER, _COUNT, _COUNT, _COUNT, _COUNT)
             call.restype = None
         for call in self._product.values():
             call.argtypes, call.restype = (ctypes.POINTER(_Product), _COUNT, _COUNT), _INT
@@ -71,32 +83,51 @@ class Products:
         """
         _check(weight, torch.float32)
         inner, columns = weight.shape
-        per_value = _per_value(dtype)
-        if dtype not in self._pack or inner % per_value:
-            raise TypeError(f"products of {dtype} with {inner} rows of a weight are not possible here")
-        panels, values_per_panel = -(-columns // self._width), inner // per_value * self._width
-        values, pack = torch.empty(panels * values_per_panel), self._pack[dtype]
-        places = weight.data_ptr(), *weight.stride(), values.data_ptr(), inner // per_value, columns
-        in_parts(panels, values_per_panel, lambda first, end: pack(*places, first, end))
-        if bias is not None:
-            padded = torch.zeros(panels * self._width)
-            padded[:columns] = bias
-            bias = padded
-        return Panels(values, dtype, inner, columns, bias)
+        values = self._packed(weight, dtype, *weight.stride())
+        return Panels(values, dtype, inner, columns, None if bias is None else self.padded(bias))
+
+    def pack_int8(
+        self, weight: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, zero_point: int
+    ) -> Panels:
+        """Packs int8 ``(inner, columns)``, dense, with float32 scales and bias ``(columns,)``.
+
+        Args:
+            zero_point: of the inputs, which are uint8; `inner` must be a multiple of 4.
+        """
+        _check(weight, torch.int8)
+        weight = weight.contiguous()
+        inner, columns = weight.shape
+        values = self._packed(weight, torch.uint8)
+        offsets = self.padded(zero_point * weight.sum(0, dtype=torch.int32))
+        shifted = None if bias is None else self.padded(bias)
+        return Panels(values, torch.uint8, inner, columns, shifted, self.padded(scales), offsets)
+
+    def padded(self, row: torch.Tensor) -> torch.Tensor:
+        """``(columns,)`` with zeros up to the last panel's end."""
+        return F.pad(row, (0, -len(row) % self._width))
 
     def product(
-        self, x: torch.Tensor, weight: Panels, finish: Finish = "store", out: torch.Tensor | None = None
+        self,
+        x: torch.Tensor,
+        weight: Panels,
+        finish: Finish = "store",
+        out: torch.Tensor | None = None,
+        row_scales: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """``x @ weight + bias``, stored in `out`, added to it, or stored after the tanh form of GELU.
 
         Args:
-            x: ``(rows, inner)`` of the weight's type; in float32 with any strides, in bfloat16 dense.
-            out: ``(rows, columns)`` of the same type, dense in rows; None makes one.
+            x: ``(rows, inner)`` of the weight's type; in float32 with any strides, else dense.
+            out: ``(rows, columns)``, dense in rows, bfloat16 if `x` is, else float32; None makes one.
+            row_scales: of 8-bit `x`, float32 ``(rows,)``; None leaves them out.
         """
         rows, dtype = len(x), weight.dtype
-        out = x.new_empty(rows, weight.columns) if out is None else out
+        result = torch.float32 if dtype == torch.uint8 else dtype
+        out = x.new_empty(rows, weight.columns, dtype=result) if out is None else out
         _check(x, dtype, weight.inner)
-        _check(out, dtype, weight.columns)
+        _check(out, result, weight.columns)
+        if row_scales is not None:
+            check_tensor(row_scales, torch.float32, rows)
         if len(out) != rows or out.stride(1) != 1:
             raise TypeError(f"products fill {rows} dense rows, got {tuple(out.shape)}, strides {out.stride()}")
         per_value = _per_value(dtype)
@@ -104,9 +135,9 @@ class Products:
             raise TypeError(f"products of {dtype} take dense rows, got strides {x.stride()}")
         run_product, inner = self._product[dtype], weight.inner // per_value
         call = _Product(
-            x.data_ptr(), x.stride(0) // per_value, x.stride(1), weight.values.data_ptr(),
-            None if weight.bias is None else weight.bias.data_ptr(),
-            out.data_ptr(), out.stride(0), rows, inner, weight.columns, finish == "add", finish == "gelu",
+            x.data_ptr(), x.stride(0) // per_value, x.stride(1), weight.values.data_ptr(), _pointer(weight.bias),
+            _pointer(weight.scales), _pointer(row_scales), _pointer(weight.offsets), out.data_ptr(), out.stride(0),
+            rows, inner, weight.columns, finish == "add", finish == "gelu",
         )  # fmt: skip
 
         def run(first: int, end: int) -> None:
@@ -117,9 +148,25 @@ class Products:
         in_parts(-(-weight.columns // self._width), inner * (16 + rows), run)
         return out
 
+    def _packed(self, weight: torch.Tensor, dtype: torch.dtype, *strides: int) -> torch.Tensor:
+        inner, columns = weight.shape
+        per_value = _per_value(dtype)
+        if dtype not in self._pack or inner % per_value:
+            raise TypeError(f"products of {dtype} with {inner} rows of a weight are not possible here")
+        panels, values_per_panel = -(-columns // self._width), inner // per_value * self._width
+        values, pack = torch.empty(panels * values_per_panel), self._pack[dtype]
+        places = weight.data_ptr(), *strides, values.data_ptr(), inner // per_value, columns
+        in_parts(panels, values_per_panel, lambda first, end: pack(*places, first, end))
+        return values
+
 
 def _per_value(dtype: torch.dtype) -> int:
-    return 2 if dtype == torch.bfloat16 else 1
+    """How many neighbours stand in the bits of a float32."""
+    return 4 // dtype.itemsize
+
+
+def _pointer(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 def _check(matrix: torch.Tensor, dtype: torch.dtype, columns: int | None = None) -> None:
