@@ -217,7 +217,7 @@ def _prepare(corpus: Corpus, tokenizer: Tokenizer, length: int, shape: Shape) ->
 
 
 def _columns(texts: list[str], labels: Any, tokenizer: Tokenizer, length: int) -> datasets.Dataset:
-    ids = [text.token_ids for text in encode(texts, tokenizer, length)]
+    ids = [list(text.token_ids) for text in encode(texts, tokenizer, length)]
     return datasets.Dataset.from_dict({"input_ids": ids, "labels": labels, "length": [len(row) for row in ids]})
 
 
