@@ -144,8 +144,8 @@ class Products:
             if run_product(call, first, end):
                 raise MemoryError("no memory for a product's rows")
 
-        # A panel's time is that of its products, or of reading it from memory if there are few rows. Divided by 8, because
-        # a text has 48 products and each would wait for the other thread.
+        # A panel's time is that of its products, or of reading it from memory if there are few rows. An eighth of it,
+        # because a text has 48 products, and each waits for the other thread.
         in_parts(-(-weight.columns // self._width), inner * (16 + rows) // 8, run)
         return out
 
