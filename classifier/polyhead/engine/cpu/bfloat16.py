@@ -1,4 +1,4 @@
-"""bfloat16 on the CPU: the engine's own products, on AMX's tiles or with AVX-512's instruction for it, or oneDNN's.
+"""bfloat16 on the CPU: the engine's own products on AMX's tiles, or oneDNN's. Those on vectors are `PackedLinear`.
 
 Inputs and results have the residual's type: bfloat16, or float32 in the blocks that `int8` keeps in bfloat16.
 """
@@ -9,26 +9,6 @@ import torch
 import torch.nn.functional as F
 
 from polyhead.engine.cpu.kernels.amx import AMXProducts, Finish
-from polyhead.engine.cpu.kernels.products import Products
-
-
-class Bfloat16Linear:
-    """The engine's own product with AVX-512's bf16; bias, GELU and residual are float32, and rounded once."""
-
-    def __init__(self, products: Products, weight: torch.Tensor, bias: torch.Tensor) -> None:
-        self.products, self.panels = products, products.pack(weight, bias, torch.bfloat16)
-
-    def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """``(rows, out)`` bfloat16."""
-        return self.products.product(x, self.panels, "store", out)
-
-    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> None:
-        """The sum is rounded once."""
-        self.products.product(x, self.panels, "add", residual)
-
-    def gelu(self, x: torch.Tensor) -> torch.Tensor:
-        """The tanh form of GELU of the result, in the same pass."""
-        return self.products.product(x, self.panels, "gelu")
 
 
 class OneDNNBfloat16Linear:

@@ -35,14 +35,23 @@ class MLP(Protocol):
         """Adds the result for `x` ``(rows, n_embd)`` to `residual` of the same shape."""
 
 
-class Float32Linear:
-    """The engine's own product, on a weight that is packed once."""
+class PackedLinear:
+    """The engine's own product in float32 or bfloat16, on a weight that is packed once.
 
-    def __init__(self, products: Products, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self.products, self.panels = products, products.pack(weight, bias)
+    Bias, GELU and residual are added in float32.
+    """
+
+    def __init__(
+        self,
+        products: Products,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.products, self.panels = products, products.pack(weight, bias, dtype)
 
     def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """``(rows, out)`` float32."""
+        """``(rows, out)`` of the type of `x`."""
         return self.products.product(x, self.panels, "store", out)
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> None:
@@ -98,17 +107,10 @@ class PlainMLP:
         self.down.add_to(residual, self.activation(self.up(x.to(self.dtype))))
 
 
-class GeluLinear(Linear, Protocol):
-    """A linear layer that can apply GELU in its own pass."""
-
-    def gelu(self, x: torch.Tensor) -> torch.Tensor:
-        """The tanh form of GELU of the result ``(rows, out)``."""
-
-
 class GeluMLP:
-    """Two of the engine's own products, float32 or bfloat16; the first one's pass applies GELU's tanh form."""
+    """Two products, of which the first applies GELU's tanh form in its own pass."""
 
-    def __init__(self, up: GeluLinear, down: Linear) -> None:
+    def __init__(self, up: PackedLinear, down: Linear) -> None:
         self.up, self.down = up, down
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> None:

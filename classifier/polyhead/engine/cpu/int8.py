@@ -41,7 +41,7 @@ class Int8Linear:
         self.products, self.bias = products, bias.contiguous()
         self.panels = products.pack_int8(quantised, scales, bias, STEPS + 1)
         self.unfinished = replace(self.panels, bias=None)
-        floored = bias - GELU_FLOOR * scales * quantised.sum(0)  # as in `OneDNNInt8Linear`
+        floored = floored_bias(bias, scales, quantised)
         self.after_gelu = replace(self.panels, bias=products.padded(floored), offsets=None)
 
     def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -73,8 +73,7 @@ class OneDNNInt8Linear:
         self.weight = torch.ops.onednn.qlinear_prepack(quantised.t().contiguous(), None)
         self.zeros = torch.zeros(len(bias), dtype=torch.int32)
         self.bias = bias.contiguous()
-        # `gelu_quantise` raises every input by GELU_FLOOR; this bias subtracts what that adds to the result.
-        self.floored_bias = bias - GELU_FLOOR * self.scales * quantised.sum(0)
+        self.floored_bias = floored_bias(bias, self.scales, quantised)
 
     def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """``(rows, out)`` float32."""
@@ -203,6 +202,11 @@ def quantise_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """A weight ``(in, out)`` to int8 of the same shape, and scales ``(out,)``: a value is about ``q * scale``."""
     scales = weight.abs().amax(0).clamp_min(1e-12) / 127
     return (weight / scales).round().to(torch.int8).contiguous(), scales
+
+
+def floored_bias(bias: torch.Tensor, scales: torch.Tensor, quantised: torch.Tensor) -> torch.Tensor:
+    """The bias for inputs of `gelu_quantise`, which raises each by GELU_FLOOR: less what that adds to the result."""
+    return bias - GELU_FLOOR * scales * quantised.sum(0)
 
 
 def quantise(x: torch.Tensor, steps: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,17 +13,8 @@ from torch import nn
 
 from polyhead.body import Body
 from polyhead.engine.cpu.attention import has_amx_attention
-from polyhead.engine.cpu.bfloat16 import AMXBfloat16Linear, AMXBfloat16MLP, Bfloat16Linear, OneDNNBfloat16Linear
-from polyhead.engine.cpu.float32 import (
-    MLP,
-    BLASLinear,
-    Float32Linear,
-    GeluLinear,
-    GeluMLP,
-    Linear,
-    PlainMLP,
-    gelu_tanh,
-)
+from polyhead.engine.cpu.bfloat16 import AMXBfloat16Linear, AMXBfloat16MLP, OneDNNBfloat16Linear
+from polyhead.engine.cpu.float32 import MLP, BLASLinear, GeluMLP, Linear, PackedLinear, PlainMLP, gelu_tanh
 from polyhead.engine.cpu.int8 import (
     AMXInt8Linear,
     AMXInt8MLP,
@@ -76,15 +67,15 @@ def make_linear(precision: Precision, body: Body, weight: torch.Tensor, bias: to
         return AMXInt8Linear(amx, weight, bias)
     if precision == "int8":
         return _int8_linear(weight, bias)
-    return _gelu_linear(precision, weight, bias) or LINEARS[precision](weight, bias)
+    return _packed_linear(precision, weight, bias) or LINEARS[precision](weight, bias)
 
 
-def _gelu_linear(precision: Precision, weight: torch.Tensor, bias: torch.Tensor) -> GeluLinear | None:
+def _packed_linear(precision: Precision, weight: torch.Tensor, bias: torch.Tensor) -> PackedLinear | None:
     """The engine's own product of floats on vectors, if this processor has the instructions."""
     if PRODUCTS and precision == "fp32":
-        return Float32Linear(PRODUCTS, weight, bias)
+        return PackedLinear(PRODUCTS, weight, bias)
     if PRODUCTS and precision == "bf16" and multiplies_short_values(len(weight)):
-        return Bfloat16Linear(PRODUCTS, weight, bias)
+        return PackedLinear(PRODUCTS, weight, bias, torch.bfloat16)
     return None
 
 
@@ -116,7 +107,7 @@ def make_mlp(precision: Precision, body: Body, up: Weights, down: Weights) -> ML
         return AMXInt8MLP(AMXInt8Linear(amx, *up), AMXInt8Linear(amx, *down, after_gelu=True))
     if body.has_tanh_gelu and precision == "int8":
         return Int8GeluMLP(_int8_linear(*up), _int8_linear(*down))
-    own = _gelu_linear(precision, *up) if body.has_tanh_gelu else None
+    own = _packed_linear(precision, *up) if body.has_tanh_gelu else None
     if own:
         return GeluMLP(own, make_linear(precision, body, *down))
     activation = gelu_tanh if body.has_tanh_gelu else body.activation()
@@ -130,7 +121,7 @@ class _HeadLinear(nn.Module):
     def __init__(self, layer: nn.Linear, products: Products) -> None:
         super().__init__()
         bias = None if layer.bias is None else layer.bias.detach()
-        self.linear = Float32Linear(products, layer.weight.detach().t(), bias)
+        self.linear = PackedLinear(products, layer.weight.detach().t(), bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """float32 ``(rows, out)``."""
